@@ -1,0 +1,169 @@
+"""One tree of errors, split by fault, and one table of problem codes.
+
+Whose fault an error is decides what happens next:
+
+* :class:`PeerError`: the other side of the wire sent something it must not. It
+  becomes an ``application/problem+json`` answer (RFC 9457) and changes nothing.
+* :class:`CallerError`: the embedding program misused the Python API.
+* :class:`StorageError`: the disk or the catalog could not do what was asked.
+  Inside a request it becomes a 5xx answer; the service lives on.
+
+Everything else that escapes a request is a bug: a 500 with a log line and a
+traceback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "CallerError",
+    "ChunkCorrupt",
+    "ClientError",
+    "ContentLost",
+    "FormatVersionUnsupported",
+    "PeerError",
+    "ProblemCode",
+    "StaleWriter",
+    "StorageConflict",
+    "StorageError",
+    "StorageFull",
+    "StoreLocked",
+    "TransferFailed",
+    "TrioresumeError",
+    "UploadForgotten",
+]
+
+
+class ProblemCode(Enum):
+    """Every problem this server reports: a stable code, its status, its title.
+
+    The code is what a client may rely on; it is the ``code`` member of the
+    problem document and the last part of its ``type``. The title is for people
+    and may be reworded.
+    """
+
+    MALFORMED_REQUEST = ("malformed-request", 400, "The request is malformed")
+    BAD_CONTENT_RANGE = ("bad-content-range", 400, "The patch names no usable range")
+    BAD_PATCH = ("bad-patch", 400, "The patch document is malformed")
+    INCONSISTENT_LENGTH = (
+        "inconsistent-length",
+        400,
+        "Two statements of the length contradict each other",
+    )
+    LENGTH_OVER_LIMIT = ("length-over-limit", 400, "The declared length is over the limit")
+    UNAUTHORIZED = ("unauthorized", 401, "Credentials are needed")
+    FORBIDDEN = ("forbidden", 403, "Not allowed")
+    NOT_FOUND = ("not-found", 404, "There is nothing here")
+    METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "The method is not allowed here")
+    REQUEST_TIMEOUT = ("request-timeout", 408, "The request took too long to arrive")
+    OFFSET_MISMATCH = ("offset-mismatch", 409, "The range does not start at the current offset")
+    UPLOAD_COMPLETE = ("upload-complete", 409, "The upload is complete already")
+    SUPERSEDED = ("superseded", 409, "A newer request took over this upload")
+    CONFLICT = ("conflict", 409, "The resource changed meanwhile")
+    GONE = ("gone", 410, "The upload was cancelled, released or has expired")
+    PRECONDITION_FAILED = ("precondition-failed", 412, "A precondition failed")
+    CONTENT_TOO_LARGE = ("content-too-large", 413, "The content is over the limit")
+    URI_TOO_LONG = ("uri-too-long", 414, "The request target is too long")
+    UNSUPPORTED_MEDIA_TYPE = ("unsupported-media-type", 415, "The media type is not supported")
+    RANGE_NOT_SATISFIABLE = ("range-not-satisfiable", 416, "No byte of the range exists")
+    EXPECTATION_FAILED = ("expectation-failed", 417, "The expectation is not supported")
+    HEADER_TOO_LARGE = ("header-too-large", 431, "The header section is too large")
+    INTERNAL_ERROR = ("internal-error", 500, "The server failed")
+    INDETERMINATE = (
+        "indeterminate",
+        500,
+        "The server stopped while it processed the request; whether it took effect is not known",
+    )
+    NOT_IMPLEMENTED = ("not-implemented", 501, "Not implemented")
+    SERVICE_UNAVAILABLE = ("service-unavailable", 503, "The server is shutting down")
+    VERSION_NOT_SUPPORTED = ("version-not-supported", 505, "Only HTTP/1.0 and HTTP/1.1 are spoken")
+    INSUFFICIENT_STORAGE = ("insufficient-storage", 507, "The server has no space left")
+
+    def __init__(self, code: str, status: int, title: str) -> None:
+        self.code = code
+        self.status = status
+        self.title = title
+
+    @property
+    def type_uri(self) -> str:
+        """The ``type`` member of the problem document (RFC 9457, section 3.1.1)."""
+        return f"urn:trioresume:problem:{self.code}"
+
+
+class TrioresumeError(Exception):
+    """The root of every error that trioresume raises on purpose."""
+
+
+@dataclass(eq=False)
+class PeerError(TrioresumeError):
+    """The peer sent something that is answered with a problem document.
+
+    ``detail`` is shown to the peer: it says what was wrong with *this* request
+    and never repeats the peer's bytes unescaped (G4). ``fields`` are header
+    fields of the answer, such as ``Upload-Offset``; ``members`` are further
+    members of the problem document. ``close`` asks for the connection to be
+    closed after the answer, because its framing can no longer be trusted.
+    """
+
+    problem: ProblemCode
+    detail: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+    members: Mapping[str, object] = field(default_factory=dict)
+    close: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.problem.code}: {self.detail or self.problem.title}"
+
+
+class CallerError(TrioresumeError):
+    """The embedding program asked for something that makes no sense."""
+
+
+class StorageError(TrioresumeError):
+    """The store could not do what was asked; nothing was half done."""
+
+
+class StorageFull(StorageError):
+    """No space is left (ENOSPC, EDQUOT or a full catalog); answered with 507."""
+
+
+class StorageConflict(StorageError):
+    """A compare-and-set found another value than was expected; nothing changed."""
+
+
+class StoreLocked(StorageError):
+    """Another process serves this data directory."""
+
+
+class FormatVersionUnsupported(StorageError):
+    """The data directory was written by a version whose format is not known."""
+
+
+class ChunkCorrupt(StorageError):
+    """A chunk's bytes do not match its name, or the chunk is missing."""
+
+
+class ContentLost(StorageError):
+    """Bytes that were durable once are gone; the upload cannot go on (C7)."""
+
+
+class StaleWriter(StorageError):
+    """A newer writer exists; this one may not write any more (promise 3)."""
+
+
+class ClientError(TrioresumeError):
+    """The root of what :class:`trioresume.Client` raises."""
+
+
+class TransferFailed(ClientError):
+    """The budget of retries is used up; the last cause is ``__cause__``."""
+
+
+class UploadForgotten(ClientError):
+    """The server no longer knows the upload and its content cannot be sent again."""

@@ -1,0 +1,118 @@
+"""Header fields and request heads as values.
+
+``Fields`` keeps the order and repetition of field lines and compares names
+without case (RFC 9110, section 5.1). Values are text decoded as latin-1, which
+maps every byte to the character of the same number, so nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+__all__ = ["Fields", "RequestHead"]
+
+
+class Fields(Sequence[tuple[str, str]]):
+    """An immutable list of field lines: ``(lower-case name, value)`` pairs."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(
+        self, lines: Mapping[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> None:
+        pairs = lines.items() if isinstance(lines, Mapping) else lines
+        self._lines = tuple((name.lower(), value) for name, value in pairs)
+
+    @classmethod
+    def from_wire(cls, lines: Iterable[tuple[bytes, bytes]]) -> Fields:
+        """From byte pairs as h11 gives them."""
+        return cls((n.decode("latin-1"), v.decode("latin-1")) for n, v in lines)
+
+    def to_wire(self) -> list[tuple[bytes, bytes]]:
+        """As byte pairs for h11, names in the usual capitalisation."""
+        return [
+            (name.title().encode("latin-1"), value.encode("latin-1"))
+            for name, value in self._lines
+        ]
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """All values of *name* joined by a comma (RFC 9110, section 5.3)."""
+        values = self.get_all(name)
+        return ", ".join(values) if values else default
+
+    def get_all(self, name: str) -> list[str]:
+        """The values of every line called *name*, in order."""
+        wanted = name.lower()
+        return [value for line, value in self._lines if line == wanted]
+
+    def without(self, *names: str) -> Fields:
+        """A copy that lacks every line called one of *names*."""
+        unwanted = {name.lower() for name in names}
+        return Fields(line for line in self._lines if line[0] not in unwanted)
+
+    def plus(self, lines: Mapping[str, str] | Iterable[tuple[str, str]]) -> Fields:
+        """A copy with *lines* appended."""
+        return Fields((*self._lines, *Fields(lines)))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and any(
+            line == name.lower() for line, _ in self._lines
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, str], ...]: ...
+    def __getitem__(
+        self, index: int | slice
+    ) -> tuple[str, str] | tuple[tuple[str, str], ...]:
+        return self._lines[index]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fields) and self._lines == other._lines
+
+    def __hash__(self) -> int:
+        return hash(self._lines)
+
+    def __repr__(self) -> str:
+        return f"Fields({list(self._lines)!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestHead:
+    """A request without its content, as it came, already validated.
+
+    ``target`` is the request target in origin form as it was sent; ``path`` and
+    ``query`` are its two sides of the first ``?``, still percent-encoded.
+    ``length`` is the content's length in bytes: ``None`` when it is chunked and
+    so unknown, 0 when there is none. ``peer`` is the other end's address, for
+    logs and limits.
+    """
+
+    method: str
+    target: str
+    fields: Fields
+    http_version: str
+    length: int | None = 0
+    peer: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        return self.target.partition("?")[2]
+
+    @property
+    def has_content(self) -> bool:
+        """Whether content follows; a chunked body counts even if it proves empty."""
+        return self.length is None or self.length > 0

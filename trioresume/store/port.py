@@ -1,0 +1,470 @@
+"""The store's port: what the server needs of storage, and who guarantees what.
+
+Rules
+=====
+
+1. **Synchronous.** Nothing here awaits. Where an implementation may block on a
+   disk, ``blocking`` is true and the server makes the call in a worker thread.
+   The one exception is :meth:`ContentWriter.append`, which the server calls on
+   its event loop: it writes to the page cache and must not sync.
+2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
+   performs a batch of them: each *submission* (a sequence of mutations) happens
+   whole or not at all, submissions take effect in order, and when ``apply``
+   returns, every submission without an error is durable.
+3. **Durable** means: survives power loss with ``durability="disk"``, survives
+   ``kill -9`` with ``durability="process"``.
+4. **The offset derives from the data.** A writer's offset is what lies on disk:
+   sealed chunks plus the tail's length. The recorded offset only bounds it from
+   above after a power loss, when unsynced bytes in a tail cannot be trusted.
+5. **One writer.** Opening a writer for a key makes every older writer of that
+   key stale at once; a stale writer's ``append`` raises and writes nothing.
+
+Threads: ``apply`` is called from one thread at a time; reads, ``Seal.run`` and
+``Flush.run`` from any; a writer's other methods from one thread at a time.
+
+The life of content under construction
+======================================
+
+Content is built under a *key* (``ContentKey``). Bytes go to a *tail*; when the
+tail holds ``chunk_size`` bytes it becomes a *chunk*, named by its digest::
+
+    append → Seal ──run (thread: sync the tail)──► SealChunk ──apply──► chunk published
+    flush  → Flush ─run (thread: sync the tail)──► RecordOffset ─apply─► offset durable
+    finish → Seal for the last, shorter chunk, then FreezeContent with the recipe
+
+A chunk is published (linked under its name, its directory synced) inside
+``apply``, which is serialised with :meth:`Store.collect`: this is why collection
+cannot take a chunk that a writer just found to exist already. The tail is
+unlinked only after the catalog's commit, so at each instant every accepted byte
+lies in a tail or in a published chunk that the catalog names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType, Protocol
+
+from trioresume.errors import StorageConflict
+from trioresume.protocol.heads import Fields
+from trioresume.store.recipe import Digest, Recipe
+
+__all__ = [
+    "Content",
+    "ContentKey",
+    "ContentReader",
+    "ContentWriter",
+    "CreateOperation",
+    "EndOperation",
+    "FileRecord",
+    "Flush",
+    "ForgetOperation",
+    "FreezeContent",
+    "Mutation",
+    "OperationId",
+    "OperationRecord",
+    "OperationState",
+    "PublishFile",
+    "RecordOffset",
+    "RecordResponse",
+    "RemoveFile",
+    "Seal",
+    "SealChunk",
+    "SetExpiry",
+    "SetFileExpiry",
+    "SetLength",
+    "SetMeta",
+    "SetState",
+    "Store",
+    "StoredResponse",
+    "request_key",
+    "response_key",
+]
+
+OperationId = NewType("OperationId", str)
+"""The unguessable name of an operation: URL-safe base64 without padding (R34, G12)."""
+
+ContentKey = NewType("ContentKey", str)
+"""What content is built under; see :func:`request_key` and :func:`response_key`."""
+
+
+def request_key(operation: OperationId) -> ContentKey:
+    """The key of an operation's request content."""
+    return ContentKey(operation)
+
+
+def response_key(operation: OperationId) -> ContentKey:
+    """The key of an operation's response content, when it is too large to inline."""
+    return ContentKey(f"{operation}.r")
+
+
+class OperationState(StrEnum):
+    """Where an operation stands, as the catalog remembers it."""
+
+    RECEIVING = "receiving"
+    """Content is missing; there may or may not be a writer now."""
+    COMPLETE = "complete"
+    """Content is whole; the (idempotent) target may run, and runs again after a crash."""
+    PROCESSING = "processing"
+    """The target was started; a crash now leaves the outcome indeterminate (R31)."""
+    DONE = "done"
+    """The final response is recorded."""
+    GONE = "gone"
+    """Cancelled, released or expired: a tombstone (410) until it is forgotten (404)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Finished bytes: inline when small, else a recipe's digest. Immutable."""
+
+    length: int
+    inline: bytes | None = None
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse:
+    """A final response: recorded before its first byte is sent, replayed after."""
+
+    status: int
+    fields: Fields
+    body: Content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationRecord:
+    """One row of the catalog's operations. Times are Unix seconds of the service clock."""
+
+    id: OperationId
+    method: str
+    target: str
+    fields: Fields
+    created_at: float
+    expires_at: float
+    principal: str | None = None
+    state: OperationState = OperationState.RECEIVING
+    keep_incomplete: bool = True
+    length: int | None = None
+    durable_offset: int = 0
+    """Every byte below it was made durable and recorded so; never falls."""
+    content: Content | None = None
+    response: StoredResponse | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """A file of the file service: a name in its owner's namespace."""
+
+    owner: str | None
+    name: str
+    content: Content
+    fields: Fields
+    """Representation metadata kept from the upload, such as ``content-type``."""
+    modified_at: float
+    expires_at: float | None = None
+
+
+# Mutations.
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOperation:
+    record: OperationRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SealChunk:
+    """Chunk *index* of *key* is full (or the last): publish it, release its tail.
+
+    Applying it again for an index that is sealed already changes nothing.
+    """
+
+    key: ContentKey
+    index: int
+    digest: Digest
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOffset:
+    """Every byte of *key* below *offset* has been synced."""
+
+    key: ContentKey
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetLength:
+    operation: OperationId
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetExpiry:
+    operation: OperationId
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeContent:
+    """The content of *key* is whole: keep its recipe, drop its working state.
+
+    For a request key the operation's ``content`` becomes the recipe. For a
+    response key the recipe is only held until :class:`RecordResponse` in the
+    same submission names it.
+    """
+
+    key: ContentKey
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class SetState:
+    operation: OperationId
+    state: OperationState
+
+
+@dataclass(frozen=True, slots=True)
+class RecordResponse:
+    """The operation is done: keep its final response until *expires_at*.
+
+    With ``keep_content`` false the request's content is released as well.
+    """
+
+    operation: OperationId
+    response: StoredResponse
+    expires_at: float
+    keep_content: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EndOperation:
+    """Release content, response and tails; leave a tombstone until *expires_at*."""
+
+    operation: OperationId
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetOperation:
+    """Remove every trace of the operation, tombstone included."""
+
+    operation: OperationId
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFile:
+    """Put *file* under its owner and name, if what is there now is *expected*.
+
+    ``expected`` is ``None`` for "nothing", a :class:`Content` for "exactly this",
+    and the literal ``"anything"``. Otherwise the submission fails with
+    :class:`~trioresume.errors.StorageConflict`.
+    """
+
+    file: FileRecord
+    expected: Content | str | None = "anything"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFile:
+    """Remove a file, if what is there now is *expected* (see :class:`PublishFile`)."""
+
+    owner: str | None
+    name: str
+    expected: Content | str = "anything"
+
+
+@dataclass(frozen=True, slots=True)
+class SetFileExpiry:
+    owner: str | None
+    name: str
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetMeta:
+    """A named value of the service itself, such as the last seen time."""
+
+    name: str
+    value: str
+
+
+Mutation = (
+    CreateOperation
+    | SealChunk
+    | RecordOffset
+    | SetLength
+    | SetExpiry
+    | FreezeContent
+    | SetState
+    | RecordResponse
+    | EndOperation
+    | ForgetOperation
+    | PublishFile
+    | RemoveFile
+    | SetFileExpiry
+    | SetMeta
+)
+
+
+class Seal(Protocol):
+    """Makes one chunk's bytes durable; to be run once, in a worker thread."""
+
+    @property
+    def index(self) -> int: ...
+
+    def run(self) -> SealChunk:
+        """Sync the tail. Raises :class:`StorageError`; then the data is suspect."""
+        ...
+
+
+class Flush(Protocol):
+    """Makes the tail's bytes durable up to ``offset``; run in a worker thread."""
+
+    @property
+    def offset(self) -> int: ...
+
+    def run(self) -> RecordOffset:
+        """Sync. The result is true only once earlier seals were applied as well."""
+        ...
+
+
+class ContentWriter(Protocol):
+    """Appends to content under construction. See the module's rules 1, 4 and 5."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes accepted so far, durable or not."""
+        ...
+
+    def append(self, data: bytes | bytearray | memoryview) -> list[Seal]:
+        """Write all of *data* at the offset; return the chunks that became full.
+
+        *data* is consumed before this returns. On :class:`StorageError` the
+        offset says how much of it was accepted; a full disk is
+        :class:`StorageFull`. Raises :class:`StaleWriter` if a newer writer exists.
+        A caller that gets seals must run and apply every one of them, in any
+        order, also when the upload is cut.
+        """
+        ...
+
+    def flush(self) -> Flush | None:
+        """A step that makes everything accepted so far durable; None if nothing is due.
+
+        The writer may go on appending while the step runs.
+        """
+        ...
+
+    def finish(self) -> list[Seal]:
+        """The content ends here: seal what the tail holds. No append may follow."""
+        ...
+
+    def close(self) -> None:
+        """Release what the writer holds; bytes stay. Idempotent."""
+        ...
+
+
+class ContentReader(Protocol):
+    """Random access to bytes that do not change. Usable from any one thread at a time."""
+
+    @property
+    def length(self) -> int: ...
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to *size* bytes at *offset*, fewer only at a chunk's end or the content's.
+
+        Raises :class:`ChunkCorrupt` when a chunk is missing or cannot be read.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What one step of collection did; all zero when nothing is left to do."""
+
+    recipes: int = 0
+    chunks: int = 0
+    bytes: int = 0
+
+
+class Store(Protocol):
+    """Where operations, contents and files live."""
+
+    @property
+    def blocking(self) -> bool:
+        """Whether calls may block, so that the server must use a worker thread."""
+        ...
+
+    @property
+    def chunk_size(self) -> int: ...
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        """Perform the submissions in order, in one commit; durable on return.
+
+        The result has, for each submission, None or the conflict that left it
+        undone. Raises :class:`StorageError` when nothing at all was done.
+        A mutation of an operation that no longer exists, or is a tombstone, is
+        dropped silently (its effects were released with the operation), except
+        that :class:`CreateOperation` of an existing id is a conflict.
+        """
+        ...
+
+    def operation(self, id: OperationId) -> OperationRecord | None: ...
+
+    def operations_in(
+        self, states: Sequence[OperationState], limit: int, after: OperationId | None
+    ) -> list[OperationRecord]:
+        """Operations in one of *states*, ordered by id, for the work after a restart."""
+        ...
+
+    def expiring(self, limit: int) -> list[tuple[float, str]]:
+        """The soonest expiries: ``(expires_at, token)`` in ascending order.
+
+        A token is ``"o:" + operation id`` or ``"f:" + file row id``.
+        """
+        ...
+
+    def expire_file(self, token: str, now: float) -> Sequence[Mutation]:
+        """What removes the file behind an ``f:`` token, if it is still due at *now*."""
+        ...
+
+    def file(self, owner: str | None, name: str) -> FileRecord | None: ...
+
+    def meta(self, name: str) -> str | None: ...
+
+    def open_writer(self, key: ContentKey) -> ContentWriter:
+        """A writer at the end of what *key* holds; older writers become stale.
+
+        Recovers what a crash left: a full tail whose seal was not applied is kept
+        as tail and handed out again as a seal by the first ``append`` or
+        ``finish``; after a power loss the tail is cut to the recorded offset.
+        Raises :class:`ContentLost` if less than the recorded offset is there.
+        """
+        ...
+
+    def offset(self, key: ContentKey) -> int:
+        """The offset a new writer of *key* would start at; opens and changes nothing."""
+        ...
+
+    def chunk_digests(self, key: ContentKey) -> list[Digest]:
+        """The digests of the chunks of *key* whose seals were applied, in order."""
+        ...
+
+    def open_reader(self, content: Content) -> ContentReader: ...
+
+    def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
+        """Reads the first *length* bytes of content under construction."""
+        ...
+
+    def collect(self, limit: int) -> Collected:
+        """Release at most *limit* rows of what nothing refers to any more."""
+        ...
+
+    def close(self) -> None: ...
+
+
