@@ -67,6 +67,7 @@ class SocketTransport:
         self._sock = sock
         # Plain recv_into on the descriptor, without trio's own checkpoints: see above.
         self._raw = socket.socket(fileno=sock.fileno())
+        self._raw.setblocking(False)
         self._unsent = b""
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

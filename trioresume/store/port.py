@@ -43,11 +43,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NewType, Protocol
 
 from trioresume.errors import StorageConflict
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.operation import OperationState
 from trioresume.store.recipe import Digest, Recipe
 
 __all__ = [
@@ -97,21 +97,6 @@ def request_key(operation: OperationId) -> ContentKey:
 def response_key(operation: OperationId) -> ContentKey:
     """The key of an operation's response content, when it is too large to inline."""
     return ContentKey(f"{operation}.r")
-
-
-class OperationState(StrEnum):
-    """Where an operation stands, as the catalog remembers it."""
-
-    RECEIVING = "receiving"
-    """Content is missing; there may or may not be a writer now."""
-    COMPLETE = "complete"
-    """Content is whole; the (idempotent) target may run, and runs again after a crash."""
-    PROCESSING = "processing"
-    """The target was started; a crash now leaves the outcome indeterminate (R31)."""
-    DONE = "done"
-    """The final response is recorded."""
-    GONE = "gone"
-    """Cancelled, released or expired: a tombstone (410) until it is forgotten (404)."""
 
 
 @dataclass(frozen=True, slots=True)
