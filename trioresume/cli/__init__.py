@@ -1,1 +1,82 @@
+"""The command ``trioresume``: only what an embedding program could do as well.
 
+A subcommand is imported when it is asked for, so that ``trioresume upload`` does
+not pay for the server. Its function returns an :class:`~.options.ExitCode`, or
+None for success.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import click
+
+from trioresume.cli.options import ENVIRONMENT_PREFIX, ExitCode
+from trioresume.errors import TrioresumeError
+
+__all__ = ["main"]
+
+
+class TrioresumeGroup(click.Group):
+    """The group of subcommands, and the one place that turns errors into exit codes."""
+
+    # Name of the subcommand: where its click command is.
+    _TABLE: ClassVar = {
+        "serve": "trioresume.cli.serve:serve",
+        "upload": "trioresume.cli.upload:upload",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._TABLE)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._TABLE:
+            return None
+        module, _, name = self._TABLE[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but the exit code is what the subcommand returns."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        try:
+            result = super().main(args, prog_name, complete_var, False, **extra)
+        except click.ClickException as exc:
+            exc.show()
+            sys.exit(exc.exit_code)
+        except TrioresumeError as exc:
+            click.echo(f"Error: {exc}", err=True)
+            sys.exit(ExitCode.FAILED)
+        except click.Abort:
+            sys.exit(ExitCode.INTERRUPTED)
+        except BaseExceptionGroup as group:
+            # Ctrl-C comes out of trio's nurseries wrapped in a group.
+            if group.split(KeyboardInterrupt)[1] is not None:
+                raise
+            sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(result if isinstance(result, int) else ExitCode.DONE)
+
+
+@click.group(
+    cls=TrioresumeGroup,
+    context_settings={
+        "auto_envvar_prefix": ENVIRONMENT_PREFIX,
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+    },
+)
+@click.version_option(package_name="trioresume")
+def main() -> None:
+    """HTTP requests that survive any cut."""

@@ -1,0 +1,72 @@
+"""Logging of the command: structlog renders, the standard library carries.
+
+The library logs through ``logging.getLogger("trioresume…")`` and configures
+nothing, so that an embedding program decides. The command routes those records
+and its own through one structlog formatter, to standard error: standard output
+belongs to what a command is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import Processor
+
+__all__ = ["FORMATS", "LEVELS", "configure"]
+
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure(level: str, format: str, stream: TextIO | None = None) -> None:
+    """Send the records of *level* and above to *stream*, standard error if None.
+
+    *format* is ``text``, coloured on a terminal unless ``NO_COLOR`` is set, or
+    ``json``: one object a line with ``timestamp`` (ISO 8601, UTC), ``level``,
+    ``logger``, ``event``, whatever was passed as ``extra``, and ``exception``.
+    """
+    out = sys.stderr if stream is None else stream
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(format, out),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]  # a second call replaces the first
+    root.setLevel(level.upper())
+
+
+def _renderers(format: str, out: TextIO) -> list[Processor]:
+    if format == "json":
+        return [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ]
+    colors = out.isatty() and "NO_COLOR" not in os.environ
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=colors, exception_formatter=structlog.dev.plain_traceback
+        )
+    ]

@@ -1,0 +1,328 @@
+"""What the commands' options have in common.
+
+Every option can be given in three places; the first that has it wins:
+
+1. the command line: ``trioresume serve --data-dir data``;
+2. the environment: ``TRIORESUME_SERVE_DATA_DIR=data``, that is the command's name
+   and the option's, in capitals. An option that may be repeated takes a list
+   separated by white space. The options of :func:`common_options` belong to no one
+   command: ``TRIORESUME_CONFIG``, ``TRIORESUME_LOG_LEVEL``, ``TRIORESUME_LOG_FORMAT``;
+3. the file that ``--config`` names, TOML, with a table for each command::
+
+       log-level = "info"
+
+       [serve]
+       bind = ["127.0.0.1:8080", "[::1]:8080"]
+       data-dir = "data"
+
+A secret is in neither of them: an option names the file that holds it, because a
+command line and an environment are seen by other processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from enum import IntEnum
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+import click
+
+from trioresume.cli import logs
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "MAX_SIZE",
+    "Bind",
+    "Duration",
+    "ExitCode",
+    "SecretFile",
+    "Size",
+    "common_options",
+]
+
+ENVIRONMENT_PREFIX = "TRIORESUME"
+
+MAX_SIZE = 10**15 - 1
+"""The largest number of bytes on the wire: 15 digits (G6)."""
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means."""
+
+    DONE = 0
+    """Everything that was asked for is done."""
+    FAILED = 1
+    """It failed, and running it again will not help by itself."""
+    USAGE = 2
+    """An option, an argument or the configuration file is wrong; nothing was tried."""
+    UNFINISHED = 75
+    """Retries are used up, but what arrived is kept: run the command again.
+
+    EX_TEMPFAIL of sysexits.h, which mail and batch systems retry on."""
+    INTERRUPTED = 130
+    """Stopped by Ctrl-C: 128 + SIGINT, as shells report it."""
+
+
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{
+        f"{letter}{tail}": 1000**power
+        for power, letter in enumerate("kmgt", 1)
+        for tail in ("", "b")
+    },
+    **{
+        f"{letter}{tail}": 1024**power
+        for power, letter in enumerate("kmgt", 1)
+        for tail in ("i", "ib")
+    },
+}
+
+_DURATION_UNITS = {
+    "": Decimal(1),
+    "ms": Decimal("0.001"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+    "d": Decimal(86400),
+}
+
+_QUANTITY = re.compile(
+    r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?P<unit>[A-Za-z]{0,3})"
+)
+
+
+def _quantity(
+    text: str, units: Mapping[str, Decimal] | Mapping[str, int]
+) -> Decimal | None:
+    """*text* in the base unit, or None if it is no number with one of *units*."""
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or match["unit"].lower() not in units:
+        return None
+    return Decimal(match["number"]) * units[match["unit"].lower()]
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: ``4096``, ``64k``, ``1GB``, ``5MiB``.
+
+    With an ``i`` the unit is a power of 1024, without one of 1000. A fraction is
+    taken if it comes out at whole bytes.
+    """
+
+    name = "size"
+
+    def __init__(self, minimum: int = 0, maximum: int = MAX_SIZE) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        size = _quantity(str(value), _SIZE_UNITS)
+        if size is None or size != int(size):
+            self.fail(f"{value!r} is not a size such as 4096, 64k or 5MiB", param, ctx)
+        if not self.minimum <= size <= self.maximum:
+            self.fail(
+                f"{value!r} is not within {self.minimum} to {self.maximum} bytes",
+                param,
+                ctx,
+            )
+        return int(size)
+
+
+class Duration(click.ParamType[float]):
+    """A time span in seconds: ``60s``, ``5m``, ``24h``, ``7d``, ``500ms``, ``60``."""
+
+    name = "duration"
+
+    def __init__(
+        self, minimum: float = 0.0, maximum: float = 10 * 365 * 86400.0
+    ) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = _quantity(str(value), _DURATION_UNITS)
+        if seconds is None:
+            self.fail(f"{value!r} is not a duration such as 60s, 5m or 7d", param, ctx)
+        if not self.minimum <= seconds <= self.maximum:
+            self.fail(
+                f"{value!r} is not within {self.minimum:g} to {self.maximum:g} seconds",
+                param,
+                ctx,
+            )
+        return float(seconds)
+
+
+class Bind(click.ParamType[str]):
+    """An address to listen on: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
+
+    Port 0 lets the system choose. There is no default host: whoever wants to
+    listen on every interface says so with ``0.0.0.0`` or ``[::]``.
+    """
+
+    name = "host:port"
+
+    _ADDRESS = re.compile(
+        r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})"
+    )
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        match = self._ADDRESS.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not HOST:PORT or [IPv6]:PORT", param, ctx)
+        if int(match["port"]) > 65535:
+            self.fail(f"{value!r} has a port above 65535", param, ctx)
+        return match[0]
+
+
+class SecretFile(click.ParamType[str]):
+    """A file whose first line is a secret; the value is that line."""
+
+    name = "file"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        try:
+            lines = Path(str(value)).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as exc:
+            self.fail(f"{value!r} cannot be read: {exc}", param, ctx)
+        if not lines or not lines[0].strip():
+            self.fail(f"the first line of {value!r} is empty", param, ctx)
+        return lines[0].strip()
+
+
+# The configuration file.
+
+_COMMON_OPTIONS = {"log-level", "log-format"}
+
+
+def _read_config(
+    ctx: click.Context, param: click.Parameter, value: Path | None
+) -> Path | None:
+    """Put what the file says about this command below the environment."""
+    if value is None:
+        return None
+    try:
+        document = tomllib.loads(value.read_text("utf-8"))
+    except (OSError, ValueError) as exc:  # TOMLDecodeError, UnicodeDecodeError
+        raise click.BadParameter(f"{value} cannot be read: {exc}", ctx, param) from exc
+    try:
+        ctx.default_map = _defaults(ctx, document)
+    except ValueError as exc:
+        raise click.BadParameter(f"{value}: {exc}", ctx, param) from exc
+    return value
+
+
+def _defaults(ctx: click.Context, document: Mapping[str, object]) -> dict[str, object]:
+    """The defaults of this command; raises ValueError for what it does not know."""
+    options = {
+        name.removeprefix("--"): option
+        for option in ctx.command.params
+        if isinstance(option, click.Option)
+        for name in option.opts
+        if name.startswith("--") and name not in ("--config", "--help")
+    }
+    commands = _command_names(ctx)
+    defaults: dict[str, object] = {}
+    for key, value in document.items():
+        if key in commands:
+            if not isinstance(value, dict):
+                raise ValueError(f"{key!r} must be a table")
+        elif key in _COMMON_OPTIONS:
+            defaults[options[key].name or ""] = _checked(key, value, options[key])
+        else:
+            raise ValueError(f"there is no command and no common option {key!r}")
+    table = document.get(ctx.info_name or "", {})
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if key not in options:
+            raise ValueError(f"{ctx.info_name!r} has no option {key!r}")
+        defaults[options[key].name or ""] = _checked(key, value, options[key])
+    return defaults
+
+
+def _command_names(ctx: click.Context) -> set[str]:
+    group = ctx.parent.command if ctx.parent else None
+    if ctx.parent and isinstance(group, click.Group):
+        return set(group.list_commands(ctx.parent))
+    return {ctx.info_name or ""}
+
+
+def _checked(key: str, value: object, option: click.Option) -> object:
+    """*value* in the shape that click converts; ValueError for another kind.
+
+    click would make "True" of a boolean, and the letters of a string a list.
+    """
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise ValueError(f"{key!r} must be true or false")
+        return value
+    if option.multiple:
+        items = value if isinstance(value, list) else [value]
+        return [_scalar(key, item) for item in items]
+    return _scalar(key, value)
+
+
+def _scalar(key: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{key!r} must be a string or a number")
+    return str(value)
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def common_options(
+    command: Callable[_P, _R],
+) -> Callable[Concatenate[str, str, _P], _R]:
+    """Decorator: the options of every command, and logging set up by them.
+
+    It goes below ``@click.command`` and above the command's own options; the
+    function does not get the values.
+    """
+
+    @click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar=f"{ENVIRONMENT_PREFIX}_CONFIG",
+        is_eager=True,  # it supplies defaults, so it comes before what it supplies
+        expose_value=False,
+        callback=_read_config,
+        help="Read options from this TOML file.",
+    )
+    @click.option(
+        "--log-level",
+        type=click.Choice(logs.LEVELS),
+        envvar=f"{ENVIRONMENT_PREFIX}_LOG_LEVEL",
+        default="info",
+        show_default=True,
+        help="The least important messages to show.",
+    )
+    @click.option(
+        "--log-format",
+        type=click.Choice(logs.FORMATS),
+        envvar=f"{ENVIRONMENT_PREFIX}_LOG_FORMAT",
+        default="text",
+        show_default=True,
+        help="Lines for people, or one JSON object a line.",
+    )
+    @functools.wraps(command)
+    def with_logging(
+        log_level: str, log_format: str, *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        logs.configure(log_level, log_format)
+        return command(*args, **kwargs)
+
+    # mypy takes the names of the two added arguments for a narrower type.
+    return cast("Callable[Concatenate[str, str, _P], _R]", with_logging)
