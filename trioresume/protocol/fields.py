@@ -1,0 +1,344 @@
+"""What field values mean: numbers, lists, ranges, tags, dates, names, preferences.
+
+Three habits run through this module:
+
+* **Numbers are bounded before they are read** (G6): at most 15 ASCII digits, so
+  that every number fits a structured-field Integer (RFC 9651, section 3.3.1), a
+  double and a 64-bit column, and so that converting one costs nothing.
+* **Splitting is linear.** The patterns use possessive quantifiers and alternatives
+  that begin with different characters: there is nothing to backtrack into.
+* **Refuse or ignore, as the field asks.** Where a wrong guess would damage data
+  (``Content-Range``, ``If-Match``) malformed input is a :class:`PeerError`; where
+  the field is only a wish (``Prefer``, ``Range``, dates) it counts as absent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
+from typing import TYPE_CHECKING, Literal
+
+from trioresume.errors import PeerError, ProblemCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "MAX_DIGITS",
+    "QUOTED_STRING",
+    "TOKEN",
+    "ContentRange",
+    "EntityTag",
+    "MediaType",
+    "format_content_range",
+    "format_http_date",
+    "header_safe",
+    "parse_content_range",
+    "parse_entity_tag",
+    "parse_entity_tags",
+    "parse_http_date",
+    "parse_integer",
+    "parse_media_type",
+    "parse_parameters",
+    "split_list",
+    "unquote_string",
+]
+
+MAX_DIGITS = 15
+"""The longest number accepted anywhere on the wire (G6)."""
+
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+"""RFC 9110, section 5.6.2, as a pattern."""
+
+QUOTED_STRING = r'"(?:[^"\\]++|\\.)*+"'
+"""RFC 9110, section 5.6.4, as a pattern; the text is free of CR, LF and NUL by now."""
+
+_INTEGER = re.compile(r"[0-9]{1,15}")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_OWS = " \t"
+
+
+# ---------------------------------------------------------------- numbers and text
+
+
+def parse_integer(
+    text: str,
+    *,
+    what: str = "number",
+    problem: ProblemCode = ProblemCode.MALFORMED_REQUEST,
+) -> int:
+    """``1*DIGIT``, at most 15 of them (G6); a sign or a space is an error.
+
+    Raises :class:`PeerError` with *problem*.
+    """
+    # fullmatch on [0-9], not str.isdigit: that accepts digits of every script.
+    if _INTEGER.fullmatch(text) is None:
+        raise PeerError(
+            problem, f"the {what} is not a whole number of at most {MAX_DIGITS} digits"
+        )
+    return int(text)
+
+
+def header_safe(value: str) -> bool:
+    """Whether *value* may stand in a field of a response (G4).
+
+    False for every control character but the tab (CR, LF and NUL could end the
+    field and begin another) and for what latin-1 cannot carry.
+    """
+    return _HEADER_SAFE.fullmatch(value) is not None
+
+
+_HEADER_SAFE = re.compile(r"[\t\x20-\x7e\x80-\xff]*+")
+
+
+def split_list(value: str, separator: Literal[",", ";"] = ",") -> list[str]:
+    """The members of a list, without the spaces around them; empty ones are dropped.
+
+    A separator within a quoted string does not separate; a quoted string that
+    never ends takes the rest. RFC 9110, section 5.6.1.2.
+    """
+    members = (part.strip(_OWS) for part in _SPLITTERS[separator].findall(value))
+    return [member for member in members if member]
+
+
+_SPLITTERS: dict[str, re.Pattern[str]] = {
+    separator: re.compile(rf'(?:[^"{separator}]++|"(?:[^"\\]++|\\.)*+"?+)++', re.DOTALL)
+    for separator in ",;"
+}
+
+
+def unquote_string(text: str) -> str:
+    """The meaning of a token (itself) or of a quoted string."""
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        return _ESCAPED.sub(r"\1", text[1:-1])
+    return text
+
+
+def parse_parameters(members: list[str]) -> dict[str, str] | None:
+    """``name=value`` pairs, names in lower case; None if one is malformed or repeated.
+
+    A repeated parameter is refused because two recipients may disagree which of
+    the two counts, which with ``boundary`` would let one patch be read in two ways.
+    """
+    parameters: dict[str, str] = {}
+    for member in members:
+        match = _PARAMETER.fullmatch(member)
+        if match is None or match[1].lower() in parameters:
+            return None
+        parameters[match[1].lower()] = unquote_string(match[2])
+    return parameters
+
+
+_PARAMETER = re.compile(rf"({TOKEN})=({TOKEN}|{QUOTED_STRING})", re.DOTALL)
+
+
+# ---------------------------------------------------------------- Content-Range
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """Where content belongs in the whole, in bytes; ``last`` is inclusive.
+
+    Four shapes: closed (*first* and *last*), open-ended (*first* alone: the content
+    goes on to wherever it ends) and unsatisfied (neither: ``*/N``, which sets the
+    length and carries no content, B3). ``total`` is the length of the whole, None
+    when it is not known.
+    """
+
+    first: int | None
+    last: int | None
+    total: int | None
+
+    @property
+    def length(self) -> int | None:
+        """How many bytes of content the range announces; None when open-ended."""
+        if self.first is None:
+            return 0
+        return None if self.last is None else self.last - self.first + 1
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes of content may come at most; None when nothing limits them."""
+        if self.first is None or self.last is not None or self.total is None:
+            return self.length
+        return self.total - self.first
+
+
+_CONTENT_RANGE = re.compile(
+    rf"(?:(?P<unit>{TOKEN})(?P<space>\x20)(?=[0-9*]))?"
+    r"(?:(?P<first>[0-9]{1,15})-(?P<last>[0-9]{1,15})?|(?P<unsatisfied>\*))"
+    r"/(?:(?P<total>[0-9]{1,15})|\*)"
+)
+
+
+def parse_content_range(value: str, *, lenient_unit: bool = False) -> ContentRange:
+    """``bytes a-b/total``, ``a-b/*``, ``a-/total``, ``a-/*`` or ``*/total``.
+
+    *lenient_unit* accepts a missing unit, as the drafts' own demonstration client
+    sends it (B6). Raises :class:`PeerError` (400): B1, B2, B6, G6.
+    """
+    match = _CONTENT_RANGE.fullmatch(value)
+    if match is None:
+        raise _bad_range("Content-Range names no known, contiguous range")
+    unit: str | None = match["unit"]
+    if unit is None and not lenient_unit:
+        raise _bad_range("Content-Range lacks its unit")
+    # Range units are compared without case (RFC 9110, section 14.1).
+    if unit is not None and unit.lower() != "bytes":
+        raise _bad_range("the only range unit known is bytes")
+    first, last, total = (
+        None if match[part] is None else int(match[part])
+        for part in ("first", "last", "total")
+    )
+    content_range = ContentRange(first, last, total)
+    _check_order(content_range)
+    return content_range
+
+
+def _check_order(range_: ContentRange) -> None:
+    if range_.first is None:
+        if range_.total is None:
+            raise _bad_range("Content-Range says neither a range nor a length")
+        return
+    if range_.last is not None and range_.first > range_.last:
+        raise _bad_range("the range ends before it begins")
+    if range_.total is None:
+        return
+    if range_.last is not None and range_.last >= range_.total:
+        raise _bad_range("the range goes beyond the length it states")
+    # An open-ended range may begin at the very end: it then has no content, which
+    # is how a completing patch is repeated without content (R24).
+    if range_.first > range_.total:
+        raise _bad_range("the range begins beyond the length it states")
+
+
+def format_content_range(range_: ContentRange) -> str:
+    """The field's value; the inverse of :func:`parse_content_range`."""
+    total = "*" if range_.total is None else str(range_.total)
+    if range_.first is None:
+        return f"bytes */{total}"
+    last = "" if range_.last is None else str(range_.last)
+    return f"bytes {range_.first}-{last}/{total}"
+
+
+def _bad_range(detail: str) -> PeerError:
+    return PeerError(ProblemCode.BAD_CONTENT_RANGE, detail)
+
+
+# ---------------------------------------------------------------- entity tags
+
+
+@dataclass(frozen=True, slots=True)
+class EntityTag:
+    """A validator (RFC 9110, section 8.8.3); ``opaque`` is what stands in the quotes."""
+
+    opaque: str
+    weak: bool = False
+
+    def matches_strongly(self, other: EntityTag) -> bool:
+        """Section 8.8.3.2: equal, and neither is weak."""
+        return not self.weak and not other.weak and self.opaque == other.opaque
+
+    def matches_weakly(self, other: EntityTag) -> bool:
+        """Section 8.8.3.2: equal, weak or not."""
+        return self.opaque == other.opaque
+
+    def __str__(self) -> str:
+        return f'{"W/" if self.weak else ""}"{self.opaque}"'
+
+
+# A backslash does not escape here, and a comma may stand inside: split_list would
+# get both wrong, so tags have a pattern of their own.
+_ENTITY_TAG = r'(W/)?+"([\x21\x23-\x7e\x80-\xff]*+)"'
+_ONE_TAG = re.compile(_ENTITY_TAG)
+_NEXT_TAG = re.compile(rf"[ \t,]*+{_ENTITY_TAG}[ \t]*+(?:,[ \t,]*+|\Z)")
+
+
+def parse_entity_tag(value: str) -> EntityTag | None:
+    """One tag; None if it is malformed."""
+    match = _ONE_TAG.fullmatch(value)
+    return None if match is None else EntityTag(match[2], match[1] is not None)
+
+
+def parse_entity_tags(value: str) -> tuple[EntityTag, ...] | Literal["*"]:
+    """The value of ``If-Match`` or ``If-None-Match``: ``*`` or a list of tags.
+
+    Raises :class:`PeerError` (400) when malformed: a precondition that cannot be
+    understood must not be taken for one that holds.
+    """
+    if value.strip(_OWS) == "*":
+        return "*"
+    tags: list[EntityTag] = []
+    position = 0
+    while position < len(value) or not tags:
+        match = _NEXT_TAG.match(value, position)
+        if match is None:
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST, "the list of entity tags is malformed"
+            )
+        tags.append(EntityTag(match[2], match[1] is not None))
+        position = match.end()
+    return tuple(tags)
+
+
+# ---------------------------------------------------------------- media types
+
+
+@dataclass(frozen=True, slots=True)
+class MediaType:
+    """A media type (RFC 9110, section 8.3.1): lower case, parameters unquoted."""
+
+    type: str
+    subtype: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def essence(self) -> str:
+        """``type/subtype``, which is what decides."""
+        return f"{self.type}/{self.subtype}"
+
+
+_ESSENCE = re.compile(rf"({TOKEN})/({TOKEN})")
+
+
+def parse_media_type(value: str) -> MediaType | None:
+    """A ``Content-Type``; None when it, or one of its parameters, is malformed."""
+    members = split_list(value, ";")
+    match = _ESSENCE.fullmatch(members[0]) if members else None
+    parameters = parse_parameters(members[1:])
+    if match is None or parameters is None:
+        return None
+    return MediaType(match[1].lower(), match[2].lower(), parameters)
+
+
+# ---------------------------------------------------------------- dates
+
+
+def format_http_date(seconds: float) -> str:
+    """Unix seconds as an IMF-fixdate (RFC 9110, section 5.6.7); fractions are dropped."""
+    return formatdate(int(seconds), usegmt=True)
+
+
+# email.utils reads far more than the three forms of an HTTP-date, so these stand
+# before it: day name, then IMF-fixdate, RFC 850 or asctime.
+_MONTH = r"[A-Z][a-z]{2}"
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}"
+_HTTP_DATE = re.compile(
+    rf"[A-Z][a-z]{{2}}, [0-9]{{2}} {_MONTH} [0-9]{{4}} {_TIME} GMT"
+    rf"|[A-Z][a-z]{{5,8}}, [0-9]{{2}}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
+    rf"|[A-Z][a-z]{{2}} {_MONTH} [0-9 ][0-9] {_TIME} [0-9]{{4}}"
+)
+
+
+def parse_http_date(value: str) -> int | None:
+    """Unix seconds; None for what is no valid date, which its fields have us ignore."""
+    if _HTTP_DATE.fullmatch(value) is None:
+        return None
+    # The asctime form names no zone but means GMT as well. A ValueError is a
+    # field out of range, such as 30 February; an OverflowError an absurd year.
+    text = value if value.endswith("GMT") else f"{value} GMT"
+    try:
+        return int(parsedate_to_datetime(text).timestamp())
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,322 @@
+"""Request heads, before and after h11: what h11 0.16 lets pass and we must not.
+
+Two servers that read one byte stream differently can be played against each other
+(request smuggling). h11 is lenient where RFC 9112 permits it: it takes a bare LF
+for a line end, unfolds obs-fold, merges equal ``Content-Length`` lines and accepts
+``Content-Length`` beside ``Transfer-Encoding``. None of that can be seen in the
+event it returns, so the raw bytes of a head are judged first::
+
+    end = find_head_end(buffer, searched)        # -1: read more
+    raw = bytes(buffer[head_start(buffer) : end])
+    check_head(raw)
+    …                                            # h11 parses raw
+    head = request_head(event.method, event.target, fields, event.http_version)
+
+Every :class:`PeerError` raised here has ``close`` set: once the framing is in doubt
+nothing that follows on the connection can be trusted (RFC 9112, section 11.2).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.fields import MAX_DIGITS, split_list
+from trioresume.protocol.heads import Fields, RequestHead
+
+__all__ = [
+    "HeadLimits",
+    "check_head",
+    "expects_continue",
+    "find_head_end",
+    "head_start",
+    "parse_field_block",
+    "request_head",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """How large a head may be, in bytes and in field lines (G3)."""
+
+    max_size: int = 16 * 1024
+    max_fields: int = 100
+    max_target: int = 8 * 1024
+
+
+DEFAULT_LIMITS = HeadLimits()
+
+# RFC 9112, section 2.2 wants at least one empty line before a request ignored; old
+# clients send one after a body. More than a few are no accident.
+_MAX_EMPTY_LINES = 4
+
+_TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+# Either the end of the head, or a line end that is none: a bare LF, a bare CR. To
+# find the latter early gives such a client its 400 at once instead of a timeout.
+_HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n|\r[^\n]")
+_REQUEST_LINE = re.compile(rb"([%b]++) ([^ ]++) HTTP/([0-9]\.[0-9])" % _TCHAR)
+_VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+\Z")
+# A target is a URI reference without a fragment (RFC 9112, section 3.2). Raw
+# non-ASCII and control characters are not part of any; neither is "#".
+_TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")
+# Field names and values: RFC 9110, section 5.5, with obs-text kept as it is.
+_FIELD_LINE = re.compile(rb"([%b]++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)" % _TCHAR)
+_NAME_BEFORE_SPACE = re.compile(rb"[%b]++[ \t]++:" % _TCHAR)
+_CONTENT_LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_DIGITS)
+
+
+def _refusal(
+    detail: str, problem: ProblemCode = ProblemCode.MALFORMED_REQUEST
+) -> PeerError:
+    return PeerError(problem, detail, close=True)
+
+
+# ---------------------------------------------------------------- finding the head
+
+
+def head_start(buffer: bytes | bytearray | memoryview) -> int:
+    """How many bytes of empty lines stand before the request line.
+
+    Raises :class:`PeerError` (400) when there are too many of them.
+    """
+    start = 0
+    while buffer[start : start + 2] == b"\r\n":
+        start += 2
+    if start > 2 * _MAX_EMPTY_LINES:
+        raise _refusal("too many empty lines before the request")
+    return start
+
+
+def find_head_end(
+    buffer: bytes | bytearray | memoryview,
+    searched: int = 0,
+    limits: HeadLimits = DEFAULT_LIMITS,
+) -> int:
+    """The index after the first blank line, or -1 if it has not arrived yet.
+
+    *searched* is how many bytes an earlier call has seen already, which makes the
+    whole search linear. Empty lines before the request line are skipped (see
+    :func:`head_start`). Raises :class:`PeerError` as soon as the bytes cannot
+    become a head: 400 for a bad line end, 414 or 431 when it grows too large.
+    """
+    start = head_start(buffer)
+    if buffer[start : start + 1] == b"\r" and len(buffer) == start + 1:
+        return -1  # half of another empty line
+    # The end may have begun within what was seen: up to three bytes of it.
+    match = _HEAD_END.search(buffer, max(start, searched - 3))
+    if match is None:
+        size, end = len(buffer) - start, -1
+    else:
+        size, end = match.end() - start, match.end()
+    # A match object exports the buffer: its owner could not resize it meanwhile.
+    complete = match is None or match.group() == b"\r\n\r\n"
+    del match
+    if size > limits.max_size:
+        raise _too_large(bytes(buffer[start : start + limits.max_size]), limits)
+    if not complete:
+        raise _refusal("a line of the head does not end in CRLF")
+    return end
+
+
+def _too_large(beginning: bytes, limits: HeadLimits) -> PeerError:
+    if len(beginning.partition(b"\r\n")[0]) > limits.max_target:
+        return _refusal(
+            "the request line is too long", problem=ProblemCode.URI_TOO_LONG
+        )
+    return _refusal(
+        f"the head is larger than {limits.max_size} bytes",
+        problem=ProblemCode.HEADER_TOO_LARGE,
+    )
+
+
+# ---------------------------------------------------------------- judging its bytes
+
+
+def check_head(raw: bytes, limits: HeadLimits = DEFAULT_LIMITS) -> None:
+    """Judge a head's bytes, request line to blank line, before h11 sees them.
+
+    Raises :class:`PeerError`: 400, 414, 431 or 505 (G1, G2, G3, G6).
+    """
+    if len(raw) > limits.max_size:
+        raise _too_large(raw, limits)
+    request_line, _, rest = raw.partition(b"\r\n")
+    _check_request_line(request_line, limits)
+    _check_lengths(_field_lines(rest, limits.max_fields))
+
+
+def _check_request_line(line: bytes, limits: HeadLimits) -> None:
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        if _VERSION.search(line) is None:
+            raise _refusal("the request line is malformed")
+        if not line.endswith((b"HTTP/1.1", b"HTTP/1.0")):
+            raise _bad_version()
+        raise _refusal("the request line is malformed")
+    if match[3] not in (b"1.0", b"1.1"):
+        raise _bad_version()
+    _check_target(match[2], limits)
+
+
+def _bad_version() -> PeerError:
+    return _refusal("", problem=ProblemCode.VERSION_NOT_SUPPORTED)
+
+
+def _check_target(target: bytes, limits: HeadLimits) -> None:
+    if len(target) > limits.max_target:
+        raise _refusal(
+            f"the target is longer than {limits.max_target} bytes",
+            problem=ProblemCode.URI_TOO_LONG,
+        )
+    if _TARGET.fullmatch(target) is None:
+        raise _refusal("the target holds a character that a URI must not")
+
+
+def _field_lines(block: bytes, max_fields: int) -> list[tuple[bytes, bytes]]:
+    """The lines of a header block that ends with its blank line."""
+    # Split on CRLF alone, so that a bare CR or LF stays within its line and fails
+    # there. The last two pieces are what follows the last line's end: nothing, and
+    # nothing again after the blank line.
+    lines = block.split(b"\r\n", max_fields + 2)
+    if len(lines) > max_fields + 2:
+        raise _refusal(
+            f"there are more than {max_fields} fields",
+            problem=ProblemCode.HEADER_TOO_LARGE,
+        )
+    if lines[-2:] != [b"", b""] and lines != [b"", b""]:
+        raise _refusal("the header section does not end with an empty line")
+    return [_field_line(line) for line in lines[:-2]]
+
+
+def _field_line(line: bytes) -> tuple[bytes, bytes]:
+    match = _FIELD_LINE.fullmatch(line)
+    if match is not None:
+        return match[1], match[2].rstrip(b" \t")
+    if line[:1] in (b" ", b"\t"):
+        raise _refusal("a field is folded over several lines")
+    if _NAME_BEFORE_SPACE.match(line) is not None:
+        # RFC 9112, section 5.1: to be refused, as proxies disagree on such a name.
+        raise _refusal("there is a space between a field's name and its colon")
+    if b"\r" in line or b"\n" in line:
+        raise _refusal("a line of the head does not end in CRLF")
+    raise _refusal("a field line is malformed")
+
+
+def _check_lengths(lines: list[tuple[bytes, bytes]]) -> None:
+    """G1 and G6, which h11's merged fields no longer show."""
+    lengths = [value for name, value in lines if name.lower() == b"content-length"]
+    if len(lengths) > 1:
+        raise _refusal("Content-Length is repeated")
+    if lengths and _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
+        raise _refusal(
+            f"Content-Length is not a whole number of at most {MAX_DIGITS} digits"
+        )
+    if lengths and any(name.lower() == b"transfer-encoding" for name, _ in lines):
+        raise _refusal("Content-Length and Transfer-Encoding exclude each other")
+
+
+def parse_field_block(
+    block: bytes, max_fields: int = DEFAULT_LIMITS.max_fields
+) -> Fields:
+    """Field lines and their blank line, CRLF each, as strictly as in a head.
+
+    For header sections within content, such as those of a patch's parts (G3).
+    Raises :class:`PeerError`.
+    """
+    return Fields.from_wire(_field_lines(block, max_fields))
+
+
+# ---------------------------------------------------------------- judging its meaning
+
+
+def request_head(
+    method: bytes,
+    target: bytes,
+    fields: Fields,
+    http_version: bytes,
+    *,
+    peer: str = "",
+    limits: HeadLimits = DEFAULT_LIMITS,
+) -> RequestHead:
+    """What h11 parsed, validated together, as a :class:`RequestHead`.
+
+    The target comes out in origin form, except for ``OPTIONS *``. Raises
+    :class:`PeerError`: 400, 414, 501 or 505 (G1, G2, G6).
+    """
+    if http_version not in (b"1.0", b"1.1"):
+        raise _bad_version()
+    _check_target(target, limits)
+    if method == b"CONNECT":
+        raise _refusal("", problem=ProblemCode.NOT_IMPLEMENTED)
+    _check_host(fields, http_version)
+    return RequestHead(
+        method=method.decode("latin-1"),
+        target=_origin_form(target.decode("ascii"), method),
+        fields=fields,
+        http_version=http_version.decode("ascii"),
+        length=_content_length(fields, http_version),
+        peer=peer,
+    )
+
+
+_ABSOLUTE_FORM = re.compile(r"https?://[^/?]+(?P<rest>[/?].*)?", re.IGNORECASE)
+_HOST = re.compile(r"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*+")
+
+
+def _origin_form(target: str, method: bytes) -> str:
+    """RFC 9112, section 3.2: every server must accept the absolute form as well."""
+    if target.startswith("/"):
+        return target
+    if target == "*" and method == b"OPTIONS":
+        return target
+    match = _ABSOLUTE_FORM.fullmatch(target)
+    if match is None:
+        raise _refusal("the target is not in a form that this method takes")
+    rest: str = match["rest"] or ""
+    # "An empty path is equivalent to an absolute path of "/"" (RFC 9110, section
+    # 4.2.3), but for OPTIONS it stands for the server itself (RFC 9112, 3.2.4).
+    if not rest and method == b"OPTIONS":
+        return "*"
+    return rest if rest.startswith("/") else f"/{rest}"
+
+
+def _check_host(fields: Fields, http_version: bytes) -> None:
+    """RFC 9112, section 3.2. What the field says is not believed (G13)."""
+    hosts = fields.get_all("host")
+    if len(hosts) > 1:
+        raise _refusal("Host is repeated")
+    if not hosts and http_version == b"1.1":
+        raise _refusal("Host is missing")
+    if hosts and _HOST.fullmatch(hosts[0]) is None:
+        raise _refusal("Host is malformed")
+
+
+def _content_length(fields: Fields, http_version: bytes) -> int | None:
+    codings = fields.get_all("transfer-encoding")
+    _check_lengths([(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields])
+    if codings:
+        if http_version == b"1.0":
+            raise _refusal("HTTP/1.0 has no Transfer-Encoding")
+        if [coding.strip().lower() for coding in codings] != ["chunked"]:
+            raise _refusal(
+                "the only transfer coding known is chunked",
+                problem=ProblemCode.NOT_IMPLEMENTED,
+            )
+        return None
+    length = fields.get("content-length")
+    return 0 if length is None else int(length)
+
+
+def expects_continue(head: RequestHead) -> bool:
+    """Whether a 100 is owed because ``Expect: 100-continue`` asked for it.
+
+    False on HTTP/1.0, where the field is to be ignored (R7). Raises
+    :class:`PeerError` (417) for any other expectation (R8); h11 passes those on.
+    """
+    if head.http_version == "1.0":
+        return False
+    members = split_list(head.fields.get("expect") or "")
+    if any(member.lower() != "100-continue" for member in members):
+        # The content may or may not follow, so the connection cannot be kept.
+        raise _refusal("", problem=ProblemCode.EXPECTATION_FAILED)
+    return bool(members)
