@@ -1,0 +1,139 @@
+"""Imports point one way only, and the inner layers stay free of what is outside them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "trioresume"
+
+# What each layer may import of the package besides itself. ``server`` and
+# ``client`` stand side by side: neither knows the other.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "protocol": {"errors"},
+    "store": {"errors", "protocol"},
+    "server": {"errors", "protocol", "store"},
+    "client": {"errors", "protocol", "store"},
+    "targets": {"errors", "protocol", "store", "server", "client"},
+    "cli": {"errors", "protocol", "store", "server", "client", "targets", "trioresume"},
+}
+MAY_IMPORT["testing"] = MAY_IMPORT["cli"] - {"trioresume"}
+# The package itself: what it exports comes from any layer that is not the command's.
+MAY_IMPORT["trioresume"] = MAY_IMPORT["targets"] | {"targets"}
+MAY_IMPORT["__main__"] = {"cli"}
+
+CONCURRENCY = {"trio", "asyncio", "threading", "multiprocessing", "concurrent", "queue"}
+WORLD = {
+    "datetime",
+    "fcntl",
+    "glob",
+    "io",
+    "mmap",
+    "os",
+    "pathlib",
+    "random",
+    "select",
+    "selectors",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "time",
+}
+# Sans-IO: no files, no sockets, no clocks, nobody to wait for. The store may
+# have threads call it, but it does not know of trio.
+FORBIDDEN: dict[str, set[str]] = {
+    "errors": CONCURRENCY | WORLD | {"h11"},
+    "protocol": CONCURRENCY | WORLD,
+    "store": {"trio", "asyncio", "socket", "h11"},
+}
+
+
+def modules() -> list[Path]:
+    """Every module of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(path: Path) -> str:
+    """The folder or the top-level module that *path* belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "trioresume" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The absolute dotted name of everything *path* imports, wherever it does so.
+
+    Imports for type checkers count: a type is knowledge, too.
+    """
+    package = ["trioresume", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *filter(None, [node.module])])
+            # `from trioresume import errors` imports a layer, not the package.
+            yield from (
+                f"{origin}.{alias.name}" if origin == "trioresume" else origin
+                for alias in node.names
+            )
+
+
+def imported_layer(name: str) -> str | None:
+    """The layer that the dotted *name* belongs to, None outside the package."""
+    first, _, rest = name.partition(".")
+    if first != "trioresume":
+        return None
+    second = rest.partition(".")[0]
+    is_module = (PACKAGE / second).is_dir() or (PACKAGE / f"{second}.py").is_file()
+    return second if second and is_module else "trioresume"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_inward_only(path: Path) -> None:
+    """No module imports one of an outer layer, not even for type checking."""
+    layer = layer_of(path)
+    allowed = MAY_IMPORT[layer] | {layer}
+    outward = {
+        name
+        for name in imports(path)
+        if (target := imported_layer(name)) is not None and target not in allowed
+    }
+    assert not outward
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_inner_layers_do_no_io(path: Path) -> None:
+    """The protocol knows no clock, file, socket or trio; the store knows no trio."""
+    layer = layer_of(path)
+    roots = {name.partition(".")[0] for name in imports(path)}
+    assert not roots & FORBIDDEN.get(layer, set())
+    if layer in ("errors", "protocol"):
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text("utf-8"), path))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not calls & {"open", "input", "print"}
+
+
+def test_every_layer_is_known() -> None:
+    """A new folder or top-level module needs its place in the order."""
+    assert {layer_of(path) for path in modules()} <= set(MAY_IMPORT)
+
+
+def test_the_order_has_no_way_back() -> None:
+    """The table above is itself free of cycles, once the package's own face is left out."""
+    remaining = {k: v - {"trioresume", k} for k, v in MAY_IMPORT.items()}
+    while remaining:
+        free = {name for name, needs in remaining.items() if not needs & set(remaining)}
+        assert free, f"a cycle among {sorted(remaining)}"
+        for name in free:
+            del remaining[name]

@@ -1,0 +1,104 @@
+"""The project's own promises: its metadata, its commands, its change notes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import trioresume
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+CI = (ROOT / ".ci/run").read_text("utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+NOTE_TYPES = {entry["directory"] for entry in PROJECT["tool"]["towncrier"]["type"]}
+
+
+def declared() -> dict[str, str]:
+    """The distributions that the package needs at run time, with their bounds."""
+    pairs = (line.split(maxsplit=1) for line in PROJECT["project"]["dependencies"])
+    return {name.lower(): bound for name, bound in pairs}
+
+
+def imported() -> set[str]:
+    """The distributions behind what the package imports from outside itself."""
+    roots: set[str] = set()
+    for path in (ROOT / "trioresume").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"), path)):
+            if isinstance(node, ast.Import):
+                roots |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                roots.add(node.module.partition(".")[0])
+    owners = packages_distributions()
+    return {
+        owners[root][0].lower()
+        for root in roots - sys.stdlib_module_names - {"_typeshed", "trioresume"}
+    }
+
+
+@pytest.mark.parametrize("what", ["trioresume serve", "pytest"])
+def test_readme_sets_up_with_one_line(what: str) -> None:
+    """There is exactly one line that makes an environment and then serves, or tests."""
+    lines = [
+        line
+        for line in README.splitlines()
+        if line.startswith("python3 -m venv ") and what in line
+    ]
+    assert len(lines) == 1
+    assert " && " in lines[0]
+
+
+def test_ci_takes_its_commands_from_the_readme() -> None:
+    """What CI runs is what the README says, not a copy that may drift."""
+    assert 'test_command="$(readme_command pytest)"' in CI
+    assert "serve_command=\"$(readme_command 'trioresume serve')\"" in CI
+    assert 'bash -c "$test_command"' in CI
+    assert 'bash -c "$serve_command"' in CI
+
+
+def test_ci_reads_no_input_and_stops_at_the_first_failure() -> None:
+    """CI runs unattended: strict shell settings, an empty standard input."""
+    lines = CI.splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert "set -euo pipefail" in lines
+    assert "exec < /dev/null" in lines
+    assert (ROOT / ".ci/run").stat().st_mode & 0o100
+    subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=True, timeout=60)
+
+
+def test_dependencies_are_what_the_package_imports() -> None:
+    """Nothing is installed that is not used, and nothing used is left to chance."""
+    assert set(declared()) == imported()
+
+
+def test_dependencies_have_a_lower_bound_and_no_upper_one() -> None:
+    """A library does not stop its users from upgrading something else."""
+    for bound in declared().values():
+        assert re.fullmatch(r">= [0-9.]+", bound)
+
+
+def test_console_command_is_there() -> None:
+    """``trioresume`` is the click group that ``python -m trioresume`` runs."""
+    assert PROJECT["project"]["scripts"] == {"trioresume": "trioresume.cli:main"}
+
+
+def test_types_are_shipped() -> None:
+    """Type checkers of embedding programs see the annotations (PEP 561)."""
+    assert (Path(trioresume.__file__).parent / "py.typed").is_file()
+
+
+def test_change_notes_have_known_types() -> None:
+    """A note that towncrier would silently pass over is a mistake in its name."""
+    for note in (ROOT / "newsfragments").iterdir():
+        if note.name == "README.md":
+            continue
+        kind = note.name.removesuffix(".md").split(".")[1]
+        assert kind in NOTE_TYPES, note.name
+        assert note.read_text("utf-8").strip(), note.name
