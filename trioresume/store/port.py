@@ -19,6 +19,10 @@ Rules
 5. **One writer.** Opening a writer for a key makes every older writer of that
    key stale at once; a stale writer's ``append`` raises and writes nothing.
 
+6. **Responses start anew.** Request content is resumed; response content is the
+   work of one run of the target. Opening a writer for a response key discards
+   what an earlier one left there.
+
 Threads: ``apply`` is called from one thread at a time; reads, ``Seal.run`` and
 ``Flush.run`` from any; a writer's other methods from one thread at a time.
 
@@ -51,6 +55,7 @@ from trioresume.protocol.operation import OperationState
 from trioresume.store.recipe import Digest, Recipe
 
 __all__ = [
+    "Collected",
     "Content",
     "ContentKey",
     "ContentReader",
@@ -78,6 +83,9 @@ __all__ = [
     "SetState",
     "Store",
     "StoredResponse",
+    "check_key",
+    "is_response_key",
+    "operation_of",
     "request_key",
     "response_key",
 ]
@@ -97,6 +105,26 @@ def request_key(operation: OperationId) -> ContentKey:
 def response_key(operation: OperationId) -> ContentKey:
     """The key of an operation's response content, when it is too large to inline."""
     return ContentKey(f"{operation}.r")
+
+
+def is_response_key(key: ContentKey) -> bool:
+    """Whether *key* names response content."""
+    return key.endswith(".r")
+
+
+def operation_of(key: ContentKey) -> OperationId:
+    """The operation that content under *key* belongs to."""
+    return OperationId(key.removesuffix(".r"))
+
+
+# Keys become file names: nothing but this may reach a path (G12, promise 8).
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}(\.r)?")
+
+
+def check_key(key: ContentKey) -> None:
+    """Raise :class:`CallerError` for a key that must not become a file name."""
+    if _KEY.fullmatch(key) is None:
+        raise CallerError("an operation id is 1 to 128 of A-Z a-z 0-9 - _")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +190,9 @@ class CreateOperation:
 class SealChunk:
     """Chunk *index* of *key* is full (or the last): publish it, release its tail.
 
-    Applying it again for an index that is sealed already changes nothing.
+    Only a :class:`Seal` of this store makes one. Applying it again for an index
+    that is sealed already changes nothing; if the tail it speaks of was discarded
+    meanwhile, it is a conflict.
     """
 
     key: ContentKey
@@ -173,7 +203,7 @@ class SealChunk:
 
 @dataclass(frozen=True, slots=True)
 class RecordOffset:
-    """Every byte of *key* below *offset* has been synced."""
+    """Every byte of *key* below *offset* has been synced. Dropped for response keys."""
 
     key: ContentKey
     offset: int
@@ -197,7 +227,8 @@ class FreezeContent:
 
     For a request key the operation's ``content`` becomes the recipe. For a
     response key the recipe is only held until :class:`RecordResponse` in the
-    same submission names it.
+    same submission names it. The recipe's chunks must be those whose seals were
+    applied, in this submission or before; otherwise it is a conflict.
     """
 
     key: ContentKey
@@ -214,7 +245,9 @@ class SetState:
 class RecordResponse:
     """The operation is done: keep its final response until *expires_at*.
 
-    With ``keep_content`` false the request's content is released as well.
+    With ``keep_content`` false the request's content is released as well, also
+    when it is still under construction. What else was built under the response
+    key is dropped.
     """
 
     operation: OperationId
@@ -225,7 +258,11 @@ class RecordResponse:
 
 @dataclass(frozen=True, slots=True)
 class EndOperation:
-    """Release content, response and tails; leave a tombstone until *expires_at*."""
+    """Release content, response and tails; leave a tombstone until *expires_at*.
+
+    Writers of the operation become stale. The tombstone keeps the method, target
+    and principal (R35 holds for it too) and nothing else of the request.
+    """
 
     operation: OperationId
     expires_at: float
@@ -244,7 +281,8 @@ class PublishFile:
 
     ``expected`` is ``None`` for "nothing", a :class:`Content` for "exactly this",
     and the literal ``"anything"``. Otherwise the submission fails with
-    :class:`~trioresume.errors.StorageConflict`.
+    :class:`~trioresume.errors.StorageConflict`; so it does when the content it
+    names was released meanwhile.
     """
 
     file: FileRecord
@@ -253,7 +291,10 @@ class PublishFile:
 
 @dataclass(frozen=True, slots=True)
 class RemoveFile:
-    """Remove a file, if what is there now is *expected* (see :class:`PublishFile`)."""
+    """Remove a file, if what is there now is *expected* (see :class:`PublishFile`).
+
+    Removing nothing is fine when ``"anything"`` is expected.
+    """
 
     owner: str | None
     name: str
@@ -311,7 +352,11 @@ class Flush(Protocol):
     def offset(self) -> int: ...
 
     def run(self) -> RecordOffset:
-        """Sync. The result is true only once earlier seals were applied as well."""
+        """Sync. The result is true only once earlier seals were applied as well.
+
+        Apply it together with them or after them. Raises :class:`StorageError`;
+        then the data above the recorded offset is suspect, and the writer broken.
+        """
         ...
 
 
@@ -328,21 +373,28 @@ class ContentWriter(Protocol):
 
         *data* is consumed before this returns. On :class:`StorageError` the
         offset says how much of it was accepted; a full disk is
-        :class:`StorageFull`. Raises :class:`StaleWriter` if a newer writer exists.
+        :class:`StorageFull`, and the writer may be used on when there is space.
+        Chunks that became full before the error are returned by the next call.
+        Raises :class:`StaleWriter` if a newer writer exists or the operation ended.
         A caller that gets seals must run and apply every one of them, in any
-        order, also when the upload is cut.
+        order, also when the upload is cut (unless the operation has ended).
         """
         ...
 
     def flush(self) -> Flush | None:
         """A step that makes everything accepted so far durable; None if nothing is due.
 
-        The writer may go on appending while the step runs.
+        It covers the chunks that no call returned yet. The writer may go on
+        appending while the step runs. With ``durability="process"`` nothing is
+        ever due: what ``append`` accepted survives the process.
         """
         ...
 
     def finish(self) -> list[Seal]:
-        """The content ends here: seal what the tail holds. No append may follow."""
+        """The content ends here: seal what the tail holds. No append may follow.
+
+        Apply the seals in one submission with :class:`FreezeContent`, or before it.
+        """
         ...
 
     def close(self) -> None:
@@ -359,7 +411,8 @@ class ContentReader(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """Up to *size* bytes at *offset*, fewer only at a chunk's end or the content's.
 
-        Raises :class:`ChunkCorrupt` when a chunk is missing or cannot be read.
+        Raises :class:`ChunkCorrupt` when a chunk is missing or cannot be read, and
+        :class:`ContentLost` when content under construction ended meanwhile.
         """
         ...
 
@@ -373,6 +426,8 @@ class Collected:
     recipes: int = 0
     chunks: int = 0
     bytes: int = 0
+    steps: int = 0
+    """Smaller steps: references released, leftover files looked at."""
 
 
 class Store(Protocol):
@@ -386,9 +441,7 @@ class Store(Protocol):
     @property
     def chunk_size(self) -> int: ...
 
-    def apply(
-        self, batch: Sequence[Sequence[Mutation]]
-    ) -> list[StorageConflict | None]:
+    def apply(self, batch: Sequence[Sequence[Mutation]]) -> list[StorageConflict | None]:
         """Perform the submissions in order, in one commit; durable on return.
 
         The result has, for each submission, None or the conflict that left it
@@ -425,6 +478,11 @@ class Store(Protocol):
     def open_writer(self, key: ContentKey) -> ContentWriter:
         """A writer at the end of what *key* holds; older writers become stale.
 
+        A key that the catalog does not know holds nothing; its operation may be
+        created later, but before the first seal is applied. Raises
+        :class:`StorageConflict` when the operation has ended or its content is
+        frozen, and :class:`CallerError` for a malformed key.
+
         Recovers what a crash left: a full tail whose seal was not applied is kept
         as tail and handed out again as a seal by the first ``append`` or
         ``finish``; after a power loss the tail is cut to the recorded offset.
@@ -433,17 +491,25 @@ class Store(Protocol):
         ...
 
     def offset(self, key: ContentKey) -> int:
-        """The offset a new writer of *key* would start at; opens and changes nothing."""
+        """The offset a new writer of *key* would start at; opens and changes nothing.
+
+        The content's length once it is frozen. Raises :class:`ContentLost`.
+        """
         ...
 
     def chunk_digests(self, key: ContentKey) -> list[Digest]:
         """The digests of the chunks of *key* whose seals were applied, in order."""
         ...
 
-    def open_reader(self, content: Content) -> ContentReader: ...
+    def open_reader(self, content: Content) -> ContentReader:
+        """Reads finished content. While the reader is open, collection spares it.
+
+        Raises :class:`ContentLost` when the content was released and collected.
+        """
+        ...
 
     def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
-        """Reads the first *length* bytes of content under construction."""
+        """Reads the first *length* bytes of content under construction, or frozen since."""
         ...
 
     def collect(self, limit: int) -> Collected:
@@ -451,5 +517,3 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
