@@ -27,8 +27,10 @@ from trioresume.protocol.heads import Fields, RequestHead
 
 __all__ = [
     "HeadLimits",
+    "check_field",
     "check_head",
     "expects_continue",
+    "find_block_end",
     "find_head_end",
     "head_start",
     "parse_field_block",
@@ -61,7 +63,9 @@ _VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+\Z")
 # non-ASCII and control characters are not part of any; neither is "#".
 _TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")
 # Field names and values: RFC 9110, section 5.5, with obs-text kept as it is.
-_FIELD_LINE = re.compile(rb"([%b]++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)" % _TCHAR)
+_NAME = re.compile(rb"[%b]++" % _TCHAR)
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")
+_FIELD_LINE = re.compile(rb"(%b):[ \t]*+(%b)" % (_NAME.pattern, _VALUE.pattern))
 _NAME_BEFORE_SPACE = re.compile(rb"[%b]++[ \t]++:" % _TCHAR)
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_DIGITS)
 
@@ -103,18 +107,25 @@ def find_head_end(
     start = head_start(buffer)
     if buffer[start : start + 1] == b"\r" and len(buffer) == start + 1:
         return -1  # half of another empty line
-    # The end may have begun within what was seen: up to three bytes of it.
-    match = _HEAD_END.search(buffer, max(start, searched - 3))
-    if match is None:
-        size, end = len(buffer) - start, -1
-    else:
-        size, end = match.end() - start, match.end()
-    # A match object exports the buffer: its owner could not resize it meanwhile.
-    complete = match is None or match.group() == b"\r\n\r\n"
-    del match
-    if size > limits.max_size:
+    end = find_block_end(buffer, max(start, searched - 3))
+    if (len(buffer) if end < 0 else end) - start > limits.max_size:
         raise _too_large(bytes(buffer[start : start + limits.max_size]), limits)
-    if not complete:
+    return end
+
+
+def find_block_end(buffer: bytes | bytearray | memoryview, start: int) -> int:
+    """The index after the first blank line at or after *start*, or -1.
+
+    Raises :class:`PeerError` (400) at the first line end that is not CRLF.
+    """
+    match = _HEAD_END.search(buffer, start)
+    if match is None:
+        return -1
+    # A match object exports the buffer, whose owner could not resize it meanwhile;
+    # an exception's traceback would keep it alive.
+    end, found = match.end(), match.group()
+    del match
+    if found != b"\r\n\r\n":
         raise _refusal("a line of the head does not end in CRLF")
     return end
 
@@ -224,6 +235,16 @@ def parse_field_block(
     Raises :class:`PeerError`.
     """
     return Fields.from_wire(_field_lines(block, max_fields))
+
+
+def check_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A field that came without a line of its own, as binary formats carry it.
+
+    Raises :class:`PeerError` when it could not stand in a head.
+    """
+    if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
+        raise _refusal("a field is malformed")
+    return name, value.strip(b" \t")
 
 
 # ---------------------------------------------------------------- judging its meaning

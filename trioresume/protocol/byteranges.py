@@ -1,0 +1,232 @@
+"""Patches with one range, and the choice of a reader by media type (R15).
+
+``message/byterange`` is field lines, a blank line, content. The media types of tus
+and of RUFH carry content alone; their range stands in the request's own fields, so
+it is known before a byte of the body is asked for.
+
+    media type                        range from           all or nothing
+    message/byterange                 the part's fields    no
+    multipart/byteranges              each part's fields   yes (B8)
+    application/byteranges            each part's fields   no
+    application/partial-upload        Upload-Offset …      no (C8)
+    application/offset+octet-stream   Upload-Offset        no (D5)
+
+``application/byteranges`` is not all-or-nothing, although it too can carry several
+parts: unlike multipart it is a natural format for one part, whose bytes should
+survive a cut, and parts here always append to one another (R16).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.bhttp import BinaryReader
+from trioresume.protocol.fields import (
+    ContentRange,
+    parse_integer,
+    parse_media_type,
+    split_list,
+)
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.multipart import MultipartReader
+from trioresume.protocol.parts import (
+    NO_FIELDS,
+    PartEnd,
+    PatchCut,
+    PatchEnd,
+    PatchEvent,
+    PatchLimits,
+    PatchReader,
+    Steps,
+    bad_patch,
+    encode_part_header,
+)
+
+__all__ = [
+    "ACCEPT_PATCH",
+    "MessageReader",
+    "OffsetReader",
+    "encode_message_byterange",
+    "patch_reader",
+]
+
+MESSAGE = "message/byterange"
+MULTIPART = "multipart/byteranges"
+BINARY = "application/byteranges"
+PARTIAL_UPLOAD = "application/partial-upload"
+OFFSET_STREAM = "application/offset+octet-stream"
+
+ACCEPT_PATCH = f"{MESSAGE}, {MULTIPART}, {BINARY}, {PARTIAL_UPLOAD}, {OFFSET_STREAM}"
+"""The value of ``Accept-Patch`` (RFC 5789, section 3.1)."""
+
+_DEFAULT_LIMITS = PatchLimits()
+
+
+def patch_reader(
+    content_type: str | None,
+    fields: Fields,
+    *,
+    content_length: int | None,
+    limits: PatchLimits = _DEFAULT_LIMITS,
+    lenient_unit: bool = False,
+) -> PatchReader:
+    """The reader for a PATCH whose ``Content-Type`` is *content_type*.
+
+    *fields* are the request's. *content_length* is the body's, in bytes, None when it
+    is chunked: with it, much is refused before any content is read. *lenient_unit*
+    accepts ranges without a unit (B6). Raises :class:`PeerError`: 415 for any other
+    media type, 400 for a request whose own fields make no sense.
+    """
+    media_type = None if content_type is None else parse_media_type(content_type)
+    essence = None if media_type is None else media_type.essence
+    if essence in (PARTIAL_UPLOAD, OFFSET_STREAM):
+        return OffsetReader(
+            fields,
+            content_length=content_length,
+            limits=limits,
+            says_completeness=essence == PARTIAL_UPLOAD,
+        )
+    # Here a content coding would hide the patch itself, and none is ever undone
+    # (G16). RFC 9110, section 12.5.3: the answer names the codings accepted.
+    if split_list(fields.get("content-encoding") or ""):
+        raise PeerError(
+            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            "a patch with a content coding is not supported",
+            fields=(("Accept-Encoding", "identity"),),
+        )
+    if essence == MESSAGE:
+        return MessageReader(limits, content_length, lenient_unit=lenient_unit)
+    if essence == BINARY:
+        return BinaryReader(limits, lenient_unit=lenient_unit)
+    if essence == MULTIPART and media_type is not None:
+        boundary = media_type.parameters.get("boundary")
+        return MultipartReader(limits, boundary, lenient_unit=lenient_unit)
+    raise PeerError(
+        ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+        "the Content-Type is not one of the patch formats accepted",
+        fields=(("Accept-Patch", ACCEPT_PATCH),),
+    )
+
+
+class _SingleReader(PatchReader):
+    """What the formats with one range share: content runs to the body's end."""
+
+    _started = False
+
+    def _finish(self) -> Iterator[PatchEvent]:
+        if not self._started:
+            raise bad_patch("the patch ends within its header section")
+        if self._is_short():
+            yield PatchCut()
+        else:
+            yield PartEnd()
+            yield PatchEnd()
+
+
+class MessageReader(_SingleReader):
+    """``message/byterange``. Give the whole body's length as *content_length*."""
+
+    def __init__(
+        self,
+        limits: PatchLimits,
+        content_length: int | None = None,
+        *,
+        lenient_unit: bool = False,
+    ) -> None:
+        super().__init__(limits, lenient_unit=lenient_unit)
+        self._content_length = content_length
+
+    def _parse(self) -> Steps[None]:
+        fields, size = yield from self._header_section()
+        available = None
+        if self._content_length is not None:
+            available = self._content_length - size
+        yield self._begin(fields, available)
+        self._started = True
+        while True:
+            yield from self._content((yield from self._some()))
+
+
+class OffsetReader(_SingleReader):
+    """Content alone; where it belongs stands in the request's fields."""
+
+    def __init__(
+        self,
+        fields: Fields,
+        *,
+        content_length: int | None,
+        limits: PatchLimits,
+        says_completeness: bool,
+    ) -> None:
+        super().__init__(limits)
+        offset = _structured_integer(fields, "upload-offset")
+        if offset is None:
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST, "Upload-Offset is missing or malformed"
+            )
+        if says_completeness:
+            self.completes = _completeness(fields)
+        total = _structured_integer(fields, "upload-length")
+        if self.completes and content_length is not None:
+            ends_at = offset + content_length
+            if total not in (None, ends_at):
+                raise PeerError(
+                    ProblemCode.INCONSISTENT_LENGTH,
+                    "Upload-Length is not where the last content ends",
+                )
+            total = ends_at
+        if total is not None and offset > total:
+            raise PeerError(
+                ProblemCode.INCONSISTENT_LENGTH,
+                "Upload-Offset lies beyond Upload-Length",
+            )
+        range_ = ContentRange(offset, None, total)
+        self._start = self._begin_range(range_, NO_FIELDS, None, content_length)
+
+    def _parse(self) -> Steps[None]:
+        yield self._start
+        self._started = True
+        while True:
+            yield from self._content((yield from self._some()))
+
+    def _finish(self) -> Iterator[PatchEvent]:
+        if not self._started:
+            yield self._start
+        self._started = True
+        yield from super()._finish()
+
+
+# A structured field's Item (RFC 9651, section 3.3) may carry parameters, which none
+# of these defines; so they are passed over.
+_ITEM = re.compile(r"\x20*([^;\x20]++)\x20*(?:;.*)?", re.DOTALL)
+
+
+def _structured_item(fields: Fields, name: str) -> str | None:
+    values = fields.get_all(name)
+    match = _ITEM.fullmatch(values[0]) if len(values) == 1 else None
+    return None if match is None else match[1]
+
+
+def _structured_integer(fields: Fields, name: str) -> int | None:
+    """A non-negative Integer; None, as if absent, for anything else (C1)."""
+    item = _structured_item(fields, name)
+    try:
+        return None if item is None else parse_integer(item)
+    except PeerError:
+        return None
+
+
+def _completeness(fields: Fields) -> bool:
+    item = _structured_item(fields, "upload-complete")
+    if item not in ("?0", "?1"):
+        raise PeerError(
+            ProblemCode.MALFORMED_REQUEST, "Upload-Complete is missing or malformed"
+        )
+    return item == "?1"
+
+
+def encode_message_byterange(range_: ContentRange, fields: Fields = NO_FIELDS) -> bytes:
+    """What stands before the content in a ``message/byterange`` document."""
+    return encode_part_header(range_, fields)

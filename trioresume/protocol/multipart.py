@@ -1,0 +1,192 @@
+"""``multipart/byteranges`` as a patch: several ranges, all or nothing (B8).
+
+The syntax is RFC 2046, section 5.1.1, without a preamble (but for empty lines, which
+RFC 9110, section 14.6 foresees) and without an epilogue: a patch has no room for
+text that nobody reads.
+
+Finding the delimiter
+=====================
+
+Content ends at CRLF, two hyphens and the boundary. No boundary contains a CR, so CR
+occurs in the delimiter once, as its first byte. Therefore at most one beginning of
+a delimiter can be pending when input runs out, at the last CR; it is kept not as
+bytes but as a count (``_matched``), since the bytes are known to equal the
+delimiter's. When the next input contradicts it, no shorter match can hide within
+what was held back. Every byte is looked at once by the search and at most once more
+by the comparison: linear, whatever the content.
+
+The delimiter's line end may be the one that ended the header section, or the
+body's beginning: both are a match of two that is owed to no content (``_virtual``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.fields import ContentRange
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.parts import (
+    NO_FIELDS,
+    PartEnd,
+    PatchCut,
+    PatchEnd,
+    PatchEvent,
+    PatchLimits,
+    PatchReader,
+    Steps,
+    bad_patch,
+    encode_part_header,
+)
+
+__all__ = ["MultipartReader", "encode_multipart_end", "encode_multipart_part"]
+
+# RFC 2046, section 5.1.1: bcharsnospace, and a space anywhere but at the end.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=?\x20]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
+_AFTER_DELIMITER = re.compile(rb"(?P<closing>--)|[ \t]*+\r\n")
+_AFTER_DELIMITER_SO_FAR = re.compile(rb"-|[ \t]*+\r?")
+_EPILOGUE_SO_FAR = re.compile(rb"[ \t]*+(?:\r\n?)?")
+# More than anyone pads with; it only keeps the padding from growing without end.
+_MAX_PADDING = 128
+_MAX_EMPTY_LINES = 4
+
+
+class MultipartReader(PatchReader):
+    """Reads the parts between *boundary*; raises at once if that is not one (400)."""
+
+    atomic = True
+
+    def __init__(
+        self, limits: PatchLimits, boundary: str | None, *, lenient_unit: bool = False
+    ) -> None:
+        super().__init__(limits, lenient_unit=lenient_unit)
+        if boundary is None or _BOUNDARY.fullmatch(boundary) is None:
+            raise PeerError(
+                ProblemCode.BAD_PATCH, "the boundary is missing or is not a valid one"
+            )
+        self._delimiter = f"\r\n--{boundary}".encode("ascii")
+        self._pattern = re.compile(re.escape(self._delimiter))
+        self._matched = self._virtual = 2
+        self._closed = False
+
+    # ------------------------------------------------------------ the grammar
+
+    def _parse(self) -> Steps[None]:
+        yield from self._preamble()
+        while not (yield from self._is_closing()):
+            fields, _ = yield from self._header_section()
+            self._matched = self._virtual = 2
+            yield self._begin(fields, None)
+            yield from self._part_content()
+            if self._is_short():
+                yield PatchCut()
+                return
+            yield PartEnd()
+        if not self._parts:
+            raise bad_patch("the patch has no part")
+        self._closed = True
+        yield from self._epilogue()
+
+    def _preamble(self) -> Steps[None]:
+        before = bytearray()
+        found = False
+        while not found:
+            pieces, found = self._split((yield from self._available()))
+            for piece in pieces:
+                before += piece[: 2 * _MAX_EMPTY_LINES + 1]
+                if len(before) > 2 * _MAX_EMPTY_LINES or before.strip(b"\r\n"):
+                    raise bad_patch("the patch does not begin with its boundary")
+
+    def _is_closing(self) -> Steps[bool]:
+        """Take what follows a boundary on its line: two hyphens end the patch."""
+        line = bytearray()
+        while True:
+            line += yield from self._some(1)
+            match = _AFTER_DELIMITER.fullmatch(line)
+            if match is not None:
+                return match["closing"] is not None
+            partial = _AFTER_DELIMITER_SO_FAR.fullmatch(line) is not None
+            if not partial or len(line) > _MAX_PADDING:
+                raise bad_patch("a boundary is not alone on its line")
+
+    def _part_content(self) -> Steps[None]:
+        found = False
+        while not found:
+            pieces, found = self._split((yield from self._available()))
+            for piece in pieces:
+                yield from self._content(piece)
+
+    def _epilogue(self) -> Steps[None]:
+        rest = bytearray()
+        while True:
+            rest += yield from self._some(1)
+            allowed = _EPILOGUE_SO_FAR.fullmatch(rest) is not None
+            if not allowed or len(rest) > _MAX_PADDING:
+                raise bad_patch("something follows the last boundary")
+
+    def _finish(self) -> Iterator[PatchEvent]:
+        if self._closed:
+            yield PatchEnd()
+        elif not self._parts:
+            raise bad_patch("the patch ends before its first part")
+        else:
+            yield PatchCut()
+
+    # ------------------------------------------------------------ the delimiter
+
+    def _split(self, available: memoryview) -> tuple[list[memoryview], bool]:
+        """Take content up to the delimiter and the delimiter, or all there is.
+
+        Returns the content, in at most two pieces, and whether the delimiter came.
+        """
+        pieces: list[memoryview] = []
+        if self._matched:
+            rest = self._delimiter[self._matched :]
+            size = min(len(rest), len(available))
+            if available[:size] == rest[:size]:
+                self._input = available[size:]
+                self._matched += size
+                found = size == len(rest)
+                if found:
+                    self._matched = self._virtual = 0
+                return [], found
+            # It was content after all, but for a line end that was none of it.
+            held = self._delimiter[self._virtual : self._matched]
+            pieces.append(memoryview(held))
+            self._matched = self._virtual = 0
+        start, end = self._find(available)
+        if start < 0:
+            self._matched = self._begun(available)
+            start = end = len(available)
+            content = available[: start - self._matched]
+        else:
+            content = available[:start]
+        self._input = available[end:]
+        pieces.append(content)
+        return pieces, self._matched == 0 and start != end
+
+    def _find(self, data: memoryview) -> tuple[int, int]:
+        match = self._pattern.search(data)
+        return (-1, -1) if match is None else match.span()
+
+    def _begun(self, data: memoryview) -> int:
+        """How many of the last bytes may be the beginning of a delimiter."""
+        tail = bytes(data[-(len(self._delimiter) - 1) :])
+        candidate = tail[tail.rfind(b"\r") :] if b"\r" in tail else b""
+        return len(candidate) if self._delimiter.startswith(candidate) else 0
+
+
+# ---------------------------------------------------------------- writing
+
+
+def encode_multipart_part(
+    boundary: str, range_: ContentRange, fields: Fields = NO_FIELDS
+) -> bytes:
+    """What stands before a part's content."""
+    return f"\r\n--{boundary}\r\n".encode("ascii") + encode_part_header(range_, fields)
+
+
+def encode_multipart_end(boundary: str) -> bytes:
+    """What stands after the last part's content."""
+    return f"\r\n--{boundary}--\r\n".encode("ascii")

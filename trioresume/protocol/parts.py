@@ -1,0 +1,362 @@
+"""Byte-range patches: the events all readers give, and the rules all parts obey.
+
+A reader is fed a patch's bytes as they arrive, cut anywhere, and gives::
+
+    ( PartStart PartData* PartEnd )+  PatchEnd      the patch is whole
+    ( PartStart PartData* PartEnd? )+ PatchCut      it ended early, or a part did
+
+``PatchEnd`` comes from :meth:`PatchReader.end` alone, because only the end of the
+body shows that no garbage follows: a consumer completes nothing before it. A patch
+that is malformed raises :class:`PeerError`; what was given before stays true, and
+whether it is kept is for the consumer to say (``PatchReader.atomic``: all or
+nothing, B8).
+
+Content is not copied (but for tiny chunks, see ``bhttp``): a ``PartData`` is a slice
+of what was fed, to be consumed before more is fed. A reader holds back at most one
+part's header section (G3) or one boundary.
+
+A reader is written as a generator, ``_parse``, that yields events, and ``None`` when
+it has run out of input; the input is then replaced and the generator resumed. So
+the code of a format reads like its grammar, and where the bytes are cut cannot
+matter: nothing but the input's end is a suspension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.fields import (
+    ContentRange,
+    format_content_range,
+    parse_content_range,
+    parse_integer,
+)
+from trioresume.protocol.framing import find_block_end, parse_field_block
+from trioresume.protocol.heads import Fields
+
+__all__ = [
+    "NO_FIELDS",
+    "PartData",
+    "PartEnd",
+    "PartStart",
+    "PatchCut",
+    "PatchEnd",
+    "PatchEvent",
+    "PatchLimits",
+    "PatchReader",
+    "Steps",
+    "as_patch_problems",
+    "bad_patch",
+    "encode_part_header",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PartStart:
+    """A part begins. ``length`` is how many bytes of content it will carry at most.
+
+    None means that this cannot be told before the content ends.
+    """
+
+    range: ContentRange
+    fields: Fields
+    length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartData:
+    """Content of the current part, never empty. Valid until the next feed."""
+
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnd:
+    """The current part's content is whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchEnd:
+    """The patch is whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchCut:
+    """The patch ends here, short of what it announced (B5); more input is ignored."""
+
+
+PatchEvent = PartStart | PartData | PartEnd | PatchEnd | PatchCut
+
+
+@dataclass(frozen=True, slots=True)
+class PatchLimits:
+    """What a patch may ask of the server.
+
+    The first two hold for each part's header section (G3). ``max_total`` bounds the
+    total length that a part may declare, in bytes (B7); None leaves it unbounded.
+    """
+
+    max_header_size: int = 16 * 1024
+    max_fields: int = 100
+    max_parts: int = 1000
+    max_total: int | None = None
+
+
+NO_FIELDS = Fields()
+
+_Result = TypeVar("_Result")
+Steps = Generator[PatchEvent | None, None, _Result]
+"""A step of a reader: yields events, None for "no input left", and returns a result."""
+
+_NOTHING = memoryview(b"")
+
+
+class PatchReader(ABC):
+    """Reads one patch. See the module's text for the order of events."""
+
+    atomic = False
+    """Whether the patch is to be applied as a whole or not at all (B8)."""
+
+    range: ContentRange | None = None
+    """The current part's range; known before any byte where the request gives it."""
+
+    completes: bool | None = None
+    """Whether the request says that it completes the upload (RUFH, C8); None if silent."""
+
+    def __init__(self, limits: PatchLimits, *, lenient_unit: bool = False) -> None:
+        self._limits = limits
+        self._lenient_unit = lenient_unit
+        self._input = _NOTHING
+        self._machine = self._parse()
+        self._failure: PeerError | None = None
+        self._cut = False
+        # The current part's account, in bytes; see _begin.
+        self._parts = 0
+        self._total: int | None = None
+        self._received = 0
+        self._expected: int | None = None
+        self._room: int | None = None
+
+    # ------------------------------------------------------------ for the consumer
+
+    def feed(self, data: bytes | memoryview) -> Iterator[PatchEvent]:
+        """The events that *data* completes. The iterator must be exhausted.
+
+        Raises :class:`PeerError` while iterating, then and at every later call.
+        """
+        return self._guarded(self._advance(data))
+
+    def end(self) -> Iterator[PatchEvent]:
+        """The events that the end of the body completes. Call it once, at the end.
+
+        To be called when the body was received whole; a broken connection needs no
+        call, as what came is all there is. Raises :class:`PeerError`.
+        """
+        return self._guarded(self._finish())
+
+    # ------------------------------------------------------------ for the formats
+
+    @abstractmethod
+    def _parse(self) -> Steps[None]:
+        """Read the patch; return only after a :class:`PatchCut`."""
+
+    @abstractmethod
+    def _finish(self) -> Iterator[PatchEvent]:
+        """The events of the body's end."""
+
+    def _available(self) -> Steps[memoryview]:
+        """Wait for input; at least a byte. Nothing is taken."""
+        while not self._input:
+            self._input = _NOTHING  # let go of the buffer that was fed
+            yield None
+        return self._input
+
+    def _some(self, most: int | None = None) -> Steps[memoryview]:
+        """Take the input there is: at least a byte, at most *most* bytes."""
+        available = yield from self._available()
+        taken = available[:most]
+        self._input = available[len(taken) :]
+        return taken
+
+    def _exactly(self, size: int) -> Steps[bytes]:
+        """Take *size* bytes, copied; the caller has bounded *size*."""
+        taken = bytearray()
+        while len(taken) < size:
+            taken += yield from self._some(size - len(taken))
+        return bytes(taken)
+
+    def _header_section(self) -> Steps[tuple[Fields, int]]:
+        """Take field lines and their blank line; also how many bytes they took."""
+        # It begins after a line end, so that a section without fields is found too.
+        block = bytearray(b"\r\n")
+        most = len(block) + self._limits.max_header_size
+        while True:
+            before = len(block)
+            available = yield from self._available()
+            # One byte beyond the limit is what shows that it is exceeded.
+            block += available[: most + 1 - before]
+            with as_patch_problems():
+                end = find_block_end(block, max(0, before - 3))
+            if end > most or (end < 0 and len(block) > most):
+                raise self._header_too_large()
+            taken = (len(block) if end < 0 else end) - before
+            self._input = available[taken:]
+            if end > 0:
+                with as_patch_problems():
+                    fields = parse_field_block(
+                        bytes(block[2:end]), self._limits.max_fields
+                    )
+                return fields, end - 2
+
+    def _header_too_large(self) -> PeerError:
+        return PeerError(
+            ProblemCode.HEADER_TOO_LARGE,
+            "a part's header section is larger than "
+            f"{self._limits.max_header_size} bytes",
+        )
+
+    def _too_many_fields(self) -> PeerError:
+        return PeerError(
+            ProblemCode.HEADER_TOO_LARGE,
+            f"a part has more than {self._limits.max_fields} fields",
+        )
+
+    def _begin(self, fields: Fields, available: int | None) -> PartStart:
+        """Begin a part; *available* is the content's length by its framing, if known."""
+        self._parts += 1
+        if self._parts > self._limits.max_parts:
+            raise bad_patch(f"there are more than {self._limits.max_parts} parts")
+        range_ = self._part_range(fields)
+        declared = _declared_length(fields, range_)
+        return self._begin_range(range_, fields, declared, available)
+
+    def _begin_range(
+        self,
+        range_: ContentRange,
+        fields: Fields,
+        declared: int | None,
+        available: int | None,
+    ) -> PartStart:
+        """Begin a part whose fields say *range_* and, if not None, *declared* bytes."""
+        self._check_total(range_.total)
+        self.range = range_
+        self._received = 0
+        self._expected = range_.length if declared is None else declared
+        self._room = range_.room if self._expected is None else self._expected
+        # What can be refused before a byte of content is read, is.
+        if available is not None and self._room is not None and available > self._room:
+            raise self._too_long()
+        known = [size for size in (self._expected, available) if size is not None]
+        return PartStart(range_, fields, min(known, default=None))
+
+    def _part_range(self, fields: Fields) -> ContentRange:
+        values = fields.get_all("content-range")
+        if len(values) != 1:
+            raise PeerError(
+                ProblemCode.BAD_CONTENT_RANGE,
+                "a part needs exactly one Content-Range field",
+            )
+        return parse_content_range(values[0], lenient_unit=self._lenient_unit)
+
+    def _check_total(self, total: int | None) -> None:
+        if total is None:
+            return
+        if self._limits.max_total is not None and total > self._limits.max_total:
+            raise PeerError(  # 400 and not 413: it is not this patch that is too large
+                ProblemCode.LENGTH_OVER_LIMIT,
+                f"no more than {self._limits.max_total} bytes are accepted in all",
+            )
+        if self._total not in (None, total):
+            raise PeerError(
+                ProblemCode.INCONSISTENT_LENGTH,
+                "two parts state different total lengths",
+            )
+        self._total = total
+
+    def _content(self, piece: memoryview) -> Steps[None]:
+        """Give *piece* as content of the current part, as far as there is room."""
+        kept = piece
+        if self._room is not None:
+            kept = piece[: self._room - self._received]
+        if kept:
+            self._received += len(kept)
+            yield PartData(kept)
+        if len(kept) < len(piece):
+            raise self._too_long()
+
+    def _too_long(self) -> PeerError:
+        return bad_patch("a part's content is longer than its range")
+
+    def _is_short(self) -> bool:
+        return self._expected is not None and self._received < self._expected
+
+    # ------------------------------------------------------------ running
+
+    def _advance(self, data: bytes | memoryview) -> Iterator[PatchEvent]:
+        self._input = memoryview(data)
+        for event in self._machine:
+            if event is None:
+                return
+            yield event
+
+    def _guarded(self, events: Iterator[PatchEvent]) -> Iterator[PatchEvent]:
+        if self._failure is not None:
+            raise self._failure
+        if self._cut:
+            return
+        try:
+            for event in events:
+                self._cut = isinstance(event, PatchCut)
+                yield event
+        except PeerError as error:
+            self._failure = error
+            raise
+
+
+def _declared_length(fields: Fields, range_: ContentRange) -> int | None:
+    """A part's Content-Length, checked against its range (B4); None without one."""
+    values = fields.get_all("content-length")
+    if not values:
+        return None
+    if len(values) > 1:
+        raise bad_patch("a part's Content-Length is repeated")
+    declared = parse_integer(
+        values[0], what="part's Content-Length", problem=ProblemCode.BAD_PATCH
+    )
+    if range_.length is None:
+        fits = range_.room is None or declared <= range_.room
+    else:
+        fits = declared == range_.length
+    if not fits:
+        raise bad_patch("a part's Content-Length is not the length of its range")
+    return declared
+
+
+def encode_part_header(range_: ContentRange, fields: Fields = NO_FIELDS) -> bytes:
+    """A part's header section: its range, its length where known, then *fields*."""
+    lines = [("Content-Range", format_content_range(range_))]
+    if range_.length is not None:
+        lines.append(("Content-Length", str(range_.length)))
+    lines += fields
+    text = "".join(f"{name}: {value}\r\n" for name, value in lines)
+    return f"{text}\r\n".encode("latin-1")
+
+
+def bad_patch(detail: str) -> PeerError:
+    return PeerError(ProblemCode.BAD_PATCH, detail)
+
+
+@contextmanager
+def as_patch_problems() -> Iterator[None]:
+    """Translate: what is wrong with a nested head is wrong with the patch, not the connection."""
+    try:
+        yield
+    except PeerError as error:
+        if error.problem is ProblemCode.HEADER_TOO_LARGE:
+            raise PeerError(error.problem, f"in a part: {error.detail}") from None
+        raise bad_patch(f"in a part: {error.detail}") from None
