@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from docs.generate import markdown
+
 project = "trioresume"
 author = "The trioresume authors"
-copyright = "2026, The trioresume authors"
+project_copyright = "2026, The trioresume authors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
+# Only the package's own names can be resolved: a build must not need the network.
+nitpick_ignore_regex = [(r"py:.*", r"(?!trioresume\b).*")]
 
 html_theme = "furo"
 html_title = "trioresume"
@@ -17,6 +33,21 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+
+
+class Generated(SphinxDirective):
+    """``{generated} name argument…``: see docs/generate.py."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        text = markdown(*self.arguments[0].split())
+        return self.parse_text_to_nodes(text)
+
+
+def setup(app: Sphinx) -> None:
+    """Make the directive known."""
+    app.add_directive("generated", Generated)

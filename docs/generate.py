@@ -1,0 +1,212 @@
+"""The parts of the documentation that are made from the code, as Markdown.
+
+A page has ``{generated} name argument…``; :func:`markdown` calls the function of
+that name here. What is made at each build cannot fall behind the code.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import click
+from sphinx.pycode import ModuleAnalyzer
+
+import trioresume.cli
+from trioresume.cli.options import ENVIRONMENT_PREFIX, ExitCode
+from trioresume.errors import ProblemCode
+from trioresume.protocol.operation import (
+    TRANSITIONS,
+    Effect,
+    Event,
+    OperationState,
+)
+
+ROOT = Path(__file__).parent.parent
+
+STATEMENT = re.compile(r"\b(?P<section>[RBG])(?P<number>[1-9][0-9]?)\b")
+STATEMENT_RANGE = re.compile(
+    r"\b(?P<section>[RBG])(?P<first>[1-9][0-9]?)(?: to |-|\u2013)(?P=section)(?P<last>[1-9][0-9]?)\b"
+)
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; a bar in a cell is escaped, a line end becomes a space."""
+    lines = [list(heads)]
+    lines.append(["---"] * len(lines[0]))
+    lines.extend([_cell(cell) for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def attribute_docs(module: str, owner: str) -> dict[str, str]:
+    """The strings below the attributes of class *owner*."""
+    docs = ModuleAnalyzer.for_module(module).find_attr_docs()
+    return {
+        name: " ".join(" ".join(text).split()).replace("``", "`")
+        for (scope, name), text in docs.items()
+        if scope == owner
+    }
+
+
+def problem_codes() -> str:
+    """Every problem code with its status and title."""
+    rows = ((f"`{p.code}`", p.status, p.title) for p in ProblemCode)
+    return table(("code", "status", "title"), rows)
+
+
+def exit_codes() -> str:
+    """Every exit status with its meaning."""
+    docs = attribute_docs("trioresume.cli.options", "ExitCode")
+    return table(("status", "meaning"), ((c.value, docs[c.name]) for c in ExitCode))
+
+
+# The state machine.
+
+
+def state_diagram() -> str:
+    """The state table as a drawing: each state, the events that leave it, and where to."""
+    width = max(len(event.value) for event in Event)
+    goal = max(len(state.value) for state in OperationState)
+    lines: list[str] = []
+    for state in OperationState:
+        lines.append(state.value)
+        rows = [(e, t) for (s, e), t in TRANSITIONS.items() if s is state]
+        for index, (event, transition) in enumerate(rows):
+            branch = "└─" if index == len(rows) - 1 else "├─"
+            effects = ", ".join(effect.value for effect in transition.effects)
+            arrow = f"{event.value} ".ljust(width + 1, "─")
+            lines.append(
+                f"  {branch} {arrow}─► {transition.state.value:<{goal}}   {effects}"
+            )
+    return "\n".join(["```text", *lines, "```"])
+
+
+def states() -> str:
+    """What each state means."""
+    docs = attribute_docs("trioresume.protocol.operation", "OperationState")
+    return table(
+        ("state", "meaning"), ((s.value, docs[s.name]) for s in OperationState)
+    )
+
+
+def effects() -> str:
+    """What each effect asks for."""
+    docs = attribute_docs("trioresume.protocol.operation", "Effect")
+    return table(("effect", "meaning"), ((e.value, docs[e.name]) for e in Effect))
+
+
+# The command line.
+
+
+def command(name: str) -> str:
+    """Usage, description and options of the subcommand *name*."""
+    group = trioresume.cli.main
+    parent = click.Context(group, info_name="trioresume")
+    subcommand = group.get_command(parent, name)
+    assert subcommand is not None
+    context = click.Context(subcommand, info_name=name, parent=parent)
+    usage = " ".join(["trioresume", name, *subcommand.collect_usage_pieces(context)])
+    options = [
+        option
+        for option in subcommand.params
+        if isinstance(option, click.Option) and not option.hidden
+    ]
+    rows = (_option_row(name, option, context) for option in options)
+    return "\n\n".join(
+        [
+            f"```text\n{usage}\n```",
+            click.unstyle(subcommand.help or "").replace("\b\n", ""),
+            table(("option", "meaning", "default", "environment"), rows),
+        ]
+    )
+
+
+def _option_row(
+    name: str, option: click.Option, context: click.Context
+) -> tuple[str, str, str, str]:
+    spelling = ", ".join(f"`{opt}`" for opt in [*option.opts, *option.secondary_opts])
+    if not option.is_flag:
+        spelling += f" {option.make_metavar(context)}"
+    default = option.get_default(context)
+    shown = (
+        "" if default is None or not isinstance(default, str | int | float) else default
+    )
+    if isinstance(default, tuple | list):
+        shown = ", ".join(map(str, default))
+    variable = option.envvar or f"{ENVIRONMENT_PREFIX}_{name}_{option.name}".upper()
+    return (
+        spelling,
+        option.help or "",
+        f"`{shown}`" if shown != "" else "",
+        f"`{variable}`",
+    )
+
+
+# What the tests prove.
+
+
+def statements_in(text: str) -> Iterator[str]:
+    """The numbers of the statements that *text* cites; a range cites each in it."""
+    for match in STATEMENT_RANGE.finditer(text):
+        for number in range(int(match["first"]), int(match["last"]) + 1):
+            yield f"{match['section']}{number}"
+    for match in STATEMENT.finditer(text):
+        yield match[0]
+
+
+def evidence() -> dict[str, list[str]]:
+    """For each statement the tests that cite it, as ``path::test``."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        source = path.read_text("utf-8")
+        lines = source.splitlines()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if not node.name.startswith("test_"):
+                continue
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            text = "\n".join(lines[first - 1 : node.end_lineno])
+            for statement in sorted(set(statements_in(text))):
+                name = f"{path.relative_to(ROOT)}::{node.name}"
+                found.setdefault(statement, []).append(name)
+    return found
+
+
+def statement_order(statement: str) -> tuple[int, int]:
+    """The key that sorts statements as they are listed."""
+    return "RBG".index(statement[0]), int(statement[1:])
+
+
+def evidence_table() -> str:
+    """Which tests cite which statement."""
+    rows = sorted(evidence().items(), key=lambda item: statement_order(item[0]))
+    return table(
+        ("statement", "tests"),
+        ((number, ", ".join(f"`{name}`" for name in names)) for number, names in rows),
+    )
+
+
+GENERATORS: dict[str, Callable[..., str]] = {
+    generator.__name__: generator
+    for generator in (
+        command,
+        effects,
+        evidence_table,
+        exit_codes,
+        problem_codes,
+        state_diagram,
+        states,
+    )
+}
+
+
+def markdown(name: str, *arguments: str) -> str:
+    """What ``{generated} name arguments`` stands for."""
+    return GENERATORS[name](*arguments)

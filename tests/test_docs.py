@@ -1,0 +1,237 @@
+"""Every example of README.md and docs/ is run, page by page, as a reader would.
+
+A page is one scenario in an empty directory:
+
+* a ``python`` or ``toml`` block whose first line is a comment with a file name is
+  saved under that name; a ``python`` block without one is run there and then;
+* in a ``console`` block, what follows ``$ `` is typed into one bash for the whole
+  page, so that jobs and variables last. It must succeed, and what follows it is
+  its output, in which ``...`` stands for anything. A job put in the background
+  has to show the lines below it, sooner or later;
+* ``sh`` holds the commands that fetch packages; ``.ci/run`` runs those;
+* ``text`` is no example.
+
+Port 8080 becomes a free one everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+STEP_SECONDS = 60.0
+FENCE = re.compile(
+    r"^(?P<ticks>```+)(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=ticks)$",
+    re.MULTILINE | re.DOTALL,
+)
+FILE_NAME = re.compile(r"# (?P<name>[a-z-]+\.(?:py|toml))\n")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a console block and the output it is shown with."""
+
+    command: str
+    output: list[str]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return [
+        Block(match["language"], textwrap.dedent(match["text"]))
+        for match in FENCE.finditer(page.read_text("utf-8"))
+    ]
+
+
+def steps_of(console: str) -> list[Step]:
+    """The commands of a console block; a backslash continues one on the next line."""
+    steps: list[Step] = []
+    for line in console.splitlines():
+        if line.startswith("$ "):
+            steps.append(Step(line.removeprefix("$ "), []))
+        elif steps and steps[-1].command.endswith("\\"):
+            last = steps.pop()
+            steps.append(Step(last.command[:-1] + line.strip(), []))
+        else:
+            steps[-1].output.append(line)
+    return steps
+
+
+def shows(output: list[str], expected: list[str]) -> bool:
+    """Whether *output* is what is *expected*; ``...`` stands for anything."""
+    pattern = ".*".join(map(re.escape, "\n".join(expected).split("...")))
+    return re.fullmatch(pattern, "\n".join(output), re.DOTALL) is not None
+
+
+class Shell:
+    """One bash in *directory*, with ``trioresume`` and ``python`` on its path."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        commands = directory.parent / "commands"
+        commands.mkdir()
+        for name, arguments in (("python", ""), ("trioresume", " -m trioresume")):
+            script = commands / name
+            script.write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
+            script.chmod(0o755)
+        self.output = directory.parent / "output"
+        self._output = self.output.open("wb")
+        self.jobs = 0
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("TRIORESUME_")},
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(directory.parent / "state"),
+            "COLUMNS": "80",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.process = subprocess.Popen(
+            ["bash", "--norc", "--noprofile"],
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+
+    def type(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def run(self, step: Step) -> None:
+        """Type *step*, wait for its end and compare the output."""
+        start = self.output.stat().st_size
+        self.type(f'{{ {step.command}; }} < /dev/null; echo "[exit $?]"')
+        deadline = time.monotonic() + STEP_SECONDS
+        while True:
+            text = self.output.read_bytes()[start:].decode()
+            if done := re.search(r"\[exit (\d+)\]\n\Z", text):
+                break
+            assert time.monotonic() < deadline, f"{step.command} still runs: {text}"
+            assert self.process.poll() is None
+            time.sleep(0.02)
+        assert done[1] == "0", f"{step.command}: {text}"
+        lines = text[: done.start()].replace("\r\n", "\n").splitlines()
+        if step.output:
+            assert shows(lines, step.output), f"{step.command}: {text}"
+
+    def start(self, step: Step) -> None:
+        """Type *step*, a background job, and wait until it shows its output."""
+        self.jobs += 1
+        log = self.directory.parent / f"job-{self.jobs}"
+        self.type(f"{step.command.removesuffix('&')} > {log} 2>&1 < /dev/null &")
+        deadline = time.monotonic() + STEP_SECONDS
+        while not (
+            log.exists()
+            and shows(
+                ["", *log.read_text().splitlines(), ""], ["...", *step.output, "..."]
+            )
+        ):
+            assert time.monotonic() < deadline, f"{step.command}: {log.read_text()}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """End bash and the jobs it still has: all of them are in its session."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+        self._output.close()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    directory = tmp_path / "page"
+    directory.mkdir()
+    shell = Shell(directory)
+    yield shell
+    shell.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def examples(page: Path) -> list[Block]:
+    return [b for b in blocks_of(page) if b.language in ("python", "console", "toml")]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if examples(page)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_examples_do_what_the_page_says(page: Path, shell: Shell) -> None:
+    """The commands and programs of a page run, and show what the page shows."""
+    port = f":{free_port()}"
+    blocks = examples(page)
+    if shutil.which("curl") is None and any("curl" in b.text for b in blocks):
+        pytest.skip("the page uses curl, which this machine lacks")
+    for block in blocks:
+        text = block.text.replace(":8080", port)
+        if block.language == "console":
+            for step in steps_of(text):
+                (shell.start if step.command.endswith("&") else shell.run)(step)
+        else:
+            name = FILE_NAME.match(text)
+            file = shell.directory / (name["name"] if name else "block.py")
+            file.write_text(text)
+            if name is None:
+                shell.run(Step("python block.py", []))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_example_escapes(page: Path) -> None:
+    """Every fenced block is of a kind that is run, or says that it is no example."""
+    for block in blocks_of(page):
+        directive = block.language.startswith("{")
+        assert directive or block.language in (
+            "python",
+            "console",
+            "toml",
+            "sh",
+            "text",
+        )
+        if block.language == "toml":
+            assert FILE_NAME.match(block.text), "a file needs its name"
+        if block.language == "sh":
+            assert block.text.startswith("python3 -m venv "), "only .ci/run runs these"
+
+
+def test_output_is_compared_with_gaps() -> None:
+    """``...`` stands for any text, and nothing else is forgiven."""
+    assert shows(["HTTP/1.1 201 Created", "etag: x", ""], ["HTTP/1.1 201 ..."])
+    assert shows(["a", "b", "c"], ["a", "...", "c"])
+    assert not shows(["a", "b"], ["a"])
+    assert not shows(["a"], ["a", "b"])
+
+
+def test_console_block_is_split_into_commands_and_output() -> None:
+    """A command may go on after a backslash; the rest is its output."""
+    steps = steps_of("$ one \\\n    two\nout\n$ three\n")
+    assert steps == [Step("one two", ["out"]), Step("three", [])]
