@@ -73,6 +73,7 @@ class ProblemCode(Enum):
     UNSUPPORTED_MEDIA_TYPE = ("unsupported-media-type", 415, "The media type is not supported")
     RANGE_NOT_SATISFIABLE = ("range-not-satisfiable", 416, "No byte of the range exists")
     EXPECTATION_FAILED = ("expectation-failed", 417, "The expectation is not supported")
+    TOO_MANY_REQUESTS = ("too-many-requests", 429, "Too many requests")
     HEADER_TOO_LARGE = ("header-too-large", 431, "The header section is too large")
     INTERNAL_ERROR = ("internal-error", 500, "The server failed")
     INDETERMINATE = (

@@ -31,6 +31,9 @@ and gone for good when the target is through.
 *Expiry never takes what is busy* (promise 9). Only RECEIVING without a writer, DONE
 and GONE have an EXPIRED row that ends something; elsewhere it renews.
 
+*A full disk is not an end* (G8). If the content cannot be frozen, the operation is
+RECEIVING again with every byte it had; the client's next visit completes it.
+
 An operation that keeps no incomplete content (``resume=ignore-incomplete``, or no
 ``resume`` at all) is driven by CUT_FOR_GOOD where the others get CUT.
 """
@@ -68,6 +71,7 @@ class Event(Enum):
     CUT_FOR_GOOD = "cut for good"
     STARTED = "started"
     ANSWERED = "answered"
+    STORAGE_FAILED = "storage failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     RESTARTED = "restarted"
@@ -116,6 +120,7 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
     (_S.RECEIVING, _E.EXPIRED): Transition(_S.GONE, (_F.DISCARD,)),
     (_S.COMPLETE, _E.STARTED): Transition(_S.PROCESSING, (_F.SAVE_STATE,)),
     (_S.COMPLETE, _E.ANSWERED): Transition(_S.DONE, (_F.RECORD,)),
+    (_S.COMPLETE, _E.STORAGE_FAILED): Transition(_S.RECEIVING, (_F.KEEP,)),
     (_S.COMPLETE, _E.CANCELLED): Transition(_S.ABANDONED, (_F.SAVE_STATE,)),
     (_S.COMPLETE, _E.EXPIRED): Transition(_S.COMPLETE, (_F.RENEW,)),
     (_S.COMPLETE, _E.RESTARTED): Transition(_S.COMPLETE, (_F.CALL_TARGET,)),

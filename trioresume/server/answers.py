@@ -1,0 +1,305 @@
+"""The target's call and the recording of its response, at most once (R31, promise 4).
+
+What is committed when depends on the target's policy:
+
+============== ============================ =====================================
+policy          before the call              after it
+============== ============================ =====================================
+AT_MOST_ONCE    content, state PROCESSING    response
+IDEMPOTENT      content, state COMPLETE      response
+TRANSACTIONAL   nothing                      content, effects, response: together
+============== ============================ =====================================
+
+A crash before the first commit leaves an incomplete upload that has all its bytes;
+the client's next visit completes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
+from trioresume.protocol.fields import format_http_date
+from trioresume.protocol.heads import RequestHead
+from trioresume.protocol.message import end_to_end_fields
+from trioresume.protocol.operation import Event, OperationState
+from trioresume.protocol.problem import problem_response
+from trioresume.server.locations import operation_fields
+from trioresume.server.messages import (
+    CallPolicy,
+    Progress,
+    RecordedWith,
+    Request,
+    RequestBody,
+    Response,
+)
+from trioresume.store.port import (
+    Content,
+    ForgetOperation,
+    FreezeContent,
+    Mutation,
+    RecordResponse,
+    SealChunk,
+    SetState,
+    StoredResponse,
+    response_key,
+)
+from trioresume.store.recipe import Recipe, digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+
+    from trioresume.protocol.heads import Fields
+    from trioresume.server.operations import Operation, Operations
+    from trioresume.store.port import ContentWriter, OperationRecord, Seal
+
+__all__ = ["Answer", "Answering", "content_etag_of", "error_response"]
+
+logger = logging.getLogger("trioresume.operations")
+
+INLINE_LIMIT = 64 * 1024
+"""Response content up to this many bytes is kept in the catalog itself."""
+MOST_CONFLICTS = 10
+LONGEST_RETRY = 60.0
+
+_BODILESS = (204, 205, 304)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response as it is recorded."""
+
+    response: StoredResponse
+    expires_at: float
+
+
+def content_etag_of(content: Content) -> str:
+    """The strong validator of finished content: its digest (DESIGN, store)."""
+    digest = content.digest if content.digest is not None else digest_of(content.inline or b"")
+    return f'"{digest.hex()}"'
+
+
+def error_response(error: PeerError) -> Response:
+    """The problem document of *error* as a handler's response (RFC 9457)."""
+    status, fields, body = problem_response(error)
+    return Response(status, fields, body)
+
+
+class Answering:
+    """One call of the target for one complete operation."""
+
+    def __init__(
+        self, operation: Operation, operations: Operations, frozen: list[Mutation]
+    ) -> None:
+        self._operation = operation
+        self._storage = operations.storage
+        self._target = operations.target
+        self._config = operations.config
+        self._clock = operations.clock
+        self._frozen = frozen
+        """What freezes the content and is not committed yet."""
+
+    async def run(self) -> None:
+        """Call the target and record its response. Raises :class:`StorageError`."""
+        operation = self._operation
+        if self._target.policy is not CallPolicy.TRANSACTIONAL:
+            await self._commit_start()
+        if operation.state is not OperationState.ABANDONED:
+            await self._call_and_record()
+        if operation.state is OperationState.ABANDONED:
+            await operation.drop_answer()
+
+    async def record_indeterminate(self) -> None:
+        """A crash cut the call: record that nobody knows what came of it (R31)."""
+        error = PeerError(ProblemCode.INDETERMINATE)
+        await self._record(error_response(error), ())
+
+    async def _commit_start(self) -> None:
+        operation = self._operation
+        once = self._target.policy is CallPolicy.AT_MOST_ONCE
+        state = OperationState.PROCESSING if once else OperationState.COMPLETE
+        mutations = self._frozen
+        if not operation.unoffered:
+            mutations = [*mutations, SetState(operation.id, state)]
+        if mutations:
+            await self._storage.commit(*mutations)
+        if self._frozen:
+            operation.note_frozen()
+            self._frozen = []
+        if once and operation.state is OperationState.COMPLETE:
+            operation.note_event(Event.STARTED)
+
+    async def _call_and_record(self) -> None:
+        for _ in range(MOST_CONFLICTS):
+            answer = await self._call()
+            effects: tuple[Mutation, ...] = ()
+            if isinstance(answer, RecordedWith):
+                answer, effects = answer.response, answer.mutations
+            try:
+                return await self._record(answer, effects)
+            except StorageConflict:
+                # Something the target looked at has changed meanwhile: it looks again.
+                continue
+        await self._record(error_response(PeerError(ProblemCode.CONFLICT)), ())
+
+    async def _call(self) -> Response | RecordedWith:
+        operation = self._operation
+        content = operation.frozen_content or operation.record.content
+        assert content is not None
+        record = operation.record
+        request = Request(
+            head=record_head(record),
+            body=RequestBody(content, self._storage),
+            principal=record.principal,
+            on_progress=self._show_progress,
+        )
+        try:
+            return await self._target.respond(request)
+        except PeerError as exc:
+            return error_response(exc)
+        except StorageError:
+            if self._target.policy is CallPolicy.TRANSACTIONAL:
+                raise
+            logger.exception("the handler of %s failed in the store", operation.id)
+        except Exception:
+            logger.exception("the handler of %s failed", operation.id)
+        return error_response(PeerError(ProblemCode.INTERNAL_ERROR))
+
+    def _show_progress(self, progress: Progress) -> None:
+        self._operation.progress = progress
+        self._operation.announce_change()
+
+    async def _record(self, response: Response, effects: tuple[Mutation, ...]) -> None:
+        operation = self._operation
+        stored, body_mutations = await self._store(response)
+        answer = Answer(stored, self._clock.now() + self._config.response_lifetime)
+        record: Mutation
+        if operation.unoffered and stored.body.digest is None:
+            record = ForgetOperation(operation.id)
+        else:
+            record = RecordResponse(
+                operation.id, stored, answer.expires_at, self._config.retain_content
+            )
+        if operation.state is OperationState.ABANDONED:
+            return
+        await self._commit_surely(*self._frozen, *body_mutations, *effects, record)
+        if self._frozen:
+            operation.note_frozen()
+            self._frozen = []
+        if operation.state is not OperationState.ABANDONED:
+            operation.note_answer(answer)
+
+    async def _commit_surely(self, *mutations: Mutation) -> None:
+        """Commit; where the target cannot be called again, until it succeeds.
+
+        A response that cannot be recorded must not be sent, and the call that gave it
+        must not be repeated: so it waits for space (G8).
+        """
+        delay = 1.0
+        while True:
+            try:
+                return await self._storage.commit(*mutations)
+            except StorageConflict:
+                raise
+            except StorageError as exc:
+                if self._target.policy is CallPolicy.TRANSACTIONAL:
+                    raise
+                logger.error(
+                    "the response of %s cannot be recorded yet: %s", self._operation.id, exc
+                )
+            await trio.sleep(delay)
+            delay = min(2 * delay, LONGEST_RETRY)
+
+    async def _store(self, response: Response) -> tuple[StoredResponse, list[Mutation]]:
+        try:
+            content, mutations = await self._store_body(response)
+        except StorageError:
+            raise
+        except Exception:
+            logger.exception("the response content of %s failed", self._operation.id)
+            response = error_response(PeerError(ProblemCode.INTERNAL_ERROR))
+            content, mutations = await self._store_body(response)
+        fields = self._final_fields(response, content)
+        return StoredResponse(status=response.status, fields=fields, body=content), mutations
+
+    async def _store_body(self, response: Response) -> tuple[Content, list[Mutation]]:
+        body = response.body
+        if response.status in _BODILESS:
+            body = b""
+        if isinstance(body, bytes) and len(body) <= INLINE_LIMIT:
+            return Content(len(body), inline=body), []
+        return await _ResponseWriter(self._operation, self._storage).write(body)
+
+    def _final_fields(self, response: Response, content: Content) -> Fields:
+        operation = self._operation
+        fields = end_to_end_fields(response.fields).without("content-length")
+        if "date" not in fields:
+            fields = fields.plus({"date": format_http_date(self._clock.now())})
+        if response.status not in (204, 304):
+            fields = fields.plus({"content-length": str(content.length)})
+        if operation.unoffered:
+            return fields
+        if "etag" not in fields and response.status != 201:
+            # R28; a 201's ETag is that of what was created (RFC 9110, section 15.3.2).
+            fields = fields.plus({"etag": content_etag_of(content)})
+        locations = operation_fields(self._config, operation.id, operation.record.length != 0)
+        if "content-location" in fields:
+            locations = locations.without("content-location")
+        mode = "save" if operation.record.keep_incomplete else "ignore"
+        return fields.plus(locations).plus(
+            {"preference-applied": f"resume={mode}-incomplete"}
+        )
+
+
+class _ResponseWriter:
+    """Puts response content that is too large for the catalog into chunks."""
+
+    def __init__(self, operation: Operation, storage: Storage) -> None:
+        self._key = response_key(operation.id)
+        self._storage = storage
+
+    async def write(
+        self, body: bytes | AsyncIterable[bytes]
+    ) -> tuple[Content, list[Mutation]]:
+        writer = await self._storage.run(self._storage.store.open_writer, self._key)
+        try:
+            if isinstance(body, bytes):
+                await self._append(writer, body)
+            else:
+                async for block in body:
+                    await self._append(writer, block)
+            return await self._finish(writer)
+        finally:
+            writer.close()
+
+    async def _append(self, writer: ContentWriter, block: bytes) -> None:
+        for seal in writer.append(block):
+            await self._storage.commit(await self._run(seal))
+
+    async def _run(self, seal: Seal) -> SealChunk:
+        return await self._storage.run(seal.run)
+
+    async def _finish(self, writer: ContentWriter) -> tuple[Content, list[Mutation]]:
+        store = self._storage.store
+        last = [await self._run(seal) for seal in writer.finish()]
+        digests = await self._storage.run(store.chunk_digests, self._key)
+        recipe = Recipe.build(
+            store.chunk_size, writer.offset, [*digests, *(seal.digest for seal in last)]
+        )
+        content = Content(writer.offset, digest=recipe.digest)
+        return content, [*last, FreezeContent(self._key, recipe)]
+
+
+def record_head(record: OperationRecord) -> RequestHead:
+    """The head of the request that began the operation, as it was recorded."""
+    return RequestHead(
+        method=record.method,
+        target=record.target,
+        fields=record.fields,
+        http_version="1.1",
+        length=record.length,
+    )

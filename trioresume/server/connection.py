@@ -1,0 +1,214 @@
+"""A connection: heads read one after the other, each exchange ended before the next.
+
+Request N+1 starts after the final response of N (R33); what a pipelining client sent
+ahead waits in the connection's own buffer. No exception leaves a connection but
+cancellation: a failing request, a dead peer, a bug hurt this connection alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import h11
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
+from trioresume.protocol.framing import (
+    HeadLimits,
+    check_head,
+    find_head_end,
+    head_start,
+    request_head,
+)
+from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.server.exchange import Exchange
+from trioresume.server.receive import ContentCut
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.config import Config
+    from trioresume.server.transport import Transport
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("trioresume.connection")
+
+HEAD_READ = 16 * 1024
+"""Bytes read at once while a head is expected: little of the content comes along."""
+
+
+class Connection:
+    """Serves one transport until it ends."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        handle: Callable[[Exchange], Awaitable[None]],
+        shared_buffer: memoryview,
+        config: Config,
+        clock: ServiceClock,
+    ) -> None:
+        self._transport = transport
+        self._handle = handle
+        self._buffer = shared_buffer
+        self._config = config
+        self._clock = clock
+        self._limits = HeadLimits(config.max_header_size, config.max_header_fields)
+        self._leftover = bytearray()
+        self.stopping = False
+        """Whether no further request is to be read, because the server shuts down."""
+        self._idle_scope: trio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """Serve until the peer or the server ends it; then close."""
+        try:
+            while await self._serve_one():
+                pass
+        except trio.BrokenResourceError:
+            logger.debug("%s went away", self._transport.peer)
+        except Exception:
+            logger.exception("the connection of %s failed", self._transport.peer)
+        finally:
+            await self._transport.aclose()
+
+    def stop(self) -> None:
+        """Read no further request; the running one is ended by whoever counts the time."""
+        self.stopping = True
+        if self._idle_scope is not None:
+            self._idle_scope.cancel()
+
+    async def _serve_one(self) -> bool:
+        """Read one request and answer it; whether another one may follow."""
+        parser = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=self._config.max_header_size
+        )
+        try:
+            head = await self._read_head(parser)
+        except PeerError as exc:
+            refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
+            refused.close_after()
+            await refused.respond_problem(exc)
+            return await refused.finish()
+        if head is None:
+            return False
+        exchange = self._exchange(head, parser)
+        await self._answer(exchange)
+        return await exchange.finish() and not self.stopping
+
+    def _exchange(self, head: RequestHead, parser: h11.Connection) -> Exchange:
+        return Exchange(
+            head,
+            self._transport,
+            parser,
+            self._leftover,
+            self._buffer,
+            self._config,
+            self._clock,
+        )
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            if self.stopping:
+                exchange.close_after()
+            exchange.read_expectation()
+            await self._handle(exchange)
+        except ContentCut as exc:
+            # A peer that ended its side wants no answer; a silent one might.
+            exchange.close_after()
+            if exc.timed_out and not exchange.responded:
+                await exchange.respond_problem(
+                    PeerError(ProblemCode.REQUEST_TIMEOUT, close=True)
+                )
+        except PeerError as exc:
+            await self._problem(exchange, exc)
+        except StorageError as exc:
+            full = isinstance(exc, StorageFull)
+            logger.error("%s %s: %s", exchange.head.method, exchange.head.path, exc)
+            await self._problem(
+                exchange,
+                PeerError(
+                    ProblemCode.INSUFFICIENT_STORAGE if full else ProblemCode.INTERNAL_ERROR
+                ),
+            )
+        except trio.BrokenResourceError:
+            raise
+        except Exception:
+            logger.exception("%s %s failed", exchange.head.method, exchange.head.path)
+            await self._problem(exchange, PeerError(ProblemCode.INTERNAL_ERROR))
+
+    async def _problem(self, exchange: Exchange, error: PeerError) -> None:
+        if exchange.responded:
+            # Its length was announced; only closing shows that it is not whole.
+            raise trio.BrokenResourceError("the response failed after its start")
+        await exchange.respond_problem(error)
+
+    # Reading a head.
+
+    async def _read_head(self, parser: h11.Connection) -> RequestHead | None:
+        """The next request's head; None when none will come."""
+        if not self._leftover and not await self._wait_for_request():
+            return None
+        with trio.move_on_after(self._config.header_timeout) as scope:
+            end = await self._find_end()
+        if scope.cancelled_caught:
+            raise PeerError(ProblemCode.REQUEST_TIMEOUT, "the head took too long", close=True)
+        if end is None:
+            return None
+        raw = bytes(self._leftover[head_start(self._leftover) : end])
+        del self._leftover[:end]
+        return self._parse(parser, raw)
+
+    async def _wait_for_request(self) -> bool:
+        if self.stopping:
+            return False
+        with trio.move_on_after(self._config.keep_alive_timeout) as self._idle_scope:
+            await self._transport.wait_readable()
+        idle, self._idle_scope = self._idle_scope, None
+        return not idle.cancelled_caught
+
+    async def _find_end(self) -> int | None:
+        searched = 0
+        while True:
+            end = find_head_end(self._leftover, searched, self._limits)
+            if end >= 0:
+                return end
+            searched = len(self._leftover)
+            await self._transport.wait_readable()
+            count = self._transport.receive_nowait(self._buffer[:HEAD_READ])
+            if count == 0:
+                if self._leftover:
+                    raise PeerError(
+                        ProblemCode.MALFORMED_REQUEST, "the head is incomplete", close=True
+                    )
+                return None
+            if count is not None:
+                self._leftover += self._buffer[:count]
+
+    def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
+        check_head(raw, self._limits)
+        parser.receive_data(raw)
+        try:
+            event = parser.next_event()
+        except h11.RemoteProtocolError as exc:
+            raise PeerError(
+                ProblemCode.NOT_IMPLEMENTED
+                if exc.error_status_hint == 501
+                else ProblemCode.MALFORMED_REQUEST,
+                "the head is malformed",
+                close=True,
+            ) from exc
+        assert isinstance(event, h11.Request)
+        return request_head(
+            event.method,
+            event.target,
+            Fields.from_wire(event.headers),
+            event.http_version,
+            peer=self._transport.peer,
+            limits=self._limits,
+        )
+
+
+_NO_HEAD = RequestHead(method="", target="", fields=Fields(), http_version="1.0", length=None)
+"""Stands for a request whose head could not be read: nothing after it can be, either."""

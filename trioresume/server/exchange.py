@@ -1,0 +1,216 @@
+"""One request and its answer on a connection: interims, the response, the rest.
+
+h11 writes the heads and guards the order of events; content of known length is sent
+past it, since there is nothing to frame. Each exchange has an h11 connection of its
+own, because a body that h11 never saw cannot bring it to its next cycle.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import h11
+import trio
+
+from trioresume.errors import PeerError
+from trioresume.protocol.fields import format_http_date, split_list
+from trioresume.protocol.framing import expects_continue
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.problem import problem_response
+from trioresume.server.receive import BodyReceiver, ContentCut
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.server.config import Config
+    from trioresume.server.transport import Transport
+
+__all__ = ["Exchange"]
+
+logger = logging.getLogger("trioresume.connection")
+
+LINGER_SIZE = 64 * 1024 * 1024
+"""Most bytes read and dropped so that a peer still sending can read its answer (R10)."""
+
+
+def reason_phrase(status: int) -> str:
+    """The usual reason phrase, empty for a status that has none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+class Exchange:
+    """A request that was read, and the means to answer it."""
+
+    def __init__(
+        self,
+        head: RequestHead,
+        transport: Transport,
+        parser: h11.Connection,
+        leftover: bytearray,
+        shared_buffer: memoryview,
+        config: Config,
+        clock: ServiceClock,
+    ) -> None:
+        self.head = head
+        self.body = BodyReceiver(
+            head, transport, parser, leftover, shared_buffer, config
+        )
+        self.responded = False
+        """Whether the final response was begun."""
+        self._transport = transport
+        self._shared_buffer = shared_buffer
+        self._parser = parser
+        self._config = config
+        self._clock = clock
+        # R9: remembered here; h11 forgets it with the first interim response.
+        self._owes_continue = False
+        connection = split_list((head.fields.get("connection") or "").lower())
+        self._keep_alive = head.http_version == "1.1" and "close" not in connection
+
+    def read_expectation(self) -> None:
+        """Take note of an owed 100. Raises :class:`PeerError` 417 for others (R8)."""
+        self._owes_continue = expects_continue(self.head)
+
+    # Interim responses. Never to HTTP/1.0 (R7), which h11 does not prevent.
+
+    @property
+    def can_interim(self) -> bool:
+        return self.head.http_version == "1.1" and not self.responded
+
+    async def send_continue(self, fields: Fields = Fields(), *, always: bool = False) -> None:
+        """The 100 that the client waits for; *always*: also if it does not wait (R5)."""
+        if self.can_interim and (self._owes_continue or always):
+            await self._transport.send_all(self._interim(100, fields))
+        self._owes_continue = False
+
+    def acknowledge(self, offset: int) -> None:
+        """Tell that *offset* bytes are durable, unless the peer reads too slowly (R30)."""
+        if self.can_interim:
+            self._transport.send_nowait(
+                self._interim(100, Fields({"acknowledge": str(offset)}))
+            )
+
+    def _interim(self, status: int, fields: Fields) -> bytes:
+        event = h11.InformationalResponse(
+            status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
+        )
+        data = self._parser.send(event)
+        assert data is not None
+        return data
+
+    # The final response.
+
+    async def respond(
+        self, status: int, fields: Fields, body: bytes | AsyncIterable[bytes] = b""
+    ) -> None:
+        """Send the final response. With ``Content-Length``, *body* must have that length.
+
+        Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing.
+        """
+        if isinstance(body, bytes) and status not in (204, 304):
+            if "content-length" not in fields:
+                fields = fields.plus({"content-length": str(len(body))})
+        self.responded = True
+        head = self._start_response(status, fields)
+        bodiless = self.head.method == "HEAD" or status in (204, 304)
+        if bodiless or body == b"":
+            await self._send(head)
+        elif isinstance(body, bytes):
+            await self._send(head + body)
+        else:
+            await self._send(head)
+            await self._send_blocks(body, framed="content-length" not in fields)
+
+    def _start_response(self, status: int, fields: Fields) -> bytes:
+        if "date" not in fields:
+            fields = fields.plus({"date": format_http_date(self._clock.now())})
+        if not self._can_drain:
+            self._keep_alive = False
+        if not self._keep_alive:
+            fields = fields.without("connection").plus({"connection": "close"})
+        event = h11.Response(
+            status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
+        )
+        data = self._parser.send(event)
+        assert data is not None
+        return data
+
+    async def _send_blocks(self, body: AsyncIterable[bytes], *, framed: bool) -> None:
+        async for block in body:
+            if framed:
+                data = self._parser.send(h11.Data(data=block))
+                assert data is not None
+                await self._send(data)
+            else:
+                await self._send(block)
+        if framed:
+            await self._send(self._parser.send(h11.EndOfMessage()) or b"")
+
+    async def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        # In pieces, so that the deadline is about progress and not about size.
+        for start in range(0, len(view), 256 * 1024):
+            with trio.move_on_after(self._config.send_timeout) as scope:
+                await self._transport.send_all(view[start : start + 256 * 1024])
+            if scope.cancelled_caught:
+                raise trio.BrokenResourceError("the peer does not read its response")
+
+    async def respond_problem(self, error: PeerError) -> None:
+        """Answer with the problem document of *error* (RFC 9457)."""
+        if error.close:
+            self._keep_alive = False
+        status, fields, body = problem_response(error)
+        await self.respond(status, fields, body)
+
+    def close_after(self) -> None:
+        """Close the connection once this exchange is over."""
+        self._keep_alive = False
+
+    # The end.
+
+    @property
+    def _can_drain(self) -> bool:
+        """Whether content left unread is little enough to read it and go on (R10).
+
+        A client that still waits for its 100 may send the content or not: only closing
+        tells the one from the other.
+        """
+        remaining = self.body.remaining
+        return self.body.finished or (
+            remaining is not None
+            and remaining <= self._config.drain_size
+            and not self._owes_continue
+        )
+
+    async def finish(self) -> bool:
+        """Leave the connection ready for the next request; whether it is.
+
+        If it is not, what the peer still sends is read for a while: a reset would
+        destroy the response before the peer has read it (RFC 9112, section 9.6).
+        """
+        with trio.move_on_after(self._config.drain_timeout):
+            try:
+                if self._keep_alive:
+                    return await self.body.discard(self._config.drain_size)
+                if not self.body.finished:
+                    await self._transport.send_eof()
+                    await self._linger()
+            except (ContentCut, PeerError, trio.BrokenResourceError):
+                pass
+        return False
+
+    async def _linger(self) -> None:
+        left = LINGER_SIZE
+        while left > 0:
+            await self._transport.wait_readable()
+            count = self._transport.receive_nowait(self._shared_buffer)
+            if count == 0:
+                return
+            left -= count or 0
+

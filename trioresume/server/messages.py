@@ -1,0 +1,298 @@
+"""What a handler sees and gives back: requests, their content, responses."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import trio
+
+from trioresume.errors import CallerError
+from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.store.port import Content, Mutation
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+
+    from _typeshed import WriteableBuffer
+
+    from trioresume.server.storage import Storage
+    from trioresume.store.port import ContentReader
+
+__all__ = [
+    "CallPolicy",
+    "ContentFile",
+    "Handler",
+    "Progress",
+    "RecordedWith",
+    "Representation",
+    "Request",
+    "RequestBody",
+    "Response",
+    "Target",
+    "idempotent",
+]
+
+BLOCK_SIZE = 256 * 1024
+"""Bytes per step when content is read for sending or iterated over."""
+
+
+class RequestBody:
+    """The whole content of a request, in the store. Immutable.
+
+    ``async for block in body`` gives it in order, in blocks of bytes.
+    """
+
+    def __init__(self, content: Content, storage: Storage) -> None:
+        self._content = content
+        self._storage = storage
+
+    @property
+    def content(self) -> Content:
+        """What the store knows it by."""
+        return self._content
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self._content.length
+
+    @property
+    def digest(self) -> str | None:
+        """The content's address: hexadecimal multihash of its recipe, None if empty.
+
+        Equal content has an equal digest, under equal ``chunk_size``.
+        """
+        digest = self._content.digest
+        return None if digest is None else digest.hex()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        reader = await self._open()
+        try:
+            offset = 0
+            while offset < reader.length:
+                block = await self._storage.run(reader.read, offset, BLOCK_SIZE)
+                offset += len(block)
+                yield block
+        finally:
+            reader.close()
+
+    async def read(self, limit: int = 16 * 1024 * 1024) -> bytes:
+        """All of it, for content known to be small.
+
+        Raises :class:`~trioresume.errors.CallerError` if it is longer than *limit* bytes.
+        """
+        if self.length > limit:
+            raise CallerError(f"the content has {self.length} bytes, over the limit of {limit}")
+        reader = await self._open()
+        try:
+            blocks = []
+            offset = 0
+            while offset < reader.length:
+                block = await self._storage.run(reader.read, offset, BLOCK_SIZE)
+                offset += len(block)
+                blocks.append(block)
+            return b"".join(blocks)
+        finally:
+            reader.close()
+
+    async def open(self) -> ContentFile:
+        """A seekable, readable binary file, for libraries that want one.
+
+        Its methods block on the disk: use it in a worker thread
+        (:func:`trio.to_thread.run_sync`), and close it.
+        """
+        return ContentFile(await self._open())
+
+    async def _open(self) -> ContentReader:
+        return await self._storage.run(self._storage.store.open_reader, self._content)
+
+
+class ContentFile(io.RawIOBase):
+    """Stored content as a raw binary file: seekable, read-only, blocking."""
+
+    def __init__(self, reader: ContentReader) -> None:
+        super().__init__()
+        self._reader = reader
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self._position,
+            io.SEEK_END: self._reader.length,
+        }[whence]
+        if base + offset < 0:
+            raise ValueError("negative position")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        block = self._reader.read(self._position, len(view))
+        view[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._reader.close()
+        super().close()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a handler is: ``done`` of ``total`` steps and what it is doing (B10)."""
+
+    done: int
+    total: int | None = None
+    remark: str = ""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A complete request, as a handler gets it: its content has arrived."""
+
+    head: RequestHead
+    body: RequestBody
+    principal: str | None
+    """Who sent it, as ``Config.authenticate`` said; None when there is none."""
+    on_progress: Callable[[Progress], None]
+
+    @property
+    def method(self) -> str:
+        return self.head.method
+
+    @property
+    def target(self) -> str:
+        """The request target as sent: path and query, percent-encoded."""
+        return self.head.target
+
+    @property
+    def path(self) -> str:
+        return self.head.path
+
+    @property
+    def headers(self) -> Fields:
+        return self.head.fields
+
+    async def progress(self, done: int, total: int | None = None, remark: str = "") -> None:
+        """Tell whoever asks how far the work is: *done* of *total* steps. A checkpoint.
+
+        Shown in the 202 at ``Response-Message-Location``. Raises
+        :class:`~trioresume.errors.CallerError` if *done* is negative or above *total*.
+        """
+        if done < 0 or (total is not None and total < done):
+            raise CallerError("progress needs 0 <= done <= total")
+        self.on_progress(Progress(done, total, remark))
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A final response. ``Date`` and framing are added by the server.
+
+    ``body`` is bytes or an async iterable of bytes; it is stored before its first
+    byte is sent when the request can be resumed.
+    """
+
+    status: int = 200
+    headers: Fields | Mapping[str, str] | Iterable[tuple[str, str]] = field(
+        default_factory=Fields
+    )
+    body: bytes | AsyncIterable[bytes] = b""
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.status <= 599:
+            raise CallerError(f"{self.status} is not the status of a final response")
+
+    @property
+    def fields(self) -> Fields:
+        headers = self.headers
+        return headers if isinstance(headers, Fields) else Fields(headers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Representation:
+    """Stored content served with Range and conditional requests (RFC 9110, 13 and 14)."""
+
+    content: Content
+    fields: Fields
+    etag: str
+    """A strong entity-tag, quotes included."""
+    last_modified: float | None = None
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedWith:
+    """A response whose effects are mutations of the store itself.
+
+    They are applied in the same commit that records the response: both happen or
+    neither does, which makes the target exactly-once. On a conflict the target is
+    asked again.
+    """
+
+    response: Response
+    mutations: tuple[Mutation, ...]
+
+
+class CallPolicy(Enum):
+    """What a crash in the middle of a call means for the next one (R31)."""
+
+    AT_MOST_ONCE = "at most once"
+    """The state is made durable before the call; the outcome of a cut call is unknown."""
+    IDEMPOTENT = "idempotent"
+    """A cut call is simply made again, at the next start."""
+    TRANSACTIONAL = "transactional"
+    """All effects are in :class:`RecordedWith`: a cut call has none."""
+
+
+class Target(Protocol):
+    """What complete requests are handed to."""
+
+    @property
+    def policy(self) -> CallPolicy: ...
+
+    async def admit(
+        self, head: RequestHead, principal: str | None
+    ) -> Response | Representation | None:
+        """Called before any content is asked for: None to go on, or the final answer."""
+        ...
+
+    async def respond(self, request: Request) -> Response | RecordedWith:
+        """Called with the complete request; an exception is answered with a 500."""
+        ...
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+"""An async function from a complete request to its response.
+
+Called at most once for each request, over any number of reconnects and restarts,
+unless it is marked with :func:`idempotent`. It runs in the server's nursery and goes
+on when the client is gone; it is cancelled only when the server stops.
+"""
+
+_H = TypeVar("_H", bound=Handler)
+
+
+def idempotent(handler: _H) -> _H:
+    """Declare that calling *handler* again for the same request does no harm.
+
+    After a crash in the middle of a call the server then calls it again instead of
+    reporting the outcome as indeterminate (R31).
+    """
+    handler.__trioresume_idempotent__ = True  # type: ignore[attr-defined]
+    return handler

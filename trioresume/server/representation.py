@@ -1,0 +1,162 @@
+"""Serving stored bytes: preconditions, ranges, and the bytes themselves.
+
+One code for the four things that have bytes: the request's content, the recorded
+response message, the result, and the files of the file service.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.conditional import Outcome, evaluate, range_applies
+from trioresume.protocol.fields import format_http_date
+from trioresume.protocol.ranges import ByteRange, multipart_ranges, parse_range
+from trioresume.server.messages import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import Fields
+    from trioresume.server.exchange import Exchange
+    from trioresume.server.storage import Storage
+    from trioresume.store.port import ContentReader
+
+__all__ = ["BytesReader", "PrefixedReader", "Served", "serve_bytes"]
+
+
+class BytesReader:
+    """A :class:`~trioresume.store.port.ContentReader` over bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.length = len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+    def close(self) -> None:
+        return
+
+
+class PrefixedReader:
+    """Some bytes in memory followed by stored content, as one."""
+
+    def __init__(self, prefix: bytes, rest: ContentReader) -> None:
+        self._prefix = prefix
+        self._rest = rest
+        self.length = len(prefix) + rest.length
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset < len(self._prefix):
+            return self._prefix[offset : offset + size]
+        return self._rest.read(offset - len(self._prefix), size)
+
+    def close(self) -> None:
+        self._rest.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A representation about to be served: its fields, its validators, its bytes.
+
+    ``etag`` is strong, with its quotes; ``last_modified`` is in Unix seconds.
+    """
+
+    fields: Fields
+    reader: ContentReader
+    etag: str
+    last_modified: float | None = None
+
+
+async def serve_bytes(
+    exchange: Exchange, storage: Storage, served: Served, *, max_ranges: int
+) -> None:
+    """Answer a GET or HEAD for *served*, which is closed in the end.
+
+    200, 206 (one range or ``multipart/byteranges``), 304, 412 or 416, after RFC 9110,
+    sections 13.2.2 and 14. HEAD has no ranges (section 14.2).
+    """
+    try:
+        await _serve(exchange, storage, served, max_ranges)
+    finally:
+        served.reader.close()
+
+
+async def _serve(
+    exchange: Exchange, storage: Storage, served: Served, max_ranges: int
+) -> None:
+    head, reader = exchange.head, served.reader
+    validators = {"etag": served.etag, "accept-ranges": "bytes"}
+    if served.last_modified is not None:
+        validators["last-modified"] = format_http_date(served.last_modified)
+    outcome = evaluate(
+        head.method, head.fields, etag=served.etag, last_modified=served.last_modified
+    )
+    if outcome is Outcome.FAILED:
+        raise PeerError(ProblemCode.PRECONDITION_FAILED)
+    fields = served.fields.without(*validators).plus(validators)
+    if outcome is Outcome.NOT_MODIFIED:
+        await exchange.respond(304, fields.without("content-type", "content-length"))
+        return
+    ranges = None
+    if head.method == "GET" and range_applies(head.fields, etag=served.etag):
+        ranges = parse_range(head.fields.get("range"), reader.length, max_ranges=max_ranges)
+    if ranges is None:
+        fields = fields.without("content-length").plus({"content-length": str(reader.length)})
+        await exchange.respond(200, fields, _blocks(storage, reader, 0, reader.length))
+    elif len(ranges) == 1:
+        await _serve_one_range(exchange, storage, reader, fields, ranges[0])
+    else:
+        await _serve_ranges(exchange, storage, reader, fields, ranges)
+
+
+async def _serve_one_range(
+    exchange: Exchange,
+    storage: Storage,
+    reader: ContentReader,
+    fields: Fields,
+    range_: ByteRange,
+) -> None:
+    fields = fields.without("content-length").plus(
+        {
+            "content-length": str(range_.length),
+            "content-range": f"bytes {range_.first}-{range_.last}/{reader.length}",
+        }
+    )
+    blocks = _blocks(storage, reader, range_.first, range_.last + 1)
+    await exchange.respond(206, fields, blocks)
+
+
+async def _serve_ranges(
+    exchange: Exchange,
+    storage: Storage,
+    reader: ContentReader,
+    fields: Fields,
+    ranges: list[ByteRange],
+) -> None:
+    framing = multipart_ranges(
+        ranges, reader.length, fields.get("content-type"), secrets.token_hex(16)
+    )
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for part_head, range_ in framing.parts:
+            yield part_head
+            async for block in _blocks(storage, reader, range_.first, range_.last + 1):
+                yield block
+        yield framing.closing
+
+    fields = fields.without("content-length", "content-type").plus(
+        {"content-length": str(framing.length), "content-type": framing.content_type}
+    )
+    await exchange.respond(206, fields, blocks())
+
+
+async def _blocks(
+    storage: Storage, reader: ContentReader, start: int, stop: int
+) -> AsyncIterator[bytes]:
+    while start < stop:
+        block = await storage.run(reader.read, start, min(BLOCK_SIZE, stop - start))
+        start += len(block)
+        yield block

@@ -1,0 +1,130 @@
+"""The store as async code sees it: calls in worker threads, commits in groups.
+
+Group commit
+============
+
+Every change of the catalog is a submission of mutations. One task takes all that
+have been submitted while the previous commit was on its way and applies them in
+one go, so that a thousand uploads share one sync of the disk. A submission's order
+against the others is the order of the calls of :meth:`Storage.commit`.
+
+When a batch fails as a whole it is tried again one submission at a time: whoever
+caused the failure gets it, the others do not suffer for it (promise 10).
+
+A cancelled waiter does not take its submission back: what was submitted happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+
+import trio
+
+from trioresume.errors import StorageError
+
+if TYPE_CHECKING:
+    from trioresume.store.port import Mutation, Store
+
+__all__ = ["Storage"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(eq=False, slots=True)
+class _Submission:
+    mutations: Sequence[Mutation]
+    finished: trio.Event = field(default_factory=trio.Event)
+    error: StorageError | None = None
+
+
+class Storage:
+    """Runs a :class:`~trioresume.store.port.Store` for async callers."""
+
+    def __init__(self, store: Store, *, threads: int) -> None:
+        self.store = store
+        self._threads = trio.CapacityLimiter(threads)
+        # Commits have a thread of their own: never behind a queue of slow syncs.
+        self._commit_thread = trio.CapacityLimiter(1)
+        self._queue: list[_Submission] = []
+        self._submitted = trio.Event()
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call a function of the store, in a worker thread if it may block.
+
+        A checkpoint. The call itself is not interrupted by cancellation, which is
+        delivered only after it: disk work is one whole step.
+        """
+        return await self._call(self._threads, function, *args)
+
+    async def _call(
+        self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        if self.store.blocking:
+            return await trio.to_thread.run_sync(function, *args, limiter=limiter)
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    def submit(self, *mutations: Mutation) -> None:
+        """Have *mutations* applied together, soon; nobody waits for it."""
+        self._submit(mutations)
+
+    async def commit(self, *mutations: Mutation) -> None:
+        """Apply *mutations* together; durable on return. A checkpoint.
+
+        Raises :class:`~trioresume.errors.StorageConflict` if a compare-and-set
+        failed, or another :class:`~trioresume.errors.StorageError`; then nothing
+        of the submission was done. If cancelled, it may or may not happen.
+        """
+        submission = self._submit(mutations)
+        await submission.finished.wait()
+        if submission.error is not None:
+            # The stored one may be raised in several tasks: give each its own.
+            raise type(submission.error)(*submission.error.args) from submission.error
+
+    def _submit(self, mutations: Sequence[Mutation]) -> _Submission:
+        submission = _Submission(mutations)
+        self._queue.append(submission)
+        self._submitted.set()
+        return submission
+
+    async def run_commits(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """The committing task. Runs until cancelled; outlives all that commit."""
+        task_status.started()
+        try:
+            while True:
+                await self._submitted.wait()
+                await self._commit_queue()
+        finally:
+            # What was submitted happens, also without a waiter: one bounded call.
+            with trio.CancelScope(shield=True):
+                await self._commit_queue()
+
+    async def _commit_queue(self) -> None:
+        self._submitted = trio.Event()
+        batch, self._queue = self._queue, []
+        if not batch:
+            return
+        try:
+            await self._apply(batch)
+        except StorageError:
+            for submission in batch:
+                try:
+                    await self._apply([submission])
+                except StorageError as exc:
+                    submission.error = exc
+        finally:
+            for submission in batch:
+                submission.finished.set()
+
+    async def _apply(self, batch: Sequence[_Submission]) -> None:
+        with trio.CancelScope(shield=True):
+            results = await self._call(
+                self._commit_thread, self.store.apply, [s.mutations for s in batch]
+            )
+        for submission, conflict in zip(batch, results, strict=True):
+            submission.error = conflict
