@@ -1,0 +1,37 @@
+"""Errors as problem documents: ``application/problem+json`` (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+
+from trioresume.errors import PeerError
+from trioresume.protocol.fields import header_safe
+from trioresume.protocol.heads import Fields
+
+__all__ = ["MEDIA_TYPE", "problem_response"]
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_response(error: PeerError) -> tuple[int, Fields, bytes]:
+    """The status, fields and body of the answer to *error*.
+
+    ``Content-Length`` and what ``error.close`` asks for are the sender's part, since
+    both belong to the connection. The body is ASCII: the encoder escapes everything
+    else, so nothing in it can be taken for a line end or a control sequence (G4).
+    """
+    problem = error.problem
+    document: dict[str, object] = {
+        **error.members,
+        "type": error.problem.type_uri,
+        "title": problem.title,
+        "status": problem.status,
+        "code": problem.code,
+    }
+    if error.detail:
+        document["detail"] = error.detail
+    body = json.dumps(document, ensure_ascii=True, sort_keys=True, default=str)
+    # A problem describes this one request, so no cache may give it to another.
+    fields = Fields({"content-type": MEDIA_TYPE, "cache-control": "no-store"})
+    safe = [(name, value) for name, value in error.fields if header_safe(value)]
+    return problem.status, fields.plus(safe), body.encode("ascii") + b"\n"
