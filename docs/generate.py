@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from trioresume.protocol.operation import (
     Event,
     OperationState,
 )
+from trioresume.store.schema import migrate
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,6 +101,19 @@ def effects() -> str:
     """What each effect asks for."""
     docs = attribute_docs("trioresume.protocol.operation", "Effect")
     return table(("effect", "meaning"), ((e.value, docs[e.name]) for e in Effect))
+
+
+def catalog_schema() -> str:
+    """The catalog's tables, as SQLite reports them."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    migrate(connection)
+    statements = connection.execute(
+        "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
+    ).fetchall()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    lines = [f"-- version {version}", *(f"{sql};" for (sql,) in statements)]
+    return "\n".join(["```sql", *lines, "```"])
 
 
 # The command line.
@@ -196,6 +211,7 @@ def evidence_table() -> str:
 GENERATORS: dict[str, Callable[..., str]] = {
     generator.__name__: generator
     for generator in (
+        catalog_schema,
         command,
         effects,
         evidence_table,

@@ -25,11 +25,18 @@ import subprocess
 import sys
 import textwrap
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import trioresume
+import trioresume.testing
+from docs import generate
+from trioresume.protocol.operation import TRANSITIONS, OperationState
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -235,3 +242,74 @@ def test_console_block_is_split_into_commands_and_output() -> None:
     """A command may go on after a backslash; the rest is its output."""
     steps = steps_of("$ one \\\n    two\nout\n$ three\n")
     assert steps == [Step("one two", ["out"]), Step("three", [])]
+
+
+# Pages that make claims about the code.
+
+SUPPORTED = ROOT / "docs/explanation/supported-protocol.md"
+STATEMENTS = {
+    *(f"R{number}" for number in range(1, 37)),
+    *(f"B{number}" for number in range(1, 9)),
+    *(f"G{number}" for number in (1, 2, 3, 4, 6, 10, 12, 13, 14, 16)),
+}
+
+
+def supported() -> dict[str, str]:
+    """Each statement of the page and the answer in its last column."""
+    rows = re.findall(
+        r"^\| (?P<no>[RBG]\d+) \|.*\| (?P<kept>[^|]+) \|$",
+        SUPPORTED.read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rows) == len(dict(rows)), "a statement is listed twice"
+    return dict(rows)
+
+
+def test_every_statement_is_accounted_for() -> None:
+    """Each statement has a row that says whether it is kept."""
+    assert set(supported()) == STATEMENTS
+    assert all(answer.split(",")[0] in ("yes", "no") for answer in supported().values())
+
+
+def test_what_is_kept_is_proven() -> None:
+    """No statement is called kept unless a test cites it."""
+    kept = {
+        number for number, answer in supported().items() if answer.startswith("yes")
+    }
+    assert sorted(kept - set(generate.evidence()), key=generate.statement_order) == []
+
+
+def test_citations_are_found_in_ranges_too() -> None:
+    """``R34 to R36`` cites three statements; a word that contains R1 cites none."""
+    assert set(generate.statements_in("(R34 to R36), B5; SR1, R1x")) == {
+        "R34",
+        "R35",
+        "R36",
+        "B5",
+    }
+
+
+def test_dependencies_have_their_reasons() -> None:
+    """The page on dependencies lists what pyproject.toml lists, in its order."""
+    page = (ROOT / "docs/explanation/dependencies.md").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = [line.split()[0] for line in project["dependencies"]]
+    assert re.findall(r"^\| ([a-z][a-z0-9-]*) \|", page, re.MULTILINE)[1:] == names
+
+
+def test_every_state_and_effect_is_in_the_diagram() -> None:
+    """The drawing has a line for each row of the table it is made from."""
+    diagram = generate.state_diagram()
+    assert diagram.count("─►") == len(TRANSITIONS)
+    for state in OperationState:
+        assert f"\n{state.value}\n" in diagram
+
+
+@pytest.mark.parametrize("module", [trioresume, trioresume.testing])
+def test_public_names_are_documented(module: ModuleType) -> None:
+    """Whatever ``__all__`` names exists, and the API reference has it."""
+    page = (ROOT / "docs/reference/api.md").read_text("utf-8")
+    documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)$", page, re.MULTILINE)
+    for name in module.__all__:
+        assert hasattr(module, name)
+        assert f"{module.__name__}.{name}" in documented
