@@ -1,1 +1,38 @@
+"""Fakes and fault injectors, for this project's tests and for yours.
 
+* :class:`ChaosProxy`: a TCP proxy that cuts, stalls and throttles on a schedule.
+* :func:`memory_transport_pair`: connected in-memory transports with switches.
+"""
+
+from trioresume.testing.proxy import (
+    ChaosProxy,
+    ConnectionPlan,
+    ConnectionRecord,
+    Direction,
+    Ending,
+    Fault,
+    FaultKind,
+    Schedule,
+    Totals,
+    no_faults,
+    random_faults,
+    scripted_faults,
+)
+from trioresume.testing.streams import MemoryTransport, memory_transport_pair
+
+__all__ = [
+    "ChaosProxy",
+    "ConnectionPlan",
+    "ConnectionRecord",
+    "Direction",
+    "Ending",
+    "Fault",
+    "FaultKind",
+    "MemoryTransport",
+    "Schedule",
+    "Totals",
+    "memory_transport_pair",
+    "no_faults",
+    "random_faults",
+    "scripted_faults",
+]

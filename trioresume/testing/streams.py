@@ -1,0 +1,220 @@
+"""In-memory transports with a kernel's manners and switches for its bad days.
+
+:func:`memory_transport_pair` joins two :class:`MemoryTransport` ends by two
+bounded pipes, one a direction. What a test relies on:
+
+* A full pipe blocks its sender (back-pressure), as a full socket buffer does.
+* Closing an end that still has unread bytes is a *reset*, and so is sending to a
+  closed end: whatever the other side had not read yet is destroyed. Real kernels
+  differ on the second half (Linux keeps what has arrived, others drop it); the
+  fake takes the pessimistic side, because code that is right here is right there.
+* ``receive_nowait`` never blocks and never checkpoints; ``wait_readable``,
+  ``send_all``, ``send_eof`` and ``aclose`` always checkpoint.
+
+The switches are plain attributes, so that a test can throw them in mid-flight.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import count
+
+import trio
+
+__all__ = ["MemoryTransport", "memory_transport_pair"]
+
+DEFAULT_CAPACITY_BYTES = 64 * 1024
+
+_numbers = count(1)
+
+
+class _Pipe:
+    """One direction: what was sent and has not been received yet."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.data = bytearray()
+        self.sender_closed = False
+        self.receiver_closed = False
+        self.reset = False
+        self._changed = trio.Event()
+
+    def changed(self) -> None:
+        """Wake whoever waits; each looks for itself whether it can go on."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_change(self) -> None:
+        await self._changed.wait()
+
+    @property
+    def settled(self) -> bool:
+        """Whether a reader would learn something: bytes, the end, or a reset."""
+        return bool(self.data) or self.sender_closed or self.reset
+
+    @property
+    def broken_for_sender(self) -> bool:
+        return self.reset or self.receiver_closed or self.sender_closed
+
+    @property
+    def room(self) -> int:
+        return max(0, self.capacity - len(self.data))
+
+    def abort(self) -> None:
+        self.reset = True
+        self.data.clear()
+        self.changed()
+
+
+class MemoryTransport:
+    """One end of :func:`memory_transport_pair`; a ``trioresume.server`` Transport.
+
+    Switches (all may be changed at any time):
+
+    ``never_readable``
+        ``wait_readable`` never returns and ``receive_nowait`` has nothing: the
+        peer is connected and silent. Set it back with :meth:`set_readable`.
+    ``max_receive``
+        ``receive_nowait`` hands out at most so many bytes a call, which splits
+        the peer's bytes anywhere.
+    ``max_send``
+        The "kernel" takes at most so many bytes at once (short writes), with a
+        checkpoint between.
+    ``receive_delay``
+        A slow reader: ``wait_readable`` sleeps so many seconds first.
+    """
+
+    def __init__(self, incoming: _Pipe, outgoing: _Pipe, peer: str) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._unsent = b""
+        self._closed = False
+        self.peer = peer
+        self.never_readable = False
+        self.max_receive: float = math.inf
+        self.max_send: float = math.inf
+        self.receive_delay = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``aclose`` was called on this end."""
+        return self._closed
+
+    @property
+    def unread(self) -> int:
+        """Bytes that the other end sent and this one has not received yet."""
+        return len(self._incoming.data)
+
+    def set_readable(self, readable: bool = True) -> None:
+        """Throw the ``never_readable`` switch and wake a reader that waits."""
+        self.never_readable = not readable
+        self._incoming.changed()
+
+    def reset(self) -> None:
+        """Break the connection as a TCP reset does, for both ends and at once."""
+        self._incoming.abort()
+        self._outgoing.abort()
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.receive_delay:
+            await trio.sleep(self.receive_delay)
+        while True:
+            if self._closed:
+                raise trio.BrokenResourceError("the connection is closed")
+            if self._incoming.settled and not self.never_readable:
+                return
+            await self._incoming.wait_change()
+
+    def receive_nowait(self, buffer: memoryview) -> int | None:
+        pipe = self._incoming
+        if self._closed or pipe.reset:
+            raise trio.BrokenResourceError("the connection was reset")
+        if self.never_readable:
+            return None
+        if not pipe.data:
+            return 0 if pipe.sender_closed else None
+        size = int(min(len(buffer), len(pipe.data), self.max_receive))
+        buffer[:size] = pipe.data[:size]
+        del pipe.data[:size]
+        pipe.changed()
+        return size
+
+    async def receive_some(self, max_bytes: int = DEFAULT_CAPACITY_BYTES) -> bytes:
+        """The next bytes, or ``b""`` at the end: a convenience for scripted peers.
+
+        Raises :class:`trio.BrokenResourceError` on a reset. A checkpoint; when
+        cancelled, nothing was taken.
+        """
+        buffer = bytearray(max_bytes)
+        while True:
+            await self.wait_readable()
+            size = self.receive_nowait(memoryview(buffer))
+            if size is not None:
+                return bytes(buffer[:size])
+
+    async def receive_all(self) -> bytes:
+        """Everything up to the end of the stream; unbounded, for tests only."""
+        received = bytearray()
+        while data := await self.receive_some():
+            received += data
+        return bytes(received)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        unsent, self._unsent = self._unsent, b""
+        for piece in (memoryview(unsent), memoryview(data)):
+            view = piece
+            while view:
+                sent = self._accept(view)
+                view = view[sent:]
+                if view and sent:
+                    await trio.lowlevel.checkpoint()
+                elif view:
+                    await self._outgoing.wait_change()
+
+    def _accept(self, view: memoryview) -> int:
+        """Take what fits now, as the kernel would; 0 when the pipe is full."""
+        pipe = self._outgoing
+        if self._closed or pipe.broken_for_sender:
+            raise trio.BrokenResourceError("the connection is closed or was reset")
+        size = int(min(len(view), pipe.room, self.max_send))
+        if size:
+            pipe.data += view[:size]
+            pipe.changed()
+        return size
+
+    def send_nowait(self, data: bytes) -> bool:
+        if self._unsent or self._closed or self._outgoing.broken_for_sender:
+            return False
+        self._unsent = data[self._accept(memoryview(data)) :]
+        return True
+
+    async def send_eof(self) -> None:
+        self._outgoing.sender_closed = True
+        self._outgoing.changed()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._incoming.data:
+                self._outgoing.abort()
+            self._incoming.receiver_closed = True
+            self._incoming.data.clear()
+            self._incoming.changed()
+            self._outgoing.sender_closed = True
+            self._outgoing.changed()
+        await trio.lowlevel.checkpoint()
+
+
+def memory_transport_pair(
+    capacity: int = DEFAULT_CAPACITY_BYTES,
+) -> tuple[MemoryTransport, MemoryTransport]:
+    """Two connected transports; each direction holds at most *capacity* bytes."""
+    number = next(_numbers)
+    forth, back = _Pipe(capacity), _Pipe(capacity)
+    return (
+        MemoryTransport(back, forth, f"memory:{number}b"),
+        MemoryTransport(forth, back, f"memory:{number}a"),
+    )
