@@ -25,7 +25,7 @@ import trio
 from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import RequestHead
-from trioresume.protocol.message import end_to_end_fields
+from trioresume.protocol.message import end_to_end_fields, has_content
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.protocol.problem import problem_response
 from trioresume.server.locations import operation_fields
@@ -65,9 +65,6 @@ INLINE_LIMIT = 64 * 1024
 """Response content up to this many bytes is kept in the catalog itself."""
 MOST_CONFLICTS = 10
 LONGEST_RETRY = 60.0
-
-_BODILESS = (204, 205, 304)
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -228,7 +225,7 @@ class Answering:
 
     async def _store_body(self, response: Response) -> tuple[Content, list[Mutation]]:
         body = response.body
-        if response.status in _BODILESS:
+        if not has_content(response.status):
             body = b""
         if isinstance(body, bytes) and len(body) <= INLINE_LIMIT:
             return Content(len(body), inline=body), []
@@ -239,7 +236,7 @@ class Answering:
         fields = end_to_end_fields(response.fields).without("content-length")
         if "date" not in fields:
             fields = fields.plus({"date": format_http_date(self._clock.now())})
-        if response.status not in (204, 304):
+        if has_content(response.status):
             fields = fields.plus({"content-length": str(content.length)})
         if operation.unoffered:
             return fields

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterable
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import h11
@@ -19,6 +18,7 @@ from trioresume.errors import PeerError
 from trioresume.protocol.fields import format_http_date, split_list
 from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.message import has_content, reason_phrase
 from trioresume.protocol.problem import problem_response
 from trioresume.server.receive import BodyReceiver, ContentCut
 
@@ -34,14 +34,6 @@ logger = logging.getLogger("trioresume.connection")
 
 LINGER_SIZE = 64 * 1024 * 1024
 """Most bytes read and dropped so that a peer still sending can read its answer (R10)."""
-
-
-def reason_phrase(status: int) -> str:
-    """The usual reason phrase, empty for a status that has none."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
 
 
 class Exchange:
@@ -113,12 +105,12 @@ class Exchange:
 
         Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing.
         """
-        if isinstance(body, bytes) and status not in (204, 304):
+        if isinstance(body, bytes) and has_content(status):
             if "content-length" not in fields:
                 fields = fields.plus({"content-length": str(len(body))})
         self.responded = True
         head = self._start_response(status, fields)
-        bodiless = self.head.method == "HEAD" or status in (204, 304)
+        bodiless = self.head.method == "HEAD" or not has_content(status)
         if bodiless or body == b"":
             await self._send(head)
         elif isinstance(body, bytes):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.config import Config
     from trioresume.server.storage import Storage
     from trioresume.store.port import ContentReader
 
@@ -26,12 +28,14 @@ __all__ = [
     "CallPolicy",
     "ContentFile",
     "Handler",
+    "HandlerTarget",
     "Progress",
     "RecordedWith",
     "Representation",
     "Request",
     "RequestBody",
     "Response",
+    "Services",
     "Target",
     "idempotent",
 ]
@@ -260,11 +264,24 @@ class CallPolicy(Enum):
     """All effects are in :class:`RecordedWith`: a cut call has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the server offers a target that keeps things in its store."""
+
+    storage: Storage
+    clock: ServiceClock
+    config: Config
+
+
 class Target(Protocol):
     """What complete requests are handed to."""
 
     @property
     def policy(self) -> CallPolicy: ...
+
+    def attach(self, services: Services) -> None:
+        """Called once, before the first request, with what the server offers a target."""
+        ...
 
     async def admit(
         self, head: RequestHead, principal: str | None
@@ -296,3 +313,24 @@ def idempotent(handler: _H) -> _H:
     """
     handler.__trioresume_idempotent__ = True  # type: ignore[attr-defined]
     return handler
+
+
+class HandlerTarget:
+    """A :class:`Target` from a plain handler: it is asked only when all is there."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        repeatable = getattr(handler, "__trioresume_idempotent__", False)
+        self.policy = CallPolicy.IDEMPOTENT if repeatable else CallPolicy.AT_MOST_ONCE
+
+    def attach(self, services: Services) -> None:
+        """A handler keeps nothing here."""
+
+    async def admit(self, head: RequestHead, principal: str | None) -> None:
+        """Everything is admitted. Which requests make sense, the handler says later."""
+
+    async def respond(self, request: Request) -> Response:
+        response = await self._handler(request)
+        if not isinstance(response, Response):
+            raise CallerError(f"the handler returned {response!r}, not a Response")
+        return response

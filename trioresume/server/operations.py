@@ -80,7 +80,7 @@ logger = logging.getLogger("trioresume.operations")
 _S = OperationState
 
 EXPIRY_SLACK = 60.0
-"""An expiry is moved on only by more than this many seconds: fewer commits."""
+"""An expiry is moved on only by more than about this many seconds: fewer commits."""
 
 
 class _Turn:
@@ -231,7 +231,8 @@ class Operation:
         try:
             await self._storage.commit(await self._storage.run(seal.run))
         except StorageError as exc:
-            logger.error("chunk %d of %s was not sealed: %s", seal.index, self.id, exc)
+            if self.state is not _S.GONE:  # the end of an operation takes its seals along
+                logger.error("chunk %d of %s was not sealed: %s", seal.index, self.id, exc)
             self._failure = exc
         finally:
             self._unsealed.discard(seal.index)
@@ -280,7 +281,10 @@ class Operation:
 
     async def cut(self) -> None:
         """The writer's connection ended before the content did (R22, R23)."""
-        if self.state is _S.RECEIVING and not self.record.keep_incomplete:
+        if self.record.keep_incomplete:
+            return
+        await self.end_writer()
+        if self.state is _S.RECEIVING:
             self._become(Event.CUT_FOR_GOOD)
             await self._discard()
 
@@ -328,7 +332,8 @@ class Operation:
             else self._config.incomplete_lifetime
         )
         expires_at = self._all.clock.now() + lifetime
-        if self.state is not _S.GONE and expires_at > self.record.expires_at + EXPIRY_SLACK:
+        slack = min(EXPIRY_SLACK, lifetime / 10)
+        if self.state is not _S.GONE and expires_at > self.record.expires_at + slack:
             self._storage.submit(SetExpiry(self.id, expires_at))
             self._note_expiry(expires_at)
 

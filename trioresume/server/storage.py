@@ -50,6 +50,9 @@ class Storage:
         self._commit_thread = trio.CapacityLimiter(1)
         self._queue: list[_Submission] = []
         self._submitted = trio.Event()
+        self._stopping = False
+        self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
+        """Called with every submission, when it is made."""
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function of the store, in a worker thread if it may block.
@@ -87,25 +90,30 @@ class Storage:
     def _submit(self, mutations: Sequence[Mutation]) -> _Submission:
         submission = _Submission(mutations)
         self._queue.append(submission)
+        self.observe(mutations)
         self._submitted.set()
         return submission
 
     async def run_commits(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """The committing task. Runs until cancelled; outlives all that commit."""
-        task_status.started()
-        try:
-            while True:
+        """The committing task: runs until :meth:`stop`, also when it is cancelled.
+
+        Others that are being cancelled may still submit; what was submitted happens.
+        """
+        with trio.CancelScope(shield=True):
+            task_status.started()
+            while not self._stopping or self._queue:
                 await self._submitted.wait()
-                await self._commit_queue()
-        finally:
-            # What was submitted happens, also without a waiter: one bounded call.
-            with trio.CancelScope(shield=True):
+                self._submitted = trio.Event()
                 await self._commit_queue()
 
+    def stop(self) -> None:
+        """End the committing task once everything submitted is applied."""
+        self._stopping = True
+        self._submitted.set()
+
     async def _commit_queue(self) -> None:
-        self._submitted = trio.Event()
         batch, self._queue = self._queue, []
         if not batch:
             return
@@ -128,3 +136,7 @@ class Storage:
             )
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
+
+
+def _observe_nothing(mutations: Sequence[Mutation]) -> None:
+    """The default of :attr:`Storage.observe`."""

@@ -1,0 +1,171 @@
+"""The expiry task and the collector: what ends by itself, and what that leaves behind.
+
+The catalog's index is the schedule; a window of its soonest deadlines is in memory
+(:class:`~trioresume.protocol.schedule.Schedule`). One task sleeps until the soonest,
+or until an earlier one is noted: nothing polls, however many deadlines there are.
+
+What is in use does not expire (promise 9). It needs no second look either: whoever
+lets go of it last moves its expiry on, and notes that here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import StorageError
+from trioresume.protocol.schedule import Schedule
+from trioresume.store.port import (
+    Collected,
+    EndOperation,
+    ForgetOperation,
+    Mutation,
+    OperationId,
+    PublishFile,
+    RecordResponse,
+    RemoveFile,
+    SetMeta,
+)
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.operations import Operations
+    from trioresume.server.storage import Storage
+
+__all__ = ["LAST_SEEN", "Collector", "Expiry"]
+
+logger = logging.getLogger("trioresume.expiry")
+
+WINDOW = 4096
+RETRY_DELAY = 60.0
+"""Seconds until an expiry that failed is tried again."""
+COLLECT_LIMIT = 1000
+COLLECT_DELAY = 1.0
+"""Seconds between a release and the collection, so that one collection serves many."""
+LAST_SEEN = "last-seen"
+"""The catalog's name for the latest time this service knows to have passed (G11)."""
+
+_RELOAD = "reload"
+
+
+class Expiry:
+    """Expires operations and files when their time has come."""
+
+    def __init__(self, storage: Storage, clock: ServiceClock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._schedule = Schedule(WINDOW)
+        self._noted = trio.Event()
+        self._wakes_at = 0.0
+
+    def note(self, deadline: float, token: str) -> None:
+        """A deadline was set or moved."""
+        self._schedule.add(token, deadline)
+        if deadline < self._wakes_at:
+            self._noted.set()
+
+    def observe(self, mutations: Sequence[Mutation]) -> None:
+        """Note the deadlines of files, whose tokens only the catalog knows."""
+        for mutation in mutations:
+            if isinstance(mutation, PublishFile) and mutation.file.expires_at is not None:
+                self.note(mutation.file.expires_at, _RELOAD)
+
+    async def run(self, operations: Operations) -> None:
+        """The expiry task. Runs until cancelled."""
+        while True:
+            try:
+                await self._expire_due(operations)
+            except StorageError as exc:
+                logger.error("expiry is postponed: %s", exc)
+                await trio.sleep(RETRY_DELAY)
+            await self._sleep()
+
+    async def _expire_due(self, operations: Operations) -> None:
+        while True:
+            if self._schedule.needs_load:
+                await self._load()
+            due = self._schedule.due(self._clock.now())
+            if not due and not self._schedule.needs_load:
+                return
+            for token in due:
+                await self._expire(operations, token)
+            await self._storage.commit(SetMeta(LAST_SEEN, repr(self._clock.now())))
+
+    async def _expire(self, operations: Operations, token: str) -> None:
+        now = self._clock.now()
+        kind, _, name = token.partition(":")
+        if kind == "f":
+            mutations = await self._storage.run(
+                self._storage.store.expire_file, token, now
+            )
+            if mutations:
+                await self._storage.commit(*mutations)
+        elif kind == "o":
+            id = OperationId(name)
+            if operations.is_used(id):
+                return
+            async with operations.use(id) as operation:
+                if operation is not None and operation.users == 1:
+                    await operation.expire(now)
+        else:
+            await self._load()
+
+    async def _load(self) -> None:
+        schedule = self._schedule
+        schedule.begin_load()
+        try:
+            entries = await self._storage.run(self._storage.store.expiring, WINDOW)
+        except BaseException:
+            schedule.abandon_load()
+            raise
+        schedule.load(entries, complete=len(entries) < WINDOW)
+
+    async def _sleep(self) -> None:
+        deadline = self._schedule.next_deadline()
+        self._noted = trio.Event()
+        self._wakes_at = float("inf") if deadline is None else deadline
+        seconds = max(0.0, self._wakes_at - self._clock.now())
+        with trio.move_on_after(seconds):
+            await self._noted.wait()
+
+
+class Collector:
+    """Releases the bytes that nothing refers to any more, in small steps."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        # A crash may have left something: look once at the start.
+        self._released = trio.Event()
+        self._released.set()
+
+    def observe(self, mutations: Sequence[Mutation]) -> None:
+        """Something may have been released."""
+        if any(isinstance(mutation, _RELEASING) for mutation in mutations):
+            self._released.set()
+
+    async def run(self) -> None:
+        """The collecting task. Runs until cancelled."""
+        while True:
+            await self._released.wait()
+            await trio.sleep(COLLECT_DELAY)
+            self._released = trio.Event()
+            try:
+                await self._collect()
+            except StorageError as exc:
+                logger.error("collection is postponed: %s", exc)
+                await trio.sleep(RETRY_DELAY)
+                self._released.set()
+
+    async def _collect(self) -> None:
+        collect = self._storage.store.collect
+        while True:
+            done = await self._storage.run(collect, COLLECT_LIMIT)
+            if done == Collected():
+                return
+            logger.debug("collected %d chunks, %d bytes", done.chunks, done.bytes)
+
+
+_RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)

@@ -1,0 +1,232 @@
+"""``serve``: the service, from opening its store to closing it, as nested lifetimes.
+
+::
+
+    store open
+      commits          everything below may commit
+        background     seals, handlers, expiry, collection
+          connections  one task each
+            listeners
+
+Shutdown goes through them from the inside: no new connections, then the running
+requests get ``grace_timeout`` seconds, then the handlers what is left of it, then the
+last commits. Whatever is cut by then is kept like any cut upload.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import CallerError
+from trioresume.protocol.clock import ServiceClock
+from trioresume.server.config import Config
+from trioresume.server.connection import Connection
+from trioresume.server.expiry import LAST_SEEN, Collector, Expiry
+from trioresume.server.messages import HandlerTarget, Services
+from trioresume.server.operations import Operations
+from trioresume.server.service import Service
+from trioresume.server.storage import Storage
+from trioresume.server.transport import SocketTransport
+from trioresume.store.disk import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trioresume.server.messages import Handler, Target
+    from trioresume.server.transport import Transport
+    from trioresume.store.port import Mutation, Store
+
+__all__ = ["Server", "serve"]
+
+logger = logging.getLogger("trioresume.server")
+
+
+@dataclass(eq=False)
+class Server:
+    """A running service, as :func:`serve` reports it."""
+
+    urls: Sequence[str]
+    """Where it listens: ``http://HOST:PORT`` for each address."""
+    _stop: trio.Event
+
+    def shutdown(self) -> None:
+        """Ask it to end: no new requests, a grace period for the running ones.
+
+        Returns at once; :func:`serve` returns when it is over.
+        """
+        self._stop.set()
+
+
+async def serve(
+    handler: Handler | Target,
+    config: Config | None = None,
+    *,
+    store: Store | None = None,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a service until :meth:`Server.shutdown` or cancellation.
+
+    Start it with ``nursery.start``: it reports a :class:`Server` once it listens.
+    *handler* is called with each complete request, or is a :class:`Target` such as
+    :class:`trioresume.FileService`. *store* replaces the one on disk in
+    ``config.data_dir``; it is closed in the end.
+
+    Raises :class:`~trioresume.errors.CallerError` for addresses that cannot be
+    understood, :class:`OSError` for those that cannot be bound,
+    :class:`~trioresume.errors.StoreLocked` if another process serves the directory.
+    When cancelled, running requests are cut at once; their uploads are kept.
+    """
+    config = config or Config()
+    target = HandlerTarget(handler) if _is_plain(handler) else handler
+    binds = [_parse_bind(bind) for bind in config.bind]
+    if store is None:
+        store = await trio.to_thread.run_sync(_open_store, config)
+    try:
+        async with _running_storage(store, config) as storage:
+            await _serve(target, config, storage, binds, task_status)  # type: ignore[arg-type]
+    finally:
+        store.close()
+
+
+def _is_plain(handler: Handler | Target) -> bool:
+    return not hasattr(handler, "respond")
+
+
+def _open_store(config: Config) -> Store:
+    return open_store(
+        config.data_dir, chunk_size=config.chunk_size, durability=config.durability
+    )
+
+
+@asynccontextmanager
+async def _running_storage(store: Store, config: Config) -> AsyncIterator[Storage]:
+    storage = Storage(store, threads=config.storage_threads)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        try:
+            yield storage
+        finally:
+            storage.stop()
+
+
+async def _serve(
+    target: Target,
+    config: Config,
+    storage: Storage,
+    binds: Sequence[tuple[str, int]],
+    task_status: trio.TaskStatus[Server],
+) -> None:
+    last_seen = await storage.run(storage.store.meta, LAST_SEEN)
+    clock = ServiceClock(
+        time.time, time.monotonic, float(last_seen) if last_seen is not None else None
+    )
+    target.attach(Services(storage, clock, config))
+    expiry = Expiry(storage, clock)
+    collector = Collector(storage)
+    storage.observe = _both(expiry.observe, collector.observe)
+    async with trio.open_nursery() as background:
+        operations = Operations(storage, target, config, clock, background, expiry.note)
+        service = Service(operations, config, background)
+        chores = trio.CancelScope()
+        background.start_soon(_within, chores, expiry.run, operations)
+        background.start_soon(_within, chores, collector.run)
+        background.start_soon(operations.recover)
+        doorman = _Doorman(service, config, clock)
+        await doorman.run(binds, task_status)
+        chores.cancel()
+        background.cancel_scope.deadline = doorman.deadline
+
+
+async def _within(
+    scope: trio.CancelScope, function: Callable[..., object], *args: object
+) -> None:
+    with scope:
+        await function(*args)  # type: ignore[misc]
+
+
+def _both(
+    first: Callable[[Sequence[Mutation]], None],
+    second: Callable[[Sequence[Mutation]], None],
+) -> Callable[[Sequence[Mutation]], None]:
+    def observe(mutations: Sequence[Mutation]) -> None:
+        first(mutations)
+        second(mutations)
+
+    return observe
+
+
+class _Doorman:
+    """Listens, lets connections in, and sees them out."""
+
+    def __init__(self, service: Service, config: Config, clock: ServiceClock) -> None:
+        self._service = service
+        self._config = config
+        self._clock = clock
+        self._buffer = memoryview(bytearray(config.receive_size))
+        self._connections: set[Connection] = set()
+        self.deadline = float("inf")
+        """When the grace period of a shutdown is over, on trio's clock."""
+
+    async def run(
+        self, binds: Sequence[tuple[str, int]], task_status: trio.TaskStatus[Server]
+    ) -> None:
+        """Serve until a shutdown was asked for and every connection is closed."""
+        stop = trio.Event()
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as listening:
+                listeners: list[trio.SocketListener] = []
+                for host, port in binds:
+                    listeners += await trio.open_tcp_listeners(
+                        port, host=host or None, backlog=self._config.backlog
+                    )
+                for listener in listeners:
+                    listening.start_soon(self._accept, listener, connections)
+                server = Server([_url(listener) for listener in listeners], stop)
+                task_status.started(server)
+                await stop.wait()
+                listening.cancel_scope.cancel()
+            logger.info("shutting down, %d connections open", len(self._connections))
+            self.deadline = trio.current_time() + self._config.grace_timeout
+            connections.cancel_scope.deadline = self.deadline
+            for connection in list(self._connections):
+                connection.stop()
+
+    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+        # serve_listeners survives running out of descriptors: it waits and goes on.
+        await trio.serve_listeners(
+            self._serve_stream, [listener], handler_nursery=connections
+        )
+
+    async def _serve_stream(self, stream: trio.SocketStream) -> None:
+        await self.serve_transport(SocketTransport(stream.socket))
+
+    async def serve_transport(self, transport: Transport) -> None:
+        connection = Connection(
+            transport, self._service.handle, self._buffer, self._config, self._clock
+        )
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+
+def _parse_bind(bind: str) -> tuple[str, int]:
+    host, colon, port = bind.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise CallerError(f"{bind!r} is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return host, int(port)
+
+
+def _url(listener: trio.SocketListener) -> str:
+    host, port = listener.socket.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,76 @@
+"""Bearer tokens from a file (RFC 6750), which holds only their hashes.
+
+A line is ``NAME SHA256``, the token's SHA-256 in hexadecimal; empty lines and lines
+that begin with ``#`` are ignored. A name may have several tokens. A plain hash is
+enough because tokens are random (:func:`new_token`), not chosen by people: there is
+no dictionary to try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from trioresume.errors import CallerError
+from trioresume.protocol.heads import Fields
+from trioresume.server.config import Principal, Rejection
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.server.config import Authenticator
+
+__all__ = ["bearer_tokens", "new_token"]
+
+_LINE = re.compile(r"(?P<name>[^\s#]\S*)\s+(?P<hash>[0-9a-f]{64})")
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
+_REFUSAL = Rejection(
+    401, Fields({"www-authenticate": 'Bearer realm="trioresume"'}), "a bearer token is needed"
+)
+
+
+def new_token(name: str) -> tuple[str, str]:
+    """A new random token for *name*, and the line that lets it in."""
+    token = secrets.token_urlsafe(32)
+    return token, f"{name} {_hash(token)}"
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
+    """An ``authenticate`` for :class:`~trioresume.Config` that knows the tokens in *path*.
+
+    The file is read once. Raises :class:`~trioresume.errors.CallerError` if it has no
+    token or a line that is none, :class:`OSError` if it cannot be read.
+    """
+    known: list[tuple[str, str]] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            match = _LINE.fullmatch(text)
+            if match is None:
+                raise CallerError(f"{path}, line {number}: not 'NAME SHA256'")
+            known.append((match["name"], match["hash"]))
+    if not known:
+        raise CallerError(f"{path} has no token")
+
+    async def authenticate(head: RequestHead) -> Principal | Rejection:
+        match = _BEARER.fullmatch(head.fields.get("authorization") or "")
+        if match is None:
+            return _REFUSAL
+        offered = _hash(match[1])
+        found = None
+        # Every line is compared, in constant time each: how long it takes tells nothing.
+        for name, hash in known:
+            if hmac.compare_digest(hash, offered):
+                found = name
+        return _REFUSAL if found is None else Principal(found)
+
+    return authenticate

@@ -1,0 +1,205 @@
+"""The file service: the default target, a place to put files and to get them back.
+
+=========================  =====================================================
+``POST {base}``            stores under a new, unguessable name: 201, ``Location``
+``PUT {base}NAME``         stores under NAME: 201 or 204; ``If-Match``, ``If-None-Match``
+``GET``, ``HEAD``          with Range and preconditions, as a harmless attachment (G14)
+``DELETE {base}NAME``      204; ``If-Match``
+=========================  =====================================================
+
+Each principal has a namespace of its own: what another one stored does not exist.
+A name is a key in the catalog and never a path on disk (promise 8).
+
+The service is transactional: a file appears in the same commit that records the
+upload's response. Preconditions are looked at twice, before any content is asked for
+and in that commit.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote_to_bytes
+
+from trioresume.errors import CallerError, PeerError, ProblemCode
+from trioresume.protocol.conditional import Outcome, evaluate
+from trioresume.protocol.disposition import (
+    content_disposition_attachment,
+    parse_content_disposition_filename,
+)
+from trioresume.protocol.heads import Fields
+from trioresume.server.answers import content_etag_of
+from trioresume.server.messages import (
+    CallPolicy,
+    RecordedWith,
+    Representation,
+    Request,
+    Response,
+)
+from trioresume.store.port import FileRecord, PublishFile, RemoveFile
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.server.messages import Services
+
+__all__ = ["FileService"]
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, decoded."""
+
+_KEPT_FIELDS = ("content-type", "content-encoding", "content-language")
+
+
+class FileService:
+    """A :class:`~trioresume.Target` that keeps uploads as files.
+
+    *base* is the path under which they live; it starts and ends with ``/``. Raises
+    :class:`~trioresume.errors.CallerError` if it does not.
+    """
+
+    policy = CallPolicy.TRANSACTIONAL
+
+    def __init__(self, base: str = "/files/") -> None:
+        if not (base.startswith("/") and base.endswith("/")):
+            raise CallerError("the base path must start and end with '/'")
+        self._base = base
+        self._services: Services
+
+    def attach(self, services: Services) -> None:
+        self._services = services
+
+    # Before the content.
+
+    async def admit(
+        self, head: RequestHead, principal: str | None
+    ) -> Response | Representation | None:
+        """Refuse what cannot succeed; serve what has no content to wait for."""
+        name = self._name(head.path)
+        allowed = "OPTIONS, POST" if name is None else "DELETE, GET, HEAD, OPTIONS, PUT"
+        if head.method == "OPTIONS":
+            return Response(204, {"allow": allowed})
+        if head.method not in allowed.split(", "):
+            raise PeerError(ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", allowed),))
+        if name is None:
+            return None
+        file = await self._find(principal, name)
+        if head.method in ("GET", "HEAD"):
+            if file is None:
+                raise PeerError(ProblemCode.NOT_FOUND)
+            return self._represent(file)
+        if "content-range" in head.fields:
+            # RFC 9110, section 14.5: a partial PUT must not replace the whole.
+            raise PeerError(ProblemCode.MALFORMED_REQUEST, "a PUT replaces the whole file")
+        self._check(head, file)
+        return None
+
+    def _name(self, path: str) -> str | None:
+        """The file's name in *path*, None for the collection; 404 for neither (G12)."""
+        if not path.startswith(self._base):
+            raise PeerError(ProblemCode.NOT_FOUND)
+        encoded = path[len(self._base) :]
+        if not encoded:
+            return None
+        try:
+            name = unquote_to_bytes(encoded).decode()
+        except UnicodeDecodeError:
+            raise PeerError(ProblemCode.NOT_FOUND) from None
+        if (
+            len(name.encode()) > LONGEST_NAME
+            or name in (".", "..")
+            or not name.isprintable()
+            or "/" in name
+            or "\\" in name
+        ):
+            raise PeerError(ProblemCode.NOT_FOUND)
+        return name
+
+    async def _find(self, principal: str | None, name: str) -> FileRecord | None:
+        storage = self._services.storage
+        return await storage.run(storage.store.file, principal, name)
+
+    def _represent(self, file: FileRecord) -> Representation:
+        filename = file.fields.get("filename", file.name)
+        kept = file.fields.without("filename")
+        if "content-type" not in kept:
+            kept = kept.plus({"content-type": "application/octet-stream"})
+        return Representation(
+            content=file.content,
+            fields=kept.plus(
+                {
+                    "x-content-type-options": "nosniff",
+                    "content-security-policy": "sandbox; default-src 'none'",
+                    "content-disposition": content_disposition_attachment(filename),
+                    "vary": "Authorization",
+                }
+            ),
+            etag=content_etag_of(file.content),
+            last_modified=file.modified_at,
+        )
+
+    def _check(self, head: RequestHead, file: FileRecord | None) -> None:
+        if head.method == "DELETE" and file is None:
+            raise PeerError(ProblemCode.NOT_FOUND)
+        outcome = evaluate(
+            head.method,
+            head.fields,
+            etag=None if file is None else content_etag_of(file.content),
+            last_modified=None if file is None else file.modified_at,
+            exists=file is not None,
+        )
+        if outcome is not Outcome.PROCEED:
+            raise PeerError(ProblemCode.PRECONDITION_FAILED)
+
+    # With the content.
+
+    async def respond(self, request: Request) -> RecordedWith:
+        """Publish or remove the file, together with the recording of the response."""
+        name = self._name(request.path)
+        if name is None:
+            new = secrets.token_urlsafe(16)
+            return self._publish(request, self._record(request, new), None)
+        current = await self._find(request.principal, name)
+        self._check(request.head, current)
+        if request.method == "DELETE":
+            assert current is not None
+            remove = RemoveFile(request.principal, name, current.content)
+            return RecordedWith(Response(204), (remove,))
+        return self._publish(request, self._record(request, name), current)
+
+    def _record(self, request: Request, name: str) -> FileRecord:
+        fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
+        disposition = request.headers.get("content-disposition")
+        if disposition is not None:
+            filename = parse_content_disposition_filename(disposition)
+            if filename is not None:
+                # Kept as the client's text, not as a field of the file.
+                fields.append(("filename", filename))
+        now = self._services.clock.now()
+        lifetime = self._services.config.file_lifetime
+        return FileRecord(
+            owner=request.principal,
+            name=name,
+            content=request.body.content,
+            fields=Fields(fields),
+            modified_at=now,
+            expires_at=None if lifetime is None else now + lifetime,
+        )
+
+    def _publish(
+        self, request: Request, file: FileRecord, current: FileRecord | None
+    ) -> RecordedWith:
+        etag = content_etag_of(file.content)
+        publish = PublishFile(file, None if current is None else current.content)
+        if current is not None:
+            return RecordedWith(Response(204, {"etag": etag}), (publish,))
+        public_url = self._services.config.public_url or ""
+        location = f"{public_url}{self._base}{quote(file.name, safe='')}"
+        described = {
+            "location": location,
+            "length": file.content.length,
+            "digest": request.body.digest,
+        }
+        fields = {"location": location, "etag": etag, "content-type": "application/json"}
+        body = json.dumps(described).encode() + b"\n"
+        return RecordedWith(Response(201, fields, body), (publish,))
