@@ -115,9 +115,16 @@ def serve(
     _raise_descriptor_limit()
     try:
         trio.run(_serve, config, base_path, restrict_keyboard_interrupt_to_checkpoints=True)
-    except OSError as exc:
-        raise click.ClickException(str(exc)) from exc
+    except* (OSError, trioresume.TrioresumeError) as group:
+        raise click.ClickException(str(_first(group))) from group
     return ExitCode.DONE
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _serve(config: trioresume.Config, base_path: str) -> None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import trio
 
@@ -273,6 +273,7 @@ class Services:
     config: Config
 
 
+@runtime_checkable
 class Target(Protocol):
     """What complete requests are handed to."""
 

@@ -29,7 +29,7 @@ from trioresume.protocol.clock import ServiceClock
 from trioresume.server.config import Config
 from trioresume.server.connection import Connection
 from trioresume.server.expiry import LAST_SEEN, Collector, Expiry
-from trioresume.server.messages import HandlerTarget, Services
+from trioresume.server.messages import HandlerTarget, Services, Target
 from trioresume.server.operations import Operations
 from trioresume.server.service import Service
 from trioresume.server.storage import Storage
@@ -39,7 +39,7 @@ from trioresume.store.disk import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trioresume.server.messages import Handler, Target
+    from trioresume.server.messages import Handler
     from trioresume.server.transport import Transport
     from trioresume.store.port import Mutation, Store
 
@@ -84,25 +84,36 @@ async def serve(
     When cancelled, running requests are cut at once; their uploads are kept.
     """
     config = config or Config()
-    target = HandlerTarget(handler) if _is_plain(handler) else handler
-    binds = [_parse_bind(bind) for bind in config.bind]
-    if store is None:
-        store = await trio.to_thread.run_sync(_open_store, config)
-    try:
-        async with _running_storage(store, config) as storage:
-            await _serve(target, config, storage, binds, task_status)  # type: ignore[arg-type]
-    finally:
-        store.close()
-
-
-def _is_plain(handler: Handler | Target) -> bool:
-    return not hasattr(handler, "respond")
+    target = handler if isinstance(handler, Target) else HandlerTarget(handler)
+    async with _listeners(config) as listeners:
+        if store is None:
+            store = await trio.to_thread.run_sync(_open_store, config)
+        try:
+            async with _running_storage(store, config) as storage:
+                await _serve(target, config, storage, listeners, task_status)
+        finally:
+            store.close()
 
 
 def _open_store(config: Config) -> Store:
     return open_store(
         config.data_dir, chunk_size=config.chunk_size, durability=config.durability
     )
+
+
+@asynccontextmanager
+async def _listeners(config: Config) -> AsyncIterator[list[trio.SocketListener]]:
+    """Bound before anything else is started: an address in use is a plain OSError."""
+    listeners: list[trio.SocketListener] = []
+    try:
+        for host, port in [_parse_bind(bind) for bind in config.bind]:
+            listeners += await trio.open_tcp_listeners(
+                port, host=host or None, backlog=config.backlog
+            )
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.socket.close()
 
 
 @asynccontextmanager
@@ -120,7 +131,7 @@ async def _serve(
     target: Target,
     config: Config,
     storage: Storage,
-    binds: Sequence[tuple[str, int]],
+    listeners: Sequence[trio.SocketListener],
     task_status: trio.TaskStatus[Server],
 ) -> None:
     last_seen = await storage.run(storage.store.meta, LAST_SEEN)
@@ -135,20 +146,21 @@ async def _serve(
         operations = Operations(storage, target, config, clock, background, expiry.note)
         service = Service(operations, config, background)
         chores = trio.CancelScope()
-        background.start_soon(_within, chores, expiry.run, operations)
-        background.start_soon(_within, chores, collector.run)
+        background.start_soon(_run_chores, chores, expiry, collector, operations)
         background.start_soon(operations.recover)
         doorman = _Doorman(service, config, clock)
-        await doorman.run(binds, task_status)
+        await doorman.run(listeners, task_status)
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline
 
 
-async def _within(
-    scope: trio.CancelScope, function: Callable[..., object], *args: object
+async def _run_chores(
+    scope: trio.CancelScope, expiry: Expiry, collector: Collector, operations: Operations
 ) -> None:
     with scope:
-        await function(*args)  # type: ignore[misc]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expiry.run, operations)
+            nursery.start_soon(collector.run)
 
 
 def _both(
@@ -175,17 +187,14 @@ class _Doorman:
         """When the grace period of a shutdown is over, on trio's clock."""
 
     async def run(
-        self, binds: Sequence[tuple[str, int]], task_status: trio.TaskStatus[Server]
+        self,
+        listeners: Sequence[trio.SocketListener],
+        task_status: trio.TaskStatus[Server],
     ) -> None:
         """Serve until a shutdown was asked for and every connection is closed."""
         stop = trio.Event()
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as listening:
-                listeners: list[trio.SocketListener] = []
-                for host, port in binds:
-                    listeners += await trio.open_tcp_listeners(
-                        port, host=host or None, backlog=self._config.backlog
-                    )
                 for listener in listeners:
                     listening.start_soon(self._accept, listener, connections)
                 server = Server([_url(listener) for listener in listeners], stop)
