@@ -56,13 +56,21 @@ class ProblemCode(Enum):
         400,
         "Two statements of the length contradict each other",
     )
-    LENGTH_OVER_LIMIT = ("length-over-limit", 400, "The declared length is over the limit")
+    LENGTH_OVER_LIMIT = (
+        "length-over-limit",
+        400,
+        "The declared length is over the limit",
+    )
     UNAUTHORIZED = ("unauthorized", 401, "Credentials are needed")
     FORBIDDEN = ("forbidden", 403, "Not allowed")
     NOT_FOUND = ("not-found", 404, "There is nothing here")
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "The method is not allowed here")
     REQUEST_TIMEOUT = ("request-timeout", 408, "The request took too long to arrive")
-    OFFSET_MISMATCH = ("offset-mismatch", 409, "The range does not start at the current offset")
+    OFFSET_MISMATCH = (
+        "offset-mismatch",
+        409,
+        "The range does not start at the current offset",
+    )
     UPLOAD_COMPLETE = ("upload-complete", 409, "The upload is complete already")
     SUPERSEDED = ("superseded", 409, "A newer request took over this upload")
     CONFLICT = ("conflict", 409, "The resource changed meanwhile")
@@ -70,8 +78,16 @@ class ProblemCode(Enum):
     PRECONDITION_FAILED = ("precondition-failed", 412, "A precondition failed")
     CONTENT_TOO_LARGE = ("content-too-large", 413, "The content is over the limit")
     URI_TOO_LONG = ("uri-too-long", 414, "The request target is too long")
-    UNSUPPORTED_MEDIA_TYPE = ("unsupported-media-type", 415, "The media type is not supported")
-    RANGE_NOT_SATISFIABLE = ("range-not-satisfiable", 416, "No byte of the range exists")
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported-media-type",
+        415,
+        "The media type is not supported",
+    )
+    RANGE_NOT_SATISFIABLE = (
+        "range-not-satisfiable",
+        416,
+        "No byte of the range exists",
+    )
     EXPECTATION_FAILED = ("expectation-failed", 417, "The expectation is not supported")
     TOO_MANY_REQUESTS = ("too-many-requests", 429, "Too many requests")
     HEADER_TOO_LARGE = ("header-too-large", 431, "The header section is too large")
@@ -83,7 +99,11 @@ class ProblemCode(Enum):
     )
     NOT_IMPLEMENTED = ("not-implemented", 501, "Not implemented")
     SERVICE_UNAVAILABLE = ("service-unavailable", 503, "The server is shutting down")
-    VERSION_NOT_SUPPORTED = ("version-not-supported", 505, "Only HTTP/1.0 and HTTP/1.1 are spoken")
+    VERSION_NOT_SUPPORTED = (
+        "version-not-supported",
+        505,
+        "Only HTTP/1.0 and HTTP/1.1 are spoken",
+    )
     INSUFFICIENT_STORAGE = ("insufficient-storage", 507, "The server has no space left")
 
     def __init__(self, code: str, status: int, title: str) -> None:

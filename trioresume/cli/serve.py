@@ -49,7 +49,9 @@ _DEFAULTS = trioresume.Config()
     help="What announced bytes survive: power loss, or only the end of the process.",
 )
 @click.option("--public-url", help="Put before the locations that clients are told.")
-@click.option("--max-upload-size", type=Size(minimum=1), help="Longest content accepted.")
+@click.option(
+    "--max-upload-size", type=Size(minimum=1), help="Longest content accepted."
+)
 @click.option(
     "--incomplete-lifetime",
     type=Duration(minimum=1),
@@ -102,7 +104,9 @@ def serve(
         _DEFAULTS,
         bind=binds,
         data_dir=data_dir,
-        authenticate=None if tokens_file is None else trioresume.bearer_tokens(tokens_file),
+        authenticate=None
+        if tokens_file is None
+        else trioresume.bearer_tokens(tokens_file),
         durability=durability,
         public_url=None if public_url is None else public_url.rstrip("/"),
         max_upload_size=max_upload_size,
@@ -114,7 +118,9 @@ def serve(
     )
     _raise_descriptor_limit()
     try:
-        trio.run(_serve, config, base_path, restrict_keyboard_interrupt_to_checkpoints=True)
+        trio.run(
+            _serve, config, base_path, restrict_keyboard_interrupt_to_checkpoints=True
+        )
     except* (OSError, trioresume.TrioresumeError) as group:
         raise click.ClickException(str(_first(group))) from group
     return ExitCode.DONE
@@ -130,7 +136,9 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
 async def _serve(config: trioresume.Config, base_path: str) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(_running, config, base_path, nursery.cancel_scope)
+            server = await nursery.start(
+                _running, config, base_path, nursery.cancel_scope
+            )
             for url in server.urls:
                 click.echo(f"You can now upload files to: {url}{base_path}")
             nursery.start_soon(_obey, signals, server, nursery.cancel_scope)

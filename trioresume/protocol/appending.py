@@ -50,7 +50,8 @@ def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
     if progress.max_length is not None and total > progress.max_length:
         # B7: 413 would say that this patch is too large and a smaller one might do.
         raise PeerError(
-            ProblemCode.LENGTH_OVER_LIMIT, f"at most {progress.max_length} bytes are taken"
+            ProblemCode.LENGTH_OVER_LIMIT,
+            f"at most {progress.max_length} bytes are taken",
         )
     if total < progress.offset:
         raise PeerError(

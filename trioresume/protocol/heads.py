@@ -7,14 +7,13 @@ maps every byte to the character of the same number, so nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import overload
 
 __all__ = ["Fields", "RequestHead"]
 
 
-class Fields(Sequence[tuple[str, str]]):
+class Fields:
     """An immutable list of field lines: ``(lower-case name, value)`` pairs."""
 
     __slots__ = ("_lines",)
@@ -61,13 +60,7 @@ class Fields(Sequence[tuple[str, str]]):
             line == name.lower() for line, _ in self._lines
         )
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[str, str]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[tuple[str, str], ...]: ...
-    def __getitem__(
-        self, index: int | slice
-    ) -> tuple[str, str] | tuple[tuple[str, str], ...]:
+    def __getitem__(self, index: int) -> tuple[str, str]:
         return self._lines[index]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

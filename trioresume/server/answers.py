@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from trioresume.protocol.heads import Fields
     from trioresume.server.operations import Operation, Operations
+    from trioresume.server.storage import Storage
     from trioresume.store.port import ContentWriter, OperationRecord, Seal
 
 __all__ = ["Answer", "Answering", "content_etag_of", "error_response"]
@@ -66,6 +67,7 @@ INLINE_LIMIT = 64 * 1024
 MOST_CONFLICTS = 10
 LONGEST_RETRY = 60.0
 
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A response as it is recorded."""
@@ -76,7 +78,11 @@ class Answer:
 
 def content_etag_of(content: Content) -> str:
     """The strong validator of finished content: its digest (DESIGN, store)."""
-    digest = content.digest if content.digest is not None else digest_of(content.inline or b"")
+    digest = (
+        content.digest
+        if content.digest is not None
+        else digest_of(content.inline or b"")
+    )
     return f'"{digest.hex()}"'
 
 
@@ -105,9 +111,9 @@ class Answering:
         operation = self._operation
         if self._target.policy is not CallPolicy.TRANSACTIONAL:
             await self._commit_start()
-        if operation.state is not OperationState.ABANDONED:
+        if not operation.is_abandoned:
             await self._call_and_record()
-        if operation.state is OperationState.ABANDONED:
+        if operation.is_abandoned:
             await operation.drop_answer()
 
     async def record_indeterminate(self) -> None:
@@ -133,11 +139,11 @@ class Answering:
     async def _call_and_record(self) -> None:
         for _ in range(MOST_CONFLICTS):
             answer = await self._call()
-            effects: tuple[Mutation, ...] = ()
-            if isinstance(answer, RecordedWith):
-                answer, effects = answer.response, answer.mutations
+            if isinstance(answer, Response):
+                answer = RecordedWith(answer, ())
             try:
-                return await self._record(answer, effects)
+                await self._record(answer.response, answer.mutations)
+                return
             except StorageConflict:
                 # Something the target looked at has changed meanwhile: it looks again.
                 continue
@@ -181,13 +187,13 @@ class Answering:
             record = RecordResponse(
                 operation.id, stored, answer.expires_at, self._config.retain_content
             )
-        if operation.state is OperationState.ABANDONED:
+        if operation.is_abandoned:
             return
         await self._commit_surely(*self._frozen, *body_mutations, *effects, record)
         if self._frozen:
             operation.note_frozen()
             self._frozen = []
-        if operation.state is not OperationState.ABANDONED:
+        if not operation.is_abandoned:
             operation.note_answer(answer)
 
     async def _commit_surely(self, *mutations: Mutation) -> None:
@@ -199,14 +205,17 @@ class Answering:
         delay = 1.0
         while True:
             try:
-                return await self._storage.commit(*mutations)
+                await self._storage.commit(*mutations)
+                return
             except StorageConflict:
                 raise
             except StorageError as exc:
                 if self._target.policy is CallPolicy.TRANSACTIONAL:
                     raise
                 logger.error(
-                    "the response of %s cannot be recorded yet: %s", self._operation.id, exc
+                    "the response of %s cannot be recorded yet: %s",
+                    self._operation.id,
+                    exc,
                 )
             await trio.sleep(delay)
             delay = min(2 * delay, LONGEST_RETRY)
@@ -221,7 +230,9 @@ class Answering:
             response = error_response(PeerError(ProblemCode.INTERNAL_ERROR))
             content, mutations = await self._store_body(response)
         fields = self._final_fields(response, content)
-        return StoredResponse(status=response.status, fields=fields, body=content), mutations
+        return StoredResponse(
+            status=response.status, fields=fields, body=content
+        ), mutations
 
     async def _store_body(self, response: Response) -> tuple[Content, list[Mutation]]:
         body = response.body
@@ -243,7 +254,9 @@ class Answering:
         if "etag" not in fields and response.status != 201:
             # R28; a 201's ETag is that of what was created (RFC 9110, section 15.3.2).
             fields = fields.plus({"etag": content_etag_of(content)})
-        locations = operation_fields(self._config, operation.id, operation.record.length != 0)
+        locations = operation_fields(
+            self._config, operation.id, operation.record.length != 0
+        )
         if "content-location" in fields:
             locations = locations.without("content-location")
         mode = "save" if operation.record.keep_incomplete else "ignore"

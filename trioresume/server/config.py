@@ -123,8 +123,15 @@ class Config:
                 continue
             # Written so that NaN, which compares false with everything, is refused.
             if not (value >= 0 and math.isfinite(value)):
-                raise CallerError(f"{setting.name} must be a finite number, not negative")
-        for name in ("chunk_size", "receive_size", "unsealed_chunks", "storage_threads"):
+                raise CallerError(
+                    f"{setting.name} must be a finite number, not negative"
+                )
+        for name in (
+            "chunk_size",
+            "receive_size",
+            "unsealed_chunks",
+            "storage_threads",
+        ):
             if getattr(self, name) < 1:
                 raise CallerError(f"{name} must be at least 1")
         if not self.bind:

@@ -129,7 +129,9 @@ class Connection:
             await self._problem(
                 exchange,
                 PeerError(
-                    ProblemCode.INSUFFICIENT_STORAGE if full else ProblemCode.INTERNAL_ERROR
+                    ProblemCode.INSUFFICIENT_STORAGE
+                    if full
+                    else ProblemCode.INTERNAL_ERROR
                 ),
             )
         except trio.BrokenResourceError:
@@ -153,7 +155,9 @@ class Connection:
         with trio.move_on_after(self._config.header_timeout) as scope:
             end = await self._find_end()
         if scope.cancelled_caught:
-            raise PeerError(ProblemCode.REQUEST_TIMEOUT, "the head took too long", close=True)
+            raise PeerError(
+                ProblemCode.REQUEST_TIMEOUT, "the head took too long", close=True
+            )
         if end is None:
             return None
         raw = bytes(self._leftover[head_start(self._leftover) : end])
@@ -180,7 +184,9 @@ class Connection:
             if count == 0:
                 if self._leftover:
                     raise PeerError(
-                        ProblemCode.MALFORMED_REQUEST, "the head is incomplete", close=True
+                        ProblemCode.MALFORMED_REQUEST,
+                        "the head is incomplete",
+                        close=True,
                     )
                 return None
             if count is not None:
@@ -210,5 +216,7 @@ class Connection:
         )
 
 
-_NO_HEAD = RequestHead(method="", target="", fields=Fields(), http_version="1.0", length=None)
+_NO_HEAD = RequestHead(
+    method="", target="", fields=Fields(), http_version="1.0", length=None
+)
 """Stands for a request whose head could not be read: nothing after it can be, either."""

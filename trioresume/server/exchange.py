@@ -32,6 +32,8 @@ __all__ = ["Exchange"]
 
 logger = logging.getLogger("trioresume.connection")
 
+NO_FIELDS = Fields()
+
 LINGER_SIZE = 64 * 1024 * 1024
 """Most bytes read and dropped so that a peer still sending can read its answer (R10)."""
 
@@ -75,7 +77,9 @@ class Exchange:
     def can_interim(self) -> bool:
         return self.head.http_version == "1.1" and not self.responded
 
-    async def send_continue(self, fields: Fields = Fields(), *, always: bool = False) -> None:
+    async def send_continue(
+        self, fields: Fields = NO_FIELDS, *, always: bool = False
+    ) -> None:
         """The 100 that the client waits for; *always*: also if it does not wait (R5)."""
         if self.can_interim and (self._owes_continue or always):
             await self._transport.send_all(self._interim(100, fields))
@@ -92,9 +96,7 @@ class Exchange:
         event = h11.InformationalResponse(
             status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
         )
-        data = self._parser.send(event)
-        assert data is not None
-        return data
+        return self._parser.send(event)
 
     # The final response.
 
@@ -105,9 +107,12 @@ class Exchange:
 
         Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing.
         """
-        if isinstance(body, bytes) and has_content(status):
-            if "content-length" not in fields:
-                fields = fields.plus({"content-length": str(len(body))})
+        if (
+            isinstance(body, bytes)
+            and has_content(status)
+            and "content-length" not in fields
+        ):
+            fields = fields.plus({"content-length": str(len(body))})
         self.responded = True
         head = self._start_response(status, fields)
         bodiless = self.head.method == "HEAD" or not has_content(status)
@@ -129,20 +134,17 @@ class Exchange:
         event = h11.Response(
             status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
         )
-        data = self._parser.send(event)
-        assert data is not None
-        return data
+        return self._parser.send(event)
 
     async def _send_blocks(self, body: AsyncIterable[bytes], *, framed: bool) -> None:
         async for block in body:
             if framed:
                 data = self._parser.send(h11.Data(data=block))
-                assert data is not None
                 await self._send(data)
             else:
                 await self._send(block)
         if framed:
-            await self._send(self._parser.send(h11.EndOfMessage()) or b"")
+            await self._send(self._parser.send(h11.EndOfMessage()))
 
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -205,4 +207,3 @@ class Exchange:
             if count == 0:
                 return
             left -= count or 0
-

@@ -70,7 +70,10 @@ class Expiry:
     def observe(self, mutations: Sequence[Mutation]) -> None:
         """Note the deadlines of files, whose tokens only the catalog knows."""
         for mutation in mutations:
-            if isinstance(mutation, PublishFile) and mutation.file.expires_at is not None:
+            if (
+                isinstance(mutation, PublishFile)
+                and mutation.file.expires_at is not None
+            ):
                 self.note(mutation.file.expires_at, _RELOAD)
 
     async def run(self, operations: Operations) -> None:
@@ -104,10 +107,10 @@ class Expiry:
             if mutations:
                 await self._storage.commit(*mutations)
         elif kind == "o":
-            id = OperationId(name)
-            if operations.is_used(id):
+            operation_id = OperationId(name)
+            if operations.is_used(operation_id):
                 return
-            async with operations.use(id) as operation:
+            async with operations.use(operation_id) as operation:
                 if operation is not None and operation.users == 1:
                     await operation.expire(now)
         else:

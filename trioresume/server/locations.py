@@ -35,7 +35,9 @@ def location(config: Config, id: OperationId, resource: Resource) -> str:
     return f"{config.public_url or ''}{config.operation_path}{id}/{resource.value}"
 
 
-def operation_fields(config: Config, id: OperationId, with_content: bool = True) -> Fields:
+def operation_fields(
+    config: Config, id: OperationId, with_content: bool = True
+) -> Fields:
     """The three fields of R1; without content there is no content to locate (R5)."""
     places = {
         "request-content-location": Resource.CONTENT,

@@ -90,7 +90,9 @@ class RequestBody:
         Raises :class:`~trioresume.errors.CallerError` if it is longer than *limit* bytes.
         """
         if self.length > limit:
-            raise CallerError(f"the content has {self.length} bytes, over the limit of {limit}")
+            raise CallerError(
+                f"the content has {self.length} bytes, over the limit of {limit}"
+            )
         reader = await self._open()
         try:
             blocks = []
@@ -192,7 +194,9 @@ class Request:
     def headers(self) -> Fields:
         return self.head.fields
 
-    async def progress(self, done: int, total: int | None = None, remark: str = "") -> None:
+    async def progress(
+        self, done: int, total: int | None = None, remark: str = ""
+    ) -> None:
         """Tell whoever asks how far the work is: *done* of *total* steps. A checkpoint.
 
         Shown in the 202 at ``Response-Message-Location``. Raises

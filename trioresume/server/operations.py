@@ -55,7 +55,6 @@ from trioresume.store.port import (
     Mutation,
     OperationId,
     OperationRecord,
-    SealChunk,
     SetExpiry,
     SetLength,
     SetState,
@@ -125,6 +124,11 @@ class Operation:
         return self.record.state
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether the client gave up while the target ran."""
+        return self.state is _S.ABANDONED
+
+    @property
     def offset(self) -> int:
         """Bytes accepted. Known only while writing; may be ahead of what is durable."""
         assert self._writer is not None
@@ -140,10 +144,12 @@ class Operation:
     def has_writer(self) -> bool:
         return self._turn is not None
 
-    def _become(self, event: Event) -> None:
-        """Change the state in memory; the caller makes it true on disk."""
-        self.record = replace(self.record, state=step(self.state, event).state)
+    def _become(self, event: Event) -> OperationState:
+        """Change the state in memory, to what is returned; the caller makes it true."""
+        new_state = step(self.state, event).state
+        self.record = replace(self.record, state=new_state)
         self.announce_change()
+        return new_state
 
     def announce_change(self) -> None:
         """Wake whoever waits for a change of state or of progress."""
@@ -231,8 +237,12 @@ class Operation:
         try:
             await self._storage.commit(await self._storage.run(seal.run))
         except StorageError as exc:
-            if self.state is not _S.GONE:  # the end of an operation takes its seals along
-                logger.error("chunk %d of %s was not sealed: %s", seal.index, self.id, exc)
+            if (
+                self.state is not _S.GONE
+            ):  # the end of an operation takes its seals along
+                logger.error(
+                    "chunk %d of %s was not sealed: %s", seal.index, self.id, exc
+                )
             self._failure = exc
         finally:
             self._unsealed.discard(seal.index)
@@ -293,21 +303,21 @@ class Operation:
         await self.end_writer()
         if self.state in (_S.GONE, _S.ABANDONED):
             return
-        self._become(Event.CANCELLED)
-        if self.state is _S.GONE:
+        new_state = self._become(Event.CANCELLED)
+        if new_state is _S.GONE:
             await self._discard()
         else:
-            await self._storage.commit(SetState(self.id, self.state))
+            await self._storage.commit(SetState(self.id, new_state))
 
     async def expire(self, now: float) -> None:
         """Its time has come, if nobody moved it on meanwhile (promise 9)."""
         if self.record.expires_at > now:
             return
-        was_gone = self.state is _S.GONE
-        self._become(Event.EXPIRED)
-        if was_gone:
+        old_state = self.state
+        new_state = self._become(Event.EXPIRED)
+        if old_state is _S.GONE:
             await self._storage.commit(ForgetOperation(self.id))
-        elif self.state is _S.GONE:
+        elif new_state is _S.GONE:
             await self._discard()
         else:
             self.renew()
@@ -391,9 +401,7 @@ class Operation:
         await self._settle()
         if self._failure is not None:
             raise self._failure
-        seals: list[SealChunk] = []
-        for seal in writer.finish():
-            seals.append(await self._storage.run(seal.run))
+        seals = [await self._storage.run(seal.run) for seal in writer.finish()]
         length = writer.offset
         store = self._storage.store
         digests = [seal.digest for seal in seals]

@@ -172,7 +172,9 @@ class BodyReceiver:
             return self._parser.next_event()
         except h11.RemoteProtocolError as exc:
             raise PeerError(
-                ProblemCode.MALFORMED_REQUEST, "the chunked content is malformed", close=True
+                ProblemCode.MALFORMED_REQUEST,
+                "the chunked content is malformed",
+                close=True,
             ) from exc
 
     async def _feed_parser(self) -> None:

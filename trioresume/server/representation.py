@@ -102,9 +102,13 @@ async def _serve(
         return
     ranges = None
     if head.method == "GET" and range_applies(head.fields, etag=served.etag):
-        ranges = parse_range(head.fields.get("range"), reader.length, max_ranges=max_ranges)
+        ranges = parse_range(
+            head.fields.get("range"), reader.length, max_ranges=max_ranges
+        )
     if ranges is None:
-        fields = fields.without("content-length").plus({"content-length": str(reader.length)})
+        fields = fields.without("content-length").plus(
+            {"content-length": str(reader.length)}
+        )
         await exchange.respond(200, fields, _blocks(storage, reader, 0, reader.length))
     elif len(ranges) == 1:
         await _serve_one_range(exchange, storage, reader, fields, ranges[0])

@@ -104,8 +104,8 @@ class Resources:
         """Answer a request under ``Config.operation_path``."""
         if place is None:
             raise PeerError(ProblemCode.NOT_FOUND)
-        id, resource = place
-        async with self._operations.use(id) as operation:
+        operation_id, resource = place
+        async with self._operations.use(operation_id) as operation:
             if operation is None or operation.record.principal != principal:
                 raise PeerError(ProblemCode.NOT_FOUND)
             if exchange.head.method == "OPTIONS":
@@ -116,7 +116,8 @@ class Resources:
                 method == self._get_content and not self._config.retain_content
             ):
                 raise PeerError(
-                    ProblemCode.METHOD_NOT_ALLOWED, fields=tuple(self._allowed(resource))
+                    ProblemCode.METHOD_NOT_ALLOWED,
+                    fields=tuple(self._allowed(resource)),
                 )
             await method(exchange, operation)
 
@@ -165,10 +166,14 @@ class Resources:
         offset = await operation.make_durable()
         store = self._storage.store
         if operation.record.content is not None:
-            reader = await self._storage.run(store.open_reader, operation.record.content)
+            reader = await self._storage.run(
+                store.open_reader, operation.record.content
+            )
         else:
             reader = await self._storage.run(store.open_prefix, operation.key, offset)
-        media_type = operation.record.fields.get("content-type", "application/octet-stream")
+        media_type = operation.record.fields.get(
+            "content-type", "application/octet-stream"
+        )
         fields = self._content_fields(operation, offset).plus(
             {"content-type": media_type or "", **SANDBOX}
         )
@@ -228,7 +233,8 @@ class Resources:
         outcome = evaluate(head.method, head.fields, etag=content_etag(offset))
         if outcome is Outcome.FAILED:
             raise PeerError(
-                ProblemCode.PRECONDITION_FAILED, fields=(("upload-offset", str(offset)),)
+                ProblemCode.PRECONDITION_FAILED,
+                fields=(("upload-offset", str(offset)),),
             )
 
     # The response message (R26, R27, R29).
@@ -240,7 +246,9 @@ class Resources:
         if response is None:
             await self._not_yet(exchange, operation, waited)
             return
-        head = serialise_response(response.status, response.fields, response.body.length)
+        head = serialise_response(
+            response.status, response.fields, response.body.length
+        )
         reader = await self._storage.run(self._storage.store.open_reader, response.body)
         etag = digest_of(head + content_etag_of(response.body).encode()).hex()
         served = Served(
@@ -304,7 +312,9 @@ class Resources:
                 fields=(("retry-after", str(RETRY_AFTER)), *PRIVATE),
             )
         media = [(n, v) for n, v in response.fields if n.startswith("content-")]
-        fields = Fields(media).without("content-length", "content-location", "content-range")
+        fields = Fields(media).without(
+            "content-length", "content-location", "content-range"
+        )
         content: Content = response.body
         reader = await self._storage.run(self._storage.store.open_reader, content)
         served = Served(PRIVATE.plus(fields), reader, content_etag_of(content))

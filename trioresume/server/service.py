@@ -84,7 +84,9 @@ class Service:
         preferences = parse_preferences(head.fields)
         if early is not None:
             await self._send(exchange, early)
-        elif preferences.resume is None and head.method in _SAFE and not head.has_content:
+        elif (
+            preferences.resume is None and head.method in _SAFE and not head.has_content
+        ):
             await self._handle_safe(exchange, principal)
         else:
             await self._handle_operation(exchange, principal, preferences)
@@ -103,11 +105,15 @@ class Service:
             answer = answer.response
         await self._send(exchange, answer)
 
-    async def _send(self, exchange: Exchange, answer: Response | Representation) -> None:
+    async def _send(
+        self, exchange: Exchange, answer: Response | Representation
+    ) -> None:
         if isinstance(answer, Response):
             await exchange.respond(answer.status, answer.fields, answer.body)
             return
-        reader = await self._storage.run(self._storage.store.open_reader, answer.content)
+        reader = await self._storage.run(
+            self._storage.store.open_reader, answer.content
+        )
         served = Served(answer.fields, reader, answer.etag, answer.last_modified)
         await serve_bytes(
             exchange, self._storage, served, max_ranges=self._config.max_ranges
@@ -126,7 +132,9 @@ class Service:
             if resume is None:
                 await exchange.send_continue()
             else:
-                locations = operation_fields(self._config, operation.id, head.has_content)
+                locations = operation_fields(
+                    self._config, operation.id, head.has_content
+                )
                 await exchange.send_continue(locations, always=True)
             await self._receive(exchange, operation, preferences)
             await send_recorded(exchange, self._storage, await operation.outcome())
@@ -141,7 +149,8 @@ class Service:
         except BaseException as exc:
             # Also when cancelled: what becomes of it is decided in the background.
             too_large = (
-                isinstance(exc, PeerError) and exc.problem is ProblemCode.CONTENT_TOO_LARGE
+                isinstance(exc, PeerError)
+                and exc.problem is ProblemCode.CONTENT_TOO_LARGE
             )
             ending = operation.cancel if too_large else operation.cut
             self._operations.start(operation, ending)

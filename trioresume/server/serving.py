@@ -155,7 +155,10 @@ async def _serve(
 
 
 async def _run_chores(
-    scope: trio.CancelScope, expiry: Expiry, collector: Collector, operations: Operations
+    scope: trio.CancelScope,
+    expiry: Expiry,
+    collector: Collector,
+    operations: Operations,
 ) -> None:
     with scope:
         async with trio.open_nursery() as nursery:
@@ -207,7 +210,9 @@ class _Doorman:
             for connection in list(self._connections):
                 connection.stop()
 
-    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+    async def _accept(
+        self, listener: trio.SocketListener, connections: trio.Nursery
+    ) -> None:
         # serve_listeners survives running out of descriptors: it waits and goes on.
         await trio.serve_listeners(
             self._serve_stream, [listener], handler_nursery=connections

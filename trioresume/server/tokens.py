@@ -28,7 +28,9 @@ __all__ = ["bearer_tokens", "new_token"]
 _LINE = re.compile(r"(?P<name>[^\s#]\S*)\s+(?P<hash>[0-9a-f]{64})")
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
 _REFUSAL = Rejection(
-    401, Fields({"www-authenticate": 'Bearer realm="trioresume"'}), "a bearer token is needed"
+    401,
+    Fields({"www-authenticate": 'Bearer realm="trioresume"'}),
+    "a bearer token is needed",
 )
 
 
@@ -68,8 +70,8 @@ def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
         offered = _hash(match[1])
         found = None
         # Every line is compared, in constant time each: how long it takes tells nothing.
-        for name, hash in known:
-            if hmac.compare_digest(hash, offered):
+        for name, hashed in known:
+            if hmac.compare_digest(hashed, offered):
                 found = name
         return _REFUSAL if found is None else Principal(found)
 

@@ -19,7 +19,13 @@ from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.protocol.appending import UploadProgress, check_part
 from trioresume.protocol.byteranges import patch_reader
 from trioresume.protocol.fields import ContentRange
-from trioresume.protocol.parts import PartData, PartStart, PatchCut, PatchEnd, PatchLimits
+from trioresume.protocol.parts import (
+    PartData,
+    PartStart,
+    PatchCut,
+    PatchEnd,
+    PatchLimits,
+)
 from trioresume.server.messages import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -104,7 +110,11 @@ class _AtomicPatchSink(_PatchSink):
     """
 
     def __init__(
-        self, operation: Operation, reader: PatchReader, max_size: int | None, directory: str
+        self,
+        operation: Operation,
+        reader: PatchReader,
+        max_size: int | None,
+        directory: str,
     ) -> None:
         super().__init__(operation, reader, max_size)
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed in close()
@@ -135,8 +145,8 @@ class _AtomicPatchSink(_PatchSink):
         length = check_part(progress, range_)
         self._progress = UploadProgress(progress.offset, length, progress.max_length)
 
-    async def apply_all(self, timeout: float) -> None:
-        """The patch is whole: append it, and let no newcomer cut it in two.
+    async def apply_all(self, seconds: float) -> None:
+        """The patch is whole: append it within *seconds*; no newcomer cuts it in two.
 
         A crash may still do so. What it leaves is a prefix of the patch at its right
         place, as after any cut; only the client's wish for all or nothing is missed.
@@ -144,7 +154,7 @@ class _AtomicPatchSink(_PatchSink):
         operation = self._operation
         operation.learn_length(self._progress.length)
         self._spool.seek(0)
-        with trio.move_on_after(timeout, shield=True) as scope:
+        with trio.move_on_after(seconds, shield=True) as scope:
             while block := self._spool.read(BLOCK_SIZE):
                 await operation.room()
                 operation.append(memoryview(block))
@@ -271,13 +281,16 @@ async def receive_patch(
 async def _receive_atomic(
     exchange: Exchange, operation: Operation, reader: PatchReader, config: Config
 ) -> None:
-    sink = _AtomicPatchSink(operation, reader, config.max_upload_size, str(config.data_dir))
+    sink = _AtomicPatchSink(
+        operation, reader, config.max_upload_size, str(config.data_dir)
+    )
     try:
         await exchange.body.receive(sink)
         sink.end()
         if not sink.whole:
-            raise PeerError(ProblemCode.BAD_PATCH, "the patch ends before its last part does")
+            raise PeerError(
+                ProblemCode.BAD_PATCH, "the patch ends before its last part does"
+            )
         await sink.apply_all(config.body_timeout)
     finally:
         sink.close()
-

@@ -80,7 +80,9 @@ class FileService:
         if head.method == "OPTIONS":
             return Response(204, {"allow": allowed})
         if head.method not in allowed.split(", "):
-            raise PeerError(ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", allowed),))
+            raise PeerError(
+                ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", allowed),)
+            )
         if name is None:
             return None
         file = await self._find(principal, name)
@@ -90,7 +92,9 @@ class FileService:
             return self._represent(file)
         if "content-range" in head.fields:
             # RFC 9110, section 14.5: a partial PUT must not replace the whole.
-            raise PeerError(ProblemCode.MALFORMED_REQUEST, "a PUT replaces the whole file")
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST, "a PUT replaces the whole file"
+            )
         self._check(head, file)
         return None
 
@@ -200,6 +204,10 @@ class FileService:
             "length": file.content.length,
             "digest": request.body.digest,
         }
-        fields = {"location": location, "etag": etag, "content-type": "application/json"}
+        fields = {
+            "location": location,
+            "etag": etag,
+            "content-type": "application/json",
+        }
         body = json.dumps(described).encode() + b"\n"
         return RecordedWith(Response(201, fields, body), (publish,))
