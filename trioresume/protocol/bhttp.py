@@ -105,6 +105,7 @@ class BinaryReader(PatchReader):
             small = self._small_chunks()
             if small:
                 yield from self._content(memoryview(small))
+                continue
             size, _ = yield from self._varint()
             if size == 0:
                 return
