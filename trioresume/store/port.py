@@ -45,11 +45,12 @@ lies in a tail or in a published chunk that the catalog names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
-from trioresume.errors import StorageConflict
+from trioresume.errors import CallerError, StorageConflict
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store.recipe import Digest, Recipe
@@ -364,6 +365,11 @@ class ContentWriter(Protocol):
     """Appends to content under construction. See the module's rules 1, 4 and 5."""
 
     @property
+    def chunk_size(self) -> int:
+        """What this content is cut into: the store's setting when it was begun."""
+        ...
+
+    @property
     def offset(self) -> int:
         """Bytes accepted so far, durable or not."""
         ...
@@ -393,6 +399,8 @@ class ContentWriter(Protocol):
     def finish(self) -> list[Seal]:
         """The content ends here: seal what the tail holds. No append may follow.
 
+        After :meth:`Store.chunk_digests`, the seals that were not returned before
+        come in the order of their chunks without a gap.
         Apply the seals in one submission with :class:`FreezeContent`, or before it.
         """
         ...
@@ -441,7 +449,9 @@ class Store(Protocol):
     @property
     def chunk_size(self) -> int: ...
 
-    def apply(self, batch: Sequence[Sequence[Mutation]]) -> list[StorageConflict | None]:
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
         """Perform the submissions in order, in one commit; durable on return.
 
         The result has, for each submission, None or the conflict that left it

@@ -1,0 +1,181 @@
+"""Collection: releasing what nothing holds any more, a slice at a time.
+
+In this order, each in slices: pieces of detached contents let go of their chunks;
+recipes that nobody holds are dismantled; chunks that nobody holds leave the catalog
+and then the disk. Only what the catalog has let go of, committed, is unlinked, so a
+crash leaves at worst files that the catalog does not know.
+
+Those are what the *sweep* is for. It is due after an unclean end and after failures,
+goes through the tails and then through the 256 directories of chunks, and removes
+the files that the catalog does not speak of.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from trioresume.store.catalog import Catalog
+from trioresume.store.chunks import SHARDS, ChunkFiles
+from trioresume.store.disk_io import Disk
+from trioresume.store.ledger import release_pieces, unhold
+from trioresume.store.port import (
+    Collected,
+    ContentKey,
+    OperationState,
+    is_response_key,
+    operation_of,
+)
+from trioresume.store.readers import Pins
+from trioresume.store.recipe import DIGEST_LENGTH, Digest
+from trioresume.store.tails import TailFiles
+from trioresume.store.writers import Writers
+
+__all__ = ["Step", "Sweep", "collect_rows"]
+
+
+@dataclass(slots=True)
+class Step:
+    """What one transaction of collection did, and what is to be unlinked after it."""
+
+    steps: int = 0
+    recipes: int = 0
+    bytes: int = 0
+    chunks: list[Digest] = field(default_factory=list)
+
+    def result(self) -> Collected:
+        return Collected(self.recipes, len(self.chunks), self.bytes, self.steps)
+
+
+def collect_rows(connection: sqlite3.Connection, pins: Pins, limit: int) -> Step:
+    """Release up to *limit* rows in the transaction that is open."""
+    step = Step()
+    for act in (_clear_pieces, _dismantle_recipe, _drop_chunks):
+        left = limit - step.steps
+        if left > 0:
+            act(connection, pins, step, left)
+    return step
+
+
+def _clear_pieces(
+    connection: sqlite3.Connection, pins: Pins, step: Step, limit: int
+) -> None:
+    row = connection.execute(
+        "SELECT cid, moved_below FROM contents WHERE key IS NULL LIMIT 1"
+    ).fetchone()
+    if row is not None:
+        cid, moved_below = row
+        step.steps += 1 + release_pieces(connection, cid, moved_below, limit)
+
+
+def _dismantle_recipe(
+    connection: sqlite3.Connection, pins: Pins, step: Step, limit: int
+) -> None:
+    # Pinned recipes are passed over; one more than there are pins finds another one.
+    unheld = connection.execute(
+        "SELECT digest FROM recipes WHERE refs = 0 ORDER BY digest LIMIT ?",
+        (pins.count() + 1,),
+    )
+    digest = next(
+        (Digest(d) for (d,) in unheld.fetchall() if pins.condemn(Digest(d))), None
+    )
+    if digest is None:
+        return
+    # The digests end the serialised recipe, so the last -n bytes begin at one of them.
+    count, done = connection.execute(
+        "SELECT chunk_count, dismantled FROM recipes WHERE digest = ?", (digest,)
+    ).fetchone()
+    end = min(count, done + limit)
+    if end > done:
+        (listed,) = connection.execute(
+            "SELECT substr(body, ?, ?) FROM recipes WHERE digest = ?",
+            (-(count - done) * DIGEST_LENGTH, (end - done) * DIGEST_LENGTH, digest),
+        ).fetchone()
+        starts = range(0, len(listed), DIGEST_LENGTH)
+        unhold(connection, [Digest(listed[at : at + DIGEST_LENGTH]) for at in starts])
+    step.steps += 1 + end - done
+    if end < count:
+        connection.execute(
+            "UPDATE recipes SET dismantled = ? WHERE digest = ?", (end, digest)
+        )
+    else:
+        connection.execute("DELETE FROM recipes WHERE digest = ?", (digest,))
+        step.recipes += 1
+
+
+def _drop_chunks(
+    connection: sqlite3.Connection, pins: Pins, step: Step, limit: int
+) -> None:
+    rows = connection.execute(
+        "SELECT digest, length FROM chunks WHERE refs = 0 LIMIT ?", (limit,)
+    ).fetchall()
+    for digest, length in rows:
+        step.chunks.append(Digest(digest))
+        step.bytes += length
+    connection.executemany(
+        "DELETE FROM chunks WHERE digest = ?", [(d,) for d, _ in rows]
+    )
+    step.steps += len(rows)
+
+
+class Sweep:
+    """One walk over the files, looking for those that nothing speaks of.
+
+    The caller serialises :meth:`advance` with everything that publishes chunks.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        chunks: ChunkFiles,
+        tails: TailFiles,
+        writers: Writers,
+        disk: Disk,
+    ) -> None:
+        self._catalog = catalog
+        self._chunks = chunks
+        self._tails = tails
+        self._writers = writers
+        self._disk = disk
+        self._looks: Iterator[Callable[[], bool]] = self._walk()
+
+    def advance(self, limit: int) -> Collected:
+        """Look at up to *limit* files; at none when the walk is over."""
+        looked = removed = 0
+        for look in self._looks:
+            looked += 1
+            removed += look()
+            if looked >= limit:
+                break
+        return Collected(chunks=removed, steps=looked)
+
+    def _walk(self) -> Iterator[Callable[[], bool]]:
+        for path, key, index in self._tails.names():
+            yield partial(self._look_at_tail, path, key, index)
+        for shard in SHARDS:
+            for path, digest in self._chunks.names(shard):
+                yield partial(self._look_at_chunk, path, digest)
+
+    # A look returns whether it removed a chunk.
+
+    def _look_at_tail(self, path: str, key: ContentKey, index: int) -> bool:
+        if not self._is_wanted(key, index):
+            self._writers.unless_open(key, lambda: self._disk.unlink(path))
+        return False
+
+    def _is_wanted(self, key: ContentKey, index: int) -> bool:
+        record = self._catalog.operation(operation_of(key))
+        if record is None or record.state is OperationState.GONE:
+            return False
+        if is_response_key(key):
+            return record.state is not OperationState.DONE
+        content = self._catalog.content(key)
+        return content is not None and self._catalog.piece(key, index) is None
+
+    def _look_at_chunk(self, path: str, digest: Digest | None) -> bool:
+        if digest is not None and self._catalog.has_chunk(digest):
+            return False
+        self._disk.unlink(path)
+        return digest is not None

@@ -1,0 +1,353 @@
+"""The store on a local disk: chunk files, tails and the catalog put together.
+
+What is on disk::
+
+    format            the version of all this
+    lock              held while a process serves the directory
+    catalog.sqlite3   operations, chunk lists, holds, recorded responses, files
+    chunks/xx/…       finished chunks (see chunks)
+    tails/…           bytes that are no chunk yet (see tails)
+
+The order in which a chunk becomes known
+========================================
+
+1. its tail is synced (:meth:`Seal.run <trioresume.store.port.Seal.run>`);
+2. the tail is linked under the chunk's name, that directory is synced;
+3. the catalog commits the piece;
+4. the tail is unlinked.
+
+A crash between any two leaves the bytes where the next open looks for them: in the
+tail before the commit, in the chunk after it. Steps 2 to 4 and collection exclude
+each other (``_changing``), so a chunk found to exist already stays.
+
+What a tail's bytes are worth after a restart
+=============================================
+
+The kernel keeps written bytes when a process dies and loses some when the machine
+does. Every content remembers the *epoch*, a number that changes with the machine's
+boot, in which all its unsynced bytes were written. In the same epoch a tail's length
+is the truth. In another one only what was recorded as synced counts; the rest is cut
+off when the content is opened, and the epoch renewed. Where the boot cannot be told,
+every start is a new epoch, except with ``durability="process"``, which promises
+nothing about power loss. Nothing is looked at before it is asked for: starting costs
+the same with any number of unfinished uploads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from trioresume.errors import CallerError, StorageConflict
+from trioresume.store.catalog import Catalog
+from trioresume.store.chunks import ChunkFiles
+from trioresume.store.collection import Sweep, collect_rows
+from trioresume.store.data_dir import DataDir, boot_id
+from trioresume.store.disk_io import Disk, translated
+from trioresume.store.ledger import Effects, Ledger
+from trioresume.store.port import (
+    Collected,
+    Content,
+    ContentKey,
+    ContentReader,
+    ContentWriter,
+    FileRecord,
+    Mutation,
+    OperationId,
+    OperationRecord,
+    OperationState,
+    RemoveFile,
+    SealChunk,
+    check_key,
+    is_response_key,
+    operation_of,
+)
+from trioresume.store.readers import InlineReader, Pins, PrefixReader, open_recipe
+from trioresume.store.recipe import Digest
+from trioresume.store.recovery import Recovery
+from trioresume.store.tails import TailFiles
+from trioresume.store.writers import Writers
+
+__all__ = ["DEFAULT_CHUNK_SIZE", "DiskStore", "Durability", "open_store"]
+
+DEFAULT_CHUNK_SIZE = 4 * 1024 * 1024
+
+Durability = Literal["disk", "process"]
+
+_SWEEP_SLICE = 256
+"""Files looked at under the lock at a time: a few milliseconds."""
+
+
+def open_store(
+    data_dir: str | os.PathLike[str],
+    *,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    durability: Durability = "disk",
+    disk: Disk | None = None,
+) -> DiskStore:
+    """Open the store in *data_dir*, which is made if it is not there.
+
+    *chunk_size* is in bytes and holds for what is begun from now on. *disk* is for
+    tests: it performs the changes instead of the operating system.
+
+    Raises :class:`StoreLocked`, :class:`FormatVersionUnsupported` and other
+    :class:`StorageError`.
+    """
+    if chunk_size < 1:
+        raise CallerError("the chunk size is at least one byte")
+    with translated("opening the store"):
+        return DiskStore(
+            data_dir,
+            chunk_size=chunk_size,
+            disk=disk or Disk(durable=durability == "disk"),
+        )
+
+
+class DiskStore:
+    """See :class:`trioresume.store.port.Store`, and :func:`open_store`."""
+
+    def __init__(
+        self, data_dir: str | os.PathLike[str], *, chunk_size: int, disk: Disk
+    ) -> None:
+        self._disk = disk
+        self._chunk_size = chunk_size
+        self._changing = threading.Lock()
+        self._writers = Writers()
+        self._pins = Pins()
+        self._dir = DataDir(data_dir, disk)
+        try:
+            self._chunks = ChunkFiles(self._dir.join("chunks"), disk)
+            self._tails = TailFiles(self._dir.join("tails"), disk, self._distrust)
+            self._chunks.prepare()
+            self._tails.prepare()
+            disk.sync_directory(self._dir.path)
+            self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
+        except BaseException:
+            self._dir.close()
+            raise
+        try:
+            self._epoch = self._enter_epoch()
+        except BaseException:
+            self._catalog.close()
+            self._dir.close()
+            raise
+        self._recovery = Recovery(
+            self._catalog,
+            self._chunks,
+            self._tails,
+            disk,
+            self._changing,
+            chunk_size=chunk_size,
+            epoch=self._epoch,
+        )
+
+    def _enter_epoch(self) -> int:
+        """Note that the store is in use; return the epoch. See the module's text."""
+        boot = boot_id()
+        epoch = int(self._catalog.store_value("epoch") or 0)
+        same = boot is not None and boot == self._catalog.store_value("boot")
+        if not same and (boot is not None or self._disk.durable):
+            epoch += 1
+        self._sweep: Sweep | None = None
+        if self._catalog.store_value("clean") != "yes":
+            self._sweep_is_due()
+        if self._catalog.store_value("durability") == "process":
+            # What that process left in the page cache must not count as durable now.
+            self._disk.sync_everything()
+        self._note(
+            epoch=str(epoch),
+            boot=boot or "",
+            clean="no",
+            durability="disk" if self._disk.durable else "process",
+        )
+        return epoch
+
+    def _note(self, **values: str) -> None:
+        with self._catalog.transaction() as connection:
+            connection.executemany("REPLACE INTO store VALUES (?, ?)", values.items())
+
+    def _sweep_is_due(self) -> None:
+        self._sweep = Sweep(
+            self._catalog, self._chunks, self._tails, self._writers, self._disk
+        )
+
+    @property
+    def blocking(self) -> bool:
+        return True
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunk_size
+
+    def close(self) -> None:
+        self._writers.close()
+        with self._changing:
+            try:
+                if self._sweep is None:
+                    self._note(clean="yes")
+            finally:
+                self._catalog.close()
+                self._dir.close()
+
+    # Changing.
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        effects = Effects()
+        with self._changing:
+            try:
+                with self._catalog.transaction() as connection:
+                    ledger = Ledger(
+                        connection, self, chunk_size=self._chunk_size, epoch=self._epoch
+                    )
+                    results = [
+                        ledger.submit(submission, effects) for submission in batch
+                    ]
+                    self._chunks.sync()
+            except BaseException:
+                self._sweep_is_due()  # chunks were published that the catalog does not name
+                raise
+            if any(results):
+                self._sweep_is_due()
+            with self._leftovers():
+                for seal in effects.sealed:
+                    self._tails.end_sealing(seal.key, seal.index)
+                    self._tails.remove(seal.key, seal.index)
+        # Outside the lock: ending a writer waits for one that is being opened, and
+        # opening may wait for the lock. What was dropped never comes back, so nothing
+        # can be taken wrongly meanwhile.
+        with self._leftovers():
+            for dropped in effects.dropped:
+                self._writers.end(dropped.key)
+                self._tails.end_sealings(dropped.key)
+                self._tails.remove_from(dropped.key, dropped.first, dropped.last_sealed)
+        return results
+
+    @contextmanager
+    def _leftovers(self) -> Iterator[None]:
+        """What is committed stays so: a file that cannot be unlinked is swept later."""
+        try:
+            yield
+        except OSError:
+            self._sweep_is_due()
+
+    def is_ready(self, seal: SealChunk) -> bool:
+        return self._tails.is_sealed(seal)
+
+    def publish(self, seal: SealChunk, *, known: bool) -> None:
+        tail = self._tails.path(seal.key, seal.index)
+        self._chunks.publish(tail, seal.digest, seal.length, known=known)
+
+    def _distrust(self, key: ContentKey) -> None:
+        tail = self._writers.tail(key)
+        if tail is not None:
+            tail.broken = True
+        self._recovery.distrust(key)
+
+    def collect(self, limit: int) -> Collected:
+        with self._changing:
+            try:
+                with self._catalog.transaction() as connection:
+                    step = collect_rows(connection, self._pins, limit)
+            finally:
+                self._pins.acquit()
+            with self._leftovers():
+                for digest in step.chunks:
+                    self._chunks.remove(digest)
+            collected = step.result()
+            if collected == Collected() and self._sweep is not None:
+                with translated("sweeping"):
+                    collected = self._sweep.advance(min(limit, _SWEEP_SLICE))
+                if collected == Collected():
+                    self._sweep = None
+        return collected
+
+    # Reading.
+
+    def operation(self, id: OperationId) -> OperationRecord | None:
+        return self._catalog.operation(id)
+
+    def operations_in(
+        self, states: Sequence[OperationState], limit: int, after: OperationId | None
+    ) -> list[OperationRecord]:
+        return self._catalog.operations_in(states, limit, after)
+
+    def expiring(self, limit: int) -> list[tuple[float, str]]:
+        return self._catalog.expiring(limit)
+
+    def expire_file(self, token: str, now: float) -> Sequence[Mutation]:
+        file = self._catalog.file_by_id(int(token.removeprefix("f:")))
+        if file is None or file.expires_at is None or file.expires_at > now:
+            return []
+        return [RemoveFile(file.owner, file.name, file.content)]
+
+    def file(self, owner: str | None, name: str) -> FileRecord | None:
+        return self._catalog.file(owner, name)
+
+    def meta(self, name: str) -> str | None:
+        return self._catalog.meta(name)
+
+    # Content.
+
+    def open_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        return self._writers.open(key, lambda old: self._recovery.tail(key, old))
+
+    def offset(self, key: ContentKey) -> int:
+        tail = self._writers.tail(key)
+        if tail is not None and not tail.broken:
+            return tail.offset
+        record = self._catalog.operation(operation_of(key))
+        if (
+            record is not None
+            and record.content is not None
+            and not is_response_key(key)
+        ):
+            return record.content.length
+        return self._recovery.offset(key)
+
+    def chunk_digests(self, key: ContentKey) -> list[Digest]:
+        row = self._catalog.content(key)
+        return [] if row is None else self._catalog.prefix_digests(row)
+
+    def open_reader(self, content: Content) -> ContentReader:
+        if content.digest is not None:
+            return open_recipe(self._catalog, self._chunks, self._pins, content.digest)
+        return InlineReader(content.inline or b"")
+
+    def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
+        record = self._catalog.operation(operation_of(key))
+        if (
+            record is not None
+            and record.content is not None
+            and not is_response_key(key)
+        ):
+            return _Head(self.open_reader(record.content), length)
+        row = self._catalog.content(key)
+        return PrefixReader(
+            key,
+            length,
+            self._chunk_size if row is None else row.chunk_size,
+            catalog=self._catalog,
+            chunks=self._chunks,
+            tails=self._tails,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The first *length* bytes of what *reader* reads."""
+
+    reader: ContentReader
+    length: int
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.reader.read(offset, max(0, min(size, self.length - offset)))
+
+    def close(self) -> None:
+        self.reader.close()

@@ -1,0 +1,519 @@
+"""What each mutation does to the catalog, inside one transaction.
+
+A :class:`Ledger` lives for one batch. Changes to the catalog happen at once, in
+the transaction; what is to happen to files only after the commit is noted in
+:class:`Effects`. Publishing a chunk is the exception: it must come before the
+commit that makes the catalog name it, so the ledger asks its :class:`Publisher`
+right away. A chunk published for a transaction that then fails is harmless: the
+catalog does not name it, and the next sweep removes it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from trioresume.errors import CallerError, StorageConflict
+from trioresume.store.catalog import ContentRow
+from trioresume.store.port import (
+    Content,
+    ContentKey,
+    CreateOperation,
+    EndOperation,
+    FileRecord,
+    ForgetOperation,
+    FreezeContent,
+    Mutation,
+    OperationId,
+    OperationState,
+    PublishFile,
+    RecordOffset,
+    RecordResponse,
+    RemoveFile,
+    SealChunk,
+    SetExpiry,
+    SetFileExpiry,
+    SetLength,
+    SetMeta,
+    SetState,
+    check_key,
+    is_response_key,
+    operation_of,
+    request_key,
+    response_key,
+)
+from trioresume.store.recipe import Digest, Recipe
+from trioresume.store.rows import (
+    OPERATION_COLUMNS,
+    content_columns,
+    content_from,
+    namespace_of,
+    pack_fields,
+    response_columns,
+)
+
+__all__ = [
+    "AT_ONCE",
+    "Dropped",
+    "Effects",
+    "Ledger",
+    "Publisher",
+    "release_pieces",
+    "unhold",
+]
+
+AT_ONCE = 64
+"""Pieces released in the mutation itself; more are left to collection."""
+
+_ENDED = (OperationState.GONE, OperationState.DONE)
+
+
+class Publisher(Protocol):
+    """Gives tails their chunk names."""
+
+    def is_ready(self, seal: SealChunk) -> bool:
+        """Whether the tail that *seal* speaks of is there and was made durable."""
+        ...
+
+    def publish(self, seal: SealChunk, *, known: bool) -> None:
+        """Make the tail a chunk; *known* says that the catalog names that chunk already."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Content that was released: its tails lie at *first* and after."""
+
+    key: ContentKey
+    first: int = 0
+    last_sealed: int = -1
+    """The highest index that has no tail because it was sealed."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What to do with files once the catalog has committed."""
+
+    sealed: list[SealChunk] = field(default_factory=list)
+    frozen: list[ContentKey] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def add(self, other: Effects) -> None:
+        self.sealed += other.sealed
+        self.frozen += other.frozen
+        self.dropped += other.dropped
+
+
+class Ledger:
+    """Performs the mutations of one batch; see the module's text."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        publisher: Publisher,
+        *,
+        chunk_size: int,
+        epoch: int,
+    ) -> None:
+        self._execute = connection.execute
+        self._connection = connection
+        self._publisher = publisher
+        self._chunk_size = chunk_size
+        self._epoch = epoch
+        self._effects = Effects()
+
+    def submit(
+        self, submission: Sequence[Mutation], effects: Effects
+    ) -> StorageConflict | None:
+        """Perform all of *submission* or nothing; add to *effects* what follows."""
+        self._effects = Effects()
+        self._execute("SAVEPOINT submission")
+        try:
+            for mutation in submission:
+                self._perform(mutation)
+        except StorageConflict as conflict:
+            self._execute("ROLLBACK TO submission")
+            self._execute("RELEASE submission")
+            return conflict
+        self._execute("RELEASE submission")
+        effects.add(self._effects)
+        return None
+
+    def _perform(self, mutation: Mutation) -> None:
+        match mutation:
+            case SealChunk():
+                self._seal(mutation)
+            case RecordOffset(key, offset):
+                self._execute(
+                    "UPDATE contents SET durable_offset = max(durable_offset, ?) WHERE key = ?",
+                    (offset, None if is_response_key(key) else key),
+                )
+            case CreateOperation():
+                self._create(mutation)
+            case SetLength(id, length):
+                self._set(id, "length", length)
+            case SetExpiry(id, expires_at):
+                self._set(id, "expires_at", expires_at)
+            case SetState(id, state):
+                self._set(id, "state", state)
+            case FreezeContent(key, recipe):
+                self._freeze(key, recipe)
+            case RecordResponse():
+                self._record_response(mutation)
+            case EndOperation(id, expires_at):
+                self._end(id, expires_at)
+            case ForgetOperation(id):
+                self._forget(id)
+            case PublishFile():
+                self._publish_file(mutation)
+            case RemoveFile():
+                self._remove_file(mutation)
+            case SetFileExpiry(owner, name, expires_at):
+                self._execute(
+                    "UPDATE files SET expires_at = ? WHERE namespace = ? AND name = ?",
+                    (expires_at, namespace_of(owner), name),
+                )
+            case SetMeta(name, value):
+                self._execute(
+                    "REPLACE INTO meta (name, value) VALUES (?, ?)", (name, value)
+                )
+
+    # Content under construction.
+
+    def _content(self, key: ContentKey) -> ContentRow | None:
+        row = self._execute(
+            f"SELECT {ContentRow.COLUMNS} FROM contents WHERE key = ?", (key,)
+        ).fetchone()
+        return None if row is None else ContentRow(*row)
+
+    def _begin_content(self, key: ContentKey) -> None:
+        self._execute(
+            "INSERT INTO contents (key, chunk_size, epoch) VALUES (?, ?, ?)",
+            (key, self._chunk_size, self._epoch),
+        )
+
+    def _seal(self, seal: SealChunk) -> None:
+        content = self._content(seal.key)
+        if content is None and self._may_respond(seal.key):
+            self._begin_content(seal.key)
+            content = self._content(seal.key)
+        self._effects.sealed.append(seal)
+        if content is None:
+            return  # ended or frozen meanwhile: only the tail is left to remove
+        at = (content.cid, seal.index)
+        if self._execute(
+            "SELECT 1 FROM pieces WHERE cid = ? AND idx = ?", at
+        ).fetchone():
+            return
+        if not self._publisher.is_ready(seal):
+            raise StorageConflict(
+                f"chunk {seal.index} was discarded before it was sealed"
+            )
+        held = self._execute(
+            "UPDATE chunks SET refs = refs + 1 WHERE digest = ?", (seal.digest,)
+        ).rowcount
+        self._publisher.publish(seal, known=bool(held))
+        if not held:
+            self._execute(
+                "INSERT INTO chunks VALUES (?, ?, 1)", (seal.digest, seal.length)
+            )
+        self._execute(
+            "INSERT INTO pieces VALUES (?, ?, ?, ?)", (*at, seal.digest, seal.length)
+        )
+        if seal.index == content.prefix:
+            self._advance(content)
+
+    def _may_respond(self, key: ContentKey) -> bool:
+        """Whether *key* is a response's, whose content the first seal begins."""
+        if not is_response_key(key):
+            return False
+        state = self._state(operation_of(key))
+        return state is not None and state not in _ENDED
+
+    def _advance(self, content: ContentRow) -> None:
+        """Count the sealed chunks from the prefix on, up to the first gap."""
+        prefix, prefix_bytes = content.prefix, content.prefix_bytes
+        while row := self._execute(
+            "SELECT length FROM pieces WHERE cid = ? AND idx = ?", (content.cid, prefix)
+        ).fetchone():
+            prefix += 1
+            prefix_bytes += row[0]
+        self._execute(
+            "UPDATE contents SET prefix = ?, prefix_bytes = ? WHERE cid = ?",
+            (prefix, prefix_bytes, content.cid),
+        )
+
+    def _freeze(self, key: ContentKey, recipe: Recipe) -> None:
+        content = self._content(key)
+        if content is None and recipe.length == 0 and self._may_respond(key):
+            self._begin_content(
+                key
+            )  # a response without a byte has no seal to begin it
+            content = self._content(key)
+        if content is None:
+            return  # ended meanwhile
+        self._check_recipe(content, recipe)
+        known = self._execute(
+            "SELECT dismantled FROM recipes WHERE digest = ?", (recipe.digest,)
+        ).fetchone()
+        if known is None:
+            self._execute(
+                "INSERT INTO recipes (digest, length, chunk_count, refs, body)"
+                " VALUES (?, ?, ?, 0, ?)",
+                (recipe.digest, recipe.length, recipe.chunk_count, recipe.serialised),
+            )
+        else:
+            self._execute(
+                "UPDATE recipes SET dismantled = 0 WHERE digest = ?", (recipe.digest,)
+            )
+        # What the recipe lacked of its holds, the pieces hand over; see schema.
+        self._detach(content, recipe.chunk_count if known is None else known[0])
+        self._effects.frozen.append(key)
+        if not is_response_key(key):
+            frozen = Content(recipe.length, None, recipe.digest)
+            self._hold(frozen)
+            self._execute(
+                "UPDATE operations SET content_length = ?, content_inline = ?,"
+                " content_digest = ? WHERE id = ?",
+                (*content_columns(frozen), operation_of(key)),
+            )
+
+    def _check_recipe(self, content: ContentRow, recipe: Recipe) -> None:
+        rows = self._execute(
+            "SELECT digest FROM pieces WHERE cid = ? AND idx < ? ORDER BY idx",
+            (content.cid, content.prefix),
+        )
+        if (
+            (recipe.length, recipe.chunk_size) != (content.prefix_bytes, content.chunk_size)
+            or recipe.chunks != b"".join(digest for (digest,) in rows)
+        ):  # fmt: skip
+            raise StorageConflict(
+                "the recipe does not list the chunks that were sealed"
+            )
+
+    def _detach(self, content: ContentRow, moved_below: int) -> None:
+        self._execute(
+            "UPDATE contents SET key = NULL, moved_below = ? WHERE cid = ?",
+            (moved_below, content.cid),
+        )
+        release_pieces(self._connection, content.cid, moved_below, AT_ONCE)
+
+    def drop(self, key: ContentKey) -> None:
+        """Release what is under construction under *key*."""
+        content = self._content(key)
+        if content is None:
+            self._effects.dropped.append(Dropped(key))
+            return
+        (last,) = self._execute(
+            "SELECT ifnull(max(idx), -1) FROM pieces WHERE cid = ?", (content.cid,)
+        ).fetchone()
+        self._effects.dropped.append(Dropped(key, content.prefix, last))
+        self._detach(content, 0)
+
+    # Finished content.
+
+    def _hold(self, content: Content) -> None:
+        if content.digest is None:
+            return
+        held = self._execute(
+            "UPDATE recipes SET refs = refs + 1 WHERE digest = ? AND dismantled = 0",
+            (content.digest,),
+        )
+        if not held.rowcount:
+            raise StorageConflict("the content was released meanwhile")
+
+    def _release(self, digest: bytes | None) -> None:
+        if digest is not None:
+            self._execute(
+                "UPDATE recipes SET refs = refs - 1 WHERE digest = ?", (digest,)
+            )
+
+    # Operations.
+
+    def _state(self, id: OperationId) -> OperationState | None:
+        row = self._execute(
+            "SELECT state FROM operations WHERE id = ?", (id,)
+        ).fetchone()
+        return None if row is None else OperationState(row[0])
+
+    def _set(self, id: OperationId, column: str, value: object) -> None:
+        self._execute(
+            f"UPDATE operations SET {column} = ? WHERE id = ? AND state != 'gone'",
+            (value, id),
+        )
+
+    def _create(self, mutation: CreateOperation) -> None:
+        record = mutation.record
+        check_key(request_key(record.id))
+        if self._state(record.id) is not None:
+            raise StorageConflict("the operation exists already")
+        if record.content is not None:
+            self._hold(record.content)
+        elif record.state is not OperationState.GONE:
+            self._begin_content(request_key(record.id))
+        if record.response is not None:
+            self._hold(record.response.body)
+        self._execute(
+            f"INSERT INTO operations ({OPERATION_COLUMNS}) VALUES ({', '.join('?' * 17)})",
+            (
+                record.id,
+                record.state,
+                record.method,
+                record.target,
+                pack_fields(record.fields),
+                record.principal,
+                record.keep_incomplete,
+                record.created_at,
+                record.expires_at,
+                record.length,
+                *content_columns(record.content),
+                *response_columns(record.response),
+            ),
+        )
+
+    def _holdings(self, id: OperationId) -> tuple[Any, ...] | None:
+        """State and the two digests that the operation holds."""
+        row: tuple[Any, ...] | None = self._execute(
+            "SELECT state, content_digest, response_digest FROM operations WHERE id = ?",
+            (id,),
+        ).fetchone()
+        return row
+
+    def _record_response(self, mutation: RecordResponse) -> None:
+        operation, response = mutation.operation, mutation.response
+        holdings = self._holdings(operation)
+        if holdings is None or holdings[0] == OperationState.GONE:
+            return
+        self._hold(response.body)
+        self._release(holdings[2])
+        self._execute(
+            "UPDATE operations SET state = ?, expires_at = ?, response_head = ?,"
+            " response_length = ?, response_inline = ?, response_digest = ? WHERE id = ?",
+            (
+                OperationState.DONE,
+                mutation.expires_at,
+                *response_columns(response),
+                operation,
+            ),
+        )
+        self.drop(response_key(operation))
+        if not mutation.keep_content:
+            self._release(holdings[1])
+            self._execute(
+                "UPDATE operations SET content_length = NULL, content_inline = NULL,"
+                " content_digest = NULL WHERE id = ?",
+                (operation,),
+            )
+            self.drop(request_key(operation))
+
+    def _end(self, id: OperationId, expires_at: float) -> None:
+        holdings = self._holdings(id)
+        if holdings is None or holdings[0] == OperationState.GONE:
+            return
+        self._release_all(id, holdings)
+        nothing = b"\x90"  # msgpack: an empty list of fields
+        self._execute(
+            "UPDATE operations SET state = ?, expires_at = ?, fields = ?, content_length = NULL,"
+            " content_inline = NULL, content_digest = NULL, response_head = NULL,"
+            " response_length = NULL, response_inline = NULL, response_digest = NULL WHERE id = ?",
+            (OperationState.GONE, expires_at, nothing, id),
+        )
+
+    def _forget(self, id: OperationId) -> None:
+        holdings = self._holdings(id)
+        if holdings is not None:
+            if holdings[0] != OperationState.GONE:
+                self._release_all(id, holdings)
+            self._execute("DELETE FROM operations WHERE id = ?", (id,))
+
+    def _release_all(self, id: OperationId, holdings: tuple[Any, ...]) -> None:
+        self._release(holdings[1])
+        self._release(holdings[2])
+        self.drop(request_key(id))
+        self.drop(response_key(id))
+
+    # Files.
+
+    def _file_content(self, owner: str | None, name: str) -> Content | None:
+        row = self._execute(
+            "SELECT content_length, content_inline, content_digest FROM files"
+            " WHERE namespace = ? AND name = ?",
+            (namespace_of(owner), name),
+        ).fetchone()
+        return None if row is None else content_from(*row)
+
+    def _publish_file(self, mutation: PublishFile) -> None:
+        file: FileRecord = mutation.file
+        current = self._file_content(file.owner, file.name)
+        _expect(current, mutation.expected)
+        self._hold(file.content)
+        if current is not None:
+            self._release(current.digest)
+        self._execute(
+            "INSERT INTO files (namespace, name, owner, fields, modified_at, expires_at,"
+            " content_length, content_inline, content_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (namespace, name) DO UPDATE SET fields = excluded.fields,"
+            " modified_at = excluded.modified_at, expires_at = excluded.expires_at,"
+            " content_length = excluded.content_length,"
+            " content_inline = excluded.content_inline, content_digest = excluded.content_digest",
+            (
+                namespace_of(file.owner),
+                file.name,
+                file.owner,
+                pack_fields(file.fields),
+                file.modified_at,
+                file.expires_at,
+                *content_columns(file.content),
+            ),
+        )
+
+    def _remove_file(self, mutation: RemoveFile) -> None:
+        current = self._file_content(mutation.owner, mutation.name)
+        _expect(current, mutation.expected)
+        if current is not None:
+            self._release(current.digest)
+            self._execute(
+                "DELETE FROM files WHERE namespace = ? AND name = ?",
+                (namespace_of(mutation.owner), mutation.name),
+            )
+
+
+def _expect(current: Content | None, expected: Content | str | None) -> None:
+    if expected == "anything":
+        return
+    if isinstance(expected, str):
+        raise CallerError(
+            f"expected is a Content, None or 'anything', not {expected!r}"
+        )
+    if current != expected:
+        raise StorageConflict("the file is not the one expected")
+
+
+def unhold(connection: sqlite3.Connection, digests: list[Digest]) -> None:
+    """One hold less on each chunk, as often as it is listed."""
+    connection.executemany(
+        "UPDATE chunks SET refs = refs - 1 WHERE digest = ?",
+        [(digest,) for digest in digests],
+    )
+
+
+def release_pieces(
+    connection: sqlite3.Connection, cid: int, moved_below: int, limit: int
+) -> int:
+    """Clear at most *limit* pieces of a detached content, and its row after the last."""
+    rows = connection.execute(
+        "SELECT idx, digest FROM pieces WHERE cid = ? ORDER BY idx LIMIT ?",
+        (cid, limit),
+    ).fetchall()
+    unhold(
+        connection, [Digest(digest) for index, digest in rows if index >= moved_below]
+    )
+    if rows:
+        connection.execute(
+            "DELETE FROM pieces WHERE cid = ? AND idx <= ?", (cid, rows[-1][0])
+        )
+    if len(rows) < limit:
+        connection.execute("DELETE FROM contents WHERE cid = ?", (cid,))
+    return len(rows)

@@ -1,0 +1,332 @@
+"""Finding where content under construction ends, and going on from there.
+
+What a key holds is a row of *parts* without a gap: sealed chunks, which are durable,
+and tails. The catalog gives the first, the directory the second. Both change while
+one looks (a seal commits, then its tail is unlinked), so a look counts only if the
+catalog said the same before and after it.
+
+A part may have to be *repaired* before a writer can go on:
+
+* unsynced bytes from another epoch, or from before a sync that failed, are cut off;
+* sealed chunks past a gap, which only such a cut leaves, are released;
+* content that was finished but never frozen ends in a short chunk, which is turned
+  back into a tail, because all chunks but the last have the same length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Lock
+
+from trioresume.errors import ContentLost, StorageConflict, StorageError
+from trioresume.store.catalog import Catalog, ContentRow
+from trioresume.store.chunks import ChunkFiles
+from trioresume.store.disk_io import Disk, translated
+from trioresume.store.ledger import release_pieces, unhold
+from trioresume.store.port import (
+    ContentKey,
+    OperationState,
+    SealChunk,
+    is_response_key,
+    operation_of,
+)
+from trioresume.store.recipe import Digest
+from trioresume.store.tails import DiskSeal, KnownSeal, Tail, TailFiles
+
+__all__ = ["Recovery"]
+
+_TRIES = 16
+"""Looks and repairs until a writer can begin. Each failed one means that another
+thread made progress on the same content, which ends."""
+
+_NO_EPOCH = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    index: int
+    length: int
+    sealed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """What one look found."""
+
+    row: ContentRow
+    parts: tuple[_Part, ...]
+    """What follows the row's prefix without a gap."""
+    strays: bool
+    """Whether there are sealed chunks past the last part."""
+    trusted: bool
+
+    @property
+    def end(self) -> int:
+        """All the bytes that are there."""
+        if not self.parts:
+            return self.row.prefix_bytes
+        last = self.parts[-1]
+        return last.index * self.row.chunk_size + last.length
+
+    @property
+    def kept(self) -> int:
+        """The bytes that count."""
+        if self.trusted:
+            return self.end
+        kept = self.row.prefix_bytes
+        for part in self.parts:
+            start = part.index * self.row.chunk_size
+            if kept != start:
+                break
+            synced = part.length if part.sealed else max(0, self.row.durable - start)
+            kept += min(part.length, synced)
+        return kept
+
+    @property
+    def short(self) -> int | None:
+        """The index of the short sealed chunk at the end, if there is one."""
+        if self.row.short_end:
+            return self.row.prefix - 1
+        last = self.parts[-1] if self.parts else None
+        if last is not None and last.sealed and last.length < self.row.chunk_size:
+            return last.index
+        return None
+
+
+class Recovery:
+    """Opens tails. *changing* is the store's lock against other changes of files."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        chunks: ChunkFiles,
+        tails: TailFiles,
+        disk: Disk,
+        changing: Lock,
+        *,
+        chunk_size: int,
+        epoch: int,
+    ) -> None:
+        self._catalog = catalog
+        self._chunks = chunks
+        self._tails = tails
+        self._disk = disk
+        self._changing = changing
+        self._chunk_size = chunk_size
+        self._epoch = epoch
+        self._suspects: set[ContentKey] = set()
+
+    def offset(self, key: ContentKey) -> int:
+        """Where a writer would begin. Raises :class:`ContentLost`."""
+        if is_response_key(key):
+            return 0
+        extent = self._look(key)
+        if extent is None:
+            return 0
+        return _checked(extent)
+
+    def distrust(self, key: ContentKey) -> None:
+        """A sync of *key* failed: what is not recorded as synced no longer counts."""
+        self._suspects.add(key)
+        try:
+            with self._changing, self._catalog.transaction() as connection:
+                connection.execute(
+                    "UPDATE contents SET epoch = ? WHERE key = ?", (_NO_EPOCH, key)
+                )
+        except StorageError:
+            # The disk that failed the sync fails this too. The set will do for as long
+            # as this process lives; what it did not announce it does not owe.
+            pass
+
+    def tail(self, key: ContentKey, old: Tail | None) -> Tail:
+        """What a new writer of *key* begins with; *old* is what the last one held."""
+        if old is not None and not (old.broken or old.finished or is_response_key(key)):
+            return old
+        if old is not None:
+            old.close()
+        self._check_state(key)
+        if is_response_key(key):
+            self._discard(key)
+            return Tail(self._tails, key, self._chunk_size)
+        for _ in range(_TRIES):
+            extent = self._look(key)
+            if extent is None:
+                return self._first_tail(key)
+            _checked(extent)
+            if self._is_sound(key, extent):
+                try:
+                    with translated("opening a tail"):
+                        return self._open(key, extent)
+                except StorageError as exc:
+                    if not isinstance(exc.__cause__, FileNotFoundError):
+                        raise
+            else:
+                with self._changing, translated("repairing a tail"):
+                    self._repair(key)
+        raise StorageError("the tail would not settle")
+
+    def _check_state(self, key: ContentKey) -> None:
+        state = self._catalog.state_of(operation_of(key))
+        if state is OperationState.GONE:
+            raise StorageConflict("the operation has ended")
+        if is_response_key(key) and state is OperationState.DONE:
+            raise StorageConflict("the response is recorded")
+
+    def _first_tail(self, key: ContentKey) -> Tail:
+        if self._catalog.state_of(operation_of(key)) is not None:
+            raise StorageConflict("the content is frozen")
+        self._tails.end_sealings(key)
+        return Tail(self._tails, key, self._chunk_size)
+
+    def _discard(self, key: ContentKey) -> None:
+        """Release what an earlier run left of a response."""
+        self._tails.end_sealings(key)
+        if self._catalog.content(key) is None:
+            return
+        with self._changing, self._catalog.transaction() as connection:
+            row = connection.execute(
+                "SELECT cid FROM contents WHERE key = ?", (key,)
+            ).fetchone()
+            if row is not None:
+                connection.execute("UPDATE contents SET key = NULL WHERE cid = ?", row)
+                release_pieces(connection, row[0], 0, 1)
+
+    # Looking.
+
+    def _look(self, key: ContentKey) -> _Extent | None:
+        before = self._known(key)
+        while before is not None:
+            extent = self._walk(key, *before)
+            after = self._known(key)
+            if after == before:
+                return extent
+            before = after
+        return None
+
+    def _known(self, key: ContentKey) -> tuple[ContentRow, dict[int, int]] | None:
+        row = self._catalog.content(key)
+        return (
+            None
+            if row is None
+            else (row, self._catalog.pieces_from(row.cid, row.prefix))
+        )
+
+    def _walk(
+        self, key: ContentKey, row: ContentRow, pieces: dict[int, int]
+    ) -> _Extent:
+        parts: list[_Part] = []
+        index = row.prefix
+        length: int | None = 0 if row.short_end else row.chunk_size
+        while length == row.chunk_size:
+            sealed = index in pieces
+            length = pieces[index] if sealed else self._tails.length(key, index)
+            if length is not None:
+                parts.append(_Part(index, length, sealed))
+                index += 1
+        trusted = row.epoch == self._epoch and key not in self._suspects
+        return _Extent(row, tuple(parts), any(i >= index for i in pieces), trusted)
+
+    def _is_sound(self, key: ContentKey, extent: _Extent) -> bool:
+        return (
+            extent.trusted
+            and not extent.strays
+            and extent.short is None
+            and self._tails.short_sealing(key, extent.row.chunk_size) is None
+        )
+
+    def _open(self, key: ContentKey, extent: _Extent) -> Tail:
+        index, rest = divmod(extent.end, extent.row.chunk_size)
+        waiting = [
+            self._seal(key, part)
+            for part in extent.parts
+            if part.length == extent.row.chunk_size
+        ]
+        tail = Tail(
+            self._tails,
+            key,
+            extent.row.chunk_size,
+            index=index,
+            synced=extent.row.durable,
+            waiting=waiting,
+        )
+        if rest:
+            tail.resume(rest)
+        return tail
+
+    def _seal(self, key: ContentKey, part: _Part) -> DiskSeal | KnownSeal:
+        if not part.sealed:
+            file = self._tails.open(key, part.index)
+            return DiskSeal(self._tails, key, part.index, file, part.length)
+        digest = self._catalog.piece(key, part.index)
+        if digest is None:
+            raise FileNotFoundError("the content was released")
+        return KnownSeal(SealChunk(key, part.index, digest, part.length))
+
+    # Repairing; all under the lock.
+
+    def _repair(self, key: ContentKey) -> None:
+        extent = self._look(key)
+        if extent is None:
+            return
+        short = self._tails.short_sealing(key, extent.row.chunk_size)
+        if short is not None:
+            # Finished, then continued: the chunk that was to be the last will not be.
+            self._tails.end_sealing(key, short)
+        if extent.short is not None and extent.kept == extent.end:
+            self._unseal(key, extent.row, extent.short)
+        elif extent.strays or not extent.trusted:
+            self._cut(key, extent)
+
+    def _cut(self, key: ContentKey, extent: _Extent) -> None:
+        size = extent.row.chunk_size
+        index = extent.kept // size
+        self._tails.end_sealings(key, index)
+        # The files first: once the epoch is renewed, what they hold is believed.
+        for part in extent.parts:
+            if part.index >= index and not part.sealed:
+                self._tails.cut(key, part.index, extent.kept - part.index * size)
+        with self._catalog.transaction() as connection:
+            at = (extent.row.cid, index)
+            rows = connection.execute(
+                "SELECT digest FROM pieces WHERE cid = ? AND idx >= ?", at
+            ).fetchall()
+            unhold(connection, [Digest(digest) for (digest,) in rows])
+            connection.execute("DELETE FROM pieces WHERE cid = ? AND idx >= ?", at)
+            connection.execute(
+                "UPDATE contents SET epoch = ? WHERE cid = ?",
+                (self._epoch, extent.row.cid),
+            )
+        self._suspects.discard(key)
+
+    def _unseal(self, key: ContentKey, row: ContentRow, index: int) -> None:
+        """Turn the short chunk *index* back into a tail."""
+        digest = self._catalog.piece(key, index)
+        if digest is None:
+            return
+        path = self._tails.path(key, index)
+        self._disk.unlink(path)
+        try:
+            self._disk.copy(self._chunks.path(digest), path)
+        except FileNotFoundError as exc:
+            raise ContentLost(f"chunk {digest.hex()} is missing") from exc
+        self._tails.sync_names()
+        with self._catalog.transaction() as connection:
+            unhold(connection, [digest])
+            connection.execute(
+                "DELETE FROM pieces WHERE cid = ? AND idx = ?", (row.cid, index)
+            )
+            if index < row.prefix:
+                # What was durable as a chunk is durable as a tail: it was synced above.
+                connection.execute(
+                    "UPDATE contents SET prefix = ?, prefix_bytes = ?, durable_offset = ?"
+                    " WHERE cid = ?",
+                    (index, index * row.chunk_size, row.durable, row.cid),
+                )
+
+
+def _checked(extent: _Extent) -> int:
+    if extent.end < extent.row.durable:
+        raise ContentLost(
+            f"{extent.row.durable} bytes were durable, {extent.end} are left"
+        )
+    return extent.kept

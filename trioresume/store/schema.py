@@ -1,0 +1,154 @@
+"""The catalog's tables, their version, and how a connection is opened.
+
+========== ==================================================================
+operations one row per operation, tombstones included
+contents   content under construction: one row per key; ``key`` is null once it
+           is *detached*, that is finished or released, and waits to be cleared
+pieces     the sealed chunks of a content, by index
+chunks     every published chunk and how many pieces and recipes hold it
+recipes    finished content and how many operations and files hold it
+files      the file service's names
+meta       named values of the service; ``store`` those of the store itself
+========== ==================================================================
+
+Who holds what. A piece holds its chunk. A recipe holds each chunk once for every
+time it lists it, but those below ``dismantled``: a recipe that nobody holds is
+dismantled in slices, and this is how far that got. Freezing makes the pieces'
+holds the recipe's: pieces below ``moved_below`` of a detached content no longer
+hold their chunk. So freezing content of any size changes two rows, whether the
+recipe is new (all moved), known (none) or half dismantled (those below the mark).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
+
+__all__ = ["connect", "migrate", "sqlite_error"]
+
+_VERSION_1 = """
+CREATE TABLE operations (
+    id TEXT PRIMARY KEY,
+    state TEXT NOT NULL,
+    method TEXT NOT NULL,
+    target TEXT NOT NULL,
+    fields BLOB NOT NULL,
+    principal TEXT,
+    keep_incomplete INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    length INTEGER,
+    content_length INTEGER,
+    content_inline BLOB,
+    content_digest BLOB,
+    response_head BLOB,
+    response_length INTEGER,
+    response_inline BLOB,
+    response_digest BLOB
+);
+CREATE INDEX operations_by_state ON operations (state, id);
+CREATE INDEX operations_by_expiry ON operations (expires_at);
+
+CREATE TABLE contents (
+    cid INTEGER PRIMARY KEY,
+    key TEXT UNIQUE,
+    chunk_size INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    prefix INTEGER NOT NULL DEFAULT 0,
+    prefix_bytes INTEGER NOT NULL DEFAULT 0,
+    durable_offset INTEGER NOT NULL DEFAULT 0,
+    moved_below INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX contents_detached ON contents (cid) WHERE key IS NULL;
+
+CREATE TABLE pieces (
+    cid INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    length INTEGER NOT NULL,
+    PRIMARY KEY (cid, idx)
+) WITHOUT ROWID;
+
+CREATE TABLE chunks (
+    digest BLOB PRIMARY KEY,
+    length INTEGER NOT NULL,
+    refs INTEGER NOT NULL CHECK (refs >= 0)
+) WITHOUT ROWID;
+CREATE INDEX chunks_unheld ON chunks (digest) WHERE refs = 0;
+
+CREATE TABLE recipes (
+    digest BLOB PRIMARY KEY,
+    length INTEGER NOT NULL,
+    chunk_count INTEGER NOT NULL,
+    refs INTEGER NOT NULL CHECK (refs >= 0),
+    dismantled INTEGER NOT NULL DEFAULT 0,
+    body BLOB NOT NULL
+);
+CREATE INDEX recipes_unheld ON recipes (digest) WHERE refs = 0;
+
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    owner TEXT,
+    fields BLOB NOT NULL,
+    modified_at REAL NOT NULL,
+    expires_at REAL,
+    content_length INTEGER NOT NULL,
+    content_inline BLOB,
+    content_digest BLOB,
+    UNIQUE (namespace, name)
+);
+CREATE INDEX files_by_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE store (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+# Entry n brings a catalog of version n to version n + 1.
+_MIGRATIONS = (_VERSION_1,)
+
+_BUSY_TIMEOUT = 10.0
+"""Seconds to wait for another process, such as a keeper's command that reads."""
+
+_WAL_LIMIT = 64 * 1024 * 1024
+"""Bytes the write-ahead log is cut back to after a burst."""
+
+
+def connect(path: str, *, durable: bool) -> sqlite3.Connection:
+    """A connection in autocommit mode that any thread may use, one at a time."""
+    # SQLite would make it readable for all; its further files take the mode from it.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    # NORMAL does not sync the log at commit: it survives the process, not the power.
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    connection.execute("PRAGMA fullfsync = 1")  # macOS only: see disk_io
+    connection.execute("PRAGMA checkpoint_fullfsync = 1")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
+    return connection
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the catalog to the newest version.
+
+    Raises :class:`FormatVersionUnsupported` if it is from a later trioresume.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(_MIGRATIONS):
+        raise FormatVersionUnsupported(f"the catalog has version {version}")
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        connection.executescript(
+            f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+def sqlite_error(exc: sqlite3.Error) -> StorageError:
+    """The storage error that *exc* amounts to."""
+    if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return StorageFull(f"the catalog cannot grow: {exc}")
+    return StorageError(f"the catalog failed: {exc}")

@@ -1,0 +1,414 @@
+"""Tails: the bytes of content under construction that are not a chunk yet.
+
+``tails/<key>.<index>`` holds the bytes of chunk *index* of *key*. Its length is the
+truth about the offset; there is no counter beside it that could disagree. A tail
+that reached the chunk size is *full*; it is sealed, published under its chunk name
+(a hard link: the same inode) and unlinked.
+
+Because a published chunk may share its inode with a tail that a crash left behind,
+a tail is never opened for writing over a file that was there before, except to go
+on where a partial tail ends: :meth:`TailFiles.create` always makes a new inode.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from blake3 import blake3
+
+from trioresume.errors import CallerError, StorageError
+from trioresume.store.disk_io import Descriptor, Disk, storage_error, translated
+from trioresume.store.port import ContentKey, RecordOffset, Seal, SealChunk, check_key
+from trioresume.store.recipe import Digest, wrap_hash
+
+__all__ = ["DiskFlush", "DiskSeal", "KnownSeal", "Sealing", "Tail", "TailFiles"]
+
+_READ_SIZE = 1024 * 1024
+
+
+@dataclass(slots=True)
+class Sealing:
+    """A chunk between its tail's last byte and the catalog's commit."""
+
+    length: int
+    digest: Digest | None = None
+    """Known once the tail was synced."""
+
+
+class TailFiles:
+    """The directory of tails, and which of them are being sealed.
+
+    The memory of sealings is what makes a :class:`SealChunk` trustworthy: the tail's
+    name alone does not say that its bytes are still those that were sealed.
+    """
+
+    def __init__(
+        self, root: str, disk: Disk, distrust: Callable[[ContentKey], None]
+    ) -> None:
+        self._root = root
+        self.disk = disk
+        self.distrust = distrust
+        """Called when a sync failed: nothing unrecorded of this key counts any more."""
+        self._lock = threading.Lock()
+        self._sealings: dict[ContentKey, dict[int, Sealing]] = {}
+
+    def prepare(self) -> None:
+        os.makedirs(self._root, 0o700, exist_ok=True)
+
+    def path(self, key: ContentKey, index: int) -> str:
+        check_key(key)
+        return os.path.join(self._root, f"{key}.{index}")
+
+    def length(self, key: ContentKey, index: int) -> int | None:
+        """How many bytes the tail holds; None if there is none."""
+        try:
+            return os.stat(self.path(key, index)).st_size
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: ContentKey, index: int) -> Descriptor:
+        """A new, empty tail; see the module's text for why a leftover is not reused."""
+        path = self.path(key, index)
+        try:
+            return self.disk.create(path)
+        except FileExistsError:
+            self.disk.unlink(path)
+            return self.disk.create(path)
+
+    def open(self, key: ContentKey, index: int) -> Descriptor:
+        return self.disk.open(self.path(key, index), write=True)
+
+    def cut(self, key: ContentKey, index: int, length: int) -> None:
+        """Cut the tail back to *length* bytes, or remove it when that is nothing."""
+        if length <= 0:
+            self.remove(key, index)
+            return
+        file = self.open(key, index)
+        try:
+            self.disk.truncate(file, length)
+        finally:
+            file.close()
+
+    def remove(self, key: ContentKey, index: int) -> None:
+        self.disk.unlink(self.path(key, index))
+
+    def remove_from(self, key: ContentKey, first: int, last_sealed: int) -> None:
+        """Remove the tails from *first* on; up to *last_sealed* some may be missing."""
+        index = first
+        while index <= last_sealed or self.length(key, index) is not None:
+            self.remove(key, index)
+            index += 1
+
+    def sync_names(self) -> None:
+        self.disk.sync_directory(self._root)
+
+    def names(self) -> list[tuple[str, ContentKey, int]]:
+        """Every tail there is: its path, key and index."""
+        found: list[tuple[str, ContentKey, int]] = []
+        for name in os.listdir(self._root):
+            key, _, index = name.rpartition(".")
+            if index.isdecimal():
+                found.append(
+                    (os.path.join(self._root, name), ContentKey(key), int(index))
+                )
+        return found
+
+    # Sealings.
+
+    def begin_sealing(self, key: ContentKey, index: int, length: int) -> Sealing:
+        """The sealing of a tail. A full tail that was handed out twice has but one."""
+        with self._lock:
+            return self._sealings.setdefault(key, {}).setdefault(index, Sealing(length))
+
+    def is_sealed(self, seal: SealChunk) -> bool:
+        with self._lock:
+            sealing = self._sealings.get(seal.key, {}).get(seal.index)
+        return (
+            sealing is not None
+            and sealing.digest == seal.digest
+            and sealing.length == seal.length
+        )  # fmt: skip
+
+    def end_sealing(self, key: ContentKey, index: int) -> None:
+        with self._lock:
+            sealings = self._sealings.get(key, {})
+            sealings.pop(index, None)
+            if not sealings:
+                self._sealings.pop(key, None)
+
+    def end_sealings(self, key: ContentKey, first: int = 0) -> None:
+        """Forget the sealings from *first* on: their tails are given up."""
+        with self._lock:
+            sealings = self._sealings.get(key, {})
+            for index in [index for index in sealings if index >= first]:
+                del sealings[index]
+            if not sealings:
+                self._sealings.pop(key, None)
+
+    def short_sealing(self, key: ContentKey, chunk_size: int) -> int | None:
+        """The index of the last, shorter chunk, if it is being sealed."""
+        with self._lock:
+            sealings = self._sealings.get(key, {})
+            return next((i for i, s in sealings.items() if s.length < chunk_size), None)
+
+
+class DiskSeal:
+    """One tail to be made durable. *hasher* is None when its bytes must be read again."""
+
+    __slots__ = ("_file", "_files", "_hasher", "_key", "_sealing", "index")
+
+    def __init__(
+        self,
+        files: TailFiles,
+        key: ContentKey,
+        index: int,
+        file: Descriptor,
+        length: int,
+        hasher: blake3 | None = None,
+    ) -> None:
+        self.index = index
+        self._key = key
+        self._files = files
+        self._file = file
+        self._hasher = hasher
+        self._sealing = files.begin_sealing(key, index, length)
+
+    def run(self) -> SealChunk:
+        try:
+            hasher = self._hasher or _hash_file(self._file)
+            digest = wrap_hash(hasher.digest())
+            self._files.disk.sync_data(self._file)
+        except OSError as exc:
+            self._files.distrust(self._key)
+            raise storage_error(exc, "syncing a chunk") from exc
+        finally:
+            self._file.close()
+        self._sealing.digest = digest
+        return SealChunk(self._key, self.index, digest, self._sealing.length)
+
+    def duplicate(self) -> Descriptor:
+        """The tail once more, for a flush that must cover it."""
+        return self._file.duplicate()
+
+    def close(self) -> None:
+        """Give it up before it was handed out; the tail's bytes stay."""
+        self._file.close()
+
+
+class KnownSeal:
+    """A chunk that was sealed already, though one before it was not.
+
+    Whoever opens the content is given the chunks from the first gap on, these among
+    them, so that what it has and what :meth:`~Store.chunk_digests` says join up.
+    """
+
+    __slots__ = ("_seal", "index")
+
+    def __init__(self, seal: SealChunk) -> None:
+        self.index = seal.index
+        self._seal = seal
+
+    def run(self) -> SealChunk:
+        return self._seal
+
+    def duplicate(self) -> None:
+        """There is no tail any more that a flush would have to cover."""
+
+    def close(self) -> None:
+        pass  # nothing is held
+
+
+class DiskFlush:
+    """Duplicated descriptors, because the writer may seal and close its own meanwhile."""
+
+    __slots__ = ("_files", "_sync_names", "_tail", "offset")
+
+    def __init__(
+        self, tail: Tail, files: list[Descriptor], *, sync_names: bool
+    ) -> None:
+        self.offset = tail.offset
+        self._tail = tail
+        self._files = files
+        self._sync_names = sync_names
+
+    def run(self) -> RecordOffset:
+        tails = self._tail.files
+        try:
+            for file in self._files:
+                tails.disk.sync_data(file)
+            if self._sync_names:
+                tails.sync_names()
+        except OSError as exc:
+            tails.distrust(self._tail.key)
+            raise storage_error(exc, "syncing a tail") from exc
+        finally:
+            for file in self._files:
+                file.close()
+        self._tail.flushed(self.offset)
+        return RecordOffset(self._tail.key, self.offset)
+
+
+class Tail:
+    """The end of content under construction: what a writer holds, and hands on.
+
+    *waiting* are chunks that became full but were not returned to a caller yet:
+    those found on disk when the tail was opened, and those completed by an append
+    that then failed.
+    """
+
+    __slots__ = (
+        "_base",
+        "_file",
+        "_hasher",
+        "_index",
+        "_length",
+        "_names_synced",
+        "_synced",
+        "_waiting",
+        "_write",
+        "broken",
+        "chunk_size",
+        "files",
+        "finished",
+        "key",
+    )
+
+    def __init__(
+        self,
+        files: TailFiles,
+        key: ContentKey,
+        chunk_size: int,
+        *,
+        index: int = 0,
+        synced: int = 0,
+        waiting: list[DiskSeal | KnownSeal] | None = None,
+    ) -> None:
+        self.files = files
+        self.key = key
+        self.chunk_size = chunk_size
+        self.broken = False
+        """A sync failed: nothing may be added to what is suspect."""
+        self.finished = False
+        self._write = files.disk.write
+        self._index = index
+        self._base = index * chunk_size
+        self._length = 0
+        self._file: Descriptor | None = None
+        self._hasher = blake3()
+        self._names_synced = False
+        self._synced = synced
+        self._waiting: list[DiskSeal | KnownSeal] = waiting or []
+
+    @property
+    def offset(self) -> int:
+        return self._base + self._length
+
+    def resume(self, length: int) -> None:
+        """Go on after the *length* bytes of the partial tail that is on disk."""
+        self._file = self.files.open(self.key, self._index)
+        self._hasher = _hash_file(self._file)
+        self._length = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
+        if self._length != length:
+            raise StorageError("a tail changed while it was opened")
+
+    def append(self, data: memoryview) -> list[Seal]:
+        if self.broken or self.finished:
+            self._refuse()
+        position, size = 0, len(data)
+        try:
+            while position < size:
+                file = self._file or self._begin()
+                part = data[position : position + self.chunk_size - self._length]
+                written = self._write(file.fileno(), part)
+                # Only what was written is hashed, so that both still agree after an error.
+                self._hasher.update(part if written == len(part) else part[:written])
+                self._length += written
+                position += written
+                if self._length == self.chunk_size:
+                    self._seal(file)
+        except OSError as exc:
+            raise storage_error(exc, "writing a tail") from exc
+        return self._take() if self._waiting else []
+
+    def _refuse(self) -> NoReturn:
+        if self.broken:
+            raise StorageError("a sync of this content failed; open a new writer")
+        raise CallerError("the content was finished")
+
+    def _begin(self) -> Descriptor:
+        self._hasher = blake3()
+        self._names_synced = False
+        self._file = self.files.create(self.key, self._index)
+        return self._file
+
+    def _seal(self, file: Descriptor) -> None:
+        seal = DiskSeal(
+            self.files, self.key, self._index, file, self._length, self._hasher
+        )
+        self._waiting.append(seal)
+        self._file = None
+        self._base += self._length
+        self._index += 1
+        self._length = 0
+
+    def _take(self) -> list[Seal]:
+        seals: list[Seal] = list(self._waiting)
+        self._waiting = []
+        return seals
+
+    def finish(self) -> list[Seal]:
+        if self.broken or self.finished:
+            self._refuse()
+        self.finished = True
+        if self._file is not None:
+            if self._length:
+                self._seal(self._file)
+            else:
+                self._abandon(self._file)
+        return self._take()
+
+    def _abandon(self, file: Descriptor) -> None:
+        """Remove a tail that was begun, but its first byte met a full disk."""
+        file.close()
+        self._file = None
+        with translated("removing an empty tail"):
+            self.files.remove(self.key, self._index)
+
+    def flush(self) -> DiskFlush | None:
+        if not self.files.disk.durable or self.offset <= self._synced:
+            return None
+        with translated("syncing a tail"):
+            duplicates = [seal.duplicate() for seal in self._waiting]
+            files = [file for file in duplicates if file is not None]
+            if self._file is not None:
+                files.append(self._file.duplicate())
+        # New names were made since the last flush, or by a process before this one.
+        return DiskFlush(self, files, sync_names=bool(files) and not self._names_synced)
+
+    def flushed(self, offset: int) -> None:
+        self._synced = max(self._synced, offset)
+        if offset > self._base:
+            self._names_synced = (
+                True  # of the tail that is written now: it began before
+            )
+
+    def close(self) -> None:
+        for seal in self._waiting:
+            seal.close()
+        self._waiting = []
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _hash_file(file: Descriptor) -> blake3:
+    """Hash the file from its start; it is positioned at its end then."""
+    hasher = blake3()
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    while data := os.read(file.fileno(), _READ_SIZE):
+        hasher.update(data)
+    return hasher

@@ -1,0 +1,152 @@
+"""Writers: who may append, and how the newest takes over.
+
+At most one writer per key holds the :class:`Tail`; a writer that does not is stale.
+Taking over moves the Tail from the old writer to the new one under the old writer's
+lock: an ``append`` that is running ends first, the next one finds nothing to write
+to. So the newcomer continues at once, with the hash as it stands, and reads nothing
+back from disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from trioresume.errors import StaleWriter
+from trioresume.store.port import ContentKey, Flush, Seal
+from trioresume.store.tails import Tail
+
+__all__ = ["DiskWriter", "Writers"]
+
+
+class DiskWriter:
+    """See :class:`trioresume.store.port.ContentWriter`."""
+
+    __slots__ = ("_chunk_size", "_key", "_lock", "_offset", "_tail", "_writers")
+
+    def __init__(self, writers: Writers, key: ContentKey) -> None:
+        self._writers = writers
+        self._key = key
+        self._lock = threading.Lock()
+        self._tail: Tail | None = None
+        self._offset = 0
+        self._chunk_size = 0
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunk_size
+
+    @property
+    def offset(self) -> int:
+        tail = self._tail
+        return self._offset if tail is None else tail.offset
+
+    @property
+    def tail(self) -> Tail | None:
+        return self._tail
+
+    def append(self, data: bytes | bytearray | memoryview) -> list[Seal]:
+        with self._lock:
+            return self._held().append(memoryview(data))
+
+    def flush(self) -> Flush | None:
+        with self._lock:
+            return self._held().flush()
+
+    def finish(self) -> list[Seal]:
+        with self._lock:
+            return self._held().finish()
+
+    def close(self) -> None:
+        tail = self.give_up()
+        if tail is not None:
+            tail.close()
+        self._writers.discard(self)
+
+    @property
+    def key(self) -> ContentKey:
+        return self._key
+
+    def _held(self) -> Tail:
+        if self._tail is None:
+            raise StaleWriter("a newer writer took over, or the operation ended")
+        return self._tail
+
+    def give_up(self) -> Tail | None:
+        """Become stale; the tail, if it was held. Waits for a running append."""
+        with self._lock:
+            tail, self._tail = self._tail, None
+            if tail is not None:
+                self._offset = tail.offset
+            return tail
+
+    def take_over(
+        self, old: DiskWriter | None, recover: Callable[[Tail | None], Tail]
+    ) -> None:
+        """Begin with what *old* held, or with what *recover* makes of it.
+
+        The caller holds :attr:`lock` since before this writer could be found, so that
+        a still newer writer waits until this one is whole.
+        """
+        tail = recover(old.give_up() if old is not None else None)
+        self._tail = tail
+        self._chunk_size = tail.chunk_size
+
+    @property
+    def lock(self) -> threading.Lock:
+        return self._lock
+
+
+class Writers:
+    """The writers that are open, the newest per key."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: dict[ContentKey, DiskWriter] = {}
+
+    def open(
+        self, key: ContentKey, recover: Callable[[Tail | None], Tail]
+    ) -> DiskWriter:
+        """A writer that replaces the newest one of *key*, if there is one.
+
+        *recover* is given the tail that the older writer held, if any.
+        """
+        writer = DiskWriter(self, key)
+        with writer.lock:
+            with self._lock:
+                old = self._newest.get(key)
+                self._newest[key] = writer
+            try:
+                writer.take_over(old, recover)
+            except BaseException:
+                self.discard(writer)
+                raise
+        return writer
+
+    def tail(self, key: ContentKey) -> Tail | None:
+        """The tail that the newest writer of *key* holds."""
+        writer = self._newest.get(key)
+        return None if writer is None else writer.tail
+
+    def discard(self, writer: DiskWriter) -> None:
+        with self._lock:
+            if self._newest.get(writer.key) is writer:
+                del self._newest[writer.key]
+
+    def end(self, key: ContentKey) -> None:
+        """Make every writer of *key* stale."""
+        with self._lock:
+            writer = self._newest.pop(key, None)
+        tail = None if writer is None else writer.give_up()
+        if tail is not None:
+            tail.close()
+
+    def unless_open(self, key: ContentKey, act: Callable[[], None]) -> None:
+        """Call *act* if *key* has no writer, with none coming up meanwhile."""
+        with self._lock:
+            if key not in self._newest:
+                act()
+
+    def close(self) -> None:
+        for key in list(self._newest):
+            self.end(key)
