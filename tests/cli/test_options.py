@@ -131,6 +131,11 @@ def test_duration_keeps_its_bounds() -> None:
         Duration(minimum=1, maximum=60).convert("61s", None, None)
 
 
+def test_duration_bounds_are_taken_themselves() -> None:
+    """A bound that is no binary fraction can be given in decimals."""
+    assert Duration(minimum=0.1).convert("100ms", None, None) == 0.1
+
+
 @pytest.mark.parametrize(
     "text",
     ["127.0.0.1:8080", "0.0.0.0:0", "localhost:80", "[::1]:0", "[fe80::1%eth0]:65535"],
@@ -358,3 +363,16 @@ def test_unknown_command_is_a_usage_error() -> None:
     )
     assert done.returncode == ExitCode.USAGE
     assert "No such command" in done.stderr
+
+
+def test_environment_and_file_use_the_options_own_names() -> None:
+    """No option is called otherwise in Python: its twins are made from that name."""
+    group = trioresume.cli.main
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name is not None:
+                longest = max(option.opts, key=len).removeprefix("--")
+                assert option.name == longest.replace("-", "_")

@@ -27,6 +27,7 @@ class TrioresumeGroup(click.Group):
     _TABLE: ClassVar = {
         "serve": "trioresume.cli.serve:serve",
         "upload": "trioresume.cli.upload:upload",
+        "token": "trioresume.cli.serve:token",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -55,7 +55,7 @@ class ExitCode(IntEnum):
     """What a command's exit status means."""
 
     DONE = 0
-    """Everything that was asked for is done."""
+    """Everything that was asked for is done; a service was shut down in order."""
     FAILED = 1
     """It failed, and running it again will not help by itself."""
     USAGE = 2
@@ -152,7 +152,7 @@ class Duration(click.ParamType[float]):
         seconds = _quantity(str(value), _DURATION_UNITS)
         if seconds is None:
             self.fail(f"{value!r} is not a duration such as 60s, 5m or 7d", param, ctx)
-        if not self.minimum <= seconds <= self.maximum:
+        if not self.minimum <= float(seconds) <= self.maximum:
             self.fail(
                 f"{value!r} is not within {self.minimum:g} to {self.maximum:g} seconds",
                 param,

@@ -23,7 +23,6 @@ _DEFAULTS = trioresume.Config()
 @common_options
 @click.option(
     "--bind",
-    "binds",
     type=Bind(),
     multiple=True,
     default=tuple(_DEFAULTS.bind),
@@ -82,7 +81,7 @@ _DEFAULTS = trioresume.Config()
     help="How long running requests may take after SIGTERM or Ctrl-C.",
 )
 def serve(
-    binds: tuple[str, ...],
+    bind: tuple[str, ...],
     data_dir: Path,
     base_path: str,
     tokens_file: Path | None,
@@ -102,7 +101,7 @@ def serve(
     """
     config = dataclasses.replace(
         _DEFAULTS,
-        bind=binds,
+        bind=bind,
         data_dir=data_dir,
         authenticate=None
         if tokens_file is None
