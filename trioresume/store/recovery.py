@@ -273,7 +273,7 @@ class Recovery:
             # Finished, then continued: the chunk that was to be the last will not be.
             self._tails.end_sealing(key, short)
         if extent.short is not None and extent.kept == extent.end:
-            self._unseal(key, extent.row, extent.short)
+            self._unseal(key, extent, extent.short)
         elif extent.strays or not extent.trusted:
             self._cut(key, extent)
 
@@ -298,8 +298,9 @@ class Recovery:
             )
         self._suspects.discard(key)
 
-    def _unseal(self, key: ContentKey, row: ContentRow, index: int) -> None:
-        """Turn the short chunk *index* back into a tail."""
+    def _unseal(self, key: ContentKey, extent: _Extent, index: int) -> None:
+        """Turn the short chunk *index*, with which the content ends, back into a tail."""
+        row = extent.row
         digest = self._catalog.piece(key, index)
         if digest is None:
             return
@@ -310,18 +311,24 @@ class Recovery:
         except FileNotFoundError as exc:
             raise ContentLost(f"chunk {digest.hex()} is missing") from exc
         self._tails.sync_names()
+        # The copy is synced. If so is all before it, then what was durable as a chunk
+        # must go on to count as durable.
+        all_synced = index < row.prefix or not extent.trusted
         with self._catalog.transaction() as connection:
             unhold(connection, [digest])
             connection.execute(
                 "DELETE FROM pieces WHERE cid = ? AND idx = ?", (row.cid, index)
             )
-            if index < row.prefix:
-                # What was durable as a chunk is durable as a tail: it was synced above.
-                connection.execute(
-                    "UPDATE contents SET prefix = ?, prefix_bytes = ?, durable_offset = ?"
-                    " WHERE cid = ?",
-                    (index, index * row.chunk_size, row.durable, row.cid),
-                )
+            connection.execute(
+                "UPDATE contents SET prefix = ?, prefix_bytes = ?, durable_offset = ?"
+                " WHERE cid = ?",
+                (
+                    min(row.prefix, index),
+                    min(row.prefix_bytes, index * row.chunk_size),
+                    extent.end if all_synced else row.durable_offset,
+                    row.cid,
+                ),
+            )
 
 
 def _checked(extent: _Extent) -> int:
