@@ -151,7 +151,10 @@ class Recovery:
         for _ in range(_TRIES):
             extent = self._look(key)
             if extent is None:
-                return self._first_tail(key)
+                first = self._maybe_first_tail(key)
+                if first is not None:
+                    return first
+                continue
             _checked(extent)
             if self._is_sound(key, extent):
                 try:
@@ -172,8 +175,12 @@ class Recovery:
         if is_response_key(key) and state is OperationState.DONE:
             raise StorageConflict("the response is recorded")
 
-    def _first_tail(self, key: ContentKey) -> Tail:
+    def _maybe_first_tail(self, key: ContentKey) -> Tail | None:
+        """A tail for a key without content; None if it just got some: look again."""
         if self._catalog.state_of(operation_of(key)) is not None:
+            # The operation may have been created between the two looks.
+            if self._look(key) is not None:
+                return None
             raise StorageConflict("the content is frozen")
         self._tails.end_sealings(key)
         return Tail(self._tails, key, self._chunk_size)
