@@ -122,6 +122,8 @@ def parse_response_head(data: bytes) -> tuple[int, Fields, int] | None:
     first 64 KiB, within which a head must end. Raises :class:`PeerError` when it
     is not that of a final response.
     """
+    if not data:
+        return None  # which h11 would take for the end of the stream
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     # h11 reads a response only after a request was sent. Which one decides how it
     # would frame the body; that is not asked of it.

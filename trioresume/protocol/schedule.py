@@ -68,6 +68,11 @@ class Schedule:
         """How many deadlines are held."""
         return len(self._held)
 
+    @property
+    def pending(self) -> int:
+        """How many entries the heap has, stale ones included."""
+        return len(self._heap)
+
     # ------------------------------------------------------------ changes
 
     def add(self, token: str, deadline: float) -> None:

@@ -1,0 +1,61 @@
+"""Problem documents."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given, strategies as st
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.problem import problem_response
+
+
+def test_a_problem_says_what_when_and_how_to_go_on() -> None:
+    """RFC 9457, with the error's own fields and members."""
+    error = PeerError(
+        ProblemCode.OFFSET_MISMATCH,
+        "the offset is 5",
+        fields=(("Upload-Offset", "5"),),
+        members={"expected-offset": 5},
+    )
+    status, fields, body = problem_response(error)
+    assert status == 409
+    assert fields == Fields(
+        {
+            "content-type": "application/problem+json",
+            "cache-control": "no-store",
+            "upload-offset": "5",
+        }
+    )
+    assert json.loads(body) == {
+        "type": "urn:trioresume:problem:offset-mismatch",
+        "title": "The range does not start at the current offset",
+        "status": 409,
+        "code": "offset-mismatch",
+        "detail": "the offset is 5",
+        "expected-offset": 5,
+    }
+
+
+def test_members_cannot_replace_the_standard_ones() -> None:
+    """RFC 9457, section 3.2."""
+    error = PeerError(ProblemCode.GONE, members={"status": 200, "code": "fine"})
+    document = json.loads(problem_response(error)[2])
+    assert (document["status"], document["code"]) == (410, "gone")
+
+
+@given(st.sampled_from(ProblemCode), st.text(), st.text())
+def test_nothing_echoed_leaves_its_place(
+    code: ProblemCode, detail: str, value: str
+) -> None:
+    """G4: the body is one line of ASCII, and an unsafe field is left out."""
+    error = PeerError(
+        code, detail, fields=(("X-Echo", value),), members={"echo": value}
+    )
+    status, fields, body = problem_response(error)
+    assert status == code.status
+    assert body.isascii()
+    assert body.count(b"\n") == 1
+    assert not any(char in (fields.get("x-echo") or "") for char in "\r\n\0")
+    assert json.loads(body)["echo"] == value
