@@ -7,16 +7,20 @@ that name here. What is made at each build cannot fall behind the code.
 from __future__ import annotations
 
 import ast
+import inspect
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import click
 from sphinx.pycode import ModuleAnalyzer
 
 import trioresume.cli
-from trioresume.cli.options import ENVIRONMENT_PREFIX, ExitCode
+from trioresume.cli.options import ENVIRONMENT_PREFIX, Duration, ExitCode
 from trioresume.errors import ProblemCode
 from trioresume.protocol.operation import (
     TRANSITIONS,
@@ -136,7 +140,7 @@ def command(name: str) -> str:
     return "\n\n".join(
         [
             f"```text\n{usage}\n```",
-            click.unstyle(subcommand.help or "").replace("\b\n", ""),
+            inspect.cleandoc(subcommand.help or ""),
             table(("option", "meaning", "default", "environment"), rows),
         ]
     )
@@ -148,19 +152,31 @@ def _option_row(
     spelling = ", ".join(f"`{opt}`" for opt in [*option.opts, *option.secondary_opts])
     if not option.is_flag:
         spelling += f" {option.make_metavar(context)}"
-    default = option.get_default(context)
-    shown = (
-        "" if default is None or not isinstance(default, str | int | float) else default
-    )
-    if isinstance(default, tuple | list):
-        shown = ", ".join(map(str, default))
     variable = option.envvar or f"{ENVIRONMENT_PREFIX}_{name}_{option.name}".upper()
     return (
         spelling,
         option.help or "",
-        f"`{shown}`" if shown != "" else "",
+        _shown_default(option, context),
         f"`{variable}`",
     )
+
+
+def _shown_default(option: click.Option, context: click.Context) -> str:
+    default = option.get_default(context)
+    if isinstance(default, float) and isinstance(option.type, Duration):
+        default = _duration(default)
+    if isinstance(default, tuple | list):
+        default = " ".join(map(str, default))
+    known = isinstance(default, str | int | float | os.PathLike) and default != ""
+    return f"`{default}`" if known else ""
+
+
+def _duration(seconds: float) -> str:
+    """*seconds* in the largest unit that makes it whole."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds > size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
 
 
 # What the tests prove.
@@ -199,13 +215,19 @@ def statement_order(statement: str) -> tuple[int, int]:
     return "RBG".index(statement[0]), int(statement[1:])
 
 
-def evidence_table() -> str:
-    """Which tests cite which statement."""
-    rows = sorted(evidence().items(), key=lambda item: statement_order(item[0]))
-    return table(
-        ("statement", "tests"),
-        ((number, ", ".join(f"`{name}`" for name in names)) for number, names in rows),
-    )
+def evidence_list() -> str:
+    """For each statement the tests that cite it, by file."""
+    lines: list[str] = []
+    for statement, names in sorted(
+        evidence().items(), key=lambda item: statement_order(item[0])
+    ):
+        lines.append(f"{statement}")
+        pairs = [name.split("::") for name in names]
+        for index, (path, tests) in enumerate(groupby(pairs, key=itemgetter(0))):
+            found = ", ".join(f"`{test}`" for _, test in tests)
+            lines.append(f"{':' if index == 0 else ' '} - `{path}`: {found}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 GENERATORS: dict[str, Callable[..., str]] = {
@@ -214,7 +236,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
         catalog_schema,
         command,
         effects,
-        evidence_table,
+        evidence_list,
         exit_codes,
         problem_codes,
         state_diagram,

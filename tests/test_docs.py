@@ -11,7 +11,7 @@ A page is one scenario in an empty directory:
 * ``sh`` holds the commands that fetch packages; ``.ci/run`` runs those;
 * ``text`` is no example.
 
-Port 8080 becomes a free one everywhere.
+Port 8080, which is the default, becomes a free one everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import textwrap
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 
@@ -36,12 +36,14 @@ import pytest
 import trioresume
 import trioresume.testing
 from docs import generate
+from trioresume import Config
+from trioresume.cli.options import Duration
 from trioresume.protocol.operation import TRANSITIONS, OperationState
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-STEP_SECONDS = 60.0
+STEP_SECONDS = 20.0
 FENCE = re.compile(
     r"^(?P<ticks>```+)(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=ticks)$",
     re.MULTILINE | re.DOTALL,
@@ -95,8 +97,9 @@ def shows(output: list[str], expected: list[str]) -> bool:
 class Shell:
     """One bash in *directory*, with ``trioresume`` and ``python`` on its path."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, port: int) -> None:
         self.directory = directory
+        self.port = port
         commands = directory.parent / "commands"
         commands.mkdir()
         for name, arguments in (("python", ""), ("trioresume", " -m trioresume")):
@@ -109,6 +112,7 @@ class Shell:
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TRIORESUME_")},
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            "TRIORESUME_SERVE_BIND": f"127.0.0.1:{port}",
             "XDG_STATE_HOME": str(directory.parent / "state"),
             "COLUMNS": "80",
             "PYTHONUNBUFFERED": "1",
@@ -172,7 +176,7 @@ class Shell:
 def shell(tmp_path: Path) -> Iterator[Shell]:
     directory = tmp_path / "page"
     directory.mkdir()
-    shell = Shell(directory)
+    shell = Shell(directory, free_port())
     yield shell
     shell.close()
 
@@ -195,7 +199,7 @@ def examples(page: Path) -> list[Block]:
 )
 def test_examples_do_what_the_page_says(page: Path, shell: Shell) -> None:
     """The commands and programs of a page run, and show what the page shows."""
-    port = f":{free_port()}"
+    port = f":{shell.port}"
     blocks = examples(page)
     if shutil.which("curl") is None and any("curl" in b.text for b in blocks):
         pytest.skip("the page uses curl, which this machine lacks")
@@ -303,6 +307,21 @@ def test_every_state_and_effect_is_in_the_diagram() -> None:
     assert diagram.count("─►") == len(TRANSITIONS)
     for state in OperationState:
         assert f"\n{state.value}\n" in diagram
+
+
+def test_defaults_on_the_page_are_the_defaults() -> None:
+    """Each timeout and lifetime is listed with the value it really has."""
+    page = (ROOT / "docs/explanation/timeouts.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)`(?:, `\w+`)? \| ([^|,]+)", page, re.MULTILINE)
+    described = {name: default.strip() for name, default in rows}
+    settings = {field.name for field in fields(Config)}
+    assert {n for n in settings if n.endswith(("_timeout", "_lifetime"))} <= set(
+        described
+    )
+    for name, default in described.items():
+        value = getattr(Config(), name)
+        shown = None if default == "none" else Duration().convert(default, None, None)
+        assert value == shown, name
 
 
 @pytest.mark.parametrize("module", [trioresume, trioresume.testing])
