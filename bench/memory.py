@@ -1,0 +1,158 @@
+"""One large upload into trioresume, and the server's memory while it runs.
+
+Promise 5 says that memory does not depend on what is uploaded. So after the first
+64 MiB, when buffers and caches of the process have their size, the resident set
+must stay within a band of 16 MiB either way until the upload ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from bench.content import Buffer
+from bench.load import Generator, Outcome
+from bench.measure import Bench, data_dir, verify
+from bench.options import ByteSize, human, raise_file_limit
+from bench.server import Server, trioresume
+
+__all__ = ["Sampler", "main"]
+
+MIB = 1 << 20
+BAND = 16 * MIB
+
+
+class Sampler:
+    """Reads a server's resident memory at an interval, in a thread, until stopped."""
+
+    def __init__(self, server: Server, interval: float) -> None:
+        self.samples: list[tuple[float, int]] = []
+        self._server = server
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.samples.append((time.monotonic(), self._server.resident()))
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def between(self, start: float, end: float) -> list[int]:
+        """The samples of a stretch of the monotonic clock, in bytes."""
+        return [size for when, size in self.samples if start <= when <= end]
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--size", type=ByteSize(), default="4GiB", show_default=True, help="Of the upload."
+)
+@click.option(
+    "--after",
+    type=ByteSize(),
+    default="64MiB",
+    show_default=True,
+    help="Samples count from here on.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.001),
+    default=0.05,
+    show_default=True,
+    help="Seconds between samples.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["disk", "process"]),
+    default="disk",
+    show_default=True,
+    help="What trioresume promises.",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where the data directory is made. [default: the temporary directory]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="Seconds for the upload.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def main(
+    size: int,
+    after: int,
+    interval: float,
+    durability: str,
+    work_dir: Path | None,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    raise_file_limit()
+    target = trioresume([f"--durability={durability}"])
+    with contextlib.ExitStack() as stack:
+        buffer = stack.enter_context(Buffer(1))
+        directory = stack.enter_context(data_dir(work_dir, drop_caches=False))
+        server = stack.enter_context(Server(target, directory))
+        bench = Bench(buffer=buffer, timeout=timeout)
+        job = bench.job(server, 1, size, mark=after)
+        generator = Generator(job)
+        idle = server.resident()
+        sampler = Sampler(server, interval)
+        try:
+            outcome = generator.run()
+        finally:
+            sampler.stop()
+        peak = server.peak_resident()
+        verify(server, buffer, job, outcome)
+    counted = sampler.between(outcome.marked, outcome.started + outcome.seconds)
+    if not counted:
+        raise click.ClickException("the upload was over before a sample was taken")
+    _report(size, outcome, idle, peak, counted, as_json=as_json)
+    if max(counted) - min(counted) > 2 * BAND:
+        sys.exit(1)
+
+
+def _report(
+    size: int,
+    outcome: Outcome,
+    idle: int,
+    peak: int,
+    counted: list[int],
+    *,
+    as_json: bool,
+) -> None:
+    low, high = min(counted), max(counted)
+    if as_json:
+        document = {
+            "bytes": size,
+            "seconds": outcome.seconds,
+            "idle": idle,
+            "low": low,
+            "high": high,
+            "peak": peak,
+            "samples": len(counted),
+        }
+        click.echo(json.dumps(document))
+        return
+    flat = "within" if high - low <= 2 * BAND else "NOT within"
+    click.echo(
+        f"{human(size)} in {outcome.seconds:.1f} s; resident: {human(idle)} idle, "
+        f"{human(low)} to {human(high)} over {len(counted)} samples, peak {human(peak)}: "
+        f"{flat} {human(BAND)} either way"
+    )
+
+
+if __name__ == "__main__":
+    main()
