@@ -41,8 +41,8 @@ Authenticator = Callable[[RequestHead], Awaitable[Principal | Rejection]]
 """From a request's head to who sent it, or to a refusal (R34 to R36).
 
 Called once for each request on each resource, before the 100 and before any byte
-of content is read. An exception is a bug: 500. It runs inside the connection's
-task, under ``header_timeout``.
+of content is read. It runs inside the connection's task and is cancelled after
+``header_timeout`` (503). An exception is a bug (500).
 """
 
 

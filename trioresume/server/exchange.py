@@ -103,26 +103,28 @@ class Exchange:
     async def respond(
         self, status: int, fields: Fields, body: bytes | AsyncIterable[bytes] = b""
     ) -> None:
-        """Send the final response. With ``Content-Length``, *body* must have that length.
+        """Send the final response.
+
+        Bytes get their ``Content-Length``. An iterable has the one that is in *fields*,
+        which h11 holds it to, or is chunked. To HEAD, and with a status that has no
+        content, none is sent whatever *body* is.
 
         Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing.
         """
-        if (
-            isinstance(body, bytes)
-            and has_content(status)
-            and "content-length" not in fields
-        ):
-            fields = fields.plus({"content-length": str(len(body))})
-        self.responded = True
-        head = self._start_response(status, fields)
         bodiless = self.head.method == "HEAD" or not has_content(status)
-        if bodiless or body == b"":
+        said = bodiless and "content-length" in fields
+        if isinstance(body, bytes) and has_content(status) and not said:
+            length = {"content-length": str(len(body))}
+            fields = fields.without("content-length").plus(length)
+        head = self._start_response(status, fields)
+        self.responded = True
+        if bodiless:
             await self._send(head)
         elif isinstance(body, bytes):
             await self._send(head + body)
         else:
             await self._send(head)
-            await self._send_blocks(body, framed="content-length" not in fields)
+            await self._send_blocks(body)
 
     def _start_response(self, status: int, fields: Fields) -> bytes:
         if "date" not in fields:
@@ -136,15 +138,13 @@ class Exchange:
         )
         return self._parser.send(event)
 
-    async def _send_blocks(self, body: AsyncIterable[bytes], *, framed: bool) -> None:
+    async def _send_blocks(self, body: AsyncIterable[bytes]) -> None:
         async for block in body:
-            if framed:
-                data = self._parser.send(h11.Data(data=block))
+            # Not copied: with a Content-Length h11 only counts it and hands it back.
+            event = h11.Data(data=block)
+            for data in self._parser.send_with_data_passthrough(event) or ():
                 await self._send(data)
-            else:
-                await self._send(block)
-        if framed:
-            await self._send(self._parser.send(h11.EndOfMessage()))
+        await self._send(self._parser.send(h11.EndOfMessage()))
 
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)

@@ -4,8 +4,7 @@ The catalog's index is the schedule; a window of its soonest deadlines is in mem
 (:class:`~trioresume.protocol.schedule.Schedule`). One task sleeps until the soonest,
 or until an earlier one is noted: nothing polls, however many deadlines there are.
 
-What is in use does not expire (promise 9). It needs no second look either: whoever
-lets go of it last moves its expiry on, and notes that here.
+What is in use does not expire (promise 9): its expiry is moved on instead.
 """
 
 from __future__ import annotations
@@ -84,7 +83,8 @@ class Expiry:
             except StorageError as exc:
                 logger.error("expiry is postponed: %s", exc)
                 await trio.sleep(RETRY_DELAY)
-            await self._sleep()
+            else:
+                await self._sleep()
 
     async def _expire_due(self, operations: Operations) -> None:
         while True:
@@ -108,11 +108,13 @@ class Expiry:
                 await self._storage.commit(*mutations)
         elif kind == "o":
             operation_id = OperationId(name)
-            if operations.is_used(operation_id):
-                return
             async with operations.use(operation_id) as operation:
-                if operation is not None and operation.users == 1:
+                if operation is None:
+                    return
+                if operation.users == 1:
                     await operation.expire(now)
+                else:
+                    operation.renew()
         else:
             await self._load()
 

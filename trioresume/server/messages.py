@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 import trio
 
 from trioresume.errors import CallerError
+from trioresume.protocol.fields import TOKEN, header_safe
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.store.port import Content, Mutation
 
@@ -208,9 +210,16 @@ class Request:
         await trio.lowlevel.checkpoint()
 
 
+_FIELD_NAME = re.compile(TOKEN)
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A final response. ``Date`` and framing are added by the server.
+
+    Framing fields among ``headers`` are dropped. Raises
+    :class:`~trioresume.errors.CallerError` for a status that is not final and for
+    fields that cannot be sent.
 
     ``body`` is bytes or an async iterable of bytes; it is stored before its first
     byte is sent when the request can be resumed.
@@ -225,6 +234,9 @@ class Response:
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 599:
             raise CallerError(f"{self.status} is not the status of a final response")
+        for name, value in self.fields:
+            if _FIELD_NAME.fullmatch(name) is None or not header_safe(value):
+                raise CallerError(f"the field {name!r} cannot be sent (G4)")
 
     @property
     def fields(self) -> Fields:

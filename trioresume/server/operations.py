@@ -109,6 +109,7 @@ class Operation:
         self._storage = operations.storage
         self._config = operations.config
         self._writer: ContentWriter | None = None
+        self._opening = trio.Lock()
         self._turn: _Turn | None = None
         self._turns = 0
         self._unsealed: set[int] = set()
@@ -124,6 +125,11 @@ class Operation:
         return self.record.state
 
     @property
+    def is_receiving(self) -> bool:
+        """Whether content is still missing, or only the completion."""
+        return self.state is _S.RECEIVING
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether the client gave up while the target ran."""
         return self.state is _S.ABANDONED
@@ -137,8 +143,14 @@ class Operation:
     @property
     def durable_offset(self) -> int:
         """Bytes that are known to be durable, and so may be announced."""
-        content = self.record.content
-        return self.record.durable_offset if content is None else content.length
+        if self.is_frozen and self.record.length is not None:
+            return self.record.length
+        return self.record.durable_offset
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the content is whole, immutable and durable."""
+        return self.state in (_S.PROCESSING, _S.DONE) or self.record.content is not None
 
     @property
     def has_writer(self) -> bool:
@@ -161,46 +173,55 @@ class Operation:
 
     # The writer's turn.
 
-    async def end_writer(self) -> None:
-        """End a running writer; on return it has left and writes no more (R21)."""
+    async def end_writer(self) -> int:
+        """End a running writer; on return it has left and writes no more (R21).
+
+        What is returned is the caller's place among the newcomers, for :meth:`writing`.
+        """
         self._turns += 1
+        place = self._turns
         while self._turn is not None:
             self._turn.scope.cancel()
             await self._turn.left.wait()
+        return place
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[None]:
-        """Hold the writer's turn, ending whoever holds it now.
+    async def writing(self, place: int) -> AsyncIterator[None]:
+        """Hold the writer's turn, which *place* is a claim to.
 
         Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants it.
         """
-        await self.end_writer()
-        mine = self._turns
         turn = _Turn()
-        if self._turn is not None or self.state is not _S.RECEIVING:
+        if self._turns != place or self._turn is not None or not self.is_receiving:
             raise _superseded()
         self._turn = turn
         try:
             with turn.scope:
                 await self._open_writer()
                 yield
-            if turn.scope.cancelled_caught or self._turns != mine:
+            if turn.scope.cancelled_caught or self._is_stale(place):
                 raise _superseded()
         finally:
             self._turn = None
             turn.left.set()
 
+    def _is_stale(self, place: int) -> bool:
+        """Whether a newer request wants the turn; after the end it is not needed."""
+        return self.is_receiving and self._turns != place
+
     async def _open_writer(self) -> ContentWriter:
-        if self._failure is not None:
-            # After a failed sync only what was recorded counts: look again (rule 4).
-            await self._settle()
-            self._failure = None
-            self._close_writer()
-        if self._writer is None:
-            self._writer = await self._storage.run(
-                self._storage.store.open_writer, self.key
-            )
-        return self._writer
+        # One opens: a second writer would make the first one stale.
+        async with self._opening:
+            if self._failure is not None:
+                # After a failed sync only what was recorded counts: look again (rule 4).
+                await self._settle()
+                self._failure = None
+                self._close_writer()
+            if self._writer is None:
+                self._writer = await self._storage.run(
+                    self._storage.store.open_writer, self.key
+                )
+            return self._writer
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -237,9 +258,8 @@ class Operation:
         try:
             await self._storage.commit(await self._storage.run(seal.run))
         except StorageError as exc:
-            if (
-                self.state is not _S.GONE
-            ):  # the end of an operation takes its seals along
+            # The end of an operation takes its seals along.
+            if self.state is not _S.GONE:
                 logger.error(
                     "chunk %d of %s was not sealed: %s", seal.index, self.id, exc
                 )
@@ -260,8 +280,14 @@ class Operation:
 
         Works beside a running writer. Raises :class:`StorageError`.
         """
-        if self.state is not _S.RECEIVING:
+        while self.state is _S.COMPLETE and not self.is_frozen:
+            # It has ended and is being frozen: soon all of it is durable.
+            await self.wait_change()
+        if not self.is_receiving:
             return self.durable_offset
+        if self._failure is not None and self._turn is not None:
+            # The running writer has yet to learn of it; only its end may reopen.
+            raise self._failure
         if self._writer is None:
             offset = await self._storage.run(self._storage.store.offset, self.key)
             if offset == self.record.durable_offset:
@@ -425,6 +451,7 @@ class Operation:
         content = self.frozen_content
         assert content is not None
         self.record = replace(self.record, content=content, length=content.length)
+        self.announce_change()
 
     def note_event(self, event: Event) -> None:
         """An event whose effects the caller performs."""

@@ -184,10 +184,9 @@ class Resources:
 
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
         """R15 to R21, R24: append; at the end answer with the target's response."""
-        if operation.state is _S.RECEIVING:
-            await operation.end_writer()
-            if "if-match" in exchange.head.fields:
-                self._check(exchange, await operation.make_durable())
+        place = await operation.end_writer()
+        if "if-match" in exchange.head.fields and operation.is_receiving:
+            self._check(exchange, await operation.make_durable())
         _refuse_gone(operation)
         preferences = parse_preferences(exchange.head.fields)
         if operation.is_whole:
@@ -195,7 +194,12 @@ class Resources:
         if operation.state is _S.RECEIVING:
             try:
                 await receive_patch(
-                    exchange, operation, preferences, self._acknowledger, self._config
+                    exchange,
+                    operation,
+                    place,
+                    preferences,
+                    self._acknowledger,
+                    self._config,
                 )
             except BaseException:
                 self._operations.start(operation, operation.cut)
@@ -264,6 +268,8 @@ class Resources:
         self, exchange: Exchange, operation: Operation
     ) -> int | None:
         """Hold the answer as ``Prefer: wait`` asks, within bounds; the seconds applied."""
+        if operation.is_receiving and not operation.has_writer:
+            await operation.make_durable()
         if operation.is_whole:
             operation.complete()
         wait = parse_preferences(exchange.head.fields).wait

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.message import end_to_end_fields
 from trioresume.protocol.preferences import ResumeMode, parse_preferences
 from trioresume.server.config import Principal
 from trioresume.server.locations import locate, operation_fields
@@ -22,8 +25,6 @@ from trioresume.server.uploads import Acknowledger, receive_content
 from trioresume.store.port import Content
 
 if TYPE_CHECKING:
-    import trio
-
     from trioresume.protocol.preferences import Preferences
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
@@ -62,7 +63,12 @@ class Service:
         """Who sent the request, before anything else is done for it (R10, R35)."""
         if self._config.authenticate is None:
             return None
-        verdict = await self._config.authenticate(exchange.head)
+        with trio.move_on_after(self._config.header_timeout) as scope:
+            verdict = await self._config.authenticate(exchange.head)
+        if scope.cancelled_caught:
+            raise PeerError(
+                ProblemCode.SERVICE_UNAVAILABLE, "who you are took too long"
+            )
         if isinstance(verdict, Principal):
             return verdict.name
         problem = {
@@ -109,7 +115,8 @@ class Service:
         self, exchange: Exchange, answer: Response | Representation
     ) -> None:
         if isinstance(answer, Response):
-            await exchange.respond(answer.status, answer.fields, answer.body)
+            fields = end_to_end_fields(answer.fields)
+            await exchange.respond(answer.status, fields, answer.body)
             return
         reader = await self._storage.run(
             self._storage.store.open_reader, answer.content

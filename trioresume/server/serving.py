@@ -89,7 +89,7 @@ async def serve(
         if store is None:
             store = await trio.to_thread.run_sync(_open_store, config)
         try:
-            async with _running_storage(store, config) as storage:
+            async with running_storage(store, config) as storage:
                 await _serve(target, config, storage, listeners, task_status)
         finally:
             store.close()
@@ -117,7 +117,8 @@ async def _listeners(config: Config) -> AsyncIterator[list[trio.SocketListener]]
 
 
 @asynccontextmanager
-async def _running_storage(store: Store, config: Config) -> AsyncIterator[Storage]:
+async def running_storage(store: Store, config: Config) -> AsyncIterator[Storage]:
+    """The store for async callers; on exit everything submitted is applied."""
     storage = Storage(store, threads=config.storage_threads)
     async with trio.open_nursery() as nursery:
         await nursery.start(storage.run_commits)
@@ -138,6 +139,15 @@ async def _serve(
     clock = ServiceClock(
         time.time, time.monotonic, float(last_seen) if last_seen is not None else None
     )
+    async with running_service(target, config, storage, clock) as doorman:
+        await doorman.run(listeners, task_status)
+
+
+@asynccontextmanager
+async def running_service(
+    target: Target, config: Config, storage: Storage, clock: ServiceClock
+) -> AsyncIterator[Doorman]:
+    """Everything between the commits and the listeners, while the block runs."""
     target.attach(Services(storage, clock, config))
     expiry = Expiry(storage, clock)
     collector = Collector(storage)
@@ -148,8 +158,8 @@ async def _serve(
         chores = trio.CancelScope()
         background.start_soon(_run_chores, chores, expiry, collector, operations)
         background.start_soon(operations.recover)
-        doorman = _Doorman(service, config, clock)
-        await doorman.run(listeners, task_status)
+        doorman = Doorman(service, config, clock)
+        yield doorman
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline
 
@@ -177,7 +187,7 @@ def _both(
     return observe
 
 
-class _Doorman:
+class Doorman:
     """Listens, lets connections in, and sees them out."""
 
     def __init__(self, service: Service, config: Config, clock: ServiceClock) -> None:
@@ -222,6 +232,7 @@ class _Doorman:
         await self.serve_transport(SocketTransport(stream.socket))
 
     async def serve_transport(self, transport: Transport) -> None:
+        """Serve one connection until it ends."""
         connection = Connection(
             transport, self._service.handle, self._buffer, self._config, self._clock
         )

@@ -52,7 +52,7 @@ class Storage:
         self._submitted = trio.Event()
         self._stopping = False
         self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
-        """Called with every submission, when it is made."""
+        """Called with every submission that was applied."""
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function of the store, in a worker thread if it may block.
@@ -90,7 +90,6 @@ class Storage:
     def _submit(self, mutations: Sequence[Mutation]) -> _Submission:
         submission = _Submission(mutations)
         self._queue.append(submission)
-        self.observe(mutations)
         self._submitted.set()
         return submission
 
@@ -136,6 +135,8 @@ class Storage:
             )
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
+            if conflict is None:
+                self.observe(submission.mutations)
 
 
 def _observe_nothing(mutations: Sequence[Mutation]) -> None:

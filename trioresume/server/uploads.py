@@ -234,7 +234,7 @@ async def receive_content(
     :class:`StorageError`; what was received is kept if it is to be kept.
     """
     sink = _OperationSink(operation, config.max_upload_size)
-    async with operation.writing():
+    async with operation.writing(await operation.end_writer()):
         async with acknowledger.during(exchange, operation, preferences.acknowledge):
             await exchange.body.receive(sink)
         operation.learn_length(operation.offset)
@@ -244,11 +244,14 @@ async def receive_content(
 async def receive_patch(
     exchange: Exchange,
     operation: Operation,
+    place: int,
     preferences: Preferences,
     acknowledger: Acknowledger,
     config: Config,
 ) -> None:
     """Receive a PATCH of the content; complete the operation if that was the rest.
+
+    *place* is what ``operation.end_writer`` gave when the request arrived.
 
     On return the operation is complete or has a new offset, not yet durable.
     """
@@ -260,7 +263,7 @@ async def receive_patch(
         limits=patch_limits(config),
         lenient_unit=config.lenient_range_unit,
     )
-    async with operation.writing():
+    async with operation.writing(place):
         if reader.range is not None:
             # The request's own fields name the range: refuse before asking for content.
             check_part(_progress(operation, config.max_upload_size), reader.range)
