@@ -40,15 +40,13 @@ from trioresume.server.messages import (
 from trioresume.store.port import (
     Content,
     ForgetOperation,
-    FreezeContent,
     Mutation,
     RecordResponse,
-    SealChunk,
     SetState,
     StoredResponse,
     response_key,
 )
-from trioresume.store.recipe import Recipe, digest_of
+from trioresume.store.recipe import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -56,7 +54,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields
     from trioresume.server.operations import Operation, Operations
     from trioresume.server.storage import Storage
-    from trioresume.store.port import ContentWriter, OperationRecord, Seal
+    from trioresume.store.port import ContentWriter, OperationRecord
 
 __all__ = ["Answer", "Answering", "content_etag_of", "error_response"]
 
@@ -288,20 +286,11 @@ class _ResponseWriter:
 
     async def _append(self, writer: ContentWriter, block: bytes) -> None:
         for seal in writer.append(block):
-            await self._storage.commit(await self._run(seal))
-
-    async def _run(self, seal: Seal) -> SealChunk:
-        return await self._storage.run(seal.run)
+            await self._storage.commit(await self._storage.run(seal.run))
 
     async def _finish(self, writer: ContentWriter) -> tuple[Content, list[Mutation]]:
-        store = self._storage.store
-        last = [await self._run(seal) for seal in writer.finish()]
-        digests = await self._storage.run(store.chunk_digests, self._key)
-        recipe = Recipe.build(
-            store.chunk_size, writer.offset, [*digests, *(seal.digest for seal in last)]
-        )
-        content = Content(writer.offset, digest=recipe.digest)
-        return content, [*last, FreezeContent(self._key, recipe)]
+        recipe, mutations = await self._storage.finish_content(writer, self._key)
+        return Content(recipe.length, digest=recipe.digest), mutations
 
 
 def record_head(record: OperationRecord) -> RequestHead:

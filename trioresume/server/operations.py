@@ -51,7 +51,6 @@ from trioresume.store.port import (
     CreateOperation,
     EndOperation,
     ForgetOperation,
-    FreezeContent,
     Mutation,
     OperationId,
     OperationRecord,
@@ -60,7 +59,6 @@ from trioresume.store.port import (
     SetState,
     request_key,
 )
-from trioresume.store.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -427,18 +425,11 @@ class Operation:
         await self._settle()
         if self._failure is not None:
             raise self._failure
-        seals = [await self._storage.run(seal.run) for seal in writer.finish()]
-        length = writer.offset
-        store = self._storage.store
-        digests = [seal.digest for seal in seals]
-        if length > store.chunk_size:
-            digests = await self._storage.run(store.chunk_digests, self.key) + digests
-        recipe = Recipe.build(store.chunk_size, length, digests)
-        self.frozen_content = Content(length, digest=recipe.digest)
-        frozen: list[Mutation] = [*seals]
-        if self.record.length != length:
-            frozen.append(SetLength(self.id, length))
-        return [*frozen, FreezeContent(self.key, recipe)]
+        recipe, frozen = await self._storage.finish_content(writer, self.key)
+        self.frozen_content = Content(recipe.length, digest=recipe.digest)
+        if self.record.length != recipe.length:
+            frozen.append(SetLength(self.id, recipe.length))
+        return frozen
 
     def note_bug(self, exc: Exception) -> None:
         """The operation cannot go on in this process; its waiters must not wait."""

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 import trio
 
 from trioresume.errors import StorageError
+from trioresume.store.port import FreezeContent
+from trioresume.store.recipe import Recipe
 
 if TYPE_CHECKING:
-    from trioresume.store.port import Mutation, Store
+    from trioresume.store.port import ContentKey, ContentWriter, Mutation, Store
 
 __all__ = ["Storage"]
 
@@ -86,6 +88,21 @@ class Storage:
         if submission.error is not None:
             # The stored one may be raised in several tasks: give each its own.
             raise type(submission.error)(*submission.error.args) from submission.error
+
+    async def finish_content(
+        self, writer: ContentWriter, key: ContentKey
+    ) -> tuple[Recipe, list[Mutation]]:
+        """Seal what *writer* still holds; the content's recipe, and what freezes it.
+
+        Every seal that the writer gave before must have been applied. The mutations
+        are left to the caller to commit, together with what else is then true.
+        """
+        seals = [await self.run(seal.run) for seal in writer.finish()]
+        digests = [seal.digest for seal in seals]
+        if len(digests) * writer.chunk_size < writer.offset:
+            digests = await self.run(self.store.chunk_digests, key) + digests
+        recipe = Recipe.build(writer.chunk_size, writer.offset, digests)
+        return recipe, [*seals, FreezeContent(key, recipe)]
 
     def _submit(self, mutations: Sequence[Mutation]) -> _Submission:
         submission = _Submission(mutations)
