@@ -102,3 +102,18 @@ def test_change_notes_have_known_types() -> None:
         kind = note.name.removesuffix(".md").split(".")[1]
         assert kind in NOTE_TYPES, note.name
         assert note.read_text("utf-8").strip(), note.name
+
+
+def test_change_notes_can_be_collected() -> None:
+    """towncrier understands its settings and finds every note."""
+    done = subprocess.run(
+        [sys.executable, "-m", "towncrier", "build", "--draft"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for note in (ROOT / "newsfragments").glob("[!R]*.md"):
+        assert note.read_text("utf-8").split(":")[0] in done.stdout
