@@ -21,16 +21,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 NOTE_TYPES = {entry["directory"] for entry in PROJECT["tool"]["towncrier"]["type"]}
 
 
-def declared() -> dict[str, str]:
-    """The distributions that the package needs at run time, with their bounds."""
-    pairs = (line.split(maxsplit=1) for line in PROJECT["project"]["dependencies"])
+def declared(requirements: list[str]) -> dict[str, str]:
+    """The distributions that are required, with their bounds."""
+    pairs = (line.split(maxsplit=1) for line in requirements)
     return {name.lower(): bound for name, bound in pairs}
 
 
-def imported() -> set[str]:
-    """The distributions behind what the package imports from outside itself."""
+def imported(folder: str) -> set[str]:
+    """The distributions behind what the modules in *folder* import."""
     roots: set[str] = set()
-    for path in (ROOT / "trioresume").rglob("*.py"):
+    for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"), path)):
             if isinstance(node, ast.Import):
                 roots |= {alias.name.partition(".")[0] for alias in node.names}
@@ -39,7 +39,9 @@ def imported() -> set[str]:
     owners = packages_distributions()
     return {
         owners[root][0].lower()
-        for root in roots - sys.stdlib_module_names - {"_typeshed", "trioresume"}
+        for root in roots
+        - sys.stdlib_module_names
+        - {"_typeshed", "bench", "trioresume"}
     }
 
 
@@ -75,12 +77,19 @@ def test_ci_reads_no_input_and_stops_at_the_first_failure() -> None:
 
 def test_dependencies_are_what_the_package_imports() -> None:
     """Nothing is installed that is not used, and nothing used is left to chance."""
-    assert set(declared()) == imported()
+    requirements = PROJECT["project"]["dependencies"]
+    assert set(declared(requirements)) == imported("trioresume")
+
+
+def test_bench_extra_is_what_the_benchmark_imports() -> None:
+    """The same for ``bench/``."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert set(declared(extras["bench"])) == imported("bench")
 
 
 def test_dependencies_have_a_lower_bound_and_no_upper_one() -> None:
     """A library does not stop its users from upgrading something else."""
-    for bound in declared().values():
+    for bound in declared(PROJECT["project"]["dependencies"]).values():
         assert re.fullmatch(r">= [0-9.]+", bound)
 
 

@@ -373,6 +373,6 @@ def test_environment_and_file_use_the_options_own_names() -> None:
         command = group.get_command(context, name)
         assert command is not None
         for option in command.params:
-            if isinstance(option, click.Option) and option.name is not None:
+            if isinstance(option, click.Option):
                 longest = max(option.opts, key=len).removeprefix("--")
                 assert option.name == longest.replace("-", "_")
