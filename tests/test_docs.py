@@ -324,6 +324,14 @@ def test_defaults_on_the_page_are_the_defaults() -> None:
         assert value == shown, name
 
 
+def test_settings_named_on_pages_exist() -> None:
+    """The last column of the threats names settings that are there."""
+    page = (ROOT / "docs/explanation/threats.md").read_text("utf-8")
+    rows = re.findall(r"^\|[^|]+\|[^|]+\| ([^|]+) \|$", page, re.MULTILINE)[2:]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named <= {field.name for field in fields(Config)}
+
+
 @pytest.mark.parametrize("module", [trioresume, trioresume.testing])
 def test_public_names_are_documented(module: ModuleType) -> None:
     """Whatever ``__all__`` names exists, and the API reference has it."""
