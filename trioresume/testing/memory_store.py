@@ -427,7 +427,7 @@ class MemoryStore:
 
     def offset(self, key: ContentKey) -> int:
         writer = self._writers.get(key)
-        if writer is not None and not writer.is_stale:
+        if writer is not None and not (writer.is_stale or writer.is_broken):
             return writer.offset
         record = self._operations.get(operation_of(key))
         if is_response_key(key):

@@ -1,0 +1,305 @@
+"""What the store's tests share: stands to try a store on, and short ways to use it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.operation import OperationState
+from trioresume.store import disk as disk_module
+from trioresume.store.disk import DiskStore, open_store
+from trioresume.store.disk_io import Descriptor, Disk
+from trioresume.store.port import (
+    Collected,
+    Content,
+    ContentKey,
+    ContentReader,
+    ContentWriter,
+    CreateOperation,
+    FileRecord,
+    FreezeContent,
+    Mutation,
+    OperationId,
+    OperationRecord,
+    Seal,
+    SetState,
+    Store,
+    StoredResponse,
+    request_key,
+)
+from trioresume.store.recipe import Recipe
+from trioresume.testing.memory_store import MemoryStore
+
+CHUNK = 8
+"""The chunk size of most tests: small, so that little data has many chunks."""
+
+
+class Stand(Protocol):
+    """A store that can be made to fail, killed and started again."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def restart(self, *, power_loss: bool = False, chunk_size: int = CHUNK) -> Store:
+        """Kill the process, or the machine; start again."""
+        ...
+
+    def set_space(self, space: int | None) -> None:
+        """How many more bytes of content fit; None for plenty."""
+        ...
+
+    def fail_next_sync(self) -> None: ...
+
+    def stored_bytes(self) -> int:
+        """The bytes of all chunks and tails that are there."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FaultyDisk(Disk):
+    """A disk that can be full, and whose syncs can fail."""
+
+    def __init__(self, *, durable: bool = True) -> None:
+        super().__init__(durable=durable)
+        self.space: int | None = None
+        self.sync_error: OSError | None = None
+        self.write = self._write
+
+    def _write(self, fd: int, data: memoryview) -> int:
+        if self.space is None:
+            return os.write(fd, data)
+        if not self.space:
+            raise OSError(28, "No space left on device")
+        written = os.write(fd, data[: self.space])
+        self.space -= written
+        return written
+
+    def sync_data(self, file: Descriptor) -> None:
+        error, self.sync_error = self.sync_error, None
+        if error is not None:
+            raise error
+        # The tests' crashes are copies of what the page cache holds: a true sync
+        # would cost time and show nothing.
+
+
+class DiskStand:
+    """A :class:`DiskStore`. To kill it is to go on with a copy of its files."""
+
+    def __init__(self, path: Path, set_boot: Callable[[str], None]) -> None:
+        self._path = path
+        self._set_boot = set_boot
+        self._boots = 0
+        self._starts = 0
+        self.disk = FaultyDisk()
+        self._set_boot("boot 0")
+        self.data_dir = path / "data0"
+        self.store: DiskStore = self.open()
+
+    def open(self, chunk_size: int = CHUNK) -> DiskStore:
+        return open_store(self.data_dir, chunk_size=chunk_size, disk=self.disk)
+
+    def restart(
+        self, *, power_loss: bool = False, chunk_size: int = CHUNK
+    ) -> DiskStore:
+        self._starts += 1
+        killed, self.data_dir = self.data_dir, self._path / f"data{self._starts}"
+        shutil.copytree(killed, self.data_dir)
+        self.store.close()
+        shutil.rmtree(killed)
+        if power_loss:
+            self._boots += 1
+            self._set_boot(f"boot {self._boots}")
+        self.disk = FaultyDisk()
+        self.store = self.open(chunk_size)
+        return self.store
+
+    def set_space(self, space: int | None) -> None:
+        self.disk.space = space
+
+    def fail_next_sync(self) -> None:
+        self.disk.sync_error = OSError(5, "Input/output error")
+
+    def files(self, under: str) -> list[str]:
+        """The paths of all files under *under*, relative to it."""
+        root = self.data_dir / under
+        return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+    def stored_bytes(self) -> int:
+        paths = [self.data_dir / "tails" / name for name in self.files("tails")]
+        paths += [self.data_dir / "chunks" / name for name in self.files("chunks")]
+        return sum(path.stat().st_size for path in paths)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class MemoryStand:
+    def __init__(self) -> None:
+        self.store = MemoryStore(chunk_size=CHUNK)
+
+    def restart(
+        self, *, power_loss: bool = False, chunk_size: int = CHUNK
+    ) -> MemoryStore:
+        self.store = self.store.crash(power_loss=power_loss, chunk_size=chunk_size)
+        return self.store
+
+    def set_space(self, space: int | None) -> None:
+        self.store.full_after = (
+            None if space is None else self.store.stored_bytes + space
+        )
+
+    def fail_next_sync(self) -> None:
+        self.store.fail_next_sync = True
+
+    def stored_bytes(self) -> int:
+        return self.store.stored_bytes
+
+    def close(self) -> None:
+        self.store.close()
+
+
+def boot_setter(
+    setattr_: Callable[[object, str, object], None],
+) -> Callable[[str], None]:
+    """What makes the store believe in a boot, by monkeypatch's *setattr_*."""
+    return lambda boot: setattr_(disk_module, "boot_id", lambda: boot)
+
+
+OP = OperationId("operation-1")
+KEY = request_key(OP)
+
+
+def record(
+    id: str = OP,
+    *,
+    expires_at: float = 1000.0,
+    state: OperationState = OperationState.RECEIVING,
+    principal: str | None = None,
+    length: int | None = None,
+    content: Content | None = None,
+) -> OperationRecord:
+    return OperationRecord(
+        id=OperationId(id),
+        method="POST",
+        target="/files/?a=%20b",
+        fields=Fields([("Content-Type", "text/plain"), ("x-a", "\xe9")]),
+        created_at=1.5,
+        expires_at=expires_at,
+        state=state,
+        principal=principal,
+        length=length,
+        content=content,
+    )
+
+
+def do(store: Store, *mutations: Mutation) -> None:
+    """Apply *mutations* as one submission, which must not conflict."""
+    assert store.apply([mutations]) == [None]
+
+
+def conflicts(store: Store, *mutations: Mutation) -> bool:
+    """Whether *mutations* as one submission conflict."""
+    return store.apply([mutations]) != [None]
+
+
+def begin(store: Store, id: str = OP) -> ContentWriter:
+    """Create an operation and open its writer."""
+    do(store, CreateOperation(record(id)))
+    return store.open_writer(request_key(OperationId(id)))
+
+
+def seal_all(store: Store, seals: Sequence[Seal]) -> None:
+    do(store, *[seal.run() for seal in seals])
+
+
+def put(store: Store, writer: ContentWriter, data: bytes) -> None:
+    """Append *data*, and seal what became full."""
+    seal_all(store, writer.append(data))
+
+
+def make_durable(store: Store, writer: ContentWriter) -> None:
+    flush = writer.flush()
+    if flush is not None:
+        do(store, flush.run())
+
+
+def freeze(store: Store, key: ContentKey, writer: ContentWriter) -> FreezeContent:
+    """Seal the rest, and the mutation that freezes the content."""
+    seal_all(store, writer.finish())
+    recipe = Recipe.build(writer.chunk_size, writer.offset, store.chunk_digests(key))
+    writer.close()
+    return FreezeContent(key, recipe)
+
+
+def store_content(store: Store, data: bytes, id: str = OP) -> Content:
+    """An operation's whole life until its content is frozen."""
+    writer = begin(store, id)
+    put(store, writer, data)
+    operation = OperationId(id)
+    frozen = freeze(store, request_key(operation), writer)
+    do(store, frozen, SetState(operation, OperationState.COMPLETE))
+    return Content(len(data), digest=frozen.recipe.digest)
+
+
+def read_from(reader: ContentReader, offset: int = 0) -> bytes:
+    """All that *reader* has from *offset* on."""
+    parts = []
+    try:
+        while offset < reader.length:
+            part = reader.read(offset, 5)
+            assert part
+            parts.append(part)
+            offset += len(part)
+        assert reader.read(offset, 5) == b""
+    finally:
+        reader.close()
+    return b"".join(parts)
+
+
+def read_content(store: Store, content: Content) -> bytes:
+    return read_from(store.open_reader(content))
+
+
+def read_prefix(store: Store, key: ContentKey = KEY) -> bytes:
+    return read_from(store.open_prefix(key, store.offset(key)))
+
+
+def collect_all(store: Store, limit: int = 1000) -> Collected:
+    """Collect until nothing is left; what that came to."""
+    recipes = chunks = size = 0
+    while (done := store.collect(limit)) != Collected():
+        recipes += done.recipes
+        chunks += done.chunks
+        size += done.bytes
+    return Collected(recipes, chunks, size)
+
+
+def response(body: bytes | Content = b"done\n") -> StoredResponse:
+    content = Content(len(body), inline=body) if isinstance(body, bytes) else body
+    return StoredResponse(
+        status=201,
+        fields=Fields([("Location", "/x"), ("Set-Cookie", "a")]),
+        body=content,
+    )
+
+
+def file_record(
+    name: str = "a.txt",
+    content: Content | None = None,
+    *,
+    owner: str | None = None,
+    expires_at: float | None = None,
+) -> FileRecord:
+    return FileRecord(
+        owner=owner,
+        name=name,
+        content=content or Content(3, inline=b"abc"),
+        fields=Fields([("content-type", "text/plain")]),
+        modified_at=5.25,
+        expires_at=expires_at,
+    )
