@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from trioresume.server.config import Config
     from trioresume.server.messages import Progress, Target
     from trioresume.server.storage import Storage
-    from trioresume.store.port import ContentWriter, Seal, StoredResponse
+    from trioresume.store.port import ContentWriter, Flush, Seal, StoredResponse
 
 __all__ = ["Operation", "Operations"]
 
@@ -81,9 +81,10 @@ EXPIRY_SLACK = 60.0
 
 
 class _Turn:
-    """A writer's right to write: its scope, and when it has left it."""
+    """A writer's right to write: its place, its scope, and when it has left it."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: int) -> None:
+        self.place = place
         self.scope = trio.CancelScope()
         self.left = trio.Event()
 
@@ -178,7 +179,8 @@ class Operation:
         """
         self._turns += 1
         place = self._turns
-        while self._turn is not None:
+        # Woken together, a newer request may have the turn before an older one looks.
+        while self._turn is not None and self._turn.place < place:
             self._turn.scope.cancel()
             await self._turn.left.wait()
         return place
@@ -189,7 +191,7 @@ class Operation:
 
         Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants it.
         """
-        turn = _Turn()
+        turn = _Turn(place)
         if self._turns != place or self._turn is not None or not self.is_receiving:
             raise _superseded()
         self._turn = turn
@@ -278,7 +280,7 @@ class Operation:
 
         Works beside a running writer. Raises :class:`StorageError`.
         """
-        while self.state is _S.COMPLETE and not self.is_frozen:
+        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
             # It has ended and is being frozen: soon all of it is durable.
             await self.wait_change()
         if not self.is_receiving:
@@ -297,8 +299,16 @@ class Operation:
         if self._failure is not None:
             raise self._failure
         if flush is not None:
-            await self._storage.commit(await self._storage.run(flush.run))
+            await self._flush(flush)
         return self._note_durable(offset)
+
+    async def _flush(self, flush: Flush) -> None:
+        try:
+            await self._storage.commit(await self._storage.run(flush.run))
+        except StorageError as exc:
+            # The writer is broken now, or might be: the next one opens another.
+            self._failure = exc
+            raise
 
     def _note_durable(self, offset: int) -> int:
         if offset > self.record.durable_offset:
@@ -309,7 +319,9 @@ class Operation:
         """Somebody stated the content's length; it was checked against what is known."""
         if length is not None and length != self.record.length:
             self.record = replace(self.record, length=length)
-            self._storage.submit(SetLength(self.id, length))
+            # Used until it is committed, or a newcomer would load what was before.
+            submission = self._storage.submit(SetLength(self.id, length))
+            self._all.start(self, submission.finished.wait)
 
     # Endings.
 

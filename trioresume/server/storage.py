@@ -29,14 +29,16 @@ from trioresume.store.recipe import Recipe
 if TYPE_CHECKING:
     from trioresume.store.port import ContentKey, ContentWriter, Mutation, Store
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "Submission"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
 @dataclass(eq=False, slots=True)
-class _Submission:
+class Submission:
+    """Mutations on their way into the catalog."""
+
     mutations: Sequence[Mutation]
     finished: trio.Event = field(default_factory=trio.Event)
     error: StorageError | None = None
@@ -50,7 +52,7 @@ class Storage:
         self._threads = trio.CapacityLimiter(threads)
         # Commits have a thread of their own: never behind a queue of slow syncs.
         self._commit_thread = trio.CapacityLimiter(1)
-        self._queue: list[_Submission] = []
+        self._queue: list[Submission] = []
         self._submitted = trio.Event()
         self._stopping = False
         self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
@@ -72,9 +74,9 @@ class Storage:
         await trio.lowlevel.checkpoint()
         return function(*args)
 
-    def submit(self, *mutations: Mutation) -> None:
-        """Have *mutations* applied together, soon; nobody waits for it."""
-        self._submit(mutations)
+    def submit(self, *mutations: Mutation) -> Submission:
+        """Have *mutations* applied together, soon; nobody needs to wait for it."""
+        return self._submit(mutations)
 
     async def commit(self, *mutations: Mutation) -> None:
         """Apply *mutations* together; durable on return. A checkpoint.
@@ -104,8 +106,8 @@ class Storage:
         recipe = Recipe.build(writer.chunk_size, writer.offset, digests)
         return recipe, [*seals, FreezeContent(key, recipe)]
 
-    def _submit(self, mutations: Sequence[Mutation]) -> _Submission:
-        submission = _Submission(mutations)
+    def _submit(self, mutations: Sequence[Mutation]) -> Submission:
+        submission = Submission(mutations)
         self._queue.append(submission)
         self._submitted.set()
         return submission
@@ -141,11 +143,16 @@ class Storage:
                     await self._apply([submission])
                 except StorageError as exc:
                     submission.error = exc
+        except BaseException:
+            # A bug, which ends the service: nobody may take it for a success.
+            for submission in batch:
+                submission.error = StorageError("the commit failed")
+            raise
         finally:
             for submission in batch:
                 submission.finished.set()
 
-    async def _apply(self, batch: Sequence[_Submission]) -> None:
+    async def _apply(self, batch: Sequence[Submission]) -> None:
         with trio.CancelScope(shield=True):
             results = await self._call(
                 self._commit_thread, self.store.apply, [s.mutations for s in batch]
