@@ -124,7 +124,8 @@ class Answering:
         once = self._target.policy is CallPolicy.AT_MOST_ONCE
         state = OperationState.PROCESSING if once else OperationState.COMPLETE
         mutations = self._frozen
-        if not operation.unoffered:
+        # Once the client gave up, a restart must not find it in any other state (R25).
+        if not operation.unoffered and not operation.is_abandoned:
             mutations = [*mutations, SetState(operation.id, state)]
         if mutations:
             await self._storage.commit(*mutations)
