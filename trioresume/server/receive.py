@@ -44,7 +44,9 @@ __all__ = ["BodyReceiver", "ContentCut", "Sink"]
 
 CHUNKED_READ = 64 * 1024
 DEADLINE_STEP = 1.0
-"""The deadline is renewed at most this often, in seconds: renewing is not free."""
+"""The deadline is renewed at most this often, in seconds: renewing is not free.
+
+A short timeout is renewed more often, or progress would not save it."""
 
 
 class ContentCut(Exception):
@@ -119,7 +121,8 @@ class BodyReceiver:
 
     def _renew(self, scope: trio.CancelScope) -> None:
         deadline = trio.current_time() + self._timeout
-        if deadline - scope.deadline >= DEADLINE_STEP or scope.deadline == float("inf"):
+        step = min(DEADLINE_STEP, self._timeout / 10)
+        if deadline - scope.deadline >= step or scope.deadline == float("inf"):
             scope.deadline = deadline
 
     async def _receive_known(self, sink: Sink, scope: trio.CancelScope) -> None:
