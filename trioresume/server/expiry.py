@@ -59,6 +59,9 @@ class Expiry:
         self._schedule = Schedule(WINDOW)
         self._noted = trio.Event()
         self._wakes_at = 0.0
+        # The soonest deadline of a file that is published but not in the schedule.
+        self._reload_at = float("inf")
+        self._reloads = 0
 
     def note(self, deadline: float, token: str) -> None:
         """A deadline was set or moved."""
@@ -72,8 +75,12 @@ class Expiry:
             if (
                 isinstance(mutation, PublishFile)
                 and mutation.file.expires_at is not None
+                and mutation.file.expires_at < self._reload_at
             ):
-                self.note(mutation.file.expires_at, _RELOAD)
+                # A name of its own, as a later one must not put off this one.
+                self._reload_at = mutation.file.expires_at
+                self._reloads += 1
+                self.note(self._reload_at, f"{_RELOAD}:{self._reloads}")
 
     async def run(self, operations: Operations) -> None:
         """The expiry task. Runs until cancelled."""
@@ -115,12 +122,16 @@ class Expiry:
                     await operation.expire(now)
                 else:
                     operation.renew()
+                    if operation.record.expires_at <= now:
+                        # A tombstone, which is not renewed: it goes a little later.
+                        self.note(now + RETRY_DELAY, token)
         else:
             await self._load()
 
     async def _load(self) -> None:
         schedule = self._schedule
         schedule.begin_load()
+        self._reload_at = float("inf")
         try:
             entries = await self._storage.run(self._storage.store.expiring, WINDOW)
         except BaseException:
