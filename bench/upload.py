@@ -151,6 +151,8 @@ def main(
 ) -> None:
     raise_file_limit()
     console = Console(stderr=json_path == Path("-"))
+    if not console.is_terminal:
+        console.width = 120  # a file has no width that the table should fit
     baseline = raw_loop()
     targets = [baseline, trioresume((f"--durability={durability}", *serve_option))]
     failures: list[str] = []
