@@ -1,0 +1,250 @@
+"""The client: requests that survive cuts, server restarts and lost responses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from trioresume.client.bodies import (
+    BodyInput,
+    FileSource,
+    IterableSource,
+    Source,
+    opened,
+)
+from trioresume.client.connector import Connector, TcpConnector
+from trioresume.client.content import ResponseContent
+from trioresume.client.exchange import RateLimiter
+from trioresume.client.locations import Origin, Url
+from trioresume.client.messages import ClientResponse, Progress
+from trioresume.client.pool import Pool
+from trioresume.client.requests import HeaderInput, RequestBuilder
+from trioresume.client.retry import RetryBudget, RetryPolicy
+from trioresume.client.run import Run, Timeouts
+from trioresume.client.transfer import Transfer
+from trioresume.errors import CallerError
+from trioresume.protocol.heads import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trioresume.client.journal import Journal, JournalEntry
+
+__all__ = ["Client"]
+
+logger = logging.getLogger("trioresume.client")
+
+MIB = 1 << 20
+USER_AGENT = "trioresume"
+
+LONGEST_WAIT_SECONDS = 20
+"""The ``Prefer: wait`` of one request for the response message."""
+
+
+class Client:
+    """Sends requests and sees them through to their final response.
+
+    *headers* go with every request, those to an operation's resources included;
+    *token* is sent as ``Authorization: Bearer``. *journal* remembers uploads of files
+    across runs. *retry* says how patient it is, *idle_timeout* how many seconds a
+    connection may be silent in both directions, *expect_timeout* how many seconds a
+    server that may not know ``Expect`` is given for its 100. *buffer_size* bounds, in
+    bytes, what is kept of content that cannot be read twice, *max_response_size* a
+    response's content in memory. *release* deletes the recorded response at the server
+    once it was read. *limit_rate* is in bytes a second, for all requests together.
+    *random* draws the jitter. *connector* makes the connections; plain TCP by default.
+
+    Use it as ``async with Client() as client``, from any number of tasks at once.
+    Raises :class:`~trioresume.errors.CallerError` for settings that make no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        headers: HeaderInput = (),
+        token: str | None = None,
+        journal: Journal | None = None,
+        retry: RetryPolicy | None = None,
+        connector: Connector | None = None,
+        idle_timeout: float = 60.0,
+        expect_timeout: float = 1.0,
+        buffer_size: int = 8 * MIB,
+        max_response_size: int = 64 * MIB,
+        release: bool = True,
+        limit_rate: float | None = None,
+        random: random.Random | None = None,
+    ) -> None:
+        if idle_timeout <= 0 or expect_timeout < 0:
+            raise CallerError("timeouts must be positive")
+        self._standing = _standing_fields(Fields(headers), token)
+        self._journal = journal
+        self._retry = retry or RetryPolicy()
+        self._pool = Pool(connector or TcpConnector())
+        self._timeouts = Timeouts(idle_timeout, expect_timeout)
+        self._buffer_size = buffer_size
+        self._max_response_size = max_response_size
+        self._release = release
+        self._limiter = RateLimiter(limit_rate)
+        self._draw = (random or _RANDOM).random
+        self._resuming: set[Origin] = set()
+        """Origins that offered to resume before; bounded by what the caller asks for."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._pool.aclose()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: BodyInput = b"",
+        headers: HeaderInput = (),
+        on_progress: Callable[[Progress], object] | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        retry_unsafe: bool = False,
+    ) -> ClientResponse:
+        """Send a request and return its final response, whatever its status is.
+
+        *body* is bytes, a path, a binary file (sent from its current position), or an
+        async iterable of bytes. *on_progress* is called a few times a second, and must
+        not block. The content of a 2xx response goes to the file *save_to*, if given.
+        *retry_unsafe* allows repeating a request whose method is not idempotent though
+        the server may have acted on it already.
+
+        Raises :class:`~trioresume.errors.TransferFailed` when retries are used up,
+        :class:`~trioresume.errors.UploadForgotten` when the server lost the upload and
+        it cannot be begun again, :class:`~trioresume.errors.CallerError` for what
+        cannot be sent, and whatever *body* or *on_progress* raise.
+
+        When cancelled, an upload that has begun stays at the server and, if the body
+        is a path and there is a journal, goes on with the next such request.
+        """
+        parsed = Url.parse(url)
+        content = ResponseContent(
+            None if save_to is None else Path(save_to), self._max_response_size
+        )
+        try:
+            async with (
+                opened(body, self._buffer_size) as source,
+                self._claimed(method, parsed, source) as entry,
+            ):
+                builder = RequestBuilder(
+                    method,
+                    parsed,
+                    source,
+                    headers=headers,
+                    standing=self._standing,
+                    wait=int(min(LONGEST_WAIT_SECONDS, self._timeouts.idle / 2)),
+                )
+                run = Run(
+                    parsed,
+                    self._transfer(method, parsed, source, entry, retry_unsafe),
+                    builder,
+                    source,
+                    content,
+                    self._pool,
+                    entry=entry,
+                    timeouts=self._timeouts,
+                    limiter=self._limiter,
+                    release=self._release,
+                    on_progress=on_progress,
+                    on_offer=self._resuming.add,
+                )
+                if isinstance(source, IterableSource):
+                    return await _run_beside(source, run)
+                return await run.run()
+        finally:
+            await content.discard()
+
+    def _transfer(
+        self,
+        method: str,
+        url: Url,
+        source: Source,
+        entry: JournalEntry | None,
+        retry_unsafe: bool,
+    ) -> Transfer:
+        return Transfer(
+            method=method,
+            content=source,
+            budget=RetryBudget(self._retry, self._draw),
+            locations=None if entry is None else entry.locations,
+            all_sent=entry is not None and entry.all_sent,
+            retry_unsafe=retry_unsafe,
+            known_to_resume=url.origin in self._resuming,
+            max_restarts=self._retry.restarts,
+        )
+
+    @asynccontextmanager
+    async def _claimed(
+        self, method: str, url: Url, source: Source
+    ) -> AsyncIterator[JournalEntry | None]:
+        """The journal's entry for a file that was given by its path."""
+        entry = None
+        if self._journal is not None and isinstance(source, FileSource) and source.path:
+            entry = await trio.to_thread.run_sync(
+                _claim, self._journal, method, str(url), source
+            )
+        try:
+            yield entry
+        finally:
+            if entry is not None:
+                entry.close()
+
+
+_RANDOM = random.SystemRandom()
+
+
+def _standing_fields(headers: Fields, token: str | None) -> Fields:
+    standing = headers
+    if "user-agent" not in standing:
+        standing = standing.plus({"user-agent": USER_AGENT})
+    if token is not None:
+        standing = standing.without("authorization")
+        standing = standing.plus({"authorization": f"Bearer {token}"})
+    return standing
+
+
+def _claim(
+    journal: Journal, method: str, url: str, source: FileSource
+) -> JournalEntry | None:
+    identity = source.identity()
+    assert identity is not None
+    try:
+        return journal.claim(method, url, identity)
+    except OSError as exc:
+        logger.warning("the journal cannot be used: %s", exc)
+        return None
+
+
+async def _run_beside(source: IterableSource, run: Run) -> ClientResponse:
+    """The run, and beside it the task that pulls its content."""
+    result: ClientResponse | None = None
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        try:
+            result = await run.run()
+        except Exception as exc:  # noqa: BLE001 - raised again below, without a group
+            failure = exc
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    assert result is not None
+    return result

@@ -1,0 +1,401 @@
+"""One request and its response on a connection, with everything that can go wrong.
+
+Three tasks share one nursery and one h11 connection: the sender, the receiver, and a
+watchdog that ends the exchange when nothing has moved in either direction for a while.
+h11 is never called across an ``await``, so they need no lock.
+
+What is particular:
+
+* The receiver reads *while* the sender sends. Interim responses arrive in the middle
+  (R1, R30), and a final response that comes early stops the sender: nobody wants the
+  rest (RFC 9110, section 10.1.1).
+* A sender that meets a closed connection is not the end: the server may have said why
+  before it closed (R10). So the receiver gets a moment to read it.
+* Cuts are results, not exceptions: :attr:`Exchange.cause`. What is raised comes from
+  the caller's side: a broken source, a full disk, an ``on_progress`` that failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Protocol, cast
+
+import h11
+import trio
+
+from trioresume.client.bodies import FileSpan, Piece, shrunk
+from trioresume.client.transfer import Answer, Sent
+from trioresume.errors import CallerError
+from trioresume.protocol.heads import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from trioresume.client.bodies import Source
+    from trioresume.client.locations import Origin
+
+__all__ = ["Exchange", "Link", "Outgoing", "RateLimiter", "ResponseSink"]
+
+RECEIVE_BYTES = 256 * 1024
+
+MAX_HEAD_BYTES = 64 * 1024
+"""The longest response head that is read."""
+
+LAST_WORDS_SECONDS = 3.0
+"""How long a server that stopped reading is listened to."""
+
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)
+_BROKEN = (
+    errno.EPIPE,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+)
+
+
+class ResponseSink(Protocol):
+    """Takes a final response as it arrives."""
+
+    async def begin(self, answer: Answer) -> None: ...
+
+    async def write(self, data: bytes | bytearray) -> None: ...
+
+
+class Link:
+    """A connection and the parser's state for it."""
+
+    def __init__(self, stream: trio.abc.Stream, origin: Origin) -> None:
+        self.stream = stream
+        self.origin = origin
+        self.parser = h11.Connection(
+            h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES
+        )
+
+    def make_reusable(self) -> bool:
+        """Prepare for the next exchange; False if the connection is of no more use."""
+        unread, _ = self.parser.trailing_data
+        if unread:
+            return False
+        try:
+            self.parser.start_next_cycle()
+        except h11.LocalProtocolError:
+            return False
+        return True
+
+    @property
+    def stale(self) -> bool:
+        """Whether an idle connection was closed by the server meanwhile."""
+        if not isinstance(self.stream, trio.SocketStream):
+            return False
+        import select
+
+        poll = select.poll()
+        poll.register(self.stream.socket.fileno(), select.POLLIN)
+        # Between exchanges nothing may come, so whatever is readable is the end.
+        return bool(poll.poll(0))
+
+    async def aclose(self) -> None:
+        """Close at once, unfinished or not."""
+        await trio.aclose_forcefully(self.stream)
+
+
+class RateLimiter:
+    """At most *rate* bytes a second, for all exchanges together."""
+
+    def __init__(self, rate: float | None) -> None:
+        if rate is not None and rate <= 0:
+            raise CallerError("a rate limit must be positive")
+        self._rate = rate
+        self._free_at = 0.0
+
+    @property
+    def portion(self) -> int | None:
+        """How many bytes to send at a time, for a smooth flow; None for no limit."""
+        return None if self._rate is None else max(1024, int(self._rate / 8))
+
+    async def take(self, size: int) -> None:
+        """Wait until *size* more bytes may be sent."""
+        if self._rate is None:
+            return
+        start = max(self._free_at, trio.current_time())
+        self._free_at = start + size / self._rate
+        await trio.sleep_until(start)
+
+
+class Outgoing:
+    """A request's content on its way: *prefix*, then the source's bytes from *start*."""
+
+    def __init__(self, source: Source, start: int = 0, prefix: bytes = b"") -> None:
+        self.source = source
+        self.start = start
+        self.prefix = prefix
+        self.wait_for_continue: float | None = None
+        """Seconds to wait for the 100 before sending anyway; None not to wait."""
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        if self.prefix:
+            yield memoryview(self.prefix)
+        async with aclosing(self.source.pieces(self.start)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+class Exchange:
+    """Performs one request on *link*; see the module's text.
+
+    *on_continue* is awaited with the fields of each 100, *on_sent* is called with each
+    count of content bytes handed to the connection, *on_all_sent* is awaited after the
+    last one.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        request: h11.Request,
+        outgoing: Outgoing | None,
+        sink: ResponseSink,
+        *,
+        idle_timeout: float,
+        limiter: RateLimiter,
+        on_continue: Callable[[Fields], Awaitable[None]],
+        on_sent: Callable[[int], None],
+        on_all_sent: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.answer: Answer | None = None
+        self.whole = False
+        self.sent = Sent.NOTHING
+        self.cause: Exception | None = None
+        """Why the exchange has no final response, or not a whole one."""
+        self._failure: Exception | None = None
+        self._link = link
+        self._request = request
+        self._outgoing = outgoing
+        self._sink = sink
+        self._idle_timeout = idle_timeout
+        self._limiter = limiter
+        self._on_continue = on_continue
+        self._on_sent = on_sent
+        self._on_all_sent = on_all_sent
+        length = Fields.from_wire(request.headers).get("content-length")
+        self._left = None if length is None else int(length)
+        """Content bytes still to be sent; None if that is not known."""
+        self._may_send = trio.Event()
+        self._sender_done = trio.Event()
+        self._sending = trio.CancelScope()
+        self._exchange = trio.CancelScope()
+        self._deadline = 0.0
+        self._waits_for_source = False
+        self._use_sendfile = hasattr(os, "sendfile") and isinstance(
+            link.stream, trio.SocketStream
+        )
+
+    async def run(self) -> None:
+        """Perform it; the attributes tell how it went. Raises what the caller's side raised.
+
+        When cancelled, the connection is in an unknown state and must be closed.
+        """
+        self._touch()
+        with self._exchange:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._guard, self._send)
+                await self._guard(self._receive)
+                if self._left == 0:
+                    # It only lacks the end of its message, which costs no byte and
+                    # lets the connection be used again.
+                    await self._sender_done.wait()
+                nursery.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as exc:  # noqa: BLE001 - raised again by run(), without a group
+            self._failure = self._failure or exc
+            self._exchange.cancel()
+
+    # The watchdog.
+
+    def _touch(self) -> None:
+        """Something moved."""
+        self._deadline = trio.current_time() + self._idle_timeout
+
+    async def _watch(self) -> None:
+        while True:
+            await trio.sleep_until(self._deadline)
+            if self._producing:
+                self._touch()  # it is the caller who is slow, and may be
+            elif trio.current_time() >= self._deadline:
+                self.cause = self.cause or TimeoutError(
+                    f"nothing moved for {self._idle_timeout:g} seconds"
+                )
+                self._exchange.cancel()
+
+    @property
+    def _producing(self) -> bool:
+        """Whether the exchange waits for content that the caller has yet to produce."""
+        return (
+            self._waits_for_source
+            and self._outgoing is not None
+            and not self._outgoing.source.waits_for_peer
+        )
+
+    # Sending.
+
+    async def _send(self) -> None:
+        with self._sending:
+            try:
+                await self._send_request()
+            except trio.BrokenResourceError as exc:
+                self.cause = exc
+                # Cancelled as soon as the receiver finds a final response.
+                await trio.sleep(LAST_WORDS_SECONDS)
+                self._exchange.cancel()
+        self._sender_done.set()
+
+    async def _send_request(self) -> None:
+        parser = self._link.parser
+        head = parser.send(self._request) or b""
+        if self._outgoing is None:
+            await self._send_bytes(
+                memoryview(head + (parser.send(h11.EndOfMessage()) or b""))
+            )
+        else:
+            await self._send_bytes(memoryview(head))
+            await self._await_continue(self._outgoing)
+            await self._send_content(self._outgoing)
+        self.sent = Sent.ALL
+        await self._on_all_sent()
+
+    async def _await_continue(self, outgoing: Outgoing) -> None:
+        if outgoing.wait_for_continue is not None:
+            with trio.move_on_after(outgoing.wait_for_continue):
+                await self._may_send.wait()
+
+    async def _send_content(self, outgoing: Outgoing) -> None:
+        parser = self._link.parser
+        skip = len(outgoing.prefix)
+        async with aclosing(outgoing.pieces()) as pieces:
+            while (piece := await self._next(pieces)) is not None:
+                self.sent = Sent.SOME
+                # h11 frames by length alone and hands the piece back unread.
+                data = h11.Data(data=cast("bytes", piece))
+                parts: list[object] = [*(parser.send_with_data_passthrough(data) or ())]
+                for part in parts:
+                    if part is piece:
+                        await self._send_piece(piece, counted=skip == 0)
+                    else:
+                        assert isinstance(part, bytes)
+                        await self._send_bytes(memoryview(part))
+                skip = max(0, skip - len(piece))
+                if self._left is not None:
+                    self._left -= len(piece)
+        await self._send_bytes(memoryview(parser.send(h11.EndOfMessage()) or b""))
+
+    async def _next(self, pieces: AsyncIterator[Piece]) -> Piece | None:
+        self._waits_for_source = True
+        try:
+            return await anext(pieces, None)
+        finally:
+            self._waits_for_source = False
+            self._touch()
+
+    async def _send_piece(self, piece: Piece, *, counted: bool) -> None:
+        portion = self._limiter.portion or len(piece)
+        for start in range(0, len(piece), portion):
+            size = min(portion, len(piece) - start)
+            await self._limiter.take(size)
+            self._touch()
+            if isinstance(piece, memoryview):
+                await self._send_bytes(piece[start : start + size])
+                if counted:
+                    self._on_sent(size)
+            else:
+                await self._send_span(FileSpan(piece.fd, piece.offset + start, size))
+
+    async def _send_bytes(self, view: memoryview) -> None:
+        # In pieces, so that the watchdog sees a slow connection move.
+        for start in range(0, len(view), RECEIVE_BYTES):
+            await self._link.stream.send_all(view[start : start + RECEIVE_BYTES])
+            self._touch()
+
+    async def _send_span(self, span: FileSpan) -> None:
+        while len(span):
+            if self._use_sendfile:
+                count = await self._sendfile(span)
+            else:
+                data = await trio.to_thread.run_sync(span.read)
+                await self._send_bytes(memoryview(data))
+                count = len(data)
+            self._touch()
+            self._on_sent(count)
+            span = FileSpan(span.fd, span.offset + count, span.size - count)
+
+    async def _sendfile(self, span: FileSpan) -> int:
+        """What the kernel takes of *span*; 0 if it cannot do this for these files."""
+        stream = self._link.stream
+        assert isinstance(stream, trio.SocketStream)
+        # Always a checkpoint, and with TCP_NOTSENT_LOWAT one that paces the sending.
+        await trio.lowlevel.wait_writable(stream.socket)
+        try:
+            count = os.sendfile(stream.socket.fileno(), span.fd, span.offset, span.size)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            if exc.errno in _NOT_SUPPORTED:
+                self._use_sendfile = False
+                return 0
+            if exc.errno in _BROKEN:
+                raise trio.BrokenResourceError(f"the connection broke: {exc}") from exc
+            raise
+        if count == 0:
+            raise shrunk()
+        return count
+
+    # Receiving.
+
+    async def _receive(self) -> None:
+        try:
+            while not self.whole:
+                await self._handle(self._link.parser.next_event())
+        except (trio.BrokenResourceError, EOFError) as exc:
+            # What broke first is the better reason.
+            self.cause = self.cause or exc
+        except h11.RemoteProtocolError as exc:
+            # At the end of the stream h11 tells what it expected instead.
+            early = EOFError("the server closed the connection too early")
+            self.cause = self.cause or (
+                early if self._link.parser.trailing_data[1] else exc
+            )
+
+    async def _handle(self, event: object) -> None:
+        match event:
+            case h11.NEED_DATA:
+                data = await self._link.stream.receive_some(RECEIVE_BYTES)
+                self._touch()
+                self._link.parser.receive_data(bytes(data))
+            case h11.InformationalResponse(status_code=100):
+                await self._on_continue(Fields.from_wire(event.headers))
+                self._may_send.set()
+            case h11.Response():
+                if self._left != 0:
+                    self._sending.cancel()
+                fields = Fields.from_wire(event.headers)
+                self.answer = Answer(event.status_code, fields)
+                await self._sink.begin(self.answer)
+            case h11.Data():
+                await self._sink.write(event.data)
+            case h11.EndOfMessage():
+                self.whole = True
+            case h11.ConnectionClosed():
+                raise EOFError("the server closed the connection")
+            case _:
+                pass  # other interim responses mean nothing here

@@ -1,0 +1,253 @@
+"""Unfinished uploads, remembered across runs.
+
+One file per upload, named by a digest of method, URL and path, so that a run finds
+what an earlier one left without reading all of them. A file is msgpack::
+
+    {"v": 1, "method", "url", "path", "size", "mtime_ns", "inode", "head",
+     "content", "message", "result": the locations, or nil,
+     "sent": whether all content was handed over, "created", "used": Unix seconds}
+
+It is written whole beside its place, synced, and renamed over it: after a crash there
+is the old one or the new one. It holds no credentials, but whoever reads it knows
+unguessable URLs (R34), hence mode 0600 in a directory of mode 0700.
+
+Two runs of the same upload would take the operation from each other for ever, because
+the newest writer wins (R21). So each entry has a lock (``flock``), which the kernel
+drops when the process ends in any way.
+
+Everything here blocks; the client calls it in worker threads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+import platformdirs
+from blake3 import blake3
+
+from trioresume.client.bodies import Identity
+from trioresume.client.locations import Locations, Url
+from trioresume.errors import CallerError
+
+__all__ = ["Journal", "JournalEntry"]
+
+VERSION = 1
+DAY = 86400.0
+_SUFFIX = ".upload"
+_MAX_ENTRY_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    method: str
+    url: str
+    path: str
+
+    @property
+    def name(self) -> str:
+        text = f"{self.method}\0{self.url}\0{self.path}"
+        return blake3(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+class Journal:
+    """The unfinished uploads in *directory*, by default the user's state directory.
+
+    Entries unused for *max_age* seconds are forgotten, and the oldest ones beyond
+    *max_entries*. *wall_clock* gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        max_age: float = 14 * DAY,
+        max_entries: int = 1000,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        if directory is None:
+            directory = platformdirs.user_state_path("trioresume") / "uploads"
+        self.directory = Path(directory)
+        self._max_age = max_age
+        self._max_entries = max_entries
+        self._wall_clock = wall_clock
+
+    def claim(self, method: str, url: str, identity: Identity) -> JournalEntry:
+        """The entry for this upload, empty if there is none yet, locked until closed.
+
+        What was remembered of a file that has changed since is dropped. Raises
+        :class:`CallerError` if another run has the entry, :class:`OSError` if the
+        directory cannot be used.
+        """
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.prune()
+        key = _Key(method, url, identity.path)
+        path = self.directory / (key.name + _SUFFIX)
+        lock = _lock(path.with_suffix(".lock"))
+        entry = JournalEntry(path, lock, key, identity, self._wall_clock)
+        try:
+            entry.load(oldest=self._wall_clock() - self._max_age)
+        except BaseException:
+            entry.close()
+            raise
+        return entry
+
+    def prune(self) -> int:
+        """Forget what is too old or too much; how many entries that were."""
+        found: list[tuple[float, Path]] = []
+        for path in self.directory.glob("*" + _SUFFIX):
+            with suppress(OSError):  # another run has just finished it
+                found.append((path.stat().st_mtime, path))
+        found.sort()
+        oldest = self._wall_clock() - self._max_age
+        surplus = len(found) - self._max_entries
+        doomed = [
+            path
+            for number, (used, path) in enumerate(found)
+            if used < oldest or number < surplus
+        ]
+        for path in doomed:
+            path.unlink(missing_ok=True)
+        return len(doomed)
+
+
+class JournalEntry:
+    """One upload's memory. Keep it until the upload is over, then :meth:`close` it."""
+
+    def __init__(
+        self,
+        path: Path,
+        lock: int,
+        key: _Key,
+        identity: Identity,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.locations: Locations | None = None
+        """What an earlier run was offered; None to begin from the start."""
+        self.all_sent = False
+        """Whether all content was handed over, so that it may have been processed."""
+        self._path = path
+        self._lock: int | None = lock
+        self._key = key
+        self._identity = identity
+        self._wall_clock = wall_clock
+        self._created = wall_clock()
+
+    def load(self, oldest: float) -> None:
+        """Read what is there; a file that cannot be understood counts as none."""
+        try:
+            with self._path.open("rb") as file:
+                record = msgpack.unpackb(file.read(_MAX_ENTRY_BYTES))
+            if record["v"] != VERSION or record["used"] < oldest:
+                return
+            if self._describe() != {name: record[name] for name in self._describe()}:
+                return
+            base = Url.parse(self._key.url)
+            self.locations = Locations(
+                *(
+                    None if record[name] is None else base.resolve(record[name])
+                    for name in ("content", "message", "result")
+                )
+            )
+            self.all_sent = record["sent"]
+            self._created = record["created"]
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+            # A damaged entry costs an upload from the start, no more.
+            self.locations = None
+
+    def _describe(self) -> dict[str, object]:
+        identity = self._identity
+        return {
+            "method": self._key.method,
+            "url": self._key.url,
+            "path": os.fsencode(identity.path),
+            "size": identity.size,
+            "mtime_ns": identity.mtime_ns,
+            "inode": identity.inode,
+            "head": identity.head,
+        }
+
+    def save(self, locations: Locations, *, all_sent: bool) -> None:
+        """Remember the operation; durable on return. Raises :class:`OSError`."""
+        self.locations, self.all_sent = locations, all_sent
+        record = {
+            "v": VERSION,
+            **self._describe(),
+            "content": locations.content and str(locations.content),
+            "message": locations.message and str(locations.message),
+            "result": locations.result and str(locations.result),
+            "sent": all_sent,
+            "created": self._created,
+            "used": self._wall_clock(),
+        }
+        _replace(self._path, msgpack.packb(record))
+
+    def forget(self) -> None:
+        """The upload is over, or can never be resumed."""
+        self.locations, self.all_sent = None, False
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let other runs have it. Idempotent."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            # Unlinked while it is still held: see _lock.
+            self._path.with_suffix(".lock").unlink(missing_ok=True)
+            os.close(lock)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write *data* as *path*: durable, mode 0600, whole or not at all."""
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _lock(path: Path) -> int:
+    """An exclusive lock by that name, as a descriptor that holds it until it is closed."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last owner may have unlinked the file between our open and our lock;
+            # then this lock is on a file that nobody else will ever find.
+            if _same_file(fd, path):
+                return fd
+        except BlockingIOError as exc:
+            os.close(fd)
+            raise CallerError(
+                "another run is sending the same file to the same URL"
+            ) from exc
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

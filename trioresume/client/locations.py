@@ -1,0 +1,123 @@
+"""Where a request goes, and where its resources may be.
+
+A location that a server offers is a URI reference, resolved against the request's
+URI (R4). It is followed only within the request's own origin (RFC 9110, section
+4.3.1): requests to it carry the user's credentials and content, and one forged
+field must not send those to somebody else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urljoin, urlsplit
+
+from trioresume.errors import CallerError
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import Fields
+
+__all__ = ["Locations", "Origin", "Url"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# What may stand unescaped in a path or a query (RFC 3986, sections 3.3 and 3.4), and
+# the per cent sign, since what is escaped already must stay as it is.
+_PATH_SAFE = "/:@!$&'()*+,;=~%"
+_QUERY_SAFE = _PATH_SAFE + "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port, normalised: what must be equal to be trusted alike."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """The value of ``Host``: the port only where it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port == _DEFAULT_PORTS.get(self.scheme):
+            return host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An absolute http or https URI, split as a request needs it."""
+
+    origin: Origin
+    target: str
+    """The request target in origin form: path and query, percent-encoded."""
+
+    @classmethod
+    def parse(cls, text: str) -> Url:
+        """Raises :class:`CallerError` for anything but an http or https URI with a host.
+
+        Credentials in the URI are refused: they leak into logs and journals.
+        """
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+            host = parts.hostname
+        except ValueError as exc:
+            raise CallerError(f"{text!r} is not a URL: {exc}") from exc
+        if parts.scheme not in _DEFAULT_PORTS or not host:
+            raise CallerError(f"{text!r} is not an absolute http:// URL")
+        if parts.username is not None or parts.password is not None:
+            raise CallerError(
+                "credentials do not belong in a URL; use a token or a header"
+            )
+        try:
+            host = host.encode("idna").decode("ascii") if ":" not in host else host
+        except UnicodeError as exc:
+            raise CallerError(f"the host of {text!r} is not a name") from exc
+        target = quote(parts.path or "/", safe=_PATH_SAFE)
+        if parts.query:
+            target += "?" + quote(parts.query, safe=_QUERY_SAFE)
+        origin = Origin(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme])
+        return cls(origin, target)
+
+    def resolve(self, reference: str) -> Url | None:
+        """*reference* against this URI; None if it is no URI of the same origin."""
+        try:
+            url = Url.parse(urljoin(str(self), reference))
+        except (CallerError, ValueError):
+            return None
+        return url if url.origin == self.origin else None
+
+    def __str__(self) -> str:
+        return f"{self.origin.scheme}://{self.origin.authority}{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Locations:
+    """The three resources of an operation (R1), as far as they were offered."""
+
+    content: Url | None = None
+    """``Request-Content-Location``: how much arrived, and where the rest goes."""
+    message: Url | None = None
+    """``Response-Message-Location``: the final response, again."""
+    result: Url | None = None
+    """``Content-Location``: the content of the final response, for Range."""
+
+    @classmethod
+    def offered(cls, base: Url, fields: Fields) -> Locations | None:
+        """What a 100's *fields* offer; None for a 100 that offers no way to resume.
+
+        ``Content-Location`` alone is no offer: anyone may send that field.
+        """
+        found = [
+            None if (value := fields.get(name)) is None else base.resolve(value)
+            for name in (
+                "request-content-location",
+                "response-message-location",
+                "content-location",
+            )
+        ]
+        locations = cls(*found)
+        if locations.content is None and locations.message is None:
+            return None
+        return locations

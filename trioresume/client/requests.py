@@ -1,0 +1,165 @@
+"""From an action to the request that performs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import h11
+
+from trioresume.client.bodies import Source
+from trioresume.client.exchange import Outgoing
+from trioresume.client.locations import Url
+from trioresume.client.transfer import (
+    Append,
+    AskOffset,
+    FetchMessage,
+    FetchResult,
+    Send,
+    WireAction,
+)
+from trioresume.errors import CallerError
+from trioresume.protocol.byteranges import encode_message_byterange
+from trioresume.protocol.heads import Fields
+
+__all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
+
+HeaderInput = Fields | Mapping[str, str] | Iterable[tuple[str, str]]
+
+# Whoever sets these changes the framing that this client is responsible for.
+_RESERVED = (
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+)
+
+# What proves who is asking goes to the operation's resources as well (R35).
+_CREDENTIALS = ("authorization", "cookie")
+
+# Methods for which a request without content says so (RFC 9110, section 8.6).
+_METHODS_WITH_CONTENT = ("PATCH", "POST", "PUT")
+
+
+@dataclass(frozen=True, slots=True)
+class WireRequest:
+    """A request as it goes on the wire."""
+
+    url: Url
+    head: h11.Request
+    outgoing: Outgoing | None = None
+
+
+class RequestBuilder:
+    """Makes every request that one transfer needs.
+
+    *headers* are those of the request itself, *standing* go with every request, also
+    those to the operation's resources. *wait* is the ``Prefer: wait`` of requests for
+    the response message, in seconds. Raises :class:`CallerError` for header fields
+    that cannot be sent or are the client's own business.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        url: Url,
+        source: Source,
+        *,
+        headers: HeaderInput,
+        standing: Fields,
+        wait: int,
+    ) -> None:
+        self._method = method
+        self._url = url
+        self._source = source
+        self._wait = wait
+        own = Fields(headers)
+        for name in _RESERVED:
+            if name in own or name in standing:
+                raise CallerError(f"the field {name!r} is set by the client itself")
+        # The request's own word counts where both speak, except that one name may
+        # well have several lines.
+        self._own = own.plus(standing.without(*(name for name, _ in own)))
+        credentials = [line for line in own if line[0] in _CREDENTIALS]
+        self._standing = standing.without(*_CREDENTIALS).plus(credentials)
+        if not credentials:
+            self._standing = standing
+
+    def build(self, action: WireAction) -> WireRequest:
+        """The request that performs *action*."""
+        match action:
+            case Send():
+                return self._send()
+            case Append():
+                return self._append(action)
+            case AskOffset(url):
+                return self._resource("HEAD", url, {})
+            case FetchMessage(url):
+                wish = {"accept": "message/http", "prefer": f"wait={self._wait}"}
+                return self._resource("GET", url, wish)
+            case FetchResult(url, start, if_range):
+                wish = {"range": f"bytes={start}-"}
+                if if_range is not None:
+                    wish["if-range"] = if_range
+                return self._resource("GET", url, wish)
+
+    def release(self, url: Url) -> WireRequest:
+        """``DELETE`` the response message: it was consumed (R29)."""
+        return self._resource("DELETE", url, {})
+
+    def _resource(
+        self, method: str, url: Url, fields: Mapping[str, str]
+    ) -> WireRequest:
+        return WireRequest(url, _head(method, url, self._standing.plus(fields)))
+
+    @property
+    def _wish(self) -> str:
+        # Only content that cannot be read twice gains from acknowledgements, and they
+        # cost the server a sync each.
+        return "resume" if self._source.seekable else "resume, acknowledge"
+
+    def _send(self) -> WireRequest:
+        length = self._source.length
+        fields = self._own.plus({"prefer": self._wish})
+        if length == 0:
+            if self._method in _METHODS_WITH_CONTENT:
+                fields = fields.plus({"content-length": "0"})
+            return WireRequest(self._url, _head(self._method, self._url, fields))
+        fields = fields.plus({"expect": "100-continue", **_framing(length)})
+        head = _head(self._method, self._url, fields)
+        return WireRequest(self._url, head, Outgoing(self._source))
+
+    def _append(self, action: Append) -> WireRequest:
+        range_ = action.range
+        prefix = encode_message_byterange(range_)
+        size = range_.length
+        fields = self._standing.plus({"content-type": "message/byterange"})
+        if not self._source.seekable:
+            fields = fields.plus({"prefer": "acknowledge"})
+        fields = fields.plus(_framing(None if size is None else len(prefix) + size))
+        start = range_.total if range_.first is None else range_.first
+        assert start is not None
+        head = _head("PATCH", action.url, fields)
+        return WireRequest(action.url, head, Outgoing(self._source, start, prefix))
+
+
+def _framing(length: int | None) -> dict[str, str]:
+    if length is None:
+        return {"transfer-encoding": "chunked"}
+    return {"content-length": str(length)}
+
+
+def _head(method: str, url: Url, fields: Fields) -> h11.Request:
+    lines = Fields({"host": url.origin.authority}).plus(fields)
+    try:
+        return h11.Request(
+            method=method.encode("ascii"),
+            target=url.target.encode("ascii"),
+            headers=lines.to_wire(),
+        )
+    except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
+        raise CallerError(f"this request cannot be sent: {exc}") from exc

@@ -1,0 +1,84 @@
+"""When to try again, and when to stop: backoff with jitter, under a budget.
+
+The budget counts *failures without progress*. An upload of a terabyte over a link
+that breaks every minute never uses it up, as long as each connection gets some new
+bytes through; a server that stays away uses it up soon. The clock starts with the
+first failure after progress, so that an hour of undisturbed sending does not count
+against the failure that ends it.
+
+Jitter is full: a delay is drawn evenly between nothing and the exponential bound.
+Many clients that a restarting server cut at the same instant then come back spread
+out, which equal delays would not do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trioresume.errors import CallerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RetryBudget", "RetryPolicy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How patient a client is. Times are in seconds."""
+
+    attempts: int = 20
+    """Most consecutive failures without progress."""
+    seconds: float = 300.0
+    """Longest time from the first failure without progress to the last try."""
+    first_delay: float = 0.2
+    """Bound of the first delay; it doubles with each further failure."""
+    longest_delay: float = 20.0
+    """Bound of every delay, except one that a server asks for with Retry-After."""
+    restarts: int = 3
+    """How often one request may start over because the server forgot it."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 0 or self.seconds < 0 or self.restarts < 0:
+            raise CallerError("a retry policy's limits cannot be negative")
+        if not 0 <= self.first_delay <= self.longest_delay:
+            raise CallerError("a retry policy needs 0 <= first_delay <= longest_delay")
+
+
+class RetryBudget:
+    """What is left of a :class:`RetryPolicy` for one request.
+
+    *draw* gives a random number from 0 up to 1; times are on any monotonic clock.
+    """
+
+    def __init__(self, policy: RetryPolicy, draw: Callable[[], float]) -> None:
+        self._policy = policy
+        self._draw = draw
+        self._failures = 0
+        self._failing_since: float | None = None
+
+    def note_progress(self) -> None:
+        """Something got through: count from zero again."""
+        self._failures = 0
+        self._failing_since = None
+
+    def delay(self, now: float, retry_after: float | None = None) -> float | None:
+        """Seconds to wait after a failure at *now*; None if the budget is used up.
+
+        *retry_after* is the server's wish. It is a lower bound, so a wish beyond the
+        budget ends it: trying earlier would be refused again.
+        """
+        policy = self._policy
+        if self._failing_since is None:
+            self._failing_since = now
+        left = policy.seconds - (now - self._failing_since)
+        self._failures += 1
+        if self._failures > policy.attempts or left <= 0:
+            return None
+        # 1 << 40 is beyond every bound and still a small number.
+        bound = policy.first_delay * (1 << min(self._failures - 1, 40))
+        drawn = self._draw() * min(bound, policy.longest_delay)
+        if retry_after is None:
+            return min(drawn, left)
+        return retry_after + min(drawn, 1.0) if retry_after <= left else None

@@ -1,0 +1,183 @@
+"""What is read out of each kind of response, and where its content goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+from trioresume.client.content import ResponseContent
+from trioresume.client.exchange import Exchange
+from trioresume.client.transfer import (
+    Answer,
+    Append,
+    AskOffset,
+    FetchMessage,
+    FetchResult,
+    Send,
+    WireAction,
+)
+from trioresume.errors import PeerError, TransferFailed
+from trioresume.protocol.fields import parse_content_range, parse_media_type
+from trioresume.protocol.message import MEDIA_TYPE, parse_response_head
+
+__all__ = ["IgnoringSink", "Reading", "Sink", "sink_for"]
+
+_MAX_HEAD_BYTES = 64 * 1024
+_MAX_DOCUMENT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a response said: see ``transfer.Outcome`` for the members."""
+
+    answer: Answer | None
+    whole: bool
+    cause: Exception | None
+    state: str | None = None
+
+
+class Sink(Protocol):
+    """Takes a response as it arrives, and then says what it was."""
+
+    async def begin(self, answer: Answer) -> None: ...
+
+    async def write(self, data: bytes | bytearray) -> None: ...
+
+    def reading(self, exchange: Exchange) -> Reading:
+        """What *exchange*, which is over, brought."""
+        ...
+
+
+def sink_for(action: WireAction, content: ResponseContent) -> Sink:
+    """The sink for the response to *action*; *content* holds the final one's."""
+    match action:
+        case Send() | Append():
+            return FinalSink(content)
+        case AskOffset():
+            return IgnoringSink()
+        case FetchMessage():
+            return MessageSink(content)
+        case FetchResult():
+            return ResultSink(content, action.start)
+
+
+class IgnoringSink:
+    """For responses whose head says all."""
+
+    async def begin(self, answer: Answer) -> None:
+        """Nothing to prepare."""
+
+    async def write(self, data: bytes | bytearray) -> None:
+        """A problem document, perhaps: of no use to a program."""
+
+    def reading(self, exchange: Exchange) -> Reading:
+        return Reading(exchange.answer, exchange.whole, exchange.cause)
+
+
+class FinalSink:
+    """For the response of the target, directly."""
+
+    def __init__(self, content: ResponseContent) -> None:
+        self._content = content
+
+    async def begin(self, answer: Answer) -> None:
+        await self._content.begin(answer.status)
+
+    async def write(self, data: bytes | bytearray) -> None:
+        await self._content.write(data)
+
+    def reading(self, exchange: Exchange) -> Reading:
+        return Reading(exchange.answer, exchange.whole, exchange.cause)
+
+
+class MessageSink:
+    """For ``message/http``, and for what stands in its place before it exists (R27)."""
+
+    def __init__(self, content: ResponseContent) -> None:
+        self._content = content
+        self._is_message = False
+        self._buffer = bytearray()
+        self._inner: Answer | None = None
+
+    async def begin(self, answer: Answer) -> None:
+        media_type = parse_media_type(answer.fields.get("content-type") or "")
+        self._is_message = (
+            answer.status == 200
+            and media_type is not None
+            and media_type.essence == MEDIA_TYPE
+        )
+
+    async def write(self, data: bytes | bytearray) -> None:
+        if self._inner is not None:
+            await self._content.write(data)
+        elif self._is_message:
+            self._buffer += data
+            await self._read_head()
+        elif len(self._buffer) < _MAX_DOCUMENT_BYTES:
+            self._buffer += data
+
+    async def _read_head(self) -> None:
+        try:
+            parsed = parse_response_head(bytes(self._buffer[:_MAX_HEAD_BYTES]))
+        except PeerError as exc:
+            raise TransferFailed("the recorded response cannot be read") from exc
+        if parsed is None:
+            return
+        status, fields, start = parsed
+        self._inner = Answer(status, fields)
+        await self._content.begin(status)
+        await self._content.write(self._buffer[start:])
+        self._buffer.clear()
+
+    def reading(self, exchange: Exchange) -> Reading:
+        if self._is_message:
+            cause = exchange.cause
+            if exchange.whole and self._inner is None:
+                cause = EOFError("the recorded response ends within its head")
+            return Reading(self._inner, exchange.whole, cause, "message")
+        return Reading(exchange.answer, exchange.whole, exchange.cause, self._state())
+
+    def _state(self) -> str | None:
+        try:
+            state = json.loads(self._buffer)["state"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return state if isinstance(state, str) and state != "message" else None
+
+
+class ResultSink:
+    """For the rest of a final response's content (R28)."""
+
+    def __init__(self, content: ResponseContent, start: int) -> None:
+        self._content = content
+        self._start = start
+        self._usable = False
+        self._end: int | None = None
+        """Where the whole content ends, if the server said so."""
+
+    async def begin(self, answer: Answer) -> None:
+        if answer.status == 200:
+            # It does not do ranges, or the validator did not match: all of it again.
+            await self._content.restart()
+            self._usable = True
+        elif answer.status == 206:
+            try:
+                range_ = parse_content_range(answer.fields.get("content-range") or "")
+            except PeerError:
+                return
+            self._usable = range_.first == self._start
+            self._end = range_.total
+
+    async def write(self, data: bytes | bytearray) -> None:
+        if self._usable:
+            await self._content.write(data)
+
+    def reading(self, exchange: Exchange) -> Reading:
+        whole, cause = exchange.whole, exchange.cause
+        if exchange.answer is not None and exchange.answer.status in (200, 206):
+            if not self._usable:
+                whole, cause = False, ValueError("the server sent another range")
+            elif self._end is not None and self._content.received < self._end:
+                whole = False  # a server may send less than was asked for
+        return Reading(exchange.answer, whole, cause)
