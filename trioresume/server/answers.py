@@ -17,7 +17,6 @@ the client's next visit completes it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -51,12 +50,15 @@ from trioresume.store.recipe import digest_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
+    from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import Fields
-    from trioresume.server.operations import Operation, Operations
+    from trioresume.server.config import Config
+    from trioresume.server.messages import Target
+    from trioresume.server.operation import Operation
     from trioresume.server.storage import Storage
     from trioresume.store.port import ContentWriter, OperationRecord
 
-__all__ = ["Answer", "Answering", "content_etag_of", "error_response"]
+__all__ = ["Answering", "content_etag_of", "error_response"]
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -64,14 +66,6 @@ INLINE_LIMIT = 64 * 1024
 """Response content up to this many bytes is kept in the catalog itself."""
 MOST_CONFLICTS = 10
 LONGEST_RETRY = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response as it is recorded."""
-
-    response: StoredResponse
-    expires_at: float
 
 
 def content_etag_of(content: Content) -> str:
@@ -94,13 +88,19 @@ class Answering:
     """One call of the target for one complete operation."""
 
     def __init__(
-        self, operation: Operation, operations: Operations, frozen: list[Mutation]
+        self,
+        operation: Operation,
+        storage: Storage,
+        target: Target,
+        config: Config,
+        clock: ServiceClock,
+        frozen: list[Mutation],
     ) -> None:
         self._operation = operation
-        self._storage = operations.storage
-        self._target = operations.target
-        self._config = operations.config
-        self._clock = operations.clock
+        self._storage = storage
+        self._target = target
+        self._config = config
+        self._clock = clock
         self._frozen = frozen
         """What freezes the content and is not committed yet."""
 
@@ -112,7 +112,9 @@ class Answering:
         if not operation.is_abandoned:
             await self._call_and_record()
         if operation.is_abandoned:
-            await operation.drop_answer()
+            # The target is through; what came of it goes with the operation.
+            operation.change(Event.ANSWERED)
+            await operation.discard()
 
     async def record_indeterminate(self) -> None:
         """A crash cut the call: record that nobody knows what came of it (R31)."""
@@ -133,7 +135,7 @@ class Answering:
             operation.note_frozen()
             self._frozen = []
         if once and operation.state is OperationState.COMPLETE:
-            operation.note_event(Event.STARTED)
+            operation.change(Event.STARTED)
 
     async def _call_and_record(self) -> None:
         for _ in range(MOST_CONFLICTS):
@@ -178,13 +180,13 @@ class Answering:
     async def _record(self, response: Response, effects: tuple[Mutation, ...]) -> None:
         operation = self._operation
         stored, body_mutations = await self._store(response)
-        answer = Answer(stored, self._clock.now() + self._config.response_lifetime)
+        expires_at = self._clock.now() + self._config.response_lifetime
         record: Mutation
         if operation.unoffered and stored.body.digest is None:
             record = ForgetOperation(operation.id)
         else:
             record = RecordResponse(
-                operation.id, stored, answer.expires_at, self._config.retain_content
+                operation.id, stored, expires_at, self._config.retain_content
             )
         if operation.is_abandoned:
             return
@@ -193,7 +195,7 @@ class Answering:
             operation.note_frozen()
             self._frozen = []
         if not operation.is_abandoned:
-            operation.note_answer(answer)
+            operation.note_answer(stored, expires_at)
 
     async def _commit_surely(self, *mutations: Mutation) -> None:
         """Commit; where the target cannot be called again, until it succeeds.

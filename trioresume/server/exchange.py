@@ -192,12 +192,16 @@ class Exchange:
             try:
                 if self._keep_alive:
                     return await self.body.discard(self._config.drain_size)
-                if not self.body.finished:
+                if not self.body.finished or self._more_came():
                     await self._transport.send_eof()
                     await self._linger()
             except (ContentCut, PeerError, trio.BrokenResourceError):
                 pass
         return False
+
+    def _more_came(self) -> bool:
+        """Whether a pipelined request waits unread: to close on it is a reset, too."""
+        return bool(self._transport.receive_nowait(self._shared_buffer))
 
     async def _linger(self) -> None:
         left = LINGER_SIZE

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from trioresume.protocol.parts import PatchEvent, PatchReader
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
-    from trioresume.server.operations import Operation, Operations
+    from trioresume.server.operation import Operation
+    from trioresume.server.operations import Operations
     from trioresume.server.storage import Storage
     from trioresume.server.uploads import Acknowledger
     from trioresume.store.port import Content, OperationId, StoredResponse
@@ -134,7 +135,7 @@ class Resources:
 
     async def _visit(self, operation: Operation) -> int:
         """End a running writer; the durable offset. Completes what only lacks that."""
-        await operation.end_writer()
+        await operation.incoming.end_writer()
         _refuse_gone(operation)
         offset = await operation.make_durable()
         if operation.is_whole:
@@ -170,7 +171,9 @@ class Resources:
                 store.open_reader, operation.record.content
             )
         else:
-            reader = await self._storage.run(store.open_prefix, operation.key, offset)
+            reader = await self._storage.run(
+                store.open_prefix, operation.incoming.key, offset
+            )
         media_type = operation.record.fields.get(
             "content-type", "application/octet-stream"
         )
@@ -184,7 +187,7 @@ class Resources:
 
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
         """R15 to R21, R24: append; at the end answer with the target's response."""
-        place = await operation.end_writer()
+        place = await operation.incoming.end_writer()
         if "if-match" in exchange.head.fields and operation.is_receiving:
             self._check(exchange, await operation.make_durable())
         _refuse_gone(operation)
@@ -268,7 +271,7 @@ class Resources:
         self, exchange: Exchange, operation: Operation
     ) -> int | None:
         """Hold the answer as ``Prefer: wait`` asks, within bounds; the seconds applied."""
-        if operation.is_receiving and not operation.has_writer:
+        if operation.is_receiving and not operation.incoming.has_writer:
             await operation.make_durable()
         if operation.is_whole:
             operation.complete()

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from trioresume.protocol.preferences import Preferences
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
-    from trioresume.server.operations import Operation, Operations
+    from trioresume.server.operation import Operation
+    from trioresume.server.operations import Operations
 
 __all__ = ["Service"]
 

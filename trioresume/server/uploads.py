@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.preferences import Preferences
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
-    from trioresume.server.operations import Operation
+    from trioresume.server.operation import Operation
 
 __all__ = ["Acknowledger", "patch_limits", "receive_content", "receive_patch"]
 
@@ -52,20 +52,23 @@ class _OperationSink:
 
     @property
     def has_room(self) -> bool:
-        return self._operation.has_room
+        return self._operation.incoming.has_room
 
     async def room(self) -> None:
-        await self._operation.room()
+        await self._operation.incoming.room()
 
     def append(self, data: memoryview) -> None:
         operation = self._operation
-        if self._max_size is not None and operation.offset + len(data) > self._max_size:
+        if (
+            self._max_size is not None
+            and operation.incoming.offset + len(data) > self._max_size
+        ):
             raise PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
                 f"at most {self._max_size} bytes are taken",
                 close=True,
             )
-        operation.append(data)
+        operation.incoming.append(data)
 
 
 class _PatchSink(_OperationSink):
@@ -156,8 +159,8 @@ class _AtomicPatchSink(_PatchSink):
         self._spool.seek(0)
         with trio.move_on_after(seconds, shield=True) as scope:
             while block := self._spool.read(BLOCK_SIZE):
-                await operation.room()
-                operation.append(memoryview(block))
+                await operation.incoming.room()
+                operation.incoming.append(memoryview(block))
         if scope.cancelled_caught:
             raise StorageError("the disk did not take the patch in time")
 
@@ -166,7 +169,7 @@ class _AtomicPatchSink(_PatchSink):
 
 
 def _progress(operation: Operation, max_size: int | None) -> UploadProgress:
-    return UploadProgress(operation.offset, operation.record.length, max_size)
+    return UploadProgress(operation.incoming.offset, operation.record.length, max_size)
 
 
 def patch_limits(config: Config) -> PatchLimits:
@@ -234,10 +237,10 @@ async def receive_content(
     :class:`StorageError`; what was received is kept if it is to be kept.
     """
     sink = _OperationSink(operation, config.max_upload_size)
-    async with operation.writing(await operation.end_writer()):
+    async with operation.incoming.writing(await operation.incoming.end_writer()):
         async with acknowledger.during(exchange, operation, preferences.acknowledge):
             await exchange.body.receive(sink)
-        operation.learn_length(operation.offset)
+        operation.learn_length(operation.incoming.offset)
         operation.complete()
 
 
@@ -251,7 +254,7 @@ async def receive_patch(
 ) -> None:
     """Receive a PATCH of the content; complete the operation if that was the rest.
 
-    *place* is what ``operation.end_writer`` gave when the request arrived.
+    *place* is what ``end_writer`` gave when the request arrived.
 
     On return the operation is complete or has a new offset, not yet durable.
     """
@@ -263,7 +266,7 @@ async def receive_patch(
         limits=patch_limits(config),
         lenient_unit=config.lenient_range_unit,
     )
-    async with operation.writing(place):
+    async with operation.incoming.writing(place):
         if reader.range is not None:
             # The request's own fields name the range: refuse before asking for content.
             check_part(_progress(operation, config.max_upload_size), reader.range)
@@ -276,8 +279,8 @@ async def receive_patch(
                 await exchange.body.receive(sink)
                 sink.end()
                 if reader.completes and sink.whole:
-                    operation.learn_length(operation.offset)
-        if operation.offset == operation.record.length:
+                    operation.learn_length(operation.incoming.offset)
+        if operation.incoming.offset == operation.record.length:
             operation.complete()
 
 

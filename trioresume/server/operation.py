@@ -1,0 +1,310 @@
+"""An operation in memory: its state, its endings, its completion.
+
+An :class:`Operation` is in memory while somebody *uses* it: a request, a seal on its
+way to the disk, the target's call. The catalog is the truth for all others. Whoever
+submits a change of state holds a use until it is committed, so that an operation
+loaded anew is never older than what was done to it.
+
+Completion (promise 4): the end of the content is where the request's fate leaves its
+connection. The rest runs in the server's nursery, and the connection merely waits for
+the outcome. The steps are the rows of :mod:`trioresume.protocol.operation`; the calls
+of the target and what is recorded of them are in :mod:`trioresume.server.answers`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.protocol.operation import Event, OperationState, step
+from trioresume.server.incoming import Incoming
+from trioresume.store.port import (
+    Content,
+    EndOperation,
+    ForgetOperation,
+    Mutation,
+    OperationId,
+    OperationRecord,
+    SetExpiry,
+    SetLength,
+    SetState,
+    StoredResponse,
+    request_key,
+)
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.config import Config
+    from trioresume.server.messages import Progress
+    from trioresume.server.storage import Storage
+
+__all__ = ["Operation", "Surroundings"]
+
+logger = logging.getLogger("trioresume.operations")
+
+_S = OperationState
+
+EXPIRY_SLACK = 60.0
+"""An expiry is moved on only by more than about this many seconds: fewer commits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an operation needs of the service around it."""
+
+    storage: Storage
+    config: Config
+    clock: ServiceClock
+    on_expiry: Callable[[float, str], None]
+    """Told of each new deadline and its token."""
+    start: Callable[..., None]
+    """``start(operation, function, *args)``: run it in the server's nursery, in use."""
+    answer: Callable[[Operation, list[Mutation]], Awaitable[None]]
+    """Call the target and record its response; the mutations freeze the content."""
+
+
+class Operation:
+    """One operation while it is in use."""
+
+    def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
+        self.id = id
+        self.record: OperationRecord
+        self.incoming: Incoming
+        self.is_loaded = False
+        self.loading = trio.Lock()
+        self.users = 0
+        self.unoffered = False
+        """Whether nobody was told of it: no resources, no replay, no tombstone."""
+        self.progress: Progress | None = None
+        self.frozen_content: Content | None = None
+        """The content as it will be frozen, known before it is."""
+        self._around = surroundings
+        self._bug: Exception | None = None
+        self._changed = trio.Event()
+
+    def load(self, record: OperationRecord) -> None:
+        """Begin with what the catalog has, or is about to have."""
+        self.record = record
+        self.incoming = Incoming(
+            request_key(self.id),
+            record.durable_offset,
+            self._around.storage,
+            self._around.config.unsealed_chunks,
+            self._start,
+        )
+        self.incoming.ended = record.state is not _S.RECEIVING
+        self.is_loaded = True
+
+    def unload(self) -> None:
+        """Nobody uses it any more."""
+        self.incoming.close()
+        if not self.unoffered:
+            self.renew()
+        elif self.state is not _S.GONE:
+            self._around.storage.submit(ForgetOperation(self.id))
+
+    def _start(self, function: Callable[..., object], *args: object) -> None:
+        self._around.start(self, function, *args)
+
+    # What it is now.
+
+    @property
+    def state(self) -> OperationState:
+        return self.record.state
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether content is still missing, or only the completion."""
+        return self.state is _S.RECEIVING
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client gave up while the target ran."""
+        return self.state is _S.ABANDONED
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the content is whole, immutable and durable."""
+        return self.state in (_S.PROCESSING, _S.DONE) or self.record.content is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte is here and durable, and only the completion is missing."""
+        return (
+            self.is_receiving
+            and not self.incoming.has_writer
+            and self.record.length == self.durable_offset
+        )
+
+    @property
+    def durable_offset(self) -> int:
+        """Bytes that are known to be durable, and so may be announced."""
+        if self.is_frozen and self.record.length is not None:
+            return self.record.length
+        return self.incoming.durable_offset
+
+    async def make_durable(self) -> int:
+        """Make all that was accepted so far durable; the offset that may be announced.
+
+        Raises :class:`StorageError`.
+        """
+        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
+            # It has ended and is being frozen: soon all of it is durable.
+            await self.wait_change()
+        if not self.is_receiving:
+            return self.durable_offset
+        return await self.incoming.make_durable()
+
+    def learn_length(self, length: int | None) -> None:
+        """Somebody stated the content's length; it was checked against what is known."""
+        if length is not None and length != self.record.length:
+            self.record = replace(self.record, length=length)
+            # Used until it is committed, or a newcomer would load what was before.
+            submission = self._around.storage.submit(SetLength(self.id, length))
+            self._start(submission.finished.wait)
+
+    # Changes of state, in memory; whoever makes one makes it true on disk.
+
+    def change(self, event: Event) -> OperationState:
+        """Apply *event*; the new state. Its effects are left to the caller."""
+        new_state = step(self.state, event).state
+        self.record = replace(self.record, state=new_state)
+        self.incoming.ended = new_state is not _S.RECEIVING
+        self.announce_change()
+        return new_state
+
+    def announce_change(self) -> None:
+        """Wake whoever waits for a change of state or of progress."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_change(self) -> None:
+        """Return at the next change of state or of progress."""
+        await self._changed.wait()
+
+    def note_bug(self, exc: Exception) -> None:
+        """The operation cannot go on in this process; its waiters must not wait."""
+        self._bug = exc
+        self.announce_change()
+
+    # Endings.
+
+    async def cut(self) -> None:
+        """The writer's connection ended before the content did (R22, R23)."""
+        if self.record.keep_incomplete:
+            return
+        await self.incoming.end_writer()
+        if self.is_receiving:
+            self.change(Event.CUT_FOR_GOOD)
+            await self.discard()
+
+    async def cancel(self) -> None:
+        """The client wants it gone (R25, R29); on return a restart cannot bring it back."""
+        await self.incoming.end_writer()
+        if self.state in (_S.GONE, _S.ABANDONED):
+            return
+        new_state = self.change(Event.CANCELLED)
+        if new_state is _S.GONE:
+            await self.discard()
+        else:
+            await self._around.storage.commit(SetState(self.id, new_state))
+
+    async def expire(self, now: float) -> None:
+        """Its time has come, if nobody moved it on meanwhile (promise 9)."""
+        if self.record.expires_at > now:
+            return
+        old_state = self.state
+        new_state = self.change(Event.EXPIRED)
+        if old_state is _S.GONE:
+            await self._around.storage.commit(ForgetOperation(self.id))
+        elif new_state is _S.GONE:
+            await self.discard()
+        else:
+            self.renew()
+
+    async def discard(self) -> None:
+        """Release everything, leave a tombstone if it was offered. The state is GONE."""
+        self.incoming.close()
+        ended: Mutation
+        if self.unoffered:
+            ended = ForgetOperation(self.id)
+        else:
+            expires_at = (
+                self._around.clock.now() + self._around.config.tombstone_lifetime
+            )
+            ended = EndOperation(self.id, expires_at)
+            self._note_expiry(expires_at)
+        self.record = replace(self.record, content=None, response=None)
+        await self._around.storage.commit(ended)
+
+    def renew(self) -> None:
+        """Move the expiry on, after activity."""
+        config = self._around.config
+        done = self.state is _S.DONE
+        lifetime = config.response_lifetime if done else config.incomplete_lifetime
+        expires_at = self._around.clock.now() + lifetime
+        slack = min(EXPIRY_SLACK, lifetime / 10)
+        if self.state is not _S.GONE and expires_at > self.record.expires_at + slack:
+            self._around.storage.submit(SetExpiry(self.id, expires_at))
+            self._note_expiry(expires_at)
+
+    def _note_expiry(self, expires_at: float) -> None:
+        self.record = replace(self.record, expires_at=expires_at)
+        self._around.on_expiry(expires_at, f"o:{self.id}")
+
+    # Completion.
+
+    def complete(self) -> None:
+        """The content has ended: freeze it and call the target, in the background."""
+        if self.is_receiving:
+            self.change(Event.CONTENT_ENDED)
+            self._start(self._complete)
+
+    async def _complete(self) -> None:
+        """CONTENT_ENDED's effects: FREEZE, then CALL_TARGET."""
+        try:
+            recipe, frozen = await self.incoming.finish()
+            self.frozen_content = Content(recipe.length, digest=recipe.digest)
+            if self.record.length != recipe.length:
+                frozen.append(SetLength(self.id, recipe.length))
+            await self._around.answer(self, frozen)
+        except StorageError as exc:
+            logger.error("%s cannot be completed now: %s", self.id, exc)
+            self.incoming.failure = exc
+            if self.state is not _S.COMPLETE or self.record.content is not None:
+                raise
+            self.change(Event.STORAGE_FAILED)
+
+    async def outcome(self) -> StoredResponse:
+        """The final response, once it is recorded; waits while the target runs.
+
+        Raises what prevented it: :class:`StorageError` when the content could not be
+        completed (it can be tried again), :class:`PeerError` GONE when it was ended.
+        """
+        while self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None:
+            await self.wait_change()
+        if self.record.response is not None:
+            return self.record.response
+        problem = self._bug or self.incoming.failure
+        raise problem or PeerError(ProblemCode.GONE)
+
+    def note_frozen(self) -> None:
+        """The content is frozen in the catalog."""
+        self.incoming.close()
+        content = self.frozen_content
+        assert content is not None
+        self.record = replace(self.record, content=content, length=content.length)
+        self.announce_change()
+
+    def note_answer(self, response: StoredResponse, expires_at: float) -> None:
+        """The response is recorded."""
+        keep = self._around.config.retain_content
+        content = self.record.content if keep else None
+        self.record = replace(self.record, response=response, content=content)
+        self.change(Event.ANSWERED)
+        self._note_expiry(expires_at)
