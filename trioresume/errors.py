@@ -183,7 +183,15 @@ class ClientError(TrioresumeError):
 
 
 class TransferFailed(ClientError):
-    """The budget of retries is used up; the last cause is ``__cause__``."""
+    """The request was given up; the last cause is ``__cause__``.
+
+    ``resumable`` says that nothing is lost: the retries are used up, and the same
+    request, made again, goes on where this one ended or safely begins again.
+    """
+
+    def __init__(self, message: str, *, resumable: bool = False) -> None:
+        super().__init__(message)
+        self.resumable = resumable
 
 
 class UploadForgotten(ClientError):

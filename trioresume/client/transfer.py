@@ -585,7 +585,9 @@ class Transfer:
         delay = self.budget.delay(outcome.now, wish)
         if delay is None:
             reason = outcome.cause or f"the server answered {answer and answer.status}"
-            raise TransferFailed(f"retries are used up: {reason}") from outcome.cause
+            raise TransferFailed(
+                f"retries are used up: {reason}", resumable=True
+            ) from outcome.cause
         return Next(action, delay)
 
     def _unexpected(self, answer: Answer) -> ClientError:
