@@ -20,7 +20,7 @@ import click
 from sphinx.pycode import ModuleAnalyzer
 
 import trioresume.cli
-from trioresume.cli.options import ENVIRONMENT_PREFIX, Duration, ExitCode
+from trioresume.cli.options import Duration, ExitCode
 from trioresume.errors import ProblemCode
 from trioresume.protocol.operation import (
     TRANSITIONS,
@@ -136,7 +136,7 @@ def command(name: str) -> str:
         for option in subcommand.params
         if isinstance(option, click.Option) and not option.hidden
     ]
-    rows = (_option_row(name, option, context) for option in options)
+    rows = (_option_row(option, context) for option in options)
     return "\n\n".join(
         [
             f"```text\n{usage}\n```",
@@ -147,17 +147,16 @@ def command(name: str) -> str:
 
 
 def _option_row(
-    name: str, option: click.Option, context: click.Context
+    option: click.Option, context: click.Context
 ) -> tuple[str, str, str, str]:
     spelling = ", ".join(f"`{opt}`" for opt in [*option.opts, *option.secondary_opts])
     if not option.is_flag:
         spelling += f" {option.make_metavar(context)}"
-    variable = option.envvar or f"{ENVIRONMENT_PREFIX}_{name}_{option.name}".upper()
     return (
         spelling,
         option.help or "",
         _shown_default(option, context),
-        f"`{variable}`",
+        f"`{option.envvar}`",
     )
 
 

@@ -25,6 +25,7 @@ from trioresume.cli.options import (
     SecretFile,
     Size,
     common_options,
+    name_environment_twins,
 )
 from trioresume.errors import TransferFailed
 
@@ -176,7 +177,7 @@ def test_empty_or_unreadable_secret_is_refused(tmp_path: Path, content: bytes) -
 # Where a value comes from.
 
 
-@click.group(context_settings={"auto_envvar_prefix": "TRIORESUME"})
+@click.group()
 def group() -> None:
     """A stand-in for the real group, with one small command."""
 
@@ -189,6 +190,9 @@ def group() -> None:
 def show(bind: tuple[str, ...], buffer_size: int, open: bool) -> None:
     """Print what arrived."""
     click.echo(json.dumps([*bind, buffer_size, open]))
+
+
+name_environment_twins("show", show)
 
 
 @group.command()
@@ -366,13 +370,19 @@ def test_unknown_command_is_a_usage_error() -> None:
 
 
 def test_environment_and_file_use_the_options_own_names() -> None:
-    """No option is called otherwise in Python: its twins are made from that name."""
+    """Every option of every command has a twin, called as the option is."""
     group = trioresume.cli.main
     context = click.Context(group)
+    common = {"config", "log-level", "log-format"}
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
         for option in command.params:
             if isinstance(option, click.Option):
                 longest = max(option.opts, key=len).removeprefix("--")
-                assert option.name == longest.replace("-", "_")
+                parts = (
+                    ["TRIORESUME", longest]
+                    if longest in common
+                    else ["TRIORESUME", name, longest]
+                )
+                assert option.envvar == "_".join(parts).replace("-", "_").upper()

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import click
 
-from trioresume.cli.options import ENVIRONMENT_PREFIX, ExitCode
+from trioresume.cli.options import ExitCode, name_environment_twins
 from trioresume.errors import TrioresumeError
 
 __all__ = ["main"]
@@ -39,6 +39,7 @@ class TrioresumeGroup(click.Group):
         module, _, name = self._TABLE[cmd_name].partition(":")
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
+        name_environment_twins(cmd_name, command)
         return command
 
     def main(
@@ -73,7 +74,6 @@ class TrioresumeGroup(click.Group):
 @click.group(
     cls=TrioresumeGroup,
     context_settings={
-        "auto_envvar_prefix": ENVIRONMENT_PREFIX,
         "help_option_names": ["-h", "--help"],
         "show_default": True,
     },

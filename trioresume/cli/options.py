@@ -43,6 +43,7 @@ __all__ = [
     "SecretFile",
     "Size",
     "common_options",
+    "name_environment_twins",
 ]
 
 ENVIRONMENT_PREFIX = "TRIORESUME"
@@ -277,6 +278,18 @@ def _scalar(key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{key!r} must be a string or a number")
     return str(value)
+
+
+def name_environment_twins(name: str, command: click.Command) -> None:
+    """Give every option of *command* its variable, made of the long option's name.
+
+    click would take the Python parameter's name, which may have to be another one.
+    """
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None:
+            longest = max(option.opts, key=len).removeprefix("--")
+            twin = f"{ENVIRONMENT_PREFIX}_{name}_{longest}"
+            option.envvar = twin.replace("-", "_").upper()
 
 
 _P = ParamSpec("_P")
