@@ -1,9 +1,11 @@
 """Fakes and fault injectors, for this project's tests and for yours.
 
 * :class:`ChaosProxy`: a TCP proxy that cuts, stalls and throttles on a schedule.
+* :class:`MemoryStore`: a store without a disk, with faults and crashes as switches.
 * :func:`memory_transport_pair`: connected in-memory transports with switches.
 """
 
+from trioresume.testing.memory_store import MemoryStore
 from trioresume.testing.proxy import (
     ChaosProxy,
     ConnectionPlan,
@@ -28,6 +30,7 @@ __all__ = [
     "Ending",
     "Fault",
     "FaultKind",
+    "MemoryStore",
     "MemoryTransport",
     "Schedule",
     "Totals",
