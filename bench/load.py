@@ -270,7 +270,8 @@ def main() -> None:
     """The generator process."""
     job = Job(**json.loads(sys.stdin.readline()))
     print("ready", flush=True)
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        return  # the parent is gone, or does not want the job any more
     try:
         answer = asdict(run(job))
     except LoadFailed as exc:

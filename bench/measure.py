@@ -4,26 +4,13 @@ The order keeps the figures clean. A server starts in an empty data directory an
 takes a few small uploads, so that nothing is done for the first time under the
 clock. Then CPU time is read, the load runs, and CPU time is read again once the
 server rests. Only afterwards are the uploads fetched and their digests compared.
-The data directory is removed before the next run, and the disk is asked to
-finish, so that no run pays for the writes of the one before.
-
-Memory is touched before each run, as much as the page cache will need. A virtual
-machine may hand free pages back to its host, and getting them again costs more
-than all the rest of an upload: without this step the same loop took 0.7 CPU-s/GiB
-or 3.5, depending on what had run before it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import mmap
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from blake3 import blake3
@@ -31,8 +18,9 @@ from blake3 import blake3
 from bench.content import Buffer, Piece, Slots
 from bench.load import Generator, Job, Outcome
 from bench.server import Cpu, Server, Target, machine_cpu
+from bench.workspace import Workspace
 
-__all__ = ["Bench", "Run", "VerificationFailed", "data_dir"]
+__all__ = ["Bench", "Run", "VerificationFailed", "verify"]
 
 GIB = 1 << 30
 WARM_UP = (8, 5 << 20)
@@ -89,10 +77,9 @@ class Bench:
     """What all runs share."""
 
     buffer: Buffer
-    work_dir: Path | None = None
+    workspace: Workspace
     resume: bool = False
     timeout: float = 120.0
-    drop_caches: bool = False
 
     def __post_init__(self) -> None:
         self._slots = Slots()
@@ -116,12 +103,12 @@ class Bench:
 
         Raises :class:`VerificationFailed`, and what starting, loading and reading raise.
         """
-        with data_dir(self.work_dir, drop_caches=self.drop_caches) as directory:
+        with self.workspace.data_dir() as directory:
             with Server(target, directory) as server:
                 Generator(self.job(server, *WARM_UP)).run()
                 server.settle()
                 job = self.job(server, n, size)
-                touch_memory(n * size * 5 // 4)
+                self.workspace.prepare(n * size)
                 run = self._measure(target, server, job)
                 verify(server, self.buffer, job, run.outcome)
                 return run
@@ -141,26 +128,6 @@ class Bench:
             elsewhere=max(0.0, busy_after - busy - during.total - outcome.cpu),
             stolen=stolen_after - stolen,
         )
-
-
-@contextlib.contextmanager
-def data_dir(parent: Path | None, *, drop_caches: bool) -> Iterator[Path]:
-    """A new directory for one run, and a machine that has nothing left to write."""
-    base = Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
-    try:
-        os.sync()
-        if drop_caches:
-            Path("/proc/sys/vm/drop_caches").write_text("1")
-        yield base / "data"
-    finally:
-        # Removed before anything syncs: what was not written yet never need be.
-        shutil.rmtree(base)
-
-
-def touch_memory(size: int) -> None:
-    """Make the kernel's free pages real: take *size* bytes of them and give them back."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, size, flags=flags).close()
 
 
 def verify(server: Server, buffer: Buffer, job: Job, outcome: Outcome) -> None:

@@ -18,9 +18,10 @@ import click
 
 from bench.content import Buffer
 from bench.load import Generator, Outcome
-from bench.measure import Bench, data_dir, verify
+from bench.measure import Bench, verify
 from bench.options import ByteSize, human, raise_file_limit
 from bench.server import Server, trioresume
+from bench.workspace import Workspace
 
 __all__ = ["Sampler", "main"]
 
@@ -102,10 +103,12 @@ def main(
     raise_file_limit()
     target = trioresume([f"--durability={durability}"])
     with contextlib.ExitStack() as stack:
-        buffer = stack.enter_context(Buffer(1))
-        directory = stack.enter_context(data_dir(work_dir, drop_caches=False))
+        buffer = stack.enter_context(contextlib.closing(Buffer(1)))
+        workspace = Workspace(work_dir)
+        stack.callback(workspace.close)
+        directory = stack.enter_context(workspace.data_dir())
         server = stack.enter_context(Server(target, directory))
-        bench = Bench(buffer=buffer, timeout=timeout)
+        bench = Bench(buffer=buffer, workspace=workspace, timeout=timeout)
         job = bench.job(server, 1, size, mark=after)
         generator = Generator(job)
         idle = server.resident()

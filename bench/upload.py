@@ -24,6 +24,7 @@ from bench.measure import Bench, Run, VerificationFailed
 from bench.options import ByteSize, human, machine, raise_file_limit
 from bench.server import ServerFailed, Target, raw_loop, trioresume
 from bench.summary import figures, table
+from bench.workspace import Workspace
 
 __all__ = ["main", "rounds"]
 
@@ -161,13 +162,12 @@ def main(
         failures.append(message)
         console.print(f"[red]failed:[/] {message}", highlight=False)
 
-    with contextlib.closing(Buffer(seed)) as buffer:
+    with contextlib.ExitStack() as stack:
+        buffer = stack.enter_context(contextlib.closing(Buffer(seed)))
+        workspace = Workspace(work_dir, drop_caches=drop_caches)
+        stack.callback(workspace.close)
         bench = Bench(
-            buffer=buffer,
-            work_dir=work_dir,
-            resume=resume,
-            timeout=timeout,
-            drop_caches=drop_caches,
+            buffer=buffer, workspace=workspace, resume=resume, timeout=timeout
         )
 
         def measure(target: Target, n: int) -> Run:
