@@ -13,6 +13,14 @@ The layers, from the inside out; imports point inward only::
 What is exported here, and by :mod:`trioresume.testing`, is public; nothing else is.
 """
 
+from trioresume.client import (
+    BodyInput,
+    Client,
+    ClientResponse,
+    Journal,
+    Progress,
+    RetryPolicy,
+)
 from trioresume.errors import (
     CallerError,
     ClientError,
@@ -43,22 +51,28 @@ from trioresume.targets.files import FileService
 
 __all__ = [
     "Authenticator",
+    "BodyInput",
     "CallPolicy",
     "CallerError",
+    "Client",
     "ClientError",
+    "ClientResponse",
     "Config",
     "ContentFile",
     "Fields",
     "FileService",
     "Handler",
+    "Journal",
     "PeerError",
     "Principal",
     "ProblemCode",
+    "Progress",
     "Rejection",
     "Request",
     "RequestBody",
     "RequestHead",
     "Response",
+    "RetryPolicy",
     "Server",
     "StorageError",
     "StorageFull",

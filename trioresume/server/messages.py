@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trioresume.store.port import ContentReader
 
 __all__ = [
+    "AnyTarget",
     "CallPolicy",
     "ContentFile",
     "Handler",
@@ -38,7 +39,9 @@ __all__ = [
     "RequestBody",
     "Response",
     "Services",
+    "StoreTarget",
     "Target",
+    "as_target",
     "idempotent",
 ]
 
@@ -291,24 +294,49 @@ class Services:
 
 @runtime_checkable
 class Target(Protocol):
-    """What complete requests are handed to."""
+    """What complete requests are handed to, when a plain handler is not enough."""
+
+    @property
+    def policy(self) -> CallPolicy:
+        """What a crash in the middle of ``respond`` means. TRANSACTIONAL is not for you:
+        its effects would have to be in this server's own store."""
+        ...
+
+    async def admit(self, head: RequestHead, principal: str | None) -> Response | None:
+        """Called before any content is asked for: None to go on, or the final answer.
+
+        :class:`~trioresume.PeerError` is answered with its problem document.
+        """
+        ...
+
+    async def respond(self, request: Request) -> Response:
+        """Called with the complete request, as a :data:`Handler` is."""
+        ...
+
+
+@runtime_checkable
+class StoreTarget(Protocol):
+    """A target that keeps things in the server's own store, and serves them from it."""
 
     @property
     def policy(self) -> CallPolicy: ...
 
     def attach(self, services: Services) -> None:
-        """Called once, before the first request, with what the server offers a target."""
+        """Called once, before the first request."""
         ...
 
     async def admit(
         self, head: RequestHead, principal: str | None
     ) -> Response | Representation | None:
-        """Called before any content is asked for: None to go on, or the final answer."""
+        """As :meth:`Target.admit`, or stored content as the final answer."""
         ...
 
     async def respond(self, request: Request) -> Response | RecordedWith:
-        """Called with the complete request; an exception is answered with a 500."""
+        """As :meth:`Target.respond`, or with the effects to be recorded."""
         ...
+
+
+AnyTarget = Target | StoreTarget
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -340,9 +368,6 @@ class HandlerTarget:
         repeatable = getattr(handler, "__trioresume_idempotent__", False)
         self.policy = CallPolicy.IDEMPOTENT if repeatable else CallPolicy.AT_MOST_ONCE
 
-    def attach(self, services: Services) -> None:
-        """A handler keeps nothing here."""
-
     async def admit(self, head: RequestHead, principal: str | None) -> None:
         """Everything is admitted. Which requests make sense, the handler says later."""
 
@@ -351,3 +376,10 @@ class HandlerTarget:
         if not isinstance(response, Response):
             raise CallerError(f"the handler returned {response!r}, not a Response")
         return response
+
+
+def as_target(handler: Handler | AnyTarget) -> AnyTarget:
+    """*handler* as the server uses it."""
+    if isinstance(handler, (Target, StoreTarget)):
+        return handler
+    return HandlerTarget(handler)

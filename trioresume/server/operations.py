@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.config import Config
-    from trioresume.server.messages import Target
+    from trioresume.server.messages import AnyTarget
     from trioresume.server.storage import Storage
     from trioresume.store.port import Mutation
 
@@ -38,7 +38,7 @@ class Operations:
     def __init__(
         self,
         storage: Storage,
-        target: Target,
+        target: AnyTarget,
         config: Config,
         clock: ServiceClock,
         background: trio.Nursery,

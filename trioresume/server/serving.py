@@ -29,7 +29,7 @@ from trioresume.protocol.clock import ServiceClock
 from trioresume.server.config import Config
 from trioresume.server.connection import Connection
 from trioresume.server.expiry import LAST_SEEN, Collector, Expiry
-from trioresume.server.messages import HandlerTarget, Services, Target
+from trioresume.server.messages import Services, StoreTarget, as_target
 from trioresume.server.operations import Operations
 from trioresume.server.service import Service
 from trioresume.server.storage import Storage
@@ -39,7 +39,7 @@ from trioresume.store.disk import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trioresume.server.messages import Handler
+    from trioresume.server.messages import AnyTarget, Handler
     from trioresume.server.transport import Transport
     from trioresume.store.port import Mutation, Store
 
@@ -65,7 +65,7 @@ class Server:
 
 
 async def serve(
-    handler: Handler | Target,
+    handler: Handler | AnyTarget,
     config: Config | None = None,
     *,
     store: Store | None = None,
@@ -84,7 +84,7 @@ async def serve(
     When cancelled, running requests are cut at once; their uploads are kept.
     """
     config = config or Config()
-    target = handler if isinstance(handler, Target) else HandlerTarget(handler)
+    target = as_target(handler)
     async with _listeners(config) as listeners:
         if store is None:
             store = await trio.to_thread.run_sync(_open_store, config)
@@ -129,7 +129,7 @@ async def running_storage(store: Store, config: Config) -> AsyncIterator[Storage
 
 
 async def _serve(
-    target: Target,
+    target: AnyTarget,
     config: Config,
     storage: Storage,
     listeners: Sequence[trio.SocketListener],
@@ -145,10 +145,11 @@ async def _serve(
 
 @asynccontextmanager
 async def running_service(
-    target: Target, config: Config, storage: Storage, clock: ServiceClock
+    target: AnyTarget, config: Config, storage: Storage, clock: ServiceClock
 ) -> AsyncIterator[Doorman]:
     """Everything between the commits and the listeners, while the block runs."""
-    target.attach(Services(storage, clock, config))
+    if isinstance(target, StoreTarget):
+        target.attach(Services(storage, clock, config))
     expiry = Expiry(storage, clock)
     collector = Collector(storage)
     storage.observe = _both(expiry.observe, collector.observe)
