@@ -54,6 +54,10 @@ class Stand(Protocol):
 
     def fail_next_sync(self) -> None: ...
 
+    def fail_no_sync(self) -> None:
+        """Take that back, if no sync was due."""
+        ...
+
     def stored_bytes(self) -> int:
         """The bytes of all chunks and tails that are there."""
         ...
@@ -124,6 +128,9 @@ class DiskStand:
     def fail_next_sync(self) -> None:
         self.disk.sync_error = OSError(5, "Input/output error")
 
+    def fail_no_sync(self) -> None:
+        self.disk.sync_error = None
+
     def files(self, under: str) -> list[str]:
         """The paths of all files under *under*, relative to it."""
         root = self.data_dir / under
@@ -155,6 +162,9 @@ class MemoryStand:
 
     def fail_next_sync(self) -> None:
         self.store.fail_next_sync = True
+
+    def fail_no_sync(self) -> None:
+        self.store.fail_next_sync = False
 
     def stored_bytes(self) -> int:
         return self.store.stored_bytes
