@@ -35,6 +35,7 @@ nitpick_ignore = [
         "server.messages.Services",
         "server.messages._H",
         "store.port.Content",
+        "store.port.Store",
         "testing.streams._Pipe",
     )
 ]
