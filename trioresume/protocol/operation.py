@@ -127,7 +127,10 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
     (_S.PROCESSING, _E.ANSWERED): Transition(_S.DONE, (_F.RECORD,)),
     (_S.PROCESSING, _E.CANCELLED): Transition(_S.ABANDONED, (_F.SAVE_STATE,)),
     (_S.PROCESSING, _E.EXPIRED): Transition(_S.PROCESSING, (_F.RENEW,)),
-    (_S.PROCESSING, _E.RESTARTED): Transition(_S.DONE, (_F.RECORD_INDETERMINATE,)),
+    # What is recorded is an answer, too: DONE follows once it is durable.
+    (_S.PROCESSING, _E.RESTARTED): Transition(
+        _S.PROCESSING, (_F.RECORD_INDETERMINATE,)
+    ),
     (_S.ABANDONED, _E.ANSWERED): Transition(_S.GONE, (_F.DISCARD,)),
     (_S.ABANDONED, _E.EXPIRED): Transition(_S.ABANDONED, (_F.RENEW,)),
     (_S.ABANDONED, _E.RESTARTED): Transition(_S.GONE, (_F.DISCARD,)),

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import Fields
     from trioresume.server.config import Config
-    from trioresume.server.messages import Target
+    from trioresume.server.messages import AnyTarget
     from trioresume.server.operation import Operation
     from trioresume.server.storage import Storage
     from trioresume.store.port import ContentWriter, OperationRecord
@@ -91,7 +91,7 @@ class Answering:
         self,
         operation: Operation,
         storage: Storage,
-        target: Target,
+        target: AnyTarget,
         config: Config,
         clock: ServiceClock,
         frozen: list[Mutation],
@@ -111,15 +111,20 @@ class Answering:
             await self._commit_start()
         if not operation.is_abandoned:
             await self._call_and_record()
-        if operation.is_abandoned:
-            # The target is through; what came of it goes with the operation.
-            operation.change(Event.ANSWERED)
-            await operation.discard()
+        await self._discard_abandoned()
 
     async def record_indeterminate(self) -> None:
         """A crash cut the call: record that nobody knows what came of it (R31)."""
         error = PeerError(ProblemCode.INDETERMINATE)
         await self._record(error_response(error), ())
+        await self._discard_abandoned()
+
+    async def _discard_abandoned(self) -> None:
+        """The target is through; what came of it goes with an operation given up."""
+        operation = self._operation
+        if operation.is_abandoned:
+            operation.change(Event.ANSWERED)
+            await operation.discard()
 
     async def _commit_start(self) -> None:
         operation = self._operation

@@ -1,0 +1,183 @@
+"""The real service as a process of its own: started, killed, started again.
+
+Every instance keeps one port and one data directory over all its lives, so that what
+a client was told before a crash still leads somewhere after it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import trioresume
+
+SOURCE = Path(trioresume.__file__).parent.parent
+"""The folder that the package under test comes from; its processes take the same."""
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+_LINE = "You can now upload files to: "
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that no outgoing connection will be given.
+
+    While a service is down its clients go on connecting; the kernel must not pick
+    the service's own port for one of them.
+    """
+    low = 32768
+    bounds = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if bounds.exists():
+        low = int(bounds.read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(min(low, 20000), low)
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Service:
+    """One service: by default ``python -m trioresume serve``.
+
+    *module* is what ``python -m`` runs instead, *arguments* come before ``--bind``.
+    Blocking: async tests call :meth:`start` and :meth:`stop` in a thread.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        arguments: Sequence[str] = ("serve",),
+        *,
+        module: str = "trioresume",
+    ) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.with_name(data_dir.name + ".log")
+        self.port = free_port()
+        self.address = ("127.0.0.1", self.port)
+        self.root = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._command += ["--bind", f"127.0.0.1:{self.port}"]
+        self._command += ["--data-dir", str(data_dir)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it says that it listens."""
+        assert self._process is None
+        environment = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
+        environment["PYTHONPATH"] = str(SOURCE)
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                cwd=self.log.parent,
+            )
+        line = self._first_line(self._process)
+        if not line.startswith(_LINE + self.root):
+            self.kill()
+            raise AssertionError(f"it said {line!r}; its log:\n{self.log.read_text()}")
+
+    def _first_line(self, process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            return process.stdout.readline() if selector.select(START_SECONDS) else ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """``kill -9``, and wait until it is gone."""
+        process, self._process = self._process, None
+        assert process is not None
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+    def stop(self) -> None:
+        """SIGTERM; it has to end by itself, with exit code 0."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        finally:
+            self.kill()
+        assert code == 0, self.log.read_text()
+
+    def close(self) -> None:
+        """Whatever happened: it does not outlive its test."""
+        if self._process is not None:
+            self.kill()
+
+    def check_log(self) -> None:
+        """No bug has reached the log."""
+        log = self.log.read_text()
+        assert "Traceback" not in log, log
+
+    def resident(self) -> int:
+        """Bytes of memory it holds now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = (x for x in status.splitlines() if x.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+    def cpu_seconds(self) -> float:
+        """Processor time it has used in this life."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    # What its data directory holds; see docs/explanation/storage-format.md.
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        """The catalog's answer to *query*. While the service is down, or only reading."""
+        path = f"file:{self.data_dir / 'catalog.sqlite3'}?mode=ro"
+        with closing(sqlite3.connect(path, uri=True)) as connection:
+            return connection.execute(query).fetchall()
+
+    def file_names(self) -> set[str]:
+        """The names that the file service has."""
+        return {str(name) for (name,) in self.rows("SELECT name FROM files")}
+
+    def unfinished(self) -> list[tuple[object, ...]]:
+        """Operations that hold content and have no response."""
+        return self.rows(
+            "SELECT o.id, o.state, o.target FROM operations o JOIN contents c"
+            " ON c.key = o.id WHERE o.response_head IS NULL AND EXISTS"
+            " (SELECT 1 FROM pieces p WHERE p.cid = c.cid)"
+        )
+
+    def wait_for_collection(self, most_bytes: int, seconds: float = 15.0) -> None:
+        """Wait until the chunks take no more than *most_bytes* on disk."""
+        deadline = time.monotonic() + seconds
+        while (held := self.chunk_bytes()) > most_bytes:
+            assert time.monotonic() < deadline, f"{held} bytes are still there"
+            time.sleep(0.1)
+
+    def chunk_bytes(self) -> int:
+        """The sizes of all chunk files, together."""
+        total = 0
+        for folder, _, names in os.walk(self.data_dir / "chunks"):
+            for name in names:
+                try:
+                    total += os.stat(os.path.join(folder, name)).st_size
+                except FileNotFoundError:
+                    pass  # collected while we looked
+        return total

@@ -1,0 +1,55 @@
+"""What every end-to-end test has: services that do not outlive it, and a seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command import Service
+
+
+@pytest.fixture
+def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Makes services, each in a directory of its own; ends them and reads their logs."""
+    services: list[Service] = []
+
+    def make(*arguments: str, module: str = "trioresume") -> Service:
+        data_dir = tmp_path / f"data-{len(services)}"
+        service = Service(
+            data_dir,
+            arguments if module != "trioresume" else ("serve", *arguments),
+            module=module,
+        )
+        services.append(service)
+        return service
+
+    yield make
+    for service in services:
+        service.close()
+    for service in services:
+        service.check_log()
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service]) -> Service:
+    """A running ``trioresume serve``."""
+    service = make_service()
+    service.start()
+    return service
+
+
+@pytest.fixture
+def seed() -> int:
+    """A new one each time, shown when the test fails; TRIORESUME_E2E_SEED fixes it."""
+    seed = int(os.environ.get("TRIORESUME_E2E_SEED") or int.from_bytes(os.urandom(4)))
+    print(f"TRIORESUME_E2E_SEED={seed}")  # noqa: T201 - pytest shows it on failure
+    return seed
+
+
+@pytest.fixture
+def full() -> bool:
+    """Whether the long forms were asked for: TRIORESUME_E2E_FULL=1."""
+    return os.environ.get("TRIORESUME_E2E_FULL") == "1"

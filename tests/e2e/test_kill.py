@@ -1,0 +1,161 @@
+"""The real service killed with SIGKILL at any instant (G9, R31, promises 1, 2 and 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.e2e.command import Service
+from tests.e2e.soak import KIB, MIB, Soak, check_file, make_file_upload
+from tests.e2e.uploads import Pace, Upload
+
+HANDLER_SERVICE = "tests.e2e.handler_service"
+INDETERMINATE = "urn:trioresume:problem:indeterminate"
+
+MakeService = Callable[..., Service]
+
+
+@pytest.mark.slow
+async def test_no_announced_byte_is_lost_by_fifty_kills(
+    make_service: MakeService, seed: int
+) -> None:
+    """G9: offsets never fall, and each file of the file service is whole in the end."""
+    service = make_service()
+    soak = Soak(service, seed, make_file_upload, check_file, kills=50)
+    report = await soak.run()
+    print(report)  # noqa: T201 - pytest shows it on failure and with -s
+    assert report.uploads > 20
+    assert len(service.file_names()) == report.uploads
+    assert service.unfinished() == []
+
+
+def upload_maker(smallest: int, largest: int) -> Callable[..., Upload]:
+    """Makes uploads for the handler service, named so that its journal tells them apart."""
+
+    def make(service: Service, number: int, draw: random.Random) -> Upload:
+        return Upload(
+            service.address,
+            "POST",
+            f"/{number}",
+            draw.randbytes(draw.randint(smallest, largest)),
+            draw,
+            Pace(16 * KIB, pause=0.002),
+            acknowledge=draw.random() < 0.7,
+            chunked=draw.random() < 0.25,
+        )
+
+    return make
+
+
+async def check_digest(service: Service, upload: Upload) -> None:
+    """The handler has seen the right bytes."""
+    del service
+    answer = upload.answer
+    assert answer is not None
+    assert answer.status == 200, f"{answer} for {upload}"
+    assert answer.body.decode() == upload.digest
+
+
+async def check_digest_or_doubt(service: Service, upload: Upload) -> None:
+    """Either that, or the crash came while the handler ran and the response says so."""
+    answer = upload.answer
+    assert answer is not None
+    if answer.status == 500:
+        assert json.loads(answer.body)["type"] == INDETERMINATE, str(answer)
+    else:
+        await check_digest(service, upload)
+
+
+def read_journal(path: Path) -> tuple[Counter[str], Counter[str]]:
+    """How often the handler started and ended, by the upload's name."""
+    started: Counter[str] = Counter()
+    ended: Counter[str] = Counter()
+    for line in path.read_text().splitlines():
+        what, name = line.split()
+        (started if what == "start" else ended)[name] += 1
+    return started, ended
+
+
+async def test_a_handler_runs_at_most_once_over_any_kills(
+    make_service: MakeService, tmp_path: Path, seed: int
+) -> None:
+    """R31: a call that a crash cut is not made again; the response says indeterminate."""
+    journal = tmp_path / "journal"
+    service = make_service(
+        "--journal", str(journal), "--delay", "0.05", module=HANDLER_SERVICE
+    )
+    make = upload_maker(1, 1 * MIB)
+    soak = Soak(service, seed, make, check_digest_or_doubt, kills=12, after_last=0.08)
+    print(await soak.run())  # noqa: T201 - pytest shows it on failure and with -s
+    started, ended = read_journal(journal)
+    assert set(started.values()) == {1}
+    for upload in soak.finished:
+        name = upload.target.strip("/")
+        assert upload.answer is not None
+        if upload.answer.status == 200:
+            assert started[name] == ended[name] == 1
+
+
+async def test_small_chunks_and_an_idempotent_handler_survive_any_kills(
+    make_service: MakeService, tmp_path: Path, seed: int
+) -> None:
+    """R31, G9: with 16 KiB chunks every kill is near a boundary; cut calls are repeated."""
+    journal = tmp_path / "journal"
+    service = make_service(
+        *("--journal", str(journal), "--delay", "0.03", "--idempotent"),
+        *("--chunk-size", str(16 * KIB + 1)),
+        module=HANDLER_SERVICE,
+    )
+    make = upload_maker(100 * KIB, 2 * MIB)
+    soak = Soak(service, seed, make, check_digest, kills=15, after_last=0.06)
+    print(await soak.run())  # noqa: T201 - pytest shows it on failure and with -s
+    started, _ = read_journal(journal)
+    assert all(started[upload.target.strip("/")] >= 1 for upload in soak.finished)
+
+
+async def test_a_kill_while_processing_is_reported_or_repeated(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """R31, R32: the two policies side by side, with a kill that surely cuts the call."""
+    for idempotent in (False, True):
+        journal = tmp_path / f"journal-{idempotent}"
+        service = make_service(
+            *("--journal", str(journal), "--delay", "0.3"),
+            *(["--idempotent"] if idempotent else []),
+            module=HANDLER_SERVICE,
+        )
+        service.start()
+        upload = await _kill_in_handler(service, journal)
+        assert upload.answer is not None
+        assert upload.answer.status == (200 if idempotent else 500)
+        await check_digest_or_doubt(service, upload)
+        started, ended = read_journal(journal)
+        assert started["x"] == (2 if idempotent else 1)
+        assert ended["x"] == (1 if idempotent else 0)
+
+
+def _wait_until_started(journal: Path) -> None:
+    deadline = time.monotonic() + 10
+    while not journal.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+async def _kill_in_handler(service: Service, journal: Path) -> Upload:
+    content = b"content"
+    upload = Upload(service.address, "POST", "/x", content, random.Random(1))
+    upload.digest = hashlib.sha256(content).hexdigest()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload.run)
+        await trio.to_thread.run_sync(_wait_until_started, journal)
+        await trio.to_thread.run_sync(service.kill)
+        await trio.to_thread.run_sync(service.start)
+    return upload
