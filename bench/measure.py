@@ -108,13 +108,14 @@ class Bench:
                 Generator(self.job(server, *WARM_UP)).run()
                 server.settle()
                 job = self.job(server, n, size)
-                self.workspace.prepare(n * size)
                 run = self._measure(target, server, job)
                 verify(server, self.buffer, job, run.outcome)
                 return run
 
     def _measure(self, target: Target, server: Server, job: Job) -> Run:
         generator = Generator(job)
+        # Last of all: memory begins to cool down at once.
+        self.workspace.prepare(sum(length for _, length in job.uploads))
         before, (busy, stolen) = server.cpu(), machine_cpu()
         outcome = generator.run()
         during, (busy_after, stolen_after) = server.cpu() - before, machine_cpu()

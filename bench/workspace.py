@@ -9,14 +9,15 @@ is the server's doing. Each has its remedy here.
   to minutes, and looks at each of them whenever a file is made. So the files of a
   run are emptied, not removed; the removal comes at the very end.
 * **Cold memory.** A virtual machine may hand free pages back to its host, and
-  getting them again costs more than all the rest of an upload. So as much memory
-  as the page cache will need is touched and given back before a run.
+  getting them again costs more than all the rest of an upload: 2.2 s of CPU time
+  for a GiB of ``write`` against 0.2. So a file as large as the run is written and
+  emptied just before. Touching anonymous memory does not help: the page cache
+  takes larger blocks, from other free lists.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
 import tempfile
@@ -24,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["Workspace"]
+
+_BLOCK = 1 << 20
 
 
 class Workspace:
@@ -54,8 +57,10 @@ class Workspace:
         os.sync()
         if self._drop_caches:
             Path("/proc/sys/vm/drop_caches").write_text("1")
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        mmap.mmap(-1, size * 5 // 4, flags=flags).close()
+        block = bytes(_BLOCK)
+        with open(self._root / "warm-up", "wb", buffering=0) as file:
+            file.writelines(block for _ in range(size * 5 // 4 // _BLOCK))
+            file.truncate(0)
 
     def close(self) -> None:
         shutil.rmtree(self._root)
