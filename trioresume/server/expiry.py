@@ -39,6 +39,9 @@ __all__ = ["LAST_SEEN", "Collector", "Expiry"]
 logger = logging.getLogger("trioresume.expiry")
 
 WINDOW = 4096
+SHORTEST_SLEEP = 0.001
+"""Seconds. Unix time as a float has steps of a quarter of a microsecond: a sleep for
+what is left to a deadline may end before it, again and again."""
 RETRY_DELAY = 60.0
 """Seconds until an expiry that failed is tried again."""
 COLLECT_LIMIT = 1000
@@ -143,7 +146,7 @@ class Expiry:
         deadline = self._schedule.next_deadline()
         self._noted = trio.Event()
         self._wakes_at = float("inf") if deadline is None else deadline
-        seconds = max(0.0, self._wakes_at - self._clock.now())
+        seconds = max(SHORTEST_SLEEP, self._wakes_at - self._clock.now())
         with trio.move_on_after(seconds):
             await self._noted.wait()
 
