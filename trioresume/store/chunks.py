@@ -36,12 +36,8 @@ class ChunkFiles:
         self._unsynced: set[str] = set()
 
     def prepare(self) -> None:
-        """Make the directories that are missing, durably."""
         os.makedirs(self._root, 0o700, exist_ok=True)
-        there = set(os.listdir(self._root))
-        for shard in SHARDS:
-            if shard not in there:
-                os.mkdir(os.path.join(self._root, shard), 0o700)
+        # Directories that a killed process made, but did not live to sync.
         self._disk.sync_directory(self._root)
 
     def path(self, digest: Digest) -> str:
@@ -63,13 +59,21 @@ class ChunkFiles:
         with translated("publishing a chunk"):
             if known and _size(path) == length:
                 return
+            if os.stat(tail).st_size != length:
+                raise StorageError("a sealed tail changed before it was published")
+            self._make_shard(os.path.dirname(path))
             try:
-                if os.stat(tail).st_size != length:
-                    raise StorageError("a sealed tail changed before it was published")
                 self._disk.link_or_copy(tail, path)
             except FileExistsError:
                 self._replace(tail, path)
-            self._unsynced.add(os.path.dirname(path))
+
+    def _make_shard(self, directory: str) -> None:
+        self._unsynced.add(directory)
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            return
+        self._unsynced.add(self._root)
 
     def _replace(self, tail: str, path: str) -> None:
         if os.path.samefile(tail, path):
@@ -92,6 +96,8 @@ class ChunkFiles:
     def names(self, shard: str) -> Iterator[tuple[str, Digest | None]]:
         """The paths in *shard*; the digest is None for what is no chunk."""
         directory = os.path.join(self._root, shard)
+        if not os.path.isdir(directory):
+            return
         for name in sorted(os.listdir(directory)):
             yield os.path.join(directory, name), _parse(name)
 
