@@ -278,9 +278,8 @@ class IterableSource:
         self._acknowledged = False
         self._drops = False
         """Whether a full window loses its oldest bytes instead of waiting."""
-        self._starving = False
-        """Whether a sender has sent all of the window. Without one, after a cut, nothing
-        may be dropped: what the server has is only known when it was asked."""
+        self._wanted: int | None = None
+        """The offset that a sender waits for; None while none does."""
         self._changed = trio.Event()
 
     @property
@@ -333,6 +332,15 @@ class IterableSource:
         return room
 
     @property
+    def _starving(self) -> bool:
+        """Whether a sender has sent all there is.
+
+        Only then may bytes be dropped: without a sender, after a cut, what the server
+        has is not known before it was asked.
+        """
+        return self._wanted == self._end
+
+    @property
     def waits_for_peer(self) -> bool:
         return self._starving and len(self._window) == self._capacity
 
@@ -359,18 +367,16 @@ class IterableSource:
             elif self._length is not None:
                 return
             else:
-                await self._starve()
+                await self._wait_for(offset)
 
-    async def _starve(self) -> None:
-        changed = self._changed
-        self._starving = True
+    async def _wait_for(self, offset: int) -> None:
+        self._wanted = offset
         if len(self._window) == self._capacity:
             self._announce()  # the pulling task must know why there is no room
-            changed = self._changed
         try:
-            await changed.wait()
+            await self._changed.wait()
         finally:
-            self._starving = False
+            self._wanted = None
 
 
 # ------------------------------------------------------------------------- opening

@@ -132,10 +132,9 @@ class MessageSink:
 
     def reading(self, exchange: Exchange) -> Reading:
         if self._is_message:
-            cause = exchange.cause
             if exchange.whole and self._inner is None:
-                cause = EOFError("the recorded response ends within its head")
-            return Reading(self._inner, exchange.whole, cause, "message")
+                raise TransferFailed("the recorded response ends within its head")
+            return Reading(self._inner, exchange.whole, exchange.cause, "message")
         return Reading(exchange.answer, exchange.whole, exchange.cause, self._state())
 
     def _state(self) -> str | None:
