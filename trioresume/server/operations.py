@@ -30,6 +30,8 @@ __all__ = ["Operations"]
 logger = logging.getLogger("trioresume.operations")
 
 _S = OperationState
+_CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
+"""States on disk of an operation whose target is being called."""
 
 
 class Operations:
@@ -146,27 +148,30 @@ class Operations:
                     record = await self.storage.run(self.storage.store.operation, id)
                     if record is not None:
                         operation.load(record)
+                        self._resume_call(operation)
             yield operation if operation.is_loaded else None
         finally:
             self._release(operation)
 
-    def is_used(self, id: OperationId) -> bool:
-        return id in self._used
+    def _resume_call(self, operation: Operation) -> None:
+        """Go on with the target's call if the last process stopped in it.
+
+        A call that runs uses its operation. So one that is loaded in the middle of a
+        call has nobody who drives it, whoever loads it first: recovery or a client.
+        """
+        if operation.state in _CALLING:
+            self.start(operation, self._restart, operation)
 
     async def recover(self) -> None:
         """Go on with what the last process left between complete and done (R31)."""
-        states = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
         after: OperationId | None = None
         while records := await self.storage.run(
-            self.storage.store.operations_in, states, 100, after
+            self.storage.store.operations_in, _CALLING, 100, after
         ):
             for record in records:
                 after = record.id
-                if self.is_used(record.id):
-                    continue
-                async with self.use(record.id) as operation:
-                    if operation is not None and operation.state in states:
-                        self.start(operation, self._restart, operation)
+                async with self.use(record.id):
+                    pass  # loading it is all it takes
 
     async def _restart(self, operation: Operation) -> None:
         """RESTARTED: go on where the last process stopped."""
