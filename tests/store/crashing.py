@@ -20,6 +20,7 @@ class StepDisk(Disk):
 
     def __init__(self, step: Step) -> None:
         super().__init__(durable=True)
+        self.synchronous = "OFF"
         self.step = step
         self.write = self._write
 
@@ -64,8 +65,8 @@ class WatchedDisk(StepDisk):
 
     What lies on disk when a watch begins is taken for durable. Losing power is as bad
     as it is allowed to be: unsynced bytes become zeros, unsynced new names vanish,
-    unsynced removals come undone. SQLite's own files are left alone: it syncs them
-    when it commits.
+    unsynced removals come undone. SQLite's own files are left alone: it would
+    sync them when it commits.
     """
 
     def __init__(self, data_dir: Path, graveyard: Path, step: Step) -> None:

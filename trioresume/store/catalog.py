@@ -77,10 +77,10 @@ class Catalog:
         self._disk = disk
         self._reading = threading.Lock()
         try:
-            self._writer = connect(path, durable=disk.durable)
+            self._writer = connect(path, disk.synchronous)
             try:
                 migrate(self._writer)
-                self._reader = connect(path, durable=disk.durable)
+                self._reader = connect(path, disk.synchronous)
             except BaseException:
                 self._writer.close()
                 raise

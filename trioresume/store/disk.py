@@ -189,6 +189,7 @@ class DiskStore:
             try:
                 if self._sweep is None:
                     self._note(clean="yes")
+                self._sweep = None
             finally:
                 self._catalog.close()
                 self._dir.close()

@@ -97,6 +97,9 @@ class Disk:
 
     def __init__(self, *, durable: bool) -> None:
         self.durable = durable
+        self.synchronous = "FULL" if durable else "NORMAL"
+        """SQLite's setting. With NORMAL a commit is not synced, but is written: it
+        survives the process, not the power."""
 
     def create(self, path: str) -> Descriptor:
         """A new file under *path*, which must be free, readable and writable."""

@@ -117,7 +117,7 @@ _WAL_LIMIT = 64 * 1024 * 1024
 """Bytes the write-ahead log is cut back to after a burst."""
 
 
-def connect(path: str, *, durable: bool) -> sqlite3.Connection:
+def connect(path: str, synchronous: str) -> sqlite3.Connection:
     """A connection in autocommit mode that any thread may use, one at a time."""
     # SQLite would make it readable for all; its further files take the mode from it.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -125,8 +125,7 @@ def connect(path: str, *, durable: bool) -> sqlite3.Connection:
         path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
     )
     connection.execute("PRAGMA journal_mode = WAL")
-    # NORMAL does not sync the log at commit: it survives the process, not the power.
-    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA fullfsync = 1")  # macOS only: see disk_io
     connection.execute("PRAGMA checkpoint_fullfsync = 1")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")

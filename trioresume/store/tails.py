@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -106,16 +106,13 @@ class TailFiles:
     def sync_names(self) -> None:
         self.disk.sync_directory(self._root)
 
-    def names(self) -> list[tuple[str, ContentKey, int]]:
-        """Every tail there is: its path, key and index."""
-        found: list[tuple[str, ContentKey, int]] = []
-        for name in os.listdir(self._root):
-            key, _, index = name.rpartition(".")
-            if index.isdecimal():
-                found.append(
-                    (os.path.join(self._root, name), ContentKey(key), int(index))
-                )
-        return found
+    def names(self) -> Iterator[tuple[str, ContentKey, int]]:
+        """Every tail there is: its path, key and index. Never all in memory at once."""
+        with os.scandir(self._root) as entries:
+            for entry in entries:
+                key, _, index = entry.name.rpartition(".")
+                if index.isdecimal():
+                    yield entry.path, ContentKey(key), int(index)
 
     # Sealings.
 
