@@ -164,6 +164,12 @@ class Service:
             " (SELECT 1 FROM pieces p WHERE p.cid = c.cid)"
         )
 
+    def tails(self) -> list[str]:
+        """The files of bytes that are no chunk yet."""
+        return [
+            name for _, _, names in os.walk(self.data_dir / "tails") for name in names
+        ]
+
     def wait_for_collection(self, most_bytes: int, seconds: float = 15.0) -> None:
         """Wait until the chunks take no more than *most_bytes* on disk."""
         deadline = time.monotonic() + seconds

@@ -17,7 +17,7 @@ from tests.e2e.wire import Answer, Cut, Refused, Wire, parse_message, request_he
 __all__ = ["Pace", "Upload"]
 
 TRY_AGAIN_SECONDS = 0.02
-MOST_ATTEMPTS = 2000
+PATIENCE_SECONDS = 90.0
 # A newer request for the same upload got there first: an earlier connection of ours,
 # cut on our side, whose request the server read only now (R21).
 _LOST_RACES = frozenset({409})
@@ -65,21 +65,20 @@ class Upload:
     digest: str = ""
     """SHA-256 of the content, for when that is no longer kept."""
     answer: Answer | None = None
-    attempts: int = 0
     cuts: int = 0
     sent_bytes: int = 0
     """All content bytes handed to sockets, those sent again included."""
 
     async def run(self) -> Answer:
         """Try until the final response of the original request is here."""
-        while self.answer is None:
-            self.attempts += 1
-            assert self.attempts < MOST_ATTEMPTS, f"{self} does not get through"
-            try:
-                await self.attempt()
-            except Cut as exc:
-                self.cuts += not isinstance(exc, Refused)
-                await trio.sleep(TRY_AGAIN_SECONDS)
+        with trio.move_on_after(PATIENCE_SECONDS):
+            while self.answer is None:
+                try:
+                    await self.attempt()
+                except Cut as exc:
+                    self.cuts += not isinstance(exc, Refused)
+                    await trio.sleep(TRY_AGAIN_SECONDS)
+        assert self.answer is not None, f"{self} does not get through"
         return self.answer
 
     async def attempt(self) -> None:
