@@ -1,0 +1,346 @@
+"""Hostile and unlucky input on real sockets: G1 to G4, G6, G10, G12, G13, G16.
+
+Each malformed case has its status and the connection's fate, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.server.harness import (
+    RESUME,
+    Client,
+    Recorder,
+    head,
+    memory_service,
+    socket_service,
+)
+from tests.server.test_content import BODY
+from trioresume import Config, Response
+
+Clock = trio.testing.MockClock
+
+
+def _post(*lines: str, version: str = "1.1", target: str = "/") -> bytes:
+    start = f"POST {target} HTTP/{version}\r\nHost: x\r\n"
+    return (start + "".join(f"{line}\r\n" for line in lines) + "\r\n").encode("latin-1")
+
+
+MALFORMED = {
+    # G1
+    "length and coding": (
+        _post("Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        400,
+    ),
+    "coding and length": (
+        _post("Transfer-Encoding: chunked", "Content-Length: 3") + b"0\r\n\r\n",
+        400,
+    ),
+    "coding on 1.0": (_post("Transfer-Encoding: chunked", version="1.0"), 400),
+    "two equal lengths": (_post("Content-Length: 1", "Content-Length: 1") + b"x", 400),
+    "two lengths": (_post("Content-Length: 1", "Content-Length: 2") + b"xx", 400),
+    "lengths in a list": (_post("Content-Length: 1, 1") + b"x", 400),
+    "unknown coding": (_post("Transfer-Encoding: gzip"), 501),
+    "coding twice": (_post("Transfer-Encoding: chunked, chunked"), 501),
+    # G2
+    "folded field": (_post("X: a", " b"), 400),
+    "bare LF": (b"POST / HTTP/1.1\nHost: x\n\n", 400),
+    "bare LF in a field": (b"POST / HTTP/1.1\r\nHost: x\r\nA: b\nC: d\r\n\r\n", 400),
+    "bare CR": (b"POST / HTTP/1.1\r\nHost: x\r\nA: b\rC: d\r\n\r\n", 400),
+    "version 2.0": (_post(version="2.0"), 505),
+    "version 1.2": (_post(version="1.2"), 505),
+    "version 0.9": (_post(version="0.9"), 505),
+    "no version": (b"POST /\r\n\r\n", 400),
+    "lower-case version": (b"POST / http/1.1\r\nHost: x\r\n\r\n", 400),
+    "fragment in the target": (_post(target="/a#b"), 400),
+    "control byte in the target": (_post(target="/a\x01b"), 400),
+    "raw byte in the target": (_post(target="/\xe9"), 400),
+    "NUL in a field": (_post("A: b\0c"), 400),
+    "space before the colon": (_post("A : b"), 400),
+    "empty name": (_post(": b"), 400),
+    "no host": (b"POST / HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (_post("Host: y"), 400),
+    "spaces in the request line": (b"POST  /  HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    # G3
+    "large header block": (_post("A: " + "b" * 17_000), 431),
+    "many fields": (_post(*["A: b"] * 101), 431),
+    "endless field": (b"POST / HTTP/1.1\r\nA: " + b"b" * 40_000, 431),
+    "endless target": (b"POST /" + b"b" * 40_000, 414),
+    # G6
+    "16 digits": (_post("Content-Length: 1000000000000000"), 400),
+    "negative length": (_post("Content-Length: -1"), 400),
+    "signed length": (_post("Content-Length: +1") + b"x", 400),
+    "hexadecimal length": (_post("Content-Length: 0x1") + b"x", 400),
+    "empty length": (_post("Content-Length: "), 400),
+    "Unicode digit": (_post("Content-Length: \xb2"), 400),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+async def test_malformed_head_is_refused_and_the_connection_closed(
+    case: str, tmp_path: Path
+) -> None:
+    """G1, G2, G3, G6: a problem document that can be read, and no handler has run."""
+    data, status = MALFORMED[case]
+    smuggled = head("POST", "/smuggled", length=0)
+    async with socket_service(handler := Recorder(), tmp_path) as service:
+        async with service.connect() as client:
+            await client.send(data + smuggled)
+            reply = await client.reply()
+            assert reply.status == status, reply
+            assert reply["content-type"] == "application/problem+json"
+            assert reply["connection"] == "close"
+            assert await client.rest() == b""
+        async with service.connect() as client:
+            assert (await client.request("POST", "/", {}, b"x")).status == 200
+    assert handler.bodies == [b"x"]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"x\r\n",
+        b"-1\r\nx\r\n0\r\n\r\n",
+        b"0x1\r\nx\r\n0\r\n\r\n",
+        b"1\r\nxx\r\n0\r\n\r\n",
+        b"f" * 21 + b"\r\nx\r\n",
+        b"1" * 20_000,
+    ],
+)
+async def test_malformed_chunk_is_400_and_keeps_what_came_before(
+    chunks: bytes, tmp_path: Path
+) -> None:
+    """G1: the connection closes; the upload stays where it was, and can go on."""
+    async with socket_service(handler := Recorder(), tmp_path) as service:
+        async with service.connect() as client:
+            fields = {"Transfer-Encoding": "chunked", **RESUME}
+            await client.send(head("POST", "/", fields) + b"3\r\nabc\r\n" + chunks)
+            reply = await client.reply()
+            location = reply.content
+            assert (reply.status, reply["connection"]) == (400, "close")
+        async with service.connect() as client:
+            shown = await client.request("HEAD", location)
+            assert shown["upload-offset"] in ("3", "4")
+            at = int(shown["upload-offset"])
+            reply = await client.patch(location, at, b"d", at + 1)
+            assert reply.status == 200
+    assert handler.bodies[0][:3] == b"abc"
+
+
+async def test_absolute_form_is_served_and_host_not_believed(tmp_path: Path) -> None:
+    """G13: neither Host, nor the target's authority, nor X-Forwarded-* is echoed."""
+    async with socket_service(Recorder(), tmp_path) as service:
+        async with service.connect() as client:
+            await client.send(
+                b"POST http://evil.example/x HTTP/1.1\r\nHost: evil.example\r\n"
+                b"X-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: https\r\n"
+                b"Forwarded: host=evil.example\r\nPrefer: resume\r\n"
+                b"Content-Length: 1\r\n\r\nx"
+            )
+            reply = await client.reply()
+            assert reply.status == 200
+            assert b"evil" not in reply.raw
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/operations/",
+        "/operations/../operations/x",
+        "/operations/AAAA/content",
+        "/operations/" + "A" * 22,
+        "/operations/" + "A" * 22 + "/",
+        "/operations/" + "A" * 22 + "/content/",
+        "/operations/" + "A" * 22 + "/content/x",
+        "/operations/" + "A" * 22 + "%2Fcontent",
+        "/operations/" + "A" * 21 + "%41/content",
+        "/operations/..%2f..%2fetc%2fpasswd",
+        "/operations/%00" + "A" * 19 + "/content",
+        "/operations//content",
+        "/operations/" + "A" * 300 + "/content",
+        "/operations/" + "A" * 20 + ".r/content",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+async def test_strange_tokens_are_404(
+    path: str, method: str, autojump_clock: Clock
+) -> None:
+    """G12: nothing but a token in its strict form leads anywhere."""
+    async with memory_service(handler := Recorder()) as service:
+        client = service.connect()
+        reply = await client.request(method, path)
+        assert (reply.status, reply.code) == (404, "not-found")
+        assert not await client.is_closed()
+    assert handler.started == 0
+
+
+@pytest.mark.parametrize("length", [10**15 - 1, 10**14])
+async def test_declared_length_allocates_nothing(
+    length: int, autojump_clock: Clock
+) -> None:
+    """G6: a petabyte announced is a petabyte awaited, no more."""
+    async with memory_service(Recorder()) as service:
+        client = service.connect()
+        interim = await client.start(length, b"abc")
+        reply = await service.connect().request(
+            "HEAD", interim.fields.get("request-content-location") or ""
+        )
+        assert (reply["upload-offset"], reply["upload-length"]) == ("3", str(length))
+        assert service.store.stored_bytes == 3
+
+
+@pytest.mark.parametrize(
+    ("ranges", "status"),
+    [
+        (",".join(f"{n}-{n}" for n in range(0, 32, 2)), 206),
+        (",".join(f"{n}-{n}" for n in range(0, 34, 2)), 200),
+        (",".join(["0-"] * 1000), 200),
+        ("0-511,0-511,0-511", 206),  # one, when joined
+    ],
+)
+async def test_ranges_are_capped(
+    ranges: str, status: int, autojump_clock: Clock
+) -> None:
+    """G16: more than max_ranges, or overlapping ones, are answered with the whole."""
+    async with memory_service(Recorder()) as service:
+        client = service.connect()
+        first = await client.request("POST", "/", RESUME, BODY)
+        reply = await client.request("GET", first.content, {"Range": f"bytes={ranges}"})
+        assert reply.status == status
+        assert len(reply.body) < 4 * len(BODY)
+        if status == 200:
+            assert reply.body == BODY
+
+
+async def test_two_patches_at_one_offset_at_most_one_succeeds(
+    autojump_clock: Clock,
+) -> None:
+    """G10: whatever the order, the bytes of one of them are there, whole."""
+    async with memory_service(handler := Recorder()) as service:
+        client = service.connect()
+        interim = await client.start(512)
+        await client.aclose()
+        location = interim.fields.get("request-content-location") or ""
+        statuses: list[int] = []
+
+        async def patch(fill: bytes) -> None:
+            reply = await service.connect().patch(location, 0, fill * 512, 512)
+            statuses.append(reply.status)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(patch, bytes([number]))
+        assert statuses.count(200) == 1
+        assert statuses.count(409) == 9
+    (body,) = handler.bodies
+    assert body == body[:1] * 512
+
+
+async def test_silent_head_is_408(autojump_clock: Clock) -> None:
+    """G5: a head has to be whole within its time, however slowly it trickles."""
+    async with memory_service(Recorder(), Config(header_timeout=15)) as service:
+        theirs, ours = service.transports()
+        client = Client(ours)
+        for byte in b"POST / HTTP/1.1\r\n":
+            try:
+                await ours.send_all(bytes([byte]))
+            except trio.BrokenResourceError:
+                break
+            await trio.sleep(1)
+        reply = await client.reply()
+        assert (reply.status, reply.code) == (408, "request-timeout")
+        await trio.sleep(5)
+        assert theirs.closed
+
+
+async def test_idle_connection_is_closed_without_a_word(autojump_clock: Clock) -> None:
+    """G5: before a first request and between two."""
+    async with memory_service(Recorder(), Config(keep_alive_timeout=75)) as service:
+        started = trio.current_time()
+        client = service.connect()
+        assert await client.rest() == b""
+        assert trio.current_time() - started == pytest.approx(75)
+        client = service.connect()
+        await client.request("GET", "/")
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("seconds", [0.3, 60.0])
+async def test_content_without_progress_is_cut(
+    seconds: float, autojump_clock: Clock
+) -> None:
+    """G5: 408 after the time without progress; what came is kept; progress renews."""
+    async with memory_service(Recorder(), Config(body_timeout=seconds)) as service:
+        client = service.connect()
+        interim = await client.start(512)
+        for at in range(20):
+            await trio.sleep(seconds / 2)
+            await client.send(BODY[at : at + 1])
+        started = trio.current_time()
+        reply = await client.reply()
+        assert (reply.status, reply.code) == (408, "request-timeout")
+        assert seconds * 0.85 <= trio.current_time() - started <= seconds
+        location = interim.fields.get("request-content-location") or ""
+        shown = await service.connect().request("HEAD", location)
+        assert shown["upload-offset"] == "20"
+
+
+async def test_peer_that_never_reads_its_response_is_dropped(
+    autojump_clock: Clock,
+) -> None:
+    """G5: a response that makes no progress holds its connection no longer."""
+    handler = Recorder(response=lambda _: Response(200, {}, bytes(1_000_000)))
+    async with memory_service(handler, Config(send_timeout=60)) as service:
+        theirs, ours = service.transports()
+        await ours.send_all(head("GET", "/"))
+        await trio.sleep(61)
+        assert theirs.closed
+
+
+async def test_reset_in_any_phase_hurts_nobody_else(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Promise 10: heads, contents and responses cut by resets; the service lives on."""
+    whole = head("POST", "/", RESUME, length=len(BODY)) + BODY
+    async with memory_service(Recorder()) as service:
+        for cut in range(0, len(whole), 13):
+            theirs, ours = service.transports()
+            await ours.send_all(whole[:cut])
+            await trio.testing.wait_all_tasks_blocked()
+            ours.reset()
+            await trio.testing.wait_all_tasks_blocked()
+            assert theirs.closed
+        assert service.used == 0
+        assert (await service.connect().request("GET", "/")).status == 200
+    assert caplog.records == []
+
+
+async def test_half_close_after_the_request_still_gets_the_response(
+    autojump_clock: Clock,
+) -> None:
+    """A client that ends its side once all is sent is not gone."""
+    async with memory_service(Recorder()) as service:
+        _, ours = service.transports()
+        await ours.send_all(head("POST", "/", RESUME, length=3) + b"abc")
+        await ours.send_eof()
+        client = Client(ours)
+        assert (await client.reply()).body == b"got 3 bytes"
+        assert await client.rest() == b""
+
+
+async def test_connect_is_refused_and_upgrade_ignored(tmp_path: Path) -> None:
+    """G2: nothing is tunnelled, nothing is switched to."""
+    async with socket_service(Recorder(), tmp_path) as service:
+        async with service.connect() as client:
+            await client.send(b"CONNECT a.b:1 HTTP/1.1\r\nHost: a.b:1\r\n\r\n")
+            assert (await client.reply()).status == 501
+        async with service.connect() as client:
+            reply = await client.request(
+                "GET", "/", {"Upgrade": "h2c", "Connection": "upgrade"}
+            )
+            assert reply.status == 200

@@ -1,0 +1,184 @@
+"""The newest writer wins: R21, R25 and G10, in memory and timed on sockets."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.server.harness import (
+    BYTERANGE,
+    Client,
+    Recorder,
+    byterange,
+    head,
+    memory_service,
+    socket_service,
+)
+from tests.server.test_content import BODY
+
+Clock = trio.testing.MockClock
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE"])
+async def test_newcomer_ends_a_silent_open_writer(
+    method: str, autojump_clock: Clock
+) -> None:
+    """R21: no waiting for a dead peer's timeout: no time passes at all."""
+    async with memory_service(handler := Recorder()) as service:
+        silent = service.connect()
+        interim = await silent.start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+        client = service.connect()
+        if method == "PATCH":
+            reply = await client.patch(location, 100, BODY[100:], 512)
+            assert reply.status == 200
+        elif method == "HEAD":
+            reply = await client.request("HEAD", location)
+            assert reply["upload-offset"] == "100"
+        else:
+            assert (await client.request("DELETE", location)).status == 204
+        assert trio.current_time() == started
+        ended = await silent.reply()
+        assert ended.status == 409
+        assert ended["connection"] == "close"
+        assert ended.code == "superseded"
+    assert handler.bodies == ([BODY] if method == "PATCH" else [])
+
+
+async def test_bytes_of_the_old_writer_are_never_written_later(
+    autojump_clock: Clock,
+) -> None:
+    """R21: what it sends after the takeover goes nowhere, also at the right offset."""
+    async with memory_service(handler := Recorder()) as service:
+        theirs, ours = service.transports()
+        old = Client(ours)
+        interim = await old.start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.never_readable = True
+        await old.send(b"\xff" * 200)  # on the wire, not yet accepted
+        client = service.connect()
+        reply = await client.request("HEAD", location)
+        assert reply["upload-offset"] == "100"
+        theirs.set_readable()
+        await old.send(b"\xff" * 100)
+        await trio.testing.wait_all_tasks_blocked()
+        reply = await client.request("HEAD", location)
+        assert reply["upload-offset"] == "100"
+        assert (await client.patch(location, 100, BODY[100:], 512)).status == 200
+    assert handler.bodies == [BODY]
+
+
+async def test_what_arrived_before_the_takeover_counts(autojump_clock: Clock) -> None:
+    """R21: the older request's bytes are saved before the newcomer sees the offset."""
+    async with memory_service(handler := Recorder()) as service:
+        old = service.connect()
+        interim = await old.start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        for at in range(100, 300, 50):
+            client = service.connect()
+            patch = byterange(at, BODY[at : at + 50], 512, last=511)
+            await client.send(
+                head("PATCH", location, BYTERANGE, length=len(patch) + 50) + patch
+            )
+            await trio.testing.wait_all_tasks_blocked()
+        shown = await service.connect().request("HEAD", location)
+        assert shown["upload-offset"] == "300"
+        reply = await service.connect().patch(location, 300, BODY[300:], 512)
+        assert reply.status == 200
+    assert handler.bodies == [BODY]
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+async def test_storm_of_takeovers_is_won_by_the_newest(
+    heads: int, autojump_clock: Clock
+) -> None:
+    """R21, G10: of many at once the one that came last writes; the bytes are right."""
+    for _ in range(20):  # trio wakes tasks in random order
+        async with memory_service(handler := Recorder()) as service:
+            first = service.connect()
+            interim = await first.start(512, BODY[:100])
+            location = interim.fields.get("request-content-location") or ""
+            await trio.testing.wait_all_tasks_blocked()
+            clients = []
+            patch = byterange(100, BODY[100:], 512)
+            for _ in range(8):
+                clients.append(service.connect())
+                start = head("PATCH", location, BYTERANGE, length=len(patch))
+                await clients[-1].send(start + patch[:-1])
+                for _ in range(heads):
+                    service.connections.start_soon(
+                        service.connect().request, "HEAD", location
+                    )
+                await trio.testing.wait_all_tasks_blocked()
+            # A HEAD that came on its heels may have ended the first one at once.
+            at = int(
+                (await service.connect().request("HEAD", location))["upload-offset"]
+            )
+            assert at == 511 if not heads else at in (100, 511)
+            reply = await service.connect().patch(location, at, BODY[at:], 512)
+            assert reply.status == 200
+            for client in clients:
+                assert (await client.reply()).status == 409
+        assert handler.bodies == [BODY]
+
+
+async def test_simultaneous_newcomers_leave_one_winner(autojump_clock: Clock) -> None:
+    """R21: woken together, an older newcomer does not end a newer one."""
+    for _ in range(20):
+        async with memory_service(handler := Recorder()) as service:
+            first = service.connect()
+            interim = await first.start(512, BODY[:100])
+            location = interim.fields.get("request-content-location") or ""
+            await trio.testing.wait_all_tasks_blocked()
+            statuses: list[int] = []
+
+            async def patch() -> None:
+                reply = await service.connect().patch(location, 100, BODY[100:], 512)  # noqa: B023
+                statuses.append(reply.status)  # noqa: B023
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(patch)
+            assert statuses.count(200) == 1
+            assert service.used <= 1
+        assert handler.bodies == [BODY]
+
+
+async def test_takeover_takes_milliseconds(tmp_path: Path) -> None:
+    """R21: under 50 ms on real sockets with a store on disk; the median of several."""
+    body = bytes(range(256)) * 4096
+    taken: dict[str, list[float]] = {"HEAD": [], "PATCH": [], "DELETE": []}
+    async with socket_service(Recorder(), tmp_path) as service:
+        for method, times in taken.items():
+            for _ in range(7):
+                async with service.connect() as silent, service.connect() as client:
+                    interim = await silent.start(len(body), body[:300_000])
+                    location = interim.fields.get("request-content-location") or ""
+                    shown = None
+                    while shown != "300000":
+                        reply = await client.request(
+                            "GET", location, {"Range": "bytes=0-0"}
+                        )
+                        shown = reply["upload-offset"]
+                    started = time.perf_counter()
+                    if method == "PATCH":
+                        patch = byterange(300_000, body[300_000:400_000], len(body))
+                        reply = await client.request(
+                            "PATCH", location, BYTERANGE, patch
+                        )
+                        assert reply.status == 204
+                    else:
+                        reply = await client.request(method, location)
+                        assert reply.status in (200, 204)
+                    times.append(time.perf_counter() - started)
+                    assert (await silent.reply()).status == 409
+    for method, times in taken.items():
+        assert statistics.median(times) < 0.05, method
