@@ -12,17 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from trioresume.errors import (
     CallerError,
     ChunkCorrupt,
     ContentLost,
-    StaleWriter,
     StorageConflict,
-    StorageError,
-    StorageFull,
 )
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
@@ -31,11 +28,9 @@ from trioresume.store.port import (
     Content,
     ContentKey,
     ContentReader,
-    ContentWriter,
     CreateOperation,
     EndOperation,
     FileRecord,
-    Flush,
     ForgetOperation,
     FreezeContent,
     Mutation,
@@ -45,7 +40,6 @@ from trioresume.store.port import (
     RecordOffset,
     RecordResponse,
     RemoveFile,
-    Seal,
     SealChunk,
     SetExpiry,
     SetFileExpiry,
@@ -58,7 +52,8 @@ from trioresume.store.port import (
     request_key,
     response_key,
 )
-from trioresume.store.recipe import Digest, Recipe, digest_of
+from trioresume.store.recipe import Digest, Recipe
+from trioresume.testing.memory_content import Building, MemoryContents
 
 __all__ = ["MemoryStore"]
 
@@ -68,69 +63,18 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-@dataclass(frozen=True, slots=True)
-class _Building:
-    """What the catalog would know of content under construction."""
-
-    chunk_size: int
-    durable_offset: int = 0
-    pieces: dict[int, SealChunk] = field(default_factory=dict)
-
-    @property
-    def prefix(self) -> int:
-        index = 0
-        while index in self.pieces:
-            index += 1
-        return index
-
-    @property
-    def prefix_bytes(self) -> int:
-        return sum(self.pieces[index].length for index in range(self.prefix))
-
-    @property
-    def durable(self) -> int:
-        return max(self.durable_offset, self.prefix_bytes)
-
-
-class MemoryStore:
+class MemoryStore(MemoryContents):
     """See :class:`trioresume.store.port.Store`."""
 
     def __init__(self, *, chunk_size: int = 4 * 1024 * 1024) -> None:
-        self._chunk_size = chunk_size
-        self.full_after: int | None = None
-        """How many bytes of content the store holds at most; None is no limit."""
-        self.fail_next_sync = False
-        """Whether the next seal or flush fails, as a disk does that breaks."""
-        self._operations: dict[OperationId, OperationRecord] = {}
-        self._building: dict[ContentKey, _Building] = {}
+        super().__init__(chunk_size=chunk_size)
         self._recipes: dict[Digest, Recipe] = {}
-        self._chunks: dict[Digest, bytes] = {}
         self._files: dict[_FileKey, FileRecord] = {}
         self._file_ids: dict[_FileKey, int] = {}
         self._meta: dict[str, str] = {}
-        # What the disk store has in files and in memory, not in the catalog.
-        self._tails: dict[tuple[ContentKey, int], bytearray] = {}
-        self._seals: list[_MemorySeal] = []
-        self._suspects: set[ContentKey] = set()
-        self._writers: dict[ContentKey, _MemoryWriter] = {}
         self._readers: Counter[Digest] = Counter()
         self._undo: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
-
-    @property
-    def blocking(self) -> bool:
-        return False
-
-    @property
-    def chunk_size(self) -> int:
-        return self._chunk_size
-
-    @property
-    def stored_bytes(self) -> int:
-        """The bytes of all chunks and tails."""
-        return sum(map(len, self._chunks.values())) + sum(
-            map(len, self._tails.values())
-        )
 
     def crash(self, *, power_loss: bool, chunk_size: int | None = None) -> MemoryStore:
         """The store as a process finds it that starts after this one was killed.
@@ -154,10 +98,6 @@ class MemoryStore:
         after._tails = {at: bytearray(data) for at, data in self._tails.items()}
         after._suspects = set(self._building) if power_loss else set(self._suspects)
         return after
-
-    def close(self) -> None:
-        for key in list(self._writers):
-            self._end_writer(key)
 
     # Changing, with a way back.
 
@@ -257,13 +197,13 @@ class MemoryStore:
         self._require(record.content)
         self._require(None if record.response is None else record.response.body)
         if record.content is None and record.state is not _S.GONE:
-            self._put(self._building, key, _Building(self._chunk_size))
+            self._put(self._building, key, Building(self._chunk_size))
         self._put(self._operations, record.id, replace(record, durable_offset=0))
 
     def _seal(self, seal: SealChunk) -> None:
         building = self._building.get(seal.key)
         if building is None and self._may_respond(seal.key):
-            building = _Building(self._chunk_size)
+            building = Building(self._chunk_size)
         self._after.append(lambda: self._end_sealing(seal))
         if building is None or seal.index in building.pieces:
             return
@@ -296,7 +236,7 @@ class MemoryStore:
         if building is None:
             if recipe.length or not self._may_respond(key):
                 return
-            building = _Building(self._chunk_size)
+            building = Building(self._chunk_size)
         pieces = [building.pieces[index].digest for index in range(building.prefix)]
         if recipe != Recipe(
             building.chunk_size, building.prefix_bytes, b"".join(pieces)
@@ -423,162 +363,6 @@ class MemoryStore:
             return []
         return [building.pieces[index].digest for index in range(building.prefix)]
 
-    # Content under construction.
-
-    def offset(self, key: ContentKey) -> int:
-        writer = self._writers.get(key)
-        if writer is not None and not (writer.is_stale or writer.is_broken):
-            return writer.offset
-        record = self._operations.get(operation_of(key))
-        if is_response_key(key):
-            return 0
-        if record is not None and record.content is not None:
-            return record.content.length
-        building = self._building.get(key)
-        return 0 if building is None else self._checked_end(key, building)
-
-    def _checked_end(self, key: ContentKey, building: _Building) -> int:
-        """Where the bytes that count end. Raises :class:`ContentLost`."""
-        whole = self._end_of(key, building, trusted=True)
-        if whole < building.durable:
-            raise ContentLost(
-                f"{building.durable} bytes were durable, {whole} are left"
-            )
-        return self._end_of(key, building, trusted=key not in self._suspects)
-
-    def _end_of(self, key: ContentKey, building: _Building, *, trusted: bool) -> int:
-        size, end, index = building.chunk_size, 0, 0
-        while end == index * size:
-            piece = building.pieces.get(index)
-            tail = self._tails.get((key, index))
-            if piece is not None:
-                end += piece.length
-            elif tail is not None:
-                synced = max(0, building.durable_offset - end)
-                end += len(tail) if trusted else min(len(tail), synced)
-            else:
-                break
-            index += 1
-        return end
-
-    def open_writer(self, key: ContentKey) -> ContentWriter:
-        check_key(key)
-        older = self._writers.get(key)
-        if older is not None and older.can_hand_over:
-            older.make_stale()
-            writer = older.successor()
-        else:
-            self._end_writer(key)
-            writer = self._recover(key)
-        self._writers[key] = writer
-        return writer
-
-    def _recover(self, key: ContentKey) -> _MemoryWriter:
-        record = self._operations.get(operation_of(key))
-        if record is not None and record.state is _S.GONE:
-            raise StorageConflict("the operation has ended")
-        if is_response_key(key):
-            if record is not None and record.state is _S.DONE:
-                raise StorageConflict("the response is recorded")
-            self._building.pop(key, None)
-        building = self._building.get(key)
-        if building is None:
-            if record is not None and not is_response_key(key):
-                raise StorageConflict("the content is frozen")
-            self._cut(key, 0)
-            return _MemoryWriter(self, key, self._chunk_size, 0, [])
-        end = self._checked_end(key, building)
-        building = self._unseal_short(key, building, end)
-        self._cut(key, end, building)
-        self._suspects.discard(key)
-        size = building.chunk_size
-        waiting = [
-            self.issue_seal(key, index, size)
-            for index in range(building.prefix, end // size)
-        ]
-        return _MemoryWriter(self, key, size, end, waiting, synced=building.durable)
-
-    def _unseal_short(
-        self, key: ContentKey, building: _Building, end: int
-    ) -> _Building:
-        """Turn the short chunk that content ended in, but was not frozen with, into a tail."""
-        last = building.pieces.get(end // building.chunk_size)
-        if last is None:
-            return building
-        self._tails[key, last.index] = bytearray(self._chunks[last.digest])
-        pieces = {i: piece for i, piece in building.pieces.items() if i != last.index}
-        durable = building.durable
-        building = replace(building, pieces=pieces, durable_offset=durable)
-        self._building[key] = building
-        return building
-
-    def _cut(
-        self, key: ContentKey, end: int, building: _Building | None = None
-    ) -> None:
-        """Remove what *key* holds from *end* on: tails, sealings and strayed chunks."""
-        size = self._chunk_size if building is None else building.chunk_size
-        for at in [at for at in self._tails if at[0] == key]:
-            del self._tails[at][max(0, end - at[1] * size) :]
-            if not self._tails[at]:
-                del self._tails[at]
-        self._seals = [
-            seal
-            for seal in self._seals
-            if seal.key != key
-            or (seal.length == size and (seal.index + 1) * size <= end)
-        ]
-        if building is not None:
-            for index in [i for i in building.pieces if i * size >= end]:
-                del building.pieces[index]
-
-    def _end_sealings(self, key: ContentKey) -> None:
-        self._seals = [seal for seal in self._seals if seal.key != key]
-
-    def _end_writer(self, key: ContentKey) -> None:
-        writer = self._writers.pop(key, None)
-        if writer is not None:
-            writer.make_stale()
-
-    # For writers, seals and flushes.
-
-    def write(self, key: ContentKey, index: int, data: memoryview) -> int:
-        """Add to a tail as much of *data* as there is space for; that many bytes."""
-        room = len(data)
-        if self.full_after is not None:
-            room = min(room, max(0, self.full_after - self.stored_bytes))
-        if room:
-            self._tails.setdefault((key, index), bytearray()).extend(data[:room])
-        return room
-
-    def sync(self, key: ContentKey) -> None:
-        """Fail if that was asked for."""
-        if self.fail_next_sync:
-            self.fail_next_sync = False
-            self._suspects.add(key)
-            writer = self._writers.get(key)
-            if writer is not None:
-                writer.is_broken = True
-            raise StorageError("the sync failed, as it was told to")
-
-    def issue_seal(self, key: ContentKey, index: int, length: int) -> _MemorySeal:
-        """A seal that :meth:`apply` will know again, unless the tail is cut before."""
-        seal = _MemorySeal(self, key, index, length)
-        self._seals.append(seal)
-        return seal
-
-    def name(self, key: ContentKey, index: int, length: int) -> SealChunk:
-        """Name a tail's bytes, or those of the chunk that it became already."""
-        building = self._building.get(key)
-        if building is not None and index in building.pieces:
-            return building.pieces[index]
-        data = bytes(self._tails.get((key, index), b"")[:length])
-        return SealChunk(key, index, digest_of(data), length)
-
-    def release(self, writer: _MemoryWriter) -> None:
-        """The writer was closed."""
-        if self._writers.get(writer.key) is writer:
-            del self._writers[writer.key]
-
     # Readers and collection.
 
     def open_reader(self, content: Content) -> ContentReader:
@@ -654,127 +438,6 @@ class MemoryStore:
 
 def _slice(content: Content, at: int, size: int) -> bytes:
     return (content.inline or b"")[at : at + size]
-
-
-class _MemorySeal:
-    def __init__(
-        self, store: MemoryStore, key: ContentKey, index: int, length: int
-    ) -> None:
-        self.key = key
-        self.index = index
-        self.length = length
-        self.result: SealChunk | None = None
-        self._store = store
-
-    def run(self) -> SealChunk:
-        self._store.sync(self.key)
-        self.result = self._store.name(self.key, self.index, self.length)
-        return self.result
-
-
-class _MemoryFlush:
-    def __init__(self, store: MemoryStore, writer: _MemoryWriter) -> None:
-        self.offset = writer.offset
-        self._store = store
-        self._writer = writer
-
-    def run(self) -> RecordOffset:
-        self._store.sync(self._writer.key)
-        self._writer.synced = max(self._writer.synced, self.offset)
-        return RecordOffset(self._writer.key, self.offset)
-
-
-class _MemoryWriter:
-    def __init__(
-        self,
-        store: MemoryStore,
-        key: ContentKey,
-        chunk_size: int,
-        offset: int,
-        waiting: list[_MemorySeal],
-        *,
-        synced: int = 0,
-    ) -> None:
-        self.key = key
-        self.chunk_size = chunk_size
-        self.offset = offset
-        self.synced = synced
-        self.is_stale = False
-        self.is_broken = False
-        self._waiting = waiting
-        self._finished = False
-        self._store = store
-
-    def successor(self) -> _MemoryWriter:
-        """A newer writer that goes on exactly where this one is."""
-        return _MemoryWriter(
-            self._store,
-            self.key,
-            self.chunk_size,
-            self.offset,
-            self._waiting,
-            synced=self.synced,
-        )
-
-    @property
-    def can_hand_over(self) -> bool:
-        """Whether a newer writer may go on exactly where this one is."""
-        spent = self.is_stale or self.is_broken or self._finished
-        return not spent and not is_response_key(self.key)
-
-    def make_stale(self) -> None:
-        self.is_stale = True
-
-    def _check(self) -> None:
-        if self.is_stale:
-            raise StaleWriter("a newer writer took over, or the operation ended")
-
-    def append(self, data: bytes | bytearray | memoryview) -> list[Seal]:
-        self._check_open()
-        view = memoryview(data)
-        while view:
-            index, at = divmod(self.offset, self.chunk_size)
-            part = view[: self.chunk_size - at]
-            written = self._store.write(self.key, index, part)
-            self.offset += written
-            if at + written == self.chunk_size:
-                self._waiting.append(
-                    self._store.issue_seal(self.key, index, self.chunk_size)
-                )
-            if written < len(part):
-                raise StorageFull("the store is as full as it was told to be")
-            view = view[written:]
-        return self._take()
-
-    def _check_open(self) -> None:
-        self._check()
-        if self.is_broken:
-            raise StorageError("a sync of this content failed; open a new writer")
-        if self._finished:
-            raise CallerError("the content was finished")
-
-    def _take(self) -> list[Seal]:
-        seals: list[Seal] = list(self._waiting)
-        self._waiting = []
-        return seals
-
-    def flush(self) -> Flush | None:
-        self._check()
-        if self.offset <= self.synced:
-            return None
-        return _MemoryFlush(self._store, self)
-
-    def finish(self) -> list[Seal]:
-        self._check_open()
-        self._finished = True
-        index, at = divmod(self.offset, self.chunk_size)
-        if at:
-            self._waiting.append(self._store.issue_seal(self.key, index, at))
-        return self._take()
-
-    def close(self) -> None:
-        self.make_stale()
-        self._store.release(self)
 
 
 class _MemoryReader:
