@@ -304,8 +304,9 @@ class IterableSource:
 
     async def run(self) -> None:
         """Pull the content into the window until it ends; its errors go to the sender."""
+        blocks = aiter(self._blocks)
         try:
-            async for block in self._blocks:
+            async for block in blocks:
                 view = memoryview(block).cast("B")
                 while view:
                     room = await self._room()
@@ -316,7 +317,11 @@ class IterableSource:
             self._failure = exc
         else:
             self._length = self._end
-        self._announce()
+        finally:
+            self._announce()
+            # Only generators have it; the loop leaves a cancelled one half-way.
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
 
     async def _room(self) -> int:
         """How many bytes fit, once at least one does."""

@@ -150,12 +150,15 @@ class JournalEntry:
             if self._describe() != {name: record[name] for name in self._describe()}:
                 return
             base = Url.parse(self._key.url)
-            self.locations = Locations(
+            locations = Locations(
                 *(
                     None if record[name] is None else base.resolve(record[name])
                     for name in ("content", "message", "result")
                 )
             )
+            if locations.content is None and locations.message is None:
+                return
+            self.locations = locations
             self.all_sent = record["sent"]
             self._created = record["created"]
         except FileNotFoundError:
