@@ -65,6 +65,22 @@ def test_data_dir_is_for_its_owner_only(disk_stand: DiskStand) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == expected, path
 
 
+def test_new_data_dir_is_durable_from_the_root_on(tmp_path: Path) -> None:
+    """Every directory that was made is synced in the one above it."""
+    synced: list[str] = []
+
+    class NotingDisk(FaultyDisk):
+        def sync_directory(self, path: str) -> None:
+            synced.append(os.path.relpath(path, tmp_path))
+
+    open_store(tmp_path / "a" / "b" / "data", disk=NotingDisk()).close()
+    assert synced[:2] == [".", "a"]
+    assert {"a/b", "a/b/data", "a/b/data/chunks"} <= set(synced)
+    synced.clear()
+    open_store(tmp_path / "a" / "b" / "data", disk=NotingDisk()).close()
+    assert "a/b" not in synced
+
+
 def test_chunks_and_tails_lie_where_the_format_says(disk_stand: DiskStand) -> None:
     """chunks/<first hash byte>/<multihash>, tails/<key>.<index>."""
     put(disk_stand.store, begin(disk_stand.store), DATA[:11])
@@ -414,6 +430,24 @@ def test_full_catalog_undoes_the_batch(
     do(disk_stand.store, *seals, SetMeta("a", "b"))
     assert read_prefix(disk_stand.store) == DATA[:20]
     assert len(disk_stand.files("tails")) == 1
+
+
+def test_store_closes_on_a_full_disk(
+    disk_stand: DiskStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a server is not spoilt by what cannot be noted; a sweep makes up for it."""
+
+    def fail(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    collect_all(disk_stand.store)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_stand.disk, "commit", fail)
+        disk_stand.store.close()
+    (disk_stand.data_dir / "tails" / "nobody.0").write_bytes(b"x")
+    disk_stand.store = disk_stand.open()
+    collect_all(disk_stand.store)
+    assert disk_stand.files("tails") == []
 
 
 def test_distrust_survives_a_catalog_that_fails_as_well(

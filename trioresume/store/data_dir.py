@@ -28,7 +28,7 @@ class DataDir:
 
     def __init__(self, path: str | os.PathLike[str], disk: Disk) -> None:
         self.path = os.path.abspath(path)
-        os.makedirs(self.path, 0o700, exist_ok=True)
+        _make_durably(self.path, disk)
         self._lock = _lock(self.join("lock"))
         try:
             self._check_format(disk)
@@ -63,6 +63,16 @@ class DataDir:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def _make_durably(path: str, disk: Disk) -> None:
+    """Make the directory *path* and those above it, if they are not there."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        if parent != path:
+            _make_durably(parent, disk)
+        os.mkdir(path, 0o700)
+        disk.sync_directory(parent)
 
 
 def _lock(path: str) -> Descriptor:

@@ -42,7 +42,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from trioresume.errors import CallerError, StorageConflict
+from trioresume.errors import CallerError, StorageConflict, StorageError
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.collection import Sweep, collect_rows
@@ -124,8 +124,8 @@ class DiskStore:
             self._tails = TailFiles(self._dir.join("tails"), disk, self._distrust)
             self._chunks.prepare()
             self._tails.prepare()
-            disk.sync_directory(self._dir.path)
             self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
+            disk.sync_directory(self._dir.path)
         except BaseException:
             self._dir.close()
             raise
@@ -189,8 +189,10 @@ class DiskStore:
             try:
                 if self._sweep is None:
                     self._note(clean="yes")
-                self._sweep = None
+            except StorageError:
+                pass  # a full disk must not spoil the end; the next start sweeps
             finally:
+                self._sweep = None
                 self._catalog.close()
                 self._dir.close()
 
