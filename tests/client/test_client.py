@@ -222,6 +222,23 @@ async def test_server_that_never_says_100_gets_the_content_anyway(
     assert response.body == b"plain"
 
 
+async def test_server_that_refuses_expect_gets_a_plain_request() -> None:
+    """RFC 9110, section 10.1.1: 417 is no answer to the request itself."""
+
+    async def refuse(dialogue: Dialogue) -> None:
+        await dialogue.read_head()
+        await dialogue.respond(417)
+
+    async def serve(dialogue: Dialogue) -> None:
+        assert "expect" not in (await dialogue.read_head()).fields
+        assert await dialogue.read_body() == b"hello"
+        await dialogue.respond(200, {}, b"plain")
+
+    async with scripted(refuse, serve) as peer, client(peer) as c:
+        response = await c.request("POST", TARGET, body=b"hello")
+    assert response.body == b"plain"
+
+
 async def test_cut_plain_upload_is_not_repeated_unless_allowed(
     autojump_clock: Clock,
 ) -> None:

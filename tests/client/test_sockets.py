@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -314,6 +315,23 @@ async def test_server_that_closed_an_idle_connection_costs_no_retry() -> None:
         async with ClientImplementation(connector=peer, retry=PATIENT) as c:
             for _ in range(2):
                 assert (await c.request("GET", "http://peer.test/")).status == 200
+
+
+async def test_unknown_host_is_told_at_once() -> None:
+    """A typing error is not cured by patience; a name that once existed may be back."""
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *args: object, **kwargs: object) -> list[object]:  # type: ignore[override]
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        async def getnameinfo(self, *args: object, **kwargs: object) -> tuple[str, str]:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(Resolver())
+    async with Client() as c:
+        with pytest.raises(TransferFailed, match="not known") as caught:
+            await c.request("POST", "http://nowhere.test/", body=b"x")
+    assert caught.value.resumable
 
 
 def remaining(directory: Path) -> list[Path]:

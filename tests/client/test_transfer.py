@@ -181,12 +181,23 @@ def test_too_long_a_wish_is_the_answer_at_once() -> None:
     )
 
 
-@pytest.mark.parametrize("status", [200, 201, 303, 401, 404, 409, 413, 417, 500])
+@pytest.mark.parametrize("status", [200, 201, 303, 401, 404, 409, 413, 500])
 def test_final_response_to_the_request_is_the_answer(status: int) -> None:
     """Early or not (R10), and also from a server that knows nothing of resuming."""
     made = transfer()
     made.begin()
     outcome = answered(status)
+    assert outcome.answer is not None
+    assert made.after(outcome).action == Finish(outcome.answer)
+
+
+def test_refused_expectation_is_given_up_once() -> None:
+    """RFC 9110, section 10.1.1: some servers answer any Expect with a 417."""
+    made = transfer()
+    made.begin()
+    assert made.after(answered(417)).action == Send(expect=False)
+    assert made.after(cut()).action == Send(expect=False)
+    outcome = answered(417)
     assert outcome.answer is not None
     assert made.after(outcome).action == Finish(outcome.answer)
 

@@ -198,8 +198,9 @@ class FileSource:
             size = min(BLOCK_BYTES, self._size - start)
             self._read_ahead(start + size)
             yield FileSpan(self._fd, self._base + start, size)
-        # The bytes just sent may have been of two versions; better to say so.
-        self._check_unchanged()
+            # Before the last piece too: a mixture of two versions stays incomplete,
+            # and so is never processed.
+            self._check_unchanged()
 
     def _check_unchanged(self) -> None:
         if _stamp(os.fstat(self._fd)) != self._stamp:
@@ -363,7 +364,8 @@ class IterableSource:
         while True:
             if offset < self._base:
                 raise CallerError("content was dropped before it was sent")
-            piece = bytes(self._window[offset - self._base :][: BLOCK_BYTES // 4])
+            start = offset - self._base
+            piece = bytes(self._window[start : start + BLOCK_BYTES // 4])
             if piece:
                 offset += len(piece)
                 yield memoryview(piece)

@@ -23,7 +23,7 @@ class ClientResponse:
     url: str
     """The request's URL, against which ``Location`` resolves."""
     attempts: int
-    """How many requests carried content or asked for the answer; 1 if nothing went wrong."""
+    """How often the content was sent, or sent on after a cut; 1 if nothing went wrong."""
     bytes_resent: int
     """Content bytes that were sent more than once."""
 

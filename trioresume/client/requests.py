@@ -93,7 +93,7 @@ class RequestBuilder:
         """The request that performs *action*."""
         match action:
             case Send():
-                return self._send()
+                return self._send(action)
             case Append():
                 return self._append(action)
             case AskOffset(url):
@@ -122,14 +122,16 @@ class RequestBuilder:
         # cost the server a sync each.
         return "resume" if self._source.seekable else "resume, acknowledge"
 
-    def _send(self) -> WireRequest:
+    def _send(self, action: Send) -> WireRequest:
         length = self._source.length
         fields = self._own.plus({"prefer": self._wish})
         if length == 0:
             if self._method in _METHODS_WITH_CONTENT:
                 fields = fields.plus({"content-length": "0"})
             return WireRequest(self._url, _head(self._method, self._url, fields))
-        fields = fields.plus({"expect": "100-continue", **_framing(length)})
+        if action.expect:
+            fields = fields.plus({"expect": "100-continue"})
+        fields = fields.plus(_framing(length))
         head = _head(self._method, self._url, fields)
         return WireRequest(self._url, head, Outgoing(self._source))
 

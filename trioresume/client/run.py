@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from trioresume.client.transfer import (
     Transfer,
     WireAction,
 )
-from trioresume.errors import PeerError, UploadForgotten
+from trioresume.errors import PeerError, TransferFailed, UploadForgotten
 from trioresume.protocol.fields import parse_integer
 from trioresume.protocol.heads import Fields
 
@@ -112,7 +113,7 @@ class Run:
         if isinstance(action, Send | Append):
             self._begin_attempt(action)
         request = self._builder.build(action)
-        if isinstance(action, Send) and request.outgoing is not None:
+        if isinstance(action, Send) and action.expect and request.outgoing is not None:
             known = self._transfer.known_to_resume
             # A server that offers to resume always sends the 100 (R5); no need to guess.
             patience = self._timeouts.idle if known else self._timeouts.expect
@@ -121,11 +122,20 @@ class Run:
         try:
             exchange = await self._exchange(request, sink)
         except OSError as exc:
+            self._refuse_unknown_name(exc)
             return self._outcome(Reading(None, False, exc), Sent.NOTHING)
         if isinstance(action, Send) and exchange.answer is not None:
             self._note_late_offer(exchange.answer.fields)
         carried = exchange.sent if isinstance(action, Send | Append) else Sent.NOTHING
         return self._outcome(sink.reading(exchange), carried)
+
+    def _refuse_unknown_name(self, exc: OSError) -> None:
+        """A name that does not exist is a typing error, until it has once existed."""
+        unknown = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_NONAME
+        if unknown and self._attempts == 1 and self._transfer.locations is None:
+            raise TransferFailed(
+                f"{self._url.origin.host}: {exc.strerror}", resumable=True
+            ) from exc
 
     def _begin_attempt(self, action: Send | Append) -> None:
         self._attempts += 1

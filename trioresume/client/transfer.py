@@ -34,6 +34,7 @@ SEND             cut, nothing offered, safe to repeat         SEND
 SEND             cut, nothing offered, not safe               fail
 SEND             cut, offered                                 ASK_OFFSET
 SEND             408 425 429 503, nothing offered, safe       SEND, later
+SEND             417                                          SEND without Expect
 SEND             trouble (see below), offered                 ASK_OFFSET, later
 SEND             final response                               finish
 SEND             final response, its content cut              FETCH_RESULT
@@ -138,7 +139,9 @@ class ContentFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the whole request."""
+    """Send the whole request; *expect* is whether to ask for a 100 before its content."""
+
+    expect: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +301,7 @@ class Transfer:
     max_restarts: int = 3
     acknowledged: int = 0
     """The most that the server ever said it has."""
+    _expect: bool = True
     _restarts: int = 0
     _received: int = 0
     _answer: Answer | None = None
@@ -371,7 +375,15 @@ class Transfer:
             return self._later(self._resume_action(locations), outcome)
         if answer.status in _REFUSED_FOR_NOW and answer.troubled:
             return self._send_later_or_finish(outcome, answer)
+        if answer.status == 417 and self._expect and self._may_send_again(outcome.sent):
+            # RFC 9110, section 10.1.1: repeat it without the expectation.
+            self._expect = False
+            return Next(self._whole)
         return self._deliver(outcome, answer)
+
+    @property
+    def _whole(self) -> Send:
+        return Send(self._expect)
 
     def _send_again(self, outcome: Outcome) -> Next:
         if not self._may_send_again(outcome.sent):
@@ -379,7 +391,7 @@ class Transfer:
                 f"the connection broke after content of the {self.method} was sent, and"
                 " the server offers no way to resume; it may or may not have acted on it"
             ) from outcome.cause
-        return self._later(Send(), outcome)
+        return self._later(self._whole, outcome)
 
     def _may_send_again(self, sent: Sent) -> bool:
         if not self.content.can_start_at(0):
@@ -399,7 +411,7 @@ class Transfer:
                 outcome.now, answer.retry_after(outcome.wall_time)
             )
             if delay is not None:
-                return Next(Send(), delay)
+                return Next(self._whole, delay)
         return self._deliver(outcome, answer)
 
     def _after_ask(self, outcome: Outcome) -> Next:
@@ -480,7 +492,7 @@ class Transfer:
         # A server that answers so again and again, and never completes, costs budget.
         delay = 0.0
         if offset <= before:
-            delay = self._later(Send(), outcome).delay
+            delay = self._later(self._action, outcome).delay
         return self._go_on_from(offset, answer.complete, outcome, delay)
 
     def _after_message(self, outcome: Outcome) -> Next:
@@ -510,7 +522,7 @@ class Transfer:
         if answer.status == 416 and outcome.received == length:
             return Next(Finish(final))
         if answer.status in (404, 410, 412, 416):
-            self._later(Send(), outcome)  # charged: the two could send us in circles
+            self._later(self._action, outcome)  # charged: we could be sent in circles
             return self._fetch_message(outcome)
         raise self._unexpected(answer)
 
@@ -530,7 +542,7 @@ class Transfer:
                     f"the content of the {answer.status} was cut after"
                     f" {outcome.received} bytes and cannot be had again"
                 ) from outcome.cause
-            action = Send()
+            action = self._whole
         return self._later(action, outcome)
 
     def _result_action(self, outcome: Outcome) -> FetchResult | None:
@@ -576,7 +588,7 @@ class Transfer:
         self.locations = None
         self.all_sent = False
         self.acknowledged = 0
-        return self._later(Send(), outcome)
+        return self._later(self._whole, outcome)
 
     def _later(self, action: Action, outcome: Outcome) -> Next:
         """*action* after a delay; raises :class:`TransferFailed` when there is none left."""
