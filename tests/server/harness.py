@@ -24,7 +24,7 @@ import trio
 import trioresume
 from trioresume import Config, Fields, Request, Response
 from trioresume.protocol.clock import ServiceClock
-from trioresume.server.messages import HandlerTarget, Target
+from trioresume.server.messages import AnyTarget, as_target
 from trioresume.server.operations import Operations
 from trioresume.server.serving import Doorman, running_service, running_storage
 from trioresume.server.storage import Storage
@@ -354,7 +354,7 @@ class MemoryService:
 
 @asynccontextmanager
 async def memory_service(
-    handler: Handler | Target,
+    handler: Handler | AnyTarget,
     config: Config | None = None,
     *,
     store: MemoryStore | None = None,
@@ -363,7 +363,7 @@ async def memory_service(
     """A service in memory. On exit it is cancelled, as by its caller."""
     config = config or Config()
     store = store or MemoryStore(chunk_size=64)
-    target = handler if isinstance(handler, Target) else HandlerTarget(handler)
+    target = as_target(handler)
     clock = clock or ServiceClock(_wall, trio.current_time)
     async with (
         running_storage(store, config) as storage,
@@ -398,7 +398,7 @@ class SocketService:
 
 @asynccontextmanager
 async def socket_service(
-    handler: Handler | Target, data_dir: Path, **settings: Any
+    handler: Handler | AnyTarget, data_dir: Path, **settings: Any
 ) -> AsyncIterator[SocketService]:
     """``trioresume.serve`` with a store on disk, cancelled in the end."""
     settings = {"durability": "process", "chunk_size": 64 * 1024, **settings}

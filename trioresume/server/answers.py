@@ -35,6 +35,7 @@ from trioresume.server.messages import (
     Request,
     RequestBody,
     Response,
+    closing_iterator,
 )
 from trioresume.store.port import (
     Content,
@@ -286,8 +287,9 @@ class _ResponseWriter:
             if isinstance(body, bytes):
                 await self._append(writer, body)
             else:
-                async for block in body:
-                    await self._append(writer, block)
+                async with closing_iterator(body) as blocks:
+                    async for block in blocks:
+                        await self._append(writer, block)
             return await self._finish(writer)
         finally:
             writer.close()

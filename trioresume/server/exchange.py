@@ -20,6 +20,7 @@ from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import has_content, reason_phrase
 from trioresume.protocol.problem import problem_response
+from trioresume.server.messages import closing_iterator
 from trioresume.server.receive import BodyReceiver, ContentCut
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Exchange:
     ) -> None:
         """The 100 that the client waits for; *always*: also if it does not wait (R5)."""
         if self.can_interim and (self._owes_continue or always):
-            await self._transport.send_all(self._interim(100, fields))
+            await self._send(self._interim(100, fields))
         self._owes_continue = False
 
     def acknowledge(self, offset: int) -> None:
@@ -139,11 +140,12 @@ class Exchange:
         return self._parser.send(event)
 
     async def _send_blocks(self, body: AsyncIterable[bytes]) -> None:
-        async for block in body:
-            # Not copied: with a Content-Length h11 only counts it and hands it back.
-            event = h11.Data(data=block)
-            for data in self._parser.send_with_data_passthrough(event) or ():
-                await self._send(data)
+        async with closing_iterator(body) as blocks:
+            async for block in blocks:
+                # Not copied: with a Content-Length h11 only counts it, hands it back.
+                event = h11.Data(data=block)
+                for data in self._parser.send_with_data_passthrough(event) or ():
+                    await self._send(data)
         await self._send(self._parser.send(h11.EndOfMessage()))
 
     async def _send(self, data: bytes) -> None:

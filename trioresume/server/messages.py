@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
@@ -47,6 +48,23 @@ __all__ = [
 
 BLOCK_SIZE = 256 * 1024
 """Bytes per step when content is read for sending or iterated over."""
+
+
+@asynccontextmanager
+async def closing_iterator(
+    body: AsyncIterable[bytes],
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Iterate over *body* within the block; a generator is closed at its end.
+
+    Otherwise one that was left early would be ended by the garbage collector.
+    """
+    iterator = aiter(body)
+    try:
+        yield iterator
+    finally:
+        aclose = getattr(iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
 
 
 class RequestBody:

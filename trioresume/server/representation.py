@@ -15,7 +15,7 @@ from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate, range_applies
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.ranges import ByteRange, multipart_ranges, parse_range
-from trioresume.server.messages import BLOCK_SIZE
+from trioresume.server.messages import BLOCK_SIZE, closing_iterator
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields
@@ -144,17 +144,19 @@ async def _serve_ranges(
         ranges, reader.length, fields.get("content-type"), secrets.token_hex(16)
     )
 
-    async def blocks() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncIterator[bytes]:
         for part_head, range_ in framing.parts:
             yield part_head
-            async for block in _blocks(storage, reader, range_.first, range_.last + 1):
-                yield block
+            blocks = _blocks(storage, reader, range_.first, range_.last + 1)
+            async with closing_iterator(blocks) as part:
+                async for block in part:
+                    yield block
         yield framing.closing
 
     fields = fields.without("content-length", "content-type").plus(
         {"content-length": str(framing.length), "content-type": framing.content_type}
     )
-    await exchange.respond(206, fields, blocks())
+    await exchange.respond(206, fields, parts())
 
 
 async def _blocks(

@@ -8,6 +8,7 @@ itself, a PATCH's content is a patch document that says where its bytes belong.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from trioresume.protocol.parts import (
     PatchLimits,
 )
 from trioresume.server.messages import BLOCK_SIZE
+from trioresume.store.disk_io import translated
 
 if TYPE_CHECKING:
     from trioresume.protocol.parts import PatchEvent, PatchReader
@@ -113,17 +115,15 @@ class _AtomicPatchSink(_PatchSink):
     """
 
     def __init__(
-        self,
-        operation: Operation,
-        reader: PatchReader,
-        max_size: int | None,
-        directory: str,
+        self, operation: Operation, reader: PatchReader, config: Config
     ) -> None:
-        super().__init__(operation, reader, max_size)
+        super().__init__(operation, reader, config.max_upload_size)
+        # A store that is not on disk has no directory: then it is the system's own.
+        directory = str(config.data_dir) if os.path.isdir(config.data_dir) else None
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed in close()
             max_size=SPOOL_IN_MEMORY, dir=directory
         )
-        self._progress = _progress(operation, max_size)
+        self._progress = _progress(operation, config.max_upload_size)
 
     def apply(self, event: PatchEvent) -> None:
         if isinstance(event, PartData):
@@ -136,7 +136,8 @@ class _AtomicPatchSink(_PatchSink):
                     f"the patch goes beyond {limit} bytes",
                     close=True,
                 )
-            self._spool.write(event.data)
+            with translated("the patch could not be spooled"):
+                self._spool.write(event.data)
             self._progress = UploadProgress(
                 progress.offset + size, progress.length, progress.max_length
             )
@@ -158,11 +159,15 @@ class _AtomicPatchSink(_PatchSink):
         operation.learn_length(self._progress.length)
         self._spool.seek(0)
         with trio.move_on_after(seconds, shield=True) as scope:
-            while block := self._spool.read(BLOCK_SIZE):
+            while block := self._read_spool():
                 await operation.incoming.room()
                 operation.incoming.append(memoryview(block))
         if scope.cancelled_caught:
             raise StorageError("the disk did not take the patch in time")
+
+    def _read_spool(self) -> bytes:
+        with translated("the spooled patch could not be read"):
+            return self._spool.read(BLOCK_SIZE)
 
     def close(self) -> None:
         self._spool.close()
@@ -287,9 +292,7 @@ async def receive_patch(
 async def _receive_atomic(
     exchange: Exchange, operation: Operation, reader: PatchReader, config: Config
 ) -> None:
-    sink = _AtomicPatchSink(
-        operation, reader, config.max_upload_size, str(config.data_dir)
-    )
+    sink = _AtomicPatchSink(operation, reader, config)
     try:
         await exchange.body.receive(sink)
         sink.end()
