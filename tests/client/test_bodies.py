@@ -20,11 +20,11 @@ from trioresume.client.bodies import (
     BodyInput,
     FileSource,
     FileSpan,
-    IterableSource,
     SeekableSource,
     Source,
     opened,
 )
+from trioresume.client.window import IterableSource
 from trioresume.errors import CallerError
 
 DATA = random.Random(1).randbytes(2 * BLOCK_BYTES + 12345)

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from trioresume.client import Journal
-from trioresume.client.bodies import Identity
+from trioresume.client.bodies import (
+    Identity,
+)
 from trioresume.client.journal import DAY
 from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError

@@ -18,7 +18,7 @@ import trio
 import trioresume
 from tests.client.peer import Dialogue, Model, modelled, scripted
 from trioresume import Config, Request, Response
-from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy, bodies
+from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy, window
 from trioresume.client.client import Client as ClientImplementation
 from trioresume.errors import CallerError, TransferFailed
 from trioresume.testing import (
@@ -242,7 +242,7 @@ async def test_memory_does_not_grow_with_the_content(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file, sparse here, is never in memory; an iterable no further than its window."""
-    monkeypatch.setattr(bodies, "ACKNOWLEDGE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(window, "ACKNOWLEDGE_PATIENCE_SECONDS", 0.1)
     path = tmp_path / "sparse"
     size = 100 * MIB
     make_sparse(path, size)

@@ -8,7 +8,7 @@ import pytest
 
 from trioresume.client.locations import Locations, Url
 from trioresume.client.retry import RetryBudget, RetryPolicy
-from trioresume.client.transfer import (
+from trioresume.client.steps import (
     Action,
     Answer,
     Append,
@@ -19,8 +19,8 @@ from trioresume.client.transfer import (
     Outcome,
     Send,
     Sent,
-    Transfer,
 )
+from trioresume.client.transfer import Transfer
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields

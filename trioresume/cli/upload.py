@@ -28,6 +28,15 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from trioresume import (
+    Client,
+    ClientResponse,
+    Journal,
+    Progress,
+    RetryPolicy,
+    TransferFailed,
+    TrioresumeError,
+)
 from trioresume.cli.options import (
     Duration,
     ExitCode,
@@ -35,8 +44,6 @@ from trioresume.cli.options import (
     Size,
     common_options,
 )
-from trioresume.client import Client, ClientResponse, Journal, Progress, RetryPolicy
-from trioresume.errors import TransferFailed, TrioresumeError
 from trioresume.protocol.disposition import content_disposition_attachment
 
 __all__ = ["upload"]

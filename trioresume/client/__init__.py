@@ -5,7 +5,9 @@ connection, ``bodies`` and ``content`` hold what is sent and received, ``journal
 remembers across runs.
 """
 
-from trioresume.client.bodies import BodyInput
+from trioresume.client.bodies import (
+    BodyInput,
+)
 from trioresume.client.client import Client
 from trioresume.client.connector import Connector, TcpConnector
 from trioresume.client.journal import Journal

@@ -16,7 +16,6 @@ import trio
 from trioresume.client.bodies import (
     BodyInput,
     FileSource,
-    IterableSource,
     Source,
     opened,
 )
@@ -30,6 +29,7 @@ from trioresume.client.requests import HeaderInput, RequestBuilder
 from trioresume.client.retry import RetryBudget, RetryPolicy
 from trioresume.client.run import Run, Timeouts
 from trioresume.client.transfer import Transfer
+from trioresume.client.window import IterableSource
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
 

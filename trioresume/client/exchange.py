@@ -26,15 +26,24 @@ from typing import TYPE_CHECKING, Protocol, cast
 import h11
 import trio
 
-from trioresume.client.bodies import FileSpan, Piece, shrunk
-from trioresume.client.transfer import Answer, Sent
+from trioresume.client.bodies import (
+    FileSpan,
+    Piece,
+    shrunk,
+)
+from trioresume.client.steps import (
+    Answer,
+    Sent,
+)
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from trioresume.client.bodies import Source
+    from trioresume.client.bodies import (
+        Source,
+    )
     from trioresume.client.locations import Origin
 
 __all__ = ["Exchange", "Link", "Outgoing", "RateLimiter", "ResponseSink"]

@@ -33,7 +33,9 @@ import msgpack
 import platformdirs
 from blake3 import blake3
 
-from trioresume.client.bodies import Identity
+from trioresume.client.bodies import (
+    Identity,
+)
 from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError
 

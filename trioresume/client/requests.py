@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import h11
 
-from trioresume.client.bodies import Source
+from trioresume.client.bodies import (
+    Source,
+)
 from trioresume.client.exchange import Outgoing
 from trioresume.client.locations import Url
-from trioresume.client.transfer import (
+from trioresume.client.steps import (
     Append,
     AskOffset,
     FetchMessage,

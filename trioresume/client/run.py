@@ -16,22 +16,24 @@ from trioresume.client.exchange import Exchange, RateLimiter, ResponseSink
 from trioresume.client.locations import Locations, Origin, Url
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.sinks import IgnoringSink, Reading, sink_for
-from trioresume.client.transfer import (
+from trioresume.client.steps import (
     Action,
     Append,
     Finish,
     Outcome,
     Send,
     Sent,
-    Transfer,
     WireAction,
 )
+from trioresume.client.transfer import Transfer
 from trioresume.errors import PeerError, TransferFailed, UploadForgotten
 from trioresume.protocol.fields import parse_integer
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
-    from trioresume.client.bodies import Source
+    from trioresume.client.bodies import (
+        Source,
+    )
     from trioresume.client.content import ResponseContent
     from trioresume.client.journal import JournalEntry
     from trioresume.client.pool import Pool

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from trioresume.client.content import ResponseContent
 from trioresume.client.exchange import Exchange
-from trioresume.client.transfer import (
+from trioresume.client.steps import (
     Answer,
     Append,
     AskOffset,

@@ -67,39 +67,30 @@ progress refills.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
-from trioresume.client.locations import Locations, Url
-from trioresume.errors import ClientError, PeerError, TransferFailed, UploadForgotten
-from trioresume.protocol.fields import (
-    ContentRange,
-    parse_entity_tag,
-    parse_http_date,
-    parse_integer,
+from trioresume.client.locations import Locations
+from trioresume.client.steps import (
+    Action,
+    Answer,
+    Append,
+    AskOffset,
+    FetchMessage,
+    FetchResult,
+    Finish,
+    Next,
+    Outcome,
+    Send,
+    Sent,
+    count_of,
 )
-from trioresume.protocol.heads import Fields
+from trioresume.errors import ClientError, TransferFailed, UploadForgotten
+from trioresume.protocol.fields import ContentRange
 
 if TYPE_CHECKING:
     from trioresume.client.retry import RetryBudget
 
-__all__ = [
-    "IDEMPOTENT_METHODS",
-    "Action",
-    "Answer",
-    "Append",
-    "AskOffset",
-    "ContentFacts",
-    "FetchMessage",
-    "FetchResult",
-    "Finish",
-    "Next",
-    "Outcome",
-    "Send",
-    "Sent",
-    "Transfer",
-    "WireAction",
-]
+__all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Transfer"]
 
 IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 """RFC 9110, section 9.2.2."""
@@ -108,17 +99,8 @@ IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRAC
 _REFUSED_FOR_NOW = frozenset({408, 425, 429, 503})
 _GONE = frozenset({404, 410})
 
-# What is asked of a server that answers 202 and does not say when to ask again.
+# Seconds until a server is asked again that answers 202 and does not say when.
 _DEFAULT_RETRY_AFTER = 1.0
-
-
-class Sent(Enum):
-    """How much of a request's content was handed to the connection."""
-
-    NOTHING = auto()
-    SOME = auto()
-    ALL = auto()
-    """Also when there is no content: then the head is the whole request."""
 
 
 class ContentFacts(Protocol):
@@ -132,151 +114,6 @@ class ContentFacts(Protocol):
     def can_start_at(self, offset: int) -> bool:
         """Whether the bytes from *offset* on can (still) be sent."""
         ...
-
-
-# ------------------------------------------------------------------------ actions
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send the whole request; *expect* is whether to ask for a 100 before its content."""
-
-    expect: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class AskOffset:
-    """``HEAD`` *url* (R12)."""
-
-    url: Url
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """``PATCH`` *url* with the content of *range* (R15)."""
-
-    url: Url
-    range: ContentRange
-
-
-@dataclass(frozen=True, slots=True)
-class FetchMessage:
-    """``GET`` *url* as ``message/http`` (R26)."""
-
-    url: Url
-
-
-@dataclass(frozen=True, slots=True)
-class FetchResult:
-    """``GET`` *url* from *start* on (R28); *if_range* is a strong entity-tag."""
-
-    url: Url
-    start: int
-    if_range: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """*answer* is the final response, and its content is whole."""
-
-    answer: Answer
-
-
-WireAction = Send | AskOffset | Append | FetchMessage | FetchResult
-"""What is performed by an exchange with the server."""
-
-Action = WireAction | Finish
-
-
-@dataclass(frozen=True, slots=True)
-class Next:
-    """Perform *action* after *delay* seconds."""
-
-    action: Action
-    delay: float = 0.0
-
-
-# ----------------------------------------------------------------------- outcomes
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The head of a final response, or of the message that records one."""
-
-    status: int
-    fields: Fields
-
-    @property
-    def recorded(self) -> bool:
-        """Whether it is the target's answer, as the operation remembers it (R5, R11)."""
-        return "response-message-location" in self.fields or "resume" in (
-            self.fields.get("preference-applied") or ""
-        )
-
-    @property
-    def troubled(self) -> bool:
-        """Whether the server could not answer now, which says nothing of the request."""
-        trouble = self.status in (408, 425, 429) or self.status >= 500
-        return trouble and not self.recorded
-
-    @property
-    def offset(self) -> int | None:
-        """``Upload-Offset``, None if absent or malformed."""
-        return _integer(self.fields.get("upload-offset"))
-
-    @property
-    def complete(self) -> bool | None:
-        """``Upload-Complete``, None if absent or malformed."""
-        return {"?0": False, "?1": True}.get(self.fields.get("upload-complete") or "")
-
-    @property
-    def strong_etag(self) -> str | None:
-        """The content's validator; a 201's is another resource's (R28)."""
-        tag = parse_entity_tag(self.fields.get("etag") or "")
-        return None if tag is None or tag.weak or self.status == 201 else str(tag)
-
-    def retry_after(self, wall_time: float) -> float | None:
-        """``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
-        value = self.fields.get("retry-after")
-        if value is None:
-            return None
-        seconds = _integer(value)
-        if seconds is not None:
-            return float(seconds)
-        date = parse_http_date(value)
-        return None if date is None else max(0.0, date - wall_time)
-
-
-def _integer(value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_integer(value)
-    except PeerError:
-        return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How an action ended.
-
-    *answer* is the head of its final response, or for ``FetchMessage`` that of the
-    message once it was read. *whole* says that the content after it came to its end;
-    if it did not, *cause* says why. *state* is the member of a 202's document.
-    *received* counts the bytes of the final response's content held by now.
-    """
-
-    answer: Answer | None = None
-    whole: bool = False
-    sent: Sent = Sent.NOTHING
-    received: int = 0
-    state: str | None = None
-    cause: Exception | None = None
-    now: float = 0.0
-    """Monotonic, for the budget."""
-    wall_time: float = 0.0
-    """Unix seconds, for dates from the server."""
-
-
-# ----------------------------------------------------------------------- decisions
 
 
 @dataclass(eq=False, kw_only=True)
@@ -422,7 +259,7 @@ class Transfer:
             return self._start_over(outcome)
         offset = answer.offset
         if offset is None and answer.status == 200:
-            offset = _integer(answer.fields.get("content-length"))
+            offset = count_of(answer.fields.get("content-length"))
         if offset is None or not 200 <= answer.status <= 299:
             raise self._unexpected(answer)
         return self._go_on_from(offset, answer.complete, outcome)
@@ -518,7 +355,7 @@ class Transfer:
         assert final is not None
         if answer is None or answer.troubled or answer.status in (200, 206):
             return self._deliver(outcome, final)
-        length = _integer(final.fields.get("content-length"))
+        length = count_of(final.fields.get("content-length"))
         if answer.status == 416 and outcome.received == length:
             return Next(Finish(final))
         if answer.status in (404, 410, 412, 416):

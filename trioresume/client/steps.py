@@ -1,0 +1,188 @@
+"""What a transfer wants done, and what came of it: the values between its two halves.
+
+``transfer`` decides on an :data:`Action`, ``run`` performs it and reports an
+:class:`Outcome`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from trioresume.client.locations import Url
+from trioresume.errors import PeerError
+from trioresume.protocol.fields import (
+    ContentRange,
+    parse_entity_tag,
+    parse_http_date,
+    parse_integer,
+)
+from trioresume.protocol.heads import Fields
+
+__all__ = [
+    "Action",
+    "Answer",
+    "Append",
+    "AskOffset",
+    "FetchMessage",
+    "FetchResult",
+    "Finish",
+    "Next",
+    "Outcome",
+    "Send",
+    "Sent",
+    "WireAction",
+    "count_of",
+]
+
+
+class Sent(Enum):
+    """How much of a request's content was handed to the connection."""
+
+    NOTHING = auto()
+    SOME = auto()
+    ALL = auto()
+    """Also when there is no content: then the head is the whole request."""
+
+
+# ------------------------------------------------------------------------ actions
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the whole request; *expect* is whether to ask for a 100 before its content."""
+
+    expect: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AskOffset:
+    """``HEAD`` *url* (R12)."""
+
+    url: Url
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """``PATCH`` *url* with the content of *range* (R15)."""
+
+    url: Url
+    range: ContentRange
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMessage:
+    """``GET`` *url* as ``message/http`` (R26)."""
+
+    url: Url
+
+
+@dataclass(frozen=True, slots=True)
+class FetchResult:
+    """``GET`` *url* from *start* on (R28); *if_range* is a strong entity-tag."""
+
+    url: Url
+    start: int
+    if_range: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """*answer* is the final response, and its content is whole."""
+
+    answer: Answer
+
+
+WireAction = Send | AskOffset | Append | FetchMessage | FetchResult
+"""What is performed by an exchange with the server."""
+
+Action = WireAction | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Perform *action* after *delay* seconds."""
+
+    action: Action
+    delay: float = 0.0
+
+
+# ----------------------------------------------------------------------- outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The head of a final response, or of the message that records one."""
+
+    status: int
+    fields: Fields
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is the target's answer, as the operation remembers it (R5, R11)."""
+        return "response-message-location" in self.fields or "resume" in (
+            self.fields.get("preference-applied") or ""
+        )
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the server could not answer now, which says nothing of the request."""
+        trouble = self.status in (408, 425, 429) or self.status >= 500
+        return trouble and not self.recorded
+
+    @property
+    def offset(self) -> int | None:
+        """``Upload-Offset``, None if absent or malformed."""
+        return count_of(self.fields.get("upload-offset"))
+
+    @property
+    def complete(self) -> bool | None:
+        """``Upload-Complete``, None if absent or malformed."""
+        return {"?0": False, "?1": True}.get(self.fields.get("upload-complete") or "")
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The content's validator; a 201's is another resource's (R28)."""
+        tag = parse_entity_tag(self.fields.get("etag") or "")
+        return None if tag is None or tag.weak or self.status == 201 else str(tag)
+
+    def retry_after(self, wall_time: float) -> float | None:
+        """``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
+        value = self.fields.get("retry-after")
+        if value is None:
+            return None
+        seconds = count_of(value)
+        if seconds is not None:
+            return float(seconds)
+        date = parse_http_date(value)
+        return None if date is None else max(0.0, date - wall_time)
+
+
+def count_of(value: str | None) -> int | None:
+    """A field's value as a number of bytes or seconds, None if absent or malformed."""
+    try:
+        return None if value is None else parse_integer(value)
+    except PeerError:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an action ended.
+
+    *answer* is the head of its final response, or for ``FetchMessage`` that of the
+    message once it was read. *whole* says that the content after it came to its end;
+    if it did not, *cause* says why. *state* is the member of a 202's document.
+    *received* counts the bytes of the final response's content held by now.
+    """
+
+    answer: Answer | None = None
+    whole: bool = False
+    sent: Sent = Sent.NOTHING
+    received: int = 0
+    state: str | None = None
+    cause: Exception | None = None
+    now: float = 0.0
+    """Monotonic, for the budget."""
+    wall_time: float = 0.0
+    """Unix seconds, for dates from the server."""

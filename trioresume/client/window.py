@@ -1,0 +1,157 @@
+"""Content that is produced as it goes, and the part of it that may be needed again.
+
+It cannot be read twice, which is the hard case of resuming. It is pulled by a task of
+its own, for two reasons: a cut must not cancel the caller's iterator (a cancelled
+asynchronous generator is finished for good), and the window of bytes that may have to
+be sent again must be kept somewhere.
+
+The window is bounded. Bytes leave it when the server acknowledged them (R30). A server
+that acknowledges nothing would stop the upload as soon as the window is full; so after
+a while without a first acknowledgement the oldest bytes are dropped instead, and a cut
+that needs them makes the upload fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable
+
+import trio
+
+from trioresume.errors import CallerError
+
+__all__ = ["IterableSource"]
+
+PIECE_BYTES = 256 * 1024
+
+ACKNOWLEDGE_PATIENCE_SECONDS = 5.0
+"""How long a full window waits for the first Acknowledge before it drops its oldest bytes."""
+
+
+class IterableSource:
+    """Content that is produced once, with a window of what may be needed again.
+
+    *run* pulls it and must run beside the sending, in the request's own nursery.
+    """
+
+    seekable = False
+
+    def __init__(self, blocks: AsyncIterable[bytes], window_bytes: int) -> None:
+        if window_bytes < 1:
+            raise CallerError(
+                "the buffer for content that cannot be read twice is empty"
+            )
+        self._blocks = blocks
+        self._capacity = window_bytes
+        self._window = bytearray()
+        self._base = 0
+        """The offset of the window's first byte."""
+        self._length: int | None = None
+        self._failure: Exception | None = None
+        self._acknowledged = False
+        self._drops = False
+        """Whether a full window loses its oldest bytes instead of waiting."""
+        self._wanted: int | None = None
+        """The offset that a sender waits for; None while none does."""
+        self._changed = trio.Event()
+
+    @property
+    def length(self) -> int | None:
+        return self._length
+
+    @property
+    def buffered(self) -> int:
+        """Bytes in the window; never more than its capacity."""
+        return len(self._window)
+
+    def can_start_at(self, offset: int) -> bool:
+        return self._base <= offset <= self._end
+
+    @property
+    def _end(self) -> int:
+        return self._base + len(self._window)
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def run(self) -> None:
+        """Pull the content into the window until it ends; its errors go to the sender."""
+        blocks = aiter(self._blocks)
+        try:
+            async for block in blocks:
+                view = memoryview(block).cast("B")
+                while view:
+                    room = await self._room()
+                    self._window += view[:room]
+                    view = view[room:]
+                    self._announce()
+        except Exception as exc:  # noqa: BLE001 - the caller's own code; raised by pieces()
+            self._failure = exc
+        else:
+            self._length = self._end
+        finally:
+            self._announce()
+            # Only generators have it; the loop leaves a cancelled one half-way.
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
+
+    async def _room(self) -> int:
+        """How many bytes fit, once at least one does."""
+        while (room := self._capacity - len(self._window)) == 0:
+            if self._drops and self._starving and not self._acknowledged:
+                self._forget(self._base + max(1, self._capacity // 8))
+                continue
+            changed, starving = self._changed, self._starving
+            with trio.move_on_after(ACKNOWLEDGE_PATIENCE_SECONDS) as scope:
+                await changed.wait()
+            if scope.cancelled_caught and starving:
+                self._drops = True
+        return room
+
+    @property
+    def _starving(self) -> bool:
+        """Whether a sender has sent all there is.
+
+        Only then may bytes be dropped: without a sender, after a cut, what the server
+        has is not known before it was asked.
+        """
+        return self._wanted == self._end
+
+    @property
+    def waits_for_peer(self) -> bool:
+        return self._starving and len(self._window) == self._capacity
+
+    def release(self, offset: int, *, acknowledged: bool) -> None:
+        self._acknowledged = self._acknowledged or acknowledged
+        if self._base < offset <= self._end:
+            self._forget(offset)
+
+    def _forget(self, offset: int) -> None:
+        del self._window[: offset - self._base]
+        self._base = offset
+        self._announce()
+
+    async def pieces(self, offset: int) -> AsyncGenerator[memoryview]:
+        while True:
+            if offset < self._base:
+                raise CallerError("content was dropped before it was sent")
+            start = offset - self._base
+            piece = bytes(self._window[start : start + PIECE_BYTES])
+            if piece:
+                offset += len(piece)
+                yield memoryview(piece)
+            elif self._failure is not None:
+                raise self._failure
+            elif self._length is not None:
+                return
+            else:
+                await self._wait_for(offset)
+
+    async def _wait_for(self, offset: int) -> None:
+        self._wanted = offset
+        if len(self._window) == self._capacity:
+            self._announce()  # the pulling task must know why there is no room
+        try:
+            await self._changed.wait()
+        finally:
+            self._wanted = None
