@@ -62,9 +62,10 @@ class Service:
         arguments: Sequence[str] = ("serve",),
         *,
         module: str = "trioresume",
+        log: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
-        self.log = data_dir.with_name(data_dir.name + ".log")
+        self.log = log or data_dir.with_name(data_dir.name + ".log")
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
         self.root = f"http://127.0.0.1:{self.port}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def service(make_service: Callable[..., Service]) -> Service:
     service = make_service()
     service.start()
     return service
+
+
+@pytest.fixture(scope="module")
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A running ``trioresume serve`` for all tests of a module that leave it running."""
+    service = Service(tmp_path_factory.mktemp("shared") / "data")
+    service.start()
+    yield service
+    service.stop()
+    service.check_log()
+
+
+@pytest.fixture
+def new_name() -> str:
+    """The path of a file that no other test has."""
+    return f"/files/{secrets.token_hex(8)}"
 
 
 @pytest.fixture

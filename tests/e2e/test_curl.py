@@ -108,10 +108,14 @@ def check_stored(directory: Path, url: str, content: Path) -> None:
 
 @pytest.mark.parametrize("how", [("-T", "{}"), ("-X", "PUT", "--data-binary", "@{}")])
 def test_put_is_told_its_locations_in_the_100(
-    service: Service, tmp_path: Path, content: Path, how: tuple[str, ...]
+    shared_service: Service,
+    new_name: str,
+    tmp_path: Path,
+    content: Path,
+    how: tuple[str, ...],
 ) -> None:
     """R1: curl sees one 100 with all three fields, and the same in its 201."""
-    url = service.root + "/files/x"
+    url = shared_service.root + new_name
     options = [option.format(content) for option in how]
     ran = curl(tmp_path, url, *options, *RESUMING)
     assert ran.code == 0
@@ -124,14 +128,14 @@ def test_put_is_told_its_locations_in_the_100(
 
 
 def test_post_creates_a_file_of_its_own(
-    service: Service, tmp_path: Path, content: Path
+    shared_service: Service, tmp_path: Path, content: Path
 ) -> None:
     """POST answers 201 with the Location of what it stored, each time another one."""
     places = set()
     for _ in range(2):
         ran = curl(
             tmp_path,
-            service.root + "/files/",
+            shared_service.root + "/files/",
             "--data-binary",
             f"@{content}",
             *RESUMING,
@@ -140,27 +144,30 @@ def test_post_creates_a_file_of_its_own(
         places.add(ran.final.fields["location"])
     assert len(places) == 2
     for place in places:
-        check_stored(tmp_path, service.root + place, content)
+        check_stored(tmp_path, shared_service.root + place, content)
 
 
 @pytest.mark.parametrize(
     ("method", "fields"), [("PUT", ()), ("POST", ()), ("PUT", RESUMING)]
 )
 def test_http_1_0_is_served_without_an_interim(
-    service: Service,
+    shared_service: Service,
+    new_name: str,
     tmp_path: Path,
     content: Path,
     method: str,
     fields: tuple[str, ...],
 ) -> None:
     """R7: Expect is ignored, no 1xx is sent, the final response has the fields."""
-    url = service.root + ("/files/x" if method == "PUT" else "/files/")
+    url = shared_service.root + (new_name if method == "PUT" else "/files/")
     options = ["-0", "-X", method, "--data-binary", f"@{content}", *fields]
     ran = curl(tmp_path, url, *options)
     assert ran.code == 0
     assert [head.status for head in ran.heads] == [201]
     assert ("request-content-location" in ran.final.fields) == bool(fields)
-    place = url if method == "PUT" else service.root + ran.final.fields["location"]
+    place = (
+        url if method == "PUT" else shared_service.root + ran.final.fields["location"]
+    )
     check_stored(tmp_path, place, content)
 
 
@@ -174,14 +181,15 @@ def test_http_1_0_is_served_without_an_interim(
     ],
 )
 def test_chunked_content_is_stored_unchunked(
-    service: Service,
+    shared_service: Service,
+    new_name: str,
     tmp_path: Path,
     content: Path,
     how: tuple[str, ...],
     resuming: tuple[str, ...],
 ) -> None:
     """R18, R19: content of unknown length, with and without the preference."""
-    url = service.root + "/files/x"
+    url = shared_service.root + new_name
     options = [option.format(content) for option in how]
     with content.open("rb") as stdin:
         ran = curl(tmp_path, url, *options, *resuming, stdin=stdin)
@@ -191,19 +199,19 @@ def test_chunked_content_is_stored_unchunked(
 
 
 def test_a_plain_upload_does_not_wait_for_a_100(
-    service: Service, tmp_path: Path, content: Path
+    shared_service: Service, new_name: str, tmp_path: Path, content: Path
 ) -> None:
     """Content over 1 MiB makes curl expect a 100 by itself; without one it waits 1 s."""
-    ran = curl(tmp_path, service.root + "/files/x", "-T", str(content))
+    ran = curl(tmp_path, shared_service.root + new_name, "-T", str(content))
     assert ran.final.status == 201
     assert ran.seconds < 0.9
 
 
 def test_a_refusal_replaces_the_100_and_is_read(
-    service: Service, tmp_path: Path, content: Path
+    shared_service: Service, new_name: str, tmp_path: Path, content: Path
 ) -> None:
     """R10: 412 instead of the 100, without fields, for content never sent."""
-    url = service.root + "/files/x"
+    url = shared_service.root + new_name
     assert curl(tmp_path, url, "-T", str(content)).final.status == 201
     ran = curl(tmp_path, url, "-T", str(content), *RESUMING, "-H", "If-None-Match: *")
     assert [head.status for head in ran.heads] == [412]
@@ -217,10 +225,10 @@ def test_a_refusal_replaces_the_100_and_is_read(
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_curl_alone_resumes_an_upload(
-    service: Service, tmp_path: Path, content: Path, chunked: bool
+    shared_service: Service, new_name: str, tmp_path: Path, content: Path, chunked: bool
 ) -> None:
     """R12, R15, R17: cut by its own time limit; HEAD, then PATCH of a file of the rest."""
-    url = service.root + "/files/x"
+    url = shared_service.root + new_name
     slow = ["--limit-rate", "2M", "--max-time", "0.7"]
     if chunked:
         slow += ["-H", "Transfer-Encoding: chunked"]
@@ -228,7 +236,7 @@ def test_curl_alone_resumes_an_upload(
     assert cut.code == 28  # the time is over
     (interim,) = cut.heads
     assert interim.status == 100
-    place = service.root + interim.fields["request-content-location"]
+    place = shared_service.root + interim.fields["request-content-location"]
 
     asked = curl(tmp_path, place, "-I").final
     offset = int(asked.fields["upload-offset"])
@@ -247,7 +255,7 @@ def test_curl_alone_resumes_an_upload(
     patched = patch(tmp_path, place, content, middle, SIZE)
     assert patched.final.status == 201
 
-    message_at = service.root + interim.fields["response-message-location"]
+    message_at = shared_service.root + interim.fields["response-message-location"]
     replayed = curl(tmp_path, message_at)
     assert replayed.final.fields["content-type"] == "message/http"
     message = parse_message(replayed.body)
@@ -272,10 +280,10 @@ def patch(directory: Path, place: str, content: Path, start: int, stop: int) -> 
 
 
 def test_a_cut_download_is_continued_with_a_range(
-    service: Service, tmp_path: Path, content: Path
+    shared_service: Service, new_name: str, tmp_path: Path, content: Path
 ) -> None:
     """R28 for files: ``curl -C -`` fetches what is missing, and only that."""
-    url = service.root + "/files/x"
+    url = shared_service.root + new_name
     curl(tmp_path, url, "-T", str(content))
     begun = tmp_path / "begun"
     begun.write_bytes(content.read_bytes()[: SIZE // 3])
@@ -287,10 +295,10 @@ def test_a_cut_download_is_continued_with_a_range(
 
 
 def test_ranges_and_conditions_are_answered(
-    service: Service, tmp_path: Path, content: Path
+    shared_service: Service, new_name: str, tmp_path: Path, content: Path
 ) -> None:
     """R28, G14: several ranges, If-Range, 304, 416, HEAD, and the protecting fields."""
-    url = service.root + "/files/x"
+    url = shared_service.root + new_name
     etag = curl(tmp_path, url, "-T", str(content)).final.fields["etag"]
     whole = content.read_bytes()
 

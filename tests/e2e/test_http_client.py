@@ -16,9 +16,9 @@ CONTENT = os.urandom(200_000)
 
 
 @pytest.fixture
-def connection(service: Service) -> Iterator[http.client.HTTPConnection]:
+def connection(shared_service: Service) -> Iterator[http.client.HTTPConnection]:
     """One connection to the service, for all requests of a test."""
-    connection = http.client.HTTPConnection(*service.address, timeout=20)
+    connection = http.client.HTTPConnection(*shared_service.address, timeout=20)
     yield connection
     connection.close()
 
@@ -39,7 +39,7 @@ def exchange(
 
 @pytest.mark.parametrize("prefer", ["", "resume"])
 def test_all_methods_over_one_connection(
-    connection: http.client.HTTPConnection, prefer: str
+    connection: http.client.HTTPConnection, new_name: str, prefer: str
 ) -> None:
     """R5, R33: POST, PUT, GET, HEAD, DELETE in turn; an unasked 100 does no harm."""
     response, body = exchange(connection, "POST", "/files/", CONTENT, prefer)
@@ -51,9 +51,9 @@ def test_all_methods_over_one_connection(
     assert place is not None
     connected = connection.sock
     for status in (201, 204):
-        response, _ = exchange(connection, "PUT", "/files/x", CONTENT, prefer)
+        response, _ = exchange(connection, "PUT", new_name, CONTENT, prefer)
         assert response.status == status
-    for target in (place, "/files/x"):
+    for target in (place, new_name):
         response, body = exchange(connection, "GET", target)
         assert (response.status, body) == (200, CONTENT)
         response, body = exchange(connection, "HEAD", target)
@@ -84,19 +84,21 @@ def test_the_recorded_response_is_what_was_received(
 
 
 def test_chunked_content_from_an_iterator(
-    connection: http.client.HTTPConnection,
+    connection: http.client.HTTPConnection, new_name: str
 ) -> None:
     """R18, R19: http.client sends chunks when it does not know the length."""
     pieces = (CONTENT[i : i + 7000] for i in range(0, len(CONTENT), 7000))
-    response, _ = exchange(connection, "PUT", "/files/x", pieces, "resume")
+    response, _ = exchange(connection, "PUT", new_name, pieces, "resume")
     assert response.status == 201
-    _, body = exchange(connection, "GET", "/files/x")
+    _, body = exchange(connection, "GET", new_name)
     assert body == CONTENT
 
 
-def test_empty_content_is_content(connection: http.client.HTTPConnection) -> None:
+def test_empty_content_is_content(
+    connection: http.client.HTTPConnection, new_name: str
+) -> None:
     """A request of length 0 is complete at once and makes an empty file."""
-    response, _ = exchange(connection, "PUT", "/files/x", b"", "resume")
+    response, _ = exchange(connection, "PUT", new_name, b"", "resume")
     assert response.status == 201
-    response, body = exchange(connection, "GET", "/files/x")
+    response, body = exchange(connection, "GET", new_name)
     assert (response.status, body) == (200, b"")

@@ -83,14 +83,11 @@ class Upload:
 
     async def attempt(self) -> None:
         """One connection's worth of trying. Raises :class:`Cut`."""
-        wire = await Wire.connect(self.address)
-        try:
+        with await Wire.connect(self.address) as wire:
             if not self.content_at:
                 await self._start(wire)
             else:
                 await self._resume(wire)
-        finally:
-            wire.close()
 
     # The first request.
 

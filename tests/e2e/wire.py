@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 import trio
 
@@ -75,7 +76,10 @@ def parse_message(raw: bytes) -> Answer:
 
 
 class Wire:
-    """One connection. Every way it can break comes out as :class:`Cut`."""
+    """One connection. Every way it can break comes out as :class:`Cut`.
+
+    As a context manager it is closed at the end of the block.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -87,6 +91,12 @@ class Wire:
             return cls(await trio.open_tcp_stream(*address))
         except OSError as exc:
             raise Refused(str(exc)) from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     async def send(self, data: bytes | memoryview) -> None:
         try:
@@ -188,8 +198,5 @@ async def ask(
     fields: Iterable[tuple[str, str]] = (),
 ) -> Answer:
     """A request without content on a connection of its own."""
-    wire = await Wire.connect(address)
-    try:
+    with await Wire.connect(address) as wire:
         return await wire.ask(method, target, fields)
-    finally:
-        wire.close()

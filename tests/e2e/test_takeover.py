@@ -1,0 +1,135 @@
+"""The newest writer wins at once, though the old one is silent and open (R21)."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tests.e2e.command import Service
+from tests.e2e.wire import Cut, Wire, request_head
+
+OTHERS = 50
+TAKEOVERS = 20
+MOST_SECONDS = 0.050
+SIZE = 1_000_000
+RESUMING = (("Expect", "100-continue"), ("Prefer", "resume"))
+
+
+async def start(service: Service, target: str, length: int) -> tuple[Wire, str]:
+    """A connection that was asked for its content, and where that is."""
+    wire = await Wire.connect(service.address)
+    fields = [*RESUMING, ("Content-Length", str(length))]
+    await wire.send(request_head("PUT", target, fields))
+    head = await wire.next_head()
+    assert head.status == 100
+    return wire, head.fields["request-content-location"]
+
+
+@asynccontextmanager
+async def others(service: Service) -> AsyncIterator[None]:
+    """Fifty uploads that go on while the block runs, some 25 MB a second in all."""
+
+    async def upload(number: int) -> None:
+        wire, _ = await start(service, f"/files/other-{number}", 1 << 40)
+        block = random.Random(number).randbytes(50_000)
+        with wire:
+            while True:
+                await wire.send(block)
+                await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(OTHERS):
+            nursery.start_soon(upload, number)
+        await trio.sleep(0.3)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_takeover_of_a_silent_writer_takes_less_than_50_ms(
+    service: Service,
+) -> None:
+    """R21: median of twenty, from the request to the old writer's end and the offset."""
+    seconds = []
+    async with others(service):
+        for number in range(TAKEOVERS):
+            content = random.Random(number).randbytes(SIZE)
+            silent, place = await start(service, f"/files/{number}", SIZE)
+            newcomer = await Wire.connect(service.address)
+            await silent.send(content[: SIZE // 2])
+            await trio.sleep(0.02)  # let it arrive
+            began = trio.current_time()
+            answer = await newcomer.ask("HEAD", place)
+            seconds.append(trio.current_time() - began)
+            assert answer.fields["upload-offset"] == str(SIZE // 2)
+            silent.reset()
+            newcomer.close()
+    print(f"median {statistics.median(seconds):.4f} s, max {max(seconds):.4f} s")  # noqa: T201
+    assert statistics.median(seconds) < MOST_SECONDS
+
+
+async def test_a_superseded_writer_writes_nothing_more(service: Service) -> None:
+    """R21: what the old connection sends afterwards is never written, and it is told so."""
+    content = random.Random(1).randbytes(SIZE)
+    old, place = await start(service, "/files/x", SIZE)
+    await old.send(content[:1000])
+    new = await Wire.connect(service.address)
+    while (await new.ask("HEAD", place)).fields["upload-offset"] != "1000":
+        # A HEAD that was faster than the bytes has ended their writer; begin again.
+        old.reset()
+        old, place = await start(service, "/files/x", SIZE)
+        await old.send(content[:1000])
+        await trio.sleep(0.05)
+    told = await old.answer("PUT")
+    assert told.status == 409
+    await old.send(b"\0" * 1000)
+    assert (await new.ask("HEAD", place)).fields["upload-offset"] == "1000"
+
+    part = f"Content-Range: bytes 1000-{SIZE - 1}/{SIZE}\r\n\r\n".encode()
+    length = len(part) + SIZE - 1000
+    fields = [("Content-Type", "message/byterange"), ("Content-Length", str(length))]
+    await new.send(request_head("PATCH", place, fields) + part + content[1000:])
+    assert (await new.answer("PATCH")).status == 201
+    assert (await new.ask("GET", "/files/x")).body == content
+    old.close()
+    new.close()
+
+
+async def test_of_many_patches_at_one_offset_one_succeeds(service: Service) -> None:
+    """G10: they arrive at once; the content is one of them, whole, and not a mixture."""
+    first, place = await start(service, "/files/x", SIZE)
+    first.close()
+    contents = [bytes([number]) * SIZE for number in range(8)]
+    part = f"Content-Range: bytes 0-{SIZE - 1}/{SIZE}\r\n\r\n".encode()
+    length = ("Content-Length", str(len(part) + SIZE))
+    head = request_head("PATCH", place, [("Content-Type", "message/byterange"), length])
+    statuses = []
+
+    async def patch(content: bytes) -> None:
+        wire = await Wire.connect(service.address)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send_until_refused, wire, head + part + content)
+            statuses.append((await wire.answer("PATCH")).status)
+            nursery.cancel_scope.cancel()
+        wire.close()
+
+    async with trio.open_nursery() as nursery:
+        for content in contents:
+            nursery.start_soon(patch, content)
+    assert statuses.count(201) <= 1
+    assert set(statuses) <= {201, 409}
+    asking = await Wire.connect(service.address)
+    offset = int((await asking.ask("HEAD", place)).fields["upload-offset"])
+    stored = (await asking.ask("GET", place)).body
+    assert stored in [content[:offset] for content in contents]
+    asking.close()
+
+
+async def _send_until_refused(wire: Wire, data: bytes) -> None:
+    try:
+        await wire.send(data)
+    except Cut:
+        pass  # refused in the middle; its answer says why
