@@ -289,12 +289,15 @@ class Recorder:
     gate: trio.Event | None = None
     """If set, no call goes on before it."""
     started: int = 0
+    begun: trio.Event = field(default_factory=trio.Event)
+    """Set by the first call."""
     response: Callable[[bytes], Response] = lambda body: Response(
         200, {"Content-Type": "text/plain"}, b"got %d bytes" % len(body)
     )
 
     async def __call__(self, request: Request) -> Response:
         self.started += 1
+        self.begun.set()
         if self.gate is not None:
             await self.gate.wait()
         body = await request.body.read()

@@ -1,0 +1,54 @@
+"""Settings: bounds are checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from trioresume import CallerError, Config
+
+NUMBERS = [
+    setting.name
+    for setting in fields(Config)
+    if isinstance(setting.default, (int, float))
+    and not isinstance(setting.default, bool)
+]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "max_upload_size", "file_lifetime"])
+@pytest.mark.parametrize("value", [-1, -0.001, math.inf, -math.inf, math.nan])
+def test_number_must_be_finite_and_not_negative(name: str, value: float) -> None:
+    """NaN compares false with everything and is refused all the same."""
+    settings: dict[str, Any] = {name: value}
+    with pytest.raises(CallerError, match=name):
+        Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chunk_size", 0),
+        ("receive_size", 0),
+        ("unsealed_chunks", 0),
+        ("storage_threads", 0),
+        ("bind", ()),
+        ("operation_path", "/"),
+        ("operation_path", ""),
+        ("operation_path", "/operations"),
+        ("operation_path", "operations/"),
+        ("durability", "none"),
+    ],
+)
+def test_setting_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    """At once, and not when the first request comes."""
+    with pytest.raises(CallerError, match=name.partition("_")[0]):
+        Config(**{name: value})
+
+
+def test_defaults_are_within_bounds() -> None:
+    """And times that mean "at once" or "never" are allowed where they make sense."""
+    assert Config().durability == "disk"
+    assert Config(grace_timeout=0, drain_size=0, max_wait=0).grace_timeout == 0

@@ -1,0 +1,198 @@
+"""Group commit: order, isolation, cancellation and the end (server/storage.py)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+import trio
+import trio.testing
+
+from trioresume.errors import StorageConflict, StorageError, StorageFull
+from trioresume.server.storage import Storage
+from trioresume.store.port import Mutation, SetMeta, Store
+
+Clock = trio.testing.MockClock
+
+
+class _Recording:
+    """As much of a store as group commit sees."""
+
+    def __init__(self, *, blocking: bool = False) -> None:
+        self.blocking = blocking
+        self.batches: list[list[str]] = []
+        self.applied: list[str] = []
+        self.failing: set[str] = set()
+        self.conflicting: set[str] = set()
+        self.gate: threading.Event | None = None
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        if self.gate is not None:
+            assert self.gate.wait(5)
+        names = [cast("SetMeta", mutations[0]).name for mutations in batch]
+        self.batches.append(names)
+        if self.failing & set(names):
+            raise StorageFull("no room")
+        self.applied += [name for name in names if name not in self.conflicting]
+        return [
+            StorageConflict("not what was expected") if n in self.conflicting else None
+            for n in names
+        ]
+
+
+def _storage(store: _Recording) -> Storage:
+    return Storage(cast("Store", store), threads=2)
+
+
+def _meta(name: str) -> SetMeta:
+    return SetMeta(name, "")
+
+
+async def _commit_all(storage: Storage, names: Sequence[str]) -> dict[str, str]:
+    """Commit each in a task of its own, in order; what became of it."""
+    outcomes: dict[str, str] = {}
+
+    async def commit(name: str) -> None:
+        try:
+            await storage.commit(_meta(name))
+            outcomes[name] = "done"
+        except StorageError as exc:
+            outcomes[name] = type(exc).__name__
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(commit, name)
+    return outcomes
+
+
+async def test_submissions_made_together_share_a_commit(autojump_clock: Clock) -> None:
+    """A thousand uploads share one sync of the disk."""
+    storage = _storage(store := _Recording())
+    for number in range(100):
+        storage.submit(_meta(str(number)))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        await storage.commit(_meta("last"))
+        storage.stop()
+    assert store.applied == [*map(str, range(100)), "last"]
+    assert [len(batch) for batch in store.batches] == [100, 1]
+
+
+async def test_order_is_that_of_the_calls(autojump_clock: Clock) -> None:
+    """Over batches as within one."""
+    storage = _storage(store := _Recording())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        for number in range(50):
+            storage.submit(_meta(f"{number}a"))
+            storage.submit(_meta(f"{number}b"))
+            if number % 3 == 0:
+                await trio.testing.wait_all_tasks_blocked()
+        storage.stop()
+    assert store.applied == [f"{n}{c}" for n in range(50) for c in "ab"]
+    assert len(store.batches) > 10
+
+
+async def test_failing_submission_does_not_hurt_the_others(
+    autojump_clock: Clock,
+) -> None:
+    """Promise 10: the batch is tried again one by one, in order."""
+    storage = _storage(store := _Recording())
+    store.failing = {"3"}
+    store.conflicting = {"5"}
+    names = [str(number) for number in range(8)]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        outcomes = await _commit_all(storage, names)
+        storage.stop()
+    assert outcomes.pop("3") == "StorageFull"
+    assert outcomes.pop("5") == "StorageConflict"
+    assert set(outcomes.values()) == {"done"}
+    assert sorted(store.applied) == ["0", "1", "2", "4", "6", "7"]
+
+
+async def test_observer_is_told_of_what_was_applied_only(autojump_clock: Clock) -> None:
+    """Expiry and collection look into the catalog when they hear of something."""
+    storage = _storage(store := _Recording())
+    store.conflicting = {"no"}
+    seen: list[str] = []
+    storage.observe = lambda mutations: seen.extend(
+        cast("SetMeta", mutation).name for mutation in mutations
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        await _commit_all(storage, ["yes", "no"])
+        storage.stop()
+    assert seen == ["yes"]
+
+
+async def test_cancelled_waiter_does_not_take_its_submission_back() -> None:
+    """What was submitted happens; also when the disk is slow."""
+    storage = _storage(store := _Recording(blocking=True))
+    store.gate = threading.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        with trio.move_on_after(0.05) as scope:
+            await storage.commit(_meta("a"))
+        assert scope.cancelled_caught
+        with trio.move_on_after(0.05):
+            await storage.commit(_meta("b"))
+        store.gate.set()
+        storage.stop()
+    assert store.applied == ["a", "b"]
+
+
+async def test_stop_applies_what_was_submitted(autojump_clock: Clock) -> None:
+    """The last commits of a shutdown are not lost."""
+    storage = _storage(store := _Recording())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        storage.submit(_meta("a"))
+        storage.stop()
+        storage.submit(_meta("b"))
+    assert store.applied == ["a", "b"]
+
+
+async def test_commits_go_on_while_the_service_is_cancelled(
+    autojump_clock: Clock,
+) -> None:
+    """Tasks that are being cancelled still submit; that happens."""
+    storage = _storage(store := _Recording())
+
+    async def last_words() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            storage.submit(_meta("last"))
+            storage.stop()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        nursery.start_soon(last_words)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert store.applied == ["last"]
+
+
+async def test_store_that_may_block_is_called_in_a_thread() -> None:
+    """Rule 1 of the port: and one that cannot is called at once, after a checkpoint."""
+    for blocking in (True, False):
+        storage = _storage(_Recording(blocking=blocking))
+        thread = await storage.run(threading.get_ident)
+        assert (thread != threading.get_ident()) == blocking
+
+
+async def test_each_waiter_gets_an_error_of_its_own(autojump_clock: Clock) -> None:
+    """One exception raised in two tasks would mix up their tracebacks."""
+    storage = _storage(store := _Recording())
+    store.failing = {"a"}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        with pytest.raises(StorageFull, match="no room") as caught:
+            await storage.commit(_meta("a"))
+        assert isinstance(caught.value.__cause__, StorageFull)
+        storage.stop()
