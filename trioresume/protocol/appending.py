@@ -56,7 +56,7 @@ def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
     if total < progress.offset:
         raise PeerError(
             ProblemCode.INCONSISTENT_LENGTH,
-            f"{progress.offset} bytes were received already, more than {total}",
+            f"more than {total} bytes were received already",
         )
     return total
 

@@ -8,12 +8,13 @@ for byte, as for a token that was never given out (R35).
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import PeerError, ProblemCode, StorageFull
 from trioresume.protocol.appending import content_etag
 from trioresume.protocol.byteranges import ACCEPT_PATCH, patch_reader
 from trioresume.protocol.conditional import Outcome, evaluate
@@ -41,10 +42,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Resources", "send_recorded"]
 
+logger = logging.getLogger("trioresume.operations")
+
 _S = OperationState
 
 # Stored content and responses are their owner's alone (R36).
 PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
+_MISMATCH = ProblemCode.OFFSET_MISMATCH
 RETRY_AFTER = 1
 """Seconds after which a client may ask again for a response that is not there yet."""
 
@@ -137,7 +141,12 @@ class Resources:
         """End a running writer; the durable offset. Completes what only lacks that."""
         await operation.incoming.end_writer()
         _refuse_gone(operation)
-        offset = await operation.make_durable()
+        try:
+            offset = await operation.make_durable()
+        except StorageFull as exc:
+            # What was durable before still is; a HEAD that fails makes clients begin anew.
+            logger.warning("%s is answered without a sync: %s", operation.id, exc)
+            return operation.durable_offset
         if operation.is_whole:
             # Every byte is there, but a crash or a full disk kept it from completing.
             operation.complete()
@@ -204,8 +213,11 @@ class Resources:
                     self._acknowledger,
                     self._config,
                 )
-            except BaseException:
+            except BaseException as exc:
                 self._operations.start(operation, operation.cut)
+                if isinstance(exc, PeerError) and exc.problem is _MISMATCH:
+                    # It tells the offset, which must be durable before (promise 1).
+                    await operation.make_durable()
                 raise
         else:
             await self._refuse_content(exchange, operation)
