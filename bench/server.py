@@ -172,6 +172,8 @@ class Server:
             self._process.kill()
             self._process.wait()
         self._drain.join(5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

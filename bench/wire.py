@@ -44,10 +44,11 @@ class ResponseReader:
                 continue
             self._final = response
             self._body_left = _body_length(response)
-        if self._final is not None:
+        if self._final is not None and self._body_left >= 0:
             self._body_left -= len(self._buffer)
             self._buffer.clear()
             if self._body_left <= 0:
+                self._body_left = -1  # told once, whatever comes after it
                 found.append(self._final)
         return found
 
