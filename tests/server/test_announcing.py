@@ -1,0 +1,58 @@
+"""Whatever tells an offset tells a durable one (promise 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+import trio.testing
+
+from tests.server.harness import Recorder, memory_service
+from tests.server.test_content import BODY
+from trioresume.errors import StorageConflict, StorageFull
+from trioresume.server.config import Config
+from trioresume.server.locations import locate
+from trioresume.store.port import Mutation, RecordOffset, request_key
+from trioresume.testing import MemoryStore
+
+Clock = trio.testing.MockClock
+
+
+async def test_offset_of_a_409_survives_power_loss(autojump_clock: Clock) -> None:
+    """R16: a patch at the wrong place learns the offset, so it is synced before."""
+    store = MemoryStore(chunk_size=64)
+    async with memory_service(Recorder(), store=store) as service:
+        interim = await service.connect().start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        reply = await service.connect().patch(location, 7, BODY[7:20], 512)
+        assert (reply.status, reply["upload-offset"]) == (409, "100")
+    place = locate(Config(), location)
+    assert place is not None
+    after = store.crash(power_loss=True)
+    assert after.offset(request_key(place[0])) == 100
+
+
+class _NoSpaceForOffsets(MemoryStore):
+    """The catalog cannot grow: a sync cannot be recorded."""
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        if any(isinstance(m, RecordOffset) for submission in batch for m in submission):
+            raise StorageFull("no space for the catalog")
+        return super().apply(batch)
+
+
+async def test_head_answers_what_was_durable_when_the_disk_is_full(
+    autojump_clock: Clock,
+) -> None:
+    """G8, R12: a HEAD that fails in passing makes clients begin from zero."""
+    store = _NoSpaceForOffsets(chunk_size=64)
+    async with memory_service(Recorder(), store=store) as service:
+        interim = await service.connect().start(512, BODY[:30])
+        location = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        shown = await service.connect().request("HEAD", location)
+        assert (shown.status, shown["content-length"]) == (200, "0")
+        assert shown["upload-complete"] == "?0"
