@@ -29,6 +29,7 @@ from tests.store.helpers import (
 from trioresume.errors import StorageError, StorageFull
 from trioresume.store.disk import open_store
 from trioresume.store.port import Content, EndOperation, OperationId, SetMeta
+from trioresume.store.room import HEADROOM
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,12 +84,12 @@ def test_kill_at_any_moment_keeps_what_was_announced(tmp_path: Path, seed: int) 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB, where this process may make one."""
+    """A file system of 2 MiB beyond the headroom, where this process may make one."""
     path = tmp_path / "small"
     path.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(path)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={HEADROOM + (2 << 20)}", "none", str(path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     yield path
@@ -116,7 +117,7 @@ def test_full_disk_hurts_one_upload(small_disk: Path) -> None:
     (small_disk / "data" / "format").stat()
     store.close()
 
-    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=24m", str(small_disk)], check=True)
     store = open_store(small_disk / "data", chunk_size=65536)
     assert store.offset(KEY) == offset
     writer = store.open_writer(KEY)

@@ -24,6 +24,7 @@ from trioresume.errors import CallerError, StorageError
 from trioresume.store.disk_io import Descriptor, Disk, storage_error, translated
 from trioresume.store.port import ContentKey, RecordOffset, Seal, SealChunk, check_key
 from trioresume.store.recipe import Digest, wrap_hash
+from trioresume.store.room import Room
 
 __all__ = ["DiskFlush", "DiskSeal", "KnownSeal", "Sealing", "Tail", "TailFiles"]
 
@@ -51,6 +52,7 @@ class TailFiles:
     ) -> None:
         self._root = root
         self.disk = disk
+        self.room = Room(root)
         self.distrust = distrust
         """Called when a sync failed: nothing unrecorded of this key counts any more."""
         self._lock = threading.Lock()
@@ -320,6 +322,7 @@ class Tail:
             while position < size:
                 file = self._file or self._begin()
                 part = data[position : position + self.chunk_size - self._length]
+                self.files.room.take(len(part))
                 written = self._write(file.fileno(), part)
                 # Only what was written is hashed, so that both still agree after an error.
                 self._hasher.update(part if written == len(part) else part[:written])
