@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bearer_tokens", "new_token"]
 
-_LINE = re.compile(r"(?P<name>[^\s#]\S*)\s+(?P<hash>[0-9a-f]{64})")
+_NAME = re.compile(r"[^\s#]\S*")
+_LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-f]{{64}})")
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
 _REFUSAL = Rejection(
     401,
@@ -35,7 +36,13 @@ _REFUSAL = Rejection(
 
 
 def new_token(name: str) -> tuple[str, str]:
-    """A new random token for *name*, and the line that lets it in."""
+    """A new random token for *name*, and the line that lets it in.
+
+    Raises :class:`~trioresume.errors.CallerError` for a name that would not stand in a
+    line: an empty one, one with white space, one that begins with ``#``.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise CallerError("a name has no white space and does not begin with '#'")
     token = secrets.token_urlsafe(32)
     return token, f"{name} {_hash(token)}"
 

@@ -1,0 +1,283 @@
+"""``trioresume serve`` as a process, and what its options become."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+import trioresume
+from trioresume import Config
+from trioresume.cli import main
+
+SOURCE = str(Path(trioresume.__file__).parent.parent)
+
+
+@contextlib.contextmanager
+def _running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, once it said where it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trioresume", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("You can now upload files to: http://"), line
+        yield process, line.split(": ")[1].strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "trioresume", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        check=False,
+    )
+
+
+def _upload(url: str, body: bytes, **headers: str) -> str:
+    request = urllib.request.Request(url, data=body, headers=headers)
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 201
+        location: str = response.headers["Location"]
+        return location
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_in_order(number: int, tmp_path: Path) -> None:
+    """It stores, says where it listens, and on a signal exits with 0 and a free directory."""
+    directory = str(tmp_path / "data")
+    arguments = ("--bind", "127.0.0.1:0", "--data-dir", directory)
+    with _running(*arguments) as (process, url):
+        location = _upload(url, b"hello")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+    with _running(*arguments) as (process, url):
+        root = url.removesuffix("/files/")
+        with urllib.request.urlopen(root + location) as response:
+            assert response.read() == b"hello"
+
+
+def test_second_signal_stops_at_once(tmp_path: Path) -> None:
+    """A request that hangs holds the first one up for the grace period, not the second."""
+    arguments = ("--bind", "127.0.0.1:0", "--data-dir", str(tmp_path))
+    with _running(*arguments, "--grace-timeout", "60s") as (process, url):
+        host, port = url.removeprefix("http://").removesuffix("/files/").split(":")
+        with socket.create_connection((host, int(port))) as hanging:
+            hanging.sendall(
+                b"POST /files/ HTTP/1.1\r\nHost: x\r\nPrefer: resume\r\n"
+                b"Content-Length: 10\r\n\r\nabc"
+            )
+            assert hanging.recv(100).startswith(b"HTTP/1.1 100")
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            while "once more" not in process.stderr.readline():
+                assert process.poll() is None
+            time.sleep(0.2)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+
+
+def test_directory_in_use_is_a_plain_message(tmp_path: Path) -> None:
+    """StoreLocked: exit code 1, one line, no traceback."""
+    arguments = ("--bind", "127.0.0.1:0", "--data-dir", str(tmp_path))
+    with _running(*arguments):
+        ended = _serve(*arguments)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("Error: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_address_in_use_is_a_plain_message(tmp_path: Path) -> None:
+    """It names the reason; nothing was made in the directory."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = _serve(
+            "--bind",
+            f"127.0.0.1:{taken.getsockname()[1]}",
+            "--data-dir",
+            str(tmp_path / "data"),
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: ")
+    assert "in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_malformed_tokens_file_is_a_plain_message(tmp_path: Path) -> None:
+    """It names the line."""
+    path = tmp_path / "tokens"
+    path.write_text("not a token\n")
+    ended = _serve("--tokens-file", str(path), "--data-dir", str(tmp_path / "data"))
+    assert ended.returncode != 0
+    assert "line 1" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_tokens_file_guards_the_service(tmp_path: Path) -> None:
+    """401 without a token; with one that 'trioresume token' made, 201."""
+    token, line = trioresume.new_token("ann")
+    path = tmp_path / "tokens"
+    path.write_text(line + "\n")
+    arguments = ["--bind", "127.0.0.1:0", "--data-dir", str(tmp_path / "data")]
+    with _running(*arguments, "--tokens-file", str(path)) as (_, url):
+        with pytest.raises(urllib.request.HTTPError) as refused:
+            _upload(url, b"x")
+        refused.value.close()
+        assert refused.value.code == 401
+        assert _upload(url, b"x", Authorization=f"Bearer {token}").startswith("/files/")
+
+
+# What the options become.
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, str]]:
+    """The settings with which the service would have been run."""
+    seen: list[tuple[Config, str]] = []
+
+    def run(_: object, config: Config, base_path: str, **__: Any) -> None:
+        seen.append((config, base_path))
+
+    monkeypatch.setattr(trio, "run", run)
+    return seen
+
+
+def _invoke(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, ["serve", *arguments], env=env)
+
+
+TWINS: dict[str, tuple[str, str, object]] = {
+    # option: what is given, the setting's name, the value it gets
+    "data-dir": ("there", "data_dir", Path("there")),
+    "durability": ("process", "durability", "process"),
+    "public-url": ("https://x.example/a/", "public_url", "https://x.example/a"),
+    "max-upload-size": ("5MiB", "max_upload_size", 5 * 1024 * 1024),
+    "incomplete-lifetime": ("2d", "incomplete_lifetime", 2 * 86400.0),
+    "response-lifetime": ("90m", "response_lifetime", 5400.0),
+    "file-lifetime": ("7d", "file_lifetime", 7 * 86400.0),
+    "idle-timeout": ("500ms", "body_timeout", 0.5),
+    "grace-timeout": ("0s", "grace_timeout", 0.0),
+}
+
+
+@pytest.mark.parametrize("option", TWINS)
+@pytest.mark.parametrize("place", ["option", "environment", "file"])
+def test_option_and_its_twins_reach_the_settings(
+    option: str,
+    place: str,
+    configured: list[tuple[Config, str]],
+    tmp_path: Path,
+) -> None:
+    """From the command line, the environment and a TOML file alike."""
+    given, name, value = TWINS[option]
+    if place == "option":
+        result = _invoke(f"--{option}", given)
+    elif place == "environment":
+        variable = "TRIORESUME_SERVE_" + option.upper().replace("-", "_")
+        result = _invoke(env={variable: given})
+    else:
+        path = tmp_path / "config.toml"
+        path.write_text(f'[serve]\n{option} = "{given}"\n')
+        result = _invoke("--config", str(path))
+    assert result.exit_code == 0, result.output
+    ((config, base_path),) = configured
+    assert getattr(config, name) == value
+    assert base_path == "/files/"
+
+
+@pytest.mark.parametrize("place", ["option", "environment", "file"])
+def test_repeated_addresses_and_the_base_path(
+    place: str, configured: list[tuple[Config, str]], tmp_path: Path
+) -> None:
+    """A list each: repeated, separated by white space, an array."""
+    binds = ["127.0.0.1:1", "[::1]:2"]
+    if place == "option":
+        result = _invoke("--bind", binds[0], "--bind", binds[1], "--base-path", "/up/")
+    elif place == "environment":
+        env = {"TRIORESUME_SERVE_BIND": " ".join(binds)}
+        result = _invoke(env={**env, "TRIORESUME_SERVE_BASE_PATH": "/up/"})
+    else:
+        path = tmp_path / "config.toml"
+        path.write_text(f'[serve]\nbind = {binds!r}\nbase-path = "/up/"\n')
+        result = _invoke("--config", str(path))
+    assert result.exit_code == 0, result.output
+    ((config, base_path),) = configured
+    assert list(config.bind) == binds
+    assert base_path == "/up/"
+
+
+def test_defaults_are_those_of_the_library(
+    configured: list[tuple[Config, str]],
+) -> None:
+    """Whoever moves from the command to the library finds the same service."""
+    result = _invoke()
+    assert result.exit_code == 0, result.output
+    ((config, _),) = configured
+    defaults = Config()
+    for name in Config.__dataclass_fields__:
+        said, default = getattr(config, name), getattr(defaults, name)
+        if name in ("bind", "data_dir"):
+            said, default = str(said), str(default)
+        assert said == default, name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--bind", "8080"),
+        ("--bind", "x:99999"),
+        ("--durability", "none"),
+        ("--max-upload-size", "0"),
+        ("--incomplete-lifetime", "soon"),
+        ("--idle-timeout", "0"),
+        ("--tokens-file", "/nonexistent"),
+        ("--unknown",),
+        ("argument",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    arguments: tuple[str, ...], configured: list[tuple[Config, str]]
+) -> None:
+    """And nothing was started."""
+    result = _invoke(*arguments)
+    assert result.exit_code == 2
+    assert configured == []
+
+
+def test_base_path_without_slashes_is_refused(tmp_path: Path) -> None:
+    """Plainly, before anything is made on the disk."""
+    data = tmp_path / "data"
+    arguments = ("--bind", "127.0.0.1:0", "--data-dir", str(data))
+    ended = _serve("--base-path", "files", *arguments)
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr
+    assert "slash" in ended.stderr or "'/'" in ended.stderr
