@@ -24,6 +24,7 @@ from tests.server.harness import (
     socket_service,
 )
 from trioresume import Config
+from trioresume.store.port import OperationId
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -648,6 +649,46 @@ async def test_large_multipart_goes_through_a_file(tmp_path: Path) -> None:
             reply = await client.request("PATCH", location, MULTIPART, patch)
             assert reply.status == 200
     assert handler.bodies == [body]
+
+
+async def test_stated_length_is_never_forgotten_by_a_newcomer(
+    autojump_clock: Clock,
+) -> None:
+    """B2: also by one that comes before it is committed; trio's order is random."""
+    async with memory_service(Recorder()) as service:
+        for length in range(600, 640):
+            client = service.connect()
+            fields = {"Transfer-Encoding": "chunked", **RESUME}
+            await client.send(head("POST", "/", fields))
+            interim = await client.interim()
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            location = interim.fields.get("request-content-location") or ""
+            token = OperationId(location.split("/")[2])
+            async with service.operations.use(token) as operation:
+                assert operation is not None
+                operation.learn_length(length)
+            async with service.operations.use(token) as operation:
+                assert operation is not None
+                assert operation.record.length == length
+
+
+@pytest.mark.parametrize("chunk_size", [10, 64, 100, 4096])
+async def test_upload_keeps_its_chunk_size_over_a_change_of_the_setting(
+    chunk_size: int, autojump_clock: Clock
+) -> None:
+    """R22: begun with chunks of 64 bytes, completed by a service with others."""
+    store = MemoryStore(chunk_size=64)
+    async with memory_service(Recorder(), store=store) as service:
+        location = await cut_upload(service, BODY, 300)
+    after = store.crash(power_loss=False, chunk_size=chunk_size)
+    async with memory_service(handler := Recorder(), store=after) as service:
+        assert await offset_of(service, location) == 300
+        reply = await service.connect().patch(location, 300, BODY[300:], 512)
+        assert reply.status == 200
+        shown = await service.connect().request("GET", location)
+        assert shown.body == BODY
+    assert handler.bodies == [BODY]
 
 
 # Any split of the bytes.

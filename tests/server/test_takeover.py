@@ -20,6 +20,9 @@ from tests.server.harness import (
     socket_service,
 )
 from tests.server.test_content import BODY
+from trioresume import PeerError
+from trioresume.server.incoming import Incoming
+from trioresume.store.port import OperationId
 
 Clock = trio.testing.MockClock
 
@@ -182,3 +185,46 @@ async def test_takeover_takes_milliseconds(tmp_path: Path) -> None:
                     assert (await silent.reply()).status == 409
     for method, times in taken.items():
         assert statistics.median(times) < 0.05, method
+
+
+async def test_visitor_that_wakes_late_does_not_end_a_newer_writer(
+    autojump_clock: Clock,
+) -> None:
+    """R21: it ended who wrote when it came; who came after it is not its business."""
+    async with memory_service(Recorder()) as service:
+        for _ in range(20):  # trio wakes the two in random order
+            client = service.connect()
+            interim = await client.start(512)
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            location = interim.fields.get("request-content-location") or ""
+            async with service.operations.use(
+                OperationId(location.split("/")[2])
+            ) as operation:
+                assert operation is not None
+                await _race(operation.incoming)
+
+
+async def _race(incoming: Incoming) -> None:
+    async def oldest() -> None:
+        place = await incoming.end_writer()
+        with pytest.raises(PeerError, match="superseded"):
+            async with incoming.writing(place):
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(1)
+
+    async def visitor() -> None:
+        await incoming.end_writer()
+
+    async def newest() -> None:
+        place = await incoming.end_writer()
+        async with incoming.writing(place):
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        for function in (oldest, visitor, newest):
+            nursery.start_soon(function)
+            await trio.testing.wait_all_tasks_blocked()
