@@ -44,7 +44,6 @@ from trioresume.cli.options import (
     Size,
     common_options,
 )
-from trioresume.protocol.disposition import content_disposition_attachment
 
 __all__ = ["upload"]
 
@@ -235,9 +234,9 @@ class _Uploads:
                 body=job.path,
                 headers={
                     "content-type": _media_type(job.path),
-                    "content-disposition": content_disposition_attachment(
-                        job.path.name
-                    ),
+                    # RFC 8187: any name, in the one form that needs no quoting rules.
+                    "content-disposition": "attachment; filename*=UTF-8''"
+                    + quote(os.fsencode(job.path.name), safe=""),
                 },
                 on_progress=lambda progress: self._display.show(job, progress),
             )
