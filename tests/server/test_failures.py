@@ -21,7 +21,8 @@ from tests.server.harness import (
 from tests.server.test_content import BODY, MULTIPART, _multipart
 from trioresume import Config, FileService, Response
 from trioresume.errors import StorageConflict, StorageFull
-from trioresume.store.port import Mutation
+from trioresume.store.port import ContentKey, Mutation
+from trioresume.store.recipe import Digest
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -218,6 +219,31 @@ async def test_bug_in_the_store_ends_the_service_without_a_lie(
                 pass
             await trio.sleep(1)
     assert not any(b" 100 " in data or b" 200 " in data for data in received)
+
+
+async def test_bug_in_completing_leaves_nobody_waiting(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Promise 10: the upload's own request gets a 500, and HEAD an answer."""
+
+    class _Buggy(MemoryStore):
+        def chunk_digests(self, key: ContentKey) -> list[Digest]:
+            raise ZeroDivisionError
+
+    async with memory_service(Recorder(), store=_Buggy(chunk_size=64)) as service:
+        client = service.connect()
+        interim = await client.start(512, BODY[:500])
+        content = interim.fields.get("request-content-location") or ""
+        message = interim.fields.get("response-message-location") or ""
+        waiting = service.connect()
+        await waiting.send(head("GET", message, {"Prefer": "wait=30"}))
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(BODY[500:])
+        assert (await client.reply()).status == 500
+        with trio.fail_after(20):
+            assert (await service.connect().request("HEAD", content)).status == 200
+        assert (await waiting.reply()).status == 202
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_large_atomic_patch_needs_no_data_directory(

@@ -341,6 +341,29 @@ async def test_delete_while_processing_drops_the_result(
             assert (await service.connect().request("GET", message)).status == 410
 
 
+@pytest.mark.parametrize("delay", range(25))
+async def test_deleted_while_completing_stays_deleted_over_a_crash(
+    delay: int, autojump_clock: Clock
+) -> None:
+    """R25: at whichever step of the completion the DELETE comes."""
+    store = MemoryStore(chunk_size=64)
+    handler = Recorder(gate=trio.Event())
+    async with memory_service(handler, store=store) as service:
+        client = service.connect()
+        interim = await client.start(512, BODY[:-1])
+        content = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        await client.send(BODY[-1:])
+        for _ in range(delay):
+            await trio.lowlevel.checkpoint()
+        reply = await service.connect().request("DELETE", content)
+        assert reply.status == 204
+        store = store.crash(power_loss=True)
+    async with memory_service(Recorder(), store=store) as service:
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await service.connect().request("HEAD", content)).status == 410
+
+
 # R30.
 
 
