@@ -274,3 +274,25 @@ async def test_storage_error_is_logged_with_its_request(
         async with memory_service(Recorder(), store=store) as service:
             await service.connect().request("POST", "/up", RESUME, BODY)
     assert any("POST /up" in record.getMessage() for record in caplog.records)
+
+
+async def test_large_response_waits_for_space_instead_of_a_second_call(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """G8, R31: what the one call gave is neither lost nor asked for again."""
+    large = bytes(range(256)) * 1024
+    store = MemoryStore(chunk_size=64 * 1024)
+    handler = Recorder(response=lambda body: Response(200, body=large))
+    async with memory_service(handler, store=store) as service:
+        client = service.connect()
+        await client.start(len(BODY), BODY[:-1])
+        await trio.testing.wait_all_tasks_blocked()
+        store.full_after = store.stored_bytes + 100_000
+        await client.send(BODY[-1:])
+        with trio.move_on_after(10):
+            await client.reply()
+            raise AssertionError("answered without a place for the answer")
+        store.full_after = None
+        assert (await client.reply()).body == large
+    assert handler.bodies == [BODY]
+    assert "cannot be recorded yet" in caplog.text

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
+from trioresume.errors import (
+    PeerError,
+    ProblemCode,
+    StorageConflict,
+    StorageError,
+    StorageFull,
+)
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.message import end_to_end_fields, has_content
@@ -209,7 +215,7 @@ class Answering:
         A response that cannot be recorded must not be sent, and the call that gave it
         must not be repeated: so it waits for space (G8).
         """
-        delay = 1.0
+        patience = _Patience(self._operation)
         while True:
             try:
                 await self._storage.commit(*mutations)
@@ -219,13 +225,7 @@ class Answering:
             except StorageError as exc:
                 if self._target.policy is CallPolicy.TRANSACTIONAL:
                     raise
-                logger.error(
-                    "the response of %s cannot be recorded yet: %s",
-                    self._operation.id,
-                    exc,
-                )
-            await trio.sleep(delay)
-            delay = min(2 * delay, LONGEST_RETRY)
+                await patience.wait(exc)
 
     async def _store(self, response: Response) -> tuple[StoredResponse, list[Mutation]]:
         try:
@@ -272,10 +272,26 @@ class Answering:
         )
 
 
+class _Patience:
+    """Waits for a store that is full, longer each time."""
+
+    def __init__(self, operation: Operation) -> None:
+        self._operation = operation
+        self._delay = 1.0
+
+    async def wait(self, exc: StorageError) -> None:
+        logger.error(
+            "the response of %s cannot be recorded yet: %s", self._operation.id, exc
+        )
+        await trio.sleep(self._delay)
+        self._delay = min(2 * self._delay, LONGEST_RETRY)
+
+
 class _ResponseWriter:
     """Puts response content that is too large for the catalog into chunks."""
 
     def __init__(self, operation: Operation, storage: Storage) -> None:
+        self._operation = operation
         self._key = response_key(operation.id)
         self._storage = storage
 
@@ -295,8 +311,19 @@ class _ResponseWriter:
             writer.close()
 
     async def _append(self, writer: ContentWriter, block: bytes) -> None:
-        for seal in writer.append(block):
-            await self._storage.commit(await self._storage.run(seal.run))
+        """Append *block*. The call that gives it is not repeated: wait for space (G8)."""
+        patience = _Patience(self._operation)
+        end = writer.offset + len(block)
+        while True:
+            rest = memoryview(block)[len(block) - (end - writer.offset) :]
+            try:
+                seals = writer.append(rest)
+            except StorageFull as exc:
+                await patience.wait(exc)
+                continue
+            for seal in seals:
+                await self._storage.commit(await self._storage.run(seal.run))
+            return
 
     async def _finish(self, writer: ContentWriter) -> tuple[Content, list[Mutation]]:
         recipe, mutations = await self._storage.finish_content(writer, self._key)
