@@ -24,7 +24,7 @@ from trioresume.protocol.framing import (
 )
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.exchange import Exchange
-from trioresume.server.receive import ContentCut
+from trioresume.server.receive import ContentCut, ReceiveBuffer
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
@@ -46,13 +46,13 @@ class Connection:
         self,
         transport: Transport,
         handle: Callable[[Exchange], Awaitable[None]],
-        shared_buffer: memoryview,
+        buffer: ReceiveBuffer,
         config: Config,
         clock: ServiceClock,
     ) -> None:
         self._transport = transport
         self._handle = handle
-        self._buffer = shared_buffer
+        self._buffer = buffer
         self._config = config
         self._clock = clock
         self._limits = HeadLimits(config.max_header_size, config.max_header_fields)
@@ -180,7 +180,7 @@ class Connection:
                 return end
             searched = len(self._leftover)
             await self._transport.wait_readable()
-            count = self._transport.receive_nowait(self._buffer[:HEAD_READ])
+            count = self._transport.receive_nowait(self._buffer.view[:HEAD_READ])
             if count == 0:
                 if self._leftover:
                     raise PeerError(
@@ -190,7 +190,7 @@ class Connection:
                     )
                 return None
             if count is not None:
-                self._leftover += self._buffer[:count]
+                self._leftover += self._buffer.view[:count]
 
     def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
         check_head(raw, self._limits)

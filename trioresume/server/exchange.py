@@ -21,7 +21,7 @@ from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import has_content, reason_phrase
 from trioresume.protocol.problem import problem_response
 from trioresume.server.messages import closing_iterator
-from trioresume.server.receive import BodyReceiver, ContentCut
+from trioresume.server.receive import BodyReceiver, ContentCut, ReceiveBuffer
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
@@ -48,18 +48,16 @@ class Exchange:
         transport: Transport,
         parser: h11.Connection,
         leftover: bytearray,
-        shared_buffer: memoryview,
+        buffer: ReceiveBuffer,
         config: Config,
         clock: ServiceClock,
     ) -> None:
         self.head = head
-        self.body = BodyReceiver(
-            head, transport, parser, leftover, shared_buffer, config
-        )
+        self.body = BodyReceiver(head, transport, parser, leftover, buffer, config)
         self.responded = False
         """Whether the final response was begun."""
         self._transport = transport
-        self._shared_buffer = shared_buffer
+        self._buffer = buffer
         self._parser = parser
         self._config = config
         self._clock = clock
@@ -203,13 +201,13 @@ class Exchange:
 
     def _more_came(self) -> bool:
         """Whether a pipelined request waits unread: to close on it is a reset, too."""
-        return bool(self._transport.receive_nowait(self._shared_buffer))
+        return bool(self._transport.receive_nowait(self._buffer.view))
 
     async def _linger(self) -> None:
         left = LINGER_SIZE
         while left > 0:
             await self._transport.wait_readable()
-            count = self._transport.receive_nowait(self._shared_buffer)
+            count = self._transport.receive_nowait(self._buffer.view)
             if count == 0:
                 return
             left -= count or 0

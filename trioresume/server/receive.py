@@ -15,6 +15,15 @@ tests compare content.
 
 Memory is therefore the buffer plus a few KiB a connection, however many there are.
 
+Wake-ups, more than bytes, are what Python pays for. On a connection that is fast enough
+the kernel is therefore asked (``SO_RCVLOWAT``) to wake its task only for a larger amount
+(:attr:`ReceiveBuffer.low_water`), or for the end; the more uploads share the machine the
+smaller it is, so that what waits in the kernel stays bounded too. A connection that
+would take more than :data:`FILL_TIME` to fill the mark has none, and one that does not
+fill it within twice that loses it: a peer may be waiting to have its last bytes
+acknowledged before it sends more. What waits in the kernel when a newcomer ends the
+writer is taken first. Where the option does not exist nothing changes but the cost.
+
 Fairness: each task takes at most one buffer's worth per turn of the event loop, so a
 thousand uploads advance in step and none starves.
 
@@ -40,13 +49,34 @@ if TYPE_CHECKING:
     from trioresume.server.config import Config
     from trioresume.server.transport import Transport
 
-__all__ = ["BodyReceiver", "ContentCut", "Sink"]
+__all__ = ["BodyReceiver", "ContentCut", "ReceiveBuffer", "Sink"]
 
 CHUNKED_READ = 64 * 1024
 DEADLINE_STEP = 1.0
 """The deadline is renewed at most this often, in seconds: renewing is not free.
 
 A short timeout is renewed more often, or progress would not save it."""
+
+
+LARGEST_LOW_WATER = 512 * 1024
+LOW_WATER_SUM = 64 * 1024 * 1024
+"""Bytes that all uploads' low-water marks together may leave waiting in the kernel."""
+FILL_TIME = 0.25
+"""Seconds within which a connection must be able to fill its low-water mark."""
+
+
+class ReceiveBuffer:
+    """The buffer that all connections read into, and how many uploads use it now."""
+
+    def __init__(self, size: int) -> None:
+        self.view = memoryview(bytearray(size))
+        self.uploads = 0
+
+    @property
+    def low_water(self) -> int:
+        """For how many bytes the task of a fast upload is to be woken."""
+        share = LOW_WATER_SUM // max(1, self.uploads)
+        return min(LARGEST_LOW_WATER, len(self.view) // 2, share)
 
 
 class ContentCut(Exception):
@@ -81,13 +111,14 @@ class BodyReceiver:
         transport: Transport,
         parser: h11.Connection,
         leftover: bytearray,
-        shared_buffer: memoryview,
+        buffer: ReceiveBuffer,
         config: Config,
     ) -> None:
         self._transport = transport
         self._parser = parser
         self._leftover = leftover
-        self._buffer = shared_buffer
+        self._buffer = buffer
+        self._low_water = 1
         self._timeout = config.body_timeout
         self._remaining = head.length
         """Bytes that have yet to come; None when chunked and not at the end."""
@@ -132,21 +163,74 @@ class BodyReceiver:
             del self._leftover[: len(taken)]
             self._remaining -= len(taken)
             sink.append(memoryview(taken))
-        receive_nowait, buffer = self._transport.receive_nowait, self._buffer
+        self._buffer.uploads += 1
+        try:
+            await self._read_into(sink, scope)
+        except trio.Cancelled:
+            # A newcomer ends this writer: first take what waits in the kernel.
+            self._read_once(sink)
+            raise
+        finally:
+            self._buffer.uploads -= 1
+            self._set_low_water(1)
+
+    async def _read_into(self, sink: Sink, scope: trio.CancelScope) -> None:
+        last = trio.current_time()
         while self._remaining:
             if not sink.has_room:
                 scope.deadline = float("inf")  # waiting for our own disk
                 await sink.room()
                 self._renew(scope)
-            await self._transport.wait_readable()
-            count = receive_nowait(buffer[: self._remaining])
+                last = trio.current_time()
+            if not await self._wait_readable():
+                self._set_low_water(1)
+                continue
+            count = self._read_once(sink)
             if count is None:
                 continue
             if count == 0:
                 raise ContentCut(timed_out=False)
-            self._remaining -= count
-            sink.append(buffer[:count])
+            now = trio.current_time()
+            self._adapt(count, now - last)
+            last = now
             self._renew(scope)
+
+    async def _wait_readable(self) -> bool:
+        """Wait for content; False if the low-water mark was not reached in time."""
+        if self._low_water == 1:
+            await self._transport.wait_readable()
+            return True
+        with trio.move_on_after(min(2 * FILL_TIME, self._timeout / 4)) as scope:
+            await self._transport.wait_readable()
+        return not scope.cancelled_caught
+
+    def _read_once(self, sink: Sink) -> int | None:
+        """Receive and append what there is, without a checkpoint."""
+        assert self._remaining is not None
+        view = self._buffer.view
+        count = self._transport.receive_nowait(view[: self._remaining])
+        if count:
+            self._remaining -= count
+            sink.append(view[:count])
+        return count
+
+    def _adapt(self, count: int, seconds: float) -> None:
+        """Set the low-water mark after *count* bytes came in *seconds*."""
+        assert self._remaining is not None
+        wanted = min(self._buffer.low_water, self._remaining)
+        if count * FILL_TIME < wanted * seconds:
+            wanted = 1
+        # Setting it costs a system call: small differences are not worth it.
+        if self._low_water > self._remaining or not (
+            wanted <= 2 * self._low_water and self._low_water <= 2 * wanted
+        ):
+            self._set_low_water(wanted)
+
+    def _set_low_water(self, size: int) -> None:
+        size = max(1, size)
+        if size != self._low_water:
+            self._low_water = size
+            self._transport.set_low_water(size)
 
     async def _receive_chunked(self, sink: Sink, scope: trio.CancelScope) -> None:
         if not self._chunks_started:
@@ -182,11 +266,11 @@ class BodyReceiver:
 
     async def _feed_parser(self) -> None:
         await self._transport.wait_readable()
-        count = self._transport.receive_nowait(self._buffer[:CHUNKED_READ])
+        count = self._transport.receive_nowait(self._buffer.view[:CHUNKED_READ])
         if count == 0:
             raise ContentCut(timed_out=False)
         if count is not None:
-            self._parser.receive_data(bytes(self._buffer[:count]))
+            self._parser.receive_data(bytes(self._buffer.view[:count]))
 
     async def discard(self, limit: int) -> bool:
         """Read and drop up to *limit* bytes; whether that was all. May raise as receive."""

@@ -31,6 +31,7 @@ from trioresume.server.connection import Connection
 from trioresume.server.expiry import LAST_SEEN, Collector, Expiry
 from trioresume.server.messages import Services, StoreTarget, as_target
 from trioresume.server.operations import Operations
+from trioresume.server.receive import ReceiveBuffer
 from trioresume.server.service import Service
 from trioresume.server.storage import Storage
 from trioresume.server.transport import SocketTransport
@@ -195,7 +196,7 @@ class Doorman:
         self._service = service
         self._config = config
         self._clock = clock
-        self._buffer = memoryview(bytearray(config.receive_size))
+        self._buffer = ReceiveBuffer(config.receive_size)
         self._connections: set[Connection] = set()
         self.deadline = float("inf")
         """When the grace period of a shutdown is over, on trio's clock."""

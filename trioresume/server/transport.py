@@ -34,6 +34,13 @@ class Transport(Protocol):
         """
         ...
 
+    def set_low_water(self, size: int) -> None:
+        """Let ``wait_readable`` wait for *size* bytes, or for the end: only a hint.
+
+        The mark must not be more than what is still to come.
+        """
+        ...
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything, after what ``send_nowait`` left over. A checkpoint.
 
@@ -88,6 +95,12 @@ class SocketTransport:
             return None
         except OSError as exc:
             raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
+
+    def set_low_water(self, size: int) -> None:
+        try:
+            self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        except OSError:
+            pass  # closed, or not to be had here: a wake-up more does no harm
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._unsent:

@@ -140,6 +140,9 @@ class MemoryTransport:
         pipe.changed()
         return size
 
+    def set_low_water(self, size: int) -> None:
+        """A hint that memory has no use for."""
+
     async def receive_some(self, max_bytes: int = DEFAULT_CAPACITY_BYTES) -> bytes:
         """The next bytes, or ``b""`` at the end: a convenience for scripted peers.
 
