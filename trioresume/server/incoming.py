@@ -83,7 +83,10 @@ class Incoming:
         self._opening = trio.Lock()
         self._turn: _Turn | None = None
         self._places = 0
+        self._unsynced: set[int] = set()
+        """Full chunks whose bytes are on their way to the disk."""
         self._unsealed: set[int] = set()
+        """Those and the ones that the catalog does not name yet."""
         self._seal_moved = trio.Event()
 
     # The writer's turn.
@@ -124,6 +127,8 @@ class Incoming:
         finally:
             self._turn = None
             turn.left.set()
+            if self._unsealed:
+                self._storage.hurry()  # nothing of it is to come any more
 
     def _is_stale(self, place: int) -> bool:
         """Whether a newer request wants the turn; after the end it is not needed."""
@@ -161,13 +166,14 @@ class Incoming:
         """Write *data* at the offset, without a checkpoint. Only within the turn."""
         assert self._writer is not None
         for seal in self._writer.append(data):
+            self._unsynced.add(seal.index)
             self._unsealed.add(seal.index)
             self._start(self._seal, seal)
 
     @property
     def has_room(self) -> bool:
         """False while :meth:`room` would wait or raise."""
-        return len(self._unsealed) < self._most_unsealed and self.failure is None
+        return len(self._unsynced) < self._most_unsealed and self.failure is None
 
     async def room(self) -> None:
         """Wait until few enough chunks are on their way to the disk.
@@ -175,14 +181,21 @@ class Incoming:
         This is what bounds dirty memory and pushes back into the peer's TCP window.
         Raises :class:`StorageError` if one of them did not get there.
         """
-        while len(self._unsealed) >= self._most_unsealed:
+        while len(self._unsynced) >= self._most_unsealed:
             await self._seal_moved.wait()
         if self.failure is not None:
             raise self.failure
 
     async def _seal(self, seal: Seal) -> None:
         try:
-            await self._storage.commit(await self._storage.run(seal.run))
+            sealed = await self._storage.run(seal.run)
+            self._unsynced.discard(seal.index)
+            self._note_seal()
+            if self._turn is None:
+                await self._storage.commit(sealed)
+            else:
+                # Its bytes are safe in the tail: the name can wait for company.
+                await self._storage.submit_later(sealed).wait()
         except StorageError as exc:
             if not self.ended:  # the end of an operation takes its seals along
                 logger.error(
@@ -190,14 +203,19 @@ class Incoming:
                 )
             self.failure = exc
         finally:
+            self._unsynced.discard(seal.index)
             self._unsealed.discard(seal.index)
-            self._seal_moved.set()
-            self._seal_moved = trio.Event()
+            self._note_seal()
+
+    def _note_seal(self) -> None:
+        self._seal_moved.set()
+        self._seal_moved = trio.Event()
 
     async def _settle(self) -> None:
         """Wait for the seals issued so far."""
         waited = set(self._unsealed)
         while waited & self._unsealed:
+            self._storage.hurry()
             await self._seal_moved.wait()
 
     # Durability.

@@ -11,6 +11,9 @@ against the others is the order of the calls of :meth:`Storage.commit`.
 When a batch fails as a whole it is tried again one submission at a time: whoever
 caused the failure gets it, the others do not suffer for it (promise 10).
 
+What nobody waits for, such as the chunks of an upload that goes on, may be put off a
+little (:meth:`Storage.submit_later`): a commit costs much and holds many.
+
 A cancelled waiter does not take its submission back: what was submitted happens.
 """
 
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Storage", "Submission"]
 
+LONGEST_DELAY = 0.5
+"""Seconds for which a submission that nobody waits for may be put off."""
+MOST_DELAYED = 64
+"""Submissions put off at a time; what they hold, such as tails, is bounded by it."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -43,6 +51,16 @@ class Submission:
     finished: trio.Event = field(default_factory=trio.Event)
     error: StorageError | None = None
 
+    async def wait(self) -> None:
+        """Return once they are applied and durable. A checkpoint.
+
+        Raises :class:`~trioresume.errors.StorageError` if they were not.
+        """
+        await self.finished.wait()
+        if self.error is not None:
+            # The stored one may be raised in several tasks: give each its own.
+            raise type(self.error)(*self.error.args) from self.error
+
 
 class Storage:
     """Runs a :class:`~trioresume.store.port.Store` for async callers."""
@@ -53,7 +71,9 @@ class Storage:
         # Commits have a thread of their own: never behind a queue of slow syncs.
         self._commit_thread = trio.CapacityLimiter(1)
         self._queue: list[Submission] = []
-        self._submitted = trio.Event()
+        self._changed = trio.Event()
+        self._due = float("inf")
+        """When the queue is to be committed, on trio's clock."""
         self._stopping = False
         self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
         """Called with every submission that was applied."""
@@ -76,7 +96,20 @@ class Storage:
 
     def submit(self, *mutations: Mutation) -> Submission:
         """Have *mutations* applied together, soon; nobody needs to wait for it."""
-        return self._submit(mutations)
+        return self._submit(mutations, 0.0)
+
+    def submit_later(self, *mutations: Mutation) -> Submission:
+        """Have *mutations* applied with the next commit that somebody waits for.
+
+        Or after :data:`LONGEST_DELAY` seconds, or when :meth:`hurry` is called.
+        """
+        return self._submit(mutations, LONGEST_DELAY)
+
+    def hurry(self) -> None:
+        """Commit now what was submitted for later: somebody waits for it."""
+        if self._queue:
+            self._due = 0.0
+            self._changed.set()
 
     async def commit(self, *mutations: Mutation) -> None:
         """Apply *mutations* together; durable on return. A checkpoint.
@@ -85,11 +118,7 @@ class Storage:
         failed, or another :class:`~trioresume.errors.StorageError`; then nothing
         of the submission was done. If cancelled, it may or may not happen.
         """
-        submission = self._submit(mutations)
-        await submission.finished.wait()
-        if submission.error is not None:
-            # The stored one may be raised in several tasks: give each its own.
-            raise type(submission.error)(*submission.error.args) from submission.error
+        await self._submit(mutations, 0.0).wait()
 
     async def finish_content(
         self, writer: ContentWriter, key: ContentKey
@@ -106,10 +135,13 @@ class Storage:
         recipe = Recipe.build(writer.chunk_size, writer.offset, digests)
         return recipe, [*seals, FreezeContent(key, recipe)]
 
-    def _submit(self, mutations: Sequence[Mutation]) -> Submission:
+    def _submit(self, mutations: Sequence[Mutation], delay: float) -> Submission:
         submission = Submission(mutations)
         self._queue.append(submission)
-        self._submitted.set()
+        if len(self._queue) > MOST_DELAYED:
+            delay = 0.0
+        self._due = min(self._due, trio.current_time() + delay)
+        self._changed.set()
         return submission
 
     async def run_commits(
@@ -122,14 +154,18 @@ class Storage:
         with trio.CancelScope(shield=True):
             task_status.started()
             while not self._stopping or self._queue:
-                await self._submitted.wait()
-                self._submitted = trio.Event()
-                await self._commit_queue()
+                if self._due > trio.current_time() and not self._stopping:
+                    self._changed = trio.Event()
+                    with trio.move_on_at(self._due):
+                        await self._changed.wait()
+                else:
+                    self._due = float("inf")
+                    await self._commit_queue()
 
     def stop(self) -> None:
         """End the committing task once everything submitted is applied."""
         self._stopping = True
-        self._submitted.set()
+        self._changed.set()
 
     async def _commit_queue(self) -> None:
         batch, self._queue = self._queue, []
