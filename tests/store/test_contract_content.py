@@ -741,3 +741,27 @@ def test_request_content_is_released_on_request(stand: Stand) -> None:
         assert found.response == response()
     collect_all(stand.store)
     assert stand.stored_bytes() == 0
+
+
+def test_new_writer_needs_no_look_and_is_taken_over_like_any(stand: Stand) -> None:
+    """It may write before the catalog knows the operation; a crash loses nothing."""
+    store = stand.store
+    writer = store.new_writer(KEY)
+    assert (writer.offset, writer.chunk_size) == (0, CHUNK)
+    seals = writer.append(DATA[:20])
+    do(store, CreateOperation(record()))
+    seal_all(store, seals)
+    newer = store.open_writer(KEY)
+    assert newer.offset == 20
+    with pytest.raises(StaleWriter):
+        writer.append(b"late")
+    make_durable(store, newer)
+    store = stand.restart(power_loss=True)
+    assert store.offset(KEY) == 20
+    assert read_prefix(store) == DATA[:20]
+
+
+def test_new_writer_of_a_malformed_key_is_refused(stand: Stand) -> None:
+    """G12: no key becomes a path unseen."""
+    with pytest.raises(CallerError):
+        stand.store.new_writer(ContentKey("../x"))

@@ -89,7 +89,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={HEADROOM + (2 << 20)}", "none", str(path)]
+    mount = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={HEADROOM + (2 << 20)}",
+        "none",
+        str(path),
+    ]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     yield path

@@ -107,9 +107,9 @@ class Config:
     """How long the file service keeps a file; None: for ever."""
 
     chunk_size: int = 4 * MIB
-    receive_size: int = MIB
+    receive_size: int = 2 * MIB
     """The shared receive buffer: the most that is read from one connection at a time."""
-    unsealed_chunks: int = 2
+    unsealed_chunks: int = 4
     """Full chunks an upload may have on their way to the disk before it is paused."""
     storage_threads: int = 4
     """Threads for disk work other than commits."""

@@ -89,6 +89,10 @@ class Incoming:
         """Those and the ones that the catalog does not name yet."""
         self._seal_moved = trio.Event()
 
+    def begin(self) -> None:
+        """The operation is new: its first writer needs no look at the disk."""
+        self._writer = self._storage.store.new_writer(self.key)
+
     # The writer's turn.
 
     @property

@@ -123,6 +123,7 @@ class Operations:
         operation = self._used[record.id] = Operation(record.id, self._surroundings)
         operation.unoffered = not offered
         operation.load(record)
+        operation.incoming.begin()
         operation.users = 1
         self._on_expiry(record.expires_at, f"o:{record.id}")
         try:

@@ -5,7 +5,7 @@ Why it looks like this
 
 A body of known length needs no parser. h11 reads the head; what came with it is in
 the connection's own buffer, and everything after that is read with ``recv_into``
-straight into one buffer shared by all connections (``Config.receive_size``, 1 MiB).
+straight into one buffer shared by all connections (``Config.receive_size``, 2 MiB).
 The bytes are hashed and written from there, and only then does the task wait again.
 The rule that makes sharing safe: **between a receive and the end of its append there
 is no checkpoint.** trio's own ``recv_into`` has one after the call, which is why the

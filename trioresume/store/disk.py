@@ -69,7 +69,7 @@ from trioresume.store.port import (
 from trioresume.store.readers import InlineReader, Pins, PrefixReader, open_recipe
 from trioresume.store.recipe import Digest
 from trioresume.store.recovery import Recovery
-from trioresume.store.tails import TailFiles
+from trioresume.store.tails import Tail, TailFiles
 from trioresume.store.writers import Writers
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "DiskStore", "Durability", "open_store"]
@@ -296,6 +296,12 @@ class DiskStore:
         return self._catalog.meta(name)
 
     # Content.
+
+    def new_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        return self._writers.open(
+            key, lambda _: Tail(self._tails, key, self._chunk_size)
+        )
 
     def open_writer(self, key: ContentKey) -> ContentWriter:
         check_key(key)

@@ -5,8 +5,9 @@ Rules
 
 1. **Synchronous.** Nothing here awaits. Where an implementation may block on a
    disk, ``blocking`` is true and the server makes the call in a worker thread.
-   The one exception is :meth:`ContentWriter.append`, which the server calls on
-   its event loop: it writes to the page cache and must not sync.
+   The exceptions are :meth:`Store.new_writer`, which touches nothing, and
+   :meth:`ContentWriter.append`, which writes to the page cache and must not sync:
+   the server calls both on its event loop.
 2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
    performs a batch of them: each *submission* (a sequence of mutations) happens
    whole or not at all, submissions take effect in order, and when ``apply``
@@ -484,6 +485,13 @@ class Store(Protocol):
     def file(self, owner: str | None, name: str) -> FileRecord | None: ...
 
     def meta(self, name: str) -> str | None: ...
+
+    def new_writer(self, key: ContentKey) -> ContentWriter:
+        """A writer for a request key that was just made up: nothing can be there yet.
+
+        As :meth:`open_writer`, but without a look, so that it never blocks.
+        """
+        ...
 
     def open_writer(self, key: ContentKey) -> ContentWriter:
         """A writer at the end of what *key* holds; older writers become stale.

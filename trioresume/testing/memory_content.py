@@ -133,6 +133,12 @@ class MemoryContents:
             index += 1
         return end
 
+    def new_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        writer = _MemoryWriter(self, key, self._chunk_size, 0, [])
+        self._writers[key] = writer
+        return writer
+
     def open_writer(self, key: ContentKey) -> ContentWriter:
         check_key(key)
         older = self._writers.get(key)
