@@ -23,21 +23,13 @@ if TYPE_CHECKING:
     from trioresume.server.storage import Storage
     from trioresume.store.port import ContentReader
 
-__all__ = ["BytesReader", "PrefixedReader", "Served", "serve_bytes"]
+__all__ = ["SANDBOX", "PrefixedReader", "Served", "serve_bytes"]
 
-
-class BytesReader:
-    """A :class:`~trioresume.store.port.ContentReader` over bytes in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.length = len(data)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
-
-    def close(self) -> None:
-        return
+# G14: what somebody uploaded must not act in somebody's browser.
+SANDBOX = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "sandbox; default-src 'none'",
+}
 
 
 class PrefixedReader:

@@ -26,7 +26,12 @@ from trioresume.protocol.preferences import parse_preferences
 from trioresume.server.answers import content_etag_of
 from trioresume.server.locations import Resource, operation_fields
 from trioresume.server.messages import BLOCK_SIZE
-from trioresume.server.representation import PrefixedReader, Served, serve_bytes
+from trioresume.server.representation import (
+    SANDBOX,
+    PrefixedReader,
+    Served,
+    serve_bytes,
+)
 from trioresume.server.uploads import patch_limits, receive_patch
 from trioresume.store.recipe import digest_of
 
@@ -187,7 +192,11 @@ class Resources:
             "content-type", "application/octet-stream"
         )
         fields = self._content_fields(operation, offset).plus(
-            {"content-type": media_type or "", **SANDBOX}
+            {
+                "content-type": media_type or "",
+                **SANDBOX,
+                "content-disposition": "attachment",
+            }
         )
         served = Served(fields.without("etag"), reader, content_etag(offset))
         await serve_bytes(
@@ -348,14 +357,6 @@ class Resources:
         _refuse_gone(operation)
         await operation.cancel()
         await exchange.respond(204, PRIVATE)
-
-
-# G14: what somebody uploaded must not act in somebody's browser.
-SANDBOX = {
-    "x-content-type-options": "nosniff",
-    "content-security-policy": "sandbox; default-src 'none'",
-    "content-disposition": "attachment",
-}
 
 
 def _refuse_gone(operation: Operation) -> None:

@@ -37,6 +37,7 @@ from trioresume.server.messages import (
     Request,
     Response,
 )
+from trioresume.server.representation import SANDBOX
 from trioresume.store.port import FileRecord, PublishFile, RemoveFile
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ class FileService:
             content=file.content,
             fields=kept.plus(
                 {
-                    "x-content-type-options": "nosniff",
-                    "content-security-policy": "sandbox; default-src 'none'",
+                    **SANDBOX,
                     "content-disposition": content_disposition_attachment(filename),
                     "vary": "Authorization",
                 }
