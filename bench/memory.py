@@ -19,7 +19,13 @@ import click
 from bench.content import Buffer
 from bench.load import Generator, Outcome
 from bench.measure import Bench, verify
-from bench.options import ByteSize, human, raise_file_limit
+from bench.options import (
+    ByteSize,
+    durability_option,
+    human,
+    raise_file_limit,
+    work_dir_option,
+)
 from bench.server import Server, trioresume
 from bench.workspace import Workspace
 
@@ -71,18 +77,8 @@ class Sampler:
     show_default=True,
     help="Seconds between samples.",
 )
-@click.option(
-    "--durability",
-    type=click.Choice(["disk", "process"]),
-    default="disk",
-    show_default=True,
-    help="What trioresume promises.",
-)
-@click.option(
-    "--work-dir",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Where the data directory is made. [default: the temporary directory]",
-)
+@durability_option
+@work_dir_option
 @click.option(
     "--timeout",
     type=click.FloatRange(1),

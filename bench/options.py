@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-__all__ = ["ByteSize", "human", "machine", "raise_file_limit"]
+__all__ = [
+    "ByteSize",
+    "durability_option",
+    "human",
+    "machine",
+    "raise_file_limit",
+    "work_dir_option",
+]
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -28,6 +35,21 @@ class ByteSize(click.ParamType[int]):
         if match is None:
             self.fail(f"{value!r} is not a size such as 64MiB", param, ctx)
         return int(match[1]) * _UNITS[match[2].upper()]
+
+
+durability_option = click.option(
+    "--durability",
+    type=click.Choice(["disk", "process"]),
+    default="disk",
+    show_default=True,
+    help="What trioresume promises.",
+)
+
+work_dir_option = click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where data directories are made. [default: the temporary directory]",
+)
 
 
 def human(size: float) -> str:

@@ -21,7 +21,14 @@ from rich.console import Console
 from bench.content import Buffer
 from bench.load import LoadFailed
 from bench.measure import Bench, Run, VerificationFailed
-from bench.options import ByteSize, human, machine, raise_file_limit
+from bench.options import (
+    ByteSize,
+    durability_option,
+    human,
+    machine,
+    raise_file_limit,
+    work_dir_option,
+)
 from bench.server import ServerFailed, Target, raw_loop, trioresume
 from bench.summary import figures, table
 from bench.workspace import Workspace
@@ -89,13 +96,7 @@ def rounds(
     show_default=True,
     help="Rounds that count; one more comes first.",
 )
-@click.option(
-    "--durability",
-    type=click.Choice(["disk", "process"]),
-    default="disk",
-    show_default=True,
-    help="What trioresume promises.",
-)
+@durability_option
 @click.option(
     "--serve-option",
     multiple=True,
@@ -107,11 +108,7 @@ def rounds(
     is_flag=True,
     help="Ask for the seed's 100 (Prefer: resume) and wait for it.",
 )
-@click.option(
-    "--work-dir",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Where data directories are made. [default: the temporary directory]",
-)
+@work_dir_option
 @click.option(
     "--drop-caches",
     is_flag=True,

@@ -12,7 +12,14 @@ and reads interim and final responses with h11.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +30,13 @@ import trio
 
 import trioresume
 from trioresume import Config, Fields, Request, Response
+from trioresume.errors import StorageConflict, StorageFull
 from trioresume.protocol.clock import ServiceClock
 from trioresume.server.messages import AnyTarget, as_target
 from trioresume.server.operations import Operations
 from trioresume.server.serving import Doorman, running_service, running_storage
 from trioresume.server.storage import Storage
+from trioresume.store.port import Mutation
 from trioresume.testing import MemoryTransport, memory_transport_pair
 from trioresume.testing.memory_store import MemoryStore
 
@@ -313,6 +322,19 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 # Services.
+
+
+class FullCatalog(MemoryStore):
+    """A store whose catalog has no room for a commit while ``full`` is set."""
+
+    full = False
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        if self.full:
+            raise StorageFull("no room in the catalog")
+        return super().apply(batch)
 
 
 class MemoryService:

@@ -94,6 +94,18 @@ REQUESTS = {
 }
 
 
+async def _send_in_pieces(ours: MemoryTransport, request: bytes) -> None:
+    """Send *request* with pauses, and its end; whatever becomes of the connection."""
+    try:
+        for start in range(0, len(request), 150):
+            await ours.send_all(request[start : start + 150])
+            await trio.sleep(1)
+        await ours.send_eof()
+    except trio.BrokenResourceError:
+        pass
+    await trio.sleep(1)
+
+
 @pytest.mark.parametrize("kind", REQUESTS)
 async def test_upload_cancelled_at_each_step_is_left_in_order(
     kind: str, autojump_clock: Clock
@@ -113,14 +125,7 @@ async def test_upload_cancelled_at_each_step_is_left_in_order(
             service.connections.start_soon(
                 _serve_cancelled, service, theirs, instrument
             )
-            try:
-                for start in range(0, len(request), 150):
-                    await ours.send_all(request[start : start + 150])
-                    await trio.sleep(1)
-                await ours.send_eof()
-            except trio.BrokenResourceError:
-                pass
-            await trio.sleep(1)
+            await _send_in_pieces(ours, request)
             trio.lowlevel.remove_instrument(instrument)
             finished = instrument.left > 0
             assert theirs.closed
@@ -158,14 +163,7 @@ async def test_visit_cancelled_at_each_step_leaves_the_upload_in_order(
             service.connections.start_soon(
                 _serve_cancelled, service, theirs, instrument
             )
-            try:
-                for start in range(0, len(data), 150):
-                    await ours.send_all(data[start : start + 150])
-                    await trio.sleep(1)
-                await ours.send_eof()
-            except trio.BrokenResourceError:
-                pass
-            await trio.sleep(1)
+            await _send_in_pieces(ours, data)
             trio.lowlevel.remove_instrument(instrument)
             finished = instrument.left > 0
             await trio.testing.wait_all_tasks_blocked()

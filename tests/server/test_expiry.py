@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import pytest
 import trio
@@ -12,6 +11,7 @@ import trio.testing
 from tests.server.harness import (
     EPOCH,
     RESUME,
+    FullCatalog,
     MemoryService,
     Recorder,
     head,
@@ -19,10 +19,9 @@ from tests.server.harness import (
 )
 from tests.server.test_content import BODY, cut_upload
 from trioresume import Config, FileService
-from trioresume.errors import StorageConflict, StorageFull
 from trioresume.protocol.clock import ServiceClock
 from trioresume.server import expiry
-from trioresume.store.port import Mutation, OperationId
+from trioresume.store.port import OperationId
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -231,17 +230,7 @@ async def test_expiry_that_fails_is_tried_again(
 ) -> None:
     """Promise 10: a full catalog postpones it and does not end the task."""
 
-    class _FullAtTimes(MemoryStore):
-        full = False
-
-        def apply(
-            self, batch: Sequence[Sequence[Mutation]]
-        ) -> list[StorageConflict | None]:
-            if self.full:
-                raise StorageFull("no room in the catalog")
-            return super().apply(batch)
-
-    store = _FullAtTimes(chunk_size=64)
+    store = FullCatalog(chunk_size=64)
     config = Config(incomplete_lifetime=HOUR)
     async with memory_service(Recorder(), config, store=store) as service:
         location = await cut_upload(service, BODY, 100)

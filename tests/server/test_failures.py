@@ -13,6 +13,7 @@ import trio.testing
 from tests.server.harness import (
     BYTERANGE,
     RESUME,
+    FullCatalog,
     MemoryService,
     Recorder,
     head,
@@ -20,7 +21,7 @@ from tests.server.harness import (
 )
 from tests.server.test_content import BODY, MULTIPART, _multipart
 from trioresume import Config, FileService, Response
-from trioresume.errors import StorageConflict, StorageFull
+from trioresume.errors import StorageConflict
 from trioresume.store.port import ContentKey, Mutation
 from trioresume.store.recipe import Digest
 from trioresume.testing.memory_store import MemoryStore
@@ -125,17 +126,7 @@ async def test_file_that_cannot_be_published_is_507_and_completes_later(
 ) -> None:
     """G8: a transactional target has no effect without its record."""
 
-    class _FullCatalog(MemoryStore):
-        full = False
-
-        def apply(
-            self, batch: Sequence[Sequence[Mutation]]
-        ) -> list[StorageConflict | None]:
-            if self.full:
-                raise StorageFull("no room in the catalog")
-            return super().apply(batch)
-
-    store = _FullCatalog(chunk_size=1000)
+    store = FullCatalog(chunk_size=1000)
     async with memory_service(FileService(), store=store) as service:
         client = service.connect()
         interim = await client.start(512, BODY[:500], target="/files/")
@@ -161,17 +152,7 @@ async def test_response_is_recorded_when_there_is_space_again(
 ) -> None:
     """G8, R31: it is not sent before, and its handler is not called again."""
 
-    class _FullCatalog(MemoryStore):
-        full = False
-
-        def apply(
-            self, batch: Sequence[Sequence[Mutation]]
-        ) -> list[StorageConflict | None]:
-            if self.full:
-                raise StorageFull("no room in the catalog")
-            return super().apply(batch)
-
-    store = _FullCatalog(chunk_size=1000)
+    store = FullCatalog(chunk_size=1000)
 
     def answer(body: bytes) -> Response:
         store.full = True
