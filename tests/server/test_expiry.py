@@ -251,3 +251,28 @@ async def test_plain_operations_leave_no_deadline(autojump_clock: Clock) -> None
             assert (await client.reply()).status == 200
         await trio.sleep(10)
         assert service.store.expiring(10) == []
+
+
+async def test_bug_in_expiry_is_logged_and_the_service_lives_on(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Promise 10: whatever a chore meets, requests are answered and it tries again."""
+
+    class _Broken(MemoryStore):
+        broken = True
+
+        def expiring(self, limit: int) -> list[tuple[float, str]]:
+            if self.broken:
+                raise ZeroDivisionError
+            return super().expiring(limit)
+
+    store = _Broken(chunk_size=64)
+    config = Config(incomplete_lifetime=HOUR)
+    async with memory_service(Recorder(), config, store=store) as service:
+        location = await cut_upload(service, BODY, 100)
+        await trio.sleep(2 * HOUR)
+        assert (await service.connect().request("GET", "/")).status == 200
+        store.broken = False
+        await trio.sleep(2 * HOUR)
+        assert (await service.connect().request("HEAD", location)).status in (404, 410)
+    assert "ZeroDivisionError" in caplog.text

@@ -88,10 +88,17 @@ class Expiry:
     async def run(self, operations: Operations) -> None:
         """The expiry task. Runs until cancelled."""
         while True:
+            failed = False
             try:
                 await self._expire_due(operations)
             except StorageError as exc:
+                # A full disk, most likely: it needs no traceback.
                 logger.error("expiry is postponed: %s", exc)
+                failed = True
+            except Exception:
+                logger.exception("expiry failed and is postponed")
+                failed = True
+            if failed:
                 await trio.sleep(RETRY_DELAY)
             else:
                 await self._sleep()
@@ -171,10 +178,17 @@ class Collector:
             await self._released.wait()
             await trio.sleep(COLLECT_DELAY)
             self._released = trio.Event()
+            failed = False
             try:
                 await self._collect()
             except StorageError as exc:
+                # A full disk, most likely: it needs no traceback.
                 logger.error("collection is postponed: %s", exc)
+                failed = True
+            except Exception:
+                logger.exception("collection failed and is postponed")
+                failed = True
+            if failed:
                 await trio.sleep(RETRY_DELAY)
                 self._released.set()
 

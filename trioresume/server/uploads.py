@@ -221,12 +221,16 @@ class Acknowledger:
                 await trio.sleep(self._interval)
                 try:
                     offset = await operation.make_durable()
+                    if offset > last:
+                        last = offset
+                        exchange.acknowledge(offset)
                 except StorageError as exc:
                     logger.warning("nothing to acknowledge: %s", exc)
                     return
-                if offset > last:
-                    last = offset
-                    exchange.acknowledge(offset)
+                except Exception:
+                    # A bug here must not end the server, whose nursery this is in.
+                    logger.exception("acknowledging %s failed", operation.id)
+                    return
 
 
 async def receive_content(
