@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import click
+import trio
 
-from bench.content import Buffer
-from bench.load import Generator, Outcome
-from bench.measure import Bench, verify
 from bench.options import (
     ByteSize,
     durability_option,
@@ -26,10 +26,12 @@ from bench.options import (
     raise_file_limit,
     work_dir_option,
 )
-from bench.server import Server, trioresume
+from bench.peers.own import trioresume
+from bench.server import Server
 from bench.workspace import Workspace
+from trioresume.bench import Protocol, Results, Settings, Sizes, Snapshot, Verify, run
 
-__all__ = ["Sampler", "main"]
+__all__ = ["Sampler", "Stretch", "main"]
 
 MIB = 1 << 20
 BAND = 16 * MIB
@@ -57,6 +59,23 @@ class Sampler:
     def between(self, start: float, end: float) -> list[int]:
         """The samples of a stretch of the monotonic clock, in bytes."""
         return [size for when, size in self.samples if start <= when <= end]
+
+
+class Stretch:
+    """When the samples begin and end to count, on the monotonic clock."""
+
+    def __init__(self, after: int) -> None:
+        self.begun = math.inf
+        self.ended = math.inf
+        self._after = after
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Hear how far the upload is."""
+        now = time.monotonic()
+        if snapshot.sent >= self._after:
+            self.begun = min(self.begun, now)
+        if snapshot.done:
+            self.ended = min(self.ended, now)
 
 
 @click.command(help=__doc__)
@@ -97,35 +116,43 @@ def main(
     as_json: bool,
 ) -> None:
     raise_file_limit()
-    target = trioresume([f"--durability={durability}"])
+    stretch = Stretch(after)
     with contextlib.ExitStack() as stack:
-        buffer = stack.enter_context(contextlib.closing(Buffer(1)))
         workspace = Workspace(work_dir)
         stack.callback(workspace.close)
         directory = stack.enter_context(workspace.data_dir())
-        server = stack.enter_context(Server(target, directory))
-        bench = Bench(buffer=buffer, workspace=workspace, timeout=timeout)
-        job = bench.job(server, 1, size, mark=after)
-        generator = Generator(job)
+        server = stack.enter_context(Server(trioresume(durability), directory))
         idle = server.resident()
+        settings = Settings(
+            url=server.url,
+            protocol=Protocol.PLAIN,
+            at_once=1,
+            total=1,
+            sizes=Sizes(minimum=size, maximum=size),
+            duration=timeout,
+            server_pid=server.pid,
+            verify=Verify.DIGEST,
+        )
         sampler = Sampler(server, interval)
         try:
-            outcome = generator.run()
+            results = trio.run(partial(run, settings, observe=stretch.observe))
         finally:
             sampler.stop()
-        peak = server.peak_resident()
-        verify(server, buffer, job, outcome)
-    counted = sampler.between(outcome.marked, outcome.started + outcome.seconds)
+    if not results.ok or results.server is None or not results.done:
+        details = [upload.detail for upload in results.uploads]
+        raise click.ClickException(f"the upload failed: {' '.join(details)}")
+    counted = sampler.between(stretch.begun, stretch.ended)
+    peak = results.server.peak_resident
     if not counted:
         raise click.ClickException("the upload was over before a sample was taken")
-    _report(size, outcome, idle, peak, counted, as_json=as_json)
+    _report(size, results, idle, peak, counted, as_json=as_json)
     if max(counted) - min(counted) > 2 * BAND:
         sys.exit(1)
 
 
 def _report(
     size: int,
-    outcome: Outcome,
+    results: Results,
     idle: int,
     peak: int,
     counted: list[int],
@@ -136,7 +163,7 @@ def _report(
     if as_json:
         document = {
             "bytes": size,
-            "seconds": outcome.seconds,
+            "seconds": results.seconds,
             "idle": idle,
             "low": low,
             "high": high,
@@ -147,7 +174,7 @@ def _report(
         return
     flat = "within" if high - low <= 2 * BAND else "NOT within"
     click.echo(
-        f"{human(size)} in {outcome.seconds:.1f} s; resident: {human(idle)} idle, "
+        f"{human(size)} in {results.seconds:.1f} s; resident: {human(idle)} idle, "
         f"{human(low)} to {human(high)} over {len(counted)} samples, peak {human(peak)}: "
         f"{flat} {human(BAND)} either way"
     )

@@ -1,4 +1,4 @@
-"""What the two commands share of their command lines."""
+"""What the commands share of their command lines."""
 
 from __future__ import annotations
 

@@ -3,15 +3,16 @@
 One thread, epoll, one shared scratch of 1 MiB: ``recv_into``, BLAKE3, ``write`` to
 a file per upload, 201. No HTTP beyond finding the length, no durability, no
 catalog, no checks. What a real server takes more than this, on the same machine
-in the same run, is what its promises and its code cost.
+in the same run, is what its promises and its code cost. How much of it each step
+takes shows when the later ones are left out: ``receive``, ``hash``, ``write``.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import socket
-import sys
 from pathlib import Path
 
 from blake3 import blake3
@@ -19,6 +20,10 @@ from blake3 import blake3
 __all__ = ["RawLoop"]
 
 SCRATCH = 1 << 20
+WORK = ("receive", "hash", "write")
+"""How far it goes with what it receives; each includes those before it."""
+
+_EMPTY = b"Content-Length: 0\r\n\r\n"
 
 
 class _Connection:
@@ -29,20 +34,26 @@ class _Connection:
         self.sock = sock
         self.left = -1
         self.file = -1
-        self.number = 0
+        self.name = ""
         self.hasher = blake3()
 
 
 class RawLoop:
-    """Serves uploads into *directory* until the process is killed."""
+    """Serves uploads into *directory* until the process is killed.
 
-    def __init__(self, directory: Path) -> None:
+    What ``receive`` and ``hash`` took cannot be fetched; a ``HEAD`` tells its length.
+    """
+
+    def __init__(self, directory: Path, work: str = "write", port: int = 0) -> None:
         self._directory = directory
+        self._hashes = work != "receive"
+        self._writes = work == "write"
+        self._lengths: dict[str, int] = {}
         self._scratch = memoryview(bytearray(SCRATCH))
         self._connections: dict[int, _Connection] = {}
         self._uploads = 0
         self._epoll = select.epoll()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=4096)
         self._listener.setblocking(False)
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
 
@@ -86,47 +97,60 @@ class RawLoop:
         """Read a head; the generator sends it whole, and so it comes."""
         head, end, rest = data.partition(b"\r\n\r\n")
         method, path, *_ = head.split(b" ", 2)
-        if not end or method not in (b"POST", b"GET"):
+        name = path.rpartition(b"/")[2].decode()
+        if not end:
             self._close(connection)
-        elif method == b"GET":
-            self._serve(connection, path.decode())
-        else:
+        elif method in (b"GET", b"HEAD"):
+            self._serve(connection, method, name)
+        elif method in (b"POST", b"PUT"):
             self._uploads += 1
-            connection.number = self._uploads
-            connection.left = _content_length(head)
+            connection.name = name if method == b"PUT" else str(self._uploads)
+            connection.left = self._lengths[connection.name] = _content_length(head)
             connection.hasher = blake3()
-            connection.file = os.open(
-                self._directory / str(connection.number),
-                os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-            )
+            if self._writes:
+                connection.file = os.open(
+                    self._directory / connection.name,
+                    os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+                )
             if b"\r\nExpect: 100-continue" in head:
                 connection.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._take(connection, memoryview(rest))
+        else:
+            connection.sock.send(b"HTTP/1.1 405 Method Not Allowed\r\n" + _EMPTY)
 
     def _take(self, connection: _Connection, data: memoryview) -> None:
-        connection.hasher.update(data)
         connection.left -= len(data)
-        while data:
+        if self._hashes:
+            connection.hasher.update(data)
+        while self._writes and data:
             data = data[os.write(connection.file, data) :]
         if connection.left == 0:
-            os.close(connection.file)
+            if self._writes:
+                os.close(connection.file)
             connection.file = connection.left = -1
             connection.sock.send(
-                b"HTTP/1.1 201 Created\r\nLocation: /files/%d\r\n"
-                b'ETag: "%s"\r\nContent-Length: 0\r\n\r\n'
-                % (connection.number, connection.hasher.hexdigest().encode()),
+                b'HTTP/1.1 201 Created\r\nLocation: /files/%s\r\nETag: "%s"\r\n%s'
+                % (
+                    connection.name.encode(),
+                    connection.hasher.hexdigest().encode(),
+                    _EMPTY,
+                )
             )
 
-    def _serve(self, connection: _Connection, path: str) -> None:
+    def _serve(self, connection: _Connection, method: bytes, name: str) -> None:
         """Send a file back, blocking: this is for the check after the measurement."""
-        name = path.rpartition("/")[2]
         sock = connection.sock
-        sock.setblocking(True)
-        with (self._directory / str(int(name))).open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            sock.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
-            sock.sendfile(file)
-        sock.setblocking(False)
+        if name not in self._lengths or (method == b"GET" and not self._writes):
+            sock.send(b"HTTP/1.1 404 Not Found\r\n" + _EMPTY)
+            return
+        sock.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % self._lengths[name]
+        )
+        if method == b"GET":
+            sock.setblocking(True)
+            with (self._directory / name).open("rb") as file:
+                sock.sendfile(file)
+            sock.setblocking(False)
 
     def _close(self, connection: _Connection) -> None:
         fd = connection.sock.fileno()
@@ -146,10 +170,14 @@ def _content_length(head: bytes) -> int:
 
 
 def main() -> None:
-    """Serve uploads into the directory that is the only argument."""
-    directory = Path(sys.argv[1])
-    directory.mkdir(exist_ok=True)
-    loop = RawLoop(directory)
+    """Serve uploads into a directory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("work", choices=WORK, nargs="?", default="write")
+    parser.add_argument("--port", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(exist_ok=True)
+    loop = RawLoop(arguments.directory, arguments.work, arguments.port)
     print(f"You can now upload files to: {loop.url}", flush=True)
     loop.run()
 

@@ -9,33 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
-__all__ = [
-    "Cpu",
-    "Server",
-    "ServerFailed",
-    "Target",
-    "machine_cpu",
-    "raw_loop",
-    "trioresume",
-]
+from bench.peers import Peer
+from bench.peers.cache import Cache
 
-ANNOUNCEMENT = "You can now upload files to: "
-"""What every target prints, with the URL, once it listens."""
+__all__ = ["Cpu", "Server", "ServerFailed", "machine_cpu"]
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
-_REPOSITORY = Path(__file__).parent.parent
+_ATTEMPTS = 3
+"""Ports tried: one that was free may be taken before the server has it."""
 
 
 class ServerFailed(Exception):
@@ -57,55 +50,64 @@ class Cpu:
         return Cpu(self.user - other.user, self.system - other.system)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A server to measure: its name and its command, to which the data directory is added."""
-
-    name: str
-    command: tuple[str, ...]
-
-
-def trioresume(options: Sequence[str] = ()) -> Target:
-    """``trioresume serve`` on a free port, with further *options*."""
-    serve = (sys.executable, "-m", "trioresume", "serve", "--bind", "127.0.0.1:0")
-    return Target("trioresume", (*serve, *options, "--data-dir"))
-
-
-def raw_loop() -> Target:
-    """The yardstick of :mod:`bench.rawloop`."""
-    return Target("raw loop", (sys.executable, "-m", "bench.rawloop"))
-
-
 class Server:
-    """A running server; a context manager that ends it."""
+    """A running server; a context manager that ends it.
+
+    Making one installs the peer if need be, makes *data_dir*, starts the server on
+    a free port of the loopback interface and waits until it answers a request.
+    Raises :class:`ServerFailed`, and what :meth:`bench.peers.cache.Cache.get` raises.
+    """
 
     def __init__(
-        self, target: Target, data_dir: Path, *, start_timeout: float = 20.0
+        self,
+        peer: Peer,
+        data_dir: Path,
+        *,
+        cache: Cache | None = None,
+        start_timeout: float = 20.0,
     ) -> None:
+        self.peer = peer
+        self.host = "127.0.0.1"
         self._output: deque[str] = deque(maxlen=40)
-        self._url = ""
-        self._announced = threading.Event()
-        self._process = subprocess.Popen(
-            [*target.command, str(data_dir)],
-            cwd=_REPOSITORY,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        # A pipe that nobody reads would stop a server that logs.
-        self._drain = threading.Thread(target=self._read_output, daemon=True)
-        self._drain.start()
-        self._announced.wait(start_timeout)
-        if not self._url:
+        at = (cache or Cache()).get(peer)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        for _ in range(_ATTEMPTS):
+            self.port = _free_port()
+            launch = peer.launch(at, data_dir, self.port)
+            self.path = launch.path
+            self._process = subprocess.Popen(
+                launch.command,
+                cwd=data_dir,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **launch.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # Its children belong to it: they end with it, whatever happens.
+                start_new_session=True,
+            )
+            # A pipe that nobody reads would stop a server that logs.
+            self._drain = threading.Thread(target=self._read_output, daemon=True)
+            self._drain.start()
+            try:
+                ready = self._wait_until_ready(start_timeout)
+            except BaseException:
+                self.stop()
+                raise
+            if ready:
+                return
             self.stop()
-            raise ServerFailed(f"{target.name} did not start:\n{self.output}")
-        url = urlsplit(self._url)
-        self.host = url.hostname or "127.0.0.1"
-        self.port = url.port or 80
-        self.path = url.path
+        raise ServerFailed(f"{peer.name} did not start:\n{self.output}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """Where uploads go."""
+        return f"http://{self.host}:{self.port}{self.path}"
 
     @property
     def output(self) -> str:
@@ -116,23 +118,49 @@ class Server:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._output.append(line)
-            if not self._url and ANNOUNCEMENT in line:
-                self._url = line.partition(ANNOUNCEMENT)[2].split()[0]
-                self._announced.set()
-        self._announced.set()
+
+    def _wait_until_ready(self, timeout: float) -> bool:
+        """Whether it answers; not if it ended, or says nothing in time."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                if self._answers():
+                    return self._process.poll() is None
+            time.sleep(0.02)
+        return False
+
+    def _answers(self) -> bool:
+        with socket.create_connection((self.host, self.port), timeout=2) as sock:
+            request = (
+                f"OPTIONS {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
+                "Connection: close\r\n\r\n"
+            )
+            sock.sendall(request.encode())
+            return sock.recv(64).startswith(b"HTTP/1.1 ")
 
     def cpu(self) -> Cpu:
         """CPU time so far. Raises :class:`ServerFailed` if the server is gone."""
         if self._process.poll() is not None:
-            raise ServerFailed(f"the server ended:\n{self.output}")
+            raise ServerFailed(f"{self.peer.name} ended:\n{self.output}")
         user = system = 0
-        for pid in _family(self._process.pid):
+        for pid in _family(self.pid):
             with contextlib.suppress(OSError):  # a child may end any time
                 # The name in parentheses may hold spaces; fields 14 to 17 of proc(5).
                 stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 user += int(stat[11]) + int(stat[13])
                 system += int(stat[12]) + int(stat[14])
         return Cpu(user * _TICK, system * _TICK)
+
+    def busy(self) -> float:
+        """CPU seconds so far of the threads that it has now, to the nanosecond.
+
+        For the difference between two moments close together, such as one request.
+        """
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread may end any time
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
 
     def settle(self, timeout: float = 10.0) -> Cpu:
         """Wait until the server rests, so that work put off past its answers counts."""
@@ -156,7 +184,7 @@ class Server:
 
     def _memory(self, name: str) -> int:
         total = 0
-        for pid in _family(self._process.pid):
+        for pid in _family(self.pid):
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                     if line.startswith(name):
@@ -164,13 +192,15 @@ class Server:
         return total
 
     def stop(self) -> None:
-        """End the server: politely, then not."""
+        """End the server: politely, then not; and what it may have left behind."""
         self._process.terminate()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._drain.join(5)
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -185,6 +215,12 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _family(pid: int) -> Iterator[int]:

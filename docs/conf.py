@@ -23,19 +23,28 @@ project_copyright = "2026, The trioresume authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = True
+# A unit's name within a type, such as 'seconds', is taken for a reference to whatever
+# is called so, of which there are several.
+suppress_warnings = ["ref.python"]
 # Only the package's own names can be resolved: a build must not need the network.
 nitpick_ignore_regex = [(r"py:.*", r"(?!trioresume\b).*")]
 # Nor can what appears in signatures of public names without being public itself.
 nitpick_ignore = [
     ("py:class", f"trioresume.{name}")
     for name in (
+        "bench.records.Unit",
         "server.messages.Progress",
         "server.messages.RecordedWith",
         "server.messages.Representation",
         "server.messages.Services",
         "server.messages._H",
+        "store.catalog.CatalogReader",
+        "store.chunks.ChunkFiles",
+        "store.disk_io.Disk",
+        "store.extent.Survey",
         "store.port.Content",
         "store.port.Store",
+        "store.tails.TailFiles",
         "testing.streams._Pipe",
     )
 ]
@@ -49,6 +58,19 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# Numbers whose unit is in their type: shown by that name.
+autodoc_type_aliases = {
+    name: name
+    for name in (
+        "Bytes",
+        "BytesPerSecond",
+        "CpuSeconds",
+        "EpochSeconds",
+        "Offset",
+        "Seconds",
+        "WholeBytesPerSecond",
+    )
+}
 
 
 class Generated(SphinxDirective):

@@ -22,6 +22,7 @@ from sphinx.pycode import ModuleAnalyzer
 import trioresume.cli
 from trioresume.cli.options import Duration, ExitCode
 from trioresume.errors import ProblemCode
+from trioresume.protocol.dialects.rufh_versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.operation import (
     TRANSITIONS,
     Effect,
@@ -32,9 +33,9 @@ from trioresume.store.schema import migrate
 
 ROOT = Path(__file__).parent.parent
 
-STATEMENT = re.compile(r"\b(?P<section>[RBG])(?P<number>[1-9][0-9]?)\b")
+STATEMENT = re.compile(r"\b(?P<section>[RBCDEG])(?P<number>[1-9][0-9]?)\b")
 STATEMENT_RANGE = re.compile(
-    r"\b(?P<section>[RBG])(?P<first>[1-9][0-9]?)(?: to |-|\u2013)(?P=section)(?P<last>[1-9][0-9]?)\b"
+    r"\b(?P<section>[RBCDEG])(?P<first>[1-9][0-9]?)(?: to |-|\u2013)(?P=section)(?P<last>[1-9][0-9]?)\b"
 )
 
 
@@ -118,6 +119,54 @@ def catalog_schema() -> str:
     connection.close()
     lines = [f"-- version {version}", *(f"{sql};" for (sql,) in statements)]
     return "\n".join(["```sql", *lines, "```"])
+
+
+# The drafts.
+
+
+def draft_versions() -> str:
+    """What is particular to each version of the drafts, from the table in the code."""
+    rows = [
+        [
+            version.number or "none",
+            version.drafts or "the RFC to be",
+            f"`{version.completeness_field.title()}`",
+            "`application/partial-upload`" if version.needs_media_type else "any",
+            version.head_status,
+            version.partial_status,
+            "yes" if version.shows_progress else "no",
+            f"with `{version.lifetime_limit}`" if version.limits else "no",
+            "ends the upload" if version.invalidates else "refused",
+            404 if version.forgets else 410,
+        ]
+        for version in [*VERSIONS.values(), UNVERSIONED]
+    ]
+    heads = (
+        "interop version",
+        "draft",
+        "completeness",
+        "append's media type",
+        "`HEAD`",
+        "append in part",
+        "progress in `104`",
+        "`Upload-Limit`",
+        "too long",
+        "gone",
+    )
+    return table(heads, rows)
+
+
+# Crashes.
+
+
+def crash_matrix() -> str:
+    """What is found after a crash, by what was done last: rows that the tests check."""
+    # Here, because the rows are made of what the tests are made of.
+    from tests.store.crash_matrix import ROWS
+
+    rows = ((r.words, r.killed.words, r.unpowered.words) for r in ROWS)
+    heads = ("the last thing that was done", "after a kill", "after a power loss")
+    return table(heads, rows)
 
 
 # The command line.
@@ -211,7 +260,7 @@ def evidence() -> dict[str, list[str]]:
 
 def statement_order(statement: str) -> tuple[int, int]:
     """The key that sorts statements as they are listed."""
-    return "RBG".index(statement[0]), int(statement[1:])
+    return "RBCDEG".index(statement[0]), int(statement[1:])
 
 
 def evidence_list() -> str:
@@ -234,6 +283,8 @@ GENERATORS: dict[str, Callable[..., str]] = {
     for generator in (
         catalog_schema,
         command,
+        crash_matrix,
+        draft_versions,
         effects,
         evidence_list,
         exit_codes,

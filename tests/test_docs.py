@@ -9,6 +9,7 @@ A page is one scenario in an empty directory:
   its output, in which ``...`` stands for anything. A job put in the background
   has to show the lines below it, sooner or later;
 * ``sh`` holds the commands that fetch packages; ``.ci/run`` runs those;
+* ``nginx`` and ``caddy`` are configurations, which ``tests/e2e/proxies.py`` runs;
 * ``text`` is no example.
 
 Port 8080, which is the default, becomes a free one everywhere.
@@ -16,6 +17,7 @@ Port 8080, which is the default, becomes a free one everywhere.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -34,9 +36,13 @@ from types import ModuleType
 import pytest
 
 import trioresume
+import trioresume.bench
+import trioresume.bench.report
 import trioresume.testing
 from docs import generate
+from tests.e2e import proxies
 from trioresume import Config
+from trioresume.cli.limits import LIMITS
 from trioresume.cli.options import Duration
 from trioresume.protocol.operation import TRANSITIONS, OperationState
 
@@ -192,6 +198,7 @@ def examples(page: Path) -> list[Block]:
     return [b for b in blocks_of(page) if b.language in ("python", "console", "toml")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if examples(page)],
@@ -227,11 +234,16 @@ def test_no_example_escapes(page: Path) -> None:
             "toml",
             "sh",
             "text",
+            *proxies.NAMES,
         )
         if block.language == "toml":
             assert FILE_NAME.match(block.text), "a file needs its name"
         if block.language == "sh":
             assert block.text.startswith("python3 -m venv "), "only .ci/run runs these"
+        if block.language in proxies.NAMES:
+            assert page == proxies.PAGE, "the tests with proxies run those there"
+            title = block.text.partition("\n")[0].removeprefix("# ")
+            assert [block.language, title] in proxies.CONFIGURATIONS
 
 
 def test_output_is_compared_with_gaps() -> None:
@@ -250,18 +262,21 @@ def test_console_block_is_split_into_commands_and_output() -> None:
 
 # Pages that make claims about the code.
 
-SUPPORTED = ROOT / "docs/explanation/supported-protocol.md"
+SUPPORTED = ROOT / "docs/supported-protocols.md"
 STATEMENTS = {
     *(f"R{number}" for number in range(1, 37)),
-    *(f"B{number}" for number in range(1, 9)),
-    *(f"G{number}" for number in (1, 2, 3, 4, 6, 10, 12, 13, 14, 16)),
+    *(f"B{number}" for number in range(1, 13)),
+    *(f"C{number}" for number in range(1, 17)),
+    *(f"D{number}" for number in range(1, 9)),
+    *(f"E{number}" for number in range(1, 10)),
+    *(f"G{number}" for number in range(1, 17)),
 }
 
 
 def supported() -> dict[str, str]:
     """Each statement of the page and the answer in its last column."""
     rows = re.findall(
-        r"^\| (?P<no>[RBG]\d+) \|.*\| (?P<kept>[^|]+) \|$",
+        r"^\| (?P<no>[RBCDEG]\d+) \|.*\| (?P<kept>[^|]+) \|$",
         SUPPORTED.read_text("utf-8"),
         re.MULTILINE,
     )
@@ -270,9 +285,11 @@ def supported() -> dict[str, str]:
 
 
 def test_every_statement_is_accounted_for() -> None:
-    """Each statement has a row that says whether it is kept."""
+    """Each statement has a row that says whether it is kept, and if not, why."""
     assert set(supported()) == STATEMENTS
-    assert all(answer.split(",")[0] in ("yes", "no") for answer in supported().values())
+    for number, answer in supported().items():
+        kept, _, reason = answer.partition(", ")
+        assert kept == "yes" or (kept == "no" and reason), number
 
 
 def test_what_is_kept_is_proven() -> None:
@@ -297,8 +314,19 @@ def test_dependencies_have_their_reasons() -> None:
     """The page on dependencies lists what pyproject.toml lists, in its order."""
     page = (ROOT / "docs/explanation/dependencies.md").read_text("utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    names = [line.split()[0] for line in project["dependencies"]]
-    assert re.findall(r"^\| ([a-z][a-z0-9-]*) \|", page, re.MULTILINE)[1:] == names
+    lines = project["dependencies"] + project["optional-dependencies"]["html"]
+    found = re.findall(r"^\| ([a-z][a-z0-9-]*) \|", page, re.MULTILINE)
+    assert [name for name in found if name != "package"] == [
+        line.split()[0] for line in lines
+    ]
+
+
+def test_npm_packages_have_their_reasons() -> None:
+    """So does each that the page for browsers is made of."""
+    page = (ROOT / "docs/explanation/dependencies.md").read_text("utf-8")
+    wanted = json.loads((ROOT / "trioresume/ui/package.json").read_text("utf-8"))
+    found = re.findall(r"^\| `([@a-z/-]+)` \|", page, re.MULTILINE)
+    assert sorted(found) == sorted(wanted["dependencies"])
 
 
 def test_every_state_and_effect_is_in_the_diagram() -> None:
@@ -324,15 +352,29 @@ def test_defaults_on_the_page_are_the_defaults() -> None:
         assert value == shown, name
 
 
-def test_settings_named_on_pages_exist() -> None:
-    """The last column of the threats names settings that are there."""
-    page = (ROOT / "docs/explanation/threats.md").read_text("utf-8")
-    rows = re.findall(r"^\|[^|]+\|[^|]+\| ([^|]+) \|$", page, re.MULTILINE)[2:]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert named <= {field.name for field in fields(Config)}
+def test_threats_name_settings_with_their_defaults_and_tests() -> None:
+    """Attack, mitigation, setting, default, test: the last three are what is there."""
+    page = (ROOT / "docs/threat-model.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\|[^|]+\|[^|]+\| (?:`(\w+)` \| `([^`]+)` |\| )\| `([\w/.]+)::(\w+)` \|$",
+        page,
+        re.MULTILINE,
+    )
+    assert len(rows) == page.count("::test_")
+    for setting, default, path, test in rows:
+        if setting:
+            assert repr(getattr(Config(), setting)) == default, setting
+        source = (ROOT / "tests" / path).read_text("utf-8")
+        assert f"def {test}(" in source, test
+    named = {setting for setting, *_ in rows}
+    limits = {name for _, name, *_ in LIMITS} - {"max_header_size"}
+    assert limits <= named
 
 
-@pytest.mark.parametrize("module", [trioresume, trioresume.testing])
+@pytest.mark.parametrize(
+    "module",
+    [trioresume, trioresume.bench, trioresume.bench.report, trioresume.testing],
+)
 def test_public_names_are_documented(module: ModuleType) -> None:
     """Whatever ``__all__`` names exists, and the API reference has it."""
     page = (ROOT / "docs/reference/api.md").read_text("utf-8")
@@ -340,3 +382,10 @@ def test_public_names_are_documented(module: ModuleType) -> None:
     for name in module.__all__:
         assert hasattr(module, name)
         assert f"{module.__name__}.{name}" in documented
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_gives_as_proof_are_there(page: Path) -> None:
+    """What says that it is tested says where."""
+    for path in re.findall(r"\btests/[\w/]+\.py\b", page.read_text("utf-8")):
+        assert (ROOT / path).is_file(), path

@@ -16,11 +16,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "protocol": {"errors"},
     "store": {"errors", "protocol"},
-    "server": {"errors", "protocol", "store"},
+    "ui": {"errors"},
+    "server": {"errors", "protocol", "store", "ui"},
     "client": {"errors", "protocol", "store"},
-    "targets": {"errors", "protocol", "store", "server", "client"},
+    "targets": {"errors", "protocol", "store", "ui", "server", "client"},
+    "bench": {"errors", "protocol", "client"},
     # The command uses what an embedding program could use, and no more.
-    "cli": {"errors", "trioresume"},
+    "cli": {"errors", "trioresume", "bench"},
 }
 MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}
 # The package itself: what it exports comes from any layer that is not the command's.
@@ -123,6 +125,13 @@ def test_inner_layers_do_no_io(path: Path) -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert not calls & {"open", "input", "print"}
+
+
+def test_the_command_knows_only_the_face_of_the_benchmark() -> None:
+    """``trioresume.bench`` and its ``report`` are public, the modules within are not."""
+    names = {name for path in (PACKAGE / "cli").glob("*.py") for name in imports(path)}
+    public = {"trioresume.bench", "trioresume.bench.report"}
+    assert {n for n in names if imported_layer(n) == "bench"} <= public
 
 
 def test_every_layer_is_known() -> None:

@@ -8,9 +8,10 @@ The layers, from the inside out; imports point inward only::
     server      trio: listeners, connections, the receive path, operations, expiry
     client      trio: a client that resumes
     targets     what a complete request is handed to
+    bench       load with cuts, against any server, and what it measures
     cli         the command, built on nothing but what is exported here
 
-What is exported here, and by :mod:`trioresume.testing`, is public; nothing else is.
+What is exported here, by :mod:`trioresume.bench` and :mod:`trioresume.testing`, is public; nothing else is.
 """
 
 from trioresume.client import (
@@ -19,11 +20,13 @@ from trioresume.client import (
     ClientResponse,
     Journal,
     Progress,
+    ProtocolName,
     RetryPolicy,
 )
 from trioresume.errors import (
     CallerError,
     ClientError,
+    CollectionCut,
     PeerError,
     ProblemCode,
     StorageError,
@@ -35,6 +38,7 @@ from trioresume.errors import (
 )
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.config import Authenticator, Config, Principal, Rejection
+from trioresume.server.keeping import collect
 from trioresume.server.messages import (
     CallPolicy,
     ContentFile,
@@ -47,6 +51,9 @@ from trioresume.server.messages import (
 )
 from trioresume.server.serving import Server, serve
 from trioresume.server.tokens import bearer_tokens, new_token
+from trioresume.store.inventory import Inventory, StoredFile, StoredUpload, Totals
+from trioresume.store.port import Collected
+from trioresume.store.verification import Damage, DamageKind, Verification
 from trioresume.targets.files import FileService
 
 __all__ = [
@@ -57,16 +64,22 @@ __all__ = [
     "Client",
     "ClientError",
     "ClientResponse",
+    "Collected",
+    "CollectionCut",
     "Config",
     "ContentFile",
+    "Damage",
+    "DamageKind",
     "Fields",
     "FileService",
     "Handler",
+    "Inventory",
     "Journal",
     "PeerError",
     "Principal",
     "ProblemCode",
     "Progress",
+    "ProtocolName",
     "Rejection",
     "Request",
     "RequestBody",
@@ -77,11 +90,16 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "StoreLocked",
+    "StoredFile",
+    "StoredUpload",
     "Target",
+    "Totals",
     "TransferFailed",
     "TrioresumeError",
     "UploadForgotten",
+    "Verification",
     "bearer_tokens",
+    "collect",
     "idempotent",
     "new_token",
     "serve",

@@ -25,6 +25,7 @@ __all__ = [
     "CallerError",
     "ChunkCorrupt",
     "ClientError",
+    "CollectionCut",
     "ContentLost",
     "FormatVersionUnsupported",
     "PeerError",
@@ -43,9 +44,9 @@ __all__ = [
 class ProblemCode(Enum):
     """Every problem this server reports: a stable code, its status, its title.
 
-    The code is what a client may rely on; it is the ``code`` member of the
-    problem document and the last part of its ``type``. The title is for people
-    and may be reworded.
+    The code is what a client may rely on; it is the ``code`` member of the problem
+    document, and the last part of its ``type`` unless *Resumable Uploads for HTTP*
+    registers a type for the problem. The title is for people and may be reworded.
     """
 
     MALFORMED_REQUEST = ("malformed-request", 400, "The request is malformed")
@@ -55,6 +56,29 @@ class ProblemCode(Enum):
         "inconsistent-length",
         400,
         "Two statements of the length contradict each other",
+        "inconsistent-upload-length",
+    )
+    EXCESS_CONTENT = (
+        "excess-content",
+        400,
+        "More content came than the length allows",
+        "inconsistent-upload-length",
+    )
+    DIGEST_MISMATCH = (
+        "digest-mismatch",
+        400,
+        "The content does not have the digest that was announced",
+    )
+    APPEND_TOO_SMALL = (
+        "append-too-small",
+        400,
+        "The request carries less content than the limit asks for",
+    )
+    COMPLETED_UPLOAD = (
+        "completed-upload",
+        400,
+        "The upload is complete and takes no more",
+        "completed-upload",
     )
     LENGTH_OVER_LIMIT = (
         "length-over-limit",
@@ -70,12 +94,23 @@ class ProblemCode(Enum):
         "offset-mismatch",
         409,
         "The range does not start at the current offset",
+        "mismatching-upload-offset",
     )
-    UPLOAD_COMPLETE = ("upload-complete", 409, "The upload is complete already")
+    UPLOAD_COMPLETE = (
+        "upload-complete",
+        409,
+        "The upload is complete already",
+        "completed-upload",
+    )
     SUPERSEDED = ("superseded", 409, "A newer request took over this upload")
     CONFLICT = ("conflict", 409, "The resource changed meanwhile")
     GONE = ("gone", 410, "The upload was cancelled, released or has expired")
     PRECONDITION_FAILED = ("precondition-failed", 412, "A precondition failed")
+    TUS_VERSION_NOT_SUPPORTED = (
+        "tus-version-not-supported",
+        412,
+        "This version of tus is not spoken",
+    )
     CONTENT_TOO_LARGE = ("content-too-large", 413, "The content is over the limit")
     URI_TOO_LONG = ("uri-too-long", 414, "The request target is too long")
     UNSUPPORTED_MEDIA_TYPE = (
@@ -90,6 +125,12 @@ class ProblemCode(Enum):
     )
     EXPECTATION_FAILED = ("expectation-failed", 417, "The expectation is not supported")
     TOO_MANY_REQUESTS = ("too-many-requests", 429, "Too many requests")
+    TOO_MANY_UPLOADS = ("too-many-uploads", 429, "Too many uploads are open")
+    CHECKSUM_MISMATCH = (
+        "checksum-mismatch",
+        460,
+        "The content does not have the checksum that was sent with it",
+    )
     HEADER_TOO_LARGE = ("header-too-large", 431, "The header section is too large")
     INTERNAL_ERROR = ("internal-error", 500, "The server failed")
     INDETERMINATE = (
@@ -98,22 +139,33 @@ class ProblemCode(Enum):
         "The server stopped while it processed the request; whether it took effect is not known",
     )
     NOT_IMPLEMENTED = ("not-implemented", 501, "Not implemented")
-    SERVICE_UNAVAILABLE = ("service-unavailable", 503, "The server is shutting down")
+    SERVICE_UNAVAILABLE = (
+        "service-unavailable",
+        503,
+        "The server cannot take the request now",
+    )
     VERSION_NOT_SUPPORTED = (
         "version-not-supported",
         505,
         "Only HTTP/1.0 and HTTP/1.1 are spoken",
     )
     INSUFFICIENT_STORAGE = ("insufficient-storage", 507, "The server has no space left")
+    QUOTA_EXCEEDED = ("quota-exceeded", 507, "The quota leaves no room for the content")
 
-    def __init__(self, code: str, status: int, title: str) -> None:
+    def __init__(
+        self, code: str, status: int, title: str, registered: str | None = None
+    ) -> None:
         self.code = code
         self.status = status
         self.title = title
+        self.registered = registered
+        """The problem type's name in IANA's registry, where the drafts put one there."""
 
     @property
     def type_uri(self) -> str:
         """The ``type`` member of the problem document (RFC 9457, section 3.1.1)."""
+        if self.registered is not None:
+            return f"https://iana.org/assignments/http-problem-types#{self.registered}"
         return f"urn:trioresume:problem:{self.code}"
 
 
@@ -160,6 +212,10 @@ class StorageConflict(StorageError):
 
 class StoreLocked(StorageError):
     """Another process serves this data directory."""
+
+
+class CollectionCut(StorageError):
+    """The service that was asked to collect ended before it was through: ask again."""
 
 
 class FormatVersionUnsupported(StorageError):

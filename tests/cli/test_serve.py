@@ -21,6 +21,8 @@ from click.testing import CliRunner, Result
 import trioresume
 from trioresume import Config
 from trioresume.cli import main
+from trioresume.cli.edge import EDGE
+from trioresume.cli.limits import LIMITS
 
 SOURCE = str(Path(trioresume.__file__).parent.parent)
 
@@ -156,6 +158,20 @@ def test_tokens_file_guards_the_service(tmp_path: Path) -> None:
         assert _upload(url, b"x", Authorization=f"Bearer {token}").startswith("/files/")
 
 
+def test_page_that_was_not_built_is_a_plain_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With how to build it; nothing was touched, and nobody listens."""
+    monkeypatch.setattr("trioresume.ui.page.is_built", lambda folder: False)
+    monkeypatch.setattr("trioresume.cli.serve._calm_collector", lambda: None)
+    data = tmp_path / "data"
+    result = _invoke("--ui", "--bind", "127.0.0.1:0", "--data-dir", str(data))
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: the page of --ui is not built")
+    assert "python -m trioresume.ui build" in result.output
+    assert not data.exists()
+
+
 # What the options become.
 
 
@@ -181,12 +197,121 @@ TWINS: dict[str, tuple[str, str, object]] = {
     "durability": ("process", "durability", "process"),
     "public-url": ("https://x.example/a/", "public_url", "https://x.example/a"),
     "max-upload-size": ("5MiB", "max_upload_size", 5 * 1024 * 1024),
+    "min-resumable-size": ("1KiB", "min_resumable_size", 1024),
+    "max-append-size": ("100MB", "max_append_size", 100 * 1000 * 1000),
+    "min-append-size": ("64k", "min_append_size", 64000),
+    "check-interop-version": ("no", "check_interop_version", False),
     "incomplete-lifetime": ("2d", "incomplete_lifetime", 2 * 86400.0),
     "response-lifetime": ("90m", "response_lifetime", 5400.0),
     "file-lifetime": ("7d", "file_lifetime", 7 * 86400.0),
     "idle-timeout": ("500ms", "body_timeout", 0.5),
     "grace-timeout": ("0s", "grace_timeout", 0.0),
+    "max-connections": ("77", "max_connections", 77),
+    "max-connections-per-address": ("7", "max_connections_per_address", 7),
+    "header-timeout": ("3s", "header_timeout", 3.0),
+    "keep-alive-timeout": ("4s", "keep_alive_timeout", 4.0),
+    "max-stored-bytes": ("1GiB", "max_stored_bytes", 1 << 30),
+    "max-stored-bytes-per-principal": ("5k", "max_stored_bytes_per_principal", 5000),
+    "min-free-space": ("2GiB", "min_free_space", 2 << 30),
+    "max-open-uploads-per-principal": ("9", "max_open_uploads_per_principal", 9),
+    "max-upload-lifetime": ("3d", "max_upload_lifetime", 3 * 86400.0),
+    "min-body-rate": ("1k", "min_body_rate", 1000),
+    "operation-path": ("/requests/", "operation_path", "/requests/"),
+    "root-path": ("/up", "root_path", "/up"),
+    "interim-responses": ("locations", "interim_responses", "locations"),
+    "trusted-proxy": ("10.0.0.0/8", "trusted_proxies", ("10.0.0.0/8",)),
+    "forwarded-fields": ("forwarded", "forwarded_fields", "forwarded"),
+    "cors-origin": ("https://a.example", "cors_origins", ("https://a.example",)),
+    "cors-max-age": ("10m", "cors_max_age", 600.0),
+    "cors-request-field": ("X-One", "cors_request_fields", ("X-One",)),
+    "cors-response-field": ("X-Two", "cors_response_fields", ("X-Two",)),
 }
+
+FLAGS = {
+    # option: what has to be given with it, the setting's name, the value it gets
+    "relative-locations": ((), "relative_locations", True),
+    "cors-credentials": (
+        ("--cors-origin", "https://a.example"),
+        "cors_credentials",
+        True,
+    ),
+    "ui": (("--base-path", "/up/"), "ui", "/up/"),
+}
+
+UNLIMITED = (
+    "max-connections-per-address",
+    "max-stored-bytes",
+    "max-stored-bytes-per-principal",
+    "max-open-uploads-per-principal",
+)
+"""Options of which 0 means that there is no limit."""
+
+
+def test_every_limit_has_its_twins() -> None:
+    """None of the table's options is left out of the tests below."""
+    tested = {*TWINS, *FLAGS}
+    assert {option.removeprefix("--") for option, *_ in (*LIMITS, *EDGE)} <= tested
+
+
+@pytest.mark.parametrize("option", FLAGS)
+@pytest.mark.parametrize("place", ["option", "environment", "file"])
+def test_flag_and_its_twins_reach_the_settings(
+    option: str,
+    place: str,
+    configured: list[tuple[Config, str]],
+    tmp_path: Path,
+) -> None:
+    """A flag is a truth value in the environment and in a TOML file."""
+    with_it, name, value = FLAGS[option]
+    if place == "option":
+        result = _invoke(f"--{option}", *with_it)
+    elif place == "environment":
+        variable = "TRIORESUME_SERVE_" + option.upper().replace("-", "_")
+        result = _invoke(*with_it, env={variable: "true"})
+    else:
+        path = tmp_path / "config.toml"
+        path.write_text(f"[serve]\n{option} = true\n")
+        result = _invoke("--config", str(path), *with_it)
+    assert result.exit_code == 0, result.output
+    ((config, _),) = configured
+    assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize("place", ["option", "environment", "file"])
+def test_origins_and_proxies_are_lists(
+    place: str, configured: list[tuple[Config, str]], tmp_path: Path
+) -> None:
+    """A list each: repeated, separated by white space, an array."""
+    given = {
+        "cors-origin": ["https://a.example", "http://localhost:5173"],
+        "trusted-proxy": ["127.0.0.1", "fd00::/8"],
+    }
+    if place == "option":
+        result = _invoke(*(f"--{o}={v}" for o, values in given.items() for v in values))
+    elif place == "environment":
+        prefix = "TRIORESUME_SERVE_"
+        env = {
+            prefix + option.upper().replace("-", "_"): " ".join(values)
+            for option, values in given.items()
+        }
+        result = _invoke(env=env)
+    else:
+        path = tmp_path / "config.toml"
+        lines = [f"{option} = {values!r}" for option, values in given.items()]
+        path.write_text("\n".join(["[serve]", *lines, ""]))
+        result = _invoke("--config", str(path))
+    assert result.exit_code == 0, result.output
+    ((config, _),) = configured
+    assert list(config.cors_origins) == given["cors-origin"]
+    assert list(config.trusted_proxies) == given["trusted-proxy"]
+
+
+@pytest.mark.parametrize("option", UNLIMITED)
+def test_zero_is_no_limit(option: str, configured: list[tuple[Config, str]]) -> None:
+    """Since a limit of nothing would be of no use."""
+    assert _invoke(f"--{option}", "0").exit_code == 0
+    ((config, _),) = configured
+    assert getattr(config, TWINS[option][1]) is None
 
 
 @pytest.mark.parametrize("option", TWINS)
@@ -259,7 +384,22 @@ def test_defaults_are_those_of_the_library(
         ("--max-upload-size", "0"),
         ("--incomplete-lifetime", "soon"),
         ("--idle-timeout", "0"),
+        ("--max-connections", "0"),
+        ("--header-timeout", "0"),
+        ("--min-body-rate", "-1"),
         ("--tokens-file", "/nonexistent"),
+        ("--root-path", "up"),
+        ("--root-path", "/up", "--public-url", "https://x.example"),
+        ("--relative-locations", "--public-url", "https://x.example"),
+        ("--interim-responses", "some"),
+        ("--trusted-proxy", "proxy.example"),
+        ("--trusted-proxy", "10.0.0.1/8"),
+        ("--cors-origin", "https://x.example/page"),
+        ("--cors-origin", "x.example"),
+        ("--cors-origin", "null"),
+        ("--cors-origin", "*", "--cors-origin", "https://x.example"),
+        ("--cors-origin", "*", "--cors-credentials"),
+        ("--cors-origin", "*", "--cors-request-field", "a b"),
         ("--unknown",),
         ("argument",),
     ],

@@ -185,6 +185,53 @@ def test_cuts_are_survived(network: Network, tmp_path: Path) -> None:
     assert journal_of(tmp_path) == []
 
 
+@pytest.mark.parametrize("protocol", ["seed", "rufh", "tus"])
+def test_every_protocol_survives_cuts(
+    network: Network, tmp_path: Path, protocol: str
+) -> None:
+    """Named here; the name and the type of the file arrive in each."""
+    path, data = file_of(tmp_path, 2_000_000, "page.html.gz")
+    places = [(Direction.UP, 300_000), (Direction.UP, 100), (Direction.DOWN, 50)]
+    places += [(Direction.UP, 700_000), (Direction.DOWN, 200)]
+    network.proxy.schedule = scripted_faults(
+        [Fault(FaultKind.RST, *place) for place in places]
+    )
+    network.proxy.totals.connections = 0
+    before = network.proxy.totals.cuts
+    options = ["--json", "--protocol", protocol]
+    done = run(tmp_path, path, network.url, options=options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["status"], result["protocol"]) == (201, protocol)
+    assert network.proxy.totals.cuts == before + len(places)
+    assert network.fetch(result["location"]) == data
+    with urllib.request.urlopen(result["location"], timeout=SECONDS) as response:
+        assert response.headers["Content-Type"] == "application/gzip"
+        assert 'filename="page.html.gz"' in response.headers["Content-Disposition"]
+    assert journal_of(tmp_path) == []
+
+
+def test_interrupted_upload_goes_on_in_its_protocol(
+    network: Network, tmp_path: Path
+) -> None:
+    """The next run need not name it."""
+    path, data = file_of(tmp_path, 4_000_000)
+    options = ["--protocol", "tus", "--limit-rate", "2MB"]
+    words, environment = command(tmp_path, path, network.url, options=options)
+    before = network.proxy.totals.bytes_up
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    while network.proxy.totals.bytes_up < before + 2_000_000:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 130
+    done = run(tmp_path, path, network.url, options=["--json"])
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["protocol"] == "tus"
+    assert network.fetch(result["location"]) == data
+    assert network.proxy.totals.bytes_up - before < 5_000_000
+
+
 def test_several_files_at_once(network: Network, tmp_path: Path) -> None:
     """One line each; an empty file is a file."""
     files = [file_of(tmp_path, size, f"{size}") for size in (0, 10, 200_000, 30)]
@@ -388,6 +435,11 @@ def test_token_is_sent(tmp_path: Path) -> None:
         (["{file}", "http://host/", "--concurrency", "0"], "--concurrency"),
         (["{file}", "http://host/", "--limit-rate", "0"], "--limit-rate"),
         (["{file}", "http://host/", "--retry-for", "soon"], "--retry-for"),
+        (["{file}", "http://host/", "--protocol", "ftp"], "--protocol"),
+        (
+            ["{file}", "http://host/", "--protocol", "tus", "--method", "put"],
+            "begins with POST",
+        ),
     ],
 )
 def test_senseless_arguments_are_usage_errors(
@@ -400,6 +452,21 @@ def test_senseless_arguments_are_usage_errors(
     result = CliRunner().invoke(cli.main, ["upload", *words])
     assert result.exit_code == 2
     assert complaint in result.output
+
+
+def test_protocol_has_a_variable_and_a_line_in_the_file(tmp_path: Path) -> None:
+    """As every option."""
+    file, _ = file_of(tmp_path, 1)
+    words = ["upload", str(file), "http://host/", "--method", "PUT"]
+    config = tmp_path / "config.toml"
+    config.write_text('[upload]\nprotocol = "tus"\n')
+    for arguments, environment in (
+        (words, {"TRIORESUME_UPLOAD_PROTOCOL": "tus"}),
+        ([*words, "--config", str(config)], {}),
+    ):
+        result = CliRunner().invoke(cli.main, arguments, env=environment)
+        assert result.exit_code == 2
+        assert "begins with POST" in result.output
 
 
 def test_every_option_has_an_environment_variable() -> None:

@@ -14,6 +14,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import h11
 import trio
@@ -387,8 +388,14 @@ class Model:
             await dialogue.respond(206, {"Content-Range": range_}, body[start:])
 
 
+class Served(Protocol):
+    """A model of a server."""
+
+    async def serve(self, number: int, stream: trio.abc.Stream) -> None: ...
+
+
 @asynccontextmanager
-async def modelled(model: Model) -> AsyncIterator[Peer]:
+async def modelled(model: Served) -> AsyncIterator[Peer]:
     """A peer that is served by *model*."""
     async with trio.open_nursery() as nursery:
         yield Peer(nursery, model.serve)

@@ -24,6 +24,7 @@ from trioresume.client.bodies import (
     Source,
     opened,
 )
+from trioresume.client.exchange import Outgoing
 from trioresume.client.window import IterableSource
 from trioresume.errors import CallerError
 
@@ -104,7 +105,7 @@ async def test_pipe_is_read_once(tmp_path: Path) -> None:
     with os.fdopen(reading, "rb") as file:
         async with opened(file, 100) as source, trio.open_nursery() as nursery:
             assert isinstance(source, IterableSource)
-            assert not source.seekable
+            assert source.window == 100
             nursery.start_soon(source.run)
             assert await read(source, 0) == b"through a pipe"
             assert source.length == 14
@@ -226,6 +227,59 @@ async def test_sender_that_was_cut_finds_its_bytes_again() -> None:
     assert source.can_start_at(3)
     assert source.can_start_at(9)
     assert not source.can_start_at(10)
+
+
+async def test_content_is_gathered(autojump_clock: trio.testing.MockClock) -> None:
+    """As much as is asked for, or the rest; never more than there is room for."""
+    source = IterableSource(slowly(list("abcdefgh")), 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        start = trio.current_time()
+        await source.gather(0, 2)
+        assert (source.at_hand(0), trio.current_time() - start) == (2, 2)
+        await source.gather(0, 100)
+        assert source.at_hand(0) == 5
+        source.release(4, acknowledged=False)
+        await source.gather(4, 100)
+        assert source.length == 8
+        assert source.at_hand(4) == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_gathering_raises_what_the_producer_raised() -> None:
+    """What came before it is not sent."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise KeyError("mine")
+
+    source = IterableSource(broken(), 100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.run)
+        with pytest.raises(KeyError, match="mine"):
+            await source.gather(0, 50)
+
+
+async def slowly(letters: list[str]) -> AsyncIterator[bytes]:
+    for letter in letters:
+        await trio.sleep(1)
+        yield letter.encode()
+
+
+async def test_part_of_a_file_is_a_part(tmp_path: Path) -> None:
+    """A request that ends before the content does (C13)."""
+    data = random.Random(7).randbytes(3_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    for body in (path, data):
+        async with opened(body, 100) as source:
+            for limit in (1, 1_500_000, 3_000_000):
+                outgoing = Outgoing(source, 10, b"prefix", limit)
+                parts = [
+                    piece.read() if isinstance(piece, FileSpan) else bytes(piece)
+                    async for piece in outgoing.pieces()
+                ]
+                assert b"".join(parts) == b"prefix" + data[10 : 10 + limit]
 
 
 async def test_empty_iterable_has_length_0() -> None:

@@ -33,9 +33,15 @@ RECORDED = {"Preference-Applied": "resume=save-incomplete"}
 
 
 def client(peer: Peer, *, attempts: int = 20, **config: object) -> Client:
-    retry = RetryPolicy(attempts=attempts)
-    draw = random.Random(0)
-    return Client(connector=peer, retry=retry, random=draw, **config)  # type: ignore[arg-type]
+    """A client of the seed; what it speaks beyond is tested elsewhere."""
+    config = {
+        "protocol": "seed",
+        "connector": peer,
+        "retry": RetryPolicy(attempts=attempts),
+        "random": random.Random(0),
+        **config,
+    }
+    return Client(**config)  # type: ignore[arg-type]
 
 
 async def blocks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
@@ -220,6 +226,31 @@ async def test_server_that_never_says_100_gets_the_content_anyway(
     async with scripted(serve) as peer, client(peer) as c:
         response = await c.request("POST", TARGET, body=b"hello")
     assert response.body == b"plain"
+
+
+@pytest.mark.parametrize("offers", [True, False])
+async def test_bare_100_may_be_a_proxy_s_and_the_offer_yet_to_come(
+    offers: bool, autojump_clock: Clock
+) -> None:
+    """R1, R5: what is sent before the offer could not be resumed; nor is it waited long."""
+
+    async def serve(dialogue: Dialogue) -> None:
+        await dialogue.read_head()
+        start = trio.current_time()
+        await dialogue.interim(100, {})
+        if offers:
+            with trio.move_on_after(0.2) as silence:
+                await dialogue.stream.receive_some()
+            assert silence.cancelled_caught
+            await dialogue.interim()
+        assert await dialogue.read_body() == b"hello"
+        waited = trio.current_time() - start
+        assert waited == pytest.approx(0.2 if offers else 0.25)
+        await dialogue.respond(200)
+
+    async with scripted(serve) as peer, client(peer, release=False) as c:
+        response = await c.request("POST", TARGET, body=b"hello")
+    assert response.status == 200
 
 
 async def test_server_that_refuses_expect_gets_a_plain_request() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import msgpack
@@ -14,9 +15,11 @@ from trioresume.client import Journal
 from trioresume.client.bodies import (
     Identity,
 )
+from trioresume.client.dialects import SEED, TUS, Rufh
 from trioresume.client.journal import DAY
 from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects.rufh_versions import VERSIONS
 
 URL = "http://peer.test/files/"
 IDENTITY = Identity("/home/u/file", 100, 12345, 7, b"digest")
@@ -167,21 +170,60 @@ def test_expired_entry_is_not_used(tmp_path: Path) -> None:
     st.binary(max_size=200)
     | st.dictionaries(st.text(), st.booleans()).map(msgpack.packb)
 )
-def test_damaged_entry_counts_as_none(
-    tmp_path_factory: pytest.TempPathFactory, damage: bytes
-) -> None:
+def test_damaged_entry_counts_as_none(damage: bytes) -> None:
     """It costs an upload from the start, no more."""
-    directory = tmp_path_factory.mktemp("journal")
-    journal = Journal(directory)
-    remember(journal)
-    (path,) = directory.glob("*.upload")
-    path.write_bytes(damage)
+    with tempfile.TemporaryDirectory() as directory:
+        journal = Journal(directory)
+        remember(journal)
+        (path,) = Path(directory).glob("*.upload")
+        path.write_bytes(damage)
+        assert recalled(journal) is None
+        remember(journal)
+        assert recalled(journal) == OFFER
+
+
+def test_dialect_is_remembered(tmp_path: Path) -> None:
+    """An upload goes on in the one it was begun in, version included."""
+    journal = Journal(tmp_path)
+    for dialect in (TUS, Rufh(VERSIONS[6])):
+        entry = journal.claim("POST", URL, IDENTITY)
+        entry.save(OFFER, all_sent=True, dialect=dialect)
+        entry.close()
+        entry = journal.claim("POST", URL, IDENTITY)
+        assert entry.dialect is not None
+        assert entry.dialect.name == dialect.name
+        entry.forget()
+        entry.close()
     assert recalled(journal) is None
+
+
+@pytest.mark.parametrize("name", ["rufh-11", "", None, 7, ["tus"]])
+def test_unknown_dialect_is_not_guessed_at(tmp_path: Path, name: object) -> None:
+    """It was written by a later version of the program."""
+    journal = Journal(tmp_path)
     remember(journal)
-    assert recalled(journal) == OFFER
+    (path,) = tmp_path.glob("*.upload")
+    record = msgpack.unpackb(path.read_bytes())
+    path.write_bytes(msgpack.packb({**record, "dialect": name}))
+    assert recalled(journal) is None
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+def test_first_format_version_is_read_as_the_seed_s(tmp_path: Path) -> None:
+    """It had no dialect, because there was only one."""
+    journal = Journal(tmp_path)
+    remember(journal)
+    (path,) = tmp_path.glob("*.upload")
+    record = msgpack.unpackb(path.read_bytes())
+    del record["dialect"]
+    path.write_bytes(msgpack.packb({**record, "v": 1}))
+    entry = journal.claim("POST", URL, IDENTITY)
+    assert (entry.locations, entry.dialect) == (OFFER, SEED)
+    entry.close()
+    path.write_bytes(msgpack.packb(record))
+    assert recalled(journal) is None
+
+
+@pytest.mark.parametrize("version", [0, 3, "1"])
 def test_other_format_versions_are_not_guessed_at(
     tmp_path: Path, version: object
 ) -> None:

@@ -268,7 +268,7 @@ async def test_memory_does_not_grow_with_the_content(
         listeners = await nursery.start(trio.serve_tcp, discard, 0)
         port = listeners[0].socket.getsockname()[1]
         url = f"http://127.0.0.1:{port}/"
-        async with Client(buffer_size=2 * MIB) as c:
+        async with Client(protocol="seed", buffer_size=2 * MIB) as c:
             body = make[kind]()
             tracemalloc.start()
             try:

@@ -1,13 +1,24 @@
-"""The client's decisions, row by row, without any I/O."""
+"""The client's decisions in the seed, row by row, without any I/O."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
-from trioresume.client.locations import Locations, Url
-from trioresume.client.retry import RetryBudget, RetryPolicy
+from tests.client.transfers import (
+    CONTENT,
+    CUT,
+    MESSAGE,
+    OFFER,
+    RECORDED,
+    RESULT,
+    Facts,
+    answered,
+    append,
+    begun,
+    cut,
+    transfer,
+)
+from trioresume.client.locations import Locations
 from trioresume.client.steps import (
     Action,
     Answer,
@@ -16,95 +27,12 @@ from trioresume.client.steps import (
     FetchMessage,
     FetchResult,
     Finish,
-    Outcome,
     Send,
     Sent,
 )
-from trioresume.client.transfer import Transfer
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
-
-BASE = Url.parse("http://peer.test/target")
-CONTENT, MESSAGE, RESULT = (
-    Url.parse(f"http://peer.test/op/{name}")
-    for name in ("content", "message", "result")
-)
-OFFER = Locations(CONTENT, MESSAGE, RESULT)
-CUT = ConnectionResetError("cut")
-RECORDED = {"response-message-location": "/op/message"}
-
-
-@dataclass
-class Facts:
-    """Content of *length* bytes whose bytes below *base* are lost."""
-
-    length: int | None = 100
-    base: int = 0
-
-    def can_start_at(self, offset: int) -> bool:
-        return offset >= self.base
-
-
-def transfer(
-    method: str = "POST",
-    content: Facts | None = None,
-    *,
-    locations: Locations | None = None,
-    attempts: int = 20,
-    retry_unsafe: bool = False,
-    known_to_resume: bool = False,
-    all_sent: bool = False,
-) -> Transfer:
-    policy = RetryPolicy(attempts=attempts)
-    return Transfer(
-        method=method,
-        content=content or Facts(),
-        budget=RetryBudget(policy, lambda: 0.5),
-        locations=locations,
-        all_sent=all_sent,
-        retry_unsafe=retry_unsafe,
-        known_to_resume=known_to_resume,
-        max_restarts=policy.restarts,
-    )
-
-
-def begun(action: Action, **settings: object) -> Transfer:
-    """A transfer with an offer that is just performing *action*."""
-    made = transfer(locations=OFFER, **settings)  # type: ignore[arg-type]
-    made._action = action
-    if isinstance(action, FetchResult):
-        made._answer = Answer(200, Fields({"content-length": "50"}))
-    return made
-
-
-def cut(
-    sent: Sent = Sent.NOTHING, *, answer: Answer | None = None, received: int = 0
-) -> Outcome:
-    return Outcome(answer=answer, sent=sent, received=received, cause=CUT)
-
-
-def answered(
-    status: int,
-    fields: dict[str, str] | None = None,
-    *,
-    sent: Sent = Sent.NOTHING,
-    state: str | None = None,
-    received: int = 0,
-) -> Outcome:
-    return Outcome(
-        answer=Answer(status, Fields(fields or {})),
-        whole=True,
-        sent=sent,
-        state=state,
-        received=received,
-    )
-
-
-def append(first: int, total: int | None = 100) -> Append:
-    last = None if total is None else total - 1
-    return Append(CONTENT, ContentRange(first, last, total))
-
 
 # Before the offer.
 
@@ -282,12 +210,16 @@ def test_unknown_length_is_sent_open_ended_and_then_told() -> None:
     facts.length = 90
     incomplete = {"upload-offset": "90", "upload-complete": "?0"}
     following = made.after(answered(204, incomplete, sent=Sent.ALL))
-    assert following.action == Append(CONTENT, ContentRange(None, None, 90))
+    assert following.action == Append(
+        CONTENT, ContentRange(None, None, 90), declares=True
+    )
     # The same for a server that says nothing of completeness.
     made = begun(AskOffset(CONTENT), content=facts)
     made.declared_length = False
     following = made.after(answered(200, {"content-length": "90"}))
-    assert following.action == Append(CONTENT, ContentRange(None, None, 90))
+    assert following.action == Append(
+        CONTENT, ContentRange(None, None, 90), declares=True
+    )
 
 
 def test_offset_beyond_the_content_is_an_error() -> None:

@@ -5,5 +5,6 @@ with the one under test, ``soak`` kills. What takes longer than CI has time for:
 
 * ``TRIORESUME_E2E_FULL=1``: an upload of 1 GiB by the command, memory during 4 GiB;
 * ``python -m tests.e2e.soak --kills 1000``: kills for minutes on end;
+* ``python -m tests.e2e.picture docs/howto/ui.png``: the picture of the page, anew;
 * ``TRIORESUME_E2E_SEED=N``: what was drawn in a run that failed, once more.
 """

@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import trio
+
 import trioresume
 
 SOURCE = Path(trioresume.__file__).parent.parent
 """The folder that the package under test comes from; its processes take the same."""
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 _LINE = "You can now upload files to: "
 
@@ -105,6 +107,10 @@ class Service:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def kill(self) -> None:
         """``kill -9``, and wait until it is gone."""
         process, self._process = self._process, None
@@ -170,6 +176,24 @@ class Service:
         return [
             name for _, _, names in os.walk(self.data_dir / "tails") for name in names
         ]
+
+    def tail_sizes(self) -> list[int]:
+        """How long these files are."""
+        sizes = []
+        for folder, _, names in os.walk(self.data_dir / "tails"):
+            for name in names:
+                try:
+                    sizes.append(os.stat(os.path.join(folder, name)).st_size)
+                except FileNotFoundError:
+                    pass  # of an upload that is complete by now
+        return sizes
+
+    async def wait_for_tail(self, size: int, seconds: float = 20.0) -> None:
+        """Wait until an upload that is no chunk long has *size* bytes on disk."""
+        deadline = time.monotonic() + seconds
+        while size not in (found := self.tail_sizes()):
+            assert time.monotonic() < deadline, f"{size} bytes are not in {found}"
+            await trio.sleep(0.01)
 
     def wait_for_collection(self, most_bytes: int, seconds: float = 15.0) -> None:
         """Wait until the chunks take no more than *most_bytes* on disk."""

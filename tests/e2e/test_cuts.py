@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterable
 
+import pytest
 import trio
 
 from tests.e2e.command import Service
@@ -44,6 +45,7 @@ async def run_all(uploads: Iterable[Upload]) -> None:
             nursery.start_soon(upload.run)
 
 
+@pytest.mark.slow
 async def test_200_concurrent_uploads_survive_cuts_anywhere(
     service: Service, seed: int
 ) -> None:

@@ -1,26 +1,33 @@
 """No space left: 507, and nothing worse than that (G8, promise 10).
 
-On a small file system of its own where one can be mounted, and wherever the tests run
-with a limit on the size of files, which fails in the same place with another error.
+On small file systems of their own where they can be mounted, one in memory and ext4 on a
+loop device, and wherever the tests run with a limit on the size of files, which fails in
+the same place with another error. What uploads leave for the catalog can be taken by
+others only, so a file from outside takes it to the last byte.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import resource
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.e2e.command import Service
+from tests.e2e.command import SOURCE, Service
 from tests.e2e.soak import MIB
+from tests.e2e.test_keep import make_garbage
 from tests.e2e.uploads import Pace, Upload
-from tests.e2e.wire import Wire, ask
+from tests.e2e.wire import Answer, Cut, Wire, ask, request_head
 
 DISK_SIZE = 40 * MIB
+EXT4_IMAGE_SIZE = 46 * MIB
 OLD = random.Random(1).randbytes(14 * MIB)
 NEW = random.Random(2).randbytes(24 * MIB)
 
@@ -33,15 +40,31 @@ def run(*command: str) -> bool:
         return False
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system of 40 MiB."""
+def mount(kind: str, place: Path, image: Path) -> bool:
+    """Mount an empty file system with about 40 MiB of space, if that is possible."""
+    if kind == "tmpfs":
+        size = f"size={DISK_SIZE}"
+        return run("mount", "-t", "tmpfs", "-o", size, "none", str(place))
+    image.touch()
+    os.truncate(image, EXT4_IMAGE_SIZE)
+    # Nothing reserved, or root would be given what others are refused.
+    return run("mkfs.ext4", "-q", "-F", "-m", "0", str(image)) and run(
+        "mount", "-o", "loop", str(image), str(place)
+    )
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of about 40 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if not run("mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "none", str(place)):
-        pytest.skip("nothing can be mounted here; the limit on file sizes is tested")
-    yield place
-    assert run("umount", str(place))
+    if not mount(request.param, place, tmp_path / "image"):
+        pytest.skip(f"no {request.param} can be mounted here")
+    try:
+        assert 0.9 < shutil.disk_usage(place).free / DISK_SIZE < 1.1
+        yield place
+    finally:
+        assert run("umount", str(place))
 
 
 @pytest.fixture
@@ -49,9 +72,31 @@ def cramped(small_disk: Path, tmp_path: Path) -> Iterator[Service]:
     """A service on that disk."""
     service = Service(small_disk / "data", log=tmp_path / "log")
     service.start()
-    yield service
-    service.close()
+    try:
+        yield service
+    finally:
+        service.close()
     service.check_log()
+
+
+class Ballast:
+    """A file beside the service's own that takes all the space there is."""
+
+    def __init__(self, service: Service) -> None:
+        self._path = service.data_dir.parent / "ballast"
+
+    def __enter__(self) -> None:
+        with self._path.open("wb", buffering=0) as file:
+            for size in (MIB, 4096, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue  # in smaller pieces
+            os.fsync(file.fileno())
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._path.unlink()
 
 
 def make_upload(service: Service, content: bytes, target: str) -> Upload:
@@ -123,6 +168,127 @@ async def test_a_full_disk_survives_a_kill(cramped: Service) -> None:
     assert await check_offset(upload) >= offset
     assert (await ask(cramped.address, "DELETE", "/files/old")).status == 204
     await trio.to_thread.run_sync(cramped.wait_for_collection, len(NEW))
+    await finish(upload)
+
+
+def is_short_of_space(answer: Answer) -> bool:
+    """Whether it is 507; anything else must be a success."""
+    if answer.status == 507:
+        assert b"insufficient-storage" in answer.body
+        return True
+    assert answer.status in (200, 201, 204), str(answer)
+    return False
+
+
+async def begin(service: Service, content: bytes) -> str:
+    """All of the content is there, and that it ends is not said yet; where it is."""
+    fields = [
+        ("Upload-Draft-Interop-Version", "6"),
+        ("Upload-Complete", "?0"),
+        ("Content-Length", str(len(content))),
+    ]
+    with await Wire.connect(service.address) as wire:
+        await wire.send(request_head("POST", "/files/", fields) + content)
+        answer = await wire.answer("POST")
+    assert answer.status == 201, str(answer)
+    return answer.fields["location"].removeprefix(service.root)
+
+
+async def complete(service: Service, location: str, offset: int) -> Answer:
+    """Say that the content ends: only the catalog has to change, by a recipe."""
+    fields = [
+        ("Upload-Draft-Interop-Version", "6"),
+        ("Upload-Offset", str(offset)),
+        ("Upload-Complete", "?1"),
+        ("Content-Type", "application/partial-upload"),
+        ("Content-Length", "0"),
+    ]
+    with await Wire.connect(service.address) as wire:
+        return await wire.ask("PATCH", location, fields)
+
+
+async def test_not_a_byte_for_the_catalog(cramped: Service) -> None:
+    """G8: no creation, no recipe, no deletion; reads go on, and then everything does."""
+    await finish(make_upload(cramped, OLD, "/files/old"))
+    content = NEW[: 5 * MIB]
+    location = await begin(cramped, content)
+    short_of_space = 0
+    with Ballast(cramped):
+        # A log that was longer once has room for some commits more.
+        for number in range(30):
+            upload = await ask(cramped.address, "PUT", f"/files/empty-{number}")
+            completion = await complete(cramped, location, len(content))
+            if is_short_of_space(upload) and is_short_of_space(completion):
+                short_of_space += 1
+            head = await ask(cramped.address, "HEAD", location)
+            assert head.status == 200, str(head)
+            assert head.fields["upload-offset"] == str(len(content))
+            if short_of_space == 3:
+                break
+        deletion = await ask(cramped.address, "DELETE", "/files/old")
+        assert is_short_of_space(deletion)
+        assert (await ask(cramped.address, "GET", "/files/old")).body == OLD
+    assert short_of_space
+    answer = await complete(cramped, location, len(content))
+    assert answer.status == 201, str(answer)
+    file = await ask(cramped.address, "GET", answer.fields["location"])
+    assert file.body == content
+    assert (await ask(cramped.address, "DELETE", "/files/old")).status == 204
+    await finish(make_upload(cramped, OLD[:MIB], "/files/another"))
+
+
+async def test_collection_goes_on_when_there_is_space(cramped: Service) -> None:
+    """On a full disk gc says that it cannot; beside it the service lives, and so later."""
+    cramped.stop()
+    make_garbage(cramped.data_dir, 300)
+    cramped.start()
+
+    async def keep(command: str) -> tuple[int, str]:
+        done = await trio.run_process(
+            [
+                *(sys.executable, "-m", "trioresume", command),
+                *("--data-dir", str(cramped.data_dir)),
+            ],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        )
+        said = (done.stdout + done.stderr).decode()
+        assert "Traceback" not in said
+        return done.returncode, said
+
+    with Ballast(cramped):
+        code, said = await keep("gc")
+        assert code == 1
+        assert "the catalog cannot grow" in said
+        assert (await ask(cramped.address, "GET", "/files/none")).status == 404
+        assert (await keep("verify"))[0] == 0
+    code, said = await keep("gc")
+    assert code == 0, said
+    assert (
+        sum(len(names) for _, _, names in os.walk(cramped.data_dir / "chunks")) == 100
+    )
+    assert (await keep("verify"))[0] == 0
+
+
+async def test_start_on_a_disk_without_a_byte(cramped: Service) -> None:
+    """It says why it cannot; when there is space, everything is where it was (G9)."""
+    upload = make_upload(cramped, NEW, "/files/new")
+
+    def kill_midway(size: int, is_last: bool) -> None:
+        if upload.sent > 9 * MIB and cramped.is_running:
+            cramped.kill()
+
+    upload.pace = Pace(MIB, on_sent=kill_midway)
+    with pytest.raises(Cut):
+        await upload.attempt()
+    upload.pace = Pace(MIB)
+    with Ballast(cramped):
+        with pytest.raises(AssertionError, match="Error: the catalog cannot grow"):
+            await trio.to_thread.run_sync(cramped.start)
+    await trio.to_thread.run_sync(cramped.start)
+    assert await check_offset(upload) > 0
     await finish(upload)
 
 

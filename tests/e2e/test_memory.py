@@ -100,3 +100,34 @@ def test_stalled_uploads_hold_little_memory(service: Service) -> None:
             after = service.resident()
     print(f"{before / MIB:.1f} MiB, then {after / MIB:.1f} MiB")  # noqa: T201
     assert after - before <= SLACK
+
+
+READERS = 200
+
+
+def test_readers_that_stop_hold_no_content(service: Service) -> None:
+    """What is being sent waits in the page cache: a few KiB each, not a block of it."""
+    size = 32 * MIB
+    with start(service, "/files/large", size) as sock:
+        for block in blocks(size):
+            sock.sendall(block)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 201 ")
+    with ExitStack() as stack:
+        idle = []
+        for _ in range(READERS):
+            idle.append(socket.create_connection(service.address, timeout=60))
+            stack.enter_context(idle[-1])
+        # Each has asked for something and got it: what a connection takes is counted.
+        for sock in idle:
+            sock.sendall(request_head("HEAD", "/files/large"))
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        before = service.resident()
+        for sock in idle:
+            sock.sendall(request_head("GET", "/files/large"))
+        for sock in idle:
+            assert sock.recv(10).startswith(b"HTTP/1.1 ")
+        time.sleep(0.5)  # it sends for as long as the kernel takes anything
+        grown = service.resident() - before
+        print(f"{grown / READERS / 1024:.1f} KiB for each reader")  # noqa: T201
+        assert grown / READERS < 64 * 1024
+    assert len(download_digest(service, "/files/large")) == 32

@@ -66,6 +66,7 @@ def restart_stopped(service: Service) -> None:
 RESTARTS = [restart_killed, restart_stopped]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", RESTARTS)
 async def test_every_operation_and_file_is_found_again(
     service: Service, restart: Callable[[Service], None]

@@ -17,7 +17,7 @@ from tests.e2e.wire import Answer, Cut, Refused, Wire, parse_message, request_he
 __all__ = ["Pace", "Upload"]
 
 TRY_AGAIN_SECONDS = 0.02
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 240.0
 # A newer request for the same upload got there first: an earlier connection of ours,
 # cut on our side, whose request the server read only now (R21).
 _LOST_RACES = frozenset({409})
@@ -56,12 +56,19 @@ class Upload:
     whole_patches: bool = False
     """Whether each PATCH carries all that is left."""
 
+    whole: tuple[int, int] = (0, 0)
+    """Where the last patch began and was to end, if it applies as a whole (B8)."""
+    patience: float = PATIENCE_SECONDS
+    """After how many seconds without an end :meth:`run` fails."""
+
     content_at: str = ""
     message_at: str = ""
     announced: int = 0
     """The highest offset that the server has told us."""
     sent: int = 0
     """No byte at or beyond this offset was ever handed to a socket."""
+    is_deleted: bool = False
+    """Whether what was made of it was deleted since."""
     digest: str = ""
     """SHA-256 of the content, for when that is no longer kept."""
     answer: Answer | None = None
@@ -71,7 +78,7 @@ class Upload:
 
     async def run(self) -> Answer:
         """Try until the final response of the original request is here."""
-        with trio.move_on_after(PATIENCE_SECONDS):
+        with trio.move_on_after(self.patience):
             while self.answer is None:
                 try:
                     await self.attempt()
@@ -178,6 +185,8 @@ class Upload:
         offset = int(head.fields["upload-offset"])
         assert head.fields["content-length"] == str(offset)  # R12
         self._note_offset(offset)
+        begun, end = self.whole
+        assert not begun < offset < end, f"half of {self.whole} is there: {self}"
         if self.draw.random() < 0.2:
             await self._check_prefix(wire, offset)
         if head.fields["upload-complete"] == "?1":
@@ -228,9 +237,11 @@ class Upload:
         # All or nothing (B8): only for little, or a bad link would never let it through.
         if 0 < stop - offset <= 64 * 1024 and self.draw.random() < 0.5:
             media_type = "multipart/byteranges; boundary=e2e"
+            self.whole = (offset, stop)
             before, after = b"--e2e\r\n" + range_line, b"\r\n--e2e--\r\n"
         else:
             media_type = "message/byterange"
+            self.whole = (0, 0)
             before, after = range_line, b""
         length = len(before) + stop - offset + len(after)
         fields = [("Content-Type", media_type), ("Content-Length", str(length))]

@@ -139,12 +139,18 @@ class Wire:
         if head.fields.get("transfer-encoding") == "chunked":
             return await self._chunks()
         if "content-length" in head.fields:
-            return await self._exactly(int(head.fields["content-length"]))
+            return await self.exactly(int(head.fields["content-length"]))
         while await self._more():
             pass
-        return await self._exactly(len(self._received))
+        return await self.exactly(len(self._received))
 
-    async def _exactly(self, size: int) -> bytes:
+    @property
+    def received(self) -> bytes:
+        """What has come and was not taken yet."""
+        return bytes(self._received)
+
+    async def exactly(self, size: int) -> bytes:
+        """The next *size* bytes."""
         while len(self._received) < size:
             if not await self._more():
                 raise Cut("the connection ended within the content")
@@ -159,9 +165,9 @@ class Wire:
                 if not await self._more():
                     raise Cut("the connection ended within a chunk's head")
             size = int(self._received[:end], 16)
-            await self._exactly(end + 2)
-            content += await self._exactly(size)
-            assert await self._exactly(2) == b"\r\n"
+            await self.exactly(end + 2)
+            content += await self.exactly(size)
+            assert await self.exactly(2) == b"\r\n"
             if size == 0:
                 return content
 

@@ -10,6 +10,8 @@ from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.problem import problem_response
 
+REGISTRY = "https://iana.org/assignments/http-problem-types"
+
 
 def test_a_problem_says_what_when_and_how_to_go_on() -> None:
     """RFC 9457, with the error's own fields and members."""
@@ -29,13 +31,22 @@ def test_a_problem_says_what_when_and_how_to_go_on() -> None:
         }
     )
     assert json.loads(body) == {
-        "type": "urn:trioresume:problem:offset-mismatch",
+        "type": f"{REGISTRY}#mismatching-upload-offset",
         "title": "The range does not start at the current offset",
         "status": 409,
         "code": "offset-mismatch",
         "detail": "the offset is 5",
         "expected-offset": 5,
     }
+
+
+def test_types_are_registered_or_the_project_s_own() -> None:
+    """C8, C9: the drafts register three types; every other one is a URN of ours."""
+    types = {problem.code: problem.type_uri for problem in ProblemCode}
+    assert types["offset-mismatch"] == f"{REGISTRY}#mismatching-upload-offset"
+    assert types["inconsistent-length"] == f"{REGISTRY}#inconsistent-upload-length"
+    assert types["upload-complete"] == f"{REGISTRY}#completed-upload"
+    assert types["gone"] == "urn:trioresume:problem:gone"
 
 
 def test_members_cannot_replace_the_standard_ones() -> None:

@@ -31,8 +31,7 @@ def test_number_must_be_finite_and_not_negative(name: str, value: float) -> None
     ("name", "value"),
     [
         ("chunk_size", 0),
-        ("receive_size", 0),
-        ("unsealed_chunks", 0),
+        ("receive_memory", 0),
         ("storage_threads", 0),
         ("bind", ()),
         ("operation_path", "/"),
@@ -40,12 +39,22 @@ def test_number_must_be_finite_and_not_negative(name: str, value: float) -> None
         ("operation_path", "/operations"),
         ("operation_path", "operations/"),
         ("durability", "none"),
+        ("ui", "files/"),
+        ("ui", "//files/"),
+        ("ui", "/ui/files/"),
     ],
 )
 def test_setting_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
     """At once, and not when the first request comes."""
     with pytest.raises(CallerError, match=name.partition("_")[0]):
         Config(**{name: value})
+
+
+def test_page_and_operations_do_not_share_a_path() -> None:
+    """Only if there is a page."""
+    assert Config(operation_path="/ui/operations/").ui is None
+    with pytest.raises(CallerError, match="operation_path"):
+        Config(operation_path="/ui/operations/", ui="/files/")
 
 
 def test_defaults_are_within_bounds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -19,9 +20,11 @@ from tests.server.harness import (
 )
 from tests.server.test_content import BODY, cut_upload
 from trioresume import Config, FileService
+from trioresume.errors import StorageConflict
 from trioresume.protocol.clock import ServiceClock
+from trioresume.protocol.schedule import Schedule
 from trioresume.server import expiry
-from trioresume.store.port import OperationId
+from trioresume.store.port import Mutation, OperationId
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -60,8 +63,8 @@ async def test_incomplete_upload_expires_after_its_last_request(
 
 
 async def test_nothing_expires_that_receives(autojump_clock: Clock) -> None:
-    """Promise 9: an upload slower than any lifetime comes to its end."""
-    config = Config(incomplete_lifetime=10, tombstone_lifetime=10)
+    """G11, promise 9: an upload slower than any lifetime comes to its end."""
+    config = Config(incomplete_lifetime=10, tombstone_lifetime=10, min_body_rate=0)
     async with memory_service(handler := Recorder(), config) as service:
         client = service.connect()
         await client.start(512)
@@ -73,7 +76,7 @@ async def test_nothing_expires_that_receives(autojump_clock: Clock) -> None:
 
 
 async def test_nothing_expires_that_processes(autojump_clock: Clock) -> None:
-    """Promise 9: nor does the response's lifetime begin before there is one."""
+    """G11, promise 9: nor does the response's lifetime begin before there is one."""
     config = Config(incomplete_lifetime=10, response_lifetime=100)
     handler = Recorder(gate=trio.Event())
     assert handler.gate is not None
@@ -146,6 +149,29 @@ async def test_what_expired_while_the_service_was_down_goes_at_its_start(
         await trio.sleep(5)
         assert await _status(service, location) == 410
         assert store.stored_bytes == 0
+
+
+async def test_what_is_due_at_once_shares_commits(autojump_clock: Clock) -> None:
+    """Hundreds of uploads that end together do not cost hundreds of syncs."""
+
+    class _Counting(MemoryStore):
+        commits = 0
+
+        def apply(
+            self, batch: Sequence[Sequence[Mutation]]
+        ) -> list[StorageConflict | None]:
+            self.commits += 1
+            return super().apply(batch)
+
+    config = Config(incomplete_lifetime=HOUR, tombstone_lifetime=2 * HOUR)
+    store = _Counting(chunk_size=64)
+    async with memory_service(Recorder(), config, store=store) as service:
+        for _ in range(400):
+            await cut_upload(service, BODY, 10)
+        before = store.commits
+        await trio.sleep(1.5 * HOUR)
+        assert store.stored_bytes == 0
+        assert store.commits - before < 80
 
 
 async def test_more_deadlines_than_the_window_all_come(
@@ -242,8 +268,18 @@ async def test_expiry_that_fails_is_tried_again(
         assert store.stored_bytes == 0
 
 
-async def test_plain_operations_leave_no_deadline(autojump_clock: Clock) -> None:
-    """What nobody was told of is forgotten with its response."""
+async def test_plain_operations_leave_no_deadline(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody was told of is forgotten with its response, on disk and in memory."""
+    schedules: list[Schedule] = []
+
+    class Watched(Schedule):
+        def __init__(self, window: int) -> None:
+            super().__init__(window)
+            schedules.append(self)
+
+    monkeypatch.setattr(expiry, "Schedule", Watched)
     async with memory_service(Recorder()) as service:
         client = service.connect()
         for _ in range(5):
@@ -251,6 +287,10 @@ async def test_plain_operations_leave_no_deadline(autojump_clock: Clock) -> None
             assert (await client.reply()).status == 200
         await trio.sleep(10)
         assert service.store.expiring(10) == []
+        (schedule,) = schedules
+        assert len(schedule) == 0
+        await cut_upload(service, BODY, 100)
+        assert len(schedule) == 1
 
 
 async def test_bug_in_expiry_is_logged_and_the_service_lives_on(

@@ -21,9 +21,14 @@ from tests.server.harness import (
 )
 from tests.server.test_content import BODY, MULTIPART, _multipart
 from trioresume import Config, FileService, Response
-from trioresume.errors import StorageConflict
-from trioresume.store.port import ContentKey, Mutation
-from trioresume.store.recipe import Digest
+from trioresume.errors import StorageConflict, StorageFull
+from trioresume.store.port import (
+    Content,
+    ContentKey,
+    CreateOperation,
+    Mutation,
+    SealChunk,
+)
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -64,7 +69,7 @@ async def test_full_store_is_507_and_the_upload_completes_when_there_is_space(
 async def test_full_store_refuses_a_patch_and_keeps_the_offset(
     autojump_clock: Clock,
 ) -> None:
-    """G8: for the parts of a multipart as well: what is announced is a prefix."""
+    """G8, B8: of a multipart nothing is there, though there was space for some of it."""
     store = MemoryStore(chunk_size=64)
     async with memory_service(handler := Recorder(), store=store) as service:
         client = service.connect()
@@ -76,7 +81,7 @@ async def test_full_store_refuses_a_patch_and_keeps_the_offset(
         reply = await service.connect().request("PATCH", location, MULTIPART, patch)
         assert reply.status == 507
         store.full_after = None
-        assert await _complete(service, location) in range(100, 151)
+        assert await _complete(service, location) == 100
     assert handler.bodies == [BODY]
 
 
@@ -147,6 +152,33 @@ async def test_file_that_cannot_be_published_is_507_and_completes_later(
         assert got.body == BODY
 
 
+class NoCreations(MemoryStore):
+    """A store whose catalog has no room for a new operation, but for smaller changes."""
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        if any(isinstance(m, CreateOperation) for s in batch for m in s):
+            raise StorageFull("no room in the catalog")
+        return super().apply(batch)
+
+
+@pytest.mark.parametrize("body", [b"", BODY])
+async def test_request_whose_record_found_no_space_is_507(
+    body: bytes, autojump_clock: Clock
+) -> None:
+    """G8: also if nobody waited for the record, because no resumption was asked for."""
+    store = NoCreations(chunk_size=64)
+    async with memory_service(FileService(), store=store) as service:
+        reply = await service.connect().request("PUT", "/files/a", {}, body)
+        assert (reply.status, reply.code) == (507, "insufficient-storage")
+    store = NoCreations(chunk_size=64)
+    async with memory_service(handler := Recorder(), store=store) as service:
+        reply = await service.connect().request("POST", "/", {}, body)
+        assert (reply.status, reply.code) == (507, "insufficient-storage")
+    assert handler.bodies == []
+
+
 async def test_response_is_recorded_when_there_is_space_again(
     autojump_clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,10 +240,12 @@ async def test_bug_in_completing_leaves_nobody_waiting(
     """Promise 10: the upload's own request gets a 500, and HEAD an answer."""
 
     class _Buggy(MemoryStore):
-        def chunk_digests(self, key: ContentKey) -> list[Digest]:
+        def sealed_content(
+            self, key: ContentKey, seals: Sequence[SealChunk] = ()
+        ) -> Content:
             raise ZeroDivisionError
 
-    async with memory_service(Recorder(), store=_Buggy(chunk_size=64)) as service:
+    async with memory_service(Recorder(), store=_Buggy(chunk_size=16)) as service:
         client = service.connect()
         interim = await client.start(512, BODY[:500])
         content = interim.fields.get("request-content-location") or ""

@@ -69,7 +69,7 @@ async def test_public_url_makes_the_locations_absolute(
         ("resume=ignore-incomplete", "ignore"),
         ("resume=ignore-incomplete, resume=save-incomplete", "ignore"),
         ('resume="ignore-incomplete"; x=y', "ignore"),
-        ("respond-async, resume", "save"),
+        ("return=minimal, resume", "save"),
     ],
 )
 async def test_preference_is_applied_and_said_so(

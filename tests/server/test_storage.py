@@ -182,8 +182,45 @@ async def test_store_that_may_block_is_called_in_a_thread() -> None:
     """Rule 1 of the port: and one that cannot is called at once, after a checkpoint."""
     for blocking in (True, False):
         storage = _storage(_Recording(blocking=blocking))
-        thread = await storage.run(threading.get_ident)
+        with storage.running():
+            thread = await storage.run(threading.get_ident)
         assert (thread != threading.get_ident()) == blocking
+
+
+async def test_call_in_a_thread_is_one_whole_step() -> None:
+    """Cancellation waits for it; then its result is there, and the next await ends."""
+    storage = _storage(_Recording(blocking=True))
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert may_end.wait(5)
+        return "done"
+
+    results = []
+    scope = trio.CancelScope()
+
+    async def call() -> None:
+        with scope:
+            results.append(await storage.run(work))
+            await trio.sleep_forever()
+
+    with storage.running():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await trio.to_thread.run_sync(begun.wait)
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert results == []
+            may_end.set()
+        with pytest.raises(StorageFull, match="no room"):
+            await storage.run(_raise_full)
+    assert results == ["done"]
+    assert scope.cancelled_caught
+
+
+def _raise_full() -> None:
+    raise StorageFull("no room")
 
 
 async def test_each_waiter_gets_an_error_of_its_own(autojump_clock: Clock) -> None:

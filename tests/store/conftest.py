@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.store.helpers import DiskStand, MemoryStand, Stand, boot_setter
+from tests.store.sqlite_calls import is_possible
 
 
 @pytest.fixture
@@ -25,3 +29,29 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
         memory = MemoryStand()
         yield memory
         memory.close()
+
+
+@pytest.fixture
+def ram() -> Iterator[Path]:
+    """A directory in memory where there is one: thousands of crashes need no disk."""
+    if not is_possible():
+        pytest.skip("Python's sqlite3 is not linked so that SQLite can be watched")
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="trioresume-", dir=memory if os.access(memory, os.W_OK) else None
+    ) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def set_boot(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What makes the store believe in a boot."""
+    return boot_setter(monkeypatch.setattr)
+
+
+@pytest.fixture
+def draw() -> random.Random:
+    """Other choices each time; shown when a test fails. TRIORESUME_SEED fixes them."""
+    seed = int(os.environ.get("TRIORESUME_SEED") or int.from_bytes(os.urandom(4)))
+    print(f"TRIORESUME_SEED={seed}")  # noqa: T201 - pytest shows it on failure
+    return random.Random(seed)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.store import disk as disk_module
+from trioresume.store import (
+    catalog,
+    disk as disk_module,
+    folding,
+    inventory as inventory_module,
+    recipe,
+    schema,
+)
 from trioresume.store.disk import DiskStore, open_store
 from trioresume.store.disk_io import Descriptor, Disk
 from trioresume.store.port import (
@@ -31,7 +40,6 @@ from trioresume.store.port import (
     StoredResponse,
     request_key,
 )
-from trioresume.store.recipe import Recipe
 from trioresume.testing.memory_store import MemoryStore
 
 CHUNK = 8
@@ -178,11 +186,55 @@ def boot_setter(
     setattr_: Callable[[object, str, object], None],
 ) -> Callable[[str], None]:
     """What makes the store believe in a boot, by monkeypatch's *setattr_*."""
-    return lambda boot: setattr_(disk_module, "boot_id", lambda: boot)
+
+    def set_boot(boot: str) -> None:
+        for module in (disk_module, inventory_module):
+            setattr_(module, "boot_id", lambda: boot)
+
+    return set_boot
+
+
+def set_part_chunks(
+    setattr_: Callable[[object, str, object], None], chunks: int
+) -> None:
+    """Fold as few as *chunks* chunks into a part, by monkeypatch's *setattr_*."""
+    for module in (recipe, folding, catalog):
+        setattr_(module, "PART_CHUNKS", chunks)
 
 
 OP = OperationId("operation-1")
 KEY = request_key(OP)
+
+
+def downgrade(data_dir: Path, version: int) -> None:
+    """Give a closed store's catalog the form of an earlier *version*, with the same rows."""
+    path = data_dir / "catalog.sqlite3"
+    script = "".join(schema._MIGRATIONS[:version])
+    script += f"PRAGMA user_version = {version};"
+    with (
+        closing(sqlite3.connect(path)) as new,
+        closing(sqlite3.connect(path.with_suffix(".old"))) as old,
+    ):
+        old.executescript(script)
+        # The rows are there with what triggers would have made of them.
+        triggers = old.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        ).fetchall()
+        for name, _ in triggers:
+            old.execute(f"DROP TRIGGER {name}")
+        tables = old.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            old.execute(f"DELETE FROM {table}")
+            known = old.execute(f"PRAGMA table_info({table})").fetchall()
+            columns = ", ".join(name for _, name, *_ in known)
+            old.executemany(
+                f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(known))})",
+                new.execute(f"SELECT {columns} FROM {table}").fetchall(),
+            )
+        for _, sql in triggers:
+            old.execute(sql)
+        old.commit()
+    path.with_suffix(".old").replace(path)
 
 
 def record(
@@ -242,9 +294,8 @@ def make_durable(store: Store, writer: ContentWriter) -> None:
 def freeze(store: Store, key: ContentKey, writer: ContentWriter) -> FreezeContent:
     """Seal the rest, and the mutation that freezes the content."""
     seal_all(store, writer.finish())
-    recipe = Recipe.build(writer.chunk_size, writer.offset, store.chunk_digests(key))
     writer.close()
-    return FreezeContent(key, recipe)
+    return FreezeContent(key, store.sealed_content(key))
 
 
 def store_content(store: Store, data: bytes, id: str = OP) -> Content:
@@ -254,19 +305,21 @@ def store_content(store: Store, data: bytes, id: str = OP) -> Content:
     operation = OperationId(id)
     frozen = freeze(store, request_key(operation), writer)
     do(store, frozen, SetState(operation, OperationState.COMPLETE))
-    return Content(len(data), digest=frozen.recipe.digest)
+    assert frozen.content.length == len(data)
+    return frozen.content
 
 
 def read_from(reader: ContentReader, offset: int = 0) -> bytes:
-    """All that *reader* has from *offset* on."""
+    """All that *reader* has from *offset* on, in many pieces."""
     parts = []
+    size = max(5, reader.length // 1000)
     try:
         while offset < reader.length:
-            part = reader.read(offset, 5)
+            part = reader.read(offset, size)
             assert part
             parts.append(part)
             offset += len(part)
-        assert reader.read(offset, 5) == b""
+        assert reader.read(offset, size) == b""
     finally:
         reader.close()
     return b"".join(parts)

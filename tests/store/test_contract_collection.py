@@ -133,7 +133,7 @@ def test_collection_beside_a_writer_of_the_same_bytes(stand: Stand, steps: int) 
     frozen = freeze(stand.store, request_key(TWO), writer)
     collect_all(stand.store)
     do(stand.store, frozen)
-    content = Content(len(DATA), digest=frozen.recipe.digest)
+    content = frozen.content
     assert read_content(stand.store, content) == DATA
 
 

@@ -40,6 +40,8 @@ from trioresume.store.port import (
     CreateOperation,
     EndOperation,
     FreezeContent,
+    HoldBack,
+    LetCount,
     OperationId,
     RecordOffset,
     RecordResponse,
@@ -97,7 +99,7 @@ def test_frozen_content_reads_back(stand: Stand) -> None:
     assert record.state is OperationState.COMPLETE
     assert read_content(stand.store, content) == DATA
     assert stand.store.offset(KEY) == len(DATA)
-    assert stand.store.chunk_digests(KEY) == []
+    assert stand.store.sealed_content(KEY).length == 0
 
 
 @pytest.mark.parametrize("length", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
@@ -114,15 +116,15 @@ def test_last_seals_and_freeze_go_in_one_submission(stand: Stand) -> None:
     writer = begin(stand.store)
     put(stand.store, writer, DATA[:20])
     last = [seal.run() for seal in writer.finish()]
-    digests = [*stand.store.chunk_digests(KEY), *(seal.digest for seal in last)]
-    recipe = Recipe.build(CHUNK, 20, digests)
+    content = stand.store.sealed_content(KEY, last)
     do(
         stand.store,
         *last,
-        FreezeContent(KEY, recipe),
+        FreezeContent(KEY, content),
         SetState(OP, OperationState.COMPLETE),
     )
-    assert read_content(stand.store, Content(20, digest=recipe.digest)) == DATA[:20]
+    assert content.length == 20
+    assert read_content(stand.store, content) == DATA[:20]
     assert stand.stored_bytes() == 20
 
 
@@ -136,8 +138,9 @@ def test_seals_apply_in_any_order(stand: Stand, order: tuple[int, ...]) -> None:
         do(stand.store, seals[index])
         applied.add(index)
         prefix = next(i for i in range(4) if i not in applied)
-        expected = [digest_of(DATA[i * 8 : i * 8 + 8]) for i in range(prefix)]
-        assert stand.store.chunk_digests(KEY) == expected
+        chunks = [digest_of(DATA[i * 8 : i * 8 + 8]) for i in range(prefix)]
+        expected = Recipe.build(CHUNK, 8 * prefix, chunks)
+        assert stand.store.sealed_content(KEY).digest == expected.digest
         assert stand.store.offset(KEY) == 28
         assert read_prefix(stand.store) == DATA[:28]
         found = stand.store.operation(OP)
@@ -156,7 +159,7 @@ def test_seals_in_any_order_survive_a_kill(
     store = stand.restart()
     assert store.offset(KEY) == 28
     writer = store.open_writer(KEY)
-    sealed = len(store.chunk_digests(KEY))
+    sealed = store.sealed_content(KEY).length // CHUNK
     again = writer.append(b"")
     assert [seal.index for seal in again] == list(range(sealed, 3))
     seal_all(store, again)
@@ -173,7 +176,8 @@ def test_sealing_again_changes_nothing(stand: Stand) -> None:
     (seal,) = [seal.run() for seal in writer.append(DATA[:8])]
     do(stand.store, seal)
     do(stand.store, seal)
-    assert stand.store.chunk_digests(KEY) == [seal.digest]
+    expected = Recipe.build(CHUNK, 8, [seal.digest])
+    assert stand.store.sealed_content(KEY) == Content(8, digest=expected.digest)
     do(stand.store, freeze(stand.store, KEY, writer), EndOperation(OP, 2000.0))
     assert collect_all(stand.store).chunks == 1
 
@@ -183,21 +187,24 @@ def test_seal_that_the_store_did_not_make_conflicts(stand: Stand) -> None:
     writer = begin(stand.store)
     writer.append(DATA[:8])
     assert conflicts(stand.store, SealChunk(KEY, 0, digest_of(b"other"), 8))
-    assert stand.store.chunk_digests(KEY) == []
+    assert stand.store.sealed_content(KEY).length == 0
 
 
 def test_wrong_recipe_conflicts(stand: Stand) -> None:
     """Content is frozen with its own chunks or not at all."""
     writer = begin(stand.store)
     put(stand.store, writer, DATA[:16])
-    first, second = stand.store.chunk_digests(KEY)
+    first, second = digest_of(DATA[:8]), digest_of(DATA[8:16])
     for wrong in (
         Recipe(CHUNK, 16, second + first),
         Recipe(CHUNK, 8, bytes(first)),
         Recipe(16, 16, bytes(first)),
     ):
-        assert conflicts(stand.store, FreezeContent(KEY, wrong))
-    do(stand.store, FreezeContent(KEY, Recipe(CHUNK, 16, first + second)))
+        content = Content(wrong.length, digest=wrong.digest)
+        assert conflicts(stand.store, FreezeContent(KEY, content))
+    right = Recipe(CHUNK, 16, first + second)
+    assert conflicts(stand.store, FreezeContent(KEY, Content(15, digest=right.digest)))
+    do(stand.store, FreezeContent(KEY, Content(16, digest=right.digest)))
 
 
 def test_newest_writer_goes_on_where_the_old_one_was(stand: Stand) -> None:
@@ -229,9 +236,9 @@ def test_takeover_between_seal_and_apply_keeps_both_right(stand: Stand) -> None:
     late = [seal.run() for seal in old.append(DATA[:20])]
     new = stand.store.open_writer(KEY)
     put(stand.store, new, DATA[20:40])
-    assert stand.store.chunk_digests(KEY) == []
+    assert stand.store.sealed_content(KEY).length == 0
     do(stand.store, *late)
-    assert len(stand.store.chunk_digests(KEY)) == 5
+    assert stand.store.sealed_content(KEY).length == 40
     assert read_prefix(stand.store) == DATA[:40]
 
 
@@ -245,7 +252,7 @@ def test_reopened_writer_shares_pending_seals(stand: Stand) -> None:
     assert [seal.index for seal in second] == [0, 1]
     do(stand.store, second[0].run(), first[1].run())
     do(stand.store, first[0].run(), second[1].run())
-    assert len(stand.store.chunk_digests(KEY)) == 2
+    assert stand.store.sealed_content(KEY).length == 16
     assert read_prefix(stand.store) == DATA[:21]
 
 
@@ -275,11 +282,11 @@ def test_finished_content_can_go_on(stand: Stand) -> None:
     assert found is not None
     assert found.durable_offset == 11
     put(stand.store, again, DATA[11:30])
-    content = freeze(stand.store, KEY, again)
-    do(stand.store, content)
-    frozen = Content(30, digest=content.recipe.digest)
-    assert read_content(stand.store, frozen) == DATA[:30]
-    assert content.recipe.chunk_count == 4
+    frozen = freeze(stand.store, KEY, again)
+    do(stand.store, frozen)
+    assert read_content(stand.store, frozen.content) == DATA[:30]
+    chunks = [digest_of(DATA[i : min(i + 8, 30)]) for i in range(0, 30, 8)]
+    assert frozen.content.digest == Recipe.build(CHUNK, 30, chunks).digest
 
 
 def test_seal_of_an_end_that_moved_on_conflicts(stand: Stand) -> None:
@@ -524,6 +531,54 @@ def test_seals_after_a_failed_one_are_cut_too(stand: Stand) -> None:
     assert read_prefix(stand.store) == DATA[:8] + b"different bytes!"
 
 
+@pytest.mark.parametrize("power_loss", [False, True])
+@pytest.mark.parametrize("size", [3, 20])
+def test_what_is_held_back_counts_only_as_a_whole(
+    stand: Stand, size: int, power_loss: bool
+) -> None:
+    """B8: a crash before the end of it leaves nothing of it, one after it everything."""
+    writer = begin(stand.store)
+    put(stand.store, writer, DATA[:10])
+    make_durable(stand.store, writer)
+    do(stand.store, HoldBack(KEY, 10))
+    seals = writer.append(DATA[10 : 10 + size])
+    assert stand.store.offset(KEY) == 10 + size
+    [seal.run() for seal in seals]
+    stand.restart(power_loss=power_loss)
+    assert stand.store.offset(KEY) == 10
+    writer = stand.store.open_writer(KEY)
+    assert writer.offset == 10
+    do(stand.store, HoldBack(KEY, 10))
+    flush = writer.flush()
+    assert flush is None
+    seals = writer.append(DATA[10 : 10 + size])
+    sealed = [seal.run() for seal in seals]
+    flush = writer.flush()
+    assert flush is not None
+    do(stand.store, *sealed, flush.run(), LetCount(KEY))
+    put(stand.store, writer, DATA[10 + size : 11 + size])
+    stand.restart(power_loss=power_loss)
+    assert stand.store.offset(KEY) == 10 + size + (0 if power_loss else 1)
+    assert read_prefix(stand.store) == DATA[: stand.store.offset(KEY)]
+
+
+def test_writer_that_was_given_up_leaves_nothing_of_what_is_held_back(
+    stand: Stand,
+) -> None:
+    """B8: the next one begins where the whole was to begin."""
+    writer = begin(stand.store)
+    put(stand.store, writer, DATA[:10])
+    make_durable(stand.store, writer)
+    do(stand.store, HoldBack(KEY, 10))
+    writer.append(DATA[10:30])
+    writer.close()
+    assert stand.store.offset(KEY) == 10
+    writer = stand.store.open_writer(KEY)
+    put(stand.store, writer, DATA[10:])
+    assert stand.restart().offset(KEY) == len(DATA)
+    assert read_prefix(stand.store) == DATA
+
+
 def test_lost_content_is_noticed(stand: Stand) -> None:
     """Fewer bytes than were recorded is an error, not an offset (C7)."""
     writer = begin(stand.store)
@@ -547,10 +602,10 @@ def test_chunk_size_of_begun_content_stays(stand: Stand) -> None:
     assert (writer.offset, writer.chunk_size) == (20, 8)
     put(store, writer, DATA[20:])
     frozen = freeze(store, KEY, writer)
-    assert frozen.recipe.chunk_size == 8
     do(store, frozen)
-    content = Content(len(DATA), digest=frozen.recipe.digest)
-    assert read_content(store, content) == DATA
+    assert read_content(store, frozen.content) == DATA
+    chunks = [digest_of(DATA[i : i + 8]) for i in range(0, len(DATA), 8)]
+    assert frozen.content.digest == Recipe.build(8, len(DATA), chunks).digest
 
 
 @pytest.mark.parametrize("key", ["", "../x", "a/b", "a.b", "a\0", "a" * 129, "é", ".r"])
@@ -600,9 +655,8 @@ def test_writer_may_precede_its_operation(stand: Stand) -> None:
     writer = stand.store.open_writer(KEY)
     assert writer.append(DATA[:5]) == []
     seals = [seal.run() for seal in writer.finish()]
-    recipe = Recipe.build(CHUNK, 5, [seal.digest for seal in seals])
-    do(stand.store, CreateOperation(record()), *seals, FreezeContent(KEY, recipe))
-    content = Content(5, digest=recipe.digest)
+    content = stand.store.sealed_content(KEY, seals)
+    do(stand.store, CreateOperation(record()), *seals, FreezeContent(KEY, content))
     assert read_content(stand.store, content) == DATA[:5]
     assert stand.stored_bytes() == 5
 
@@ -661,7 +715,7 @@ def test_large_response_is_stored_and_replayed(stand: Stand) -> None:
     writer = store.open_writer(key)
     put(store, writer, DATA)
     frozen = freeze(store, key, writer)
-    answer = response(Content(len(DATA), digest=frozen.recipe.digest))
+    answer = response(frozen.content)
     do(store, frozen, RecordResponse(OP, answer, 7000.0))
     found = store.operation(OP)
     assert found is not None
@@ -678,7 +732,7 @@ def test_empty_response_content_freezes(stand: Stand) -> None:
     do(stand.store, CreateOperation(record(content=Content(0, inline=b""))))
     key = response_key(OP)
     frozen = freeze(stand.store, key, stand.store.open_writer(key))
-    answer = response(Content(0, digest=frozen.recipe.digest))
+    answer = response(frozen.content)
     do(stand.store, frozen, RecordResponse(OP, answer, 7000.0))
     assert read_content(stand.store, answer.body) == b""
 

@@ -8,6 +8,8 @@ import sqlite3
 import stat
 import time
 import tracemalloc
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from tests.store.helpers import (
     collect_all,
     conflicts,
     do,
+    downgrade,
     make_durable,
     put,
     read_content,
@@ -42,14 +45,16 @@ from trioresume.store import disk as disk_module
 from trioresume.store.data_dir import boot_id
 from trioresume.store.disk import open_store
 from trioresume.store.port import (
+    Content,
     CreateOperation,
     EndOperation,
     FreezeContent,
+    JoinContents,
     OperationId,
     SetMeta,
     request_key,
 )
-from trioresume.store.recipe import Recipe, digest_of
+from trioresume.store.recipe import digest_of
 
 DATA = bytes(range(65, 91)) * 2
 
@@ -117,14 +122,63 @@ def test_later_catalog_is_left_alone(disk_stand: DiskStand) -> None:
     """The catalog has a version of its own."""
     disk_stand.store.close()
     connection = sqlite3.connect(disk_stand.data_dir / "catalog.sqlite3")
+    (ours,) = connection.execute("PRAGMA user_version").fetchone()
     connection.execute("PRAGMA user_version = 999")
     connection.close()
     with pytest.raises(FormatVersionUnsupported):
         disk_stand.open()
     connection = sqlite3.connect(disk_stand.data_dir / "catalog.sqlite3")
-    connection.execute("PRAGMA user_version = 1")
+    connection.execute(f"PRAGMA user_version = {ours}")
     connection.close()
     disk_stand.store = disk_stand.open()
+
+
+def test_earlier_catalog_is_brought_up_to_date(disk_stand: DiskStand) -> None:
+    """What it held is there as before, and joins like what is new."""
+    part = store_content(disk_stand.store, b"from before")
+    disk_stand.store.close()
+    downgrade(disk_stand.data_dir, 1)
+    disk_stand.store = disk_stand.open()
+    two = OperationId("two")
+    join = JoinContents(two, (part, part))
+    do(disk_stand.store, CreateOperation(record(two)), join)
+    assert read_content(disk_stand.store, join.content) == b"from before" * 2
+
+
+def test_joining_touches_no_chunk(disk_stand: DiskStand) -> None:
+    """D7: it costs the number of parts, whatever their size."""
+    part = store_content(disk_stand.store, bytes(range(256)) * 30)
+    catalog = sqlite3.connect(disk_stand.data_dir / "catalog.sqlite3")
+    holds = "SELECT digest, refs FROM chunks ORDER BY digest"
+    before = catalog.execute(holds).fetchall()
+    two = OperationId("two")
+    do(
+        disk_stand.store,
+        CreateOperation(record(two)),
+        JoinContents(two, (part, part, part)),
+    )
+    assert catalog.execute(holds).fetchall() == before
+    (refs,) = catalog.execute(
+        "SELECT refs FROM recipes WHERE digest = ?", (part.digest,)
+    ).fetchone()
+    assert refs == 4  # three times in the join, once by its own operation
+    catalog.close()
+
+
+def test_uploads_from_before_there_were_dialects_complete_at_their_length(
+    disk_stand: DiskStand,
+) -> None:
+    """E: the catalog did not say so; what it says now is kept."""
+    do(disk_stand.store, CreateOperation(record(length=10)))
+    disk_stand.store.close()
+    downgrade(disk_stand.data_dir, 2)
+    disk_stand.store = disk_stand.open()
+    assert disk_stand.store.operation(OP) == replace(record(length=10), reserved=10)
+    explicit = replace(record("explicit", length=10), explicit_completion=True)
+    do(disk_stand.store, CreateOperation(explicit))
+    disk_stand.store.close()
+    disk_stand.store = disk_stand.open()
+    assert disk_stand.store.operation(explicit.id) == explicit
 
 
 def test_broken_catalog_is_a_storage_error(disk_stand: DiskStand) -> None:
@@ -150,6 +204,41 @@ def test_chunk_size_is_positive(tmp_path: Path) -> None:
     """No bytes make no chunk."""
     with pytest.raises(CallerError):
         open_store(tmp_path / "data", chunk_size=0)
+
+
+@pytest.mark.parametrize("place", ["tails", "chunks"])
+def test_end_is_not_clean_once_a_directory_was_not_synced(
+    tmp_path: Path, place: str
+) -> None:
+    """A removal before it may come undone, so the next start looks at every file."""
+
+    class Failing(FaultyDisk):
+        fails = True
+
+        def sync_directory(self, path: str) -> None:
+            if self.fails and place in path[len(str(tmp_path)) :]:
+                self.fails = False
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            super().sync_directory(path)
+
+    data_dir = tmp_path / "store"
+    open_store(data_dir, chunk_size=CHUNK, disk=FaultyDisk()).close()
+    disk = Failing()
+    disk.fails = False
+    store = open_store(data_dir, chunk_size=CHUNK, disk=disk)
+    collect_all(store)
+    disk.fails = True
+    writer = begin(store)
+    with pytest.raises(StorageError):
+        put(store, writer, DATA)
+        make_durable(store, writer)
+    assert not disk.fails
+    do(store, EndOperation(OP, 1.0))
+    collect_all(store)
+    store.close()
+    with closing(sqlite3.connect(data_dir / "catalog.sqlite3")) as catalog:
+        row = catalog.execute("SELECT value FROM store WHERE name = 'clean'").fetchone()
+    assert row == ("no",)
 
 
 def test_real_disk_with_the_real_defaults(tmp_path: Path) -> None:
@@ -229,6 +318,23 @@ def test_change_to_disk_durability_syncs_what_was_not(
     assert synced == [True]
     open_store(tmp_path / "data").close()
     assert synced == [True]
+
+
+def test_what_was_lost_before_the_change_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store does not open as durable on what could not be made so; later it asks anew."""
+    open_store(tmp_path / "data", durability="process").close()
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trioresume.store.disk_io._check_file_system", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            open_store(tmp_path / "data")
+    open_store(tmp_path / "data", durability="process").close()
+    open_store(tmp_path / "data").close()
 
 
 # Chunk files that are not as they should be.
@@ -343,13 +449,14 @@ def test_sweep_takes_what_nothing_speaks_of(disk_stand: DiskStand) -> None:
     (tails / "nobody.0").write_bytes(b"x")
     (tails / f"{OP}.0").write_bytes(DATA[:8])  # of a chunk that is sealed
     (tails / f"{OP}.r.0").write_bytes(b"a response that a later run replaces")
+    (tails / f"{OP}.4").write_bytes(b"past a gap that a power loss left")
     (chunks / "1e").mkdir(exist_ok=True)
     (chunks / "1e" / digest_of(b"orphan").hex()).write_bytes(b"orphan")
     (chunks / "1e" / "half.new").write_bytes(b"half")
     store = disk_stand.restart()
     collected = collect_all(store, limit=2)
     assert collected.chunks == 1
-    assert disk_stand.files("tails") == [f"{OP}.2", f"{OP}.r.0"]
+    assert disk_stand.files("tails") == [f"{OP}.2"]
     assert len(disk_stand.files("chunks")) == 2
     assert read_prefix(store) == DATA[:20]
 
@@ -381,12 +488,32 @@ def test_clean_end_needs_no_sweep(disk_stand: DiskStand) -> None:
     assert disk_stand.files("tails") == []
 
 
+def test_reboot_after_unsynced_work_needs_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """durability=process ends cleanly without a sync: removals may have come undone."""
+    set_boot = boot_setter(monkeypatch.setattr)
+    set_boot("boot 0")
+
+    def left_after_a_start() -> list[str]:
+        store = open_store(tmp_path / "data", durability="process")
+        collect_all(store)
+        store.close()
+        return os.listdir(tmp_path / "data" / "tails")
+
+    assert left_after_a_start() == []
+    (tmp_path / "data" / "tails" / "nobody.0").write_bytes(b"x")
+    assert left_after_a_start() == ["nobody.0"]
+    set_boot("boot 1")
+    assert left_after_a_start() == []
+
+
 def test_conflict_after_publishing_leaves_no_chunk(disk_stand: DiskStand) -> None:
     """A chunk published for a submission that was undone is swept."""
     writer = begin(disk_stand.store)
     writer.append(DATA[:5])
     seals = [seal.run() for seal in writer.finish()]
-    wrong = FreezeContent(KEY, Recipe.build(CHUNK, 5, [digest_of(b"wrong")]))
+    wrong = FreezeContent(KEY, Content(5, digest=digest_of(b"wrong")))
     assert conflicts(disk_stand.store, *seals, wrong)
     assert len(disk_stand.files("chunks")) == 1
     collect_all(disk_stand.store)
@@ -400,7 +527,7 @@ def test_chunk_of_an_undone_submission_is_not_shared(disk_stand: DiskStand) -> N
     writer = begin(disk_stand.store)
     writer.append(DATA[:5])
     seals = [seal.run() for seal in writer.finish()]
-    wrong = FreezeContent(KEY, Recipe.build(CHUNK, 5, [digest_of(b"wrong")]))
+    wrong = FreezeContent(KEY, Content(5, digest=digest_of(b"wrong")))
     assert conflicts(disk_stand.store, *seals, wrong)
     content = store_content(disk_stand.store, DATA[:5], "other")
     put(disk_stand.store, disk_stand.store.open_writer(KEY), b"more")
@@ -426,7 +553,7 @@ def test_full_catalog_undoes_the_batch(
         with pytest.raises(StorageError):
             disk_stand.store.apply([seals, [SetMeta("a", "b")]])
     assert disk_stand.store.meta("a") is None
-    assert disk_stand.store.chunk_digests(KEY) == []
+    assert disk_stand.store.sealed_content(KEY).length == 0
     do(disk_stand.store, *seals, SetMeta("a", "b"))
     assert read_prefix(disk_stand.store) == DATA[:20]
     assert len(disk_stand.files("tails")) == 1

@@ -6,9 +6,10 @@ offset was recorded. What a store must answer follows from these alone.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,11 @@ from tests.store.helpers import (
     read_from,
     record,
     response,
+    set_part_chunks,
 )
 from trioresume.errors import StaleWriter, StorageConflict, StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
+from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
     Content,
     ContentKey,
@@ -45,20 +48,23 @@ from trioresume.store.port import (
     EndOperation,
     ForgetOperation,
     FreezeContent,
+    JoinContents,
     OperationId,
     PublishFile,
     RecordResponse,
     RemoveFile,
     Seal,
     SealChunk,
+    SetReserved,
     SetState,
+    Usage,
     request_key,
 )
-from trioresume.store.recipe import Recipe
 
 # Few distinct bytes, so that chunks, prefixes and whole contents meet again.
 _DATA = st.lists(st.sampled_from([b"a", b"b", b"aaaaaaaa", b"abababab"]), max_size=6)
 _PICK = st.integers(0, 10**6)
+PRINCIPALS = (None, "a")
 
 
 @dataclass
@@ -74,6 +80,8 @@ class Operation:
     writer: ContentWriter | None = None
     content: Content | None = None
     state: OperationState = OperationState.RECEIVING
+    principal: str | None = None
+    reserved: int = 0
 
     @property
     def key(self) -> ContentKey:
@@ -101,6 +109,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self._patch = pytest.MonkeyPatch()
+        set_part_chunks(self._patch.setattr, 2)
         self.operations: dict[OperationId, Operation] = {}
         self.created = 0
         self.files: dict[str, tuple[Content, bytes]] = {}
@@ -122,12 +132,26 @@ class StoreMachine(RuleBasedStateMachine):
     # Receiving.
 
     @precondition(lambda self: len(self.operations) < 4)
-    @rule()
-    def create(self) -> None:
+    @rule(principal=st.sampled_from(PRINCIPALS), reserved=st.integers(0, 9))
+    def create(self, principal: str | None, reserved: int) -> None:
         self.created += 1
-        operation = Operation(OperationId(f"op{self.created}"))
+        operation = Operation(
+            OperationId(f"op{self.created}"), principal=principal, reserved=reserved
+        )
         self.operations[operation.id] = operation
-        do(self.stand.store, CreateOperation(record(operation.id)))
+        created = record(operation.id, principal=principal)
+        do(
+            self.stand.store,
+            CreateOperation(replace(created, reserved=reserved)),
+        )
+
+    @rule(number=_PICK, reserved=st.integers(0, 9))
+    def reserve(self, number: int, reserved: int) -> None:
+        operation = self.pick(number)
+        if operation is not None:
+            do(self.stand.store, SetReserved(operation.id, reserved))
+            if operation.state is not OperationState.GONE:
+                operation.reserved = reserved
 
     @rule(number=_PICK, parts=_DATA)
     def append(self, number: int, parts: list[bytes]) -> None:
@@ -226,6 +250,7 @@ class StoreMachine(RuleBasedStateMachine):
             operation.forget_process()
             operation.cut()
         else:  # all was in seals, the flush had nothing to sync
+            self.stand.fail_no_sync()
             self.settle(operation)
         self.stand.fail_no_sync()
 
@@ -240,17 +265,37 @@ class StoreMachine(RuleBasedStateMachine):
         writer = self.writer_of(operation)
         operation.issued += writer.finish()
         self.settle(operation)
-        length = len(operation.data)
-        recipe = Recipe.build(CHUNK, length, store.chunk_digests(operation.key))
+        content = store.sealed_content(operation.key)
+        assert content.length == len(operation.data)
         writer.close()
         do(
             store,
-            FreezeContent(operation.key, recipe),
+            FreezeContent(operation.key, content),
             SetState(operation.id, OperationState.COMPLETE),
         )
-        operation.content = Content(length, digest=recipe.digest)
+        operation.content = content
         operation.state = OperationState.COMPLETE
         operation.forget_process()
+
+    @rule(number=_PICK, which=st.lists(_PICK, min_size=1, max_size=4))
+    def join(self, number: int, which: list[int]) -> None:
+        """As the service does it: what is joined itself is taken apart before."""
+        operation = self.receiving(number)
+        done = (OperationState.COMPLETE, OperationState.DONE)
+        parts = [self.pick(one, *done) for one in which]
+        contents = [part.content for part in parts if part is not None]
+        if operation is None or not contents or None in contents:
+            return
+        store = self.stand.store
+        plain = [store.parts_of(content) for content in contents if content is not None]
+        join = JoinContents(operation.id, tuple(itertools.chain(*plain)))
+        do(store, join, SetState(operation.id, OperationState.COMPLETE))
+        if operation.writer is not None:
+            self.stale.append(operation.writer)
+        operation.forget_process()
+        operation.data = b"".join(part.data for part in parts if part is not None)
+        operation.content = join.content
+        operation.state = OperationState.COMPLETE
 
     @rule(number=_PICK, keep=st.booleans())
     def answer(self, number: int, keep: bool) -> None:
@@ -311,6 +356,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(power_loss=st.booleans())
     def crash(self, power_loss: bool) -> None:
+        self.restart(power_loss=power_loss)
+
+    def restart(self, *, power_loss: bool) -> None:
         self.stand.restart(power_loss=power_loss)
         self.stale = []
         for operation in self.operations.values():
@@ -339,6 +387,35 @@ class StoreMachine(RuleBasedStateMachine):
             assert file.content == content
             assert read_content(store, content) == data
 
+    @invariant()
+    def accounts_add_up(self) -> None:
+        """G7: what is counted in passing is what a sum over everything gives."""
+        size = uploads = 0
+        for principal in PRINCIPALS:
+            usage = self.stand.store.usage(principal)
+            assert usage == self.usage_of(principal)
+            size += usage.bytes
+            uploads += usage.open_uploads
+        assert self.stand.store.total_usage() == Usage(size, uploads)
+
+    def usage_of(self, principal: str | None) -> Usage:
+        operations = [
+            operation
+            for operation in self.operations.values()
+            if operation.principal == principal
+            and operation.state is not OperationState.GONE
+        ]
+        files = self.files if principal is None else {}
+        kept = {o.content for o in operations if o.content is not None}
+        kept |= {content for content, _ in files.values()}
+        receiving = [o for o in operations if o.state is OperationState.RECEIVING]
+        return Usage(
+            4096 * (len(operations) + len(files))
+            + sum(content.length for content in kept)
+            + sum(operation.reserved for operation in receiving),
+            len(receiving),
+        )
+
     def teardown(self) -> None:
         """At the end nothing leaks."""
         try:
@@ -350,8 +427,10 @@ class StoreMachine(RuleBasedStateMachine):
                     store.open_writer(request_key(ended))
             collect_all(store)
             assert self.stand.stored_bytes() == 0
+            assert store.total_usage() == Usage()
         finally:
             self.stand.close()
+            self._patch.undo()
 
 
 class MemoryMachine(StoreMachine):
@@ -364,14 +443,15 @@ class DiskMachine(StoreMachine):
     def __init__(self) -> None:
         super().__init__()
         self._path = Path(tempfile.mkdtemp(prefix="trioresume-model-"))
-        self._patch = pytest.MonkeyPatch()
-        self.stand = DiskStand(self._path, boot_setter(self._patch.setattr))
+        self._disk_stand = DiskStand(self._path, boot_setter(self._patch.setattr))
+        self.stand = self._disk_stand
 
     def teardown(self) -> None:
         try:
+            with Inventory(self._disk_stand.data_dir) as inventory:
+                assert list(inventory.verify()) == []
             super().teardown()
         finally:
-            self._patch.undo()
             shutil.rmtree(self._path)
 
 

@@ -28,7 +28,7 @@ from tests.store.helpers import (
 )
 from trioresume.errors import StorageError, StorageFull
 from trioresume.store.disk import open_store
-from trioresume.store.port import Content, EndOperation, OperationId, SetMeta
+from trioresume.store.port import EndOperation, OperationId, SetMeta
 from trioresume.store.room import HEADROOM
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,7 @@ def run_uploader(data_dir: Path, seed: int, kill_after: int) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kill_at_any_moment_keeps_what_was_announced(tmp_path: Path, seed: int) -> None:
     """After each kill the offset is at least the last announced one, the bytes are right (G9)."""
@@ -133,7 +134,7 @@ def test_full_disk_hurts_one_upload(small_disk: Path) -> None:
     make_durable(store, writer)
     frozen = freeze(store, KEY, writer)
     do(store, frozen)
-    content = Content(len(data), digest=frozen.recipe.digest)
+    content = frozen.content
     assert read_content(store, content) == data
     do(store, EndOperation(OP, 1.0), EndOperation(OperationId("kept"), 1.0))
     collect_all(store)

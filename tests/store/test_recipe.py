@@ -16,7 +16,13 @@ from trioresume.store.port import (
     request_key,
     response_key,
 )
-from trioresume.store.recipe import DIGEST_LENGTH, Recipe, digest_of
+from trioresume.store.recipe import (
+    DIGEST_LENGTH,
+    JoinedRecipe,
+    Recipe,
+    digest_of,
+    parse_recipe,
+)
 
 DIGESTS = [digest_of(b"one"), digest_of(b"two"), digest_of(b"three")]
 
@@ -56,6 +62,33 @@ def test_recipe_of_another_version_is_refused() -> None:
     packed = msgpack.packb({"v": 2, "chunk": 8, "len": 0, "chunks": b""})
     with pytest.raises(FormatVersionUnsupported):
         Recipe.from_bytes(packed)
+
+
+def test_joined_recipe_reads_back() -> None:
+    """It lists recipes and their lengths, ends with the digests, and is told apart."""
+    joined = JoinedRecipe(tuple(DIGESTS), (3, 1, 2**40))
+    assert joined.length == 2**40 + 4
+    assert parse_recipe(joined.serialised) == joined
+    assert joined.digest == digest_of(joined.serialised)
+    assert joined.serialised.endswith(b"".join(DIGESTS))
+    plain = Recipe.build(8, 20, DIGESTS)
+    assert parse_recipe(plain.serialised) == plain
+    with pytest.raises(FormatVersionUnsupported):
+        JoinedRecipe.from_bytes(plain.serialised)
+
+
+def test_joined_recipe_knows_where_a_byte_is() -> None:
+    """The first byte of a part belongs to it and not to the one before."""
+    joined = JoinedRecipe(tuple(DIGESTS), (3, 1, 2))
+    places = [joined.locate(offset) for offset in range(joined.length)]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_recipe_of_no_known_version_is_refused(version: int) -> None:
+    """A later format is not guessed at, whatever its kind."""
+    with pytest.raises(FormatVersionUnsupported):
+        parse_recipe(msgpack.packb({"v": version, "len": 0}))
 
 
 def test_keys_belong_to_their_operation() -> None:

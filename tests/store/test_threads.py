@@ -26,7 +26,6 @@ from trioresume.store.port import (
     SealChunk,
     request_key,
 )
-from trioresume.store.recipe import Recipe
 
 CHUNK = 64
 
@@ -128,12 +127,11 @@ class Upload:
         writer = self._store.open_writer(key)
         self._settle()
         last = [seal.run() for seal in writer.finish()]
-        digests = [*self._store.chunk_digests(key), *(seal.digest for seal in last)]
-        recipe = Recipe.build(CHUNK, len(self.data), digests)
-        frozen = self._committer.commit(*last, FreezeContent(key, recipe))
+        content = self._store.sealed_content(key, last)
+        frozen = self._committer.commit(*last, FreezeContent(key, content))
         assert frozen.result() is None
         writer.close()
-        return Content(len(self.data), digest=recipe.digest)
+        return content
 
 
 def test_uploads_takeovers_and_collection_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from trioresume.store.port import (
     OperationRecord,
     request_key,
 )
-from trioresume.store.recipe import Recipe
 
 CHUNK_SIZE = 4096
 LENGTH = 200_000
@@ -57,9 +56,7 @@ def upload(store: DiskStore, data: bytes) -> None:
             store.apply([[flush.run()]])
             say(flush.offset)
     last = [seal.run() for seal in writer.finish()]
-    digests = [*store.chunk_digests(KEY), *(seal.digest for seal in last)]
-    recipe = Recipe.build(CHUNK_SIZE, writer.offset, digests)
-    store.apply([[*last, FreezeContent(KEY, recipe)]])
+    store.apply([[*last, FreezeContent(KEY, store.sealed_content(KEY, last))]])
     say("done")
 
 

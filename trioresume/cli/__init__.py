@@ -27,6 +27,11 @@ class TrioresumeGroup(click.Group):
     _TABLE: ClassVar = {
         "serve": "trioresume.cli.serve:serve",
         "upload": "trioresume.cli.upload:upload",
+        "bench": "trioresume.cli.bench:bench",
+        "ls": "trioresume.cli.keep:list_",
+        "show": "trioresume.cli.keep:show",
+        "verify": "trioresume.cli.keep:verify",
+        "gc": "trioresume.cli.keep:gc",
         "token": "trioresume.cli.serve:token",
     }
 

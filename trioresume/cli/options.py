@@ -61,8 +61,15 @@ class ExitCode(IntEnum):
     """It failed, and running it again will not help by itself."""
     USAGE = 2
     """An option, an argument or the configuration file is wrong; nothing was tried."""
+    DAMAGED = 3
+    """What was verified is damaged; the output says what, and whom it concerns."""
+    WRONG_CONTENT = 65
+    """A benchmark found content that is not what was sent.
+
+    EX_DATAERR of sysexits.h."""
     UNFINISHED = 75
-    """Retries are used up, but what arrived is kept: run the command again.
+    """Retries are used up or the service ended, but what was done is kept: run the
+    command again.
 
     EX_TEMPFAIL of sysexits.h, which mail and batch systems retry on."""
     INTERRUPTED = 130

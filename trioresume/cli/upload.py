@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, get_args
 from urllib.parse import quote, urljoin, urlsplit
 
 import click
@@ -33,6 +33,7 @@ from trioresume import (
     ClientResponse,
     Journal,
     Progress,
+    ProtocolName,
     RetryPolicy,
     TransferFailed,
     TrioresumeError,
@@ -66,6 +67,13 @@ PLAIN_INTERVAL_SECONDS = 10.0
     metavar="METHOD",
     help="POST if the URL ends with a slash, else PUT. With PUT and a slash, each "
     "file's name is put behind it.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(get_args(ProtocolName)),
+    default="auto",
+    help="What to speak: seed, rufh or tus; auto takes the first of seed, tus and rufh "
+    "that the server speaks, else a plain request. tus always begins with POST.",
 )
 @click.option(
     "--token-file", type=SecretFile(), help="File with the bearer token to send."
@@ -104,6 +112,7 @@ def upload(
     files: tuple[Path, ...],
     url: str,
     method: str | None,
+    protocol: ProtocolName,
     token_file: str | None,
     retry_for: float,
     idle_timeout: float,
@@ -118,10 +127,11 @@ def upload(
     When the connection breaks, sending goes on from the last byte the server has. When
     retries are used up, or after Ctrl-C, run the same command again.
     """
-    jobs = _jobs(files, url, method)
+    jobs = _jobs(files, url, method, protocol)
     # Attempts are not what runs out: only time is, as the option says.
     retry = RetryPolicy(attempts=10**9, seconds=retry_for)
     client = Client(
+        protocol=protocol,
         token=token_file,
         journal=Journal() if journal else None,
         retry=retry,
@@ -154,7 +164,9 @@ class _Job:
     result: dict[str, object] = field(default_factory=dict)
 
 
-def _jobs(files: Sequence[Path], url: str, method: str | None) -> list[_Job]:
+def _jobs(
+    files: Sequence[Path], url: str, method: str | None, protocol: ProtocolName
+) -> list[_Job]:
     """What to do. Raises :class:`click.UsageError` for what cannot be meant."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -162,7 +174,10 @@ def _jobs(files: Sequence[Path], url: str, method: str | None) -> list[_Job]:
     collection = parts.path.endswith("/") or not parts.path
     if len(files) > 1 and not collection:
         raise click.UsageError("several files need a URL that ends with a slash")
-    method = (method or ("POST" if collection else "PUT")).upper()
+    posts = collection or protocol == "tus"
+    method = (method or ("POST" if posts else "PUT")).upper()
+    if protocol == "tus" and method != "POST":
+        raise click.UsageError("in tus an upload begins with POST")
     jobs = []
     for path in files:
         target = url
@@ -254,6 +269,7 @@ class _Uploads:
     ) -> None:
         job.result.update(
             status=response.status,
+            protocol=response.protocol,
             bytes=job.size,
             seconds=round(seconds, 3),
             attempts=response.attempts,

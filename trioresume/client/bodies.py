@@ -52,6 +52,11 @@ class FileSpan:
         # h11 passes objects with a length through, unread.
         return self.size
 
+    def __getitem__(self, part: slice) -> FileSpan:
+        """A part of it, as of a ``memoryview``; steps make no sense."""
+        start, stop, _ = part.indices(self.size)
+        return FileSpan(self.fd, self.offset + start, max(0, stop - start))
+
     def read(self) -> bytes:
         """The bytes; blocks on the disk. Raises :class:`CallerError` if they are gone."""
         data = os.pread(self.fd, self.size, self.offset)
@@ -95,12 +100,23 @@ class Source(Protocol):
         ...
 
     @property
-    def seekable(self) -> bool:
-        """Whether every byte can be sent again at any time."""
+    def window(self) -> int | None:
+        """The most bytes that can be sent again; None if every byte can at any time."""
         ...
 
     def can_start_at(self, offset: int) -> bool:
         """Whether ``pieces(offset)`` can work."""
+        ...
+
+    def at_hand(self, offset: int) -> int:
+        """How many bytes ``pieces(offset)`` has without waiting for a producer."""
+        ...
+
+    async def gather(self, offset: int, size: int) -> None:
+        """Wait until *size* bytes from *offset* on are at hand, or all there will be.
+
+        No more than the window has room for. Raises what the producer raised.
+        """
         ...
 
     def pieces(self, offset: int) -> AsyncGenerator[Piece]:
@@ -129,7 +145,7 @@ def shrunk() -> CallerError:
 class BytesSource:
     """Content in memory."""
 
-    seekable = True
+    window = None
     waits_for_peer = False
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
@@ -142,6 +158,12 @@ class BytesSource:
     def can_start_at(self, offset: int) -> bool:
         return 0 <= offset <= len(self._view)
 
+    def at_hand(self, offset: int) -> int:
+        return len(self._view) - offset
+
+    async def gather(self, offset: int, size: int) -> None:
+        """Nothing to wait for."""
+
     async def pieces(self, offset: int) -> AsyncGenerator[Piece]:
         for start in range(offset, len(self._view), BLOCK_BYTES):
             yield self._view[start : start + BLOCK_BYTES]
@@ -153,7 +175,7 @@ class BytesSource:
 class FileSource:
     """A regular file, by descriptor, from position *base* to its end."""
 
-    seekable = True
+    window = None
     waits_for_peer = False
 
     def __init__(self, fd: int, base: int = 0, path: str | None = None) -> None:
@@ -182,6 +204,12 @@ class FileSource:
 
     def can_start_at(self, offset: int) -> bool:
         return 0 <= offset <= self._size
+
+    def at_hand(self, offset: int) -> int:
+        return self._size - offset
+
+    async def gather(self, offset: int, size: int) -> None:
+        """Nothing to wait for."""
 
     async def pieces(self, offset: int) -> AsyncGenerator[Piece]:
         self._check_unchanged()
@@ -215,7 +243,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
 class SeekableSource:
     """A binary file object without a plain descriptor, such as BytesIO or GzipFile."""
 
-    seekable = True
+    window = None
     waits_for_peer = False
 
     def __init__(self, file: BinaryIO) -> None:
@@ -229,6 +257,12 @@ class SeekableSource:
 
     def can_start_at(self, offset: int) -> bool:
         return 0 <= offset <= self._size
+
+    def at_hand(self, offset: int) -> int:
+        return self._size - offset
+
+    async def gather(self, offset: int, size: int) -> None:
+        """Nothing to wait for."""
 
     async def pieces(self, offset: int) -> AsyncGenerator[Piece]:
         while offset < self._size:

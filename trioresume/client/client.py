@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, get_args
 
 import trio
 
@@ -19,10 +19,16 @@ from trioresume.client.bodies import (
     Source,
     opened,
 )
+from trioresume.client.choice import (
+    Choice,
+    Place,
+    ProtocolName,
+    place_of,
+)
 from trioresume.client.connector import Connector, TcpConnector
 from trioresume.client.content import ResponseContent
 from trioresume.client.exchange import RateLimiter
-from trioresume.client.locations import Origin, Url
+from trioresume.client.locations import Url
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.pool import Pool
 from trioresume.client.requests import HeaderInput, RequestBuilder
@@ -36,6 +42,7 @@ from trioresume.protocol.heads import Fields
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from trioresume.client.dialects import Dialect
     from trioresume.client.journal import Journal, JournalEntry
 
 __all__ = ["Client"]
@@ -62,6 +69,11 @@ class Client:
     once it was read. *limit_rate* is in bytes a second, for all requests together.
     *random* draws the jitter. *connector* makes the connections; plain TCP by default.
 
+    *protocol* is what uploads are made in: ``"seed"`` (Partial and Resumable Requests in
+    HTTP), ``"rufh"`` (Resumable Uploads for HTTP) or ``"tus"`` (1.0.0). ``"auto"`` takes
+    the seed where it is offered, and otherwise asks the server, once for each place, which
+    of the others it speaks. Where none is spoken it is a plain request.
+
     Use it as ``async with Client() as client``, from any number of tasks at once.
     Raises :class:`~trioresume.errors.CallerError` for settings that make no sense.
     """
@@ -69,6 +81,7 @@ class Client:
     def __init__(
         self,
         *,
+        protocol: ProtocolName = "auto",
         headers: HeaderInput = (),
         token: str | None = None,
         journal: Journal | None = None,
@@ -84,6 +97,9 @@ class Client:
     ) -> None:
         if idle_timeout <= 0 or expect_timeout < 0:
             raise CallerError("timeouts must be positive")
+        if protocol not in (known := get_args(ProtocolName)):
+            raise CallerError(f"{protocol!r} is none of {', '.join(known)}")
+        self._protocol = protocol
         self._standing = _standing_fields(Fields(headers), token)
         self._journal = journal
         self._retry = retry or RetryPolicy()
@@ -94,8 +110,8 @@ class Client:
         self._release = release
         self._limiter = RateLimiter(limit_rate)
         self._draw = (random or _RANDOM).random
-        self._resuming: set[Origin] = set()
-        """Origins that offered to resume before; bounded by what the caller asks for."""
+        self._spoken: dict[Place, Dialect] = {}
+        """What is spoken where; bounded by what the caller asks for."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,6 +137,9 @@ class Client:
     ) -> ClientResponse:
         """Send a request and return its final response, whatever its status is.
 
+        What a server of tus, or of RUFH, does not give again is stood in for by its word
+        that the upload is complete, with the upload's ``Location``.
+
         *body* is bytes, a path, a binary file (sent from its current position), or an
         async iterable of bytes. *on_progress* is called a few times a second, and must
         not block. The content of a 2xx response goes to the file *save_to*, if given.
@@ -144,17 +163,19 @@ class Client:
                 opened(body, self._buffer_size) as source,
                 self._claimed(method, parsed, source) as entry,
             ):
+                choice = self._choice(method, parsed, source, entry)
                 builder = RequestBuilder(
                     method,
                     parsed,
                     source,
+                    choice,
                     headers=headers,
                     standing=self._standing,
                     wait=int(min(LONGEST_WAIT_SECONDS, self._timeouts.idle / 2)),
                 )
                 run = Run(
                     parsed,
-                    self._transfer(method, parsed, source, entry, retry_unsafe),
+                    self._transfer(method, choice, source, entry, retry_unsafe),
                     builder,
                     source,
                     content,
@@ -164,7 +185,6 @@ class Client:
                     limiter=self._limiter,
                     release=self._release,
                     on_progress=on_progress,
-                    on_offer=self._resuming.add,
                 )
                 if isinstance(source, IterableSource):
                     return await _run_beside(source, run)
@@ -172,10 +192,27 @@ class Client:
         finally:
             await content.discard()
 
+    def _choice(
+        self, method: str, url: Url, source: Source, entry: JournalEntry | None
+    ) -> Choice:
+        place = place_of(method, url)
+
+        def remember(dialect: Dialect) -> None:
+            self._spoken[place] = dialect
+
+        return Choice(
+            self._protocol,
+            method,
+            source.length,
+            known=self._spoken.get(place),
+            begun=None if entry is None else entry.dialect,
+            remember=remember,
+        )
+
     def _transfer(
         self,
         method: str,
-        url: Url,
+        choice: Choice,
         source: Source,
         entry: JournalEntry | None,
         retry_unsafe: bool,
@@ -184,10 +221,10 @@ class Client:
             method=method,
             content=source,
             budget=RetryBudget(self._retry, self._draw),
+            choice=choice,
             locations=None if entry is None else entry.locations,
             all_sent=entry is not None and entry.all_sent,
             retry_unsafe=retry_unsafe,
-            known_to_resume=url.origin in self._resuming,
             max_restarts=self._retry.restarts,
         )
 
@@ -199,7 +236,7 @@ class Client:
         entry = None
         if self._journal is not None and isinstance(source, FileSource) and source.path:
             entry = await trio.to_thread.run_sync(
-                _claim, self._journal, method, str(url), source
+                _claim, self._journal, method, str(url), source, self._protocol
             )
         try:
             yield entry
@@ -222,12 +259,15 @@ def _standing_fields(headers: Fields, token: str | None) -> Fields:
 
 
 def _claim(
-    journal: Journal, method: str, url: str, source: FileSource
+    journal: Journal, method: str, url: str, source: FileSource, protocol: ProtocolName
 ) -> JournalEntry | None:
     identity = source.identity()
     assert identity is not None
     try:
-        return journal.claim(method, url, identity)
+        entry = journal.claim(method, url, identity)
+        if entry.dialect and protocol not in ("auto", entry.dialect.protocol):
+            entry.forget()  # that upload cannot go on in another protocol
+        return entry
     except OSError as exc:
         logger.warning("the journal cannot be used: %s", exc)
         return None

@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     )
     from trioresume.client.locations import Origin
 
-__all__ = ["Exchange", "Link", "Outgoing", "RateLimiter", "ResponseSink"]
+__all__ = [
+    "BARE_CONTINUE_SECONDS",
+    "Exchange",
+    "Link",
+    "Observer",
+    "Outgoing",
+    "RateLimiter",
+    "ResponseSink",
+]
 
 RECEIVE_BYTES = 256 * 1024
 
@@ -55,6 +63,14 @@ MAX_HEAD_BYTES = 64 * 1024
 
 LAST_WORDS_SECONDS = 3.0
 """How long a server that stopped reading is listened to."""
+
+BARE_CONTINUE_SECONDS = 0.25
+"""How long after a 100 without an offer another response with it may still come.
+
+Some proxies, and the HTTP libraries of some servers, answer ``Expect`` themselves before
+the server says anything. Then a cut in between would find content sent that nobody can
+resume.
+"""
 
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)
 _BROKEN = (
@@ -139,12 +155,22 @@ class RateLimiter:
 
 
 class Outgoing:
-    """A request's content on its way: *prefix*, then the source's bytes from *start*."""
+    """A request's content on its way: *prefix*, then the source's bytes from *start*.
 
-    def __init__(self, source: Source, start: int = 0, prefix: bytes = b"") -> None:
+    With *limit* it ends after so many of the source's bytes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        start: int = 0,
+        prefix: bytes = b"",
+        limit: int | None = None,
+    ) -> None:
         self.source = source
         self.start = start
         self.prefix = prefix
+        self.limit = limit
         self.wait_for_continue: float | None = None
         """Seconds to wait for the 100 before sending anyway; None not to wait."""
 
@@ -152,17 +178,39 @@ class Outgoing:
         if self.prefix:
             yield memoryview(self.prefix)
         async with aclosing(self.source.pieces(self.start)) as pieces:
+            left = self.limit
             async for piece in pieces:
-                yield piece
+                if left is None:
+                    yield piece
+                    continue
+                part = piece[:left]
+                left -= len(part)
+                yield part
+                if left == 0:
+                    return
+
+
+class Observer:
+    """What an exchange tells while it goes on. Here: to nobody."""
+
+    async def on_interim(self, status: int, fields: Fields) -> bool:
+        """An interim response came; whether the request can be resumed by now."""
+        del status, fields
+        return False
+
+    async def on_ready(self) -> bool:
+        """Content may go, for all that is known; if it is not to, the exchange ends."""
+        return True
+
+    def on_sent(self, size: int) -> None:
+        """So many bytes of content were handed to the connection."""
+
+    async def on_all_sent(self) -> None:
+        """The last byte of the request was."""
 
 
 class Exchange:
-    """Performs one request on *link*; see the module's text.
-
-    *on_continue* is awaited with the fields of each 100, *on_sent* is called with each
-    count of content bytes handed to the connection, *on_all_sent* is awaited after the
-    last one.
-    """
+    """Performs one request on *link*; see the module's text."""
 
     def __init__(
         self,
@@ -173,9 +221,7 @@ class Exchange:
         *,
         idle_timeout: float,
         limiter: RateLimiter,
-        on_continue: Callable[[Fields], Awaitable[None]],
-        on_sent: Callable[[int], None],
-        on_all_sent: Callable[[], Awaitable[None]],
+        observer: Observer,
     ) -> None:
         self.answer: Answer | None = None
         self.whole = False
@@ -189,18 +235,18 @@ class Exchange:
         self._sink = sink
         self._idle_timeout = idle_timeout
         self._limiter = limiter
-        self._on_continue = on_continue
-        self._on_sent = on_sent
-        self._on_all_sent = on_all_sent
+        self._observer = observer
         length = Fields.from_wire(request.headers).get("content-length")
         self._left = None if length is None else int(length)
         """Content bytes still to be sent; None if that is not known."""
         self._may_send = trio.Event()
+        self._awaiting_continue = trio.CancelScope()
         self._sender_done = trio.Event()
         self._sending = trio.CancelScope()
         self._exchange = trio.CancelScope()
         self._deadline = 0.0
         self._waits_for_source = False
+        self._observer_acts = False
         self._use_sendfile = hasattr(os, "sendfile") and isinstance(
             link.stream, trio.SocketStream
         )
@@ -240,8 +286,8 @@ class Exchange:
     async def _watch(self) -> None:
         while True:
             await trio.sleep_until(self._deadline)
-            if self._producing:
-                self._touch()  # it is the caller who is slow, and may be
+            if self._producing or self._observer_acts:
+                self._touch()  # it is this side that is slow, and may be
             elif trio.current_time() >= self._deadline:
                 self.cause = self.cause or TimeoutError(
                     f"nothing moved for {self._idle_timeout:g} seconds"
@@ -280,14 +326,30 @@ class Exchange:
         else:
             await self._send_bytes(memoryview(head))
             await self._await_continue(self._outgoing)
+            if not await self._is_ready():
+                self._exchange.cancel()
+                await trio.sleep_forever()
             await self._send_content(self._outgoing)
         self.sent = Sent.ALL
-        await self._on_all_sent()
+        await self._observer.on_all_sent()
 
     async def _await_continue(self, outgoing: Outgoing) -> None:
         if outgoing.wait_for_continue is not None:
-            with trio.move_on_after(outgoing.wait_for_continue):
+            self._await_no_longer(outgoing.wait_for_continue)
+            with self._awaiting_continue:
                 await self._may_send.wait()
+
+    def _await_no_longer(self, seconds: float) -> None:
+        scope = self._awaiting_continue
+        scope.deadline = min(scope.deadline, trio.current_time() + seconds)
+
+    async def _is_ready(self) -> bool:
+        self._observer_acts = True
+        try:
+            return await self._observer.on_ready()
+        finally:
+            self._observer_acts = False
+            self._touch()
 
     async def _send_content(self, outgoing: Outgoing) -> None:
         parser = self._link.parser
@@ -326,9 +388,9 @@ class Exchange:
             if isinstance(piece, memoryview):
                 await self._send_bytes(piece[start : start + size])
                 if counted:
-                    self._on_sent(size)
+                    self._observer.on_sent(size)
             else:
-                await self._send_span(FileSpan(piece.fd, piece.offset + start, size))
+                await self._send_span(piece[start : start + size])
 
     async def _send_bytes(self, view: memoryview) -> None:
         # In pieces, so that the watchdog sees a slow connection move.
@@ -345,8 +407,8 @@ class Exchange:
                 await self._send_bytes(memoryview(data))
                 count = len(data)
             self._touch()
-            self._on_sent(count)
-            span = FileSpan(span.fd, span.offset + count, span.size - count)
+            self._observer.on_sent(count)
+            span = span[count:]
 
     async def _sendfile(self, span: FileSpan) -> int:
         """What the kernel takes of *span*; 0 if it cannot do this for these files."""
@@ -391,9 +453,12 @@ class Exchange:
                 data = await self._link.stream.receive_some(RECEIVE_BYTES)
                 self._touch()
                 self._link.parser.receive_data(bytes(data))
-            case h11.InformationalResponse(status_code=100):
-                await self._on_continue(Fields.from_wire(event.headers))
-                self._may_send.set()
+            case h11.InformationalResponse():
+                fields = Fields.from_wire(event.headers)
+                if await self._observer.on_interim(event.status_code, fields):
+                    self._may_send.set()
+                elif event.status_code == 100:
+                    self._await_no_longer(BARE_CONTINUE_SECONDS)
             case h11.Response():
                 if self._left != 0:
                     self._sending.cancel()
@@ -407,4 +472,4 @@ class Exchange:
             case h11.ConnectionClosed():
                 raise EOFError("the server closed the connection")
             case _:
-                pass  # other interim responses mean nothing here
+                raise AssertionError(f"h11 does not give a client {event!r}")

@@ -3,9 +3,12 @@
 One file per upload, named by a digest of method, URL and path, so that a run finds
 what an earlier one left without reading all of them. A file is msgpack::
 
-    {"v": 1, "method", "url", "path", "size", "mtime_ns", "inode", "head",
+    {"v": 2, "method", "url", "path", "size", "mtime_ns", "inode", "head",
+     "dialect": in which the upload was begun, as in "tus" or "rufh-10",
      "content", "message", "result": the locations, or nil,
      "sent": whether all content was handed over, "created", "used": Unix seconds}
+
+Version 1 knew only the seed, and had no "dialect".
 
 It is written whole beside its place, synced, and renamed over it: after a crash there
 is the old one or the new one. It holds no credentials, but whoever reads it knows
@@ -36,12 +39,14 @@ from blake3 import blake3
 from trioresume.client.bodies import (
     Identity,
 )
+from trioresume.client.dialects import SEED, Dialect, dialect_named
 from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError
 
 __all__ = ["Journal", "JournalEntry"]
 
-VERSION = 1
+VERSION = 2
+_SEED_ONLY = 1
 DAY = 86400.0
 _SUFFIX = ".upload"
 _MAX_ENTRY_BYTES = 64 * 1024
@@ -133,6 +138,8 @@ class JournalEntry:
     ) -> None:
         self.locations: Locations | None = None
         """What an earlier run was offered; None to begin from the start."""
+        self.dialect: Dialect | None = None
+        """The one that an earlier run began it in."""
         self.all_sent = False
         """Whether all content was handed over, so that it may have been processed."""
         self._path = path
@@ -147,8 +154,12 @@ class JournalEntry:
         try:
             with self._path.open("rb") as file:
                 record = msgpack.unpackb(file.read(_MAX_ENTRY_BYTES))
-            if record["v"] != VERSION or record["used"] < oldest:
+            if record["v"] not in (_SEED_ONLY, VERSION) or record["used"] < oldest:
                 return
+            seed = record["v"] == _SEED_ONLY
+            dialect = SEED if seed else dialect_named(record["dialect"])
+            if dialect is None:
+                return  # of a later version of this program
             if self._describe() != {name: record[name] for name in self._describe()}:
                 return
             base = Url.parse(self._key.url)
@@ -160,14 +171,14 @@ class JournalEntry:
             )
             if locations.content is None and locations.message is None:
                 return
-            self.locations = locations
+            self.locations, self.dialect = locations, dialect
             self.all_sent = record["sent"]
             self._created = record["created"]
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, msgpack.UnpackException):
             # A damaged entry costs an upload from the start, no more.
-            self.locations = None
+            self.locations = self.dialect = None
 
     def _describe(self) -> dict[str, object]:
         identity = self._identity
@@ -181,12 +192,15 @@ class JournalEntry:
             "head": identity.head,
         }
 
-    def save(self, locations: Locations, *, all_sent: bool) -> None:
+    def save(
+        self, locations: Locations, *, all_sent: bool, dialect: Dialect = SEED
+    ) -> None:
         """Remember the operation; durable on return. Raises :class:`OSError`."""
-        self.locations, self.all_sent = locations, all_sent
+        self.locations, self.all_sent, self.dialect = locations, all_sent, dialect
         record = {
             "v": VERSION,
             **self._describe(),
+            "dialect": dialect.name,
             "content": locations.content and str(locations.content),
             "message": locations.message and str(locations.message),
             "result": locations.result and str(locations.result),
@@ -198,7 +212,7 @@ class JournalEntry:
 
     def forget(self) -> None:
         """The upload is over, or can never be resumed."""
-        self.locations, self.all_sent = None, False
+        self.locations, self.all_sent, self.dialect = None, False, None
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -26,6 +26,9 @@ class ClientResponse:
     """How often the content was sent, or sent on after a cut; 1 if nothing went wrong."""
     bytes_resent: int
     """Content bytes that were sent more than once."""
+    protocol: str = "plain"
+    """What the upload was made in: ``seed``, ``rufh`` or ``tus``; ``plain`` if the server
+    offered no way to resume."""
 
     @property
     def ok(self) -> bool:

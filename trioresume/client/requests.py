@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import h11
 
@@ -15,14 +16,18 @@ from trioresume.client.locations import Url
 from trioresume.client.steps import (
     Append,
     AskOffset,
+    Create,
+    Discover,
     FetchMessage,
     FetchResult,
     Send,
     WireAction,
 )
 from trioresume.errors import CallerError
-from trioresume.protocol.byteranges import encode_message_byterange
 from trioresume.protocol.heads import Fields
+
+if TYPE_CHECKING:
+    from trioresume.client.choice import Choice
 
 __all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
 
@@ -59,8 +64,8 @@ class WireRequest:
 class RequestBuilder:
     """Makes every request that one transfer needs.
 
-    *headers* are those of the request itself, *standing* go with every request, also
-    those to the operation's resources. *wait* is the ``Prefer: wait`` of requests for
+    *choice* says in which dialect. *headers* are those of the request itself, *standing*
+    go with every request, also those to the operation's resources. *wait* is the ``Prefer: wait`` of requests for
     the response message, in seconds. Raises :class:`CallerError` for header fields
     that cannot be sent or are the client's own business.
     """
@@ -70,6 +75,7 @@ class RequestBuilder:
         method: str,
         url: Url,
         source: Source,
+        choice: Choice,
         *,
         headers: HeaderInput,
         standing: Fields,
@@ -78,6 +84,7 @@ class RequestBuilder:
         self._method = method
         self._url = url
         self._source = source
+        self._choice = choice
         self._wait = wait
         own = Fields(headers)
         for name in _RESERVED:
@@ -96,10 +103,14 @@ class RequestBuilder:
         match action:
             case Send():
                 return self._send(action)
+            case Create():
+                return self._create()
+            case Discover():
+                return self._resource("OPTIONS", self._url, {})
             case Append():
                 return self._append(action)
             case AskOffset(url):
-                return self._resource("HEAD", url, {})
+                return self._resource("HEAD", url, self._choice.dialect.query())
             case FetchMessage(url):
                 wish = {"accept": "message/http", "prefer": f"wait={self._wait}"}
                 return self._resource("GET", url, wish)
@@ -114,19 +125,24 @@ class RequestBuilder:
         return self._resource("DELETE", url, {})
 
     def _resource(
-        self, method: str, url: Url, fields: Mapping[str, str]
+        self, method: str, url: Url, fields: Fields | Mapping[str, str]
     ) -> WireRequest:
         return WireRequest(url, _head(method, url, self._standing.plus(fields)))
 
     @property
-    def _wish(self) -> str:
+    def _acknowledge(self) -> bool:
         # Only content that cannot be read twice gains from acknowledgements, and they
         # cost the server a sync each.
-        return "resume" if self._source.seekable else "resume, acknowledge"
+        return self._source.window is not None
+
+    def _begin(self, *, whole: bool) -> Fields:
+        return self._choice.dialect.begin(
+            self._own, self._source.length, whole=whole, acknowledge=self._acknowledge
+        )
 
     def _send(self, action: Send) -> WireRequest:
         length = self._source.length
-        fields = self._own.plus({"prefer": self._wish})
+        fields = self._begin(whole=True)
         if length == 0:
             if self._method in _METHODS_WITH_CONTENT:
                 fields = fields.plus({"content-length": "0"})
@@ -137,18 +153,27 @@ class RequestBuilder:
         head = _head(self._method, self._url, fields)
         return WireRequest(self._url, head, Outgoing(self._source))
 
+    def _create(self) -> WireRequest:
+        fields = self._begin(whole=False).plus({"content-length": "0"})
+        return WireRequest(self._url, _head(self._method, self._url, fields))
+
     def _append(self, action: Append) -> WireRequest:
         range_ = action.range
-        prefix = encode_message_byterange(range_)
+        words = self._choice.dialect.append(
+            range_,
+            completes=action.completes,
+            declares=action.declares,
+            acknowledge=self._acknowledge,
+        )
         size = range_.length
-        fields = self._standing.plus({"content-type": "message/byterange"})
-        if not self._source.seekable:
-            fields = fields.plus({"prefer": "acknowledge"})
+        fields = self._standing.plus(words.fields)
+        prefix = words.prefix
         fields = fields.plus(_framing(None if size is None else len(prefix) + size))
-        start = range_.total if range_.first is None else range_.first
-        assert start is not None
+        # What ends with the source is not cut off before it: see FileSource.pieces().
+        limit = None if action.completes else size
         head = _head("PATCH", action.url, fields)
-        return WireRequest(action.url, head, Outgoing(self._source, start, prefix))
+        outgoing = Outgoing(self._source, range_.start, prefix, limit)
+        return WireRequest(action.url, head, outgoing)
 
 
 def _framing(length: int | None) -> dict[str, str]:

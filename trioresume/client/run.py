@@ -12,22 +12,32 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.client.exchange import Exchange, RateLimiter, ResponseSink
-from trioresume.client.locations import Locations, Origin, Url
+from trioresume.client.exchange import (
+    BARE_CONTINUE_SECONDS,
+    Exchange,
+    Observer,
+    RateLimiter,
+    ResponseSink,
+)
+from trioresume.client.locations import Url
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.sinks import IgnoringSink, Reading, sink_for
 from trioresume.client.steps import (
     Action,
+    Answer,
     Append,
+    Create,
+    Discover,
     Finish,
+    Gather,
+    Next,
     Outcome,
     Send,
     Sent,
     WireAction,
 )
 from trioresume.client.transfer import Transfer
-from trioresume.errors import PeerError, TransferFailed, UploadForgotten
-from trioresume.protocol.fields import parse_integer
+from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
@@ -44,6 +54,10 @@ __all__ = ["Run", "Timeouts"]
 logger = logging.getLogger("trioresume.client")
 
 PROGRESS_INTERVAL_SECONDS = 0.1
+DISCOVERY_SECONDS = 5.0
+"""How long content waits for a server to say what it speaks."""
+_DISCOVERY_PAUSES = (0.1, 0.4)
+"""Seconds between the attempts to have it say so, for links that are cut."""
 RELEASE_SECONDS = 5.0
 
 
@@ -57,8 +71,8 @@ class Timeouts:
     """How long to wait for a 100 from a server that may not know of it."""
 
 
-class Run:
-    """The asynchronous side of one transfer."""
+class Run(Observer):
+    """The asynchronous side of one transfer; it observes the exchanges it performs."""
 
     def __init__(
         self,
@@ -74,7 +88,6 @@ class Run:
         limiter: RateLimiter,
         release: bool,
         on_progress: Callable[[Progress], object] | None,
-        on_offer: Callable[[Origin], None],
     ) -> None:
         self._url = url
         self._transfer = transfer
@@ -87,9 +100,10 @@ class Run:
         self._limiter = limiter
         self._release = release
         self._on_progress = on_progress
-        self._on_offer = on_offer
         self._action: Action = Send()
         self._attempts = 0
+        self._interrupted = True
+        """Whether content that is sent now makes a new attempt."""
         self._position = 0
         self._bytes_sent = 0
         self._reported_at = float("-inf")
@@ -99,8 +113,8 @@ class Run:
         try:
             self._action = self._transfer.begin()
             while not isinstance(self._action, Finish):
-                following = self._transfer.after(await self._perform(self._action))
-                await self._note_decision()
+                following = self._transfer.after(await self._outcome_of(self._action))
+                await self._note_decision(following)
                 if following.delay:
                     await trio.sleep(following.delay)
                 self._action = following.action
@@ -111,45 +125,71 @@ class Run:
 
     # One action.
 
+    async def _outcome_of(self, action: WireAction | Gather) -> Outcome:
+        if isinstance(action, Gather):
+            await self._source.gather(action.offset, action.size)
+            return self._outcome(Reading(None, True, None), Sent.NOTHING)
+        if isinstance(action, Discover):
+            answer = await self._discover()
+            return self._outcome(Reading(answer, True, None), Sent.NOTHING)
+        return await self._perform(action)
+
     async def _perform(self, action: WireAction) -> Outcome:
-        if isinstance(action, Send | Append):
-            self._begin_attempt(action)
+        self._prepare(action)
         request = self._builder.build(action)
         if isinstance(action, Send) and action.expect and request.outgoing is not None:
-            known = self._transfer.known_to_resume
-            # A server that offers to resume always sends the 100 (R5); no need to guess.
-            patience = self._timeouts.idle if known else self._timeouts.expect
-            request.outgoing.wait_for_continue = patience
+            request.outgoing.wait_for_continue = self._patience
         sink = sink_for(action, self._content)
         try:
-            exchange = await self._exchange(request, sink)
+            exchange = await self._exchange(request, sink, self)
         except OSError as exc:
             self._refuse_unknown_name(exc)
+            self._interrupted = self._interrupted or isinstance(action, Send | Append)
             return self._outcome(Reading(None, False, exc), Sent.NOTHING)
-        if isinstance(action, Send) and exchange.answer is not None:
-            self._note_late_offer(exchange.answer.fields)
-        carried = exchange.sent if isinstance(action, Send | Append) else Sent.NOTHING
-        return self._outcome(sink.reading(exchange), carried)
+        if isinstance(action, Send | Create) and exchange.answer is not None:
+            self._note_late_offer(action, exchange.answer)
+        return self._outcome(sink.reading(exchange), self._carried(action, exchange))
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for an offer."""
+        if self._transfer.choice.known_to_resume:
+            return self._timeouts.idle  # who offers always does (R5): no need to guess
+        if self._transfer.choice.searching:
+            return min(self._timeouts.expect, BARE_CONTINUE_SECONDS)
+        return self._timeouts.expect
+
+    def _prepare(self, action: WireAction) -> None:
+        if isinstance(action, Send | Create):
+            self._transfer.declared_length = self._source.length is not None
+        if isinstance(action, Send | Append):
+            self._attempts += self._interrupted
+            self._interrupted = False
+            self._position = action.range.start if isinstance(action, Append) else 0
+            self._report(force=True)
+
+    def _carried(self, action: WireAction, exchange: Exchange) -> Sent:
+        """How much of the content went with *exchange*."""
+        if isinstance(action, Create):
+            # A creation is all there is of empty content, and carries none of any other.
+            return exchange.sent if self._source.length == 0 else Sent.NOTHING
+        if not isinstance(action, Send | Append):
+            return Sent.NOTHING
+        answer = exchange.answer
+        if answer is None:
+            self._interrupted = not self._transfer.turned
+        else:
+            refused = exchange.sent is Sent.NOTHING and answer.status < 500
+            self._interrupted = not answer.ok and not refused
+        return exchange.sent
 
     def _refuse_unknown_name(self, exc: OSError) -> None:
         """A name that does not exist is a typing error, until it has once existed."""
         unknown = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_NONAME
-        if unknown and self._attempts == 1 and self._transfer.locations is None:
+        if unknown and self._attempts <= 1 and self._transfer.locations is None:
             raise TransferFailed(
                 f"{self._url.origin.host}: {exc.strerror}", resumable=True
             ) from exc
-
-    def _begin_attempt(self, action: Send | Append) -> None:
-        self._attempts += 1
-        self._position = 0
-        if isinstance(action, Append):
-            range_ = action.range
-            self._position = (
-                range_.total if range_.first is None else range_.first
-            ) or 0
-        else:
-            self._transfer.declared_length = self._source.length is not None
-        self._report(force=True)
 
     def _outcome(self, reading: Reading, sent: Sent) -> Outcome:
         if reading.cause is not None:
@@ -171,7 +211,9 @@ class Run:
             wall_time=time.time(),
         )
 
-    async def _exchange(self, request: WireRequest, sink: ResponseSink) -> Exchange:
+    async def _exchange(
+        self, request: WireRequest, sink: ResponseSink, observer: Observer
+    ) -> Exchange:
         """Perform *request*. Raises :class:`OSError` if there is no connection for it."""
         async with self._pool.link(request.url.origin) as link:
             exchange = Exchange(
@@ -181,61 +223,85 @@ class Run:
                 sink,
                 idle_timeout=self._timeouts.idle,
                 limiter=self._limiter,
-                on_continue=self._note_continue,
-                on_sent=self._note_sent,
-                on_all_sent=self._note_all_sent,
+                observer=observer,
             )
             await exchange.run()
             return exchange
 
     # What is learnt on the way.
 
-    async def _note_continue(self, fields: Fields) -> None:
-        """A 100 came: the offer (R1), an acknowledgement (R30), or neither."""
-        acknowledged = fields.get("acknowledge")
-        if acknowledged is not None:
-            try:
-                offset = parse_integer(acknowledged)
-            except PeerError:
-                return  # only a courtesy: what is malformed is not one
+    async def on_interim(self, status: int, fields: Fields) -> bool:
+        """An offer (R1, C2), an acknowledgement (R30, C12), or neither."""
+        dialect = self._transfer.dialect
+        self._transfer.note_fields(fields)
+        offset = dialect.acknowledged(status, fields)
+        if offset is not None:
             self._transfer.note_offset(offset)
             self._source.release(offset, acknowledged=True)
             self._report()
         if isinstance(self._action, Send) and self._transfer.locations is None:
-            locations = Locations.offered(self._url, fields)
+            locations = dialect.offer(self._url, status, fields)
             if locations is not None:
                 self._transfer.note_offer(locations)
-                self._on_offer(self._url.origin)
                 # Before the first byte of content: a killed run must not lose it.
                 await self._journal_save()
+        return self._transfer.locations is not None
 
-    def _note_late_offer(self, fields: Fields) -> None:
-        """The final response repeats the fields, for whom the 100 did not reach (R5).
+    async def on_ready(self) -> bool:
+        """Content is about to go, perhaps without an offer: ask what else is spoken."""
+        if not isinstance(self._action, Send):
+            return True
+        if self._transfer.wants_discovery:
+            self._transfer.note_discovery(await self._discover())
+        return self._transfer.note_ready()
 
-        Its Content-Location may be the target's own, so that one is not believed.
-        """
+    async def _discover(self) -> Answer | None:
+        """What the server says of itself; None if nothing."""
+        request = self._builder.build(Discover())
+        with trio.move_on_after(DISCOVERY_SECONDS):
+            for pause in (*_DISCOVERY_PAUSES, None):
+                try:
+                    exchange = await self._exchange(request, IgnoringSink(), Observer())
+                    if exchange.answer is not None:
+                        return exchange.answer
+                except OSError as exc:
+                    logger.debug("%s was not asked: %s", request.url, exc)
+                if pause is not None:
+                    await trio.sleep(pause)
+        return None
+
+    def _note_late_offer(self, action: Send | Create, answer: Answer) -> None:
+        """The final response may say where the upload is, or its own address is."""
         if self._transfer.locations is None:
-            offered = Locations.offered(self._url, fields)
-            if offered is not None and offered.message is not None:
-                self._transfer.note_offer(Locations(message=offered.message))
+            whole = isinstance(action, Send)
+            created = self._transfer.dialect.created(self._url, answer, whole=whole)
+            if created is not None:
+                self._transfer.note_offer(created)
 
-    def _note_sent(self, size: int) -> None:
+    def on_sent(self, size: int) -> None:
         self._position += size
         self._bytes_sent += size
         self._report()
 
-    async def _note_all_sent(self) -> None:
-        if isinstance(self._action, Send | Append) and not self._transfer.all_sent:
-            self._transfer.all_sent = True
-            await self._journal_save()
-            self._report(force=True)
+    async def on_all_sent(self) -> None:
+        action = self._action
+        completes = isinstance(action, Append) and action.completes
+        if not (completes or isinstance(action, Send)) or self._transfer.all_sent:
+            return
+        self._transfer.all_sent = True
+        await self._journal_save()
+        self._report(force=True)
 
-    async def _note_decision(self) -> None:
+    async def _note_decision(self, following: Next) -> None:
         """After each decision: what is safe may be let go, what is over forgotten."""
         if self._transfer.locations is None:
             await self._journal_forget()
         else:
             self._source.release(self._transfer.acknowledged, acknowledged=False)
+            known = self._entry is None or self._entry.locations is not None
+            if not known and not isinstance(following.action, Finish):
+                # It was made by a request of its own, and its content is next.
+                await self._journal_save()
         self._report(force=True)
 
     def _report(self, *, force: bool = False) -> None:
@@ -263,6 +329,7 @@ class Run:
             self._entry.save,
             self._transfer.locations,
             all_sent=self._transfer.all_sent,
+            dialect=self._transfer.dialect,
         )
         with trio.CancelScope(shield=True):
             try:
@@ -282,6 +349,8 @@ class Run:
     # The end.
 
     async def _finish(self, action: Finish) -> ClientResponse:
+        if action.bare:
+            await self._content.begin(action.answer.status)
         body, saved_to = await self._content.finish()
         await self._journal_forget()
         locations = self._transfer.locations
@@ -296,6 +365,7 @@ class Run:
             url=str(self._url),
             attempts=max(1, self._attempts),
             bytes_resent=max(0, self._bytes_sent - length),
+            protocol=self._transfer.protocol,
         )
 
     async def _release_message(self, url: Url) -> None:
@@ -303,6 +373,6 @@ class Run:
         request = self._builder.release(url)
         with trio.move_on_after(RELEASE_SECONDS):
             try:
-                await self._exchange(request, IgnoringSink())
+                await self._exchange(request, IgnoringSink(), Observer())
             except OSError as exc:
                 logger.debug("%s was not released: %s", url, exc)

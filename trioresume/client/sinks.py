@@ -12,6 +12,8 @@ from trioresume.client.steps import (
     Answer,
     Append,
     AskOffset,
+    Create,
+    Discover,
     FetchMessage,
     FetchResult,
     Send,
@@ -52,9 +54,9 @@ class Sink(Protocol):
 def sink_for(action: WireAction, content: ResponseContent) -> Sink:
     """The sink for the response to *action*; *content* holds the final one's."""
     match action:
-        case Send() | Append():
+        case Send() | Create() | Append():
             return FinalSink(content)
-        case AskOffset():
+        case AskOffset() | Discover():
             return IgnoringSink()
         case FetchMessage():
             return MessageSink(content)

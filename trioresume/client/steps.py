@@ -24,9 +24,12 @@ __all__ = [
     "Answer",
     "Append",
     "AskOffset",
+    "Create",
+    "Discover",
     "FetchMessage",
     "FetchResult",
     "Finish",
+    "Gather",
     "Next",
     "Outcome",
     "Send",
@@ -56,6 +59,16 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Create:
+    """Send the request without its content: it makes an upload, to be filled later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discover:
+    """``OPTIONS`` on the request's URL: what does the server speak?"""
+
+
+@dataclass(frozen=True, slots=True)
 class AskOffset:
     """``HEAD`` *url* (R12)."""
 
@@ -64,10 +77,25 @@ class AskOffset:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """``PATCH`` *url* with the content of *range* (R15)."""
+    """``PATCH`` *url* with the content of *range* (R15).
+
+    *completes* says that the content ends with it, *declares* that its length has not
+    been told before.
+    """
 
     url: Url
     range: ContentRange
+    completes: bool = True
+    declares: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Have *size* bytes from *offset* on at hand, or all there are, to append them."""
+
+    url: Url
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +116,20 @@ class FetchResult:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """*answer* is the final response, and its content is whole."""
+    """*answer* is the final response, and its content is whole.
+
+    With *bare* there is no content: it is an answer about the upload, in the place of a
+    final response that cannot be had.
+    """
 
     answer: Answer
+    bare: bool = False
 
 
-WireAction = Send | AskOffset | Append | FetchMessage | FetchResult
+WireAction = Send | Create | Discover | AskOffset | Append | FetchMessage | FetchResult
 """What is performed by an exchange with the server."""
 
-Action = WireAction | Finish
+Action = WireAction | Gather | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,27 +151,9 @@ class Answer:
     fields: Fields
 
     @property
-    def recorded(self) -> bool:
-        """Whether it is the target's answer, as the operation remembers it (R5, R11)."""
-        return "response-message-location" in self.fields or "resume" in (
-            self.fields.get("preference-applied") or ""
-        )
-
-    @property
-    def troubled(self) -> bool:
-        """Whether the server could not answer now, which says nothing of the request."""
-        trouble = self.status in (408, 425, 429) or self.status >= 500
-        return trouble and not self.recorded
-
-    @property
-    def offset(self) -> int | None:
-        """``Upload-Offset``, None if absent or malformed."""
-        return count_of(self.fields.get("upload-offset"))
-
-    @property
-    def complete(self) -> bool | None:
-        """``Upload-Complete``, None if absent or malformed."""
-        return {"?0": False, "?1": True}.get(self.fields.get("upload-complete") or "")
+    def ok(self) -> bool:
+        """Whether the status is one of success."""
+        return 200 <= self.status <= 299
 
     @property
     def strong_etag(self) -> str | None:

@@ -2,8 +2,8 @@
 
 A transfer is one request to be brought to its final response. The asynchronous layer
 performs one :class:`Action` at a time and reports its :class:`Outcome`; the transfer
-decides on the next action and how long to wait before it. Between the two, the 100's
-offer and acknowledgements are noted as they arrive.
+decides on the next action and how long to wait before it. Between the two, offers and
+acknowledgements are noted as they arrive.
 
 Theory
 ======
@@ -13,11 +13,15 @@ to go on is *how much has arrived*, and only the server knows it: bytes handed t
 kernel have not arrived. So every cut after the offer leads to the same question
 (``HEAD`` on the content, R12), and every path leads back to its answer.
 
+This holds for every protocol; their words are a :class:`Dialect`'s, and which one is
+spoken is a :class:`Choice`'s. An *offer* says where the content goes: the 100 of the seed,
+the 104 of RUFH, the answer to a creation in tus.
+
 What is safe to repeat decides the rest:
 
 * Before the offer nothing has happened at the server (R3): begin again. This needs
-  care, since "no 100 seen" is not "no 100 sent", and a server that does not know the
-  preference acts on whatever it gets. If content was sent without an offer, the
+  care, since "no offer seen" is not "no offer made", and a server that does not know
+  the protocol acts on whatever it gets. If content was sent without an offer, the
   request is repeated only when its method is idempotent (RFC 9110, section 9.2.2) or
   the caller said so.
 * After the offer nothing is ever sent twice *to the target*; if the operation is
@@ -36,17 +40,33 @@ SEND             cut, offered                                 ASK_OFFSET
 SEND             408 425 429 503, nothing offered, safe       SEND, later
 SEND             417                                          SEND without Expect
 SEND             trouble (see below), offered                 ASK_OFFSET, later
+SEND             stopped: another dialect was chosen          SEND or CREATE in it
+SEND             stopped: offered, but can only go in parts   ASK_OFFSET
+SEND             not understood, before its content           DISCOVER, or the same
+SEND             413, and appends may be smaller              CREATE
+SEND             it is a step (RUFH)                          APPEND the rest
 SEND             final response                               finish
 SEND             final response, its content cut              FETCH_RESULT
-ASK_OFFSET       offset below the end                         APPEND
-ASK_OFFSET       all is there                                 FETCH_MESSAGE
+DISCOVER         another dialect                              SEND or CREATE in it
+DISCOVER         nothing new                                  finish as refused
+CREATE           cut, trouble                                 CREATE, later
+CREATE           the upload's location                        APPEND, or *complete*
+CREATE           not understood                               CREATE, older version
+CREATE           taken for all there is                       SEND, plain
+CREATE           any other refusal                            finish
+ASK_OFFSET       offset below the end                         APPEND, perhaps GATHER
+ASK_OFFSET       all is there                                 *complete*
 ASK_OFFSET       404 410                                      SEND, if safe
 ASK_OFFSET       cut, trouble                                 ASK_OFFSET, later
+GATHER           it is at hand                                APPEND
 APPEND           cut, trouble                                 ASK_OFFSET
 APPEND           409 with an offset                           APPEND from there
 APPEND           404 410                                      SEND, if safe
-APPEND           incomplete (204)                             APPEND the rest
+APPEND           it is a step                                 APPEND the rest
 APPEND           final response                               finish
+*complete*       the response has an address                  FETCH_MESSAGE
+*complete*       an append can be repeated (RUFH)             APPEND of nothing
+*complete*       neither (tus)                                finish with what is known
 FETCH_MESSAGE    202 "receiving"                              ASK_OFFSET
 FETCH_MESSAGE    202                                          FETCH_MESSAGE, later
 FETCH_MESSAGE    the message                                  finish
@@ -57,106 +77,95 @@ FETCH_RESULT     cut                                          FETCH_RESULT
 FETCH_RESULT     404 410 412, 416 short of the end            FETCH_MESSAGE
 ===============  ===========================================  ======================
 
-*Trouble* is 408, 425, 429 or any 5xx that is not the target's own answer. The
-target's recorded answer carries the operation's locations again (R5), so a 503 with
-``Response-Message-Location`` is final and a bare one is a server in passing trouble.
-Every "later", every cut and every repetition is charged to the retry budget, which
-progress refills.
+*Trouble* is 408, 425, 429 or any 5xx that is not the target's own answer; tus adds 423
+and 460. The target's recorded answer shows itself, with the operation's locations (R5)
+or as complete (C11), so that such a 503 is final and a bare one is a server in passing
+trouble. Every "later", every cut and every repetition is charged to the retry budget,
+which progress refills.
+
+An upload that is complete has an answer even if the target's cannot be had, in the
+protocols that say so (tus, RUFH): the server's word that it is complete, with the
+upload's own location.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
 
-from trioresume.client.locations import Locations
+from trioresume.client.dialects import Discovery, Rufh
+from trioresume.client.resuming import IDEMPOTENT_METHODS, ContentFacts, Resuming
 from trioresume.client.steps import (
     Action,
     Answer,
     Append,
     AskOffset,
+    Create,
+    Discover,
     FetchMessage,
     FetchResult,
     Finish,
+    Gather,
     Next,
     Outcome,
     Send,
     Sent,
-    count_of,
 )
-from trioresume.errors import ClientError, TransferFailed, UploadForgotten
-from trioresume.protocol.fields import ContentRange
-
-if TYPE_CHECKING:
-    from trioresume.client.retry import RetryBudget
+from trioresume.errors import TransferFailed
 
 __all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Transfer"]
 
-IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
-"""RFC 9110, section 9.2.2."""
-
 # What says "not now" rather than "no" before anything was begun.
 _REFUSED_FOR_NOW = frozenset({408, 425, 429, 503})
-_GONE = frozenset({404, 410})
-
-# Seconds until a server is asked again that answers 202 and does not say when.
-_DEFAULT_RETRY_AFTER = 1.0
-
-
-class ContentFacts(Protocol):
-    """What decisions need to know of the request's content, at the time."""
-
-    @property
-    def length(self) -> int | None:
-        """None while it is not known, for content that is produced as it goes."""
-        ...
-
-    def can_start_at(self, offset: int) -> bool:
-        """Whether the bytes from *offset* on can (still) be sent."""
-        ...
 
 
 @dataclass(eq=False, kw_only=True)
-class Transfer:
+class Transfer(Resuming):
     """The state of one transfer; see the module's table.
 
-    *known_to_resume* says that this origin made an offer before: then a request whose
-    content was cut before the offer is known to be incomplete there, too (R3).
+    What follows the offer is in :class:`Resuming`.
     """
 
-    method: str
-    content: ContentFacts
-    budget: RetryBudget
-    locations: Locations | None = None
-    """The offer; given at the start to go on with what an earlier run began."""
-    all_sent: bool = False
-    """Whether everything was handed over once, so that it may have been processed."""
-    retry_unsafe: bool = False
-    known_to_resume: bool = False
-    declared_length: bool = True
-    """Whether the first request told the length, so that the offset shows the end."""
-    max_restarts: int = 3
-    acknowledged: int = 0
-    """The most that the server ever said it has."""
     _expect: bool = True
-    _restarts: int = 0
     _received: int = 0
-    _answer: Answer | None = None
+    turned: bool = False
+    """Whether the request was stopped before its content, to go on otherwise."""
+    _refusal: Answer | None = None
     _action: Action = field(default_factory=Send)
 
-    # What arrives in the middle of an action.
+    # What is learnt in the middle of an action.
 
-    def note_offer(self, locations: Locations) -> None:
-        """The 100 came, with *locations* (R1)."""
-        self.locations = locations
-        self.known_to_resume = True
-        self.budget.note_progress()
+    @property
+    def wants_discovery(self) -> bool:
+        """Whether the server is to be asked before content goes without an offer."""
+        return self.locations is None and self.choice.asks
 
-    def note_offset(self, offset: int) -> None:
-        """The server says that it has *offset* bytes."""
-        if offset > self.acknowledged:
-            self.acknowledged = offset
-            self.budget.note_progress()
+    def note_discovery(self, answer: Answer | None) -> None:
+        """The answer to the question; None if there was none."""
+        if self.locations is None:  # the offer may have come meanwhile
+            self.turned = self._discover(answer)
+
+    def note_ready(self) -> bool:
+        """The content is about to go: whether it may, or this request is over."""
+        if self.locations is not None:
+            self.turned = self._goes_in_parts
+        elif not self.turned:
+            self.turned = self.choice.turn_unoffered()
+        return not self.turned
+
+    @property
+    def _goes_in_parts(self) -> bool:
+        """Whether content is such that it could not be sent again after a cut.
+
+        A part of it can, as long as it is not longer than the window.
+        """
+        return self.content.window is not None and not self.dialect.acknowledges
+
+    def _discover(self, answer: Answer | None) -> bool:
+        if answer is None or not answer.ok:
+            return self.choice.discover(None)
+        turned = self.choice.discover(Discovery.of(answer.fields))
+        self.note_fields(answer.fields)
+        return turned
 
     # What is done next.
 
@@ -164,63 +173,139 @@ class Transfer:
         """The first action: all of it, or what an earlier run left over."""
         if self.locations is not None:
             self._action = self._resume_action(self.locations)
+        else:
+            self._action = self._first
         return self._action
+
+    @property
+    def _first(self) -> Action:
+        in_parts = self.choice.known_to_resume and self._goes_in_parts
+        return Create() if self.dialect.careful or in_parts else Send(self._expect)
 
     def after(self, outcome: Outcome) -> Next:
         """The action that follows *outcome*.
 
         Raises :class:`TransferFailed` and :class:`UploadForgotten`.
         """
-        if outcome.sent is Sent.ALL and not self._refused_as_gone(outcome.answer):
+        if outcome.sent is Sent.ALL and self._was_handed_over(outcome.answer):
             self.all_sent = True
         if outcome.received > self._received:
             self._received = outcome.received
             self.budget.note_progress()
+        if outcome.answer is not None:
+            self.note_fields(outcome.answer.fields)
         following = self._decide(outcome)
         self._action = following.action
         return following
 
-    def _refused_as_gone(self, answer: Answer | None) -> bool:
-        """Whether a patch met nothing to append to, so that its bytes went nowhere."""
-        return (
-            isinstance(self._action, Append)
-            and answer is not None
-            and answer.status in _GONE
-            and not answer.recorded
+    def _was_handed_over(self, answer: Answer | None) -> bool:
+        """Whether all of the content went to the server, now that a request is out."""
+        if not isinstance(self._action, Append):
+            return True
+        # A patch that met nothing to append to: its bytes went nowhere.
+        lost = answer is not None and answer.status in self.dialect.gone
+        return self._action.completes and not (
+            lost and answer is not None and not self.dialect.recorded(answer)
         )
 
     def _decide(self, outcome: Outcome) -> Next:
         match self._action:
             case Send():
                 return self._after_send(outcome)
+            case Create():
+                return self._after_create(outcome)
+            case Discover():
+                return self._after_discover(outcome)
             case AskOffset():
-                return self._after_ask(outcome)
-            case Append(range=range_):
-                return self._after_append(outcome, range_)
+                return self._after_ask(outcome, self._action)
+            case Gather():
+                return self._after_gather(self._action)
+            case Append():
+                return self._after_append(outcome, self._action)
             case FetchMessage():
-                return self._after_message(outcome)
+                return self._after_message(outcome, self._action)
             case FetchResult():
-                return self._after_result(outcome)
+                return self._after_result(outcome, self._action)
             case Finish():
                 raise AssertionError("nothing follows the end")
 
     def _after_send(self, outcome: Outcome) -> Next:
         answer, locations = outcome.answer, self.locations
-        if answer is None or (answer.troubled and locations is not None):
+        if self.turned:
+            self.turned = False
+            goes_on = None if locations is None else self._resume_action(locations)
+            return Next(goes_on or self._first)
+        if answer is None or (self.dialect.troubled(answer) and locations is not None):
             if locations is None:
                 return self._send_again(outcome)
             return self._later(self._resume_action(locations), outcome)
-        if answer.status in _REFUSED_FOR_NOW and answer.troubled:
+        if answer.status in _REFUSED_FOR_NOW and self.dialect.troubled(answer):
             return self._send_later_or_finish(outcome, answer)
         if answer.status == 417 and self._expect and self._may_send_again(outcome.sent):
             # RFC 9110, section 10.1.1: repeat it without the expectation.
             self._expect = False
-            return Next(self._whole)
+            return Next(self._first)
+        otherwise = self._otherwise(outcome, answer)
+        if otherwise is not None:
+            return Next(otherwise)
+        said = self.dialect.completeness(answer.fields)
+        if self.dialect.explicit_completion and answer.ok and said is False:
+            return self._after_incomplete(outcome, answer)
         return self._deliver(outcome, answer)
 
+    def _otherwise(self, outcome: Outcome, answer: Answer) -> Action | None:
+        """After a refusal: begin in another way, if there is one; None if not."""
+        if self.locations is not None or answer.ok:
+            return None
+        if answer.status == 413 and self._fits_in_parts:
+            self.choice.be_careful()
+            return self._first
+        if outcome.sent is not Sent.NOTHING and self.content.length != 0:
+            return None
+        self._refusal = answer
+        turn = self.choice.refused(answer)
+        if turn == "stands":
+            return None
+        return Discover() if turn == "ask" else self._first
+
     @property
-    def _whole(self) -> Send:
-        return Send(self._expect)
+    def _fits_in_parts(self) -> bool:
+        """C13: whether what is too large for one request may still come in several."""
+        length, limit = self.content.length, self.append_limit
+        if not isinstance(self.dialect, Rufh) or self.dialect.careful or not limit:
+            return False
+        return self.content.can_start_at(0) and (length is None or length > limit)
+
+    def _after_discover(self, outcome: Outcome) -> Next:
+        if self._discover(outcome.answer):
+            return Next(self._first)
+        assert self._refusal is not None
+        return Next(Finish(self._refusal))
+
+    def _after_create(self, outcome: Outcome) -> Next:
+        answer = outcome.answer
+        if answer is None:
+            return self._send_again(outcome)
+        if self.dialect.troubled(answer) or not outcome.whole:
+            return self._send_later_or_finish(outcome, answer)
+        if answer.ok:
+            if self.locations is None and self._took_it_for_all(answer):
+                self.choice.give_up()
+                return Next(self._first)
+            if self.locations is None:
+                raise TransferFailed(
+                    f"the server answered {answer.status} to the creation of an upload,"
+                    " and does not say where it is on this server"
+                )
+            offset = self.dialect.offset(answer.fields) or 0
+            return self._go_on_from(offset, answer, outcome)
+        otherwise = self._otherwise(outcome, answer)
+        return Next(Finish(answer) if otherwise is None else otherwise)
+
+    def _took_it_for_all(self, answer: Answer) -> bool:
+        """Whether the server does not know what ``Upload-Complete`` is."""
+        dialect = self.dialect
+        return isinstance(dialect, Rufh) and not dialect.understood(answer.fields)
 
     def _send_again(self, outcome: Outcome) -> Next:
         if not self._may_send_again(outcome.sent):
@@ -228,18 +313,14 @@ class Transfer:
                 f"the connection broke after content of the {self.method} was sent, and"
                 " the server offers no way to resume; it may or may not have acted on it"
             ) from outcome.cause
-        return self._later(self._whole, outcome)
+        return self._later(self._first, outcome)
 
     def _may_send_again(self, sent: Sent) -> bool:
         if not self.content.can_start_at(0):
             return False
-        if sent is Sent.SOME and self.known_to_resume:
+        if sent is Sent.SOME and self.choice.known_to_resume:
             return True
         return sent is Sent.NOTHING or self._repeatable
-
-    @property
-    def _repeatable(self) -> bool:
-        return self.retry_unsafe or self.method in IDEMPOTENT_METHODS
 
     def _send_later_or_finish(self, outcome: Outcome, answer: Answer) -> Next:
         """A refusal for now is still an answer, when there is no other to be had."""
@@ -248,201 +329,5 @@ class Transfer:
                 outcome.now, answer.retry_after(outcome.wall_time)
             )
             if delay is not None:
-                return Next(self._whole, delay)
+                return Next(self._first, delay)
         return self._deliver(outcome, answer)
-
-    def _after_ask(self, outcome: Outcome) -> Next:
-        answer = outcome.answer
-        if answer is None or answer.troubled:
-            return self._later(self._action, outcome)
-        if answer.status in _GONE:
-            return self._start_over(outcome)
-        offset = answer.offset
-        if offset is None and answer.status == 200:
-            offset = count_of(answer.fields.get("content-length"))
-        if offset is None or not 200 <= answer.status <= 299:
-            raise self._unexpected(answer)
-        return self._go_on_from(offset, answer.complete, outcome)
-
-    def _go_on_from(
-        self, offset: int, complete: bool | None, outcome: Outcome, delay: float = 0.0
-    ) -> Next:
-        assert self.locations is not None
-        self.note_offset(offset)
-        length = self.content.length
-        if length is not None and offset > length:
-            raise TransferFailed(
-                f"the server has {offset} bytes of content that is {length} bytes long"
-            ) from outcome.cause
-        self.all_sent = self.all_sent and offset == length
-        if complete is None:
-            complete = offset == length and self.declared_length
-        if complete:
-            self.all_sent = True
-            return self._fetch_message(outcome, delay)
-        url = self.locations.content
-        if url is None:
-            raise TransferFailed("the server does not say where the content goes")
-        if not self.content.can_start_at(offset):
-            raise UploadForgotten(
-                f"the server has {offset} bytes, and what follows is no longer buffered"
-            ) from outcome.cause
-        return Next(Append(url, self._range_from(offset)), delay)
-
-    def _range_from(self, offset: int) -> ContentRange:
-        length = self.content.length
-        if length is None:
-            return ContentRange(offset, None, None)
-        if offset == length:
-            # Nothing is left to send; only the end is left to tell (B3, R18).
-            return ContentRange(None, None, length)
-        return ContentRange(offset, length - 1, length)
-
-    def _after_append(self, outcome: Outcome, range_: ContentRange) -> Next:
-        assert self.locations is not None
-        answer = outcome.answer
-        if answer is None or answer.troubled:
-            return self._later(self._resume_action(self.locations), outcome)
-        if answer.recorded:
-            return self._deliver(outcome, answer)
-        if answer.status in _GONE:
-            return self._start_over(outcome)
-        if answer.status == 409:
-            following = self._later(self._resume_action(self.locations), outcome)
-            if answer.offset is None:
-                return following
-            return self._go_on_from(
-                answer.offset, answer.complete, outcome, following.delay
-            )
-        open_ended = range_.total is None and answer.complete is None
-        if 200 <= answer.status <= 299 and (answer.complete is False or open_ended):
-            return self._after_incomplete(outcome, answer)
-        return self._deliver(outcome, answer)
-
-    def _after_incomplete(self, outcome: Outcome, answer: Answer) -> Next:
-        """What was sent has arrived, but the server does not take it for all (R17)."""
-        assert self.locations is not None
-        before = self.acknowledged
-        offset = answer.offset
-        if offset is None:
-            return self._later(self._resume_action(self.locations), outcome)
-        # A server that answers so again and again, and never completes, costs budget.
-        delay = 0.0
-        if offset <= before:
-            delay = self._later(self._action, outcome).delay
-        return self._go_on_from(offset, answer.complete, outcome, delay)
-
-    def _after_message(self, outcome: Outcome) -> Next:
-        assert self.locations is not None
-        answer = outcome.answer
-        if answer is None or (answer.troubled and outcome.state != "message"):
-            return self._later(self._action, outcome)
-        if outcome.state == "message":
-            return self._deliver(outcome, answer)
-        if answer.status == 202:
-            if outcome.state == "receiving":
-                return self._later(self._resume_action(self.locations), outcome)
-            # A server that processes is alive: patience for it is not for failures.
-            self.budget.note_progress()
-            delay = answer.retry_after(outcome.wall_time)
-            return Next(self._action, _DEFAULT_RETRY_AFTER if delay is None else delay)
-        if answer.status in _GONE:
-            return self._start_over(outcome)
-        raise self._unexpected(answer)
-
-    def _after_result(self, outcome: Outcome) -> Next:
-        final, answer = self._answer, outcome.answer
-        assert final is not None
-        if answer is None or answer.troubled or answer.status in (200, 206):
-            return self._deliver(outcome, final)
-        length = count_of(final.fields.get("content-length"))
-        if answer.status == 416 and outcome.received == length:
-            return Next(Finish(final))
-        if answer.status in (404, 410, 412, 416):
-            self._later(self._action, outcome)  # charged: we could be sent in circles
-            return self._fetch_message(outcome)
-        raise self._unexpected(answer)
-
-    # Where several rows meet.
-
-    def _deliver(self, outcome: Outcome, answer: Answer) -> Next:
-        """*answer* is the final response; fetch what its content lacks (R28)."""
-        self._answer = answer
-        if outcome.whole:
-            return Next(Finish(answer))
-        action: Action | None = self._result_action(outcome)
-        if action is None and self.locations is not None and self.locations.message:
-            action = FetchMessage(self.locations.message)
-        if action is None:
-            if not (self._repeatable and self.content.can_start_at(0)):
-                raise TransferFailed(
-                    f"the content of the {answer.status} was cut after"
-                    f" {outcome.received} bytes and cannot be had again"
-                ) from outcome.cause
-            action = self._whole
-        return self._later(action, outcome)
-
-    def _result_action(self, outcome: Outcome) -> FetchResult | None:
-        if self.locations is None or self.locations.result is None:
-            return None
-        assert self._answer is not None
-        tag = self._answer.strong_etag
-        return FetchResult(self.locations.result, outcome.received, tag)
-
-    def _resume_action(self, locations: Locations) -> Action:
-        """After a cut: ask how much arrived, or for the answer if nothing was to."""
-        if locations.message is not None and self.content.length == 0:
-            return FetchMessage(locations.message)
-        if locations.content is None:
-            raise TransferFailed("the server does not say where the content goes")
-        return AskOffset(locations.content)
-
-    def _fetch_message(self, outcome: Outcome, delay: float = 0.0) -> Next:
-        assert self.locations is not None
-        if self.locations.message is None:
-            raise TransferFailed(
-                "the request is complete, but the server does not say where its"
-                " response can be had again"
-            ) from outcome.cause
-        return Next(FetchMessage(self.locations.message), delay)
-
-    def _start_over(self, outcome: Outcome) -> Next:
-        """The server forgot the operation: send everything again, if that is safe."""
-        if self.all_sent and not self._repeatable:
-            raise UploadForgotten(
-                "the server no longer knows the upload, and may have acted on it"
-            ) from outcome.cause
-        if not self.content.can_start_at(0):
-            raise UploadForgotten(
-                "the server no longer knows the upload, and its content is no longer"
-                " at hand"
-            ) from outcome.cause
-        if self._restarts >= self.max_restarts:
-            raise UploadForgotten(
-                f"the server forgot the upload {self._restarts + 1} times"
-            ) from outcome.cause
-        self._restarts += 1
-        self.locations = None
-        self.all_sent = False
-        self.acknowledged = 0
-        return self._later(self._whole, outcome)
-
-    def _later(self, action: Action, outcome: Outcome) -> Next:
-        """*action* after a delay; raises :class:`TransferFailed` when there is none left."""
-        answer = outcome.answer
-        wish = None if answer is None else answer.retry_after(outcome.wall_time)
-        delay = self.budget.delay(outcome.now, wish)
-        if delay is None:
-            reason = outcome.cause or f"the server answered {answer and answer.status}"
-            raise TransferFailed(
-                f"retries are used up: {reason}", resumable=True
-            ) from outcome.cause
-        return Next(action, delay)
-
-    def _unexpected(self, answer: Answer) -> ClientError:
-        asked = {
-            AskOffset: "how much of the content arrived",
-            FetchMessage: "for the response",
-            FetchResult: "for the rest of the response",
-        }[type(self._action)]
-        return TransferFailed(f"asked {asked}, the server answered {answer.status}")

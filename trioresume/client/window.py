@@ -33,8 +33,6 @@ class IterableSource:
     *run* pulls it and must run beside the sending, in the request's own nursery.
     """
 
-    seekable = False
-
     def __init__(self, blocks: AsyncIterable[bytes], window_bytes: int) -> None:
         if window_bytes < 1:
             raise CallerError(
@@ -59,12 +57,27 @@ class IterableSource:
         return self._length
 
     @property
+    def window(self) -> int:
+        return self._capacity
+
+    @property
     def buffered(self) -> int:
         """Bytes in the window; never more than its capacity."""
         return len(self._window)
 
     def can_start_at(self, offset: int) -> bool:
         return self._base <= offset <= self._end
+
+    def at_hand(self, offset: int) -> int:
+        return self._end - offset
+
+    async def gather(self, offset: int, size: int) -> None:
+        while self.at_hand(offset) < size and len(self._window) < self._capacity:
+            if self._failure is not None:
+                raise self._failure
+            if self._length is not None:
+                return
+            await self._changed.wait()
 
     @property
     def _end(self) -> int:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.fields import ContentRange
 
-__all__ = ["UploadProgress", "check_part", "content_etag", "length_after"]
+__all__ = [
+    "UploadProgress",
+    "check_part",
+    "content_etag",
+    "excess_content",
+    "length_after",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +67,12 @@ def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
     return total
 
 
-def check_part(progress: UploadProgress, part: ContentRange) -> int | None:
+def check_part(
+    progress: UploadProgress, part: ContentRange, size: int | None = None
+) -> int | None:
     """The upload's length if *part* may be appended now; raises :class:`PeerError` if not.
 
-    A range that starts elsewhere than the current offset is a 409 that tells the
+    *size* is how many bytes will come, where that is known before they do. A range that starts elsewhere than the current offset is a 409 that tells the
     right one (R16); one that goes beyond the length is a 400 (section E).
     """
     length = length_after(progress, part)
@@ -82,7 +90,18 @@ def check_part(progress: UploadProgress, part: ContentRange) -> int | None:
             ProblemCode.INCONSISTENT_LENGTH,
             f"the range ends at {part.last}, beyond the length of {length}",
         )
+    if size is not None and length is not None and part.first + size > length:
+        raise excess_content(length)
     return length
+
+
+def excess_content(length: int) -> PeerError:
+    """The 400 of C10: more content than the upload's length, in bytes."""
+    return PeerError(
+        ProblemCode.EXCESS_CONTENT,
+        f"the content goes beyond {length} bytes",
+        close=True,
+    )
 
 
 def offset_mismatch(expected: int, provided: int) -> PeerError:

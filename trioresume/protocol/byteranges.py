@@ -18,14 +18,12 @@ survive a cut, and parts here always append to one another (R16).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.bhttp import BinaryReader
 from trioresume.protocol.fields import (
     ContentRange,
-    parse_integer,
     parse_media_type,
     split_list,
 )
@@ -43,6 +41,7 @@ from trioresume.protocol.parts import (
     bad_patch,
     encode_part_header,
 )
+from trioresume.protocol.structured import boolean_item, integer_item
 
 __all__ = [
     "ACCEPT_PATCH",
@@ -86,7 +85,7 @@ def patch_reader(
             fields,
             content_length=content_length,
             limits=limits,
-            says_completeness=essence == PARTIAL_UPLOAD,
+            completes=_completeness(fields) if essence == PARTIAL_UPLOAD else None,
         )
     # Here a content coding would hide the patch itself, and none is ever undone
     # (G16). RFC 9110, section 12.5.3: the answer names the codings accepted.
@@ -150,7 +149,10 @@ class MessageReader(_SingleReader):
 
 
 class OffsetReader(_SingleReader):
-    """Content alone; where it belongs stands in the request's fields."""
+    """Content alone; where it belongs stands in the request's fields.
+
+    *completes* is whether its end is the upload's, None if that is for the length to say.
+    """
 
     def __init__(
         self,
@@ -158,17 +160,16 @@ class OffsetReader(_SingleReader):
         *,
         content_length: int | None,
         limits: PatchLimits,
-        says_completeness: bool,
+        completes: bool | None,
     ) -> None:
         super().__init__(limits)
-        offset = _structured_integer(fields, "upload-offset")
+        offset = integer_item(fields, "upload-offset")
         if offset is None:
             raise PeerError(
                 ProblemCode.MALFORMED_REQUEST, "Upload-Offset is missing or malformed"
             )
-        if says_completeness:
-            self.completes = _completeness(fields)
-        total = _structured_integer(fields, "upload-length")
+        self.completes = completes
+        total = integer_item(fields, "upload-length")
         if self.completes and content_length is not None:
             ends_at = offset + content_length
             if total not in (None, ends_at):
@@ -197,34 +198,19 @@ class OffsetReader(_SingleReader):
         self._started = True
         yield from super()._finish()
 
-
-# A structured field's Item (RFC 9651, section 3.3) may carry parameters, which none
-# of these defines; so they are passed over.
-_ITEM = re.compile(r"\x20*([^;\x20]++)\x20*(?:;.*)?", re.DOTALL)
-
-
-def _structured_item(fields: Fields, name: str) -> str | None:
-    values = fields.get_all(name)
-    match = _ITEM.fullmatch(values[0]) if len(values) == 1 else None
-    return None if match is None else match[1]
-
-
-def _structured_integer(fields: Fields, name: str) -> int | None:
-    """A non-negative Integer; None, as if absent, for anything else (C1)."""
-    item = _structured_item(fields, name)
-    try:
-        return None if item is None else parse_integer(item)
-    except PeerError:
-        return None
+    def _too_long(self) -> PeerError:
+        return PeerError(
+            ProblemCode.EXCESS_CONTENT, "the content goes beyond the length"
+        )
 
 
 def _completeness(fields: Fields) -> bool:
-    item = _structured_item(fields, "upload-complete")
-    if item not in ("?0", "?1"):
+    completes = boolean_item(fields, "upload-complete")
+    if completes is None:
         raise PeerError(
             ProblemCode.MALFORMED_REQUEST, "Upload-Complete is missing or malformed"
         )
-    return item == "?1"
+    return completes
 
 
 def encode_message_byterange(range_: ContentRange, fields: Fields = NO_FIELDS) -> bytes:

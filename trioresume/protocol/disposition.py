@@ -10,9 +10,9 @@ could reverse the text and hide an extension), bounded in length (G4, G14).
 from __future__ import annotations
 
 import unicodedata
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
-from trioresume.protocol.fields import parse_parameters, split_list
+from trioresume.protocol.fields import format_ext_value, parse_parameters, split_list
 
 __all__ = [
     "MAX_NAME_BYTES",
@@ -23,9 +23,6 @@ __all__ = [
 
 MAX_NAME_BYTES = 255
 """The longest file name, in UTF-8 bytes: what common file systems take."""
-
-# RFC 8187, section 3.2.1: attr-char, beyond letters and digits.
-_ATTR_CHARS = "!#$&+-.^_`|~"
 
 
 def safe_filename(name: str) -> str | None:
@@ -60,7 +57,7 @@ def content_disposition_attachment(filename: str | None) -> str:
     )
     value = f'attachment; filename="{plain}"'
     if plain != name:
-        value += f"; filename*=UTF-8''{quote(name, safe=_ATTR_CHARS)}"
+        value += f"; filename*={format_ext_value(name)}"
     return value
 
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from trioresume.errors import PeerError, ProblemCode
 
@@ -32,6 +34,7 @@ __all__ = [
     "EntityTag",
     "MediaType",
     "format_content_range",
+    "format_ext_value",
     "format_http_date",
     "header_safe",
     "parse_content_range",
@@ -41,6 +44,7 @@ __all__ = [
     "parse_integer",
     "parse_media_type",
     "parse_parameters",
+    "quote_string",
     "split_list",
     "unquote_string",
 ]
@@ -115,6 +119,20 @@ def unquote_string(text: str) -> str:
     return text
 
 
+def quote_string(text: str) -> str:
+    """A quoted string that means *text*, which is printable ASCII."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
+def format_ext_value(text: str) -> str:
+    """An ext-value (RFC 8187, section 3.2), for text that is not only ASCII."""
+    return f"UTF-8''{quote(text, safe=_ATTR_CHARS)}"
+
+
+# RFC 8187, section 3.2.1: attr-char, beyond letters and digits.
+_ATTR_CHARS = "!#$&+-.^_`|~"
+
+
 def parse_parameters(members: list[str]) -> dict[str, str] | None:
     """``name=value`` pairs, names in lower case; None if one is malformed or repeated.
 
@@ -149,6 +167,13 @@ class ContentRange:
     first: int | None
     last: int | None
     total: int | None
+
+    @property
+    def start(self) -> int:
+        """Where its content begins, or would, if it had any."""
+        start = self.total if self.first is None else self.first
+        assert start is not None
+        return start
 
     @property
     def length(self) -> int | None:
@@ -317,7 +342,13 @@ def parse_media_type(value: str) -> MediaType | None:
 
 def format_http_date(seconds: float) -> str:
     """Unix seconds as an IMF-fixdate (RFC 9110, section 5.6.7); fractions are dropped."""
-    return formatdate(int(seconds), usegmt=True)
+    return _date_of(int(seconds))
+
+
+@lru_cache(maxsize=64)
+def _date_of(seconds: int) -> str:
+    # Every response has the present second's.
+    return formatdate(seconds, usegmt=True)
 
 
 # email.utils reads far more than the three forms of an HTTP-date, so these stand

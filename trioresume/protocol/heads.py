@@ -7,6 +7,7 @@ maps every byte to the character of the same number, so nothing is lost.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Fields:
         self, lines: Mapping[str, str] | Iterable[tuple[str, str]] = ()
     ) -> None:
         pairs = lines.items() if isinstance(lines, Mapping) else lines
-        self._lines = tuple((name.lower(), value) for name, value in pairs)
+        # Names are few and are kept with each upload: equal ones are one object.
+        self._lines = tuple((sys.intern(name.lower()), value) for name, value in pairs)
 
     @classmethod
     def from_wire(cls, lines: Iterable[tuple[bytes, bytes]]) -> Fields:
@@ -49,16 +51,28 @@ class Fields:
     def without(self, *names: str) -> Fields:
         """A copy that lacks every line called one of *names*."""
         unwanted = {name.lower() for name in names}
-        return Fields(line for line in self._lines if line[0] not in unwanted)
+        lines = [line for line in self._lines if line[0] not in unwanted]
+        return self if len(lines) == len(self._lines) else Fields._of(tuple(lines))
 
     def plus(self, lines: Mapping[str, str] | Iterable[tuple[str, str]]) -> Fields:
         """A copy with *lines* appended."""
-        return Fields((*self._lines, *Fields(lines)))
+        more = lines if isinstance(lines, Fields) else Fields(lines)
+        if not self._lines or not more._lines:
+            return more if more._lines else self
+        return Fields._of(self._lines + more._lines)
+
+    @classmethod
+    def _of(cls, lines: tuple[tuple[str, str], ...]) -> Fields:
+        """Of lines that are as this class keeps them; a copy is cheap then."""
+        fields = cls.__new__(cls)
+        fields._lines = lines
+        return fields
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(
-            line == name.lower() for line, _ in self._lines
-        )
+        if not isinstance(name, str):
+            return False
+        wanted = name.lower()
+        return wanted in [line for line, _ in self._lines]
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         return self._lines[index]
@@ -86,8 +100,10 @@ class RequestHead:
     ``target`` is the request target in origin form as it was sent; ``path`` and
     ``query`` are its two sides of the first ``?``, still percent-encoded.
     ``length`` is the content's length in bytes: ``None`` when it is chunked and
-    so unknown, 0 when there is none. ``peer`` is the other end's address, for
-    logs and limits.
+    so unknown, 0 when there is none. ``peer`` is the sender's address, for logs
+    and limits: the connection's other end, or the client that a trusted proxy
+    names, without a port. ``origin`` is what makes a path absolute for this sender,
+    ``https://host``; "" when the server cannot tell. It proves nothing to anybody else.
     """
 
     method: str
@@ -96,6 +112,7 @@ class RequestHead:
     http_version: str
     length: int | None = 0
     peer: str = ""
+    origin: str = ""
 
     @property
     def path(self) -> str:

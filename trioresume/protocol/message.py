@@ -32,6 +32,14 @@ __all__ = [
 MEDIA_TYPE = "message/http"
 """Exactly this, without parameters (R26)."""
 
+UPLOAD_RESUMPTION_SUPPORTED = 104
+"""An interim status of Resumable Uploads for HTTP, in drafts since 2022."""
+
+_UNREGISTERED = {
+    UPLOAD_RESUMPTION_SUPPORTED: "Upload Resumption Supported",
+    460: "Checksum Mismatch",  # tus 1.0.0, checksum extension
+}
+
 # RFC 9110, section 7.6.1, and those that only ever meant one connection.
 _HOP_BY_HOP = (
     "connection",
@@ -61,6 +69,8 @@ def end_to_end_fields(fields: Fields) -> Fields:
 
 def reason_phrase(status: int) -> str:
     """The usual words for *status*; empty for one that is not registered."""
+    if status in _UNREGISTERED:
+        return _UNREGISTERED[status]
     try:
         return HTTPStatus(status).phrase
     except ValueError:

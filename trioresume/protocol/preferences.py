@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from trioresume.errors import PeerError
@@ -69,7 +70,13 @@ def parse_preferences(fields: Fields) -> Preferences:
     section 2). What is malformed, unknown or has an unknown value counts as
     absent (R11), also where a duplicate with a known value follows.
     """
-    asked = _first_values(fields)
+    return _parse(tuple(fields.get_all("prefer")))
+
+
+# A request's are looked at several times, and clients say the same each time.
+@lru_cache(maxsize=256)
+def _parse(lines: tuple[str, ...]) -> Preferences:
+    asked = _first_values(lines)
     return Preferences(
         resume=_resume_mode(asked.get("resume")),
         wait=_seconds(asked.get("wait")),
@@ -80,11 +87,11 @@ def parse_preferences(fields: Fields) -> Preferences:
     )
 
 
-def _first_values(fields: Fields) -> dict[str, str]:
+def _first_values(lines: tuple[str, ...]) -> dict[str, str]:
     """Name to value, "" where there is none: the two mean the same (section 2)."""
     values: dict[str, str] = {}
     # Line by line, so that a quoted string which never ends spoils one line only.
-    for line in fields.get_all("prefer"):
+    for line in lines:
         for member in split_list(line):
             # Parameters follow the first semicolon; none of ours has any.
             parts = split_list(member, ";")

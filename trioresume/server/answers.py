@@ -10,7 +10,8 @@ IDEMPOTENT      content, state COMPLETE      response
 TRANSACTIONAL   nothing                      content, effects, response: together
 ============== ============================ =====================================
 
-A crash before the first commit leaves an incomplete upload that has all its bytes;
+Before any of it, the content is compared with the digests that the client announced
+(C15). A crash before the first commit leaves an incomplete upload that has all its bytes;
 the client's next visit completes it.
 """
 
@@ -28,13 +29,16 @@ from trioresume.errors import (
     StorageError,
     StorageFull,
 )
+from trioresume.protocol.digests import Hashes, ReprDigest, repr_digest
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.message import end_to_end_fields, has_content
 from trioresume.protocol.operation import Event, OperationState
+from trioresume.protocol.preferences import parse_preferences
 from trioresume.protocol.problem import problem_response
 from trioresume.server.locations import operation_fields
 from trioresume.server.messages import (
+    BLOCK_SIZE,
     CallPolicy,
     Progress,
     RecordedWith,
@@ -55,7 +59,7 @@ from trioresume.store.port import (
 from trioresume.store.recipe import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
+    from collections.abc import AsyncIterable, Mapping
 
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import Fields
@@ -63,7 +67,11 @@ if TYPE_CHECKING:
     from trioresume.server.messages import AnyTarget
     from trioresume.server.operation import Operation
     from trioresume.server.storage import Storage
-    from trioresume.store.port import ContentWriter, OperationRecord
+    from trioresume.store.port import (
+        ContentReader,
+        ContentWriter,
+        OperationRecord,
+    )
 
 __all__ = ["Answering", "content_etag_of", "error_response"]
 
@@ -71,6 +79,8 @@ logger = logging.getLogger("trioresume.operations")
 
 INLINE_LIMIT = 64 * 1024
 """Response content up to this many bytes is kept in the catalog itself."""
+HASH_STEP = 16 * 1024 * 1024
+"""Bytes hashed in one step: some 30 ms, long against what a change of threads costs."""
 MOST_CONFLICTS = 10
 LONGEST_RETRY = 60.0
 
@@ -110,15 +120,59 @@ class Answering:
         self._clock = clock
         self._frozen = frozen
         """What freezes the content and is not committed yet."""
+        self._told_digests: Mapping[str, bytes] = {}
 
     async def run(self) -> None:
         """Call the target and record its response. Raises :class:`StorageError`."""
         operation = self._operation
-        if self._target.policy is not CallPolicy.TRANSACTIONAL:
-            await self._commit_start()
-        if not operation.is_abandoned:
-            await self._call_and_record()
+        problem = await self._check_digests()
+        if problem is not None:
+            await self._record(error_response(problem), ())
+        else:
+            if self._policy is not CallPolicy.TRANSACTIONAL:
+                await self._commit_start()
+            if not operation.is_abandoned:
+                await self._call_and_record()
         await self._discard_abandoned()
+
+    @property
+    def _policy(self) -> CallPolicy:
+        # What is said to a part of a later upload has no effects at all.
+        if self._operation.is_partial:
+            return CallPolicy.TRANSACTIONAL
+        return self._target.policy
+
+    async def _check_digests(self) -> PeerError | None:
+        """C15: what the content fails; computes nothing unless the client asked for it.
+
+        It comes before anything is committed, and so before any target's effect.
+        """
+        asked = ReprDigest(self._operation.record.fields)
+        if not asked.algorithms:
+            return None
+        digests = await self._hash_content(asked.algorithms)
+        try:
+            self._told_digests = asked.verify(digests)
+        except PeerError as exc:
+            return exc
+        return None
+
+    async def _hash_content(self, algorithms: set[str]) -> dict[str, bytes]:
+        operation = self._operation
+        content = operation.frozen_content or operation.record.content
+        assert content is not None
+        hashes = Hashes(algorithms)
+        store = self._storage.store
+        reader = await self._storage.run(
+            store.open_prefix, operation.incoming.key, content.length
+        )
+        try:
+            for start in range(0, content.length, HASH_STEP):
+                end = min(start + HASH_STEP, content.length)
+                await self._storage.run(_hash_slice, reader, hashes, start, end)
+        finally:
+            reader.close()
+        return hashes.digests()
 
     async def record_indeterminate(self) -> None:
         """A crash cut the call: record that nobody knows what came of it (R31)."""
@@ -135,7 +189,7 @@ class Answering:
 
     async def _commit_start(self) -> None:
         operation = self._operation
-        once = self._target.policy is CallPolicy.AT_MOST_ONCE
+        once = self._policy is CallPolicy.AT_MOST_ONCE
         state = OperationState.PROCESSING if once else OperationState.COMPLETE
         mutations = self._frozen
         # Once the client gave up, a restart must not find it in any other state (R25).
@@ -143,6 +197,7 @@ class Answering:
             mutations = [*mutations, SetState(operation.id, state)]
         if mutations:
             await self._storage.commit(*mutations)
+        operation.incoming.check_created()
         if self._frozen:
             operation.note_frozen()
             self._frozen = []
@@ -158,6 +213,7 @@ class Answering:
                 await self._record(answer.response, answer.mutations)
                 return
             except StorageConflict:
+                self._operation.incoming.check_created()
                 # Something the target looked at has changed meanwhile: it looks again.
                 continue
         await self._record(error_response(PeerError(ProblemCode.CONFLICT)), ())
@@ -167,6 +223,8 @@ class Answering:
         content = operation.frozen_content or operation.record.content
         assert content is not None
         record = operation.record
+        if operation.is_partial:
+            return Response(204)
         request = Request(
             head=record_head(record),
             body=RequestBody(content, self._storage),
@@ -174,11 +232,16 @@ class Answering:
             on_progress=self._show_progress,
         )
         try:
+            if operation.was_resumed:
+                # C16: what was allowed when it began may not be any more.
+                refusal = await self._target.admit(request.head, record.principal)
+                if isinstance(refusal, Response):
+                    return refusal
             return await self._target.respond(request)
         except PeerError as exc:
             return error_response(exc)
         except StorageError:
-            if self._target.policy is CallPolicy.TRANSACTIONAL:
+            if self._policy is CallPolicy.TRANSACTIONAL:
                 raise
             logger.exception("the handler of %s failed in the store", operation.id)
         except Exception:
@@ -186,8 +249,9 @@ class Answering:
         return error_response(PeerError(ProblemCode.INTERNAL_ERROR))
 
     def _show_progress(self, progress: Progress) -> None:
-        self._operation.progress = progress
-        self._operation.announce_change()
+        operation = self._operation
+        operation.progress = progress.following(operation.progress)
+        operation.announce_change()
 
     async def _record(self, response: Response, effects: tuple[Mutation, ...]) -> None:
         operation = self._operation
@@ -198,7 +262,10 @@ class Answering:
             record = ForgetOperation(operation.id)
         else:
             record = RecordResponse(
-                operation.id, stored, expires_at, self._config.retain_content
+                operation.id,
+                stored,
+                expires_at,
+                self._config.retain_content or operation.is_partial,
             )
         if operation.is_abandoned:
             return
@@ -223,7 +290,7 @@ class Answering:
             except StorageConflict:
                 raise
             except StorageError as exc:
-                if self._target.policy is CallPolicy.TRANSACTIONAL:
+                if self._policy is CallPolicy.TRANSACTIONAL:
                     raise
                 await patience.wait(exc)
 
@@ -256,8 +323,10 @@ class Answering:
             fields = fields.plus({"date": format_http_date(self._clock.now())})
         if has_content(response.status):
             fields = fields.plus({"content-length": str(content.length)})
-        if operation.unoffered:
-            return fields
+        if self._told_digests:
+            fields = fields.plus({"repr-digest": repr_digest(self._told_digests)})
+        if parse_preferences(operation.record.fields).resume is None:
+            return fields  # the other dialects say theirs when it is sent
         if "etag" not in fields and response.status != 201:
             # R28; a 201's ETag is that of what was created (RFC 9110, section 15.3.2).
             fields = fields.plus({"etag": content_etag_of(content)})
@@ -270,6 +339,14 @@ class Answering:
         return fields.plus(locations).plus(
             {"preference-applied": f"resume={mode}-incomplete"}
         )
+
+
+def _hash_slice(reader: ContentReader, hashes: Hashes, start: int, end: int) -> None:
+    """One step of hashing stored content, in a worker thread."""
+    while start < end:
+        block = reader.read(start, min(BLOCK_SIZE, end - start))
+        hashes.update(block)
+        start += len(block)
 
 
 class _Patience:
@@ -326,8 +403,8 @@ class _ResponseWriter:
             return
 
     async def _finish(self, writer: ContentWriter) -> tuple[Content, list[Mutation]]:
-        recipe, mutations = await self._storage.finish_content(writer, self._key)
-        return Content(recipe.length, digest=recipe.digest), mutations
+        seals = [await self._storage.run(seal.run) for seal in writer.finish()]
+        return await self._storage.finish_content(writer, self._key, [], seals)
 
 
 def record_head(record: OperationRecord) -> RequestHead:

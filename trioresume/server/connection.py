@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import h11
@@ -23,12 +24,15 @@ from trioresume.protocol.framing import (
     request_head,
 )
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.server.admission import Admission
 from trioresume.server.exchange import Exchange
-from trioresume.server.receive import ContentCut, ReceiveBuffer
+from trioresume.server.receive import ContentCut
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.config import Config
+    from trioresume.server.edge import Edge
+    from trioresume.server.memory import ReceiveMemory
     from trioresume.server.transport import Transport
 
 __all__ = ["Connection"]
@@ -46,16 +50,22 @@ class Connection:
         self,
         transport: Transport,
         handle: Callable[[Exchange], Awaitable[None]],
-        buffer: ReceiveBuffer,
+        memory: ReceiveMemory,
+        admission: Admission,
+        edge: Edge,
         config: Config,
         clock: ServiceClock,
     ) -> None:
+        self.address = edge.counted_address(transport.peer)
+        """What it is counted by, see :class:`Admission`."""
+        self._admission = admission
         self._transport = transport
         self._handle = handle
-        self._buffer = buffer
+        self._memory = memory
+        self._edge = edge
         self._config = config
         self._clock = clock
-        self._limits = HeadLimits(config.max_header_size, config.max_header_fields)
+        self._limits = _limits(config.max_header_size, config.max_header_fields)
         self._leftover = bytearray()
         self.stopping = False
         """Whether no further request is to be read, because the server shuts down."""
@@ -73,29 +83,50 @@ class Connection:
         finally:
             await self._transport.aclose()
 
-    def stop(self) -> None:
-        """Read no further request; the running one is ended by whoever counts the time."""
-        self.stopping = True
+    async def turn_away(self, error: PeerError) -> None:
+        """Answer with *error* whatever it was going to ask; then close."""
+        try:
+            await self._refuse(error)
+        except trio.BrokenResourceError:
+            logger.debug("%s went away", self._transport.peer)
+        finally:
+            await self._transport.aclose()
+
+    def dismiss(self) -> None:
+        """Close it, if it waits for a request: another connection needs the place."""
         if self._idle_scope is not None:
             self._idle_scope.cancel()
 
+    def stop(self) -> None:
+        """Read no further request; the running one is ended by whoever counts the time."""
+        self.stopping = True
+        self.dismiss()
+
     async def _serve_one(self) -> bool:
         """Read one request and answer it; whether another one may follow."""
+        # Nothing is made for a request before it comes: thousands may be waited for.
+        if not self._leftover and not await self._wait_for_request():
+            return False
         parser = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self._config.max_header_size
         )
         try:
-            head = await self._read_head(parser)
+            raw = await self._read_head()
+            if raw is None:
+                return False
+            head = self._parse(parser, raw)
         except PeerError as exc:
-            refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
-            refused.close_after()
-            await refused.respond_problem(exc)
-            return await refused.finish()
-        if head is None:
-            return False
+            return await self._refuse(exc)
         exchange = self._exchange(head, parser)
         await self._answer(exchange)
         return await exchange.finish() and not self.stopping
+
+    async def _refuse(self, error: PeerError) -> bool:
+        """Answer what cannot be read as a request with *error*: never another one."""
+        refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
+        refused.close_after()
+        await refused.respond_problem(error)
+        return await refused.finish()
 
     def _exchange(self, head: RequestHead, parser: h11.Connection) -> Exchange:
         return Exchange(
@@ -103,7 +134,8 @@ class Connection:
             self._transport,
             parser,
             self._leftover,
-            self._buffer,
+            self._memory,
+            self._edge,
             self._config,
             self._clock,
         )
@@ -113,7 +145,11 @@ class Connection:
             if self.stopping:
                 exchange.close_after()
             exchange.read_expectation()
-            await self._handle(exchange)
+            granted = self._edge.preflight(exchange.head)
+            if granted is None:
+                await self._handle(exchange)
+            else:
+                await exchange.respond(204, granted)
         except ContentCut as exc:
             # A peer that ended its side wants no answer; a silent one might.
             exchange.close_after()
@@ -148,10 +184,8 @@ class Connection:
 
     # Reading a head.
 
-    async def _read_head(self, parser: h11.Connection) -> RequestHead | None:
+    async def _read_head(self) -> bytes | None:
         """The next request's head; None when none will come."""
-        if not self._leftover and not await self._wait_for_request():
-            return None
         with trio.move_on_after(self._config.header_timeout) as scope:
             end = await self._find_end()
         if scope.cancelled_caught:
@@ -162,15 +196,19 @@ class Connection:
             return None
         raw = bytes(self._leftover[head_start(self._leftover) : end])
         del self._leftover[:end]
-        return self._parse(parser, raw)
+        return raw
 
     async def _wait_for_request(self) -> bool:
         if self.stopping:
             return False
+        self._admission.note_idle(self)
         with trio.move_on_after(self._config.keep_alive_timeout) as self._idle_scope:
             await self._transport.wait_readable()
         idle, self._idle_scope = self._idle_scope, None
-        return not idle.cancelled_caught
+        self._admission.note_busy(self)
+        # Not cancelled_caught: a request that comes in the moment of the dismissal is
+        # that of a connection whose place is taken.
+        return not idle.cancel_called
 
     async def _find_end(self) -> int | None:
         searched = 0
@@ -180,7 +218,7 @@ class Connection:
                 return end
             searched = len(self._leftover)
             await self._transport.wait_readable()
-            count = self._transport.receive_nowait(self._buffer.view[:HEAD_READ])
+            count = self._transport.receive_nowait(self._memory.scratch[:HEAD_READ])
             if count == 0:
                 if self._leftover:
                     raise PeerError(
@@ -190,7 +228,7 @@ class Connection:
                     )
                 return None
             if count is not None:
-                self._leftover += self._buffer.view[:count]
+                self._leftover += self._memory.scratch[:count]
 
     def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
         check_head(raw, self._limits)
@@ -206,7 +244,7 @@ class Connection:
                 close=True,
             ) from exc
         assert isinstance(event, h11.Request)
-        return request_head(
+        head = request_head(
             event.method,
             event.target,
             Fields.from_wire(event.headers),
@@ -214,7 +252,11 @@ class Connection:
             peer=self._transport.peer,
             limits=self._limits,
         )
+        return self._edge.identify(head)
 
+
+_limits = lru_cache(maxsize=8)(HeadLimits)
+"""One for all connections of a service, instead of one for each."""
 
 _NO_HEAD = RequestHead(
     method="", target="", fields=Fields(), http_version="1.0", length=None

@@ -15,18 +15,24 @@ import h11
 import trio
 
 from trioresume.errors import PeerError
+from trioresume.protocol.dialects import UNION
 from trioresume.protocol.fields import format_http_date, split_list
 from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import has_content, reason_phrase
 from trioresume.protocol.problem import problem_response
+from trioresume.server.config import upload_limits
 from trioresume.server.messages import closing_iterator
-from trioresume.server.receive import BodyReceiver, ContentCut, ReceiveBuffer
+from trioresume.server.receive import BodyReceiver, ContentCut
+from trioresume.server.sending import StoredBody
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
+    from trioresume.protocol.dialects import Interim
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.config import Config
+    from trioresume.server.edge import Edge
+    from trioresume.server.memory import ReceiveMemory
     from trioresume.server.transport import Transport
 
 __all__ = ["Exchange"]
@@ -48,17 +54,21 @@ class Exchange:
         transport: Transport,
         parser: h11.Connection,
         leftover: bytearray,
-        buffer: ReceiveBuffer,
+        memory: ReceiveMemory,
+        edge: Edge,
         config: Config,
         clock: ServiceClock,
     ) -> None:
         self.head = head
-        self.body = BodyReceiver(head, transport, parser, leftover, buffer, config)
+        self.body = BodyReceiver(head, transport, leftover, memory, config)
         self.responded = False
         """Whether the final response was begun."""
+        self.dialect = UNION
+        """What the request is written in, and its answers are to be."""
         self._transport = transport
-        self._buffer = buffer
+        self._memory = memory
         self._parser = parser
+        self._edge = edge
         self._config = config
         self._clock = clock
         # R9: remembered here; h11 forgets it with the first interim response.
@@ -80,16 +90,21 @@ class Exchange:
         self, fields: Fields = NO_FIELDS, *, always: bool = False
     ) -> None:
         """The 100 that the client waits for; *always*: also if it does not wait (R5)."""
+        if self._config.interim_responses == "none":
+            always = False
         if self.can_interim and (self._owes_continue or always):
             await self._send(self._interim(100, fields))
         self._owes_continue = False
 
-    def acknowledge(self, offset: int) -> None:
-        """Tell that *offset* bytes are durable, unless the peer reads too slowly (R30)."""
-        if self.can_interim:
-            self._transport.send_nowait(
-                self._interim(100, Fields({"acknowledge": str(offset)}))
-            )
+    async def send_interim(self, interim: Interim) -> None:
+        """Send an interim response that the client is to have before anything else."""
+        if self.can_interim and self._config.interim_responses != "none":
+            await self._send(self._interim(interim.status, interim.fields))
+
+    def offer_interim(self, interim: Interim) -> None:
+        """Send an interim response, unless the peer reads too slowly (R30)."""
+        if self.can_interim and self._config.interim_responses == "all":
+            self._transport.send_nowait(self._interim(interim.status, interim.fields))
 
     def _interim(self, status: int, fields: Fields) -> bytes:
         event = h11.InformationalResponse(
@@ -100,30 +115,48 @@ class Exchange:
     # The final response.
 
     async def respond(
-        self, status: int, fields: Fields, body: bytes | AsyncIterable[bytes] = b""
+        self,
+        status: int,
+        fields: Fields,
+        body: bytes | StoredBody | AsyncIterable[bytes] = b"",
     ) -> None:
         """Send the final response.
 
-        Bytes get their ``Content-Length``. An iterable has the one that is in *fields*,
-        which h11 holds it to, or is chunked. To HEAD, and with a status that has no
-        content, none is sent whatever *body* is.
+        Bytes and stored content get their ``Content-Length``. An iterable has the one
+        that is in *fields*, which h11 holds it to, or is chunked. To HEAD, and with a
+        status that has no content, none is sent whatever *body* is.
 
-        Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing.
+        The first bytes of an iterable and of stored content are awaited before the head
+        is sent: what cannot be read can still be answered with an error.
+
+        Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing,
+        what the iterable raises, and :class:`~trioresume.errors.StorageError`.
         """
         bodiless = self.head.method == "HEAD" or not has_content(status)
         said = bodiless and "content-length" in fields
-        if isinstance(body, bytes) and has_content(status) and not said:
-            length = {"content-length": str(len(body))}
+        if has_content(status) and not said and not isinstance(body, AsyncIterable):
+            size = len(body) if isinstance(body, bytes) else body.length
+            length = {"content-length": str(size)}
             fields = fields.without("content-length").plus(length)
-        head = self._start_response(status, fields)
-        self.responded = True
+        fields = self._edge.finish(self.head, fields.plus(self.dialect.fields))
         if bodiless:
-            await self._send(head)
+            await self._send(self._start_response(status, fields))
         elif isinstance(body, bytes):
-            await self._send(head + body)
+            await self._send(self._start_response(status, fields) + body)
+        elif isinstance(body, StoredBody):
+            begun, rest = await body.begin()
+            await self._send(self._start_response(status, fields) + begun)
+            del begun  # a peer that reads no further must not hold it
+            seconds = self._config.send_timeout
+            await rest.send(self._transport.files, self._send, seconds)
         else:
-            await self._send(head)
-            await self._send_blocks(body)
+            async with closing_iterator(body) as blocks:
+                first = await anext(blocks, b"")
+                await self._send(self._start_response(status, fields))
+                await self._send_block(first)
+                async for block in blocks:
+                    await self._send_block(block)
+            await self._send(self._parser.send(h11.EndOfMessage()))
 
     def _start_response(self, status: int, fields: Fields) -> bytes:
         if "date" not in fields:
@@ -135,16 +168,15 @@ class Exchange:
         event = h11.Response(
             status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
         )
-        return self._parser.send(event)
+        head = self._parser.send(event)
+        self.responded = True
+        return head
 
-    async def _send_blocks(self, body: AsyncIterable[bytes]) -> None:
-        async with closing_iterator(body) as blocks:
-            async for block in blocks:
-                # Not copied: with a Content-Length h11 only counts it, hands it back.
-                event = h11.Data(data=block)
-                for data in self._parser.send_with_data_passthrough(event) or ():
-                    await self._send(data)
-        await self._send(self._parser.send(h11.EndOfMessage()))
+    async def _send_block(self, block: bytes) -> None:
+        # Not copied: with a Content-Length h11 only counts it, hands it back.
+        event = h11.Data(data=block)
+        for data in self._parser.send_with_data_passthrough(event) or ():
+            await self._send(data)
 
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -159,6 +191,7 @@ class Exchange:
         """Answer with the problem document of *error* (RFC 9457)."""
         if error.close:
             self._keep_alive = False
+        error = self.dialect.problem(error, upload_limits(self._config))
         status, fields, body = problem_response(error)
         await self.respond(status, fields, body)
 
@@ -188,6 +221,8 @@ class Exchange:
         If it is not, what the peer still sends is read for a while: a reset would
         destroy the response before the peer has read it (RFC 9112, section 9.6).
         """
+        if self._keep_alive and self.body.finished:
+            return True  # as it mostly is: nothing to wait for
         with trio.move_on_after(self._config.drain_timeout):
             try:
                 if self._keep_alive:
@@ -201,13 +236,13 @@ class Exchange:
 
     def _more_came(self) -> bool:
         """Whether a pipelined request waits unread: to close on it is a reset, too."""
-        return bool(self._transport.receive_nowait(self._buffer.view))
+        return bool(self._transport.receive_nowait(self._memory.scratch))
 
     async def _linger(self) -> None:
         left = LINGER_SIZE
         while left > 0:
             await self._transport.wait_readable()
-            count = self._transport.receive_nowait(self._buffer.view)
+            count = self._transport.receive_nowait(self._memory.scratch)
             if count == 0:
                 return
             left -= count or 0

@@ -10,7 +10,7 @@ What is in use does not expire (promise 9): its expiry is moved on instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -38,13 +38,16 @@ __all__ = ["LAST_SEEN", "Collector", "Expiry"]
 
 logger = logging.getLogger("trioresume.expiry")
 
-WINDOW = 4096
+WINDOW = 1024
 SHORTEST_SLEEP = 0.001
 """Seconds. Unix time as a float has steps of a quarter of a microsecond: a sleep for
 what is left to a deadline may end before it, again and again."""
 RETRY_DELAY = 60.0
 """Seconds until an expiry that failed is tried again."""
-COLLECT_LIMIT = 1000
+AT_ONCE = 64
+"""Uploads and files expired side by side."""
+COLLECT_LIMIT = 200
+"""Rows and files let go of in one step: as long, some milliseconds, commits wait for it."""
 COLLECT_DELAY = 1.0
 """Seconds between a release and the collection, so that one collection serves many."""
 LAST_SEEN = "last-seen"
@@ -73,9 +76,15 @@ class Expiry:
             self._noted.set()
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
-        """Note the deadlines of files, whose tokens only the catalog knows."""
+        """Note the deadlines of files, whose tokens only the catalog knows.
+
+        And let go of those of operations that are forgotten: there may be thousands a
+        second that nobody was told of, with deadlines a day from now.
+        """
         for mutation in mutations:
-            if (
+            if isinstance(mutation, ForgetOperation):
+                self._schedule.discard(f"o:{mutation.operation}")
+            elif (
                 isinstance(mutation, PublishFile)
                 and mutation.file.expires_at is not None
                 and mutation.file.expires_at < self._reload_at
@@ -110,9 +119,30 @@ class Expiry:
             due = self._schedule.due(self._clock.now())
             if not due and not self._schedule.needs_load:
                 return
-            for token in due:
-                await self._expire(operations, token)
+            for first in range(0, len(due), AT_ONCE):
+                await self._expire_together(operations, due[first : first + AT_ONCE])
             await self._storage.commit(SetMeta(LAST_SEEN, repr(self._clock.now())))
+
+    async def _expire_together(
+        self, operations: Operations, tokens: Sequence[str]
+    ) -> None:
+        """Expire *tokens* side by side, so that they share commits.
+
+        One that fails does not keep the others from it; the first failure is raised.
+        """
+        failures: list[Exception] = []
+
+        async def expire(token: str) -> None:
+            try:
+                await self._expire(operations, token)
+            except Exception as exc:  # noqa: BLE001 - raised below
+                failures.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for token in tokens:
+                nursery.start_soon(expire, token)
+        if failures:
+            raise failures[0]
 
     async def _expire(self, operations: Operations, token: str) -> None:
         now = self._clock.now()
@@ -166,6 +196,8 @@ class Collector:
         # A crash may have left something: look once at the start.
         self._released = trio.Event()
         self._released.set()
+        # One at a time, so that "nothing was left" is true for whoever is told so.
+        self._collecting = trio.Lock()
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
         """Something may have been released."""
@@ -180,7 +212,7 @@ class Collector:
             self._released = trio.Event()
             failed = False
             try:
-                await self._collect()
+                await self.collect(_ignore)
             except StorageError as exc:
                 # A full disk, most likely: it needs no traceback.
                 logger.error("collection is postponed: %s", exc)
@@ -192,13 +224,24 @@ class Collector:
                 await trio.sleep(RETRY_DELAY)
                 self._released.set()
 
-    async def _collect(self) -> None:
-        collect = self._storage.store.collect
-        while True:
-            done = await self._storage.run(collect, COLLECT_LIMIT)
-            if done == Collected():
-                return
-            logger.debug("collected %d chunks, %d bytes", done.chunks, done.bytes)
+    async def collect(
+        self, on_step: Callable[[Collected], Awaitable[None]], *, sweep: bool = False
+    ) -> None:
+        """Collect until nothing is left. May be cancelled between two steps.
+
+        With *sweep* every file is looked at as well. Raises :class:`StorageError`.
+        """
+        store, run = self._storage.store, self._storage.run
+        async with self._collecting:
+            if sweep:
+                await run(store.sweep)
+            while (done := await run(store.collect, COLLECT_LIMIT)) != Collected():
+                logger.debug("collected %d chunks, %d bytes", done.chunks, done.bytes)
+                await on_step(done)
+
+
+async def _ignore(done: Collected) -> None:
+    """The background collection tells nobody."""
 
 
 _RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)

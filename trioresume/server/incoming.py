@@ -5,18 +5,28 @@ The writer's turn (R21, promise 3)
 
 At most one request writes. Its receive loop runs inside the cancel scope of its
 *turn*. A newcomer takes a place, cancels the scope and waits until the old writer has
-left it; since the loop's only checkpoints are waits for the network or for room, that
-takes microseconds even if the old connection is silent and open. Of several newcomers
-the last one gets the turn. Bytes are appended without a checkpoint between reading and
-writing, so a cancelled writer has either written what it read, or not read it: nothing
+left it; since the loop's only checkpoints are waits for the network or for room, it
+does so at once even if the old connection is silent and open, and then at most two
+pieces are still being written. Of several newcomers the last one gets the turn. Bytes
+are handed on without a checkpoint after reading, and the turn is left when they are
+written, so a cancelled writer has either written what it read, or not read it: nothing
 of it arrives later. (The store's own generations guard the same from below.)
+
+Writing
+=======
+
+What is small is written at once. Larger pieces are jobs of the upload's lane: worker
+threads hash and write them in their order, and :attr:`Incoming.offset` counts them in
+already. When one fails, those behind it are dropped, and the offset is what the next
+writer finds.
 
 Durability (promises 1 and 2)
 =============================
 
-Full chunks are sealed in the background while the upload goes on: synced in a thread,
-then named in the catalog. :meth:`Incoming.make_durable` waits for the seals issued so
-far, syncs the tail and records the offset; only what it returns may be announced.
+Full chunks are sealed while the upload goes on: synced in the lane, where they became
+full, then named in the catalog. :meth:`Incoming.make_durable` asks the writer for a
+flush, in the lane too, so that all the chunks before it are synced; waits until they are
+named, syncs the tail and records the offset; only what it returns may be announced.
 
 After a failed sync the page cache proves nothing: the writer is given up, and the next
 one starts from what was recorded. Beside a running writer that must not happen, so
@@ -28,20 +38,39 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.server.signals import Signal
+from trioresume.server.workers import Lane
+from trioresume.store.port import HoldBack, LetCount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from trioresume.server.storage import Storage
-    from trioresume.store.port import ContentKey, ContentWriter, Flush, Mutation, Seal
-    from trioresume.store.recipe import Recipe
+    from trioresume.server.memory import Piece
+    from trioresume.server.storage import Storage, Submission
+    from trioresume.store.port import (
+        Content,
+        ContentKey,
+        ContentWriter,
+        Flush,
+        Mutation,
+        Seal,
+        SealChunk,
+    )
 
-__all__ = ["Incoming"]
+__all__ = ["INLINE_MOST", "Incoming"]
+
+INLINE_MOST = 64 * 1024
+"""Bytes up to which a write is not worth a thread."""
+MOST_REMEMBERED = 16
+"""Chunks of an upload that are remembered, so that its end need not look them up."""
+MOST_PIECES = 2
+"""Pieces of an upload on their way: one is written while the next one is received."""
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -52,13 +81,14 @@ class _Turn:
     def __init__(self, place: int) -> None:
         self.place = place
         self.scope = trio.CancelScope()
-        self.left = trio.Event()
+        self.left = Signal()
 
 
 class Incoming:
     """The request content of one operation, while it is under construction.
 
     *start* runs a function in the server's nursery, keeping the operation in use.
+    *reserve* is told how far the content will reach before it does; it may refuse.
     """
 
     def __init__(
@@ -66,8 +96,8 @@ class Incoming:
         key: ContentKey,
         durable_offset: int,
         storage: Storage,
-        most_unsealed: int,
         start: Callable[..., None],
+        reserve: Callable[[int], None],
     ) -> None:
         self.key = key
         self.durable_offset = durable_offset
@@ -76,22 +106,30 @@ class Incoming:
         """Whether nothing more is to come: nobody gets the turn any more."""
         self.failure: StorageError | None = None
         """Why the last writer cannot go on."""
+        self.creation: Submission | None = None
+        """The operation's record on its way into the catalog, if nobody waited for it."""
         self._storage = storage
-        self._most_unsealed = most_unsealed
         self._start = start
+        self._reserve = reserve
         self._writer: ContentWriter | None = None
-        self._opening = trio.Lock()
+        self._offset = 0
+        """The writer's, and what its lane is about to add."""
+        self._lane = Lane(storage.workers)
+        self._opening: trio.Lock | None = None
         self._turn: _Turn | None = None
         self._places = 0
-        self._unsynced: set[int] = set()
-        """Full chunks whose bytes are on their way to the disk."""
-        self._unsealed: set[int] = set()
-        """Those and the ones that the catalog does not name yet."""
-        self._seal_moved = trio.Event()
+        self._unnamed: set[int] = set()
+        """Full chunks that the catalog does not name yet."""
+        self._held: list[SealChunk] | None = None
+        """Chunks whose names wait for the end of what is to count as a whole."""
+        self._named = Signal()
+        self._sealed: list[SealChunk] | None = None
+        """All chunks so far, in order, as long as they are few and all are known."""
 
     def begin(self) -> None:
         """The operation is new: its first writer needs no look at the disk."""
         self._writer = self._storage.store.new_writer(self.key)
+        self._sealed = []
 
     # The writer's turn.
 
@@ -129,9 +167,11 @@ class Incoming:
             if turn.scope.cancelled_caught or self._is_stale(place):
                 raise _superseded()
         finally:
+            with trio.CancelScope(shield=True):
+                await self._lane.until(0)
             self._turn = None
-            turn.left.set()
-            if self._unsealed:
+            turn.left.fire()
+            if self._unnamed:
                 self._storage.hurry()  # nothing of it is to come any more
 
     def _is_stale(self, place: int) -> bool:
@@ -139,7 +179,11 @@ class Incoming:
         return self._places != place and not self.ended
 
     async def _open_writer(self) -> ContentWriter:
+        if self._writer is not None and self.failure is None:
+            return self._writer
         # One opens: a second writer would make the first one stale.
+        if self._opening is None:
+            self._opening = trio.Lock()
         async with self._opening:
             if self.failure is not None:
                 # After a failed sync only what was recorded counts: look again.
@@ -150,10 +194,12 @@ class Incoming:
                 self._writer = await self._storage.run(
                     self._storage.store.open_writer, self.key
                 )
+                self._offset = self._writer.offset
             return self._writer
 
     def close(self) -> None:
         """Let go of the writer; bytes stay. Idempotent."""
+        self._sealed = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -163,64 +209,105 @@ class Incoming:
     @property
     def offset(self) -> int:
         """Bytes accepted. Known only within the turn; may be ahead of what is durable."""
-        assert self._writer is not None
-        return self._writer.offset
+        return self._offset
 
-    def append(self, data: memoryview) -> None:
-        """Write *data* at the offset, without a checkpoint. Only within the turn."""
-        assert self._writer is not None
-        for seal in self._writer.append(data):
-            self._unsynced.add(seal.index)
-            self._unsealed.add(seal.index)
-            self._start(self._seal, seal)
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        """Write *data* at the offset, without a checkpoint. Only within the turn.
+
+        Soon, if it is large and lies in *piece*, which is held until then; else now.
+        An error that comes later is raised by :meth:`room` and :meth:`written`.
+        """
+        writer = self._writer
+        assert writer is not None
+        self._reserve(self._offset + len(data))
+        if not self._lane.pending and (piece is None or len(data) <= INLINE_MOST):
+            try:
+                seals = writer.append(data)
+            finally:
+                self._offset = writer.offset
+            if seals:
+                self._lane.put(partial(_run, seals), partial(self._written, None))
+            return
+        if piece is None or len(data) <= INLINE_MOST:
+            data, piece = memoryview(bytes(data)), None
+        else:
+            piece.hold()
+        self._offset += len(data)
+        self._lane.put(
+            partial(self._write, writer, data), partial(self._written, piece)
+        )
+
+    def _write(self, writer: ContentWriter, data: memoryview) -> list[SealChunk]:
+        """Called in a worker thread."""
+        if self.failure is not None:
+            raise self.failure  # of the bytes before these
+        return _run(writer.append(data))
+
+    def _written(
+        self, piece: Piece | None, sealed: object, error: Exception | None
+    ) -> None:
+        if piece is not None:
+            piece.release()
+        if error is None:
+            chunks = cast("list[SealChunk]", sealed)
+            if self._sealed is not None:
+                self._sealed += chunks
+                if len(self._sealed) > MOST_REMEMBERED:
+                    self._sealed = None
+            for chunk in chunks:
+                if self._held is not None:
+                    self._held.append(chunk)
+                    continue
+                # Its bytes are safe in the tail: the name can wait for company.
+                self._unnamed.add(chunk.index)
+                submission = self._storage.submit_later(chunk)
+                self._start(self._name, chunk.index, submission)
+        elif self.failure is None:
+            if not isinstance(error, StorageError):
+                logger.error("a bug in writing %s", self.key, exc_info=error)
+                error = StorageError("the content was not written")
+            elif not self.ended:  # the end of an operation takes its chunks along
+                logger.error("%s could not be written: %s", self.key, error)
+            self.failure = error
 
     @property
     def has_room(self) -> bool:
         """False while :meth:`room` would wait or raise."""
-        return len(self._unsynced) < self._most_unsealed and self.failure is None
+        return self._lane.pending < MOST_PIECES and self.failure is None
+
+    async def written(self) -> None:
+        """Wait until everything appended is written. Raises :class:`StorageError`."""
+        await self._lane.until(0)
+        if self.failure is not None:
+            raise self.failure
 
     async def room(self) -> None:
-        """Wait until few enough chunks are on their way to the disk.
+        """Wait until few enough pieces are on their way to the disk.
 
         This is what bounds dirty memory and pushes back into the peer's TCP window.
         Raises :class:`StorageError` if one of them did not get there.
         """
-        while len(self._unsynced) >= self._most_unsealed:
-            await self._seal_moved.wait()
+        await self._lane.until(MOST_PIECES - 1)
         if self.failure is not None:
             raise self.failure
 
-    async def _seal(self, seal: Seal) -> None:
+    async def _name(self, index: int, submission: Submission) -> None:
         try:
-            sealed = await self._storage.run(seal.run)
-            self._unsynced.discard(seal.index)
-            self._note_seal()
-            if self._turn is None:
-                await self._storage.commit(sealed)
-            else:
-                # Its bytes are safe in the tail: the name can wait for company.
-                await self._storage.submit_later(sealed).wait()
+            await submission.wait()
         except StorageError as exc:
-            if not self.ended:  # the end of an operation takes its seals along
-                logger.error(
-                    "chunk %d of %s was not sealed: %s", seal.index, self.key, exc
-                )
+            if not self.ended:
+                logger.error("chunk %d of %s was not named: %s", index, self.key, exc)
             self.failure = exc
         finally:
-            self._unsynced.discard(seal.index)
-            self._unsealed.discard(seal.index)
-            self._note_seal()
-
-    def _note_seal(self) -> None:
-        self._seal_moved.set()
-        self._seal_moved = trio.Event()
+            self._unnamed.discard(index)
+            self._named.fire()
 
     async def _settle(self) -> None:
-        """Wait for the seals issued so far."""
-        waited = set(self._unsealed)
-        while waited & self._unsealed:
+        """Wait until the catalog names the chunks that were sealed so far."""
+        waited = set(self._unnamed)
+        while waited & self._unnamed:
             self._storage.hurry()
-            await self._seal_moved.wait()
+            await self._named.wait()
 
     # Durability.
 
@@ -229,6 +316,8 @@ class Incoming:
 
         Works beside a running writer. Raises :class:`StorageError`.
         """
+        if self._held is not None:
+            return self.durable_offset  # what is being appended does not count yet
         if self.failure is not None and self._turn is not None:
             # The running writer has yet to learn of it; only its end may reopen.
             raise self.failure
@@ -237,8 +326,12 @@ class Incoming:
             if offset == self.durable_offset:
                 return offset
         writer = await self._open_writer()
-        flush = writer.flush()
-        offset = writer.offset
+        try:
+            flush, offset = await self._begin_flush(writer)
+        except StorageError as exc:
+            if not self.ended:
+                self.failure = exc
+            raise
         await self._settle()
         if self.failure is not None:
             raise self.failure
@@ -246,6 +339,16 @@ class Incoming:
             await self._flush(flush)
         self.durable_offset = max(self.durable_offset, offset)
         return self.durable_offset
+
+    async def _begin_flush(self, writer: ContentWriter) -> tuple[Flush | None, int]:
+        """The flush of all that is accepted now, and the offset that it makes durable.
+
+        What is accepted later has no part in it: the seals of its chunks may not even
+        be known here.
+        """
+        if not self._lane.pending:
+            return writer.flush(), writer.offset
+        return await self._lane.call(lambda: (writer.flush(), writer.offset))
 
     async def _flush(self, flush: Flush) -> None:
         try:
@@ -255,17 +358,68 @@ class Incoming:
             self.failure = exc
             raise
 
-    async def finish(self) -> tuple[Recipe, list[Mutation]]:
-        """Seal the rest: the recipe, and the mutations that freeze the content.
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[None]:
+        """What is appended in the block counts as a whole or not at all (B8).
+
+        Whatever comes: an error, a full disk, the end of the process or of power. On
+        return it is durable. Only within the turn. Raises :class:`StorageError`.
+        """
+        await self.make_durable()
+        writer = await self._open_writer()
+        await self._storage.commit(HoldBack(self.key, self.durable_offset))
+        self._held = []
+        try:
+            yield
+            await self.written()
+            flush, offset = await self._begin_flush(writer)
+            recorded = [] if flush is None else [await self._storage.run(flush.run)]
+            # If this were given up, it might be done after the next writer has looked.
+            with trio.CancelScope(shield=True):
+                await self._storage.commit(*self._held, *recorded, LetCount(self.key))
+            self.durable_offset = max(self.durable_offset, offset)
+        except BaseException:
+            if self.failure is None:
+                # The next writer starts where this began.
+                self.failure = StorageError("the patch was not applied as a whole")
+            raise
+        finally:
+            self._held = None
+
+    async def finish(self) -> tuple[Content, list[Mutation]]:
+        """Seal the rest: the content, and the mutations that freeze it.
 
         They are not committed yet. Raises :class:`StorageError`; then the content can
         be finished later, by a new writer.
         """
         writer = await self._open_writer()
+        seals = await self._lane.call(partial(self._finish, writer))
         await self._settle()
         if self.failure is not None:
             raise self.failure
-        return await self._storage.finish_content(writer, self.key)
+        self.check_created()
+        earlier = [] if self._sealed is None else self._sealed
+        return await self._storage.finish_content(writer, self.key, earlier, seals)
+
+    def check_created(self) -> None:
+        """Raise the :class:`StorageError` because of which there is no operation.
+
+        To be called after a later commit. Without a record most changes are dropped
+        silently, and others conflict: neither says what is wrong.
+        """
+        error = None if self.creation is None else self.creation.error
+        if error is not None:
+            raise type(error)(*error.args) from error
+
+    def _finish(self, writer: ContentWriter) -> list[SealChunk]:
+        """Called in a worker thread, after what was appended."""
+        if self.failure is not None:
+            raise self.failure
+        return _run(writer.finish())
+
+
+def _run(seals: Sequence[Seal]) -> list[SealChunk]:
+    return [seal.run() for seal in seals]
 
 
 def _superseded() -> PeerError:

@@ -15,9 +15,18 @@ from trioresume.protocol.heads import Fields
 from trioresume.store.port import OperationId
 
 if TYPE_CHECKING:
+    from trioresume.protocol.heads import RequestHead
     from trioresume.server.config import Config
 
-__all__ = ["Resource", "locate", "operation_fields"]
+__all__ = [
+    "Resource",
+    "locate",
+    "locate_reference",
+    "location",
+    "operation_fields",
+    "origin_of",
+    "root_of",
+]
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
 
@@ -32,7 +41,24 @@ class Resource(Enum):
 
 def location(config: Config, id: OperationId, resource: Resource) -> str:
     """A path-absolute reference, or an absolute URI if configured so (R4)."""
-    return f"{config.public_url or ''}{config.operation_path}{id}/{resource.value}"
+    return f"{root_of(config)}{config.operation_path}{id}/{resource.value}"
+
+
+def root_of(config: Config) -> str:
+    """What stands before the path of every location that clients are told."""
+    return config.public_url if config.public_url is not None else config.root_path
+
+
+def origin_of(config: Config, head: RequestHead) -> str:
+    """What makes a location absolute for the sender of *head*, if it is to be.
+
+    Without ``public_url`` it is the authority that the request was sent to, given back
+    to whoever sent it and to nobody else: nothing that is stored, or told to others,
+    holds it (G13).
+    """
+    if config.public_url is not None or config.relative_locations:
+        return ""
+    return head.origin
 
 
 def operation_fields(
@@ -60,3 +86,20 @@ def locate(config: Config, path: str) -> tuple[OperationId, Resource] | None:
         return OperationId(token), Resource(last)
     except ValueError:
         return None
+
+
+def locate_reference(
+    config: Config, reference: str
+) -> tuple[OperationId, Resource] | None:
+    """The operation and resource that a URI reference names, None if it names none.
+
+    It is absolute or path-absolute. Its authority proves nothing and is passed over
+    (G13): the token is what is unguessable. What a proxy takes off its path goes too.
+    """
+    path = _ORIGIN.sub("", reference, count=1)
+    root = _ORIGIN.sub("", root_of(config), count=1)
+    path = path.removeprefix(root)
+    return locate(config, path) if path.startswith(config.operation_path) else None
+
+
+_ORIGIN = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)

@@ -91,7 +91,8 @@ class RequestBody:
     def digest(self) -> str | None:
         """The content's address: hexadecimal multihash of its recipe, None if empty.
 
-        Equal content has an equal digest, under equal ``chunk_size``.
+        Equal content has an equal digest, under equal ``chunk_size`` and if it came in
+        one piece: content that tus concatenated is named by its parts.
         """
         digest = self._content.digest
         return None if digest is None else digest.hex()
@@ -189,6 +190,12 @@ class Progress:
     total: int | None = None
     remark: str = ""
 
+    def following(self, earlier: Progress | None) -> Progress:
+        """The same, but never behind *earlier*: tasks of a handler may overtake."""
+        done = max(self.done, 0 if earlier is None else earlier.done)
+        total = None if self.total is None else max(self.total, done)
+        return Progress(done, total, self.remark)
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
@@ -222,7 +229,8 @@ class Request:
     ) -> None:
         """Tell whoever asks how far the work is: *done* of *total* steps. A checkpoint.
 
-        Shown in the 202 at ``Response-Message-Location``. Raises
+        Shown in the 202 at ``Response-Message-Location``, and in a 102 to clients that
+        asked for it (``Prefer: processing``). Raises
         :class:`~trioresume.errors.CallerError` if *done* is negative or above *total*.
         """
         if done < 0 or (total is not None and total < done):

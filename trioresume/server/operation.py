@@ -20,18 +20,28 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.errors import (
+    PeerError,
+    ProblemCode,
+    StaleWriter,
+    StorageConflict,
+    StorageError,
+)
+from trioresume.protocol.dialects.tus_fields import is_partial
 from trioresume.protocol.operation import Event, OperationState, step
 from trioresume.server.incoming import Incoming
+from trioresume.server.signals import Signal
 from trioresume.store.port import (
     Content,
     EndOperation,
     ForgetOperation,
+    JoinContents,
     Mutation,
     OperationId,
     OperationRecord,
     SetExpiry,
     SetLength,
+    SetReserved,
     SetState,
     StoredResponse,
     request_key,
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.config import Config
     from trioresume.server.messages import Progress
+    from trioresume.server.quotas import Quotas
     from trioresume.server.storage import Storage
 
 __all__ = ["Operation", "Surroundings"]
@@ -64,6 +75,7 @@ class Surroundings:
     """Told of each new deadline and its token."""
     start: Callable[..., None]
     """``start(operation, function, *args)``: run it in the server's nursery, in use."""
+    quotas: Quotas
     answer: Callable[[Operation, list[Mutation]], Awaitable[None]]
     """Call the target and record its response; the mutations freeze the content."""
 
@@ -76,16 +88,18 @@ class Operation:
         self.record: OperationRecord
         self.incoming: Incoming
         self.is_loaded = False
-        self.loading = trio.Lock()
+        self.loading: trio.Lock | None = None
         self.users = 0
         self.unoffered = False
         """Whether nobody was told of it: no resources, no replay, no tombstone."""
+        self.was_resumed = True
+        """Whether more than the request that began it had a part in it."""
         self.progress: Progress | None = None
         self.frozen_content: Content | None = None
         """The content as it will be frozen, known before it is."""
         self._around = surroundings
         self._bug: Exception | None = None
-        self._changed = trio.Event()
+        self._changed = Signal()
 
     def load(self, record: OperationRecord) -> None:
         """Begin with what the catalog has, or is about to have."""
@@ -94,8 +108,8 @@ class Operation:
             request_key(self.id),
             record.durable_offset,
             self._around.storage,
-            self._around.config.unsealed_chunks,
             self._start,
+            self.reserve,
         )
         self.incoming.ended = record.state is not _S.RECEIVING
         self.is_loaded = True
@@ -107,6 +121,8 @@ class Operation:
             self.renew()
         elif self.state is not _S.GONE:
             self._around.storage.submit(ForgetOperation(self.id))
+        # It calls this back: a circle, which only the garbage collector would undo.
+        del self.incoming
 
     def _start(self, function: Callable[..., object], *args: object) -> None:
         self._around.start(self, function, *args)
@@ -123,6 +139,11 @@ class Operation:
         return self.state is _S.RECEIVING
 
     @property
+    def is_working(self) -> bool:
+        """Whether its content has ended, and its response is to come."""
+        return self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether the client gave up while the target ran."""
         return self.state is _S.ABANDONED
@@ -137,9 +158,35 @@ class Operation:
         """Whether every byte is here and durable, and only the completion is missing."""
         return (
             self.is_receiving
+            and not self.record.explicit_completion
             and not self.incoming.has_writer
             and self.record.length == self.durable_offset
         )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it is a part of a later upload, for which no target is called (D7)."""
+        return is_partial(self.record.fields)
+
+    @property
+    def guaranteed_until(self) -> float:
+        """The same as a time of the service clock."""
+        return self._around.clock.now() + self.guaranteed_lifetime
+
+    @property
+    def guaranteed_lifetime(self) -> int:
+        """Seconds for which it is kept at least from now on, without a further visit."""
+        lifetime = self._lifetime
+        lifetime -= _expiry_slack(lifetime)
+        if self.is_receiving:
+            lifetime = min(lifetime, self._ends_at - self._around.clock.now())
+        return max(0, int(lifetime))
+
+    @property
+    def _lifetime(self) -> float:
+        config = self._around.config
+        done = self.state is _S.DONE
+        return config.response_lifetime if done else config.incomplete_lifetime
 
     @property
     def durable_offset(self) -> int:
@@ -158,15 +205,39 @@ class Operation:
             await self.wait_change()
         if not self.is_receiving:
             return self.durable_offset
-        return await self.incoming.make_durable()
+        try:
+            return await self.incoming.make_durable()
+        except (StaleWriter, StorageConflict):
+            if not self.incoming.ended:
+                raise
+            # It ended while this waited: its writer is stale, and there can be no other.
+            # Look at what it is now.
+            return await self.make_durable()
 
     def learn_length(self, length: int | None) -> None:
-        """Somebody stated the content's length; it was checked against what is known."""
+        """Somebody stated the content's length; it was checked against what is known.
+
+        Raises :class:`PeerError` 507 if there is no room for so much.
+        """
         if length is not None and length != self.record.length:
-            self.record = replace(self.record, length=length)
-            # Used until it is committed, or a newcomer would load what was before.
-            submission = self._around.storage.submit(SetLength(self.id, length))
-            self._start(submission.finished.wait)
+            reserved = self._around.quotas.extend(self.record, length, exact=True)
+            self.record = replace(self.record, length=length, reserved=reserved)
+            self._submit(SetLength(self.id, length), SetReserved(self.id, reserved))
+
+    def reserve(self, end: int) -> None:
+        """Have the bytes below *end* counted, before they arrive (G7).
+
+        Raises :class:`PeerError` 507 if there is no room for them.
+        """
+        if end > self.record.reserved:
+            reserved = self._around.quotas.extend(self.record, end, exact=False)
+            self.record = replace(self.record, reserved=reserved)
+            self._submit(SetReserved(self.id, reserved))
+
+    def _submit(self, *mutations: Mutation) -> None:
+        # Used until it is committed, or a newcomer would load what was before.
+        submission = self._around.storage.submit(*mutations)
+        self._start(submission.finished.wait)
 
     # Changes of state, in memory; whoever makes one makes it true on disk.
 
@@ -180,8 +251,7 @@ class Operation:
 
     def announce_change(self) -> None:
         """Wake whoever waits for a change of state or of progress."""
-        self._changed.set()
-        self._changed = trio.Event()
+        self._changed.fire()
 
     async def wait_change(self) -> None:
         """Return at the next change of state or of progress."""
@@ -227,6 +297,23 @@ class Operation:
         else:
             self.renew()
 
+    @property
+    def _ends_at(self) -> float:
+        """When an upload that goes on and on ends all the same."""
+        return self.record.created_at + self._around.config.max_upload_lifetime
+
+    async def end_overdue(self) -> None:
+        """A request for an upload that has lived too long ends it instead (G5).
+
+        Whoever still writes is not cut by time alone (promise 9), only by newcomers.
+        """
+        overdue = self.is_receiving and self._around.clock.now() >= self._ends_at
+        if overdue:
+            await self.incoming.end_writer()
+            if self.is_receiving and not self.is_whole:
+                self.change(Event.EXPIRED)
+                await self.discard()
+
     async def discard(self) -> None:
         """Release everything, leave a tombstone if it was offered. The state is GONE."""
         self.incoming.close()
@@ -244,11 +331,10 @@ class Operation:
 
     def renew(self) -> None:
         """Move the expiry on, after activity."""
-        config = self._around.config
-        done = self.state is _S.DONE
-        lifetime = config.response_lifetime if done else config.incomplete_lifetime
-        expires_at = self._around.clock.now() + lifetime
-        slack = min(EXPIRY_SLACK, lifetime / 10)
+        expires_at = self._around.clock.now() + self._lifetime
+        if self.is_receiving:
+            expires_at = min(expires_at, self._ends_at)
+        slack = _expiry_slack(self._lifetime)
         if self.state is not _S.GONE and expires_at > self.record.expires_at + slack:
             self._around.storage.submit(SetExpiry(self.id, expires_at))
             self._note_expiry(expires_at)
@@ -268,10 +354,10 @@ class Operation:
     async def _complete(self) -> None:
         """CONTENT_ENDED's effects: FREEZE, then CALL_TARGET."""
         try:
-            recipe, frozen = await self.incoming.finish()
-            self.frozen_content = Content(recipe.length, digest=recipe.digest)
-            if self.record.length != recipe.length:
-                frozen.append(SetLength(self.id, recipe.length))
+            content, frozen = await self.incoming.finish()
+            self.frozen_content = content
+            if self.record.length != content.length:
+                frozen.append(SetLength(self.id, content.length))
             await self._around.answer(self, frozen)
         except StorageError as exc:
             logger.error("%s cannot be completed now: %s", self.id, exc)
@@ -280,13 +366,44 @@ class Operation:
                 raise
             self.change(Event.STORAGE_FAILED)
 
+    async def join(self, parts: tuple[Content, ...]) -> None:
+        """The content is that of *parts*: freeze it so, and call the target (D7).
+
+        Returns when that is durable. Raises :class:`StorageConflict` if a part was
+        released meanwhile, and other :class:`StorageError`; then nothing was done.
+        """
+        join = JoinContents(self.id, parts)
+        length = join.content.length
+        # COMPLETE on disk: the target was not called yet, and will be after a crash.
+        await self._around.storage.commit(
+            join, SetLength(self.id, length), SetState(self.id, _S.COMPLETE)
+        )
+        self.incoming.close()
+        self.frozen_content = join.content
+        self.record = replace(self.record, content=join.content, length=length)
+        self.change(Event.CONTENT_ENDED)
+        self._start(self._around.answer, self, [])
+
+    async def frozen(self) -> int:
+        """Wait until the content is immutable and durable; its length.
+
+        Raises as :meth:`outcome` does.
+        """
+        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
+            await self.wait_change()
+        if self.state in (_S.GONE, _S.ABANDONED):
+            raise PeerError(ProblemCode.GONE)
+        if not self.is_frozen:
+            raise self._bug or self.incoming.failure or PeerError(ProblemCode.GONE)
+        return self.durable_offset
+
     async def outcome(self) -> StoredResponse:
         """The final response, once it is recorded; waits while the target runs.
 
         Raises what prevented it: :class:`StorageError` when the content could not be
         completed (it can be tried again), :class:`PeerError` GONE when it was ended.
         """
-        while self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None:
+        while self.is_working:
             await self.wait_change()
         if self.record.response is not None:
             return self.record.response
@@ -303,8 +420,12 @@ class Operation:
 
     def note_answer(self, response: StoredResponse, expires_at: float) -> None:
         """The response is recorded."""
-        keep = self._around.config.retain_content
+        keep = self._around.config.retain_content or self.is_partial
         content = self.record.content if keep else None
         self.record = replace(self.record, response=response, content=content)
         self.change(Event.ANSWERED)
         self._note_expiry(expires_at)
+
+
+def _expiry_slack(lifetime: float) -> float:
+    return min(EXPIRY_SLACK, lifetime / 10)

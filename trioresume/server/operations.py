@@ -6,7 +6,10 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import trio
 
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.server.answers import Answering
@@ -16,12 +19,12 @@ from trioresume.store.port import CreateOperation, OperationId, OperationRecord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import trio
-
     from trioresume.protocol.clock import ServiceClock
+    from trioresume.protocol.dialects import Creation
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.config import Config
     from trioresume.server.messages import AnyTarget
+    from trioresume.server.quotas import Quotas
     from trioresume.server.storage import Storage
     from trioresume.store.port import Mutation
 
@@ -45,14 +48,16 @@ class Operations:
         clock: ServiceClock,
         background: trio.Nursery,
         on_expiry: Callable[[float, str], None],
+        quotas: Quotas,
     ) -> None:
+        self._quotas = quotas
         self.storage = storage
         self.target = target
         self.config = config
         self.clock = clock
         self._on_expiry = on_expiry
         self._surroundings = Surroundings(
-            storage, config, clock, on_expiry, self.start, self._answer
+            storage, config, clock, on_expiry, self.start, quotas, self._answer
         )
         self._background = background
         self._used: dict[OperationId, Operation] = {}
@@ -91,6 +96,7 @@ class Operations:
         operation.users -= 1
         if operation.users == 0:
             del self._used[operation.id]
+            self._quotas.forget(operation.id)
             if operation.is_loaded:
                 operation.unload()
 
@@ -99,6 +105,7 @@ class Operations:
         self,
         head: RequestHead,
         principal: str | None,
+        creation: Creation,
         *,
         offered: bool,
         keep_incomplete: bool,
@@ -107,21 +114,30 @@ class Operations:
 
         When it is *offered* (its locations will be told) the record is durable on
         entry: a client that was told of an operation finds it again.
+
+        Raises :class:`PeerError` (429, 507) at a quota.
         """
         now = self.clock.now()
         record = OperationRecord(
             id=OperationId(secrets.token_urlsafe(16)),
             method=head.method,
             target=head.target,
-            fields=head.fields,
+            fields=head.fields if creation.fields is None else creation.fields,
             principal=principal,
             created_at=now,
-            expires_at=now + self.config.incomplete_lifetime,
+            expires_at=now
+            + min(self.config.incomplete_lifetime, self.config.max_upload_lifetime),
             keep_incomplete=keep_incomplete,
-            length=head.length,
+            explicit_completion=creation.explicit_completion,
+            length=creation.length,
         )
+        # Who is at a limit must still be able to remove something.
+        removes = head.method == "DELETE" and not head.has_content
+        reserved = self._quotas.admit(record, exempt=removes)
+        record = replace(record, reserved=reserved)
         operation = self._used[record.id] = Operation(record.id, self._surroundings)
         operation.unoffered = not offered
+        operation.was_resumed = False
         operation.load(record)
         operation.incoming.begin()
         operation.users = 1
@@ -130,7 +146,9 @@ class Operations:
             if offered:
                 await self.storage.commit(CreateOperation(record))
             else:
-                self.storage.submit(CreateOperation(record))
+                operation.incoming.creation = self.storage.submit(
+                    CreateOperation(record)
+                )
             yield operation
         finally:
             self._release(operation)
@@ -143,16 +161,26 @@ class Operations:
             operation = self._used[id] = Operation(id, self._surroundings)
         operation.users += 1
         try:
-            # One loads, the others wait: two copies of an operation must never be.
-            async with operation.loading:
-                if not operation.is_loaded:
-                    record = await self.storage.run(self.storage.store.operation, id)
-                    if record is not None:
-                        operation.load(record)
-                        self._resume_call(operation)
+            if not operation.is_loaded:
+                await self._load(operation)
             yield operation if operation.is_loaded else None
         finally:
             self._release(operation)
+
+    async def _load(self, operation: Operation) -> None:
+        """Load it, if there is one in the store."""
+        # One loads, the others wait: two copies of an operation must never be.
+        if operation.loading is None:
+            operation.loading = trio.Lock()
+        async with operation.loading:
+            if not operation.is_loaded:
+                record = await self.storage.run(
+                    self.storage.store.operation, operation.id
+                )
+                if record is not None:
+                    operation.load(record)
+                    self._resume_call(operation)
+        operation.loading = None if operation.is_loaded else operation.loading
 
     def _resume_call(self, operation: Operation) -> None:
         """Go on with the target's call if the last process stopped in it.

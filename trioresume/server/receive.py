@@ -1,82 +1,91 @@
-"""The receive path: from the socket to the store, one buffer for all.
+"""The receive path: from the socket to the store, in few and large pieces.
 
 Why it looks like this
 ======================
 
 A body of known length needs no parser. h11 reads the head; what came with it is in
 the connection's own buffer, and everything after that is read with ``recv_into``
-straight into one buffer shared by all connections (``Config.receive_size``, 2 MiB).
-The bytes are hashed and written from there, and only then does the task wait again.
-The rule that makes sharing safe: **between a receive and the end of its append there
-is no checkpoint.** trio's own ``recv_into`` has one after the call, which is why the
-transport offers ``wait_readable`` and ``receive_nowait`` instead. A body whose bytes
-got mixed up would keep its length; only a comparison of content shows it, and the
-tests compare content.
+straight into a piece of the memory that all connections share (see
+:mod:`trioresume.server.memory`), up to 2 MiB at a time. A worker thread hashes and
+writes it from there, past the page cache where the system can do that, while the task
+receives the next piece. What is small (:data:`~trioresume.server.incoming.INLINE_MOST`)
+is hashed and written at once, through the page cache: a thread would cost more.
 
-Memory is therefore the buffer plus a few KiB a connection, however many there are.
+**Between a receive and handing the bytes on there is no checkpoint.** trio's own
+``recv_into`` has one after the call, which is why the transport offers
+``wait_readable`` and ``receive_nowait`` instead: a cancelled task has either handed on
+what it read, or not read it. A piece is used again only when everybody let go of it. A
+body whose bytes got mixed up would keep its length; only a comparison of content shows
+it, and the tests compare content.
+
+Memory is therefore a setting, plus a few KiB a connection, however many there are.
 
 Wake-ups, more than bytes, are what Python pays for. On a connection that is fast enough
 the kernel is therefore asked (``SO_RCVLOWAT``) to wake its task only for a larger amount
-(:attr:`ReceiveBuffer.low_water`), or for the end; the more uploads share the machine the
-smaller it is, so that what waits in the kernel stays bounded too. A connection that
-would take more than :data:`FILL_TIME` to fill the mark has none, and one that does not
-fill it within twice that loses it: a peer may be waiting to have its last bytes
-acknowledged before it sends more. What waits in the kernel when a newcomer ends the
-writer is taken first. Where the option does not exist nothing changes but the cost.
+(:attr:`~trioresume.server.memory.ReceiveMemory.low_water`), or for the end; the more
+uploads share the machine the smaller it is, so that what waits in the kernel stays
+bounded too. A connection that would take more than :data:`FILL_TIME` to fill the mark
+has none, and one that does not fill it within twice that loses it: a peer may be waiting
+to have its last bytes acknowledged before it sends more. What waits in the kernel when a
+newcomer ends the writer is taken first. Where the option does not exist nothing changes
+but the cost.
 
-Fairness: each task takes at most one buffer's worth per turn of the event loop, so a
-thousand uploads advance in step and none starves.
+A read ends on a page of the content where there is enough to read, so that all of it can
+bypass the page cache and no page is written twice.
 
-Back-pressure: when an upload has ``unsealed_chunks`` full chunks on their way to the
-disk, its task waits for room before it reads again; the kernel's buffer fills and TCP
-slows the peer down.
+Fairness: each task takes at most one piece per turn, and who waits for memory is served
+in order, so a thousand uploads advance in step and none starves.
 
-Chunked bodies go through h11, which undoes the chunks: some copies more, the same
-store. They are read in smaller pieces, because h11 holds what it was given.
+Back-pressure: when an upload has two pieces on their way to the disk, its task waits for
+room before it reads again, as it does when there is no piece to be had; the kernel's
+buffer fills and TCP slows the peer down.
+
+What was tried and lost. Worker threads that take the content off the socket themselves,
+each into a buffer of its own, up to 4 MiB a turn: no task waits for memory or for room
+then, but the threads want the interpreter as often as the task did. As much CPU at 128
+uploads, and a fifth to a third less throughput for a single one, as nothing is received
+during a sync. Reads of 4 MiB: no gain. Marks that share 64 MiB instead of 256 MiB: at 128
+uploads twice as many reads, and a sixth more CPU.
+
+Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`, and what
+it finds is gathered in a piece for as long as there is more to read: some copies more, the
+same way to the disk.
+
+Deadlines are attributes that one task looks at (:mod:`trioresume.server.watch`), not
+cancel scopes: a body's content moves them with each read, and an upload of 8 MiB, 128 at
+once, set a scope's some 35 times, which was a twelfth of what it cost the event loop.
+
+A deadline that progress renews would let a peer hold on for ever with a byte a minute
+(G5). So each byte buys 1 / ``min_body_rate`` seconds and at most ``body_timeout`` is
+saved up: who is silent is cut after ``body_timeout``, who trickles not much later, and
+who is fast enough never notices.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-import h11
 import trio
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.chunked import ChunkedReader
+from trioresume.protocol.framing import HeadLimits
+from trioresume.server.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from trioresume.protocol.heads import RequestHead
+    from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.config import Config
+    from trioresume.server.memory import Piece, ReceiveMemory
     from trioresume.server.transport import Transport
 
-__all__ = ["BodyReceiver", "ContentCut", "ReceiveBuffer", "Sink"]
+__all__ = ["BodyReceiver", "ContentCut", "Sink"]
 
-CHUNKED_READ = 64 * 1024
-DEADLINE_STEP = 1.0
-"""The deadline is renewed at most this often, in seconds: renewing is not free.
-
-A short timeout is renewed more often, or progress would not save it."""
-
-
-LARGEST_LOW_WATER = 512 * 1024
-LOW_WATER_SUM = 64 * 1024 * 1024
-"""Bytes that all uploads' low-water marks together may leave waiting in the kernel."""
+LEAST_ROUNDED = 64 * 1024
+"""From how many bytes on a read ends on a page: less is not written past the cache."""
+LAST_READS = 5
+"""Reads at the end of a writer: of what a socket's buffer holds, and the rest of a page."""
 FILL_TIME = 0.25
 """Seconds within which a connection must be able to fill its low-water mark."""
-
-
-class ReceiveBuffer:
-    """The buffer that all connections read into, and how many uploads use it now."""
-
-    def __init__(self, size: int) -> None:
-        self.view = memoryview(bytearray(size))
-        self.uploads = 0
-
-    @property
-    def low_water(self) -> int:
-        """For how many bytes the task of a fast upload is to be woken."""
-        share = LOW_WATER_SUM // max(1, self.uploads)
-        return min(LARGEST_LOW_WATER, len(self.view) // 2, share)
 
 
 class ContentCut(Exception):
@@ -90,8 +99,13 @@ class ContentCut(Exception):
 class Sink(Protocol):
     """Where received content goes."""
 
-    def append(self, data: memoryview) -> None:
-        """Consume *data* before returning: its memory is used again at once."""
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        """Consume *data* before returning, or hold the *piece* that it is in."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Where in the content the next byte will most likely belong."""
         ...
 
     @property
@@ -109,24 +123,44 @@ class BodyReceiver:
         self,
         head: RequestHead,
         transport: Transport,
-        parser: h11.Connection,
         leftover: bytearray,
-        buffer: ReceiveBuffer,
+        memory: ReceiveMemory,
         config: Config,
     ) -> None:
         self._transport = transport
-        self._parser = parser
         self._leftover = leftover
-        self._buffer = buffer
+        self._memory = memory
         self._low_water = 1
         self._timeout = config.body_timeout
+        self._rate = config.min_body_rate
+        self._scope: trio.CancelScope | None = None
+        self._saved_until = 0.0
+        self._until = float("inf")
+        """When the peer has taken too long, on trio's clock."""
+        self._since = float("inf")
+        """Since when the low-water mark is waited for."""
         self._remaining = head.length
         """Bytes that have yet to come; None when chunked and not at the end."""
-        self._chunks_started = False
+        self._config = config
+        self._reader: ChunkedReader | None = None
 
     @property
     def finished(self) -> bool:
         return self._remaining == 0
+
+    @property
+    def trailers(self) -> Fields:
+        """What followed the content, if it was chunked and has ended."""
+        return self._chunks.trailers
+
+    @property
+    def _chunks(self) -> ChunkedReader:
+        # Made when it is wanted: most content is of known length.
+        if self._reader is None:
+            config = self._config
+            limits = HeadLimits(config.max_header_size, config.max_header_fields)
+            self._reader = ChunkedReader(limits)
+        return self._reader
 
     @property
     def remaining(self) -> int | None:
@@ -138,54 +172,79 @@ class BodyReceiver:
         Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and what
         the sink raises. When cancelled, the sink has got everything that was read.
         """
-        with trio.CancelScope() as scope:
-            self._renew(scope)
+        with trio.CancelScope() as self._scope:
+            self._renew(trio.current_time())
+            self._memory.watch.enter(self, self._timeout)
             try:
                 if self._remaining is None:
-                    await self._receive_chunked(sink, scope)
+                    await self._receive_chunked(sink)
                 else:
-                    await self._receive_known(sink, scope)
+                    await self._receive_known(sink)
             except trio.BrokenResourceError:
                 raise ContentCut(timed_out=False) from None
-        if scope.cancelled_caught:
+            finally:
+                self._memory.watch.leave(self)
+        if self._scope.cancelled_caught:
             raise ContentCut(timed_out=True)
 
-    def _renew(self, scope: trio.CancelScope) -> None:
-        deadline = trio.current_time() + self._timeout
-        step = min(DEADLINE_STEP, self._timeout / 10)
-        if deadline - scope.deadline >= step or scope.deadline == float("inf"):
-            scope.deadline = deadline
+    def _renew(self, now: float, count: int | None = None) -> None:
+        """Wait on from *now*, after *count* bytes; as long as it may be if that is None."""
+        until = now + self._timeout
+        if count is not None and self._rate:
+            until = min(until, self._saved_until + count / self._rate)
+        self._until = self._saved_until = until
+        self._since = now
 
-    async def _receive_known(self, sink: Sink, scope: trio.CancelScope) -> None:
+    def _suspend(self) -> None:
+        """What is waited for next is not the peer's to do."""
+        self._until = self._since = float("inf")
+
+    def look(self, now: float) -> None:
+        """Called now and then; see :class:`~trioresume.server.watch.Watch`."""
+        if now >= self._until:
+            assert self._scope is not None
+            self._scope.cancel()
+        elif self._low_water > 1 and now - self._since >= min(
+            2 * FILL_TIME, self._timeout / 4
+        ):
+            self._set_low_water(1)  # the system wakes the task if there is anything
+
+    async def _receive_known(self, sink: Sink) -> None:
         assert self._remaining is not None
         if self._leftover and self._remaining:
             taken = bytes(self._leftover[: self._remaining])
             del self._leftover[: len(taken)]
             self._remaining -= len(taken)
             sink.append(memoryview(taken))
-        self._buffer.uploads += 1
+        self._memory.uploads += 1
         try:
-            await self._read_into(sink, scope)
+            await self._read_into(sink)
         except trio.Cancelled:
             # A newcomer ends this writer: first take what waits in the kernel.
-            self._read_once(sink)
+            for _ in range(LAST_READS):
+                if not self._read_once(sink, self._memory.take_nowait()):
+                    break
             raise
         finally:
-            self._buffer.uploads -= 1
+            self._memory.uploads -= 1
             self._set_low_water(1)
 
-    async def _read_into(self, sink: Sink, scope: trio.CancelScope) -> None:
+    async def _read_into(self, sink: Sink) -> None:
         last = trio.current_time()
         while self._remaining:
             if not sink.has_room:
-                scope.deadline = float("inf")  # waiting for our own disk
+                self._suspend()
                 await sink.room()
-                self._renew(scope)
                 last = trio.current_time()
-            if not await self._wait_readable():
-                self._set_low_water(1)
-                continue
-            count = self._read_once(sink)
+                self._renew(last)
+            await self._transport.wait_readable()
+            piece = self._memory.take_nowait()
+            if piece is None:
+                self._suspend()
+                piece = await self._memory.take()
+                last = trio.current_time()
+                self._renew(last)
+            count = self._read_once(sink, piece)
             if count is None:
                 continue
             if count == 0:
@@ -193,31 +252,34 @@ class BodyReceiver:
             now = trio.current_time()
             self._adapt(count, now - last)
             last = now
-            self._renew(scope)
+            self._renew(now, count)
 
-    async def _wait_readable(self) -> bool:
-        """Wait for content; False if the low-water mark was not reached in time."""
-        if self._low_water == 1:
-            await self._transport.wait_readable()
-            return True
-        with trio.move_on_after(min(2 * FILL_TIME, self._timeout / 4)) as scope:
-            await self._transport.wait_readable()
-        return not scope.cancelled_caught
+    def _read_once(self, sink: Sink, piece: Piece | None) -> int | None:
+        """Receive and append what there is, without a checkpoint; let go of *piece*.
 
-    def _read_once(self, sink: Sink) -> int | None:
-        """Receive and append what there is, without a checkpoint."""
+        Without a piece it is a little at most.
+        """
         assert self._remaining is not None
-        view = self._buffer.view
-        count = self._transport.receive_nowait(view[: self._remaining])
-        if count:
-            self._remaining -= count
-            sink.append(view[:count])
-        return count
+        try:
+            view = self._memory.scratch if piece is None else piece.view
+            start = sink.offset % PAGE_SIZE
+            view = view[start:][: self._remaining]
+            waiting = self._transport.readable
+            if LEAST_ROUNDED <= waiting < len(view):
+                view = view[: (start + waiting) // PAGE_SIZE * PAGE_SIZE - start]
+            count = self._transport.receive_nowait(view)
+            if count:
+                self._remaining -= count
+                sink.append(view[:count], piece)
+            return count
+        finally:
+            if piece is not None:
+                piece.release()
 
     def _adapt(self, count: int, seconds: float) -> None:
         """Set the low-water mark after *count* bytes came in *seconds*."""
         assert self._remaining is not None
-        wanted = min(self._buffer.low_water, self._remaining)
+        wanted = min(self._memory.low_water, self._remaining)
         if count * FILL_TIME < wanted * seconds:
             wanted = 1
         # Setting it costs a system call: small differences are not worth it.
@@ -232,45 +294,46 @@ class BodyReceiver:
             self._low_water = size
             self._transport.set_low_water(size)
 
-    async def _receive_chunked(self, sink: Sink, scope: trio.CancelScope) -> None:
-        if not self._chunks_started:
-            self._chunks_started = True
-            if self._leftover:
-                self._parser.receive_data(bytes(self._leftover))
-                self._leftover.clear()
-        while True:
-            event = self._next_event()
-            if isinstance(event, h11.Data):
-                sink.append(memoryview(event.data))
-                self._renew(scope)
-            elif isinstance(event, h11.EndOfMessage):
-                self._remaining = 0
-                self._leftover += self._parser.trailing_data[0]
-                return
-            else:
-                if not sink.has_room:
-                    scope.deadline = float("inf")
-                    await sink.room()
-                    self._renew(scope)
-                await self._feed_parser()
-
-    def _next_event(self) -> object:
+    async def _receive_chunked(self, sink: Sink) -> None:
+        gathered = _Gathered(sink, self._memory)
         try:
-            return self._parser.next_event()
-        except h11.RemoteProtocolError as exc:
-            raise PeerError(
-                ProblemCode.MALFORMED_REQUEST,
-                "the chunked content is malformed",
-                close=True,
-            ) from exc
+            while self._remaining is None:
+                if not sink.has_room:
+                    self._suspend()
+                    await sink.room()
+                    self._renew(trio.current_time())
+                data = self._next_bytes()
+                if data is None:
+                    gathered.hand_on()
+                    await self._transport.wait_readable()
+                    continue
+                content = self._feed(data)
+                if content:
+                    self._renew(trio.current_time(), len(content))
+                    if gathered.add(content):
+                        await trio.lowlevel.checkpoint()  # the others' turn
+                if self._chunks.fault is not None:
+                    raise replace(self._chunks.fault)  # the reader's own stays bare
+        finally:
+            gathered.hand_on()
 
-    async def _feed_parser(self) -> None:
-        await self._transport.wait_readable()
-        count = self._transport.receive_nowait(self._buffer.view[:CHUNKED_READ])
+    def _next_bytes(self) -> memoryview | None:
+        """What was left over from the head, then what the connection has, if anything."""
+        if self._leftover:
+            taken = bytes(self._leftover)
+            self._leftover.clear()
+            return memoryview(taken)
+        count = self._transport.receive_nowait(self._memory.scratch)
         if count == 0:
             raise ContentCut(timed_out=False)
-        if count is not None:
-            self._parser.receive_data(bytes(self._buffer.view[:count]))
+        return None if count is None else self._memory.scratch[:count]
+
+    def _feed(self, data: memoryview) -> memoryview:
+        content = self._chunks.feed(data)
+        if self._chunks.finished:
+            self._remaining = 0
+            self._leftover += self._chunks.excess
+        return content
 
     async def discard(self, limit: int) -> bool:
         """Read and drop up to *limit* bytes; whether that was all. May raise as receive."""
@@ -280,6 +343,48 @@ class BodyReceiver:
         except _EnoughDiscarded:
             return False
         return True
+
+
+class _Gathered:
+    """Content without its chunks' framing, gathered until it is worth handing on."""
+
+    def __init__(self, sink: Sink, memory: ReceiveMemory) -> None:
+        self._sink = sink
+        self._memory = memory
+        self._piece: Piece | None = None
+        self._start = 0
+        self._end = 0
+
+    def add(self, content: memoryview) -> bool:
+        """Take *content*; whether some was handed on. Without a piece, all of it is."""
+        handed_on = False
+        while content:
+            if self._piece is None and not self._begin():
+                self._sink.append(content)
+                return True
+            assert self._piece is not None
+            room = self._piece.view[self._end :][: len(content)]
+            room[:] = content[: len(room)]
+            self._end += len(room)
+            content = content[len(room) :]
+            if self._end == len(self._piece.view):
+                self.hand_on()
+                handed_on = True
+        return handed_on
+
+    def _begin(self) -> bool:
+        self._piece = self._memory.take_nowait()
+        self._start = self._end = self._sink.offset % PAGE_SIZE
+        return self._piece is not None
+
+    def hand_on(self) -> None:
+        """Append what was gathered; no piece is held afterwards."""
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            try:
+                self._sink.append(piece.view[self._start : self._end], piece)
+            finally:
+                piece.release()
 
 
 class _EnoughDiscarded(Exception):
@@ -292,11 +397,12 @@ class _Discard:
     def __init__(self, limit: int) -> None:
         self._left = limit
 
-    def append(self, data: memoryview) -> None:
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
         self._left -= len(data)
         if self._left < 0:
             raise _EnoughDiscarded
 
+    offset = 0
     has_room = True
 
     async def room(self) -> None:

@@ -7,7 +7,6 @@ response message, the result, and the files of the file service.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,13 @@ from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate, range_applies
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.ranges import ByteRange, multipart_ranges, parse_range
-from trioresume.server.messages import BLOCK_SIZE, closing_iterator
+from trioresume.server.sending import StoredBody, StoredPart
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields
     from trioresume.server.exchange import Exchange
     from trioresume.server.storage import Storage
-    from trioresume.store.port import ContentReader
+    from trioresume.store.port import ContentReader, FileExtent
 
 __all__ = ["SANDBOX", "PrefixedReader", "Served", "serve_bytes"]
 
@@ -44,6 +43,11 @@ class PrefixedReader:
         if offset < len(self._prefix):
             return self._prefix[offset : offset + size]
         return self._rest.read(offset - len(self._prefix), size)
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        if offset < len(self._prefix):
+            return None
+        return self._rest.extent(offset - len(self._prefix), size)
 
     def close(self) -> None:
         self._rest.close()
@@ -101,7 +105,8 @@ async def _serve(
         fields = fields.without("content-length").plus(
             {"content-length": str(reader.length)}
         )
-        await exchange.respond(200, fields, _blocks(storage, reader, 0, reader.length))
+        body = StoredBody(storage, StoredPart(reader, 0, reader.length))
+        await exchange.respond(200, fields, body)
     elif len(ranges) == 1:
         await _serve_one_range(exchange, storage, reader, fields, ranges[0])
     else:
@@ -121,8 +126,8 @@ async def _serve_one_range(
             "content-range": f"bytes {range_.first}-{range_.last}/{reader.length}",
         }
     )
-    blocks = _blocks(storage, reader, range_.first, range_.last + 1)
-    await exchange.respond(206, fields, blocks)
+    part = StoredPart(reader, range_.first, range_.last + 1)
+    await exchange.respond(206, fields, StoredBody(storage, part))
 
 
 async def _serve_ranges(
@@ -135,26 +140,11 @@ async def _serve_ranges(
     framing = multipart_ranges(
         ranges, reader.length, fields.get("content-type"), secrets.token_hex(16)
     )
-
-    async def parts() -> AsyncIterator[bytes]:
-        for part_head, range_ in framing.parts:
-            yield part_head
-            blocks = _blocks(storage, reader, range_.first, range_.last + 1)
-            async with closing_iterator(blocks) as part:
-                async for block in part:
-                    yield block
-        yield framing.closing
-
+    pieces: list[bytes | StoredPart] = []
+    for part_head, range_ in framing.parts:
+        pieces += [part_head, StoredPart(reader, range_.first, range_.last + 1)]
     fields = fields.without("content-length", "content-type").plus(
         {"content-length": str(framing.length), "content-type": framing.content_type}
     )
-    await exchange.respond(206, fields, parts())
-
-
-async def _blocks(
-    storage: Storage, reader: ContentReader, start: int, stop: int
-) -> AsyncIterator[bytes]:
-    while start < stop:
-        block = await storage.run(reader.read, start, min(BLOCK_SIZE, stop - start))
-        start += len(block)
-        yield block
+    body = StoredBody(storage, *pieces, framing.closing)
+    await exchange.respond(206, fields, body)

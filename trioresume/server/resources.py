@@ -7,97 +7,104 @@ for byte, as for a token that was never given out (R35).
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageFull
+from trioresume.errors import ContentLost, PeerError, ProblemCode, StorageFull
 from trioresume.protocol.appending import content_etag
-from trioresume.protocol.byteranges import ACCEPT_PATCH, patch_reader
+from trioresume.protocol.byteranges import ACCEPT_PATCH
 from trioresume.protocol.conditional import Outcome, evaluate
+from trioresume.protocol.dialects import (
+    AppendRules,
+    Upload,
+    classify,
+    discovery_fields,
+)
+from trioresume.protocol.dialects.base import PRIVATE
+from trioresume.protocol.disposition import (
+    content_disposition_attachment,
+    parse_content_disposition_filename,
+)
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import serialise_response
 from trioresume.protocol.operation import OperationState
-from trioresume.protocol.parts import PartData, PartStart
-from trioresume.protocol.preferences import parse_preferences
-from trioresume.server.answers import content_etag_of
+from trioresume.protocol.preferences import (
+    Preferences,
+    Transaction,
+    parse_preferences,
+    preference_applied,
+)
+from trioresume.server.answers import content_etag_of, record_head
+from trioresume.server.config import upload_limits
+from trioresume.server.following import processing
 from trioresume.server.locations import Resource, operation_fields
-from trioresume.server.messages import BLOCK_SIZE
 from trioresume.server.representation import (
     SANDBOX,
     PrefixedReader,
     Served,
     serve_bytes,
 )
+from trioresume.server.sinks import RefusedContent
+from trioresume.server.speaking import (
+    RETRY_AFTER,
+    describe,
+    send_not_yet,
+    send_outcome,
+    send_processing,
+    send_reply,
+)
 from trioresume.server.uploads import patch_limits, receive_patch
 from trioresume.store.recipe import digest_of
 
 if TYPE_CHECKING:
-    from trioresume.protocol.parts import PatchEvent, PatchReader
+    from trioresume.protocol.dialects import Append
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
+    from trioresume.server.following import Follower
     from trioresume.server.operation import Operation
     from trioresume.server.operations import Operations
-    from trioresume.server.storage import Storage
     from trioresume.server.uploads import Acknowledger
-    from trioresume.store.port import Content, OperationId, StoredResponse
+    from trioresume.store.port import Content, OperationId
 
-__all__ = ["Resources", "send_recorded"]
+__all__ = ["Resources"]
 
 logger = logging.getLogger("trioresume.operations")
 
 _S = OperationState
 
-# Stored content and responses are their owner's alone (R36).
-PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
 _MISMATCH = ProblemCode.OFFSET_MISMATCH
-RETRY_AFTER = 1
-"""Seconds after which a client may ask again for a response that is not there yet."""
-
-
-async def send_recorded(
-    exchange: Exchange, storage: Storage, response: StoredResponse
-) -> None:
-    """Send a recorded response on the connection of the request itself."""
-    body = response.body
-    if body.inline is not None:
-        await exchange.respond(response.status, response.fields, body.inline)
-        return
-    reader = await storage.run(storage.store.open_reader, body)
-    try:
-
-        async def blocks() -> AsyncIterator[bytes]:
-            offset = 0
-            while offset < reader.length:
-                block = await storage.run(reader.read, offset, BLOCK_SIZE)
-                offset += len(block)
-                yield block
-
-        await exchange.respond(response.status, response.fields, blocks())
-    finally:
-        reader.close()
 
 
 class Resources:
     """Answers requests on operations' resources."""
 
     def __init__(
-        self, operations: Operations, config: Config, acknowledger: Acknowledger
+        self,
+        operations: Operations,
+        config: Config,
+        acknowledger: Acknowledger,
+        follower: Follower,
     ) -> None:
         self._operations = operations
+        self._follower = follower
         self._storage = operations.storage
         self._config = config
         self._acknowledger = acknowledger
+        self._rules = AppendRules(
+            patch=patch_limits(config),
+            lenient_unit=config.lenient_range_unit,
+            limits=upload_limits(config),
+        )
         self._methods: dict[
             tuple[Resource, str], Callable[[Exchange, Operation], Awaitable[None]]
         ] = {
             (Resource.CONTENT, "HEAD"): self._head_content,
             (Resource.CONTENT, "GET"): self._get_content,
             (Resource.CONTENT, "PATCH"): self._patch_content,
-            (Resource.CONTENT, "DELETE"): self._end,
+            (Resource.CONTENT, "DELETE"): self._cancel_content,
             (Resource.MESSAGE, "HEAD"): self._get_message,
             (Resource.MESSAGE, "GET"): self._get_message,
             (Resource.MESSAGE, "DELETE"): self._end,
@@ -115,13 +122,26 @@ class Resources:
         if place is None:
             raise PeerError(ProblemCode.NOT_FOUND)
         operation_id, resource = place
+        dialect = exchange.dialect
+        if resource is Resource.CONTENT:
+            dialect = exchange.dialect = classify(
+                exchange.head,
+                on_upload=True,
+                any_interop_version=not self._config.check_interop_version,
+            )
+        named = dialect.method(exchange.head)
         async with self._operations.use(operation_id) as operation:
             if operation is None or operation.record.principal != principal:
                 raise PeerError(ProblemCode.NOT_FOUND)
-            if exchange.head.method == "OPTIONS":
-                await exchange.respond(204, self._allowed(resource))
+            dialect.check(exchange.head)
+            if named in ("HEAD", "PATCH"):
+                await operation.end_overdue()
+            dialect.check_upload(exchange.head, record_head(operation.record))
+            if named == "OPTIONS":
+                known = discovery_fields(self._rules.limits)
+                await exchange.respond(204, self._allowed(resource).plus(known))
                 return
-            method = self._methods.get((resource, exchange.head.method))
+            method = self._methods.get((resource, named))
             if method is None or (
                 method == self._get_content and not self._config.retain_content
             ):
@@ -129,7 +149,15 @@ class Resources:
                     ProblemCode.METHOD_NOT_ALLOWED,
                     fields=tuple(self._allowed(resource)),
                 )
-            await method(exchange, operation)
+            try:
+                await method(exchange, operation)
+            except ContentLost as exc:
+                if not operation.is_receiving:
+                    raise
+                # C7: an offset that was announced cannot be taken back.
+                logger.error("%s is given up: %s", operation.id, exc)
+                await operation.cancel()
+                raise PeerError(ProblemCode.GONE) from exc
 
     def _allowed(self, resource: Resource) -> Fields:
         methods = [method for of, method in self._methods if of is resource]
@@ -145,6 +173,7 @@ class Resources:
     async def _visit(self, operation: Operation) -> int:
         """End a running writer; the durable offset. Completes what only lacks that."""
         await operation.incoming.end_writer()
+        operation.was_resumed = True
         _refuse_gone(operation)
         try:
             offset = await operation.make_durable()
@@ -157,26 +186,26 @@ class Resources:
             operation.complete()
         return offset
 
-    def _content_fields(self, operation: Operation, offset: int) -> Fields:
-        fields = {
-            "etag": content_etag(offset),
-            "upload-offset": str(offset),
-            "upload-complete": "?0" if operation.state is _S.RECEIVING else "?1",
-            "accept-patch": ACCEPT_PATCH,
-        }
-        if operation.record.length is not None:
-            fields["upload-length"] = str(operation.record.length)
-        return PRIVATE.plus(fields)
+    def _describe(
+        self, exchange: Exchange, operation: Operation, offset: int
+    ) -> Upload:
+        return describe(self._config, exchange, operation, offset)
 
     async def _head_content(self, exchange: Exchange, operation: Operation) -> None:
-        """R12: how much arrived, as ``Content-Length`` and as ``Upload-Offset``."""
+        """R12, C6, D4: how much arrived."""
         offset = await self._visit(operation)
-        fields = self._content_fields(operation, offset)
+        if operation.state is _S.COMPLETE and not exchange.dialect.awaits_target:
+            # To be told that all is here is all that such a client waits for.
+            offset = await operation.frozen()
+        upload = self._describe(exchange, operation, offset)
         self._check(exchange, offset)
-        await exchange.respond(200, fields.plus({"content-length": str(offset)}))
+        await send_reply(exchange, exchange.dialect.offset(upload))
 
     async def _get_content(self, exchange: Exchange, operation: Operation) -> None:
-        """R13: exactly the received prefix. Reading does not end a writer (as HEAD does)."""
+        """R13: exactly the received prefix. Reading alone does not end a writer."""
+        if exchange.dialect.takes_over:
+            # It asks for the offset, which must then be the one that is accepted next.
+            await operation.incoming.end_writer()
         _refuse_gone(operation)
         offset = await operation.make_durable()
         store = self._storage.store
@@ -188,14 +217,15 @@ class Resources:
             reader = await self._storage.run(
                 store.open_prefix, operation.incoming.key, offset
             )
-        media_type = operation.record.fields.get(
-            "content-type", "application/octet-stream"
-        )
-        fields = self._content_fields(operation, offset).plus(
+        said = operation.record.fields
+        media_type = said.get("content-type", "application/octet-stream")
+        name = parse_content_disposition_filename(said.get("content-disposition") or "")
+        upload = self._describe(exchange, operation, offset)
+        fields = exchange.dialect.content_fields(upload).plus(
             {
                 "content-type": media_type or "",
                 **SANDBOX,
-                "content-disposition": "attachment",
+                "content-disposition": content_disposition_attachment(name),
             }
         )
         served = Served(fields.without("etag"), reader, content_etag(offset))
@@ -206,52 +236,70 @@ class Resources:
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
         """R15 to R21, R24: append; at the end answer with the target's response."""
         place = await operation.incoming.end_writer()
+        operation.was_resumed = True
         if "if-match" in exchange.head.fields and operation.is_receiving:
             self._check(exchange, await operation.make_durable())
         _refuse_gone(operation)
         preferences = parse_preferences(exchange.head.fields)
         if operation.is_whole:
             operation.complete()
+        append = exchange.dialect.append(exchange.head, self._rules)
+        transaction: Transaction | None = None
         if operation.state is _S.RECEIVING:
             try:
-                await receive_patch(
+                transaction = await receive_patch(
                     exchange,
                     operation,
                     place,
+                    append,
                     preferences,
                     self._acknowledger,
                     self._config,
                 )
             except BaseException as exc:
                 self._operations.start(operation, operation.cut)
-                if isinstance(exc, PeerError) and exc.problem is _MISMATCH:
-                    # It tells the offset, which must be durable before (promise 1).
-                    await operation.make_durable()
+                if isinstance(exc, PeerError):
+                    await self._after_problem(exchange, operation, exc)
                 raise
         else:
-            await self._refuse_content(exchange, operation)
+            await self._refuse_content(exchange, operation, append)
+        applied = preference_applied(Preferences(transaction=transaction))
+        told = Fields({"preference-applied": applied} if applied else {})
         if operation.state is _S.RECEIVING:
             offset = await operation.make_durable()
-            fields = self._content_fields(operation, offset)
+            upload = self._describe(exchange, operation, offset)
             if preferences.resume is not None:
-                fields = fields.plus(operation_fields(self._config, operation.id))
-            await exchange.respond(204, fields)
+                told = told.plus(operation_fields(self._config, operation.id))
+            await send_reply(exchange, exchange.dialect.appended(upload), told)
         else:
-            await send_recorded(exchange, self._storage, await operation.outcome())
+            if exchange.dialect.awaits_target:
+                await send_processing(exchange, operation, self._config)
+            await send_outcome(
+                exchange,
+                operation,
+                self._storage,
+                self._config,
+                self._follower,
+                told,
+                created=False,
+            )
 
-    async def _refuse_content(self, exchange: Exchange, operation: Operation) -> None:
+    async def _after_problem(
+        self, exchange: Exchange, operation: Operation, error: PeerError
+    ) -> None:
+        """What a refused PATCH does to the upload, before it is told."""
+        if error.problem in exchange.dialect.invalidated_by:
+            await operation.cancel()
+        elif error.problem is _MISMATCH:
+            # It tells the offset, which must be durable before (promise 1).
+            await operation.make_durable()
+
+    async def _refuse_content(
+        self, exchange: Exchange, operation: Operation, append: Append
+    ) -> None:
         """R24: after the end, only a patch without content at the end is not an error."""
-        head = exchange.head
-        length = operation.record.length
-        reader = patch_reader(
-            head.fields.get("content-type"),
-            head.fields,
-            content_length=head.length,
-            limits=patch_limits(self._config),
-            lenient_unit=self._config.lenient_range_unit,
-        )
         await exchange.send_continue()
-        refused = _RefusedContent(reader, length)
+        refused = RefusedContent(append.reader, operation.record.length)
         await exchange.body.receive(refused)
         refused.end()
 
@@ -272,7 +320,8 @@ class Resources:
         _refuse_gone(operation)
         response = operation.record.response
         if response is None:
-            await self._not_yet(exchange, operation, waited)
+            held = {} if waited is None else {"preference-applied": f"wait={waited}"}
+            await send_not_yet(exchange, operation, Fields(held))
             return
         head = serialise_response(
             response.status, response.fields, response.body.length
@@ -291,44 +340,32 @@ class Resources:
     async def _wait_for_response(
         self, exchange: Exchange, operation: Operation
     ) -> int | None:
-        """Hold the answer as ``Prefer: wait`` asks, within bounds; the seconds applied."""
+        """Hold the answer as ``Prefer`` asks, within bounds; the seconds applied.
+
+        ``processing`` waits for the result, ``wait`` for a time (R27).
+        """
         if operation.is_receiving and not operation.incoming.has_writer:
             await operation.make_durable()
         if operation.is_whole:
             operation.complete()
-        wait = parse_preferences(exchange.head.fields).wait
-        if wait is None or operation.record.response is not None:
+        asked = parse_preferences(exchange.head.fields)
+        if operation.record.response is not None:
             return None
-        seconds = min(wait, int(self._config.max_wait))
-        with trio.move_on_after(seconds):
-            while operation.state in (_S.RECEIVING, _S.COMPLETE, _S.PROCESSING):
+        told = operation.progress
+        if asked.processing:
+            await exchange.send_interim(processing(told))
+        elif asked.wait is None:
+            return None
+        most = self._config.max_wait
+        seconds = int(most if asked.wait is None else min(asked.wait, most))
+        async with self._follower.during(exchange, operation, told):
+            with trio.move_on_after(seconds):
+                while operation.is_receiving or operation.is_working:
+                    await operation.wait_change()
+            # B10: as whoever sent the request, it waits for the target without a limit.
+            while asked.wait is None and operation.is_working:
                 await operation.wait_change()
-        return seconds
-
-    async def _not_yet(
-        self, exchange: Exchange, operation: Operation, waited: int | None
-    ) -> None:
-        """R27: the state, and when to ask again."""
-        receiving = operation.state is _S.RECEIVING
-        state: dict[str, object] = {
-            "state": "receiving" if receiving else "processing",
-            "offset": operation.durable_offset,
-            "length": operation.record.length,
-        }
-        if operation.progress is not None:
-            progress = operation.progress
-            state["progress"] = {
-                "done": progress.done,
-                "total": progress.total,
-                "remark": progress.remark,
-            }
-        fields = PRIVATE.plus(
-            {"content-type": "application/json", "retry-after": str(RETRY_AFTER)}
-        )
-        if waited is not None:
-            fields = fields.plus({"preference-applied": f"wait={waited}"})
-        body = json.dumps(state).encode() + b"\n"
-        await exchange.respond(202, fields, body)
+        return None if asked.wait is None else seconds
 
     # The result (R28).
 
@@ -352,8 +389,14 @@ class Resources:
             exchange, self._storage, served, max_ranges=self._config.max_ranges
         )
 
+    async def _cancel_content(self, exchange: Exchange, operation: Operation) -> None:
+        """R25, C14: cancelled for good; a running writer is ended."""
+        _refuse_gone(operation)
+        await operation.cancel()
+        await send_reply(exchange, exchange.dialect.cancelled())
+
     async def _end(self, exchange: Exchange, operation: Operation) -> None:
-        """R25, R29: cancel or release; 204, and 410 from now on."""
+        """R29: release; 204, and 410 from now on."""
         _refuse_gone(operation)
         await operation.cancel()
         await exchange.respond(204, PRIVATE)
@@ -362,40 +405,3 @@ class Resources:
 def _refuse_gone(operation: Operation) -> None:
     if operation.state in (_S.GONE, _S.ABANDONED):
         raise PeerError(ProblemCode.GONE)
-
-
-class _RefusedContent:
-    """A sink for a patch of complete content: any byte is one too many."""
-
-    has_room = True
-
-    def __init__(self, reader: PatchReader, length: int | None) -> None:
-        self._reader = reader
-        self._length = length
-
-    def append(self, data: memoryview) -> None:
-        self._judge(self._reader.feed(data))
-
-    def end(self) -> None:
-        self._judge(self._reader.end())
-
-    def _judge(self, events: Iterable[PatchEvent]) -> None:
-        for event in events:
-            if isinstance(event, PartData):
-                raise self._complete()
-            if isinstance(event, PartStart):
-                range_ = event.range
-                start = range_.total if range_.first is None else range_.first
-                if start != self._length or event.length not in (0, None):
-                    raise self._complete()
-
-    def _complete(self) -> PeerError:
-        return PeerError(
-            ProblemCode.UPLOAD_COMPLETE,
-            f"all {self._length} bytes were received already",
-            fields=(("upload-offset", str(self._length)), ("upload-complete", "?1")),
-            close=True,
-        )
-
-    async def room(self) -> None:
-        return

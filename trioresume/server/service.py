@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
+from trioresume.protocol.dialects import classify, discovery_fields, tus
+from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import end_to_end_fields
 from trioresume.protocol.preferences import ResumeMode, parse_preferences
-from trioresume.server.config import Principal
+from trioresume.server.config import Principal, upload_limits
+from trioresume.server.following import Follower
+from trioresume.server.joining import find_parts
 from trioresume.server.locations import locate, operation_fields
 from trioresume.server.messages import (
     Progress,
@@ -20,38 +25,72 @@ from trioresume.server.messages import (
     Response,
 )
 from trioresume.server.representation import Served, serve_bytes
-from trioresume.server.resources import Resources, send_recorded
+from trioresume.server.resources import Resources
+from trioresume.server.speaking import (
+    describe,
+    send_outcome,
+    send_processing,
+    send_reply,
+)
 from trioresume.server.uploads import Acknowledger, receive_content
 from trioresume.store.port import Content
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trioresume.protocol.dialects import Creation
     from trioresume.protocol.preferences import Preferences
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
     from trioresume.server.operation import Operation
     from trioresume.server.operations import Operations
+    from trioresume.server.page import UploadPage
 
 __all__ = ["Service"]
 
 # Safe methods (RFC 9110, section 9.2.1) change nothing: nothing of them need survive.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
+# Problems of the first request's content after which it is of no use to go on: what was
+# received is too large already, or not what its sender meant.
+_SPOILS = frozenset(
+    {
+        ProblemCode.CHECKSUM_MISMATCH,
+        ProblemCode.CONTENT_TOO_LARGE,
+        ProblemCode.DIGEST_MISMATCH,
+    }
+)
+
 
 class Service:
     """Answers every request of the server."""
 
     def __init__(
-        self, operations: Operations, config: Config, background: trio.Nursery
+        self,
+        operations: Operations,
+        config: Config,
+        background: trio.Nursery,
+        page: UploadPage | None = None,
     ) -> None:
+        self._page = page
         self._operations = operations
         self._storage = operations.storage
         self._target = operations.target
         self._config = config
+        self._limits = upload_limits(config)
         self._acknowledger = Acknowledger(background, config.acknowledge_interval)
-        self._resources = Resources(operations, config, self._acknowledger)
+        self._follower = Follower(background, config.acknowledge_interval)
+        self._resources = Resources(
+            operations, config, self._acknowledger, self._follower
+        )
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises what the connection turns into an answer."""
+        if self._page is not None and self._page.has(exchange.head.path):
+            await self._page.handle(exchange)
+            return
+        # D1: also what is refused before anything is looked at is said in tus.
+        exchange.dialect = tus.recognise(exchange.head) or exchange.dialect
         principal = await self._authenticate(exchange)
         path = exchange.head.path
         if path.startswith(self._config.operation_path):
@@ -82,11 +121,18 @@ class Service:
 
     async def _handle_target(self, exchange: Exchange, principal: str | None) -> None:
         head = exchange.head
-        limit = self._config.max_upload_size
-        if limit is not None and head.length is not None and head.length > limit:
-            raise PeerError(
-                ProblemCode.CONTENT_TOO_LARGE, f"at most {limit} bytes are taken"
-            )
+        exchange.dialect = classify(
+            head,
+            on_upload=False,
+            any_interop_version=not self._config.check_interop_version,
+        )
+        exchange.dialect.check(head)
+        if head.target == "*":
+            # RFC 9110, section 9.3.7: about the server, not about any target.
+            await exchange.respond(204, discovery_fields(self._limits))
+            return
+        creation = exchange.dialect.creation(head, self._limits)
+        self._check_size(creation)
         early = await self._target.admit(head, principal)
         preferences = parse_preferences(head.fields)
         if early is not None:
@@ -95,8 +141,21 @@ class Service:
             preferences.resume is None and head.method in _SAFE and not head.has_content
         ):
             await self._handle_safe(exchange, principal)
+        elif creation.joins is not None:
+            await self._handle_join(exchange, principal, creation, creation.joins)
         else:
-            await self._handle_operation(exchange, principal, preferences)
+            await self._handle_operation(exchange, principal, creation, preferences)
+
+    def _check_size(self, creation: Creation) -> None:
+        limit = self._config.max_upload_size
+        if (
+            limit is not None
+            and creation.length is not None
+            and creation.length > limit
+        ):
+            raise PeerError(
+                ProblemCode.CONTENT_TOO_LARGE, f"at most {limit} bytes are taken"
+            )
 
     async def _handle_safe(self, exchange: Exchange, principal: str | None) -> None:
         """A safe request without content: nothing to store, nothing to record."""
@@ -117,6 +176,8 @@ class Service:
     ) -> None:
         if isinstance(answer, Response):
             fields = end_to_end_fields(answer.fields)
+            if exchange.head.method == "OPTIONS" and answer.status < 300:
+                fields = fields.plus(discovery_fields(self._limits))
             await exchange.respond(answer.status, fields, answer.body)
             return
         reader = await self._storage.run(
@@ -128,15 +189,22 @@ class Service:
         )
 
     async def _handle_operation(
-        self, exchange: Exchange, principal: str | None, preferences: Preferences
+        self,
+        exchange: Exchange,
+        principal: str | None,
+        creation: Creation,
+        preferences: Preferences,
     ) -> None:
         head, resume = exchange.head, preferences.resume
+        followed = preferences.processing or preferences.respond_async
         async with self._operations.create(
             head,
             principal,
-            offered=resume is not None,
-            keep_incomplete=resume is ResumeMode.SAVE_INCOMPLETE,
+            creation,
+            offered=creation.offers or resume is not None or followed,
+            keep_incomplete=creation.offers or resume is ResumeMode.SAVE_INCOMPLETE,
         ) as operation:
+            locations = Fields()
             if resume is None:
                 await exchange.send_continue()
             else:
@@ -144,23 +212,89 @@ class Service:
                     self._config, operation.id, head.has_content
                 )
                 await exchange.send_continue(locations, always=True)
-            await self._receive(exchange, operation, preferences)
-            await send_recorded(exchange, self._storage, await operation.outcome())
+            await self._announce(exchange, operation, creation)
+            if exchange.dialect.awaits_target:
+                await send_processing(exchange, operation, self._config)
+            await self._receive(exchange, operation, creation, preferences)
+            if operation.is_receiving:
+                offset = await operation.make_durable()
+                upload = describe(self._config, exchange, operation, offset)
+                reply = exchange.dialect.created(upload)
+                await send_reply(exchange, reply, locations)
+            else:
+                await self._send_outcome(exchange, operation)
+
+    async def _send_outcome(self, exchange: Exchange, operation: Operation) -> None:
+        await send_outcome(
+            exchange,
+            operation,
+            self._storage,
+            self._config,
+            self._follower,
+            created=True,
+        )
+
+    async def _handle_join(
+        self,
+        exchange: Exchange,
+        principal: str | None,
+        creation: Creation,
+        references: Sequence[str],
+    ) -> None:
+        """An upload that is made of others: nothing is received, or copied (D7)."""
+        parts = await find_parts(self._operations, references, principal)
+        self._check_size(replace(creation, length=sum(part.length for part in parts)))
+        # Its bytes are stored already, and were let in with the parts: no space is
+        # reserved for them. From then on they count as any content does (G7).
+        creation = replace(creation, length=0)
+        async with self._operations.create(
+            exchange.head, principal, creation, offered=True, keep_incomplete=True
+        ) as operation:
+            try:
+                await operation.join(parts)
+            except StorageError as exc:
+                await operation.cancel()
+                if not isinstance(exc, StorageConflict):
+                    raise
+                raise PeerError(
+                    ProblemCode.CONFLICT, "a partial upload was ended meanwhile"
+                ) from exc
+            await self._send_outcome(exchange, operation)
+
+    async def _announce(
+        self, exchange: Exchange, operation: Operation, creation: Creation
+    ) -> None:
+        """Tell where the upload is before any of its content is read (C2)."""
+        if creation.offers:
+            upload = describe(self._config, exchange, operation, 0)
+            interim = exchange.dialect.announcement(upload)
+            if interim is not None:
+                await exchange.send_interim(interim)
 
     async def _receive(
-        self, exchange: Exchange, operation: Operation, preferences: Preferences
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        creation: Creation,
+        preferences: Preferences,
     ) -> None:
         try:
             await receive_content(
-                exchange, operation, preferences, self._acknowledger, self._config
+                exchange,
+                operation,
+                creation,
+                preferences,
+                self._acknowledger,
+                self._config,
             )
         except BaseException as exc:
             # Also when cancelled: what becomes of it is decided in the background.
-            too_large = (
-                isinstance(exc, PeerError)
-                and exc.problem is ProblemCode.CONTENT_TOO_LARGE
+            spoilt = isinstance(exc, PeerError) and (
+                exc.problem in _SPOILS or exc.problem in exchange.dialect.invalidated_by
             )
-            ending = operation.cancel if too_large else operation.cut
+            if creation.check is not None and not creation.check.keeps_prefix:
+                spoilt = True
+            ending = operation.cancel if spoilt else operation.cut
             self._operations.start(operation, ending)
             raise
 

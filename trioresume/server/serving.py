@@ -16,6 +16,7 @@ last commits. Whatever is cut by then is kept like any cut upload.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -24,14 +25,19 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import CallerError
+from trioresume.errors import CallerError, PeerError
 from trioresume.protocol.clock import ServiceClock
+from trioresume.server.admission import Admission
 from trioresume.server.config import Config
 from trioresume.server.connection import Connection
+from trioresume.server.control import serve_control
+from trioresume.server.edge import Edge
 from trioresume.server.expiry import LAST_SEEN, Collector, Expiry
+from trioresume.server.memory import ReceiveMemory
 from trioresume.server.messages import Services, StoreTarget, as_target
 from trioresume.server.operations import Operations
-from trioresume.server.receive import ReceiveBuffer
+from trioresume.server.page import UploadPage
+from trioresume.server.quotas import Quotas
 from trioresume.server.service import Service
 from trioresume.server.storage import Storage
 from trioresume.server.transport import SocketTransport
@@ -47,6 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["Server", "serve"]
 
 logger = logging.getLogger("trioresume.server")
+
+MOST_TURNED_AWAY = 32
+"""Connections over the limit that are being told so at a time; others are just closed."""
 
 
 @dataclass(eq=False)
@@ -80,25 +89,32 @@ async def serve(
     ``config.data_dir``; it is closed in the end.
 
     Raises :class:`~trioresume.errors.CallerError` for addresses that cannot be
-    understood, :class:`OSError` for those that cannot be bound,
+    understood, and if ``config.ui`` asks for a page that was not built, :class:`OSError` for those that cannot be bound,
     :class:`~trioresume.errors.StoreLocked` if another process serves the directory.
     When cancelled, running requests are cut at once; their uploads are kept.
     """
     config = config or Config()
     target = as_target(handler)
+    page = None if config.ui is None else UploadPage(config)
     async with _listeners(config) as listeners:
+        control = store is None
         if store is None:
             store = await trio.to_thread.run_sync(_open_store, config)
         try:
             async with running_storage(store, config) as storage:
-                await _serve(target, config, storage, listeners, task_status)
+                await _serve(
+                    target, config, storage, listeners, task_status, control, page
+                )
         finally:
             store.close()
 
 
 def _open_store(config: Config) -> Store:
     return open_store(
-        config.data_dir, chunk_size=config.chunk_size, durability=config.durability
+        config.data_dir,
+        chunk_size=config.chunk_size,
+        durability=config.durability,
+        min_free_space=config.min_free_space,
     )
 
 
@@ -124,7 +140,8 @@ async def running_storage(store: Store, config: Config) -> AsyncIterator[Storage
     async with trio.open_nursery() as nursery:
         await nursery.start(storage.run_commits)
         try:
-            yield storage
+            with storage.running():
+                yield storage
         finally:
             storage.stop()
 
@@ -135,32 +152,52 @@ async def _serve(
     storage: Storage,
     listeners: Sequence[trio.SocketListener],
     task_status: trio.TaskStatus[Server],
+    control: bool,
+    page: UploadPage | None,
 ) -> None:
     last_seen = await storage.run(storage.store.meta, LAST_SEEN)
     clock = ServiceClock(
         time.time, time.monotonic, float(last_seen) if last_seen is not None else None
     )
-    async with running_service(target, config, storage, clock) as doorman:
+    async with running_service(
+        target, config, storage, clock, control=control, page=page
+    ) as doorman:
         await doorman.run(listeners, task_status)
 
 
 @asynccontextmanager
 async def running_service(
-    target: AnyTarget, config: Config, storage: Storage, clock: ServiceClock
+    target: AnyTarget,
+    config: Config,
+    storage: Storage,
+    clock: ServiceClock,
+    *,
+    control: bool = False,
+    page: UploadPage | None = None,
 ) -> AsyncIterator[Doorman]:
-    """Everything between the commits and the listeners, while the block runs."""
+    """Everything between the commits and the listeners, while the block runs.
+
+    *control* says that the store is the one in ``config.data_dir``, whose keeper may
+    want something (see :mod:`trioresume.server.control`).
+    """
     if isinstance(target, StoreTarget):
         target.attach(Services(storage, clock, config))
     expiry = Expiry(storage, clock)
     collector = Collector(storage)
-    storage.observe = _both(expiry.observe, collector.observe)
+    quotas = Quotas(storage.store, config)
+    storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
     async with trio.open_nursery() as background:
-        operations = Operations(storage, target, config, clock, background, expiry.note)
-        service = Service(operations, config, background)
+        operations = Operations(
+            storage, target, config, clock, background, expiry.note, quotas
+        )
+        service = Service(operations, config, background, page)
         chores = trio.CancelScope()
-        background.start_soon(_run_chores, chores, expiry, collector, operations)
-        background.start_soon(operations.recover)
+        data_dir = config.data_dir if control else None
         doorman = Doorman(service, config, clock)
+        background.start_soon(
+            _run_chores, chores, expiry, collector, operations, doorman, data_dir
+        )
+        background.start_soon(operations.recover)
         yield doorman
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline
@@ -171,20 +208,24 @@ async def _run_chores(
     expiry: Expiry,
     collector: Collector,
     operations: Operations,
+    doorman: Doorman,
+    data_dir: str | os.PathLike[str] | None,
 ) -> None:
     with scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expiry.run, operations)
             nursery.start_soon(collector.run)
+            nursery.start_soon(doorman.memory.watch.run)
+            if data_dir is not None:
+                nursery.start_soon(serve_control, data_dir, collector)
 
 
-def _both(
-    first: Callable[[Sequence[Mutation]], None],
-    second: Callable[[Sequence[Mutation]], None],
+def _all(
+    *observers: Callable[[Sequence[Mutation]], None],
 ) -> Callable[[Sequence[Mutation]], None]:
     def observe(mutations: Sequence[Mutation]) -> None:
-        first(mutations)
-        second(mutations)
+        for observer in observers:
+            observer(mutations)
 
     return observe
 
@@ -196,8 +237,11 @@ class Doorman:
         self._service = service
         self._config = config
         self._clock = clock
-        self._buffer = ReceiveBuffer(config.receive_size)
+        self.memory = ReceiveMemory(config.receive_memory)
+        self._admission = Admission(config)
+        self._edge = Edge(config)
         self._connections: set[Connection] = set()
+        self._turned_away = 0
         self.deadline = float("inf")
         """When the grace period of a shutdown is over, on trio's clock."""
 
@@ -216,6 +260,9 @@ class Doorman:
                 task_status.started(server)
                 await stop.wait()
                 listening.cancel_scope.cancel()
+            # At once: whoever connects from now on is to go elsewhere, not to wait.
+            for listener in listeners:
+                listener.socket.close()
             logger.info("shutting down, %d connections open", len(self._connections))
             self.deadline = trio.current_time() + self._config.grace_timeout
             connections.cancel_scope.deadline = self.deadline
@@ -236,13 +283,38 @@ class Doorman:
     async def serve_transport(self, transport: Transport) -> None:
         """Serve one connection until it ends."""
         connection = Connection(
-            transport, self._service.handle, self._buffer, self._config, self._clock
+            transport,
+            self._service.handle,
+            self.memory,
+            self._admission,
+            self._edge,
+            self._config,
+            self._clock,
         )
+        try:
+            self._admission.enter(connection)
+        except PeerError as exc:
+            await self._turn_away(connection, transport, exc)
+            return
         self._connections.add(connection)
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self._admission.leave(connection)
+
+    async def _turn_away(
+        self, connection: Connection, transport: Transport, error: PeerError
+    ) -> None:
+        if self._turned_away >= MOST_TURNED_AWAY:
+            await transport.aclose()  # a flood: it costs as little as possible
+            return
+        logger.debug("%s is turned away: %s", transport.peer, error)
+        self._turned_away += 1
+        try:
+            await connection.turn_away(error)
+        finally:
+            self._turned_away -= 1
 
 
 def _parse_bind(bind: str) -> tuple[str, int]:

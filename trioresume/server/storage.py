@@ -19,18 +19,27 @@ A cancelled waiter does not take its submission back: what was submitted happens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, cast
 
 import trio
 
 from trioresume.errors import StorageError
-from trioresume.store.port import FreezeContent
-from trioresume.store.recipe import Recipe
+from trioresume.server.workers import Workers
+from trioresume.store.port import FreezeContent, content_of
 
 if TYPE_CHECKING:
-    from trioresume.store.port import ContentKey, ContentWriter, Mutation, Store
+    from trioresume.store.port import (
+        Content,
+        ContentKey,
+        ContentWriter,
+        Mutation,
+        SealChunk,
+        Store,
+    )
 
 __all__ = ["Storage", "Submission"]
 
@@ -67,7 +76,12 @@ class Storage:
 
     def __init__(self, store: Store, *, threads: int) -> None:
         self.store = store
-        self._threads = trio.CapacityLimiter(threads)
+        self.workers = Workers(threads if store.blocking else 0)
+        """For what a running upload has to do on the disk."""
+        self.senders = Workers(threads if store.blocking else 0)
+        """For what a running download has to do there."""
+        self.callers = Workers(threads if store.blocking else 0)
+        """For what somebody waits for: looking things up, opening, syncing."""
         # Commits have a thread of their own: never behind a queue of slow syncs.
         self._commit_thread = trio.CapacityLimiter(1)
         self._queue: list[Submission] = []
@@ -84,15 +98,44 @@ class Storage:
         A checkpoint. The call itself is not interrupted by cancellation, which is
         delivered only after it: disk work is one whole step.
         """
-        return await self._call(self._threads, function, *args)
+        return await self._call(self.callers, partial(function, *args))
 
-    async def _call(
-        self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts
-    ) -> T:
-        if self.store.blocking:
-            return await trio.to_thread.run_sync(function, *args, limiter=limiter)
-        await trio.lowlevel.checkpoint()
-        return function(*args)
+    async def send(self, step: Callable[[], T]) -> T:
+        """Call *step*, which sends what it finds in the store, as by :meth:`run`.
+
+        It waits for other downloads only, and the other calls do not wait for it.
+        """
+        return await self._call(self.senders, step)
+
+    async def _call(self, workers: Workers, job: Callable[[], T]) -> T:
+        if not self.store.blocking:
+            await trio.lowlevel.checkpoint()
+            return job()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = trio.lowlevel.current_task()
+        outcome: list[tuple[object, Exception | None]] = []
+
+        def go_on(result: object, error: Exception | None) -> None:
+            outcome.append((result, error))
+            trio.lowlevel.reschedule(task)
+
+        # Less than half of what trio.to_thread costs, and each request has several.
+        workers.submit(job, go_on)
+        await trio.lowlevel.wait_task_rescheduled(_not_now)
+        result, error = outcome.pop()
+        if error is not None:
+            raise error
+        return cast("T", result)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Calls may be made while the block runs."""
+        with (
+            self.workers.running(),
+            self.senders.running(),
+            self.callers.running(),
+        ):
+            yield
 
     def submit(self, *mutations: Mutation) -> Submission:
         """Have *mutations* applied together, soon; nobody needs to wait for it."""
@@ -121,19 +164,26 @@ class Storage:
         await self._submit(mutations, 0.0).wait()
 
     async def finish_content(
-        self, writer: ContentWriter, key: ContentKey
-    ) -> tuple[Recipe, list[Mutation]]:
-        """Seal what *writer* still holds; the content's recipe, and what freezes it.
+        self,
+        writer: ContentWriter,
+        key: ContentKey,
+        earlier: Sequence[SealChunk],
+        seals: Sequence[SealChunk],
+    ) -> tuple[Content, list[Mutation]]:
+        """The whole content that *writer* has finished, and what freezes it.
 
-        Every seal that the writer gave before must have been applied. The mutations
-        are left to the caller to commit, together with what else is then true.
+        *seals* are the last ones; those that the writer gave before must have been
+        applied, and *earlier* are some of them: if all, nothing has to be looked up. The
+        mutations are left to the caller to commit, together with what else is then true.
         """
-        seals = [await self.run(seal.run) for seal in writer.finish()]
-        digests = [seal.digest for seal in seals]
-        if len(digests) * writer.chunk_size < writer.offset:
-            digests = await self.run(self.store.chunk_digests, key) + digests
-        recipe = Recipe.build(writer.chunk_size, writer.offset, digests)
-        return recipe, [*seals, FreezeContent(key, recipe)]
+        known = [*earlier, *seals]
+        if sum(seal.length for seal in known) == writer.offset:
+            content = content_of(writer.chunk_size, known)
+        else:
+            content = await self.run(self.store.sealed_content, key, seals)
+        if content.length != writer.offset:
+            raise ValueError("the chunks do not add up to the length")
+        return content, [*seals, FreezeContent(key, content)]
 
     def _submit(self, mutations: Sequence[Mutation], delay: float) -> Submission:
         submission = Submission(mutations)
@@ -190,13 +240,23 @@ class Storage:
 
     async def _apply(self, batch: Sequence[Submission]) -> None:
         with trio.CancelScope(shield=True):
-            results = await self._call(
-                self._commit_thread, self.store.apply, [s.mutations for s in batch]
-            )
+            mutations = [submission.mutations for submission in batch]
+            if self.store.blocking:
+                results = await trio.to_thread.run_sync(
+                    self.store.apply, mutations, limiter=self._commit_thread
+                )
+            else:
+                await trio.lowlevel.checkpoint()
+                results = self.store.apply(mutations)
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
             if conflict is None:
                 self.observe(submission.mutations)
+
+
+def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
+    """Disk work is one whole step: cancellation waits for it."""
+    return trio.lowlevel.Abort.FAILED
 
 
 def _observe_nothing(mutations: Sequence[Mutation]) -> None:

@@ -1,18 +1,75 @@
 """The byte stream under a connection, as narrow as the receive path needs it.
 
 A socket is read in two moves: ``await wait_readable()`` and then, without an
-``await`` between, ``receive_nowait(buffer)``. That is what lets every connection
-read into one shared buffer: its bytes are consumed before any other task runs.
+``await`` between, ``receive_nowait(buffer)``. That is what lets a connection take memory
+only when there is something to put into it, and hand on all that it read.
+
+What lies in files is sent in two moves as well, ``await wait_writable()`` and
+``send_file_nowait``, by transports that can: see :class:`FileSender`.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import sys
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
-__all__ = ["SocketTransport", "Transport"]
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+    _NO_COUNT = bytes(4)
+
+__all__ = ["FileSender", "SocketTransport", "Transport"]
+
+_COPY_SIZE = 256 * 1024
+"""Bytes read at once where the system does not send from files."""
+
+_MOST_UNSENT = 256 * 1024
+"""Bytes that may wait in a socket's buffer without having been sent."""
+
+# What sendfile() answers where it, or this file system, cannot do that.
+_NO_SENDFILE = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EOVERFLOW}
+)
+# What a send answers when the connection has ended, besides ConnectionError.
+_GONE = frozenset(
+    {
+        errno.EBADF,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+class FileSender(Protocol):
+    """Sends bytes that lie in a file without showing them to the process."""
+
+    async def wait_writable(self) -> None:
+        """Return when ``send_file_nowait`` is likely to send something. A checkpoint.
+
+        Raises :class:`trio.BrokenResourceError` if the connection is closed.
+        """
+        ...
+
+    def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
+        """Send up to *size* bytes of a file; the count, None if that would block.
+
+        0 is the end of the file. It waits for the disk, but not for the peer: call it
+        in a thread, unless the bytes are in memory. Nothing else may be sent meanwhile.
+        Raises :class:`trio.BrokenResourceError` if the connection broke, and
+        :class:`OSError` if the file cannot be read.
+        """
+        ...
 
 
 class Transport(Protocol):
@@ -34,10 +91,16 @@ class Transport(Protocol):
         """
         ...
 
+    @property
+    def readable(self) -> int:
+        """How many bytes ``receive_nowait`` has at least; 0 where that is not known."""
+        ...
+
     def set_low_water(self, size: int) -> None:
         """Let ``wait_readable`` wait for *size* bytes, or for the end: only a hint.
 
-        The mark must not be more than what is still to come.
+        The mark must not be more than what is still to come. Who waits already is woken
+        by a lower mark, if there is that much.
         """
         ...
 
@@ -58,6 +121,14 @@ class Transport(Protocol):
         """
         ...
 
+    @property
+    def files(self) -> FileSender | None:
+        """What sends files over this connection, after all that was sent before.
+
+        None where it has to be read and given to ``send_all``.
+        """
+        ...
+
     async def send_eof(self) -> None:
         """Half-close: tell the peer that nothing more comes. Errors are ignored."""
         ...
@@ -70,6 +141,9 @@ class Transport(Protocol):
 class SocketTransport:
     """A :class:`Transport` over a connected stream socket of trio's."""
 
+    sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
+    """The system's; None where there is none, or where it was found not to work."""
+
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         # Plain recv_into on the descriptor, without trio's own checkpoints: see above.
@@ -78,8 +152,14 @@ class SocketTransport:
         self._unsent = b""
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                # trio's own streams set 16 KiB, which makes a download wake its task,
+                # or take a thread, for little more than that.
+                sock.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT
+                )
         except OSError:
-            pass  # not TCP: a Unix socket has no such option
+            pass  # not TCP: a Unix socket has no such options
         self.peer = _describe(sock)
 
     async def wait_readable(self) -> None:
@@ -96,7 +176,19 @@ class SocketTransport:
         except OSError as exc:
             raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
 
+    @property
+    def readable(self) -> int:
+        if sys.platform == "win32":
+            return 0
+        try:
+            answer = fcntl.ioctl(self._raw, termios.FIONREAD, _NO_COUNT)
+        except OSError:
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
+
     def set_low_water(self, size: int) -> None:
+        if sys.platform != "linux":
+            return  # whoever waits already might not be woken by a lower mark
         try:
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
         except OSError:
@@ -127,6 +219,42 @@ class SocketTransport:
             return False
         self._unsent = data[sent:]
         return True
+
+    @property
+    def files(self) -> FileSender:
+        return self
+
+    async def wait_writable(self) -> None:
+        if self._unsent:
+            await self.send_all(b"")
+        try:
+            await trio.lowlevel.wait_writable(self._raw)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise trio.BrokenResourceError("the connection is closed") from exc
+
+    def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
+        if self._unsent:
+            return None
+        try:
+            return self._send_file(descriptor, offset, size)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if isinstance(exc, ConnectionError) or exc.errno in _GONE:
+                raise trio.BrokenResourceError(f"send failed: {exc}") from exc
+            raise
+
+    def _send_file(self, descriptor: int, offset: int, size: int) -> int:
+        sendfile = self.sendfile
+        if sendfile is not None:
+            try:
+                return sendfile(self._raw.fileno(), descriptor, offset, size)
+            except OSError as exc:
+                if exc.errno not in _NO_SENDFILE:
+                    raise
+                self.sendfile = None
+        data = os.pread(descriptor, min(size, _COPY_SIZE), offset)
+        return self._raw.send(data) if data else 0
 
     async def send_eof(self) -> None:
         try:

@@ -3,6 +3,9 @@
 Readers see committed transactions only. With ``synchronous = FULL`` SQLite syncs
 its log before a commit becomes visible to another connection, so what
 :class:`Catalog` returns is durable and may be announced (promise 1).
+
+A :class:`CatalogReader` alone is what the keeper's commands have: it reads beside the
+process that serves the directory, which neither waits for it nor notices.
 """
 
 from __future__ import annotations
@@ -11,20 +14,27 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from typing import Any
 
 from trioresume.store.disk_io import Disk
+from trioresume.store.folding import ContentRow, part_digests, piece_digests
 from trioresume.store.port import (
     ContentKey,
     FileRecord,
     OperationId,
     OperationRecord,
     OperationState,
+    Usage,
 )
-from trioresume.store.recipe import Digest, Recipe
+from trioresume.store.recipe import (
+    DIGEST_LENGTH,
+    PART_CHUNKS,
+    AnyRecipe,
+    Digest,
+    parse_recipe,
+)
 from trioresume.store.rows import (
     FILE_COLUMNS,
     OPERATION_COLUMNS,
@@ -34,81 +44,35 @@ from trioresume.store.rows import (
 )
 from trioresume.store.schema import connect, migrate, sqlite_error
 
-__all__ = ["Catalog", "ContentRow"]
+__all__ = ["Catalog", "CatalogReader"]
 
 _OPERATION = (
     f"SELECT {', '.join('o.' + c.strip() for c in OPERATION_COLUMNS.split(','))},"
     " ifnull(max(c.durable_offset, c.prefix_bytes), 0)"
     " FROM operations o LEFT JOIN contents c ON c.key = o.id"
 )
-_PAGE = 4096
-"""Rows fetched at a time from long lists, so that other readers get their turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRow:
-    """Content under construction: its contiguous sealed prefix and what is durable."""
-
-    cid: int
-    chunk_size: int
-    epoch: int
-    prefix: int
-    """How many chunks are sealed without a gap, and next: their bytes."""
-    prefix_bytes: int
-    durable_offset: int
-
-    COLUMNS = "cid, chunk_size, epoch, prefix, prefix_bytes, durable_offset"
-
-    @property
-    def durable(self) -> int:
-        """Every byte below it survives power loss."""
-        return max(self.durable_offset, self.prefix_bytes)
-
-    @property
-    def short_end(self) -> bool:
-        """Whether the prefix ends in the short chunk of content that was finished."""
-        return self.prefix_bytes < self.prefix * self.chunk_size
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """What the block reads is of one instant."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
 
 
-class Catalog:
-    """Reads from any thread; :meth:`transaction` from one at a time."""
+class CatalogReader:
+    """Reads, from any thread, by the connection *reader*, which it closes in the end."""
 
-    def __init__(self, path: str, disk: Disk) -> None:
-        self._disk = disk
+    def __init__(self, reader: sqlite3.Connection) -> None:
         self._reading = threading.Lock()
-        try:
-            self._writer = connect(path, disk.synchronous)
-            try:
-                migrate(self._writer)
-                self._reader = connect(path, disk.synchronous)
-            except BaseException:
-                self._writer.close()
-                raise
-        except sqlite3.Error as exc:
-            raise sqlite_error(exc) from exc
-        self._reader.execute("PRAGMA query_only = 1")
+        self._reader = reader
 
     def close(self) -> None:
         with self._reading:
             self._reader.close()
-        self._writer.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block's changes, or none. Raises :class:`StorageError`."""
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writer
-                self._disk.commit(self._writer)
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as exc:
-            raise sqlite_error(exc) from exc
-
-    # Reading.
 
     def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         try:
@@ -192,34 +156,107 @@ class Catalog:
         )
 
     def piece(self, key: ContentKey, index: int) -> Digest | None:
+        """What names chunk *index* of what is under construction, if it is sealed."""
         row = self._one(
             "SELECT p.digest FROM contents c JOIN pieces p ON p.cid = c.cid AND p.idx = ?"
             " WHERE c.key = ?",
             index,
             key,
+        ) or self._one(
+            # The digests end the serialised recipe. A piece is folded, never unfolded.
+            "SELECT substr(r.body, ?, ?) FROM contents c"
+            " JOIN parts p ON p.cid = c.cid AND p.idx = ?"
+            " JOIN recipes r ON r.digest = p.digest WHERE c.key = ?",
+            (index % PART_CHUNKS - PART_CHUNKS) * DIGEST_LENGTH,
+            DIGEST_LENGTH,
+            index // PART_CHUNKS,
+            key,
         )
         return None if row is None else Digest(row[0])
 
-    def prefix_digests(self, row: ContentRow) -> list[Digest]:
-        digests: list[Digest] = []
-        while len(digests) < row.prefix:
-            page = self._all(
-                "SELECT digest FROM pieces WHERE cid = ? AND idx >= ? AND idx < ? ORDER BY idx",
-                row.cid,
-                len(digests),
-                min(row.prefix, len(digests) + _PAGE),
-            )
-            if not page:
-                break  # released meanwhile
-            digests += [Digest(digest) for (digest,) in page]
-        return digests
+    def listed(
+        self, key: ContentKey
+    ) -> tuple[ContentRow, list[Digest], list[Digest]] | None:
+        """Of what is under construction: its row, its parts, the chunks after those."""
+        try:
+            with self._reading, _snapshot(self._reader):
+                row = self._reader.execute(
+                    f"SELECT {ContentRow.COLUMNS} FROM contents WHERE key = ?", (key,)
+                ).fetchone()
+                if row is None:
+                    return None
+                content = ContentRow(*row)
+                return (
+                    content,
+                    part_digests(self._reader, content),
+                    piece_digests(self._reader, content),
+                )
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
 
-    def recipe(self, digest: Digest) -> Recipe | None:
+    def recipe(self, digest: Digest) -> AnyRecipe | None:
         """The recipe, unless it is gone or half dismantled."""
         row = self._one(
             "SELECT body FROM recipes WHERE digest = ? AND dismantled = 0", digest
         )
-        return None if row is None else Recipe.from_bytes(row[0])
+        return None if row is None else parse_recipe(row[0])
 
     def has_chunk(self, digest: Digest) -> bool:
         return self._one("SELECT 1 FROM chunks WHERE digest = ?", digest) is not None
+
+
+class Catalog(CatalogReader):
+    """Reads from any thread; :meth:`transaction` from one at a time."""
+
+    def __init__(self, path: str, disk: Disk) -> None:
+        self._disk = disk
+        try:
+            self._writer = connect(path, disk.synchronous)
+            try:
+                migrate(self._writer)
+                super().__init__(connect(path, disk.synchronous))
+            except BaseException:
+                self._writer.close()
+                raise
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+        self._reader.execute("PRAGMA query_only = 1")
+        try:
+            # A connection of its own, so that it never waits for a long list.
+            self._accountant = connect(path, disk.synchronous)
+        except sqlite3.Error as exc:
+            self._reader.close()
+            self._writer.close()
+            raise sqlite_error(exc) from exc
+        self._accountant.execute("PRAGMA query_only = 1")
+        self._accountant.execute("PRAGMA cache_size = -64")
+
+    def close(self) -> None:
+        super().close()
+        self._accountant.close()
+        self._writer.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block's changes, or none. Raises :class:`StorageError`."""
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._disk.commit(self._writer)
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+
+    def usage(self, namespace: str) -> Usage:
+        """An account, by one thread at a time; ``*`` is that of all together."""
+        try:
+            row = self._accountant.execute(
+                "SELECT bytes, open FROM accounts WHERE namespace = ?", (namespace,)
+            ).fetchone()
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+        return Usage() if row is None else Usage(*row)

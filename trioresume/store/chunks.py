@@ -6,6 +6,10 @@ directories, and ``<digest>`` is the whole multihash; both are hexadecimal.
 A chunk file that the catalog names is right: its bytes were made durable before
 they got this name. One that the catalog does not name may be anything, such as what
 a power loss left, and is replaced rather than trusted.
+
+When a directory cannot be synced, the names that were to become durable are taken back.
+Whoever tries again gives them anew, and syncs that: a second sync of the same names might
+succeed because the system has given them up, and reported it once.
 """
 
 from __future__ import annotations
@@ -32,13 +36,18 @@ class ChunkFiles:
 
     def __init__(self, root: str, disk: Disk) -> None:
         self._root = root
-        self._disk = disk
+        self.disk = disk
         self._unsynced: set[str] = set()
+        self._published: list[str] = []
+        self._made: list[str] = []
+        self._removed_from: set[str] = set()
+        self.doubted = False
+        """The same as of the tails' directory, see there."""
 
     def prepare(self) -> None:
-        os.makedirs(self._root, 0o700, exist_ok=True)
+        self.disk.make_directory(self._root)
         # Directories that a killed process made, but did not live to sync.
-        self._disk.sync_directory(self._root)
+        self.disk.sync_directory(self._root)
 
     def path(self, digest: Digest) -> str:
         return os.path.join(
@@ -47,7 +56,7 @@ class ChunkFiles:
 
     def open(self, digest: Digest) -> Descriptor:
         """Raises :class:`FileNotFoundError`."""
-        return self._disk.open(self.path(digest))
+        return self.disk.open(self.path(digest))
 
     def publish(self, tail: str, digest: Digest, length: int, *, known: bool) -> None:
         """Name the file *tail* as the chunk *digest*; :meth:`sync` makes that durable.
@@ -62,36 +71,69 @@ class ChunkFiles:
             if os.stat(tail).st_size != length:
                 raise StorageError("a sealed tail changed before it was published")
             self._make_shard(os.path.dirname(path))
+            self._published.append(path)
             try:
-                self._disk.link_or_copy(tail, path)
+                self.disk.link_or_copy(tail, path)
             except FileExistsError:
                 self._replace(tail, path)
 
     def _make_shard(self, directory: str) -> None:
+        if not os.path.isdir(directory):
+            self.disk.make_directory(directory)
+            self._made.append(directory)
+            self._unsynced.add(self._root)
         self._unsynced.add(directory)
-        try:
-            os.mkdir(directory, 0o700)
-        except FileExistsError:
-            return
-        self._unsynced.add(self._root)
 
     def _replace(self, tail: str, path: str) -> None:
         if os.path.samefile(tail, path):
-            return  # linked for a commit that failed; rename() would leave both names
+            # Linked for a commit that failed; rename() would leave both names.
+            self.disk.unlink(path)
+            self.disk.link_or_copy(tail, path)
+            return
         temporary = path + _TEMPORARY
-        self._disk.unlink(temporary)
-        self._disk.link_or_copy(tail, temporary)
-        self._disk.replace(temporary, path)
+        self.disk.unlink(temporary)
+        self.disk.link_or_copy(tail, temporary)
+        self.disk.replace(temporary, path)
 
     def sync(self) -> None:
-        """Make every name published since the last call durable."""
+        """Make every name published since the last call durable.
+
+        Raises :class:`StorageError`; then none of them is there any more.
+        """
         with translated("syncing the chunks' directories"):
-            for directory in list(self._unsynced):
-                self._disk.sync_directory(directory)
-                self._unsynced.discard(directory)
+            try:
+                for directory in self._unsynced:
+                    self.disk.sync_directory(directory)
+            except OSError:
+                self.doubted = True
+                self._take_back()
+                raise
+            finally:
+                self._unsynced.clear()
+                self._published.clear()
+                self._made.clear()
+
+    def _take_back(self) -> None:
+        """Remove the names that were given since the last sync."""
+        for path in self._published:
+            self.disk.unlink(path)
+        for directory in self._made:
+            if not os.listdir(directory):
+                self.disk.remove_directory(directory)
 
     def remove(self, digest: Digest) -> None:
-        self._disk.unlink(self.path(digest))
+        self.remove_file(self.path(digest))
+
+    def remove_file(self, path: str) -> None:
+        """Remove what lies at *path* among the chunks."""
+        self._removed_from.add(os.path.dirname(path))
+        self.disk.unlink(path)
+
+    def sync_removals(self) -> None:
+        """Make all removals durable, which they need not be before a clean end."""
+        for directory in list(self._removed_from):
+            self.disk.sync_directory(directory)
+            self._removed_from.discard(directory)
 
     def names(self, shard: str) -> Iterator[tuple[str, Digest | None]]:
         """The paths in *shard*; the digest is None for what is no chunk."""

@@ -12,6 +12,7 @@ the files that the catalog does not speak of.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,15 +20,8 @@ from functools import partial
 
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import SHARDS, ChunkFiles
-from trioresume.store.disk_io import Disk
-from trioresume.store.ledger import release_pieces, unhold
-from trioresume.store.port import (
-    Collected,
-    ContentKey,
-    OperationState,
-    is_response_key,
-    operation_of,
-)
+from trioresume.store.folding import release_pieces, unhold, unhold_recipes
+from trioresume.store.port import Collected, ContentKey
 from trioresume.store.readers import Pins
 from trioresume.store.recipe import DIGEST_LENGTH, Digest
 from trioresume.store.tails import TailFiles
@@ -84,8 +78,9 @@ def _dismantle_recipe(
     if digest is None:
         return
     # The digests end the serialised recipe, so the last -n bytes begin at one of them.
-    count, done = connection.execute(
-        "SELECT chunk_count, dismantled FROM recipes WHERE digest = ?", (digest,)
+    count, done, joined = connection.execute(
+        "SELECT chunk_count, dismantled, joined FROM recipes WHERE digest = ?",
+        (digest,),
     ).fetchone()
     end = min(count, done + limit)
     if end > done:
@@ -94,7 +89,8 @@ def _dismantle_recipe(
             (-(count - done) * DIGEST_LENGTH, (end - done) * DIGEST_LENGTH, digest),
         ).fetchone()
         starts = range(0, len(listed), DIGEST_LENGTH)
-        unhold(connection, [Digest(listed[at : at + DIGEST_LENGTH]) for at in starts])
+        held = [Digest(listed[at : at + DIGEST_LENGTH]) for at in starts]
+        (unhold_recipes if joined else unhold)(connection, held)
     step.steps += 1 + end - done
     if end < count:
         connection.execute(
@@ -132,50 +128,49 @@ class Sweep:
         chunks: ChunkFiles,
         tails: TailFiles,
         writers: Writers,
-        disk: Disk,
+        holds_tail: Callable[[ContentKey, int], bool],
     ) -> None:
         self._catalog = catalog
         self._chunks = chunks
         self._tails = tails
         self._writers = writers
-        self._disk = disk
-        self._looks: Iterator[Callable[[], bool]] = self._walk()
+        self._holds_tail = holds_tail
+        self._looks: Iterator[Callable[[], int | None]] = self._walk()
 
     def advance(self, limit: int) -> Collected:
         """Look at up to *limit* files; at none when the walk is over."""
-        looked = removed = 0
+        looked = chunks = size = 0
         for look in self._looks:
             looked += 1
-            removed += look()
+            freed = look()
+            if freed is not None:
+                chunks += 1
+                size += freed
             if looked >= limit:
                 break
-        return Collected(chunks=removed, steps=looked)
+        return Collected(chunks=chunks, bytes=size, steps=looked)
 
-    def _walk(self) -> Iterator[Callable[[], bool]]:
+    def _walk(self) -> Iterator[Callable[[], int | None]]:
         for path, key, index in self._tails.names():
             yield partial(self._look_at_tail, path, key, index)
         for shard in SHARDS:
             for path, digest in self._chunks.names(shard):
                 yield partial(self._look_at_chunk, path, digest)
 
-    # A look returns whether it removed a chunk.
+    # A look returns how many bytes the chunk had that it removed; None if it did not.
 
-    def _look_at_tail(self, path: str, key: ContentKey, index: int) -> bool:
-        if not self._is_wanted(key, index):
-            self._writers.unless_open(key, lambda: self._disk.unlink(path))
-        return False
+    def _look_at_tail(self, path: str, key: ContentKey, index: int) -> None:
+        def remove() -> None:
+            # Once more, as there may have been a writer since.
+            if not self._holds_tail(key, index):
+                self._tails.disk.unlink(path)
 
-    def _is_wanted(self, key: ContentKey, index: int) -> bool:
-        record = self._catalog.operation(operation_of(key))
-        if record is None or record.state is OperationState.GONE:
-            return False
-        if is_response_key(key):
-            return record.state is not OperationState.DONE
-        content = self._catalog.content(key)
-        return content is not None and self._catalog.piece(key, index) is None
+        if not self._holds_tail(key, index):
+            self._writers.unless_open(key, remove)
 
-    def _look_at_chunk(self, path: str, digest: Digest | None) -> bool:
+    def _look_at_chunk(self, path: str, digest: Digest | None) -> int | None:
         if digest is not None and self._catalog.has_chunk(digest):
-            return False
-        self._disk.unlink(path)
-        return digest is not None
+            return None
+        size = os.stat(path).st_size
+        self._chunks.remove_file(path)
+        return None if digest is None else size

@@ -9,9 +9,9 @@ from pathlib import Path
 from trioresume.errors import FormatVersionUnsupported, StoreLocked
 from trioresume.store.disk_io import Descriptor, Disk
 
-__all__ = ["DataDir", "boot_id"]
+__all__ = ["FORMAT", "DataDir", "boot_id"]
 
-_FORMAT = b"trioresume data directory, format 1\n"
+FORMAT = b"trioresume data directory, format 1\n"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -46,7 +46,7 @@ class DataDir:
         except FileNotFoundError:
             pass
         else:
-            if found != _FORMAT:
+            if found != FORMAT:
                 raise FormatVersionUnsupported(f"{path} says {found[:80]!r}")
             return
         # Written aside and renamed: a crash must not leave half a version behind.
@@ -54,7 +54,7 @@ class DataDir:
         disk.unlink(temporary)
         file = disk.create(temporary)
         try:
-            disk.write_all(file, memoryview(_FORMAT))
+            disk.write_all(file, memoryview(FORMAT))
             disk.sync_data(file)
         finally:
             file.close()
@@ -71,7 +71,7 @@ def _make_durably(path: str, disk: Disk) -> None:
         parent = os.path.dirname(path)
         if parent != path:
             _make_durably(parent, disk)
-        os.mkdir(path, 0o700)
+        disk.make_directory(path)
         disk.sync_directory(parent)
 
 
@@ -84,7 +84,7 @@ def _lock(path: str) -> Descriptor:
     except OSError as exc:
         file.close()
         raise StoreLocked(
-            f"another process serves this data directory ({path})"
+            f"another process serves this data directory, or collects in it ({path})"
         ) from exc
     return file
 

@@ -48,6 +48,7 @@ from trioresume.store.chunks import ChunkFiles
 from trioresume.store.collection import Sweep, collect_rows
 from trioresume.store.data_dir import DataDir, boot_id
 from trioresume.store.disk_io import Disk, translated
+from trioresume.store.extent import Epoch, epoch_of
 from trioresume.store.ledger import Effects, Ledger
 from trioresume.store.port import (
     Collected,
@@ -55,6 +56,7 @@ from trioresume.store.port import (
     ContentKey,
     ContentReader,
     ContentWriter,
+    FileExtent,
     FileRecord,
     Mutation,
     OperationId,
@@ -62,13 +64,16 @@ from trioresume.store.port import (
     OperationState,
     RemoveFile,
     SealChunk,
+    Usage,
     check_key,
+    content_of,
     is_response_key,
     operation_of,
 )
 from trioresume.store.readers import InlineReader, Pins, PrefixReader, open_recipe
-from trioresume.store.recipe import Digest
+from trioresume.store.recipe import JoinedRecipe, cut, join
 from trioresume.store.recovery import Recovery
+from trioresume.store.rows import namespace_of
 from trioresume.store.tails import Tail, TailFiles
 from trioresume.store.writers import Writers
 
@@ -87,11 +92,13 @@ def open_store(
     *,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     durability: Durability = "disk",
+    min_free_space: int = 0,
     disk: Disk | None = None,
 ) -> DiskStore:
     """Open the store in *data_dir*, which is made if it is not there.
 
-    *chunk_size* is in bytes and holds for what is begun from now on. *disk* is for
+    *chunk_size* is in bytes and holds for what is begun from now on. Content stops where
+    *min_free_space* bytes of the disk are left, or a twentieth of it. *disk* is for
     tests: it performs the changes instead of the operating system.
 
     Raises :class:`StoreLocked`, :class:`FormatVersionUnsupported` and other
@@ -104,6 +111,7 @@ def open_store(
             data_dir,
             chunk_size=chunk_size,
             disk=disk or Disk(durable=durability == "disk"),
+            min_free_space=min_free_space,
         )
 
 
@@ -111,17 +119,30 @@ class DiskStore:
     """See :class:`trioresume.store.port.Store`, and :func:`open_store`."""
 
     def __init__(
-        self, data_dir: str | os.PathLike[str], *, chunk_size: int, disk: Disk
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        chunk_size: int,
+        disk: Disk,
+        min_free_space: int = 0,
     ) -> None:
         self._disk = disk
         self._chunk_size = chunk_size
         self._changing = threading.Lock()
         self._writers = Writers()
         self._pins = Pins()
+        self._epoch = Epoch()
         self._dir = DataDir(data_dir, disk)
         try:
             self._chunks = ChunkFiles(self._dir.join("chunks"), disk)
-            self._tails = TailFiles(self._dir.join("tails"), disk, self._distrust)
+            self._tails = TailFiles(
+                self._dir.join("tails"),
+                disk,
+                self._epoch,
+                min_free=min_free_space,
+                distrust=self._distrust,
+                distrust_all=self._distrust_all,
+            )
             self._chunks.prepare()
             self._tails.prepare()
             self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
@@ -130,7 +151,7 @@ class DiskStore:
             self._dir.close()
             raise
         try:
-            self._epoch = self._enter_epoch()
+            self._enter_epoch()
         except BaseException:
             self._catalog.close()
             self._dir.close()
@@ -145,26 +166,25 @@ class DiskStore:
             epoch=self._epoch,
         )
 
-    def _enter_epoch(self) -> int:
-        """Note that the store is in use; return the epoch. See the module's text."""
+    def _enter_epoch(self) -> None:
+        """Note that the store is in use, and the epoch. See the module's text."""
         boot = boot_id()
-        epoch = int(self._catalog.store_value("epoch") or 0)
-        same = boot is not None and boot == self._catalog.store_value("boot")
-        if not same and (boot is not None or self._disk.durable):
-            epoch += 1
+        epoch = epoch_of(self._catalog, boot, durable=self._disk.durable)
         self._sweep: Sweep | None = None
-        if self._catalog.store_value("clean") != "yes":
+        unsynced = self._catalog.store_value("durability") == "process"
+        rebooted = epoch != int(self._catalog.store_value("epoch") or 0)
+        if self._catalog.store_value("clean") != "yes" or (unsynced and rebooted):
             self._sweep_is_due()
-        if self._catalog.store_value("durability") == "process":
+        if unsynced:
             # What that process left in the page cache must not count as durable now.
-            self._disk.sync_everything()
+            self._disk.sync_everything(self._dir.path)
         self._note(
             epoch=str(epoch),
             boot=boot or "",
             clean="no",
             durability="disk" if self._disk.durable else "process",
         )
-        return epoch
+        self._epoch.begin(epoch)
 
     def _note(self, **values: str) -> None:
         with self._catalog.transaction() as connection:
@@ -172,8 +192,15 @@ class DiskStore:
 
     def _sweep_is_due(self) -> None:
         self._sweep = Sweep(
-            self._catalog, self._chunks, self._tails, self._writers, self._disk
+            self._catalog,
+            self._chunks,
+            self._tails,
+            self._writers,
+            self._holds_tail,
         )
+
+    def _holds_tail(self, key: ContentKey, index: int) -> bool:
+        return self._recovery.holds_tail(key, index)
 
     @property
     def blocking(self) -> bool:
@@ -187,14 +214,27 @@ class DiskStore:
         self._writers.close()
         with self._changing:
             try:
-                if self._sweep is None:
-                    self._note(clean="yes")
+                self._note_end()
             except StorageError:
                 pass  # a full disk must not spoil the end; the next start sweeps
             finally:
                 self._sweep = None
                 self._catalog.close()
                 self._dir.close()
+
+    def _note_end(self) -> None:
+        clean = not (self._sweep or self._tails.doubted or self._chunks.doubted)
+        try:
+            if clean:
+                # A removal that a power loss undoes would not be found again.
+                self._chunks.sync_removals()
+                self._tails.sync_names()
+        except OSError:
+            clean = False
+        with self._catalog.transaction() as connection:
+            self._epoch.note(connection)
+            if clean:
+                connection.execute("REPLACE INTO store VALUES ('clean', 'yes')")
 
     # Changing.
 
@@ -205,8 +245,12 @@ class DiskStore:
         with self._changing:
             try:
                 with self._catalog.transaction() as connection:
+                    self._epoch.note(connection)
                     ledger = Ledger(
-                        connection, self, chunk_size=self._chunk_size, epoch=self._epoch
+                        connection,
+                        self,
+                        chunk_size=self._chunk_size,
+                        epoch=self._epoch.number,
                     )
                     results = [
                         ledger.submit(submission, effects) for submission in batch
@@ -252,6 +296,9 @@ class DiskStore:
             tail.broken = True
         self._recovery.distrust(key)
 
+    def _distrust_all(self) -> None:
+        self._recovery.suspect(self._writers.break_all())
+
     def collect(self, limit: int) -> Collected:
         with self._changing:
             try:
@@ -263,12 +310,17 @@ class DiskStore:
                 for digest in step.chunks:
                     self._chunks.remove(digest)
             collected = step.result()
-            if collected == Collected() and self._sweep is not None:
+            sweep = self._sweep
+            if collected == Collected() and sweep is not None:
                 with translated("sweeping"):
-                    collected = self._sweep.advance(min(limit, _SWEEP_SLICE))
-                if collected == Collected():
+                    collected = sweep.advance(min(limit, _SWEEP_SLICE))
+                if collected == Collected() and self._sweep is sweep:
                     self._sweep = None
         return collected
+
+    def sweep(self) -> None:
+        with self._changing:
+            self._sweep_is_due()
 
     # Reading.
 
@@ -295,6 +347,12 @@ class DiskStore:
     def meta(self, name: str) -> str | None:
         return self._catalog.meta(name)
 
+    def usage(self, principal: str | None) -> Usage:
+        return self._catalog.usage(namespace_of(principal))
+
+    def total_usage(self) -> Usage:
+        return self._catalog.usage("*")
+
     # Content.
 
     def new_writer(self, key: ContentKey) -> ContentWriter:
@@ -320,9 +378,30 @@ class DiskStore:
             return record.content.length
         return self._recovery.offset(key)
 
-    def chunk_digests(self, key: ContentKey) -> list[Digest]:
-        row = self._catalog.content(key)
-        return [] if row is None else self._catalog.prefix_digests(row)
+    def sealed_content(
+        self, key: ContentKey, seals: Sequence[SealChunk] = ()
+    ) -> Content:
+        listed = self._catalog.listed(key)
+        if listed is None:
+            return content_of(self._chunk_size, seals)
+        row, parts, chunks = listed
+        following = [seal for seal in seals if seal.index >= row.prefix]
+        length = row.prefix_bytes + sum(seal.length for seal in following)
+        rest = length - row.folded * row.chunk_size
+        chunks += [seal.digest for seal in following]
+        if chunks or not parts:
+            parts += [recipe.digest for recipe in cut(row.chunk_size, rest, chunks)]
+        joined = join(row.chunk_size, length, parts)
+        return Content(length, None, parts[0] if joined is None else joined.digest)
+
+    def parts_of(self, content: Content) -> tuple[Content, ...]:
+        recipe = (
+            None if content.digest is None else self._catalog.recipe(content.digest)
+        )
+        if not isinstance(recipe, JoinedRecipe):
+            return (content,)
+        parts = zip(recipe.parts, recipe.lengths, strict=True)
+        return tuple(Content(length, None, digest) for digest, length in parts)
 
     def open_reader(self, content: Content) -> ContentReader:
         if content.digest is not None:
@@ -356,7 +435,13 @@ class _Head:
     length: int
 
     def read(self, offset: int, size: int) -> bytes:
-        return self.reader.read(offset, max(0, min(size, self.length - offset)))
+        return self.reader.read(offset, self._within(offset, size))
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        return self.reader.extent(offset, self._within(offset, size))
+
+    def _within(self, offset: int, size: int) -> int:
+        return max(0, min(size, self.length - offset))
 
     def close(self) -> None:
         self.reader.close()

@@ -11,12 +11,17 @@ Durability
   name is durable only when its directory was synced as well.
 * macOS' ``fsync`` leaves the data in the drive's cache; ``F_FULLFSYNC`` does not.
 * Windows has no way to sync a directory; its file systems journal the names.
+* Large writes from memory that lies as the file does, modulo :data:`PAGE_SIZE`, bypass
+  the page cache (``O_DIRECT``): the disk reads them where they are, nothing has to be
+  copied, found room for and written back later, and the files that others work with stay
+  in memory. It does not make them durable. What cannot be written so goes the usual way.
 * After a failed sync, trying again proves nothing: Linux reports a write error
   once and then calls the pages clean. The data is suspect from then on.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -29,7 +34,19 @@ from trioresume.errors import StorageError, StorageFull
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Descriptor", "Disk", "storage_error", "translated"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["PAGE_SIZE", "Descriptor", "Disk", "storage_error", "translated"]
+
+PAGE_SIZE = 4096
+"""What direct writes begin and end on; at least a disk's block."""
+
+_LEAST_DIRECT = 64 * 1024
+"""Bytes from which on a direct write pays for its two system calls more."""
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
+_NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 # EFBIG: a file size limit of the process or the file system; for whoever uploads
 # it is the same as a full disk.
@@ -70,16 +87,27 @@ def translated(what: str) -> Iterator[None]:
 class Descriptor:
     """A file descriptor that is closed once, at the latest when it is forgotten."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_past_cache")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._past_cache = False
 
     def fileno(self) -> int:
         return self._fd
 
     def duplicate(self) -> Descriptor:
         return Descriptor(os.dup(self._fd))
+
+    def bypass_cache(self, on: bool) -> None:
+        """Whether what is written from now on bypasses the page cache.
+
+        Raises :class:`OSError` if the file system does not know that. It concerns the
+        duplicates as well, which nobody writes to.
+        """
+        if on is not self._past_cache:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, _DIRECT if on else 0)
+            self._past_cache = on
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -93,10 +121,15 @@ class Disk:
     """Performs the changes; *durable* says whether syncs are really done."""
 
     write: Callable[[int, memoryview], int] = staticmethod(os.write)
-    """``os.write``: the one call of the hot path, without a frame of its own."""
+    """``os.write``: whatever is written goes through this call."""
+
+    read: Callable[[int, int], bytes] = staticmethod(os.read)
+    """``os.read``: here, with the changes, because a disk can fail at it, too."""
 
     def __init__(self, *, durable: bool) -> None:
         self.durable = durable
+        self.direct = bool(_DIRECT)
+        """Whether large writes may bypass the page cache; false once one could not."""
         self.synchronous = "FULL" if durable else "NORMAL"
         """SQLite's setting. With NORMAL a commit is not synced, but is written: it
         survives the process, not the power."""
@@ -112,6 +145,30 @@ class Disk:
         return Descriptor(
             os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS)
         )
+
+    def forget_cached(self, file: Descriptor) -> None:
+        """Have the next read of *file* come from the disk, where the system can do that.
+
+        Only pages that are written back already are dropped; the call cannot fail in a
+        way that matters.
+        """
+        if hasattr(os, "posix_fadvise"):
+            try:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            except OSError:
+                pass  # it is advice
+
+    def make_directory(self, path: str) -> None:
+        """Make the directory *path*, if it is not there, for this user only."""
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+
+    def remove_directory(self, path: str) -> None:
+        """Remove the directory *path*, which must be empty."""
+        os.rmdir(path)
 
     def truncate(self, file: Descriptor, length: int) -> None:
         os.ftruncate(file.fileno(), length)
@@ -143,12 +200,33 @@ class Disk:
         original = self.open(source)
         duplicate = self.create(target)
         try:
-            while data := os.read(original.fileno(), _COPY_SIZE):
+            while data := self.read(original.fileno(), _COPY_SIZE):
                 self.write_all(duplicate, memoryview(data))
             self.sync_data(duplicate)
         finally:
             original.close()
             duplicate.close()
+
+    def write_some(self, file: Descriptor, view: memoryview, position: int) -> int:
+        """Write from *view* at *position*, which is the file's; how much was written.
+
+        That may be less than all, to get the rest onto whole pages.
+        """
+        fd = file.fileno()
+        if self.direct and len(view) >= _LEAST_DIRECT and _lies_as(view, position):
+            before = -position % PAGE_SIZE
+            if not before:
+                try:
+                    file.bypass_cache(True)
+                    return self.write(fd, view[: len(view) // PAGE_SIZE * PAGE_SIZE])
+                except OSError as exc:
+                    if exc.errno not in _NO_DIRECT:
+                        raise
+                    self.direct = False  # the file system cannot, or not like this
+            else:
+                view = view[:before]
+        file.bypass_cache(False)
+        return self.write(fd, view)
 
     def write_all(self, file: Descriptor, view: memoryview) -> None:
         while view:
@@ -168,17 +246,44 @@ class Disk:
             finally:
                 os.close(fd)
 
-    def sync_everything(self) -> None:
-        """Make all that was ever written durable, where the system can do that."""
+    def sync_everything(self, path: str) -> None:
+        """Make all that was ever written durable, where the system can do that.
+
+        Raises :class:`OSError` if some of it was lost in the file system of *path*, where
+        the system tells: ``sync`` itself says nothing.
+        """
         if self.durable and hasattr(os, "sync"):
             os.sync()
+            _check_file_system(path)
 
     def commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
 
 
+def _lies_as(view: memoryview, position: int) -> bool:
+    """Whether *view* begins where *position* does, modulo pages."""
+    try:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+    except TypeError:
+        return False  # memory that must not be written has no address here
+    return (address - position) % PAGE_SIZE == 0
+
+
+def _check_file_system(path: str) -> None:
+    """Raise what could not be written back since nobody was told of it (Linux 5.8)."""
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    try:
+        if library.syncfs(fd):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)
+
+
 if sys.platform == "darwin":
-    import fcntl
 
     def _sync(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)

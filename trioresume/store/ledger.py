@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from trioresume.errors import CallerError, StorageConflict
-from trioresume.store.catalog import ContentRow
+from trioresume.store.extent import NO_EPOCH
+from trioresume.store.folding import ContentRow, detach, fold, freeze, keep_recipe
 from trioresume.store.port import (
     Content,
     ContentKey,
@@ -25,6 +26,9 @@ from trioresume.store.port import (
     FileRecord,
     ForgetOperation,
     FreezeContent,
+    HoldBack,
+    JoinContents,
+    LetCount,
     Mutation,
     OperationId,
     OperationState,
@@ -37,6 +41,7 @@ from trioresume.store.port import (
     SetFileExpiry,
     SetLength,
     SetMeta,
+    SetReserved,
     SetState,
     check_key,
     is_response_key,
@@ -44,7 +49,7 @@ from trioresume.store.port import (
     request_key,
     response_key,
 )
-from trioresume.store.recipe import Digest, Recipe
+from trioresume.store.recipe import JoinedRecipe
 from trioresume.store.rows import (
     OPERATION_COLUMNS,
     content_columns,
@@ -55,17 +60,11 @@ from trioresume.store.rows import (
 )
 
 __all__ = [
-    "AT_ONCE",
     "Dropped",
     "Effects",
     "Ledger",
     "Publisher",
-    "release_pieces",
-    "unhold",
 ]
-
-AT_ONCE = 64
-"""Pieces released in the mutation itself; more are left to collection."""
 
 _ENDED = (OperationState.GONE, OperationState.DONE)
 
@@ -150,16 +149,30 @@ class Ledger:
                     "UPDATE contents SET durable_offset = max(durable_offset, ?) WHERE key = ?",
                     (offset, None if is_response_key(key) else key),
                 )
+            case HoldBack(key, offset):
+                self._execute(
+                    "UPDATE contents SET durable_offset = max(durable_offset, ?),"
+                    " epoch = ? WHERE key = ?",
+                    (offset, NO_EPOCH, key),
+                )
+            case LetCount(key):
+                self._execute(
+                    "UPDATE contents SET epoch = ? WHERE key = ?", (self._epoch, key)
+                )
             case CreateOperation():
                 self._create(mutation)
             case SetLength(id, length):
                 self._set(id, "length", length)
+            case SetReserved(id, reserved):
+                self._set(id, "reserved", reserved)
             case SetExpiry(id, expires_at):
                 self._set(id, "expires_at", expires_at)
             case SetState(id, state):
                 self._set(id, "state", state)
-            case FreezeContent(key, recipe):
-                self._freeze(key, recipe)
+            case FreezeContent(key, content):
+                self._freeze(key, content)
+            case JoinContents():
+                self._join(mutation)
             case RecordResponse():
                 self._record_response(mutation)
             case EndOperation(id, expires_at):
@@ -203,9 +216,13 @@ class Ledger:
         if content is None:
             return  # ended or frozen meanwhile: only the tail is left to remove
         at = (content.cid, seal.index)
-        if self._execute(
-            "SELECT 1 FROM pieces WHERE cid = ? AND idx = ?", at
-        ).fetchone():
+        # The prefix ends where the first chunk is missing: most are sealed in order.
+        if seal.index < content.prefix or (
+            seal.index > content.prefix
+            and self._execute(
+                "SELECT 1 FROM pieces WHERE cid = ? AND idx = ?", at
+            ).fetchone()
+        ):
             return
         if not self._publisher.is_ready(seal):
             raise StorageConflict(
@@ -223,7 +240,7 @@ class Ledger:
             "INSERT INTO pieces VALUES (?, ?, ?, ?)", (*at, seal.digest, seal.length)
         )
         if seal.index == content.prefix:
-            self._advance(content)
+            self._advance(content, seal.length)
 
     def _may_respond(self, key: ContentKey) -> bool:
         """Whether *key* is a response's, whose content the first seal begins."""
@@ -232,9 +249,9 @@ class Ledger:
         state = self._state(operation_of(key))
         return state is not None and state not in _ENDED
 
-    def _advance(self, content: ContentRow) -> None:
-        """Count the sealed chunks from the prefix on, up to the first gap."""
-        prefix, prefix_bytes = content.prefix, content.prefix_bytes
+    def _advance(self, content: ContentRow, length: int) -> None:
+        """Count the chunk of *length* bytes that the prefix lacked, up to the next gap."""
+        prefix, prefix_bytes = content.prefix + 1, content.prefix_bytes + length
         while row := self._execute(
             "SELECT length FROM pieces WHERE cid = ? AND idx = ?", (content.cid, prefix)
         ).fetchone():
@@ -244,61 +261,54 @@ class Ledger:
             "UPDATE contents SET prefix = ?, prefix_bytes = ? WHERE cid = ?",
             (prefix, prefix_bytes, content.cid),
         )
+        fold(
+            self._connection,
+            replace(content, prefix=prefix, prefix_bytes=prefix_bytes),
+        )
 
-    def _freeze(self, key: ContentKey, recipe: Recipe) -> None:
-        content = self._content(key)
-        if content is None and recipe.length == 0 and self._may_respond(key):
+    def _freeze(self, key: ContentKey, content: Content) -> None:
+        row = self._content(key)
+        if row is None and content.length == 0 and self._may_respond(key):
             self._begin_content(
                 key
             )  # a response without a byte has no seal to begin it
-            content = self._content(key)
-        if content is None:
+            row = self._content(key)
+        if row is None:
             return  # ended meanwhile
-        self._check_recipe(content, recipe)
-        known = self._execute(
-            "SELECT dismantled FROM recipes WHERE digest = ?", (recipe.digest,)
-        ).fetchone()
-        if known is None:
-            self._execute(
-                "INSERT INTO recipes (digest, length, chunk_count, refs, body)"
-                " VALUES (?, ?, ?, 0, ?)",
-                (recipe.digest, recipe.length, recipe.chunk_count, recipe.serialised),
-            )
-        else:
-            self._execute(
-                "UPDATE recipes SET dismantled = 0 WHERE digest = ?", (recipe.digest,)
-            )
-        # What the recipe lacked of its holds, the pieces hand over; see schema.
-        self._detach(content, recipe.chunk_count if known is None else known[0])
+        digest = freeze(self._connection, row)
+        if content != Content(row.prefix_bytes, None, digest):
+            raise StorageConflict("the content is not what was sealed")
         self._effects.frozen.append(key)
         if not is_response_key(key):
-            frozen = Content(recipe.length, None, recipe.digest)
-            self._hold(frozen)
-            self._execute(
-                "UPDATE operations SET content_length = ?, content_inline = ?,"
-                " content_digest = ? WHERE id = ?",
-                (*content_columns(frozen), operation_of(key)),
-            )
+            self._set_content(operation_of(key), content)
 
-    def _check_recipe(self, content: ContentRow, recipe: Recipe) -> None:
-        rows = self._execute(
-            "SELECT digest FROM pieces WHERE cid = ? AND idx < ? ORDER BY idx",
-            (content.cid, content.prefix),
-        )
-        if (
-            (recipe.length, recipe.chunk_size) != (content.prefix_bytes, content.chunk_size)
-            or recipe.chunks != b"".join(digest for (digest,) in rows)
-        ):  # fmt: skip
-            raise StorageConflict(
-                "the recipe does not list the chunks that were sealed"
-            )
-
-    def _detach(self, content: ContentRow, moved_below: int) -> None:
+    def _set_content(self, id: OperationId, content: Content) -> None:
+        self._hold(content)
         self._execute(
-            "UPDATE contents SET key = NULL, moved_below = ? WHERE cid = ?",
-            (moved_below, content.cid),
+            "UPDATE operations SET content_length = ?, content_inline = ?,"
+            " content_digest = ? WHERE id = ?",
+            (*content_columns(content), id),
         )
-        release_pieces(self._connection, content.cid, moved_below, AT_ONCE)
+
+    def _join(self, join: JoinContents) -> None:
+        key = request_key(join.operation)
+        if self._content(key) is None:
+            return  # ended or frozen meanwhile
+        self.drop(key)
+        if join.recipe is not None:
+            self._keep_joined(join.recipe)
+        self._set_content(join.operation, join.content)
+
+    def _keep_joined(self, recipe: JoinedRecipe) -> None:
+        lacking = keep_recipe(self._connection, recipe)
+        for digest in recipe.parts[:lacking]:
+            held = self._execute(
+                "UPDATE recipes SET refs = refs + 1"
+                " WHERE digest = ? AND dismantled = 0 AND joined = 0",
+                (digest,),
+            )
+            if not held.rowcount:
+                raise StorageConflict("a part was released meanwhile, or is joined")
 
     def drop(self, key: ContentKey) -> None:
         """Release what is under construction under *key*."""
@@ -309,8 +319,9 @@ class Ledger:
         (last,) = self._execute(
             "SELECT ifnull(max(idx), -1) FROM pieces WHERE cid = ?", (content.cid,)
         ).fetchone()
+        last = max(last, content.prefix - 1)  # folded pieces are not among them
         self._effects.dropped.append(Dropped(key, content.prefix, last))
-        self._detach(content, 0)
+        detach(self._connection, content.cid, 0)
 
     # Finished content.
 
@@ -356,7 +367,7 @@ class Ledger:
         if record.response is not None:
             self._hold(record.response.body)
         self._execute(
-            f"INSERT INTO operations ({OPERATION_COLUMNS}) VALUES ({', '.join('?' * 17)})",
+            f"INSERT INTO operations ({OPERATION_COLUMNS}) VALUES ({', '.join('?' * 19)})",
             (
                 record.id,
                 record.state,
@@ -370,6 +381,8 @@ class Ledger:
                 record.length,
                 *content_columns(record.content),
                 *response_columns(record.response),
+                record.explicit_completion,
+                record.reserved,
             ),
         )
 
@@ -489,31 +502,3 @@ def _expect(current: Content | None, expected: Content | str | None) -> None:
         )
     if current != expected:
         raise StorageConflict("the file is not the one expected")
-
-
-def unhold(connection: sqlite3.Connection, digests: list[Digest]) -> None:
-    """One hold less on each chunk, as often as it is listed."""
-    connection.executemany(
-        "UPDATE chunks SET refs = refs - 1 WHERE digest = ?",
-        [(digest,) for digest in digests],
-    )
-
-
-def release_pieces(
-    connection: sqlite3.Connection, cid: int, moved_below: int, limit: int
-) -> int:
-    """Clear at most *limit* pieces of a detached content, and its row after the last."""
-    rows = connection.execute(
-        "SELECT idx, digest FROM pieces WHERE cid = ? ORDER BY idx LIMIT ?",
-        (cid, limit),
-    ).fetchall()
-    unhold(
-        connection, [Digest(digest) for index, digest in rows if index >= moved_below]
-    )
-    if rows:
-        connection.execute(
-            "DELETE FROM pieces WHERE cid = ? AND idx <= ?", (cid, rows[-1][0])
-        )
-    if len(rows) < limit:
-        connection.execute("DELETE FROM contents WHERE cid = ?", (cid,))
-    return len(rows)

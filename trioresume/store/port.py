@@ -5,9 +5,10 @@ Rules
 
 1. **Synchronous.** Nothing here awaits. Where an implementation may block on a
    disk, ``blocking`` is true and the server makes the call in a worker thread.
-   The exceptions are :meth:`Store.new_writer`, which touches nothing, and
-   :meth:`ContentWriter.append`, which writes to the page cache and must not sync:
-   the server calls both on its event loop.
+   The exceptions are :meth:`Store.new_writer`, which touches nothing,
+   :meth:`Store.usage`, which looks up a row, and :meth:`ContentWriter.append`,
+   which writes to the page cache and must not sync: the server calls them on its
+   event loop.
 2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
    performs a batch of them: each *submission* (a sequence of mutations) happens
    whole or not at all, submissions take effect in order, and when ``apply``
@@ -35,7 +36,7 @@ tail holds ``chunk_size`` bytes it becomes a *chunk*, named by its digest::
 
     append → Seal ──run (thread: sync the tail)──► SealChunk ──apply──► chunk published
     flush  → Flush ─run (thread: sync the tail)──► RecordOffset ─apply─► offset durable
-    finish → Seal for the last, shorter chunk, then FreezeContent with the recipe
+    finish → Seal for the last, shorter chunk, then FreezeContent with what that makes
 
 A chunk is published (linked under its name, its directory synced) inside
 ``apply``, which is serialised with :meth:`Store.collect`: this is why collection
@@ -54,7 +55,7 @@ from typing import NewType, Protocol
 from trioresume.errors import CallerError, StorageConflict
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.store.recipe import Digest, Recipe
+from trioresume.store.recipe import Digest, JoinedRecipe, cut, join
 
 __all__ = [
     "Collected",
@@ -64,10 +65,14 @@ __all__ = [
     "ContentWriter",
     "CreateOperation",
     "EndOperation",
+    "FileExtent",
     "FileRecord",
     "Flush",
     "ForgetOperation",
     "FreezeContent",
+    "HoldBack",
+    "JoinContents",
+    "LetCount",
     "Mutation",
     "OperationId",
     "OperationRecord",
@@ -82,10 +87,13 @@ __all__ = [
     "SetFileExpiry",
     "SetLength",
     "SetMeta",
+    "SetReserved",
     "SetState",
     "Store",
     "StoredResponse",
+    "Usage",
     "check_key",
+    "content_of",
     "is_response_key",
     "operation_of",
     "request_key",
@@ -160,9 +168,13 @@ class OperationRecord:
     principal: str | None = None
     state: OperationState = OperationState.RECEIVING
     keep_incomplete: bool = True
+    explicit_completion: bool = False
+    """Whether the content is complete only when a client says so, whatever its length."""
     length: int | None = None
     durable_offset: int = 0
     """Every byte below it was made durable and recorded so; never falls."""
+    reserved: int = 0
+    """Bytes that count for its principal while it is receiving, whatever arrived (G7)."""
     content: Content | None = None
     response: StoredResponse | None = None
 
@@ -178,6 +190,17 @@ class FileRecord:
     """Representation metadata kept from the upload, such as ``content-type``."""
     modified_at: float
     expires_at: float | None = None
+
+
+def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
+    """What content is that has these chunks and no others.
+
+    Raises :class:`ValueError` if one but the last is short.
+    """
+    length = sum(seal.length for seal in seals)
+    recipes = cut(chunk_size, length, [seal.digest for seal in seals])
+    joined = join(chunk_size, length, [recipe.digest for recipe in recipes])
+    return Content(length, None, recipes[0].digest if joined is None else joined.digest)
 
 
 # Mutations.
@@ -212,9 +235,40 @@ class RecordOffset:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldBack:
+    """What request content *key* has from *offset* on does not count after a crash.
+
+    So it is until :class:`LetCount`: what is appended in between is there as a whole or,
+    if the writer was lost or given up, not at all. Every byte below *offset* must be
+    durable; the seals of what follows are applied together with :class:`LetCount`.
+    """
+
+    key: ContentKey
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetCount:
+    """The end of :class:`HoldBack`: all of *key* counts from now on.
+
+    With ``durability="disk"`` its offset is recorded in the same submission.
+    """
+
+    key: ContentKey
+
+
+@dataclass(frozen=True, slots=True)
 class SetLength:
     operation: OperationId
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetReserved:
+    """The upload counts as *bytes* for its principal, until it is no longer receiving."""
+
+    operation: OperationId
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +281,49 @@ class SetExpiry:
 class FreezeContent:
     """The content of *key* is whole: keep its recipe, drop its working state.
 
-    For a request key the operation's ``content`` becomes the recipe. For a
-    response key the recipe is only held until :class:`RecordResponse` in the
-    same submission names it. The recipe's chunks must be those whose seals were
-    applied, in this submission or before; otherwise it is a conflict.
+    For a request key the operation's ``content`` becomes *content*. For a
+    response key it is only kept until :class:`RecordResponse` in the same submission
+    names it. *content* must be what :meth:`Store.sealed_content` says of the chunks
+    whose seals were applied, in this submission or before; otherwise it is a conflict.
     """
 
     key: ContentKey
-    recipe: Recipe
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class JoinContents:
+    """The operation's content is that of *parts*, one after the other (D7).
+
+    Nothing is copied and no chunk is counted: the cost is the number of parts. What
+    was under construction is dropped. It is a conflict if a part was released
+    meanwhile, or if one of several parts is joined itself: :meth:`Store.parts_of` tells
+    of what. Parts may repeat. Raises :class:`CallerError` for inline parts and for none.
+    """
+
+    operation: OperationId
+    parts: tuple[Content, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(part.digest is None for part in self.parts):
+            raise CallerError("contents are joined from one or more frozen ones")
+
+    @property
+    def recipe(self) -> JoinedRecipe | None:
+        """What names the parts; None when a single one of them has all the bytes."""
+        named = [(part.digest, part.length) for part in self.parts if part.length]
+        digests = tuple(digest for digest, _ in named if digest is not None)
+        if len(digests) < 2:
+            return None
+        return JoinedRecipe(digests, tuple(length for _, length in named))
+
+    @property
+    def content(self) -> Content:
+        """What the operation's content becomes."""
+        recipe = self.recipe
+        if recipe is None:
+            return next((part for part in self.parts if part.length), self.parts[0])
+        return Content(recipe.length, None, recipe.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +411,13 @@ Mutation = (
     CreateOperation
     | SealChunk
     | RecordOffset
+    | HoldBack
+    | LetCount
     | SetLength
+    | SetReserved
     | SetExpiry
     | FreezeContent
+    | JoinContents
     | SetState
     | RecordResponse
     | EndOperation
@@ -334,6 +427,17 @@ Mutation = (
     | SetFileExpiry
     | SetMeta
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a principal takes, or all of them together (G7)."""
+
+    bytes: int = 0
+    """4096 for each operation but tombstones and for each file; what uploads reserve;
+    the length of each distinct finished content that is kept."""
+    open_uploads: int = 0
+    """Operations that are receiving."""
 
 
 class Seal(Protocol):
@@ -400,15 +504,24 @@ class ContentWriter(Protocol):
     def finish(self) -> list[Seal]:
         """The content ends here: seal what the tail holds. No append may follow.
 
-        After :meth:`Store.chunk_digests`, the seals that were not returned before
-        come in the order of their chunks without a gap.
-        Apply the seals in one submission with :class:`FreezeContent`, or before it.
+        The seals that were not returned before come in the order of their chunks,
+        without a gap after those that were. Apply them in one submission with
+        :class:`FreezeContent`, or before it.
         """
         ...
 
     def close(self) -> None:
         """Release what the writer holds; bytes stay. Idempotent."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileExtent:
+    """Bytes that lie in an open file: *length* of them, from *offset* on. At least one."""
+
+    descriptor: int
+    offset: int
+    length: int
 
 
 class ContentReader(Protocol):
@@ -422,6 +535,17 @@ class ContentReader(Protocol):
 
         Raises :class:`ChunkCorrupt` when a chunk is missing or cannot be read, and
         :class:`ContentLost` when content under construction ended meanwhile.
+        """
+        ...
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        """Where up to *size* bytes at *offset* lie, for who need not see them.
+
+        None when they lie in no file, or in one that may still change: then they have
+        to be read. An extent ends where ``read`` would. Its descriptor is the reader's,
+        and good until the next call of ``read``, ``extent`` or ``close``; the file does
+        not change even after that, so that the system may send it later. Raises as
+        ``read`` does, also when the file is too short.
         """
         ...
 
@@ -486,6 +610,20 @@ class Store(Protocol):
 
     def meta(self, name: str) -> str | None: ...
 
+    def usage(self, principal: str | None) -> Usage:
+        """What *principal* takes, as committed: looked up, never summed up.
+
+        The server calls it on its event loop: it may not wait for other calls.
+        """
+        ...
+
+    def total_usage(self) -> Usage:
+        """As :meth:`usage`, of all principals together.
+
+        A byte counts for each principal who keeps it, though it is stored once.
+        """
+        ...
+
     def new_writer(self, key: ContentKey) -> ContentWriter:
         """A writer for a request key that was just made up: nothing can be there yet.
 
@@ -515,8 +653,19 @@ class Store(Protocol):
         """
         ...
 
-    def chunk_digests(self, key: ContentKey) -> list[Digest]:
-        """The digests of the chunks of *key* whose seals were applied, in order."""
+    def sealed_content(
+        self, key: ContentKey, seals: Sequence[SealChunk] = ()
+    ) -> Content:
+        """What the content of *key* is, as far as its seals were applied without a gap.
+
+        With *seals*, which go on from there, as it is when they are applied as well.
+        The cost does not depend on how much there is, but for a look at 34 bytes for
+        each :data:`~trioresume.store.recipe.PART_CHUNKS` chunks.
+        """
+        ...
+
+    def parts_of(self, content: Content) -> tuple[Content, ...]:
+        """The contents that finished *content* is joined from; itself if it is not."""
         ...
 
     def open_reader(self, content: Content) -> ContentReader:
@@ -532,6 +681,14 @@ class Store(Protocol):
 
     def collect(self, limit: int) -> Collected:
         """Release at most *limit* rows of what nothing refers to any more."""
+        ...
+
+    def sweep(self) -> None:
+        """Have the calls of :meth:`collect` that follow look at every file, once.
+
+        For those that nothing speaks of, which a crash can leave. A store looks by
+        itself when it knows of a reason to; this is for a keeper who wants to be sure.
+        """
         ...
 
     def close(self) -> None: ...

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 
 from trioresume.errors import ChunkCorrupt, ContentLost
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
-from trioresume.store.disk_io import Descriptor, translated
-from trioresume.store.port import Content, ContentKey, operation_of
-from trioresume.store.recipe import Digest, Recipe
+from trioresume.store.disk_io import Descriptor, Disk
+from trioresume.store.port import Content, ContentKey, FileExtent, operation_of
+from trioresume.store.recipe import Digest, JoinedRecipe, Recipe
 from trioresume.store.tails import TailFiles
 
 __all__ = ["InlineReader", "Pins", "PrefixReader", "RecipeReader", "open_recipe"]
@@ -76,84 +77,201 @@ class InlineReader:
     def read(self, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]
 
+    def extent(self, offset: int, size: int) -> None:
+        """It lies in no file."""
+
     def close(self) -> None:
         pass  # nothing is held
 
 
-class _OneFile:
-    """The file of the chunk that was read last, kept open for the next read."""
+class _ChunksReader(ABC):
+    """Content in chunks of one size; the file of the chunk used last is kept open."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int, chunk_size: int, disk: Disk) -> None:
+        self.length = length
+        self._chunk_size = chunk_size
+        self._disk = disk
         self._index = -1
         self._file: Descriptor | None = None
         self._position = 0
 
-    def read(
-        self, index: int, open_: Callable[[int], Descriptor], at: int, size: int
-    ) -> bytes:
-        """Up to *size* bytes at *at* of chunk *index*; fewer only at the file's end."""
+    @abstractmethod
+    def _open(self, index: int) -> Descriptor:
+        """The file of that chunk. Raises :class:`ChunkCorrupt`, :class:`ContentLost`."""
+
+    @abstractmethod
+    def _name(self, index: int) -> str:
+        """What that chunk is called, for whoever has to look after it."""
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the file that is open changes no more."""
+        return True
+
+    def read(self, offset: int, size: int) -> bytes:
+        index, at, size = self._locate(offset, size)
+        if size <= 0:
+            return b""
+        try:
+            data = self._read(self._descriptor(index), at, size)
+        except OSError as exc:
+            raise self._unreadable(index, exc) from exc
+        if len(data) != size:
+            raise self._too_short(index)
+        return data
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        index, at, size = self._locate(offset, size)
+        if size <= 0:
+            return None
+        try:
+            descriptor = self._descriptor(index)
+            end = os.fstat(descriptor).st_size
+        except OSError as exc:
+            raise self._unreadable(index, exc) from exc
+        if end < at + size:
+            raise self._too_short(index)
+        return FileExtent(descriptor, at, size) if self._is_settled else None
+
+    def _locate(self, offset: int, size: int) -> tuple[int, int, int]:
+        """The chunk of *offset*, where in it that is, and how much of *size* it has."""
+        index, at = divmod(offset, self._chunk_size)
+        return index, at, min(size, self._chunk_size - at, self.length - offset)
+
+    def _descriptor(self, index: int) -> int:
         if self._file is None or self._index != index:
-            self.close()
-            self._file = open_(index)
+            self._close_file()
+            self._file = self._open(index)
             self._index = index
             self._position = 0
-        fd = self._file.fileno()
+        return self._file.fileno()
+
+    def _read(self, descriptor: int, at: int, size: int) -> bytes:
+        """Up to *size* bytes at *at*; fewer only at the file's end."""
         # A seek only where needed: os.pread does not exist everywhere.
         if self._position != at:
-            os.lseek(fd, at, os.SEEK_SET)
+            os.lseek(descriptor, at, os.SEEK_SET)
         self._position = at
-        data = os.read(fd, size)
+        data = self._disk.read(descriptor, size)
         self._position += len(data)
         if len(data) == size or not data:
             return data
-        return data + self.read(index, open_, at + len(data), size - len(data))
+        return data + self._read(descriptor, at + len(data), size - len(data))
 
-    def close(self) -> None:
+    def _unreadable(self, index: int, exc: OSError) -> ChunkCorrupt:
+        return ChunkCorrupt(
+            f"{self._name(index)} cannot be read: {exc.strerror or exc}"
+        )
+
+    def _too_short(self, index: int) -> ChunkCorrupt:
+        return ChunkCorrupt(f"{self._name(index)} is too short")
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
+    def close(self) -> None:
+        self._close_file()
 
-class RecipeReader:
+
+class RecipeReader(_ChunksReader):
     """The bytes of a recipe; ``on_close`` lets its pin go."""
 
     def __init__(
         self, recipe: Recipe, chunks: ChunkFiles, on_close: Callable[[], None]
     ) -> None:
-        self.length = recipe.length
+        super().__init__(recipe.length, recipe.chunk_size, chunks.disk)
         self._recipe = recipe
         self._chunks = chunks
-        self._file = _OneFile()
         self._on_close: Callable[[], None] | None = on_close
 
-    def read(self, offset: int, size: int) -> bytes:
-        index, at = divmod(offset, self._recipe.chunk_size)
-        size = min(size, self._recipe.chunk_size - at, self.length - offset)
-        if size <= 0:
-            return b""
-        with translated("reading a chunk"):
-            data = self._file.read(index, self._open, at, size)
-        if len(data) != size:
-            raise ChunkCorrupt(f"chunk {self._recipe.chunk(index).hex()} is too short")
-        return data
-
     def _open(self, index: int) -> Descriptor:
-        digest = self._recipe.chunk(index)
         try:
-            return self._chunks.open(digest)
+            return self._chunks.open(self._recipe.chunk(index))
         except FileNotFoundError as exc:
-            raise ChunkCorrupt(f"chunk {digest.hex()} is missing") from exc
+            raise ChunkCorrupt(f"{self._name(index)} is missing") from exc
+
+    def _name(self, index: int) -> str:
+        return f"chunk {self._recipe.chunk(index).hex()}"
 
     def close(self) -> None:
-        self._file.close()
+        super().close()
         if self._on_close is not None:
             self._on_close()
             self._on_close = None
 
 
+class JoinedReader:
+    """The bytes of a joined recipe, part by part; ``on_close`` lets its pin go.
+
+    The joined recipe holds its parts, and is not dismantled while it is pinned: so
+    the parts need no pins of their own. One of them is open at a time.
+    """
+
+    def __init__(
+        self,
+        recipe: JoinedRecipe,
+        catalog: Catalog,
+        chunks: ChunkFiles,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.length = recipe.length
+        self._recipe = recipe
+        self._catalog = catalog
+        self._chunks = chunks
+        self._index = -1
+        self._part: RecipeReader | None = None
+        self._on_close: Callable[[], None] | None = on_close
+
+    def read(self, offset: int, size: int) -> bytes:
+        if size <= 0 or offset >= self.length:
+            return b""
+        part, at = self._locate(offset)
+        return part.read(at, size)
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        if size <= 0 or offset >= self.length:
+            return None
+        part, at = self._locate(offset)
+        return part.extent(at, size)
+
+    def _locate(self, offset: int) -> tuple[RecipeReader, int]:
+        """A reader of the part of *offset*, and where in the part that is."""
+        index, at = self._recipe.locate(offset)
+        part = self._part
+        if part is None or index != self._index:
+            part = self._open(index)
+        return part, at
+
+    def _open(self, index: int) -> RecipeReader:
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+        digest = self._recipe.parts[index]
+        recipe = self._catalog.recipe(digest)
+        if not isinstance(recipe, Recipe):
+            raise ContentLost(f"the part {digest.hex()} is missing")
+        self._part = RecipeReader(recipe, self._chunks, _nothing_held)
+        self._index = index
+        return self._part
+
+    def close(self) -> None:
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+
+
+def _nothing_held() -> None:
+    """A part's reader has no pin."""
+
+
 def open_recipe(
     catalog: Catalog, chunks: ChunkFiles, pins: Pins, digest: Digest
-) -> RecipeReader:
+) -> RecipeReader | JoinedReader:
     """A reader of the recipe called *digest*. Raises :class:`ContentLost`."""
     if not pins.pin(digest):
         raise ContentLost("the content was released")
@@ -164,14 +282,22 @@ def open_recipe(
     except BaseException:
         pins.unpin(digest)
         raise
-    return RecipeReader(recipe, chunks, lambda: pins.unpin(digest))
+
+    def unpin() -> None:
+        pins.unpin(digest)
+
+    if isinstance(recipe, JoinedRecipe):
+        return JoinedReader(recipe, catalog, chunks, unpin)
+    return RecipeReader(recipe, chunks, unpin)
 
 
-class PrefixReader:
+class PrefixReader(_ChunksReader):
     """Content under construction: each chunk is where it is found just now.
 
     It may be a tail, a published chunk, or, once the content is frozen, a chunk that
-    only the recipe names. It moves in that order, and only in that order.
+    only the recipe names. It moves in that order, and only in that order. A tail may
+    still be written to, behind what is read here; so its bytes are read, never sent
+    from where they are.
     """
 
     def __init__(
@@ -184,36 +310,31 @@ class PrefixReader:
         chunks: ChunkFiles,
         tails: TailFiles,
     ) -> None:
-        self.length = length
+        super().__init__(length, chunk_size, chunks.disk)
         self._key = key
-        self._chunk_size = chunk_size
         self._catalog = catalog
         self._chunks = chunks
         self._tails = tails
-        self._file = _OneFile()
+        self._in_tail = False
 
-    def read(self, offset: int, size: int) -> bytes:
-        index, at = divmod(offset, self._chunk_size)
-        size = min(size, self._chunk_size - at, self.length - offset)
-        if size <= 0:
-            return b""
-        with translated("reading content under construction"):
-            data = self._file.read(index, self._open, at, size)
-        if len(data) != size:
-            raise ChunkCorrupt(
-                f"chunk {index} of content under construction is too short"
-            )
-        return data
+    @property
+    def _is_settled(self) -> bool:
+        return not self._in_tail
+
+    def _name(self, index: int) -> str:
+        return f"chunk {index} of content under construction"
 
     def _open(self, index: int) -> Descriptor:
         for _ in range(_LOOKS):
             try:
                 digest = self._catalog.piece(self._key, index)
+                self._in_tail = digest is None
                 if digest is None:
                     return self._tails.open(self._key, index)
                 return self._chunks.open(digest)
             except FileNotFoundError:
                 continue  # it moved on between the look and the grasp
+        self._in_tail = False
         return self._open_frozen(index)
 
     def _open_frozen(self, index: int) -> Descriptor:
@@ -222,12 +343,13 @@ class PrefixReader:
         recipe = None
         if content is not None and content.digest is not None:
             recipe = self._catalog.recipe(content.digest)
-        if recipe is None or index >= recipe.chunk_count:
+        if isinstance(recipe, JoinedRecipe):
+            part, at = recipe.locate(index * self._chunk_size)
+            recipe = self._catalog.recipe(recipe.parts[part])
+            index = at // self._chunk_size
+        if not isinstance(recipe, Recipe) or index >= recipe.chunk_count:
             raise ContentLost("the content was released")
         try:
             return self._chunks.open(recipe.chunk(index))
         except FileNotFoundError as exc:
             raise ChunkCorrupt(f"chunk {recipe.chunk(index).hex()} is missing") from exc
-
-    def close(self) -> None:
-        self._file.close()

@@ -1,10 +1,6 @@
 """Finding where content under construction ends, and going on from there.
 
-What a key holds is a row of *parts* without a gap: sealed chunks, which are durable,
-and tails. The catalog gives the first, the directory the second. Both change while
-one looks (a seal commits, then its tail is unlinked), so a look counts only if the
-catalog said the same before and after it.
-
+What is there is a :class:`~trioresume.store.extent.Extent`, a row of parts without a gap.
 A part may have to be *repaired* before a writer can go on:
 
 * unsynced bytes from another epoch, or from before a sync that failed, are cut off;
@@ -15,14 +11,15 @@ A part may have to be *repaired* before a writer can go on:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from threading import Lock
 
 from trioresume.errors import ContentLost, StorageConflict, StorageError
-from trioresume.store.catalog import Catalog, ContentRow
+from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.disk_io import Disk, translated
-from trioresume.store.ledger import release_pieces, unhold
+from trioresume.store.extent import NO_EPOCH, Epoch, Extent, Part, Survey
+from trioresume.store.folding import release_pieces, unhold
 from trioresume.store.port import (
     ContentKey,
     OperationState,
@@ -39,59 +36,6 @@ _TRIES = 16
 """Looks and repairs until a writer can begin. Each failed one means that another
 thread made progress on the same content, which ends."""
 
-_NO_EPOCH = -1
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    index: int
-    length: int
-    sealed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Extent:
-    """What one look found."""
-
-    row: ContentRow
-    parts: tuple[_Part, ...]
-    """What follows the row's prefix without a gap."""
-    strays: bool
-    """Whether there are sealed chunks past the last part."""
-    trusted: bool
-
-    @property
-    def end(self) -> int:
-        """All the bytes that are there."""
-        if not self.parts:
-            return self.row.prefix_bytes
-        last = self.parts[-1]
-        return last.index * self.row.chunk_size + last.length
-
-    @property
-    def kept(self) -> int:
-        """The bytes that count."""
-        if self.trusted:
-            return self.end
-        kept = self.row.prefix_bytes
-        for part in self.parts:
-            start = part.index * self.row.chunk_size
-            if kept != start:
-                break
-            synced = part.length if part.sealed else max(0, self.row.durable - start)
-            kept += min(part.length, synced)
-        return kept
-
-    @property
-    def short(self) -> int | None:
-        """The index of the short sealed chunk at the end, if there is one."""
-        if self.row.short_end:
-            return self.row.prefix - 1
-        last = self.parts[-1] if self.parts else None
-        if last is not None and last.sealed and last.length < self.row.chunk_size:
-            return last.index
-        return None
-
 
 class Recovery:
     """Opens tails. *changing* is the store's lock against other changes of files."""
@@ -105,7 +49,7 @@ class Recovery:
         changing: Lock,
         *,
         chunk_size: int,
-        epoch: int,
+        epoch: Epoch,
     ) -> None:
         self._catalog = catalog
         self._chunks = chunks
@@ -115,15 +59,29 @@ class Recovery:
         self._chunk_size = chunk_size
         self._epoch = epoch
         self._suspects: set[ContentKey] = set()
+        self._survey = Survey(catalog, tails.length, epoch, self._suspects)
 
     def offset(self, key: ContentKey) -> int:
         """Where a writer would begin. Raises :class:`ContentLost`."""
         if is_response_key(key):
             return 0
-        extent = self._look(key)
+        extent = self._survey.look(key)
         if extent is None:
             return 0
-        return _checked(extent)
+        return extent.checked()
+
+    def holds_tail(self, key: ContentKey, index: int) -> bool:
+        """Whether the tail *index* is a part of what *key* holds, if nobody writes it.
+
+        Not so are tails past a gap, which a power loss can leave, and what an earlier
+        run left of a response: whoever opens the content writes them anew.
+        """
+        if self._tails.is_being_sealed(key, index):
+            return True
+        extent = None if is_response_key(key) else self._survey.look(key)
+        return extent is not None and any(
+            part.index == index and not part.sealed for part in extent.parts
+        )
 
     def distrust(self, key: ContentKey) -> None:
         """A sync of *key* failed: what is not recorded as synced no longer counts."""
@@ -131,12 +89,17 @@ class Recovery:
         try:
             with self._changing, self._catalog.transaction() as connection:
                 connection.execute(
-                    "UPDATE contents SET epoch = ? WHERE key = ?", (_NO_EPOCH, key)
+                    "UPDATE contents SET epoch = ? WHERE key = ?", (NO_EPOCH, key)
                 )
+                self._epoch.note(connection)
         except StorageError:
             # The disk that failed the sync fails this too. The set will do for as long
             # as this process lives; what it did not announce it does not owe.
             pass
+
+    def suspect(self, keys: Iterable[ContentKey]) -> None:
+        """The epoch has ended. Of *keys* the catalog may not speak yet."""
+        self._suspects.update(keys)
 
     def tail(self, key: ContentKey, old: Tail | None) -> Tail:
         """What a new writer of *key* begins with; *old* is what the last one held."""
@@ -149,17 +112,21 @@ class Recovery:
             self._discard(key)
             return Tail(self._tails, key, self._chunk_size)
         for _ in range(_TRIES):
-            extent = self._look(key)
+            epoch = self._epoch.number
+            extent = self._survey.look(key)
             if extent is None:
                 first = self._maybe_first_tail(key)
                 if first is not None:
                     return first
                 continue
-            _checked(extent)
+            extent.checked()
             if self._is_sound(key, extent):
                 try:
                     with translated("opening a tail"):
-                        return self._open(key, extent)
+                        tail = self._open(key, extent)
+                    if self._epoch.number == epoch:
+                        return tail
+                    tail.close()  # what was found no longer counts
                 except StorageError as exc:
                     if not isinstance(exc.__cause__, FileNotFoundError):
                         raise
@@ -179,7 +146,7 @@ class Recovery:
         """A tail for a key without content; None if it just got some: look again."""
         if self._catalog.state_of(operation_of(key)) is not None:
             # The operation may have been created between the two looks.
-            if self._look(key) is not None:
+            if self._survey.look(key) is not None:
                 return None
             raise StorageConflict("the content is frozen")
         self._tails.end_sealings(key)
@@ -198,42 +165,7 @@ class Recovery:
                 connection.execute("UPDATE contents SET key = NULL WHERE cid = ?", row)
                 release_pieces(connection, row[0], 0, 1)
 
-    # Looking.
-
-    def _look(self, key: ContentKey) -> _Extent | None:
-        before = self._known(key)
-        while before is not None:
-            extent = self._walk(key, *before)
-            after = self._known(key)
-            if after == before:
-                return extent
-            before = after
-        return None
-
-    def _known(self, key: ContentKey) -> tuple[ContentRow, dict[int, int]] | None:
-        row = self._catalog.content(key)
-        return (
-            None
-            if row is None
-            else (row, self._catalog.pieces_from(row.cid, row.prefix))
-        )
-
-    def _walk(
-        self, key: ContentKey, row: ContentRow, pieces: dict[int, int]
-    ) -> _Extent:
-        parts: list[_Part] = []
-        index = row.prefix
-        length: int | None = 0 if row.short_end else row.chunk_size
-        while length == row.chunk_size:
-            sealed = index in pieces
-            length = pieces[index] if sealed else self._tails.length(key, index)
-            if length is not None:
-                parts.append(_Part(index, length, sealed))
-                index += 1
-        trusted = row.epoch == self._epoch and key not in self._suspects
-        return _Extent(row, tuple(parts), any(i >= index for i in pieces), trusted)
-
-    def _is_sound(self, key: ContentKey, extent: _Extent) -> bool:
+    def _is_sound(self, key: ContentKey, extent: Extent) -> bool:
         return (
             extent.trusted
             and not extent.strays
@@ -241,7 +173,7 @@ class Recovery:
             and self._tails.short_sealing(key, extent.row.chunk_size) is None
         )
 
-    def _open(self, key: ContentKey, extent: _Extent) -> Tail:
+    def _open(self, key: ContentKey, extent: Extent) -> Tail:
         index, rest = divmod(extent.end, extent.row.chunk_size)
         waiting = [
             self._seal(key, part)
@@ -260,7 +192,7 @@ class Recovery:
             tail.resume(rest)
         return tail
 
-    def _seal(self, key: ContentKey, part: _Part) -> DiskSeal | KnownSeal:
+    def _seal(self, key: ContentKey, part: Part) -> DiskSeal | KnownSeal:
         if not part.sealed:
             file = self._tails.open(key, part.index)
             return DiskSeal(self._tails, key, part.index, file, part.length)
@@ -272,7 +204,7 @@ class Recovery:
     # Repairing; all under the lock.
 
     def _repair(self, key: ContentKey) -> None:
-        extent = self._look(key)
+        extent = self._survey.look(key)
         if extent is None:
             return
         short = self._tails.short_sealing(key, extent.row.chunk_size)
@@ -284,7 +216,7 @@ class Recovery:
         elif extent.strays or not extent.trusted:
             self._cut(key, extent)
 
-    def _cut(self, key: ContentKey, extent: _Extent) -> None:
+    def _cut(self, key: ContentKey, extent: Extent) -> None:
         size = extent.row.chunk_size
         index = extent.kept // size
         self._tails.end_sealings(key, index)
@@ -301,11 +233,11 @@ class Recovery:
             connection.execute("DELETE FROM pieces WHERE cid = ? AND idx >= ?", at)
             connection.execute(
                 "UPDATE contents SET epoch = ? WHERE cid = ?",
-                (self._epoch, extent.row.cid),
+                (self._epoch.number, extent.row.cid),
             )
         self._suspects.discard(key)
 
-    def _unseal(self, key: ContentKey, extent: _Extent, index: int) -> None:
+    def _unseal(self, key: ContentKey, extent: Extent, index: int) -> None:
         """Turn the short chunk *index*, with which the content ends, back into a tail."""
         row = extent.row
         digest = self._catalog.piece(key, index)
@@ -336,11 +268,3 @@ class Recovery:
                     row.cid,
                 ),
             )
-
-
-def _checked(extent: _Extent) -> int:
-    if extent.end < extent.row.durable:
-        raise ContentLost(
-            f"{extent.row.durable} bytes were durable, {extent.end} are left"
-        )
-    return extent.kept

@@ -34,7 +34,7 @@ Row = tuple[Any, ...]
 OPERATION_COLUMNS = (
     "id, state, method, target, fields, principal, keep_incomplete, created_at, expires_at,"
     " length, content_length, content_inline, content_digest, response_head,"
-    " response_length, response_inline, response_digest"
+    " response_length, response_inline, response_digest, explicit_completion, reserved"
 )
 
 FILE_COLUMNS = "owner, name, fields, modified_at, expires_at, content_length, content_inline, content_digest"
@@ -89,7 +89,9 @@ def operation_from(row: Row) -> OperationRecord:
         length=row[9],
         content=content,
         response=response,
-        durable_offset=row[17] if content is None else content.length,
+        explicit_completion=bool(row[17]),
+        reserved=row[18],
+        durable_offset=row[19] if content is None else content.length,
     )
 
 

@@ -4,29 +4,38 @@
 operations one row per operation, tombstones included
 contents   content under construction: one row per key; ``key`` is null once it
            is *detached*, that is finished or released, and waits to be cleared
-pieces     the sealed chunks of a content, by index
+pieces     the sealed chunks of a content, by index, but those that are in parts
+parts      the recipes of a content's first chunks, so many each: see folding.py
 chunks     every published chunk and how many pieces and recipes hold it
-recipes    finished content and how many operations and files hold it
+recipes    finished content and how many operations, files and recipes hold it
 files      the file service's names
+accounts   what each principal takes, and all together: see accounts.py
+kept       which finished contents a principal is charged for
 meta       named values of the service; ``store`` those of the store itself
 ========== ==================================================================
 
-Who holds what. A piece holds its chunk. A recipe holds each chunk once for every
-time it lists it, but those below ``dismantled``: a recipe that nobody holds is
-dismantled in slices, and this is how far that got. Freezing makes the pieces'
+Who holds what. A piece holds its chunk, a part its recipe. A recipe holds each chunk
+once for every time it lists it, but those below ``dismantled``: a recipe that nobody
+holds is dismantled in slices, and this is how far that got. Freezing makes the pieces'
 holds the recipe's: pieces below ``moved_below`` of a detached content no longer
-hold their chunk. So freezing content of any size changes two rows, whether the
-recipe is new (all moved), known (none) or half dismantled (those below the mark).
+hold their chunk. So freezing changes few rows, whether the recipe is new (all moved),
+known (none) or half dismantled (those below the mark).
+
+A joined recipe (``joined`` is 1) holds recipes in the place of chunks, by the same
+rules: once for every time it lists one, but for those below ``dismantled``; its
+``chunk_count`` counts them. Recipes that are held so are not joined themselves.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from pathlib import Path
 
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
+from trioresume.store.accounts import ACCOUNTS
 
-__all__ = ["connect", "migrate", "sqlite_error"]
+__all__ = ["connect", "connect_reading", "migrate", "sqlite_error"]
 
 _VERSION_1 = """
 CREATE TABLE operations (
@@ -107,11 +116,33 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE store (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
+_VERSION_2 = """
+ALTER TABLE recipes ADD COLUMN joined INTEGER NOT NULL DEFAULT 0;
+"""
+
+_VERSION_3 = """
+ALTER TABLE operations ADD COLUMN explicit_completion INTEGER NOT NULL DEFAULT 0;
+"""
+
+_VERSION_5 = """
+CREATE TABLE parts (
+    cid INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    PRIMARY KEY (cid, idx)
+) WITHOUT ROWID;
+ALTER TABLE contents ADD COLUMN parts INTEGER NOT NULL DEFAULT 0;
+"""
+
 # Entry n brings a catalog of version n to version n + 1.
-_MIGRATIONS = (_VERSION_1,)
+_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, ACCOUNTS, _VERSION_5)
 
 _BUSY_TIMEOUT = 10.0
 """Seconds to wait for another process, such as a keeper's command that reads."""
+
+_CACHE_KIB = 512
+"""Memory for pages, of each connection. SQLite's own 2 MiB fill up with the catalog and are
+no faster: what is missing is in the system's page cache."""
 
 _WAL_LIMIT = 64 * 1024 * 1024
 """Bytes the write-ahead log is cut back to after a burst."""
@@ -129,6 +160,41 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
     connection.execute("PRAGMA fullfsync = 1")  # macOS only: see disk_io
     connection.execute("PRAGMA checkpoint_fullfsync = 1")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    return connection
+
+
+def connect_reading(path: str) -> sqlite3.Connection:
+    """A connection that reads the catalog beside whoever serves it.
+
+    A write-ahead log lets it: it neither waits for commits nor holds them up. What a
+    transaction of it is long for is the log, which cannot be cut back meanwhile.
+
+    Raises :class:`FormatVersionUnsupported` for any version but the newest, as only the
+    service changes a catalog, and :class:`StorageError` if there is none to be read.
+    """
+    try:
+        connection = sqlite3.connect(
+            f"{Path(path).absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=_BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(_MIGRATIONS):
+                raise FormatVersionUnsupported(f"the catalog has version {version}")
+            if version < len(_MIGRATIONS):
+                raise FormatVersionUnsupported(
+                    f"the catalog has version {version}, which the service brings to"
+                    f" {len(_MIGRATIONS)} when it is started next"
+                )
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as exc:
+        raise sqlite_error(exc) from exc
     return connection
 
 

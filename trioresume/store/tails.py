@@ -12,6 +12,7 @@ on where a partial tail ends: :meth:`TailFiles.create` always makes a new inode.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from blake3 import blake3
 
 from trioresume.errors import CallerError, StorageError
 from trioresume.store.disk_io import Descriptor, Disk, storage_error, translated
+from trioresume.store.extent import Epoch
 from trioresume.store.port import ContentKey, RecordOffset, Seal, SealChunk, check_key
 from trioresume.store.recipe import Digest, wrap_hash
 from trioresume.store.room import Room
@@ -29,6 +31,10 @@ from trioresume.store.room import Room
 __all__ = ["DiskFlush", "DiskSeal", "KnownSeal", "Sealing", "Tail", "TailFiles"]
 
 _READ_SIZE = 1024 * 1024
+
+
+def _ignore(key: ContentKey | None = None) -> None:
+    """Of a directory that is only looked at."""
 
 
 @dataclass(slots=True)
@@ -48,18 +54,30 @@ class TailFiles:
     """
 
     def __init__(
-        self, root: str, disk: Disk, distrust: Callable[[ContentKey], None]
+        self,
+        root: str,
+        disk: Disk,
+        epoch: Epoch,
+        *,
+        min_free: int = 0,
+        distrust: Callable[[ContentKey], None] = _ignore,
+        distrust_all: Callable[[], None] = _ignore,
     ) -> None:
         self._root = root
         self.disk = disk
-        self.room = Room(root)
+        self.room = Room(root, min_free)
+        self.epoch = epoch
         self.distrust = distrust
         """Called when a sync failed: nothing unrecorded of this key counts any more."""
+        self._distrust_all = distrust_all
+        self.doubted = False
+        """Whether a directory could not be synced: a removal from before may come undone,
+        whatever succeeds later, and an end is not clean any more."""
         self._lock = threading.Lock()
         self._sealings: dict[ContentKey, dict[int, Sealing]] = {}
 
     def prepare(self) -> None:
-        os.makedirs(self._root, 0o700, exist_ok=True)
+        self.disk.make_directory(self._root)
 
     def path(self, key: ContentKey, index: int) -> str:
         check_key(key)
@@ -106,7 +124,18 @@ class TailFiles:
             index += 1
 
     def sync_names(self) -> None:
-        self.disk.sync_directory(self._root)
+        """Make the names of all tails durable. Raises :class:`OSError`.
+
+        Then another sync that succeeds would prove nothing about any name that was not
+        synced before: the epoch ends.
+        """
+        try:
+            self.disk.sync_directory(self._root)
+        except OSError:
+            self.doubted = True
+            self.epoch.end()
+            self._distrust_all()
+            raise
 
     def names(self) -> Iterator[tuple[str, ContentKey, int]]:
         """Every tail there is: its path, key and index. Never all in memory at once."""
@@ -131,6 +160,10 @@ class TailFiles:
             and sealing.digest == seal.digest
             and sealing.length == seal.length
         )  # fmt: skip
+
+    def is_being_sealed(self, key: ContentKey, index: int) -> bool:
+        with self._lock:
+            return index in self._sealings.get(key, {})
 
     def end_sealing(self, key: ContentKey, index: int) -> None:
         with self._lock:
@@ -178,7 +211,7 @@ class DiskSeal:
 
     def run(self) -> SealChunk:
         try:
-            hasher = self._hasher or _hash_file(self._file)
+            hasher = self._hasher or _hash_file(self._file, self._files.disk)
             digest = wrap_hash(hasher.digest())
             self._files.disk.sync_data(self._file)
         except OSError as exc:
@@ -202,7 +235,7 @@ class KnownSeal:
     """A chunk that was sealed already, though one before it was not.
 
     Whoever opens the content is given the chunks from the first gap on, these among
-    them, so that what it has and what :meth:`~Store.chunk_digests` says join up.
+    them, so that what it has and what the catalog has join up.
     """
 
     __slots__ = ("_seal", "index")
@@ -224,7 +257,7 @@ class KnownSeal:
 class DiskFlush:
     """Duplicated descriptors, because the writer may seal and close its own meanwhile."""
 
-    __slots__ = ("_files", "_sync_names", "_tail", "offset")
+    __slots__ = ("_epoch", "_files", "_sync_names", "_tail", "offset")
 
     def __init__(
         self, tail: Tail, files: list[Descriptor], *, sync_names: bool
@@ -233,6 +266,7 @@ class DiskFlush:
         self._tail = tail
         self._files = files
         self._sync_names = sync_names
+        self._epoch = tail.files.epoch.number
 
     def run(self) -> RecordOffset:
         tails = self._tail.files
@@ -241,6 +275,8 @@ class DiskFlush:
                 tails.disk.sync_data(file)
             if self._sync_names:
                 tails.sync_names()
+                if tails.epoch.number != self._epoch:
+                    raise OSError(errno.EIO, "names of tails were lost meanwhile")
         except OSError as exc:
             tails.distrust(self._tail.key)
             raise storage_error(exc, "syncing a tail") from exc
@@ -292,7 +328,7 @@ class Tail:
         self.broken = False
         """A sync failed: nothing may be added to what is suspect."""
         self.finished = False
-        self._write = files.disk.write
+        self._write = files.disk.write_some
         self._index = index
         self._base = index * chunk_size
         self._length = 0
@@ -309,7 +345,7 @@ class Tail:
     def resume(self, length: int) -> None:
         """Go on after the *length* bytes of the partial tail that is on disk."""
         self._file = self.files.open(self.key, self._index)
-        self._hasher = _hash_file(self._file)
+        self._hasher = _hash_file(self._file, self.files.disk)
         self._length = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
         if self._length != length:
             raise StorageError("a tail changed while it was opened")
@@ -323,7 +359,7 @@ class Tail:
                 file = self._file or self._begin()
                 part = data[position : position + self.chunk_size - self._length]
                 self.files.room.take(len(part))
-                written = self._write(file.fileno(), part)
+                written = self._write(file, part, self._length)
                 # Only what was written is hashed, so that both still agree after an error.
                 self._hasher.update(part if written == len(part) else part[:written])
                 self._length += written
@@ -381,6 +417,8 @@ class Tail:
     def flush(self) -> DiskFlush | None:
         if not self.files.disk.durable or self.offset <= self._synced:
             return None
+        if self.broken:
+            self._refuse()
         with translated("syncing a tail"):
             duplicates = [seal.duplicate() for seal in self._waiting]
             files = [file for file in duplicates if file is not None]
@@ -405,10 +443,10 @@ class Tail:
             self._file = None
 
 
-def _hash_file(file: Descriptor) -> blake3:
+def _hash_file(file: Descriptor, disk: Disk) -> blake3:
     """Hash the file from its start; it is positioned at its end then."""
     hasher = blake3()
     os.lseek(file.fileno(), 0, os.SEEK_SET)
-    while data := os.read(file.fileno(), _READ_SIZE):
+    while data := disk.read(file.fileno(), _READ_SIZE):
         hasher.update(data)
     return hasher

@@ -128,6 +128,15 @@ class Writers:
         writer = self._newest.get(key)
         return None if writer is None else writer.tail
 
+    def break_all(self) -> list[ContentKey]:
+        """Nothing may be added to what the writers have: it is suspect. Their keys."""
+        with self._lock:
+            for writer in self._newest.values():
+                tail = writer.tail
+                if tail is not None:
+                    tail.broken = True
+            return list(self._newest)
+
     def discard(self, writer: DiskWriter) -> None:
         with self._lock:
             if self._newest.get(writer.key) is writer:

@@ -30,6 +30,7 @@ from trioresume.protocol.disposition import (
 )
 from trioresume.protocol.heads import Fields
 from trioresume.server.answers import content_etag_of
+from trioresume.server.locations import root_of
 from trioresume.server.messages import (
     CallPolicy,
     RecordedWith,
@@ -197,8 +198,8 @@ class FileService:
         publish = PublishFile(file, None if current is None else current.content)
         if current is not None:
             return RecordedWith(Response(204, {"etag": etag}), (publish,))
-        public_url = self._services.config.public_url or ""
-        location = f"{public_url}{self._base}{quote(file.name, safe='')}"
+        root = root_of(self._services.config)
+        location = f"{root}{self._base}{quote(file.name, safe='')}"
         described = {
             "location": location,
             "length": file.content.length,

@@ -6,6 +6,7 @@ directory of tails and for what the disk store keeps in its process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from trioresume.errors import (
@@ -18,6 +19,7 @@ from trioresume.errors import (
 )
 from trioresume.protocol.operation import OperationState
 from trioresume.store.port import (
+    Content,
     ContentKey,
     ContentWriter,
     Flush,
@@ -30,7 +32,7 @@ from trioresume.store.port import (
     is_response_key,
     operation_of,
 )
-from trioresume.store.recipe import Digest, digest_of
+from trioresume.store.recipe import AnyRecipe, Digest, cut, digest_of, join
 
 __all__ = ["Building", "MemoryContents"]
 
@@ -57,6 +59,21 @@ class Building:
     @property
     def durable(self) -> int:
         return max(self.durable_offset, self.prefix_bytes)
+
+    def recipes(self, seals: Sequence[SealChunk] = ()) -> list[AnyRecipe]:
+        """Those of the parts of what is sealed, and last the one of all of it."""
+        pieces = {seal.index: seal for seal in seals} | self.pieces
+        sealed = replace(self, pieces=pieces)
+        chunks = [pieces[index].digest for index in range(sealed.prefix)]
+        parts = cut(self.chunk_size, sealed.prefix_bytes, chunks)
+        digests = [part.digest for part in parts]
+        joined = join(self.chunk_size, sealed.prefix_bytes, digests)
+        return [*parts, *([] if joined is None else [joined])]
+
+    def content(self, seals: Sequence[SealChunk] = ()) -> Content:
+        """What is sealed, as finished content."""
+        whole = self.recipes(seals)[-1]
+        return Content(whole.length, None, whole.digest)
 
 
 class MemoryContents:

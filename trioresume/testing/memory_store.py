@@ -33,6 +33,9 @@ from trioresume.store.port import (
     FileRecord,
     ForgetOperation,
     FreezeContent,
+    HoldBack,
+    JoinContents,
+    LetCount,
     Mutation,
     OperationId,
     OperationRecord,
@@ -45,19 +48,22 @@ from trioresume.store.port import (
     SetFileExpiry,
     SetLength,
     SetMeta,
+    SetReserved,
     SetState,
+    Usage,
     check_key,
     is_response_key,
     operation_of,
     request_key,
     response_key,
 )
-from trioresume.store.recipe import Digest, Recipe
+from trioresume.store.recipe import AnyRecipe, Digest, JoinedRecipe, Recipe
 from trioresume.testing.memory_content import Building, MemoryContents
 
 __all__ = ["MemoryStore"]
 
 _S = OperationState
+_RECORD_SIZE = 4096
 _FileKey = tuple[str | None, str]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -68,7 +74,7 @@ class MemoryStore(MemoryContents):
 
     def __init__(self, *, chunk_size: int = 4 * 1024 * 1024) -> None:
         super().__init__(chunk_size=chunk_size)
-        self._recipes: dict[Digest, Recipe] = {}
+        self._recipes: dict[Digest, AnyRecipe] = {}
         self._files: dict[_FileKey, FileRecord] = {}
         self._file_ids: dict[_FileKey, int] = {}
         self._meta: dict[str, str] = {}
@@ -151,14 +157,23 @@ class MemoryStore(MemoryContents):
                     self._put(
                         self._building, key, replace(building, durable_offset=offset)
                     )
+            case HoldBack(key, offset):
+                self._perform(RecordOffset(key, offset))
+                self._after.append(lambda: self._suspects.add(key))
+            case LetCount(key):
+                self._after.append(lambda: self._suspects.discard(key))
             case SetLength(id, length):
                 self._set(id, length=length)
+            case SetReserved(id, reserved):
+                self._set(id, reserved=reserved)
             case SetExpiry(id, expires_at):
                 self._set(id, expires_at=expires_at)
             case SetState(id, state):
                 self._set(id, state=state)
-            case FreezeContent(key, recipe):
-                self._freeze(key, recipe)
+            case FreezeContent(key, content):
+                self._freeze(key, content)
+            case JoinContents():
+                self._join(mutation)
             case RecordResponse():
                 self._record_response(mutation)
             case EndOperation(id, expires_at):
@@ -231,26 +246,36 @@ class MemoryStore(MemoryContents):
             is_response_key(key) and record is not None and record.state is not _S.DONE
         )
 
-    def _freeze(self, key: ContentKey, recipe: Recipe) -> None:
+    def _freeze(self, key: ContentKey, content: Content) -> None:
         building = self._building.get(key)
         if building is None:
-            if recipe.length or not self._may_respond(key):
+            if content.length or not self._may_respond(key):
                 return
             building = Building(self._chunk_size)
-        pieces = [building.pieces[index].digest for index in range(building.prefix)]
-        if recipe != Recipe(
-            building.chunk_size, building.prefix_bytes, b"".join(pieces)
-        ):
-            raise StorageConflict(
-                "the recipe does not list the chunks that were sealed"
-            )
-        self._put(self._recipes, recipe.digest, recipe)
+        if content != building.content():
+            raise StorageConflict("the content is not what was sealed")
+        for recipe in building.recipes():
+            self._put(self._recipes, recipe.digest, recipe)
         self._drop(self._building, key)
         self._after.append(lambda: self._end_sealings(key))
         if not is_response_key(key):
-            self._set(
-                operation_of(key), content=Content(recipe.length, None, recipe.digest)
-            )
+            self._set(operation_of(key), content=content)
+
+    def _join(self, join: JoinContents) -> None:
+        key = request_key(join.operation)
+        if key not in self._building:
+            return
+        self._drop_building(key)
+        several = join.recipe is not None
+        for part in join.parts:
+            self._require(part)
+            assert part.digest is not None
+            joined = isinstance(self._recipes[part.digest], JoinedRecipe)
+            if several and part.length and joined:
+                raise StorageConflict("a part is joined itself")
+        if join.recipe is not None:
+            self._put(self._recipes, join.recipe.digest, join.recipe)
+        self._set(join.operation, content=join.content)
 
     def _drop_building(self, key: ContentKey) -> None:
         self._drop(self._building, key)
@@ -357,11 +382,45 @@ class MemoryStore(MemoryContents):
     def meta(self, name: str) -> str | None:
         return self._meta.get(name)
 
-    def chunk_digests(self, key: ContentKey) -> list[Digest]:
-        building = self._building.get(key)
-        if building is None:
-            return []
-        return [building.pieces[index].digest for index in range(building.prefix)]
+    def usage(self, principal: str | None) -> Usage:
+        operations = [
+            record
+            for record in self._operations.values()
+            if record.principal == principal and record.state is not _S.GONE
+        ]
+        files = [file for file in self._files.values() if file.owner == principal]
+        receiving = [r for r in operations if r.state is _S.RECEIVING]
+        contents = [record.content for record in operations]
+        contents += [record.response.body for record in operations if record.response]
+        contents += [file.content for file in files]
+        kept = {c.digest: c.length for c in contents if c is not None and c.digest}
+        size = _RECORD_SIZE * (len(operations) + len(files))
+        size += sum(record.reserved for record in receiving) + sum(kept.values())
+        return Usage(size, len(receiving))
+
+    def total_usage(self) -> Usage:
+        principals = {record.principal for record in self._operations.values()}
+        principals |= {file.owner for file in self._files.values()}
+        usages = [self.usage(principal) for principal in principals]
+        return Usage(
+            sum(usage.bytes for usage in usages),
+            sum(usage.open_uploads for usage in usages),
+        )
+
+    def sealed_content(
+        self, key: ContentKey, seals: Sequence[SealChunk] = ()
+    ) -> Content:
+        building = self._building.get(key, Building(self._chunk_size))
+        return building.content(seals)
+
+    def parts_of(self, content: Content) -> tuple[Content, ...]:
+        recipe = None if content.digest is None else self._recipes.get(content.digest)
+        if not isinstance(recipe, JoinedRecipe):
+            return (content,)
+        return tuple(
+            Content(length, None, part)
+            for part, length in zip(recipe.parts, recipe.lengths, strict=True)
+        )
 
     # Readers and collection.
 
@@ -377,17 +436,25 @@ class MemoryStore(MemoryContents):
         self._readers[digest] += 1
 
         def read(offset: int, size: int) -> bytes:
-            index, at = divmod(offset, recipe.chunk_size)
-            name = recipe.chunk(index)
-            chunk = self._chunks.get(name)
-            if chunk is None or len(chunk) <= at:
-                raise ChunkCorrupt(f"chunk {name.hex()} is missing or too short")
-            return chunk[at : at + size]
+            return self._read_recipe(recipe, offset, size)
 
         def unpin() -> None:
             self._readers[digest] -= 1
 
         return _MemoryReader(recipe.length, read, unpin)
+
+    def _read_recipe(self, recipe: AnyRecipe, offset: int, size: int) -> bytes:
+        if isinstance(recipe, JoinedRecipe):
+            index, at = recipe.locate(offset)
+            part = self._recipes[recipe.parts[index]]
+            size = min(size, recipe.lengths[index] - at)
+            return self._read_recipe(part, at, size)
+        index, at = divmod(offset, recipe.chunk_size)
+        name = recipe.chunk(index)
+        chunk = self._chunks.get(name)
+        if chunk is None or len(chunk) <= at:
+            raise ChunkCorrupt(f"chunk {name.hex()} is missing or too short")
+        return chunk[at : at + size]
 
     def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
         known = self._building.get(key)
@@ -412,18 +479,29 @@ class MemoryStore(MemoryContents):
 
         return _MemoryReader(length, read)
 
+    def sweep(self) -> None:
+        """There are no files here that nothing speaks of."""
+
     def collect(self, limit: int) -> Collected:
         contents = [record.content for record in self._operations.values()]
         contents += [r.response.body for r in self._operations.values() if r.response]
         contents += [file.content for file in self._files.values()]
         held = {content.digest for content in contents if content is not None}
         held |= {digest for digest, count in self._readers.items() if count}
+        # A joined recipe holds its parts for as long as it is there itself.
+        held |= {
+            part
+            for recipe in self._recipes.values()
+            if isinstance(recipe, JoinedRecipe)
+            for part in recipe.parts
+        }
         recipes = [digest for digest in self._recipes if digest not in held][:limit]
         for digest in recipes:
             del self._recipes[digest]
         named = {
             recipe.chunk(index)
             for recipe in self._recipes.values()
+            if isinstance(recipe, Recipe)
             for index in range(recipe.chunk_count)
         } | {
             piece.digest
@@ -456,6 +534,9 @@ class _MemoryReader:
     def read(self, offset: int, size: int) -> bytes:
         size = min(size, self.length - offset)
         return self._read(offset, size) if size > 0 else b""
+
+    def extent(self, offset: int, size: int) -> None:
+        """There are no files here: whoever wants the bytes has to read them."""
 
     def close(self) -> None:
         on_close, self._on_close = self._on_close, None

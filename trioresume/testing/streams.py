@@ -140,6 +140,10 @@ class MemoryTransport:
         pipe.changed()
         return size
 
+    @property
+    def readable(self) -> int:
+        return 0  # not known, as on some systems
+
     def set_low_water(self, size: int) -> None:
         """A hint that memory has no use for."""
 
@@ -192,6 +196,10 @@ class MemoryTransport:
             return False
         self._unsent = data[self._accept(memoryview(data)) :]
         return True
+
+    @property
+    def files(self) -> None:
+        """Files have to be read: there is no kernel here to send them."""
 
     async def send_eof(self) -> None:
         self._outgoing.sender_closed = True

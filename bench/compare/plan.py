@@ -1,0 +1,107 @@
+"""What is run in which order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.options import human
+from bench.peers import Peer, find
+
+__all__ = ["DISK", "Case", "Work", "cases_of", "order"]
+
+DISK = "disk-write"
+"""The limit that no server stands for: see :mod:`bench.disk`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A server, and the protocol it is spoken to; no peer is the bare disk."""
+
+    peer: Peer | None
+    protocol: str
+
+    @property
+    def name(self) -> str:
+        """The peer's, with the protocol if it is not the peer's first."""
+        if self.peer is None:
+            return DISK
+        if self.protocol == self.peer.protocols[0]:
+            return self.peer.name
+        return f"{self.peer.name}:{self.protocol}"
+
+    @property
+    def resumes(self) -> bool:
+        return self.peer is not None and self.protocol != "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """*uploads* at once, *total* bytes together, cut every *cuts* bytes in the mean.
+
+    There are *files* in all, by default as many as at once.
+    """
+
+    uploads: int
+    total: int
+    cuts: int | None = None
+    files: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Of all uploads."""
+        return self.uploads if self.files is None else self.files
+
+    @property
+    def size(self) -> int:
+        """Of each upload, in bytes."""
+        return self.total // self.count
+
+    def share(self, part: int) -> Work:
+        """One part in *part* of it: fewer files, or smaller ones."""
+        if self.files is None:
+            return Work(self.uploads, self.total // part, self.cuts)
+        files = max(1, self.files // part)
+        return Work(self.uploads, files * self.size, self.cuts, files)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        text = f"{self.count} x {human(self.size)}"
+        if self.files is not None:
+            text += f", {self.uploads} at once"
+        return text if self.cuts is None else f"{text}, a cut per {human(self.cuts)}"
+
+    def suits(self, case: Case) -> bool:
+        """Whether *case* can do it: cuts are for those that resume."""
+        return self.cuts is None or case.resumes
+
+
+def cases_of(names: Sequence[str]) -> list[Case]:
+    """The cases called *names*: ``tusd``, or ``tusd:rufh`` for another protocol.
+
+    Raises :class:`LookupError` that says which there are.
+    """
+    cases: dict[str, Case] = {}
+    for name in names:
+        if name == DISK:
+            cases[DISK] = Case(None, "none")
+            continue
+        peer_name, _, protocol = name.partition(":")
+        peer = find(peer_name)
+        if protocol and protocol not in peer.protocols:
+            raise LookupError(f"{peer.name} speaks {', '.join(peer.protocols)}")
+        case = Case(peer, protocol or peer.protocols[0])
+        cases[case.name] = case
+    return list(cases.values())
+
+
+def order(
+    cases: Sequence[Case], works: Sequence[Work], dice: random.Random
+) -> Iterator[tuple[Work, Case]]:
+    """The runs of one round: the cases of a work are neighbours, all else is chance."""
+    for work in dice.sample(works, len(works)):
+        suited = [case for case in cases if work.suits(case)]
+        for case in dice.sample(suited, len(suited)):
+            yield work, case

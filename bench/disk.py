@@ -1,0 +1,91 @@
+"""The limit that the disk sets: files written one after the other, and synced.
+
+No network, no hash, no concurrency. Each file is written from one warm block of
+1 MiB and synced (``fdatasync``) when it is complete: the cheapest way to be durable,
+with the page cache in between, as the servers have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+__all__ = ["DiskWrite", "measure"]
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskWrite:
+    """How long it took, and what it cost, in seconds; memory in bytes."""
+
+    seconds: float
+    user: float
+    system: float
+    peak_resident: int
+
+
+def measure(directory: Path, files: int, size: int, timeout: float) -> DiskWrite:
+    """Write *files* of *size* bytes into *directory*, in a process of its own.
+
+    Raises :class:`subprocess.SubprocessError` when it fails or takes too long.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.disk", str(directory), str(files), str(size)],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        timeout=timeout,
+        check=True,
+    )
+    return DiskWrite(**json.loads(done.stdout))
+
+
+def write(directory: Path, files: int, size: int) -> DiskWrite:
+    """The same, here."""
+    block = bytes(BLOCK)
+    before, begun = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    for number in range(files):
+        with open(directory / str(number), "xb", buffering=0) as file:
+            left = size
+            while left:
+                left -= file.write(block[: min(left, BLOCK)])
+            os.fdatasync(file.fileno())
+    after, ended = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    return DiskWrite(
+        seconds=ended - begun,
+        user=after.ru_utime - before.ru_utime,
+        system=after.ru_stime - before.ru_stime,
+        peak_resident=_peak_resident(),
+    )
+
+
+def _peak_resident() -> int:
+    # Not ru_maxrss: that begins with what the parent had before the exec.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def main() -> None:
+    """The process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("files", type=int)
+    parser.add_argument("size", type=int)
+    arguments = parser.parse_args()
+    found = write(arguments.directory, arguments.files, arguments.size)
+    print(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main()

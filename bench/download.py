@@ -1,0 +1,335 @@
+"""What a download costs the server, beside nginx with the same file.
+
+Each server is given the same content by PUT and then asked for it on some connections at
+once: for whole files, and for ranges of a large one, on connections that are kept. The
+bytes of one run are the same whatever their number. All of it is checked by digest, in
+the process that fetches; the server's CPU time is the kernel's account of it alone.
+Meanwhile a HEAD is asked for every 20 ms: what blocks a server's loop shows there.
+
+The files are in the page cache, unless --cold: then they are taken out of it before each
+run, and come from the disk. Servers take turns, in an order drawn anew for each round.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from bench.fetch import Question, Request, WrongAnswer, fetch, store
+from bench.options import (
+    ByteSize,
+    human,
+    machine,
+    raise_file_limit,
+    work_dir_option,
+)
+from bench.peers import find
+from bench.server import Server
+from bench.statistics import Spread, ratios
+from bench.workspace import Workspace
+from trioresume.bench.content import Region
+
+__all__ = ["Measured", "Work", "measure"]
+
+MIB = 1 << 20
+GIB = 1 << 30
+KINDS = ("whole", "range")
+DISTINCT = 64
+"""Different ranges that are asked for, each of them many times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """*connections* at once fetch *total* bytes together, in ranges of *range* bytes.
+
+    Without, each fetches a file of its share of *total*, which is the same for all.
+    """
+
+    connections: int
+    total: int
+    range: int | None = None
+
+    @property
+    def share(self) -> int:
+        """Of each connection, in bytes."""
+        return self.total // self.connections
+
+    @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return self.share if self.range is None else self.total
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.range is None:
+            return f"{self.connections} x {human(self.size)}"
+        return (
+            f"{self.connections} x {self.share // self.range} ranges of "
+            f"{human(self.range)}"
+        )
+
+    def requests(self, path: str, region: Region, seed: int) -> list[list[Request]]:
+        """What each connection asks for."""
+        if self.range is None:
+            digest = region.digest(0, self.size)
+            return [[Request(path, self.size, digest)]] * self.connections
+        dice = random.Random(seed)
+        known = [
+            Request(path, self.range, region.digest(first, self.range), first)
+            for first in dice.choices(range(self.size - self.range + 1), k=DISTINCT)
+        ]
+        count = self.share // self.range
+        return [dice.choices(known, k=count) for _ in range(self.connections)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One server's run of one work. Seconds and bytes; *user* and *system* are its own."""
+
+    bytes: int
+    seconds: float
+    user: float
+    system: float
+    peak_resident: int
+    generator: float
+    """The share of a core that fetching took: near 1, it set the pace."""
+    heads: Sequence[float]
+    """How long each HEAD took meanwhile."""
+
+    @property
+    def rate(self) -> float:
+        """MiB/s."""
+        return self.bytes / MIB / self.seconds
+
+    @property
+    def cpu(self) -> float:
+        """Seconds per GiB."""
+        return (self.user + self.system) * GIB / self.bytes
+
+    @property
+    def cpu_user(self) -> float:
+        return self.user * GIB / self.bytes
+
+    @property
+    def cpu_system(self) -> float:
+        return self.system * GIB / self.bytes
+
+    def head(self, share: float) -> float:
+        """The milliseconds within which *share* of the HEADs was answered."""
+        ordered = sorted(self.heads)
+        at = min(len(ordered) - 1, int(share * len(ordered)))
+        return 1000 * ordered[at] if ordered else 0.0
+
+
+def measure(
+    server: Server, work: Work, region: Region, *, seed: int = 1, cold: Path | None
+) -> Measured:
+    """Store the file, fetch it, check it. *cold* is the server's directory, if so.
+
+    Raises :class:`~bench.fetch.WrongAnswer`, and :class:`OSError`.
+    """
+    address = (server.host, server.port)
+    path = f"{server.path}download"
+    blocks = (
+        region.read(at, min(MIB, work.size - at)) for at in range(0, work.size, MIB)
+    )
+    store(address, path, work.size, blocks)
+    requests = work.requests(path, region, seed)
+    fetch(address, [each[:1] for each in requests[:16]])  # warm
+    if cold is not None:
+        forget(cold)
+    question = Question(address, path)
+    before = server.settle()
+    with question.asked():
+        fetched = fetch(address, requests)
+    used = server.settle() - before
+    return Measured(
+        bytes=fetched.bytes,
+        seconds=fetched.seconds,
+        user=used.user,
+        system=used.system,
+        peak_resident=server.peak_resident(),
+        generator=fetched.busy / fetched.seconds,
+        heads=question.latencies,
+    )
+
+
+def forget(directory: Path) -> None:
+    """Take what lies in *directory* out of the page cache."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            path = Path(parent, name)
+            # Not its sockets; and a running server may remove what it needs no more.
+            if path.is_file():
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from exc
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--servers",
+    default="trioresume,nginx",
+    show_default=True,
+    help="The others are set in relation to the last.",
+)
+@click.option(
+    "--connections",
+    default="1,16,128",
+    callback=_numbers,
+    show_default=True,
+    help="How many at once.",
+)
+@click.option(
+    "--bytes",
+    "total",
+    type=ByteSize(),
+    default="1GiB",
+    show_default=True,
+    help="Of one run, over all its connections.",
+)
+@click.option(
+    "--range",
+    "range_",
+    type=ByteSize(),
+    default="1MiB",
+    show_default=True,
+    help="Of each request for a range.",
+)
+@click.option("--kinds", default=",".join(KINDS), show_default=True)
+@click.option("--cold", is_flag=True, help="From the disk, not from the page cache.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@work_dir_option
+@click.option("--json", "as_json", is_flag=True, help="Print every run as JSON.")
+def main(
+    servers: str,
+    connections: list[int],
+    total: int,
+    range_: int,
+    kinds: str,
+    cold: bool,
+    rounds: int,
+    seed: int,
+    work_dir: Path | None,
+    as_json: bool,
+) -> None:
+    raise_file_limit()
+    names = servers.split(",")
+    works = [
+        Work(count, total, range_ if kind == "range" else None)
+        for kind in kinds.split(",")
+        for count in connections
+    ]
+    found: list[dict[tuple[Work, str], Measured]] = []
+    with (
+        contextlib.closing(Workspace(work_dir)) as workspace,
+        Region.make(seed, total) as region,
+    ):
+        for number in range(rounds):
+            found.append({})
+            for work, name in _order(works, names, random.Random(seed + number)):
+                with (
+                    workspace.data_dir() as directory,
+                    Server(find(name), directory) as server,
+                ):
+                    try:
+                        run = measure(
+                            server,
+                            work,
+                            region,
+                            seed=seed,
+                            cold=directory if cold else None,
+                        )
+                    except WrongAnswer as exc:
+                        raise click.ClickException(f"{name}: {exc}") from exc
+                found[-1][work, name] = run
+                click.echo(
+                    f"round {number + 1}, {work.name}, {name}: {run.rate:.0f} MiB/s, "
+                    f"{run.cpu:.3f} s/GiB",
+                    err=True,
+                )
+    if as_json:
+        document = [
+            [
+                {"work": work.name, "server": name, **asdict(run)}
+                for (work, name), run in group.items()
+            ]
+            for group in found
+        ]
+        click.echo(json.dumps({"machine": machine(work_dir), "rounds": document}))
+    else:
+        for line in report(works, names, found):
+            click.echo(line)
+
+
+def _order(
+    works: Sequence[Work], names: Sequence[str], dice: random.Random
+) -> Iterator[tuple[Work, str]]:
+    """The servers of one work are neighbours; all else is chance."""
+    for work in dice.sample(works, len(works)):
+        for name in dice.sample(names, len(names)):
+            yield work, name
+
+
+def report(
+    works: Sequence[Work],
+    names: Sequence[str],
+    rounds: Sequence[Mapping[tuple[Work, str], Measured]],
+) -> Iterator[str]:
+    """The table, line by line."""
+    last = names[-1]
+    yield (
+        f"| fetched | server | MiB/s | x {last} | CPU s/GiB | user + system | x {last} "
+        "| HEAD meanwhile, ms: p50 / p99 / max | peak MiB | generator |"
+    )
+    yield "| --- | --- " + "| ---: " * 8 + "|"
+    for work in works:
+        for name in names:
+            runs = [group[work, name] for group in rounds]
+            speed = ratios(rounds, (work, name), (work, last), lambda run: run.rate)
+            cost = ratios(rounds, (work, name), (work, last), lambda run: run.cpu)
+            user, system, p50, p99 = (
+                Spread.of(values).middle
+                for values in (
+                    [run.cpu_user for run in runs],
+                    [run.cpu_system for run in runs],
+                    [run.head(0.5) for run in runs],
+                    [run.head(0.99) for run in runs],
+                )
+            )
+            longest = max(run.head(1) for run in runs)
+            busy = max(run.generator for run in runs)
+            cells = [
+                work.name,
+                name,
+                Spread.of(run.rate for run in runs).text(0),
+                speed.text(2) if speed and name != last else "1",
+                Spread.of(run.cpu for run in runs).text(2),
+                f"{user:.2f} + {system:.2f}",
+                cost.text(2) if cost and name != last else "1",
+                f"{p50:.1f} / {p99:.1f} / {longest:.0f}",
+                f"{max(run.peak_resident for run in runs) / MIB:.0f}",
+                f"{busy:.0%}" + (" !" if busy > 0.9 else ""),
+            ]
+            yield "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

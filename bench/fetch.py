@@ -1,0 +1,207 @@
+"""The load of the download benchmark: connections that fetch, and check what they get.
+
+One thread, epoll, one buffer. Every response's bytes are hashed as they come and
+compared with what was stored; a server that sends wrong bytes is not fast, it is wrong.
+Another thread asks small questions meanwhile, to see how long those wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+__all__ = ["Fetched", "Question", "Request", "WrongAnswer", "fetch", "store"]
+
+BUFFER = 1 << 20
+PAUSE = 0.02
+"""Seconds between two questions of :class:`Question`."""
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+
+
+class WrongAnswer(Exception):
+    """A server did not send what it had been given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to ask for, and the BLAKE3 digest of the *length* bytes that must come."""
+
+    path: str
+    length: int
+    digest: bytes
+    first: int | None = None
+    """Where the range begins; None asks for the whole."""
+
+    def head(self, host: str) -> bytes:
+        lines = [f"GET {self.path} HTTP/1.1", f"Host: {host}"]
+        if self.first is not None:
+            lines.append(f"Range: bytes={self.first}-{self.first + self.length - 1}")
+        return "\r\n".join([*lines, "", ""]).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What fetching took: seconds by the clock, and of this thread's CPU time."""
+
+    bytes: int
+    seconds: float
+    busy: float
+
+
+class _Connection:
+    """Makes its requests one after the other."""
+
+    def __init__(
+        self, address: tuple[str, int], requests: Iterable[Request], scratch: memoryview
+    ) -> None:
+        self.sock = socket.create_connection(address, timeout=30)
+        self.sock.setblocking(False)
+        self._host = f"{address[0]}:{address[1]}"
+        self._requests = deque(requests)
+        self._scratch = scratch
+        self.received = 0
+
+    def ask(self) -> bool:
+        """Send the next request; False when there is none."""
+        if not self._requests:
+            return False
+        self._request = self._requests.popleft()
+        self._head: bytes | None = b""
+        self._left = self._request.length
+        self._hasher = blake3()
+        self.sock.send(self._request.head(self._host))
+        return True
+
+    def read(self) -> bool:
+        """Take what is there; whether that was the end of an answer."""
+        count = self.sock.recv_into(self._scratch)
+        if not count:
+            raise WrongAnswer(f"cut {self._left} bytes before the end")
+        data = self._scratch[:count]
+        if self._head is not None:
+            self._head += bytes(data)
+            head, end, rest = self._head.partition(b"\r\n\r\n")
+            if not end:
+                return False
+            self._check_head(head + b"\r\n")
+            self._head, data = None, memoryview(rest)
+        if len(data) > self._left:
+            raise WrongAnswer("more came than was announced")
+        self._hasher.update(data)
+        self._left -= len(data)
+        if self._left:
+            return False
+        if self._hasher.digest() != self._request.digest:
+            raise WrongAnswer(f"other bytes than those stored: {self._request}")
+        self.received += self._request.length
+        return True
+
+    def _check_head(self, head: bytes) -> None:
+        expected = b"200" if self._request.first is None else b"206"
+        said = _LENGTH.search(head)
+        if head.split(b" ", 2)[1] != expected or said is None:
+            raise WrongAnswer(f"answered {head!r}")
+        if int(said[1]) != self._request.length:
+            raise WrongAnswer(f"announced {said[1]!r} bytes, not {self._left}")
+
+
+def fetch(address: tuple[str, int], requests: Sequence[Sequence[Request]]) -> Fetched:
+    """Make the *requests*, a connection for each sequence of them, all at once.
+
+    Raises :class:`WrongAnswer`, and :class:`OSError` for a connection that broke.
+    """
+    scratch = memoryview(bytearray(BUFFER))
+    with contextlib.ExitStack() as stack, select.epoll() as epoll:
+        connections = {}
+        for each in requests:
+            connection = _Connection(address, each, scratch)
+            stack.callback(connection.sock.close)
+            connections[connection.sock.fileno()] = connection
+            epoll.register(connection.sock, select.EPOLLIN)
+        begun, busy = time.perf_counter(), time.thread_time()
+        running = sum(connection.ask() for connection in connections.values())
+        while running:
+            for number, _ in epoll.poll():
+                connection = connections[number]
+                if connection.read() and not connection.ask():
+                    epoll.unregister(number)
+                    running -= 1
+        return Fetched(
+            sum(connection.received for connection in connections.values()),
+            time.perf_counter() - begun,
+            time.thread_time() - busy,
+        )
+
+
+@dataclass
+class Question:
+    """Asks for the head of *path*, again and again, from a thread of its own."""
+
+    address: tuple[str, int]
+    path: str
+    latencies: list[float] = field(default_factory=list)
+    """Seconds that each answer took."""
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """Ask while the block runs. What went wrong is raised at its end."""
+        stop = threading.Event()
+        problems: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                self._ask_until(stop)
+            except (OSError, WrongAnswer) as exc:
+                problems.append(exc)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        if problems:
+            raise problems[0]
+
+    def _ask_until(self, stop: threading.Event) -> None:
+        host, port = self.address
+        question = f"HEAD {self.path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+        with socket.create_connection(self.address, timeout=30) as sock:
+            while not stop.wait(PAUSE):
+                begun = time.perf_counter()
+                sock.sendall(question)
+                answer = b""
+                while not answer.endswith(b"\r\n\r\n"):
+                    data = sock.recv(4096)
+                    if not data:
+                        raise WrongAnswer("a small question was not answered")
+                    answer += data
+                self.latencies.append(time.perf_counter() - begun)
+
+
+def store(
+    address: tuple[str, int], path: str, length: int, blocks: Iterable[bytes]
+) -> None:
+    """PUT *blocks*, *length* bytes together. Raises :class:`WrongAnswer`."""
+    host, port = address
+    with socket.create_connection(address, timeout=120) as sock:
+        sock.sendall(
+            f"PUT {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            f"Content-Length: {length}\r\nConnection: close\r\n\r\n".encode()
+        )
+        for block in blocks:
+            sock.sendall(block)
+        answer = sock.recv(64)
+    if not answer.startswith((b"HTTP/1.1 201", b"HTTP/1.1 204")):
+        raise WrongAnswer(f"PUT answered {answer!r}")

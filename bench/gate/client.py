@@ -1,0 +1,193 @@
+"""The gate's client: told on standard input what to do, says when it is done.
+
+A process of its own, so that its calls are not counted. Each line is a verb and how
+often; all on one connection, but for what is to stay open.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Self
+
+__all__ = ["Client"]
+
+SMALL = 10 * 1024
+APPEND = 1000
+LENGTH = 1 << 40
+"""Of uploads that are not finished here."""
+
+
+class Client:
+    """Starts the process; use it in a ``with`` statement."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        command = [sys.executable, "-m", "bench.gate.client", address[0]]
+        self._process = subprocess.Popen(
+            [*command, str(address[1])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def do(self, verb: str, count: int) -> None:
+        """Have it done, and wait for that. Raises :class:`RuntimeError` if it failed."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(f"{verb} {count}\n")
+        stdin.flush()
+        if stdout.readline() != "done\n":
+            raise RuntimeError(f"the client failed at {verb}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._process:
+            self._process.kill()
+
+
+class _Worker:
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._sock = self._connect()
+        self._open: list[socket.socket] = []
+        self._place = ""
+        self._offset = 0
+        self.verbs: dict[str, Callable[[int], None]] = {
+            "small": self.small,
+            "large": self.large,
+            "begin": self.begin,
+            "offset": self.offset,
+            "append": self.append,
+            "idle": self.idle,
+            "stalled": self.stalled,
+        }
+
+    def _connect(self) -> socket.socket:
+        sock = socket.create_connection(self._address, timeout=60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _ask(
+        self,
+        sock: socket.socket,
+        status: int,
+        start: str,
+        *fields: str,
+        content: bytes = b"",
+    ) -> dict[str, str]:
+        head = "\r\n".join([f"{start} HTTP/1.1", "Host: gate", *fields, "", ""])
+        sock.sendall(head.encode() + content)
+        return self._answer(sock, status, reads=not start.startswith("HEAD"))
+
+    def _answer(
+        self, sock: socket.socket, status: int, *, reads: bool = True
+    ) -> dict[str, str]:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._more(sock, data)
+        head, _, rest = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        if int(first.split()[1]) != status:
+            raise RuntimeError(f"{first}: {rest!r}")
+        fields = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
+        while reads and len(rest) < int(fields.get("content-length", 0)):
+            rest += self._more(sock, rest)
+        return fields
+
+    def _more(self, sock: socket.socket, data: bytes) -> bytes:
+        more = sock.recv(65536)
+        if not more:
+            raise RuntimeError(f"the connection was closed after {data!r}")
+        return more
+
+    def small(self, count: int) -> None:
+        """Uploads that come with their head."""
+        for _ in range(count):
+            self._ask(
+                self._sock,
+                201,
+                "POST /files/",
+                f"Content-Length: {SMALL}",
+                content=os.urandom(SMALL),
+            )
+
+    def large(self, count: int) -> None:
+        """One upload of *count* MiB."""
+        head = f"POST /files/ HTTP/1.1\r\nHost: gate\r\nContent-Length: {count << 20}"
+        self._sock.sendall(head.encode() + b"\r\n\r\n")
+        for _ in range(count):
+            self._sock.sendall(os.urandom(1 << 20))
+        self._answer(self._sock, 201)
+
+    def _begin(self, sock: socket.socket) -> dict[str, str]:
+        return self._ask(
+            sock,
+            100,
+            "POST /files/",
+            "Prefer: resume",
+            "Expect: 100-continue",
+            f"Content-Length: {LENGTH}",
+        )
+
+    def begin(self, count: int) -> None:
+        """*count* uploads that are cut; the last one is asked about, and goes on."""
+        for _ in range(count):
+            with self._connect() as sock:
+                told = self._begin(sock)
+            self._place, self._offset = told["request-content-location"], 0
+
+    def offset(self, count: int) -> None:
+        for _ in range(count):
+            self._ask(self._sock, 200, f"HEAD {self._place}")
+
+    def append(self, count: int) -> None:
+        for _ in range(count):
+            end = self._offset + APPEND
+            part = f"Content-Range: bytes {self._offset}-{end - 1}/{LENGTH}\r\n\r\n"
+            content = part.encode() + os.urandom(APPEND)
+            self._ask(
+                self._sock,
+                204,
+                f"PATCH {self._place}",
+                "Content-Type: message/byterange",
+                f"Content-Length: {len(content)}",
+                content=content,
+            )
+            self._offset = end
+
+    def idle(self, count: int) -> None:
+        """*count* more connections that wait for their next request."""
+        for _ in range(count):
+            sock = self._connect()
+            self._open.append(sock)
+            self._ask(sock, 204, "OPTIONS /files/")
+
+    def stalled(self, count: int) -> None:
+        """*count* more connections in the middle of an upload."""
+        for _ in range(count):
+            sock = self._connect()
+            self._open.append(sock)
+            self._begin(sock)
+            sock.sendall(os.urandom(SMALL))
+
+
+def main() -> None:
+    worker = _Worker((sys.argv[1], int(sys.argv[2])))
+    for line in sys.stdin:
+        verb, count = line.split()
+        worker.verbs[verb](int(count))
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

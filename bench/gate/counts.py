@@ -1,0 +1,139 @@
+"""Counts within the service's own process: calls of functions, bytes that are held."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import trio
+
+import trioresume
+from bench.gate.client import Client
+
+__all__ = ["count"]
+
+WARM_UP = 20
+TIMES = 100
+LARGE = 16
+"""MiB."""
+HELD = 200
+LEFT_ROUNDS = 3
+SETTLE = 1.3
+"""Seconds: longer than what the service puts off, such as commits and collection."""
+
+_CALLS = frozenset({"call", "c_call"})
+
+
+class _Calls:
+    """Counts, in the threads that begin within :meth:`counting` and in this one."""
+
+    def __init__(self) -> None:
+        # One list per thread: an increment of a shared number could be lost.
+        self._counts: list[list[int]] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        threading.setprofile(self._begin)
+        sys.setprofile(self._profiler())
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+
+    def _begin(self, frame: FrameType, event: str, arg: object) -> None:
+        sys.setprofile(self._profiler())
+
+    def _profiler(self) -> Callable[[FrameType, str, object], None]:
+        mine = [0]
+        with self._lock:
+            self._counts.append(mine)
+
+        def profile(frame: FrameType, event: str, arg: object) -> None:
+            if event in _CALLS:
+                mine[0] += 1
+
+        return profile
+
+    @property
+    def total(self) -> int:
+        return sum(count for (count,) in self._counts)
+
+
+def count(directory: Path) -> dict[str, float]:
+    """All of this module's figures; data goes to *directory*."""
+    figures: dict[str, float] = {}
+    calls = _Calls()
+    with calls.counting():
+        trio.run(_run, directory / "calls", _count_calls, calls, figures)
+    trio.run(_run, directory / "held", _count_held, figures)
+    return figures
+
+
+async def _run(directory: Path, part: Callable[..., object], *args: object) -> None:
+    config = trioresume.Config(bind=["127.0.0.1:0"], data_dir=directory)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(trioresume.serve, trioresume.FileService(), config)
+        host, _, port = server.urls[0].removeprefix("http://").rpartition(":")
+        with Client((host, int(port))) as client:
+            await part(client, *args)  # type: ignore[misc]
+            nursery.cancel_scope.cancel()
+
+
+async def _do(client: Client, verb: str, times: int) -> None:
+    await trio.to_thread.run_sync(client.do, verb, times)
+
+
+async def _count_calls(
+    client: Client, calls: _Calls, figures: dict[str, float]
+) -> None:
+    await _do(client, "begin", 1)
+    for verb in ("small", "offset", "append"):
+        await _do(client, verb, WARM_UP)
+        before = calls.total
+        await _do(client, verb, TIMES)
+        figures[f"calls per {verb}"] = (calls.total - before) / TIMES
+    await _do(client, "large", LARGE)
+    before = calls.total
+    await _do(client, "large", LARGE)
+    figures["calls per MiB"] = (calls.total - before) / LARGE
+
+
+async def _count_held(client: Client, figures: dict[str, float]) -> None:
+    await _do(client, "begin", 1)
+    verbs = ("small", "offset", "append")
+    for verb in verbs:
+        await _do(client, verb, WARM_UP)
+    # A cache that happens to fill is no leak: what leaks does so each time.
+    left: list[int] = []
+    for _ in range(LEFT_ROUNDS):
+        before = await _blocks()
+        for verb in verbs:
+            await _do(client, verb, TIMES)
+        left.append(await _blocks() - before)
+    figures["blocks left per request"] = min(left) / (TIMES * len(verbs))
+    for verb in ("idle", "stalled"):
+        await _do(client, verb, WARM_UP)
+        await trio.sleep(SETTLE)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            await _do(client, verb, HELD)
+            await trio.sleep(SETTLE)
+            gc.collect()
+            figures[f"bytes per {verb}"] = tracemalloc.get_traced_memory()[0] / HELD
+        finally:
+            tracemalloc.stop()
+
+
+async def _blocks() -> int:
+    await trio.sleep(SETTLE)
+    gc.collect()
+    return sys.getallocatedblocks()

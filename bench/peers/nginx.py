@@ -1,0 +1,117 @@
+"""nginx with its DAV module: the fastest way to put a body into a file over HTTP."""
+
+from __future__ import annotations
+
+import getpass
+import grp
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.peers.cache import InstallFailed, run_logged
+from bench.peers.peer import Launch, Peer
+
+__all__ = ["NGINX"]
+
+_CONFIGURATION = """\
+{user}worker_processes auto;
+worker_rlimit_nofile 16384;
+pid {root}/pid;
+daemon off;
+error_log stderr error;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    server_tokens off;
+    default_type application/octet-stream;
+    sendfile on;
+    client_max_body_size 0;
+    client_body_buffer_size 1m;
+    # On the same filesystem, so that a finished upload is renamed and not copied.
+    client_body_temp_path {root}/incoming;
+    proxy_temp_path {root}/unused;
+    fastcgi_temp_path {root}/unused;
+    uwsgi_temp_path {root}/unused;
+    scgi_temp_path {root}/unused;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location /files/ {{
+            root {root}/stored;
+            dav_methods PUT DELETE;
+        }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nginx(Peer):
+    """Debian's package: the one that is installed, else unpacked without installing."""
+
+    @property
+    def version(self) -> str:
+        return "debian"
+
+    def install(self, at: Path, log: Path) -> None:
+        found = shutil.which("nginx", path=f"{os.defpath}:/usr/local/sbin:/usr/sbin")
+        if found is not None and "http_dav_module" in _build(Path(found)):
+            (at / "nginx").symlink_to(found)
+            return
+        for tool in ("apt-get", "dpkg-deb"):
+            if shutil.which(tool) is None:
+                raise InstallFailed(f"no nginx with http_dav_module, and no {tool}")
+        run_logged(["apt-get", "download", "nginx"], log, cwd=at)
+        (package,) = at.glob("nginx_*.deb")
+        run_logged(["dpkg-deb", "--extract", str(package), str(at / "root")], log)
+        (at / "nginx").symlink_to(at / "root" / "usr" / "sbin" / "nginx")
+        if "http_dav_module" not in _build(at / "nginx"):
+            raise InstallFailed("the package's nginx does not run, or has no DAV")
+
+    def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
+        (data_dir / "stored" / "files").mkdir(parents=True, exist_ok=True)
+        # Only root could change to another user, and is made to stay as it is.
+        group = grp.getgrgid(os.getegid()).gr_name
+        user = f"user {getpass.getuser()} {group};\n" if os.geteuid() == 0 else ""
+        configuration = data_dir / "nginx.conf"
+        configuration.write_text(
+            _CONFIGURATION.format(root=data_dir, port=port, user=user)
+        )
+        program = str(at / "nginx")
+        return Launch(
+            command=(
+                *(program, "-p", str(data_dir), "-c", str(configuration)),
+                *("-e", "stderr"),
+            )
+        )
+
+    def resolved_version(self, at: Path) -> str:
+        found = re.search(r"nginx/(\S+)", _build(at / "nginx"))
+        return found[1] if found else self.version
+
+
+def _build(program: Path) -> str:
+    """What *program* says of how it was built; nothing if it does not run."""
+    try:
+        done = subprocess.run(
+            [program, "-V"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stderr
+
+
+NGINX = Nginx(
+    name="nginx",
+    protocols=("plain",),
+    hashes="none",
+    syncs="none",
+    settings="DAV PUT, a worker per core, body buffers of 1 MiB, temporary files on "
+    "the same filesystem, no access log",
+)

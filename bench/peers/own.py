@@ -1,0 +1,111 @@
+"""What stands beside the peers: trioresume itself, and the limits of the machine."""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.peers.peer import Launch, Peer
+
+__all__ = ["OWN", "Trioresume", "trioresume"]
+
+_REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Peer):
+    """A module of this checkout, run by the Python that runs the benchmark."""
+
+    @property
+    def version(self) -> str:
+        return version("trioresume")
+
+    @property
+    def installs(self) -> bool:
+        return False
+
+    def install(self, at: Path, log: Path) -> None:
+        """There is nothing to do."""
+
+    def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
+        return Launch(
+            command=(sys.executable, "-m", *self.arguments(data_dir, port)),
+            environment={"PYTHONPATH": str(_REPOSITORY)},
+        )
+
+    @abstractmethod
+    def arguments(self, data_dir: Path, port: int) -> tuple[str, ...]:
+        """The module and what it is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trioresume(Own):
+    """``trioresume serve``."""
+
+    durability: str
+    options: tuple[str, ...] = ()
+
+    def arguments(self, data_dir: Path, port: int) -> tuple[str, ...]:
+        return (
+            *("trioresume", "serve", "--bind", f"127.0.0.1:{port}"),
+            *("--data-dir", str(data_dir), "--durability", self.durability),
+            *self.options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw(Own):
+    """A step of :mod:`bench.rawloop`."""
+
+    work: str
+
+    def arguments(self, data_dir: Path, port: int) -> tuple[str, ...]:
+        return ("bench.rawloop", "--port", str(port), str(data_dir), self.work)
+
+
+_SYNCS = {
+    "disk": "every chunk and the catalog, before the answer",
+    "process": "none; survives the end of the process, not of the machine",
+}
+
+
+def trioresume(durability: str = "disk", options: Sequence[str] = ()) -> Trioresume:
+    """``trioresume serve`` with that durability and further *options*."""
+    return Trioresume(
+        name="trioresume" if durability == "disk" else f"trioresume-{durability}",
+        durability=durability,
+        options=tuple(options),
+        protocols=("seed", "rufh", "plain"),
+        plain_method="POST",
+        hashes="BLAKE3 of every chunk",
+        syncs=_SYNCS[durability],
+        settings=" ".join(
+            ("the command's defaults,", "durability", durability, *options)
+        ),
+    )
+
+
+def _raw(work: str, does: str) -> Raw:
+    return Raw(
+        name=f"raw-{work}",
+        work=work,
+        protocols=("plain",),
+        hashes="none" if work == "receive" else "BLAKE3",
+        syncs="none",
+        settings=f"a limit, not a server: {does}; one thread, epoll, one buffer of "
+        "1 MiB, hardly any parsing",
+        serves_back=work == "write",
+    )
+
+
+OWN: tuple[Own, ...] = (
+    trioresume("disk"),
+    trioresume("process"),
+    _raw("receive", "receives and forgets"),
+    _raw("hash", "receives and hashes"),
+    _raw("write", "receives, hashes and writes a file"),
+)

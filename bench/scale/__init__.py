@@ -1,0 +1,1 @@
+"""Measurements against how much is stored, rather than how fast it arrives."""

@@ -1,0 +1,293 @@
+"""``python -m bench.scale.crowd``: ten thousand uploads at once, slow and fast, on one server.
+
+Two loads of ``trioresume bench`` run beside each other against one ``trioresume serve``:
+*slow* uploads that send at a set rate, all of them open from the beginning to the end,
+and as many *fast* ones at a time as asked, one after the other, which send as fast as
+they are taken. Meanwhile uploads fall silent and are taken over, one after the other:
+how long it takes from a HEAD on a new connection to the offset.
+
+Told are how long the uploads of each kind took (of one kind all have one size and one
+speed: the slowest over the fastest is how fair the server was), what the server used,
+and what held up its event loop (see :mod:`bench.watched`). Every upload is read back and
+compared by its digest. The exit code is 1 unless all came through and are right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+
+from bench.options import (
+    ByteSize,
+    durability_option,
+    human,
+    raise_file_limit,
+    work_dir_option,
+)
+from bench.peers.own import Trioresume, trioresume
+from bench.server import Server
+from bench.watched import Step, longest, read_report
+from trioresume.bench import Protocol, Results, Settings, Sizes, Verify, run
+
+__all__ = ["Watched", "main"]
+
+TAKEN = 100_000
+"""Bytes that an upload has sent when it falls silent."""
+TAKEOVER_EVERY = 0.1
+MOST_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Trioresume):
+    """``trioresume serve``, with a watch on its event loop."""
+
+    report: Path
+
+    @classmethod
+    def of(cls, plain: Trioresume, report: Path) -> Watched:
+        return cls(**{**vars(plain), "report": report})
+
+    def arguments(self, data_dir: Path, port: int) -> tuple[str, ...]:
+        _, *command = super().arguments(data_dir, port)
+        return ("bench.watched", str(self.report), *command)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One kind of upload."""
+
+    name: str
+    at_once: int
+    total: int
+    size: int
+    rate: int | None
+
+    def settings(self, server: Server, number: int) -> Settings:
+        return Settings(
+            url=server.url,
+            protocol=Protocol.PLAIN,
+            seed=number + 1,
+            at_once=self.at_once,
+            total=self.total,
+            sizes=Sizes(minimum=self.size, maximum=self.size),
+            rate=self.rate,
+            duration=MOST_SECONDS,
+            idle_timeout=120.0,
+            verify=Verify.DIGEST,
+        )
+
+
+async def takeovers(
+    server: Server, seconds: list[float], failures: list[str], stop: trio.Event
+) -> None:
+    """Have uploads fall silent, and take them over, until *stop*."""
+    number = 0
+    while not stop.is_set():
+        number += 1
+        try:
+            await take_over(server, number, seconds)
+        except (OSError, click.ClickException) as exc:
+            failures.append(str(exc))
+        await trio.sleep(TAKEOVER_EVERY)
+
+
+async def take_over(server: Server, number: int, seconds: list[float]) -> None:
+    """One upload that falls silent, and its end; how long it took to *seconds*."""
+    with contextlib.ExitStack() as stack:
+        silent = await _connect(server, stack)
+        await silent.sendall(
+            f"PUT {server.path}taken-{number} HTTP/1.1\r\nHost: bench\r\n"
+            "Prefer: resume\r\nExpect: 100-continue\r\n"
+            "Content-Length: 1000000000\r\n\r\n".encode()
+        )
+        told = await silent.head()
+        place = told["request-content-location"]
+        await silent.sendall(os.urandom(TAKEN))
+        await trio.sleep(0.05)  # let it arrive
+        newcomer = await _connect(server, stack)
+        began = time.perf_counter()
+        await newcomer.sendall(f"HEAD {place} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        told = await newcomer.head()
+        seconds.append(time.perf_counter() - began)
+        if not 0 < int(told["upload-offset"]) <= TAKEN:
+            raise click.ClickException(f"not the offset: {told}")
+        await newcomer.sendall(
+            f"DELETE {place} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+        )
+        await newcomer.head()
+
+
+class _Wire:
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+
+    async def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[await self._sock.send(view) :]
+
+    async def head(self) -> dict[str, str]:
+        """The fields of the next answer, which has no content."""
+        data = b""
+        while not data.endswith(b"\r\n\r\n"):
+            more = await self._sock.recv(4096)
+            if not more:
+                raise click.ClickException(f"the connection was closed after {data!r}")
+            data += more
+        lines = data.decode().split("\r\n")[1:-2]
+        return {n.lower(): v.strip() for n, _, v in (x.partition(":") for x in lines)}
+
+
+async def _connect(server: Server, stack: contextlib.ExitStack) -> _Wire:
+    sock = trio.socket.socket()
+    stack.callback(sock.close)
+    await sock.connect((server.host, server.port))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _Wire(sock)
+
+
+async def _run(
+    server: Server, loads: Sequence[Load]
+) -> tuple[list[Results], list[float], list[str]]:
+    results: dict[int, Results] = {}
+    seconds: list[float] = []
+    failures: list[str] = []
+    stop = trio.Event()
+
+    async def one(number: int, load: Load) -> None:
+        results[number] = await run(load.settings(server, number))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(takeovers, server, seconds, failures, stop)
+        async with trio.open_nursery() as loading:
+            for number, load in enumerate(loads):
+                loading.start_soon(one, number, load)
+        stop.set()
+    return [results[number] for number in range(len(loads))], seconds, failures
+
+
+def _report(load: Load, results: Results) -> bool:
+    done = [upload for upload in results.uploads if upload.ended and not upload.failed]
+    taken = sorted(upload.ended - upload.begun for upload in done)
+    right = sum(u.check is not None and u.check.ok for u in results.uploads)
+    click.echo(
+        f"{load.name}: {load.total} of {human(load.size)}, {load.at_once} at once:"
+        f" {len(done)} came through, {right} read back and right"
+    )
+    if taken:
+        click.echo(
+            f"  took {_at(taken, 0.05):.2f} s (5 %), {_at(taken, 0.5):.2f} s (median),"
+            f" {_at(taken, 0.95):.2f} s (95 %); slowest over fastest"
+            f" {taken[-1] / taken[0]:.2f} ({taken[0]:.2f} to {taken[-1]:.2f} s)"
+        )
+    trouble = Counter(
+        attempt.detail
+        for upload in results.uploads
+        for attempt in upload.attempts
+        if attempt.detail
+    )
+    for detail, count in trouble.most_common(3):
+        click.echo(f"  {count} attempts: {detail}")
+    return right == load.total
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _report_watch(name: str, steps: Sequence[Step]) -> None:
+    late = sum(step.seconds > 0.005 for step in steps)
+    click.echo(f"  {name}: {late} held the loop for more than 5 ms; the longest were")
+    for step in steps[:5]:
+        click.echo(
+            f"    {step.seconds * 1000:.1f} ms, {step.cpu * 1000:.1f} of CPU"
+            f" {step.where and f'until {step.where}'}"
+        )
+
+
+@click.command(help=__doc__)
+@click.option("--slow", default=9000, show_default=True, help="Slow uploads at once.")
+@click.option("--slow-size", type=ByteSize(), default="32KiB", show_default=True)
+@click.option(
+    "--slow-rate",
+    type=ByteSize(),
+    default="512",
+    show_default=True,
+    help="Bytes a second of each.",
+)
+@click.option("--fast", default=800, show_default=True, help="Fast uploads at once.")
+@click.option("--fast-total", default=4000, show_default=True)
+@click.option("--fast-size", type=ByteSize(), default="256KiB", show_default=True)
+@durability_option
+@work_dir_option
+def main(
+    slow: int,
+    slow_size: int,
+    slow_rate: int,
+    fast: int,
+    fast_total: int,
+    fast_size: int,
+    durability: str,
+    work_dir: Path | None,
+) -> None:
+    raise_file_limit()
+    loads = [
+        Load("slow", slow, slow, slow_size, slow_rate),
+        Load("fast", fast, fast_total, fast_size, None),
+    ]
+    loads = [load for load in loads if load.at_once]
+    options = (
+        *("--max-connections-per-address", str(slow + fast + 200)),
+        *("--max-connections", str(slow + fast + 200)),
+        *("--max-open-uploads-per-principal", str(slow + fast + 200)),
+    )
+    with tempfile.TemporaryDirectory(dir=work_dir) as name:
+        report = Path(name) / "watch.json"
+        peer = Watched.of(trioresume(durability, options), report)
+        with Server(peer, Path(name) / "data") as server:
+            idle = server.resident()
+            began = time.monotonic()
+            results, taken_over, failures = trio.run(partial(_run, server, loads))
+            ended = time.monotonic()
+            peak, cpu = server.peak_resident(), server.cpu().total
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        click.echo(f"{slow + fast} uploads at once, {files} files may be open")
+        right = [
+            _report(load, result) for load, result in zip(loads, results, strict=True)
+        ]
+        loaded = max(result.seconds for result in results)
+        at_once = slow + fast
+        click.echo(
+            f"server: {cpu:.1f} s of CPU, of the check too; {human(idle)} resident when"
+            f" idle, {human(peak)} at most: {human((peak - idle) / at_once)} an upload"
+        )
+        taken_over.sort()
+        click.echo(
+            f"{len(taken_over)} takeovers: {_at(taken_over, 0.5) * 1000:.1f} ms (median),"
+            f" {_at(taken_over, 0.99) * 1000:.1f} ms (99 %); {len(failures)} failed"
+            f" {failures[:2] or ''}"
+        )
+        steps, rounds = read_report(report)
+        # While all were loading: reading back is another load.
+        until = min(ended, began + loaded)
+        click.echo("event loop:")
+        _report_watch("steps", longest(steps, began, until))
+        _report_watch("rounds", longest(rounds, began, until))
+    sys.exit(0 if all(right) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""``python -m bench.scale.sizes``: what an upload costs that has a tebibyte already.
+
+For each size it has the catalog take that many chunks of ``--repeat`` uploads, by the
+same code that seals them in the service, but with no bytes behind them: what is measured
+depends on what is written about the chunks, not on what is in them. The end of each is
+real: a tail, sparse, of all but 64 KiB of the last chunk.
+
+Then ``trioresume serve`` is started on it, and asked by a plain HTTP client for the
+offset, to append 1,000 bytes, to take the rest and complete, for the last bytes of the
+file, and to delete it; and ``trioresume gc`` to release what that leaves. Figures are
+medians, in milliseconds, with the highest in parentheses: the server's CPU time, and how
+long the client waited, for its own work too. A commit's are those of this process.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from bench.options import ByteSize, durability_option, human, work_dir_option
+from bench.peers.own import trioresume
+from bench.server import Server
+from trioresume import Fields
+from trioresume.store.disk import open_store
+from trioresume.store.ledger import Effects, Ledger
+from trioresume.store.port import (
+    CreateOperation,
+    OperationId,
+    OperationRecord,
+    SealChunk,
+    request_key,
+)
+from trioresume.store.recipe import digest_of
+
+__all__ = ["build", "main"]
+
+CHUNK_SIZE = 4 * 1024 * 1024
+REST = 64 * 1024
+APPEND = 1000
+APPENDS = 20
+BATCH = 64
+"""Chunks named in one commit, as with a fast upload."""
+SIZES = (1 << 20, 1 << 30, 64 << 30, 1 << 40)
+
+
+class _NoFiles:
+    """Publishes chunks that have no bytes."""
+
+    def is_ready(self, seal: SealChunk) -> bool:
+        return True
+
+    def publish(self, seal: SealChunk, *, known: bool) -> None:
+        pass
+
+
+def operation_id(size: int, number: int) -> OperationId:
+    """A token such as the service makes, but a known one."""
+    return OperationId(f"{size:018x}{number:04}")
+
+
+def build(data_dir: Path, size: int, repeat: int, commits: Times) -> None:
+    """Have the catalog take the chunks of *repeat* uploads of *size* bytes.
+
+    *commits* are those of :data:`BATCH` chunks each.
+    """
+    chunks = (size - 1) // CHUNK_SIZE
+    now = time.time()
+    with closing(open_store(data_dir)) as store:
+        for number in range(repeat):
+            record = OperationRecord(
+                id=operation_id(size, number),
+                method="PUT",
+                target=f"/files/{size}-{number}",
+                fields=Fields(),
+                created_at=now,
+                expires_at=now + 86400,
+                length=size,
+                reserved=size,
+            )
+            assert store.apply([[CreateOperation(record)]]) == [None]
+    with closing(
+        sqlite3.connect(data_dir / "catalog.sqlite3", isolation_level=None)
+    ) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        (epoch,) = connection.execute(
+            "SELECT value FROM store WHERE name = 'epoch'"
+        ).fetchone()
+        ledger = Ledger(connection, _NoFiles(), chunk_size=CHUNK_SIZE, epoch=int(epoch))
+        for number in range(repeat):
+            key = request_key(operation_id(size, number))
+            for first in range(0, chunks, BATCH):
+                seals = [
+                    SealChunk(
+                        key, index, digest_of(b"%d %d" % (number, index)), CHUNK_SIZE
+                    )
+                    for index in range(first, min(chunks, first + BATCH))
+                ]
+                began, busy = time.perf_counter(), time.process_time()
+                connection.execute("BEGIN IMMEDIATE")
+                assert ledger.submit(seals, Effects()) is None
+                connection.execute("COMMIT")
+                commits.wall.append(time.perf_counter() - began)
+                commits.cpu.append(time.process_time() - busy)
+            with open(data_dir / "tails" / f"{key}.{chunks}", "wb") as tail:
+                tail.truncate(size - chunks * CHUNK_SIZE - REST)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@dataclass
+class Times:
+    """Seconds of one kind of request."""
+
+    what: str
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.what}: CPU {_spread(self.cpu)}, waited {_spread(self.wall)}"
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "-"
+    return f"{statistics.median(seconds) * 1000:.1f} ({max(seconds) * 1000:.1f})"
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        place = urlsplit(server.url)
+        self._connection = http.client.HTTPConnection(
+            place.hostname or "", place.port, timeout=120
+        )
+        self._connection.connect()
+
+    def ask(
+        self,
+        times: Times,
+        status: int,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        **fields: str,
+    ) -> http.client.HTTPResponse:
+        headers = {name.replace("_", "-"): value for name, value in fields.items()}
+        busy, began = self._server.busy(), time.perf_counter()
+        self._connection.request(method, target, body, headers)
+        response = self._connection.getresponse()
+        text = response.read()
+        times.wall.append(time.perf_counter() - began)
+        times.cpu.append(self._server.busy() - busy)
+        if response.status != status:
+            raise click.ClickException(f"{method} {target}: {response.status} {text!r}")
+        return response
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass
+class Visit:
+    """What one server was asked, and how long it took."""
+
+    size: int
+    head: Times = field(default_factory=partial(Times, "HEAD"))
+    append: Times = field(default_factory=partial(Times, "PATCH of 1,000 bytes"))
+    complete: Times = field(default_factory=partial(Times, "completing PATCH"))
+    read: Times = field(default_factory=partial(Times, "GET of the last bytes"))
+    delete: Times = field(default_factory=partial(Times, "DELETE"))
+    grown: int = 0
+    """Bytes that the server's peak memory grew by."""
+
+    def run(self, server: Server, repeat: int) -> None:
+        before = server.peak_resident()
+        for number in range(repeat):
+            with closing(_Client(server)) as client:
+                self._visit(client, number)
+        self.grown = server.peak_resident() - before
+
+    def _visit(self, client: _Client, number: int) -> None:
+        size = self.size
+        content = f"/operations/{operation_id(size, number)}/content"
+        offset = size - REST
+        for _ in range(APPENDS):
+            found = client.ask(self.head, 200, "HEAD", content)
+            assert found.headers["upload-offset"] == str(offset)
+            self._patch(client, self.append, 204, content, offset, offset + APPEND)
+            offset += APPEND
+        self._patch(client, self.complete, 201, content, offset, size)
+        file = f"/files/{size}-{number}"
+        client.ask(self.read, 206, "GET", file, range="bytes=-1000")
+        client.ask(self.delete, 204, "DELETE", file)
+        client.ask(self.delete, 204, "DELETE", content)
+
+    def _patch(
+        self,
+        client: _Client,
+        times: Times,
+        status: int,
+        content: str,
+        first: int,
+        end: int,
+    ) -> None:
+        said = f"Content-Range: bytes {first}-{end - 1}/{self.size}\r\n\r\n"
+        body = said.encode() + bytes(end - first)
+        client.ask(
+            times, status, "PATCH", content, body, content_type="message/byterange"
+        )
+
+    @property
+    def times(self) -> Sequence[Times]:
+        return (self.head, self.append, self.complete, self.read, self.delete)
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--size",
+    "sizes",
+    type=ByteSize(),
+    multiple=True,
+    default=SIZES,
+    help="Of an upload; may be repeated. [default: 1MiB, 1GiB, 64GiB, 1TiB]",
+)
+@click.option("--repeat", default=5, show_default=True, help="Uploads of each size.")
+@durability_option
+@work_dir_option
+def main(
+    sizes: Sequence[int], repeat: int, durability: str, work_dir: Path | None
+) -> None:
+    with tempfile.TemporaryDirectory(dir=work_dir) as name:
+        for number, size in enumerate(sizes):
+            data_dir = Path(name) / str(number)
+            commits = Times(f"commit of {BATCH} chunks")
+            build(data_dir, size, repeat, commits)
+            visit = Visit(size)
+            with Server(trioresume(durability), data_dir, start_timeout=60) as server:
+                visit.run(server, repeat)
+            click.echo(f"{human(size)}, {(size - 1) // CHUNK_SIZE} chunks sealed")
+            for times in (commits, *visit.times):
+                click.echo(f"  {times} ms")
+            click.echo(f"  peak memory grew by {human(visit.grown)}")
+            click.echo(f"  gc: {_timed(partial(_collect, data_dir)):.1f} s")
+
+
+def _timed(function: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def _collect(data_dir: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "trioresume", "gc", "--data-dir", str(data_dir)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+if __name__ == "__main__":
+    main()

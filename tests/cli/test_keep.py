@@ -1,0 +1,169 @@
+"""``ls``, ``show``, ``verify`` and ``gc``: what they print and how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import trioresume
+from tests.store.helpers import do, file_record, put, record, store_content
+from trioresume.cli import keep, main
+from trioresume.cli.options import ExitCode
+from trioresume.store.disk import open_store
+from trioresume.store.port import (
+    CreateOperation,
+    EndOperation,
+    OperationId,
+    PublishFile,
+    request_key,
+)
+
+DATA = bytes(range(256)) * 8
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A directory with two files, an upload that is not done and one that is gone."""
+    path = tmp_path / "data"
+    store = open_store(path, chunk_size=1024, durability="process")
+    content = store_content(store, DATA, "stored")
+    do(store, PublishFile(file_record("report.pdf", content, expires_at=86400.0)))
+    do(store, PublishFile(file_record("a\x1b[2J\n", content, owner="alice")))
+    do(store, EndOperation(OperationId("stored"), 3600.0))
+    do(store, CreateOperation(record("token", principal="bob", length=5000)))
+    put(store, store.open_writer(request_key(OperationId("token"))), DATA[:1500])
+    store.close()
+    return path
+
+
+def run(command: str, data_dir: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [command, "--data-dir", str(data_dir), *arguments])
+
+
+def objects(result: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_ls_is_a_table(data_dir: Path) -> None:
+    """One line each; what came from the network does not control the terminal."""
+    result = run("ls", data_dir)
+    assert result.exit_code == ExitCode.DONE
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == ["STATE", "BYTES", "OF", "EXPIRES", "OWNER", "NAME"]
+    assert [line.split() for line in lines] == [
+        ["file", "2.0", "KiB", "2.0", "KiB", "1970-01-02T00:00:00Z", "-", "report.pdf"],
+        ["file", "2.0", "KiB", "2.0", "KiB", "never", "alice", "a\\x1b[2J\\n"],
+        [
+            *("receiving", "1.5", "KiB", "4.9", "KiB", "1970-01-01T00:16:40Z", "bob"),
+            *("token", "POST", "/files/?a=%20b"),
+        ],
+    ]
+
+
+def test_ls_as_json_has_every_member(data_dir: Path) -> None:
+    """An object a line: sizes are bytes, times Unix seconds."""
+    files = objects(run("ls", data_dir, "--json", "--no-uploads"))
+    assert [(file["kind"], file["name"]) for file in files] == [
+        ("file", "report.pdf"),
+        ("file", "a\x1b[2J\n"),
+    ]
+    [upload] = objects(run("ls", data_dir, "--json", "--no-files"))
+    assert upload["kind"] == "upload"
+    assert (upload["received"], upload["length"]) == (1500, 5000)
+    assert upload["fields"] == [["content-type", "text/plain"], ["x-a", "\xe9"]]
+    ended = objects(run("ls", data_dir, "--json", "--no-files", "--ended"))
+    assert [entry["state"] for entry in ended] == ["gone", "receiving"]
+
+
+def test_show_names_what_it_shows(data_dir: Path) -> None:
+    """An upload by its id, a file by its name, everything counted without either."""
+    upload = run("show", data_dir, "token").stdout
+    assert "principal       bob\n" in upload
+    assert "field           x-a: \xe9\n" in upload
+    assert "lost            no\n" in upload
+    [file] = objects(run("show", data_dir, "--json", "report.pdf"))
+    assert (file["kind"], file["length"]) == ("file", len(DATA))
+    [totals] = objects(run("show", data_dir, "--json"))
+    assert totals["files"] == 2
+    assert totals["uploads"] == {"gone": 1, "receiving": 1}
+    assert "uploads         1 receiving\n" in run("show", data_dir).stdout
+
+
+def test_show_of_nothing_fails(data_dir: Path) -> None:
+    """There is none of that name: exit code 1, and nothing on standard output."""
+    result = run("show", data_dir, "nobody")
+    assert result.exit_code == ExitCode.FAILED
+    assert result.stdout == ""
+    assert "nobody" in result.stderr
+
+
+def test_verify_says_what_it_read(data_dir: Path) -> None:
+    """Exit code 0 where nothing is damaged."""
+    result = run("verify", data_dir)
+    assert result.exit_code == ExitCode.DONE
+    assert result.stdout == ("Chunks: 1, 1.5 KiB. Files: 2. Uploads: 2. Damages: 0.\n")
+
+
+def test_verify_names_damage_and_whom_it_concerns(data_dir: Path) -> None:
+    """Exit code 3; a flipped byte, its chunk, both files."""
+    [summary] = objects(run("verify", data_dir, "--json"))
+    assert summary["damages"] == 0
+    chunk = max((data_dir / "chunks").rglob("1e20*"), key=lambda p: p.stat().st_size)
+    chunk.write_bytes(b"?" + chunk.read_bytes()[1:])
+    result = run("verify", data_dir)
+    assert result.exit_code == ExitCode.DAMAGED
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"chunk {chunk.name}: does not have the bytes")
+    assert lines[0].endswith(f"({chunk})")
+    concerned = [line for line in lines if line.startswith("file ")]
+    assert concerned[0].startswith("file report.pdf: ")
+    assert concerned[1].startswith("file a\\x1b[2J\\n of alice: ")
+    damages = objects(run("verify", data_dir, "--json"))
+    assert damages[0]["kind"] == "chunk"
+    assert damages[0]["path"] == str(chunk)
+    assert damages[-1]["damages"] == len(damages) - 1
+
+
+def test_gc_says_what_it_released(data_dir: Path) -> None:
+    """Nothing while it is held; all of it afterwards."""
+    assert run("gc", data_dir).stdout == "Released: 0 chunks, 0 B.\n"
+    store = open_store(data_dir)
+    do(store, EndOperation(OperationId("token"), 9e9))
+    store.close()
+    [released] = objects(run("gc", data_dir, "--json"))
+    assert released["chunks"] == 0  # shared with the files
+    assert run("verify", data_dir).exit_code == ExitCode.DONE
+
+
+def test_gc_that_was_cut_is_to_be_run_again(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 75, as for an upload that can be resumed."""
+
+    async def cut(path: Path) -> trioresume.Collected:
+        raise trioresume.CollectionCut("gone")
+
+    monkeypatch.setattr(trioresume, "collect", cut)
+    result = run("gc", data_dir)
+    assert result.exit_code == ExitCode.UNFINISHED
+    assert "gone" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "verify", "gc"])
+def test_no_data_directory_is_an_error(tmp_path: Path, command: str) -> None:
+    """A misspelt path is told, and not made."""
+    result = run(command, tmp_path / "dta")
+    assert result.exit_code == ExitCode.FAILED
+    assert "is no data directory" in result.stderr
+    assert not (tmp_path / "dta").exists()
+
+
+def test_sizes_are_read_by_people() -> None:
+    """Three digits and a unit."""
+    sizes = [None, 0, 1023, 1536, 5 * 2**20, 3 * 2**30, 2 * 2**40]
+    assert [keep._size(size) for size in sizes] == [
+        *("?", "0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB")
+    ]

@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads a peer's bytes; see ``python -m tests.fuzz --help``."""

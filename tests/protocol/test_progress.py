@@ -1,0 +1,40 @@
+"""The ``Progress`` field (B10)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from trioresume.protocol.fields import header_safe
+from trioresume.protocol.progress import format_progress
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ((0, None, ""), "0/"),
+        ((66, None, "tries"), '66/ "tries"'),
+        ((1, 3, ""), "1/3"),
+        (
+            (3, 20, "POST http://example.com/item/3"),
+            '3/20 "POST http://example.com/item/3"',
+        ),
+        ((0, 1, 'a "b" \\ c'), '0/1 "a \\"b\\" \\\\ c"'),
+        ((2, 3, "grüßen"), "2/3 UTF-8''gr%C3%BC%C3%9Fen"),
+        ((2, 3, "one\r\nSet-Cookie: a=b"), "2/3 UTF-8''one%0D%0ASet-Cookie%3A%20a%3Db"),
+        ((0, None, "x" * 1000), f'0/ "{"x" * 200}"'),
+    ],
+)
+def test_progress_is_a_fraction_and_a_remark(
+    told: tuple[int, int | None, str], expected: str
+) -> None:
+    """B10, G4: quoted if it is ASCII, else as RFC 8187 has it; bounded."""
+    assert format_progress(*told) == expected
+
+
+@given(st.text())
+def test_any_remark_can_be_sent(remark: str) -> None:
+    """G4: nothing of it ends the field."""
+    told = format_progress(1, 2, remark)
+    assert header_safe(told)
+    assert told.isascii()

@@ -1,0 +1,327 @@
+"""What verification finds, whom it blames, and that it finds nothing where nothing is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.store.helpers import (
+    CHUNK,
+    OP,
+    DiskStand,
+    begin,
+    collect_all,
+    do,
+    file_record,
+    freeze,
+    make_durable,
+    put,
+    read_content,
+    record,
+    response,
+    store_content,
+)
+from trioresume.errors import ChunkCorrupt
+from trioresume.store import inventory as inventory_module
+from trioresume.store.disk_io import Disk
+from trioresume.store.inventory import Inventory
+from trioresume.store.port import (
+    CreateOperation,
+    EndOperation,
+    JoinContents,
+    OperationId,
+    PublishFile,
+    RecordResponse,
+    request_key,
+    response_key,
+)
+from trioresume.store.recipe import digest_of
+from trioresume.store.verification import Damage, DamageKind
+
+DATA = bytes(range(65, 91)) * 2
+K = DamageKind
+
+
+@pytest.fixture(autouse=True)
+def _same_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_module, "boot_id", lambda: "boot 0")
+
+
+def damages(stand: DiskStand, disk: Disk | None = None) -> list[Damage]:
+    with Inventory(stand.data_dir, disk=disk) as inventory:
+        verification = inventory.verify()
+        found = list(verification)
+        assert verification.damages == len(found)
+        return found
+
+
+def kinds(stand: DiskStand) -> list[tuple[DamageKind, str]]:
+    return [(damage.kind, damage.name) for damage in damages(stand)]
+
+
+def chunk_path(stand: DiskStand, data: bytes) -> Path:
+    name = digest_of(data).hex()
+    return stand.data_dir / "chunks" / name[4:6] / name
+
+
+@pytest.fixture
+def full(disk_stand: DiskStand) -> DiskStand:
+    """A store with some of everything: shared, half released, unfinished, joined."""
+    store = disk_stand.store
+    content = store_content(store, DATA)
+    do(store, RecordResponse(OP, response(), 9e9))
+    do(store, PublishFile(file_record("a", content)))
+    do(store, PublishFile(file_record("b", content, owner="o")))
+    do(store, PublishFile(file_record("inline")))
+    second = store_content(store, DATA[:16] + b"other", "two")
+    do(store, CreateOperation(record("joined")))
+    parts = (content, second, content)
+    do(store, JoinContents(OperationId("joined"), parts))
+    store_content(store, bytes(100), "released")
+    do(store, EndOperation(OperationId("released"), 9e9))
+    store.collect(3)  # in the middle of it
+    do(store, CreateOperation(record("answered")))
+    key = response_key(OperationId("answered"))
+    writer = store.open_writer(key)
+    put(store, writer, b"a large response")
+    frozen = freeze(store, key, writer)
+    body = frozen.content
+    do(store, frozen, RecordResponse(OperationId("answered"), response(body), 9e9))
+    writer = begin(store, "open")
+    put(store, writer, DATA[:21])
+    make_durable(store, writer)
+    return disk_stand
+
+
+def test_sound_store_has_no_damage(full: DiskStand) -> None:
+    """Also beside a store that goes on, in the middle of a collection."""
+    with Inventory(full.data_dir) as inventory:
+        verification = inventory.verify()
+        told: list[int] = []
+        verification.on_progress = lambda: told.append(verification.chunks)
+        assert list(verification) == []
+        assert verification.chunks == len(told) == len(full.files("chunks"))
+        assert verification.bytes == full.stored_bytes()
+        assert (verification.files, verification.uploads) == (3, 6)
+        assert list(verification) == []  # it can be run again
+    collect_all(full.store)
+    assert damages(full) == []
+
+
+def test_flipped_byte_is_named_with_all_it_concerns(full: DiskStand) -> None:
+    """One byte in one shared chunk: each file and operation that needs it is told."""
+    path = chunk_path(full, DATA[8:16])
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+    found = damages(full)
+    assert (found[0].kind, found[0].path) == (K.CHUNK, str(path))
+    assert found[0].name == digest_of(DATA[8:16]).hex()
+    concerned = {(d.kind, d.name, d.owner) for d in found[1:]}
+    assert concerned == {
+        (K.FILE, "a", None),
+        (K.FILE, "b", "o"),
+        (K.UPLOAD, OP, None),
+        (K.UPLOAD, "two", None),
+        (K.UPLOAD, "joined", None),
+        (K.UPLOAD, "open", None),
+    }
+    assert all(digest_of(DATA[8:16]).hex() in damage.problem for damage in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: os.truncate(path, 3), "has 3 bytes instead of 5"),
+        (lambda path: path.write_bytes(b"otherandmore"), "has 12 bytes instead of 5"),
+    ],
+)
+def test_chunk_of_the_wrong_size_is_named(
+    full: DiskStand, spoil: Callable[[Path], object], problem: str
+) -> None:
+    """Missing, too short and too long are told apart, with whom it concerns."""
+    spoil(chunk_path(full, b"other"))
+    found = damages(full)
+    assert [(d.kind, d.name) for d in found] == [
+        (K.CHUNK, digest_of(b"other").hex()),
+        (K.UPLOAD, "two"),
+        (K.UPLOAD, "joined"),
+    ]
+    assert found[0].problem == problem
+
+
+def test_removed_chunk_comes_back_with_the_next_upload(full: DiskStand) -> None:
+    """What the keeper is told to do: move the bad file away and upload again."""
+    path = chunk_path(full, DATA[8:16])
+    path.unlink()
+    assert damages(full)
+    content = store_content(full.store, DATA, "again")
+    assert damages(full) == []
+    assert read_content(full.store, content) == DATA
+
+
+class UnreadableDisk(Disk):
+    """A disk on which one file cannot be read: EIO."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(durable=False)
+        self._inode = path.stat().st_ino
+        self.read = self._read
+
+    def _read(self, fd: int, size: int) -> bytes:
+        if os.fstat(fd).st_ino == self._inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return os.read(fd, size)
+
+
+def test_unreadable_chunk_is_named(full: DiskStand) -> None:
+    """EIO is damage of that chunk; the others are read on."""
+    found = damages(full, UnreadableDisk(chunk_path(full, b"other")))
+    assert found[0].problem == "cannot be read: Input/output error"
+    assert {d.name for d in found} == {digest_of(b"other").hex(), "two", "joined"}
+
+
+def test_unreadable_tail_is_named(full: DiskStand) -> None:
+    """The upload cannot go on, and is told with its tail."""
+    tail = full.data_dir / "tails" / "open.2"
+    found = damages(full, UnreadableDisk(tail))
+    assert [(d.kind, d.name) for d in found] == [(K.TAIL, "open.2"), (K.UPLOAD, "open")]
+    assert found[0].path == str(tail)
+
+
+def test_lost_tail_is_named(full: DiskStand) -> None:
+    """Fewer bytes than were durable: the upload is lost (C7)."""
+    (full.data_dir / "tails" / "open.2").unlink()
+    [damage] = damages(full)
+    assert (damage.kind, damage.name) == (K.UPLOAD, "open")
+    assert damage.problem == "21 bytes were durable, 16 are left"
+
+
+def test_request_that_meets_an_unreadable_chunk_fails_by_its_name(
+    disk_stand: DiskStand,
+) -> None:
+    """EIO on the service's own read is ChunkCorrupt, with the chunk's name."""
+    content = store_content(disk_stand.store, DATA)
+    broken = UnreadableDisk(chunk_path(disk_stand, DATA[8:16]))
+    disk_stand.disk.read = broken.read
+    reader = disk_stand.store.open_reader(content)
+    assert reader.read(0, CHUNK) == DATA[:8]
+    with pytest.raises(ChunkCorrupt, match=digest_of(DATA[8:16]).hex()):
+        reader.read(8, CHUNK)
+    assert reader.read(16, CHUNK) == DATA[16:24]
+    reader.close()
+
+
+def change(stand: DiskStand, *statements: str) -> None:
+    """Change the catalog by hand, as no program would."""
+    with closing(sqlite3.connect(stand.data_dir / "catalog.sqlite3")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+@pytest.mark.parametrize("change_", ["refs + 1", "refs - 1"])
+def test_miscounted_holds_are_named(full: DiskStand, change_: str) -> None:
+    """One too many leaks for ever, one too few loses data at the next collection."""
+    name = digest_of(DATA[:8])
+    change(
+        full,
+        f"UPDATE chunks SET refs = {change_} WHERE digest = x'{name.hex()}'",
+        f"UPDATE recipes SET refs = {change_} WHERE chunk_count = 3 AND joined = 0",
+    )
+    recipe = _one(
+        full, "SELECT digest FROM recipes WHERE chunk_count = 3 AND joined = 0"
+    )
+    assert kinds(full) == [(K.COUNT, name.hex()), (K.COUNT, recipe.hex())]
+
+
+def _one(stand: DiskStand, query: str) -> bytes:
+    with closing(sqlite3.connect(stand.data_dir / "catalog.sqlite3")) as connection:
+        (value,) = connection.execute(query).fetchone()
+        assert isinstance(value, bytes)
+        return value
+
+
+def test_spoilt_recipe_is_named(full: DiskStand) -> None:
+    """A recipe is content like any other: its name says what its bytes must be."""
+    recipe = _one(full, "SELECT content_digest FROM operations WHERE id = 'two'")
+    change(full, f"UPDATE recipes SET body = x'00' WHERE digest = x'{recipe.hex()}'")
+    found = kinds(full)
+    assert (K.RECIPE, recipe.hex()) in found
+    assert {(K.UPLOAD, "two"), (K.UPLOAD, "joined")} <= set(found)
+    assert (K.FILE, "a") not in found
+
+
+def test_missing_rows_are_named(full: DiskStand) -> None:
+    """A recipe that lists what the catalog forgot, a file whose recipe is gone."""
+    name = digest_of(b"other").hex()
+    change(full, f"DELETE FROM chunks WHERE digest = x'{name}'")
+    assert (K.CHUNK, name) in kinds(full)
+    recipe = _one(full, "SELECT content_digest FROM files WHERE name = 'a'")
+    change(full, f"DELETE FROM recipes WHERE digest = x'{recipe.hex()}'")
+    found = set(kinds(full))
+    expected = {(K.RECIPE, recipe.hex()), (K.FILE, "a"), (K.UPLOAD, OP)}
+    assert expected <= found
+
+
+def test_response_that_is_damaged_is_named(full: DiskStand) -> None:
+    """Recorded responses are verified like contents."""
+    path = chunk_path(full, b"response")
+    path.write_bytes(b"desponse")
+    [chunk, damage] = damages(full)
+    assert chunk.kind is K.CHUNK
+    assert (damage.kind, damage.name) == (K.UPLOAD, "answered")
+    assert damage.problem.startswith("response: ")
+
+
+def test_inconsistent_catalog_is_named(full: DiskStand) -> None:
+    """SQLite's own check is part of it."""
+    full.store.close()
+    change(
+        full,
+        "PRAGMA writable_schema = 1",
+        "UPDATE sqlite_master SET sql = replace(sql, 'modified_at REAL NOT NULL',"
+        " 'modified_at TEXT NOT NULL') WHERE name = 'files'",
+        "PRAGMA writable_schema = 0",
+    )
+    assert K.CATALOG in [damage.kind for damage in damages(full)]
+    change(
+        full,
+        "PRAGMA writable_schema = 1",
+        "UPDATE sqlite_master SET sql = replace(sql, 'modified_at TEXT NOT NULL',"
+        " 'modified_at REAL NOT NULL') WHERE name = 'files'",
+    )
+    full.store = full.open()
+
+
+def test_chunk_that_was_collected_meanwhile_is_no_damage(
+    full: DiskStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the page of the catalog and the look at the file the service goes on."""
+    with Inventory(full.data_dir) as inventory:
+        verification = inventory.verify()
+
+        def release_all() -> None:
+            verification.on_progress = None
+            for name in (OP, "two", "joined", "answered", "open"):
+                do(full.store, EndOperation(OperationId(name), 9e9))
+            collect_all(full.store)
+
+        verification.on_progress = release_all
+        assert list(verification) == []
+
+
+def test_upload_that_goes_on_meanwhile_is_no_damage(full: DiskStand) -> None:
+    """Tails become chunks and chunks contents while verification looks for them."""
+    writer = full.store.open_writer(request_key(OperationId("open")))
+    with Inventory(full.data_dir) as inventory:
+        verification = inventory.verify()
+        verification.on_progress = lambda: put(full.store, writer, DATA)
+        assert list(verification) == []

@@ -1,0 +1,39 @@
+// What people read, and the rate; test_scripts.py has node run this.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Rate, bytes, duration, percent } from "../../trioresume/ui/src/units.js";
+
+test("sizes have three digits at most, and the unit that they fit", () => {
+  const shown = [0, 999, 1000, 1500, 99_949, 99_950, 999_499, 999_500, 12.34e9, 5e15].map(bytes);
+  assert.deepEqual(shown, [
+    "0 bytes", "999 bytes", "1.0 kB", "1.5 kB", "99.9 kB", "100 kB", "999 kB", "1.0 MB", "12.3 GB", "5000 TB",
+  ]);
+});
+
+test("durations have two parts at most", () => {
+  assert.deepEqual([0, 59.4, 59.5, 75, 3599, 3600, 90061].map(duration), [
+    "1 s", "59 s", "1 min 0 s", "1 min 15 s", "59 min 59 s", "1 h 0 min", "25 h 1 min",
+  ]);
+});
+
+test("nothing is at 100 % before it is whole", () => {
+  assert.deepEqual([percent(999, 1000), percent(1000, 1000), percent(0, 0)], ["99 %", "100 %", "0 %"]);
+});
+
+test("a resumed upload does not seem fast", () => {
+  const rate = new Rate();
+  rate.note(1_000_000, 0); // where it goes on
+  assert.equal(rate.at(0), 0);
+  rate.note(1_001_000, 1000);
+  assert.equal(rate.at(1000), 1000);
+  rate.reset();
+  assert.equal(rate.started, false);
+});
+
+test("a rate is that of the last seconds, and falls when nothing comes", () => {
+  const rate = new Rate();
+  for (let second = 0; second <= 20; second += 1) rate.note(second <= 10 ? 0 : (second - 10) * 500, second * 1000);
+  assert.equal(rate.at(20_000), 500);
+  assert.equal(rate.at(25_000), 250);
+});

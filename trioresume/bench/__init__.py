@@ -1,0 +1,68 @@
+"""Uploads that are cut and resumed, in numbers: what ``trioresume bench`` does, for programs.
+
+:class:`Settings` say what to do, :func:`run` does it, :class:`Results` are what was found;
+:func:`to_json` and :func:`from_json` carry results from program to program.
+"""
+
+from trioresume.bench.document import from_json, to_json
+from trioresume.bench.processes import BenchFailed
+from trioresume.bench.records import BadRecord
+from trioresume.bench.results import (
+    Attempt,
+    Check,
+    CheckedBy,
+    Ending,
+    Fault,
+    Generator,
+    Kill,
+    Latency,
+    Machine,
+    Results,
+    Series,
+    ServerSample,
+    ServerUsage,
+    Snapshot,
+    Upload,
+)
+from trioresume.bench.run import run
+from trioresume.bench.settings import (
+    FaultKind,
+    FaultPlace,
+    Faults,
+    Protocol,
+    Settings,
+    SizeKind,
+    Sizes,
+    Verify,
+)
+
+__all__ = [
+    "Attempt",
+    "BadRecord",
+    "BenchFailed",
+    "Check",
+    "CheckedBy",
+    "Ending",
+    "Fault",
+    "FaultKind",
+    "FaultPlace",
+    "Faults",
+    "Generator",
+    "Kill",
+    "Latency",
+    "Machine",
+    "Protocol",
+    "Results",
+    "Series",
+    "ServerSample",
+    "ServerUsage",
+    "Settings",
+    "SizeKind",
+    "Sizes",
+    "Snapshot",
+    "Upload",
+    "Verify",
+    "from_json",
+    "run",
+    "to_json",
+]

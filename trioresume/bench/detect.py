@@ -1,0 +1,88 @@
+"""Which protocol a server speaks, found out with a few small requests."""
+
+from __future__ import annotations
+
+from trioresume.bench.dialect import Request, Response, Target, Unhappy
+from trioresume.bench.results import Ending
+from trioresume.bench.settings import Protocol
+from trioresume.bench.upload import Link
+from trioresume.client.dialects import SEED, Discovery
+from trioresume.client.locations import Locations, Url
+from trioresume.protocol.heads import Fields
+
+__all__ = ["detect"]
+
+
+async def detect(link: Link, target: Target) -> tuple[Protocol, str | None]:
+    """The first of seed, rufh, tus that the server shows, else plain; and its name.
+
+    The seed shows in the 100 that answers a request of no more than its head; its
+    content never comes, and the server was asked to keep nothing of it. The others
+    show in the answer to OPTIONS. Raises :class:`Unhappy` if nobody answers.
+    """
+    name: str | None = None
+    if await _offers_resumption(link, target):
+        found = Protocol.SEED
+    else:
+        found = Protocol.PLAIN
+    answer = await _ask(link, Request("OPTIONS", target.url))
+    if answer is not None:
+        name = answer.fields.get("server")
+        spoken = Discovery.of(answer.fields)
+        if found is Protocol.PLAIN and spoken.rufh:
+            found = Protocol.RUFH
+        elif found is Protocol.PLAIN and spoken.tus:
+            found = Protocol.TUS
+    return found, name
+
+
+async def _offers_resumption(link: Link, target: Target) -> bool:
+    offers: list[Locations] = []
+
+    def interim(response: Response) -> None:
+        found = SEED.offer(target.url, response.status, response.fields)
+        if found is not None:
+            offers.append(found)
+            raise Unhappy(Ending.STOPPED, "that is all", retry=False)
+
+    request = Request(
+        target.method,
+        target.url,
+        Fields(
+            {
+                "content-type": "application/octet-stream",
+                "prefer": "resume=ignore-incomplete",
+            }
+        ),
+        prefix=b"?",
+        has_content=True,
+        expect=True,
+    )
+    connection = await link.open()
+    try:
+        await connection.ask(
+            request, link.settings.headers, on_interim=interim, hold_content=True
+        )
+    except Unhappy:
+        pass  # an offer, or an answer that is none
+    finally:
+        connection.reset()
+    for offer in offers:
+        if offer.content is not None:
+            await _cancel(link, offer.content)
+    return bool(offers)
+
+
+async def _cancel(link: Link, url: Url) -> None:
+    """Leave nothing behind (R25); a server that does not know how will let it expire."""
+    await _ask(link, Request("DELETE", url))
+
+
+async def _ask(link: Link, request: Request) -> Response | None:
+    connection = await link.open()
+    try:
+        return await connection.ask(request, link.settings.headers)
+    except Unhappy:
+        return None
+    finally:
+        connection.close()

@@ -1,0 +1,230 @@
+"""What the protocols have in common: one upload as questions and answers, without I/O.
+
+A :class:`Dialect` is asked for the :meth:`~Dialect.next` request and told what came
+of it: interim responses, the final one, or that the connection ended. It remembers
+where the upload is and what the server has announced, and notices when the server
+contradicts itself. It knows no sockets, clocks or faults.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from trioresume.bench.results import Ending
+from trioresume.client.dialects import Dialect as Wording
+from trioresume.client.locations import Url
+from trioresume.errors import PeerError
+from trioresume.protocol.fields import ContentRange, parse_integer
+from trioresume.protocol.heads import Fields
+
+__all__ = ["Dialect", "Request", "Response", "Target", "Unhappy", "integer_field"]
+
+_TRY_AGAIN = {408, 409, 423, 425, 429, 500, 502, 503, 504, 507}
+"""Statuses after which the same upload may still go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to send: *prefix*, then content from byte *start* to *stop*.
+
+    *asks_offset* marks a query whose latency is measured. *expect*: the content
+    waits for ``100 Continue``, for a while.
+    """
+
+    method: str
+    url: Url
+    fields: Fields = field(default_factory=Fields)
+    start: int = 0
+    stop: int = 0
+    prefix: bytes = b""
+    has_content: bool = False
+    expect: bool = False
+    asks_offset: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes of content on the wire."""
+        return len(self.prefix) + self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response, interim or final, with the beginning of its content."""
+
+    status: int
+    fields: Fields
+    body: bytes = b""
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and how uploads are made; *url* and *method* are this upload's."""
+
+    method: str
+    url: Url
+    name: str
+    chunk: int | None = None
+    interop_version: int | None = None
+
+
+class Unhappy(Exception):
+    """The server's answer ends this attempt; with *retry* another one makes sense."""
+
+    def __init__(self, ending: Ending, detail: str, *, retry: bool) -> None:
+        super().__init__(detail)
+        self.ending = ending
+        self.detail = detail
+        self.retry = retry
+
+
+def integer_field(response: Response, name: str) -> int:
+    """A non-negative integer of at most 15 digits. Raises :class:`Unhappy`."""
+    value = response.fields.get(name)
+    if value is None:
+        raise Unhappy(
+            Ending.NOT_UNDERSTOOD, f"{response.status} without {name}", retry=False
+        )
+    try:
+        return parse_integer(value.strip(), what=name)
+    except PeerError as exc:
+        raise Unhappy(
+            Ending.NOT_UNDERSTOOD, f"{name}: {value[:40]!r}", retry=False
+        ) from exc
+
+
+class Dialect(ABC):
+    """One upload of *size* bytes to *target*.
+
+    :attr:`offset` is where the next content starts, :attr:`url` the upload's own
+    resource once it is known, :attr:`result` where the finished content is.
+    """
+
+    resumes = True
+    """Whether a cut upload goes on where it was."""
+
+    def __init__(self, target: Target, size: int) -> None:
+        self.target = target
+        self.size = size
+        self.offset = 0
+        self.announced = 0
+        self.written = 0
+        self.url: Url | None = None
+        self.result: Url | None = None
+        self.complete = False
+        self._must_ask = False
+
+    @abstractmethod
+    def next(self) -> Request | None:
+        """What to send next; None once the upload is complete."""
+
+    @abstractmethod
+    def final(self, request: Request, response: Response) -> None:
+        """The final response to *request*. Raises :class:`Unhappy`."""
+
+    def interim(self, response: Response) -> None:
+        """A 1xx response while a request is under way. Raises :class:`Unhappy`."""
+        del response  # most say nothing
+
+    def wrote(self, position: int) -> None:
+        """Content up to *position* was handed to the network."""
+        self.written = max(self.written, position)
+
+    def cut(self) -> None:
+        """The connection ended; how much arrived is not known."""
+        if self.url is None:
+            # Nothing can be asked, so the upload begins again, as a new one.
+            self.offset = self.announced = self.written = 0
+        else:
+            self._must_ask = True
+
+    # For checking the content of a finished upload.
+
+    def read_fields(self) -> Fields:
+        """Fields that a request for the finished content needs."""
+        return Fields()
+
+    def stored_length(self, response: Response) -> int | None:
+        """The length that the answer to a HEAD of :attr:`result` states, if it does."""
+        value = response.fields.get("content-length", "")
+        return int(value) if value and value.isdecimal() and len(value) < 16 else None
+
+    # For the protocols.
+
+    def _announce(self, offset: int) -> None:
+        """The server says that it has the bytes below *offset* (C7)."""
+        if offset < self.announced:
+            raise Unhappy(
+                Ending.OFFSET_FELL,
+                f"offset {offset} after {self.announced} was announced",
+                retry=False,
+            )
+        if offset > self.written:
+            raise Unhappy(
+                Ending.OFFSET_BEYOND,
+                f"offset {offset}, but only {self.written} bytes were ever sent",
+                retry=False,
+            )
+        self.announced = offset
+
+    def _go_on_from(self, offset: int) -> None:
+        self._announce(offset)
+        self.offset = offset
+        self._must_ask = False
+
+    def _stop(self) -> int:
+        """Where the content of a request that starts at the offset ends."""
+        chunk = self.target.chunk
+        return self.size if chunk is None else min(self.size, self.offset + chunk)
+
+    def _append(self, words: Wording, url: Url, stop: int) -> Request:
+        """A PATCH of *url* with the content from the offset to *stop*."""
+        completes = stop == self.size
+        range_ = ContentRange(None, None, self.size)
+        if stop > self.offset:
+            range_ = ContentRange(self.offset, stop - 1, self.size)
+        said = words.append(range_, completes=completes)
+        return Request(
+            "PATCH",
+            url,
+            said.fields,
+            self.offset,
+            stop,
+            said.prefix,
+            has_content=True,
+        )
+
+    def _own_url(self, response: Response) -> Url:
+        """The ``Location`` of a response. Raises :class:`Unhappy`."""
+        url = self._location(response)
+        if url is None:
+            raise Unhappy(
+                Ending.NOT_UNDERSTOOD,
+                f"{response.status} without a Location on this server",
+                retry=False,
+            )
+        return url
+
+    def _location(self, response: Response) -> Url | None:
+        value = response.fields.get("location")
+        return None if value is None else self.target.url.resolve(value)
+
+    def _refused(self, request: Request, response: Response) -> Unhappy:
+        """What an answer that does not carry on the upload means."""
+        words = f"{request.method} answered {response.status}"
+        try:
+            words += f" {HTTPStatus(response.status).phrase}"
+        except ValueError:
+            pass
+        own = self.url is not None and request.url == self.url
+        if own and response.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+            return Unhappy(Ending.FORGOTTEN, words, retry=False)
+        again = response.status in _TRY_AGAIN
+        if again and self.url is not None:
+            self._must_ask = True
+        return Unhappy(Ending.REJECTED, words, retry=again)

@@ -1,0 +1,276 @@
+"""The protocols: the seed, tus 1.0.0, Resumable Uploads for HTTP, and none.
+
+What a request says is the client's own words (:mod:`trioresume.client.dialects`). What
+comes next is decided here, in the simplest way there is: the client makes the best of a
+server, the benchmark finds out what it is like.
+"""
+
+from __future__ import annotations
+
+from trioresume.bench.dialect import (
+    Dialect,
+    Request,
+    Response,
+    Target,
+    Unhappy,
+    integer_field,
+)
+from trioresume.bench.results import Ending
+from trioresume.bench.settings import Protocol
+from trioresume.client import dialects as words
+from trioresume.client.locations import Url
+from trioresume.errors import PeerError
+from trioresume.protocol.dialects.rufh_versions import UNVERSIONED, VERSIONS
+from trioresume.protocol.disposition import content_disposition_attachment
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.message import (
+    UPLOAD_RESUMPTION_SUPPORTED,
+    parse_response_head,
+)
+
+__all__ = ["Plain", "Rufh", "Seed", "Tus", "make_dialect"]
+
+_ABOUT = Fields({"content-type": "application/octet-stream"})
+"""What is said of every upload; tuspyserver refuses to tell the offset of one without."""
+
+MESSAGE_WAIT = 5
+"""Seconds for which the server may hold back an answer that is not ready (R27)."""
+
+
+def make_dialect(protocol: Protocol, target: Target, size: int) -> Dialect:
+    """A new upload in *protocol*, which is not AUTO."""
+    dialects: dict[Protocol, type[Plain | Rufh | Seed | Tus]] = {
+        Protocol.SEED: Seed,
+        Protocol.RUFH: Rufh,
+        Protocol.TUS: Tus,
+        Protocol.PLAIN: Plain,
+    }
+    return dialects[protocol](target, size)
+
+
+class Plain(Dialect):
+    """One request with the whole content; after a cut, the same from the beginning."""
+
+    resumes = False
+
+    def next(self) -> Request | None:
+        if self.complete:
+            return None
+        return Request(
+            self.target.method,
+            self.target.url,
+            _ABOUT,
+            stop=self.size,
+            has_content=True,
+        )
+
+    def final(self, request: Request, response: Response) -> None:
+        if not response.ok:
+            raise self._refused(request, response)
+        self.complete = True
+        self.result = self._location(response)
+        if self.result is None and self.target.method == "PUT":
+            self.result = self.target.url
+
+
+class Seed(Dialect):
+    """``Prefer: resume``: HEAD for the offset, PATCH with ``message/byterange``."""
+
+    def __init__(self, target: Target, size: int) -> None:
+        super().__init__(target, size)
+        self._message: Url | None = None
+
+    def next(self) -> Request | None:
+        if self.complete:
+            return None
+        if self.url is None and self._message is None:
+            return Request(
+                self.target.method,
+                self.target.url,
+                words.SEED.begin(_ABOUT, self.size, whole=True),
+                stop=self.size,
+                has_content=True,
+                expect=self.size > 0,
+            )
+        if self._must_ask and self.url is not None:
+            return Request("HEAD", self.url, asks_offset=True)
+        if self.url is None or self.offset == self.size:
+            if self._message is None:
+                raise Unhappy(
+                    Ending.NOT_UNDERSTOOD,
+                    "no Response-Message-Location for the lost response",
+                    retry=False,
+                )
+            wish = {"accept": "message/http", "prefer": f"wait={MESSAGE_WAIT}"}
+            return Request("GET", self._message, Fields(wish))
+        return self._append(words.SEED, self.url, self.size)
+
+    def interim(self, response: Response) -> None:
+        status, fields = response.status, response.fields
+        offered = words.SEED.offer(self.target.url, status, fields)
+        if offered is not None and self.url is None:
+            self.url = offered.content
+            self._message = offered.message
+
+    def final(self, request: Request, response: Response) -> None:
+        if not response.ok:
+            raise self._refused(request, response)
+        if request.asks_offset:
+            name = "upload-offset"
+            if name not in response.fields:
+                name = "content-length"
+            self._go_on_from(integer_field(response, name))
+        elif request.method == "GET":
+            self._read_message(response)
+        elif request.method == "PATCH" and "upload-offset" in response.fields:
+            # Either a step on the way (R17) or the completed upload's own answer.
+            self._go_on_from(integer_field(response, "upload-offset"))
+            if self.offset == self.size:
+                self._completed(response)
+        else:
+            self._completed(response)
+
+    def _completed(self, response: Response) -> None:
+        self.complete = True
+        self.result = self._location(response)
+        if self.result is None and self.target.method == "PUT":
+            self.result = self.target.url
+
+    def _read_message(self, response: Response) -> None:
+        """The final response that got lost, as ``message/http`` (R26, R27)."""
+        if response.status == 202:
+            raise Unhappy(Ending.TIMEOUT, "the response is not ready", retry=True)
+        try:
+            parsed = parse_response_head(response.body)
+        except PeerError:
+            parsed = None
+        if parsed is None:
+            raise Unhappy(
+                Ending.NOT_UNDERSTOOD, "the response message is none", retry=False
+            )
+        status, fields, _ = parsed
+        replayed = Response(status, fields)
+        if not replayed.ok:
+            raise Unhappy(
+                Ending.REJECTED, f"the lost response is a {status}", retry=False
+            )
+        self._completed(replayed)
+
+
+class Tus(Dialect):
+    """tus 1.0.0: POST creates, PATCH appends, HEAD asks."""
+
+    def next(self) -> Request | None:
+        if self.complete:
+            return None
+        if self.url is None:
+            name = content_disposition_attachment(self.target.name)
+            about = _ABOUT.plus({"content-disposition": name})
+            return Request(
+                "POST",
+                self.target.url,
+                words.TUS.begin(about, self.size, whole=False),
+                has_content=True,
+            )
+        if self._must_ask:
+            return Request("HEAD", self.url, words.TUS.query(), asks_offset=True)
+        return self._append(words.TUS, self.url, self._stop())
+
+    def final(self, request: Request, response: Response) -> None:
+        if not response.ok:
+            raise self._refused(request, response)
+        if request.method == "POST":
+            self.url = self.result = self._own_url(response)
+        else:
+            self._go_on_from(integer_field(response, "upload-offset"))
+            if request.asks_offset and "upload-length" in response.fields:
+                length = integer_field(response, "upload-length")
+                if length != self.size:
+                    raise Unhappy(
+                        Ending.NOT_UNDERSTOOD,
+                        f"Upload-Length is {length}, not {self.size}",
+                        retry=False,
+                    )
+        self.complete = self.offset == self.size
+
+    def read_fields(self) -> Fields:
+        return words.TUS.query()
+
+    def stored_length(self, response: Response) -> int | None:
+        if "upload-offset" in response.fields:
+            return integer_field(response, "upload-offset")
+        return None
+
+
+class Rufh(Dialect):
+    """Resumable Uploads for HTTP, of an interop version or of none.
+
+    With a version the server announces the upload's resource in a 104 while the
+    content is on its way. Without one there are no 104s yet, so the upload is created
+    empty first ("careful creation"): nothing would be resumable otherwise.
+    """
+
+    def __init__(self, target: Target, size: int) -> None:
+        super().__init__(target, size)
+        number = target.interop_version
+        version = UNVERSIONED if number is None else VERSIONS[number]
+        self._words = words.Rufh(version, careful=number is None)
+
+    def next(self) -> Request | None:
+        if self.complete:
+            return None
+        if self.url is None:
+            careful = self._words.careful
+            stop = 0 if careful else self._stop()
+            whole = stop == self.size and not careful
+            return Request(
+                self.target.method,
+                self.target.url,
+                self._words.begin(_ABOUT, self.size, whole=whole),
+                stop=stop,
+                has_content=True,
+            )
+        if self._must_ask:
+            return Request("HEAD", self.url, self._words.query(), asks_offset=True)
+        return self._append(self._words, self.url, self._stop())
+
+    def interim(self, response: Response) -> None:
+        if response.status != UPLOAD_RESUMPTION_SUPPORTED:
+            return
+        if self.url is None:
+            self.url = self._location(response)
+        if "upload-offset" in response.fields:
+            self._announce(integer_field(response, "upload-offset"))
+
+    def final(self, request: Request, response: Response) -> None:
+        if not response.ok:
+            raise self._refused(request, response)
+        if request.asks_offset:
+            self._go_on_from(integer_field(response, "upload-offset"))
+            if self._words.completeness(response.fields):
+                self._completed(response)
+            return
+        first = self.url is None
+        whole = request.stop == self.size
+        if request.url == self.target.url:  # the creation
+            whole = whole and not self._words.careful
+        if whole:
+            self._completed(response)
+        elif first:
+            self.url = self._own_url(response)
+            self._go_on_from(request.stop)
+        else:
+            self._go_on_from(request.stop)
+
+    def _completed(self, response: Response) -> None:
+        """A final ``?1`` has the ``Location`` of what was made, not of the upload (C4)."""
+        self.complete = True
+        self.result = self._location(response) or self.url
+
+    def read_fields(self) -> Fields:
+        return self._words.query()
+
+    def stored_length(self, response: Response) -> int | None:
+        if "upload-offset" in response.fields:
+            return integer_field(response, "upload-offset")
+        return super().stored_length(response)

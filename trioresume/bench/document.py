@@ -1,0 +1,190 @@
+"""The JSON document of a run, which ``trioresume bench --json`` writes, and its schema.
+
+It is the records of :mod:`~trioresume.bench.results` as they are, so that nothing is
+lost, and under ``"summary"`` the figures that follow from them, so that a reader in
+another language need not compute a percentile. Names end with their units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any
+
+from trioresume.bench.records import (
+    BadRecord,
+    Bytes,
+    BytesPerSecond,
+    CpuSeconds,
+    Unit,
+    from_plain,
+    members,
+    to_plain,
+)
+from trioresume.bench.results import FORMAT, Latency, Results
+
+__all__ = ["Summary", "from_json", "json_schema", "summary", "to_json"]
+
+PerGib = Annotated[float, Unit("cpu_seconds_per_gib")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures that follow from a run's records; None where there is nothing to tell.
+
+    *failures* counts failed uploads by their ``ending``, *checked* finished ones that
+    were found right by how that was checked, *cuts* those of the generator by
+    ``kind/place``. *busiest_generator* is the part of the time, 0 to 1, that the
+    busiest process of the generator kept a core busy.
+    """
+
+    uploads: int
+    done: int
+    failed: int
+    failures: Mapping[str, int]
+    stopped: int
+    checked: Mapping[str, int]
+    wrong: int
+    unchecked: int
+    ok: bool
+    sent: Bytes
+    sent_again: Bytes
+    stored: Bytes
+    throughput: BytesPerSecond
+    goodput: BytesPerSecond
+    cuts: Mapping[str, int]
+    kills: int
+    resume: Latency | None
+    offset_query: Latency | None
+    upload_duration: Latency | None
+    fairness: float | None
+    generator_was_limit: bool
+    busiest_generator: float | None
+    generator_user: CpuSeconds
+    generator_system: CpuSeconds
+    server_user: PerGib | None
+    server_system: PerGib | None
+    server_total: PerGib | None
+    server_peak_resident: Bytes | None
+
+
+def summary(results: Results) -> Summary:
+    """The figures of *results*, each as its property says."""
+    return Summary(
+        uploads=len(results.uploads),
+        done=len(results.done),
+        failed=sum(results.failures.values()),
+        failures={ending.value: n for ending, n in results.failures.items()},
+        stopped=results.stopped,
+        checked={by.value: n for by, n in results.checks.items()},
+        wrong=len(results.wrong),
+        unchecked=results.unchecked,
+        ok=results.ok,
+        sent=results.sent,
+        sent_again=results.sent_again,
+        stored=results.stored,
+        throughput=results.throughput,
+        goodput=results.goodput,
+        cuts={f"{f.kind.value}/{f.place.value}": n for f, n in results.cuts.items()},
+        kills=len(results.kills),
+        resume=results.resume,
+        offset_query=results.offset_query,
+        upload_duration=results.upload_seconds,
+        fairness=results.fairness,
+        generator_was_limit=results.generator_was_limit,
+        busiest_generator=max((g.busy for g in results.generators), default=None),
+        generator_user=sum(g.user for g in results.generators),
+        generator_system=sum(g.system for g in results.generators),
+        server_user=results.server_user_per_gib,
+        server_system=results.server_system_per_gib,
+        server_total=results.server_cpu_per_gib,
+        server_peak_resident=results.server.peak_resident if results.server else None,
+    )
+
+
+def to_json(results: Results) -> str:
+    """The whole of *results* and their :class:`Summary`, as one line of JSON.
+
+    Values of header fields are left out: they may be credentials.
+    """
+    document = {**to_plain(results), "summary": to_plain(summary(results))}
+    return json.dumps(document, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Results:
+    """What :func:`to_json` wrote. Raises :class:`~trioresume.bench.records.BadRecord`."""
+    try:
+        document = json.loads(text)
+    except ValueError as exc:
+        raise BadRecord(f"no JSON: {exc}") from exc
+    if not isinstance(document, Mapping) or document.get("format") != FORMAT:
+        raise BadRecord(f"no results in format {FORMAT}")
+    return from_plain(Results, document)
+
+
+# -------------------------------------------------------------------------- schema
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of what :func:`to_json` writes, made from the records.
+
+    Members may be added without a new ``format``; readers pass over what they do not
+    know.
+    """
+    definitions: dict[str, Any] = {}
+    document = _record_schema(Results, definitions)
+    document["properties"]["format"] = {"const": FORMAT}
+    document["properties"]["summary"] = _schema(Summary, definitions)
+    document["required"].append("summary")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Results of trioresume bench",
+        **document,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+_PRIMITIVES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind in _PRIMITIVES:
+        return {"type": _PRIMITIVES[kind]}
+    if kind is types.NoneType:
+        return {"type": "null"}
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [_schema(argument, definitions) for argument in arguments]}
+    if origin is Mapping:
+        return {
+            "type": "object",
+            "additionalProperties": _schema(arguments[1], definitions),
+        }
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    if origin is tuple:
+        return {
+            "type": "array",
+            "prefixItems": [_schema(argument, definitions) for argument in arguments],
+            "items": False,
+            "minItems": len(arguments),
+        }
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if kind.__name__ not in definitions:
+            definitions[
+                kind.__name__
+            ] = {}  # a place for it, should it hold its own kind
+            definitions[kind.__name__] = _record_schema(kind, definitions)
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    assert issubclass(kind, Enum)
+    return {"enum": [member.value for member in kind]}
+
+
+def _record_schema(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    properties = {m.name: _schema(m.type, definitions) for m in members(kind)}
+    return {"type": "object", "properties": properties, "required": list(properties)}

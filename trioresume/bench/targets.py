@@ -1,0 +1,31 @@
+"""Where an upload goes: its method and URL from the settings and its name."""
+
+from __future__ import annotations
+
+import re
+
+from trioresume.bench.dialect import Target
+from trioresume.bench.settings import Settings
+from trioresume.client.locations import Url
+from trioresume.errors import CallerError
+
+__all__ = ["target_of"]
+
+_PLACE = "{id}"
+_METHOD = re.compile(r"[A-Z]{1,20}")
+
+
+def target_of(settings: Settings, name: str) -> Target:
+    """The target of the upload called *name*. Raises :class:`CallerError`."""
+    text = settings.url
+    collection = text.partition("?")[0].endswith("/") and _PLACE not in text
+    method = settings.method or ("POST" if collection else "PUT")
+    if _METHOD.fullmatch(method) is None:
+        raise CallerError(f"{method!r} is no method")
+    if method == "PUT" and collection:
+        path, mark, query = text.partition("?")
+        text = path + _PLACE + mark + query
+    url = Url.parse(text.replace(_PLACE, name))
+    if url.origin.scheme != "http":
+        raise CallerError("the load generator speaks http only: TLS cannot sendfile")
+    return Target(method, url, name, settings.chunk, settings.interop_version)

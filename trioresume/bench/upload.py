@@ -1,0 +1,315 @@
+"""One upload: attempt after attempt until it is done, or given up.
+
+What ends an attempt decides what follows. A cut of our own is thought over for as
+long as asked and then resumed; what the server did is tried again after a pause
+that grows, as often in a row as ``retries`` allows; a contradiction ends the upload,
+because from there on nothing it says can be believed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import trio
+
+from trioresume.bench.content import Region
+from trioresume.bench.dialect import Dialect, Request, Unhappy
+from trioresume.bench.plan import Cuts, Planned, cuts_of
+from trioresume.bench.results import Attempt, Ending, Fault, Upload
+from trioresume.bench.settings import FaultKind, Settings
+from trioresume.bench.wire import Connection, Content, Pace, WasCut
+from trioresume.client.locations import Origin
+
+__all__ = ["Link", "ServerLife", "Uploader"]
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+"""Seconds between attempts that the server made fail; each is twice the one before."""
+
+MAX_SILENCED = 8
+"""Connections that one upload leaves open and silent; the oldest is reset."""
+
+
+class ServerLife:
+    """Whether the server lives, as far as those know who kill it."""
+
+    GRACE = 1.0
+    """Seconds after a restart in which a broken connection is still the kill's doing."""
+
+    def __init__(self) -> None:
+        self._up: trio.Event | None = None
+        self._blamed_until = 0.0
+
+    def down(self) -> None:
+        """It is about to be killed."""
+        self._up = trio.Event()
+
+    def up(self) -> None:
+        """It accepts connections again."""
+        if self._up is not None:
+            self._up.set()
+        self._up = None
+        self._blamed_until = trio.current_time() + self.GRACE
+
+    @property
+    def to_blame(self) -> bool:
+        """Whether what breaks now broke because of a kill."""
+        return self._up is not None or trio.current_time() < self._blamed_until
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until it lives, *seconds* at most."""
+        if self._up is not None:
+            with trio.move_on_after(seconds):
+                await self._up.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How every connection of a process is made, and what its clock says."""
+
+    settings: Settings
+    address: tuple[str, int]
+    origin: Origin
+    life: ServerLife
+    clock: Callable[[], float]
+
+    async def open(self) -> Connection:
+        """Raises :class:`Unhappy`."""
+        return await Connection.open(
+            self.address, self.origin, self.settings.idle_timeout
+        )
+
+
+@dataclass(slots=True)
+class _Running:
+    """An attempt while it runs."""
+
+    begun: float
+    thought: float = 0.0
+    first: int | None = None
+    last: int = 0
+    offset_query: float | None = None
+    resumed: float | None = None
+    status: int | None = None
+
+
+class Uploader:
+    """Does *planned*; *on_sent* hears of bytes, *on_cut* of cuts, *on_resumed* of resumptions."""
+
+    def __init__(
+        self,
+        link: Link,
+        dialect: Dialect,
+        planned: Planned,
+        region: Region,
+        *,
+        on_sent: Callable[[int], None],
+        on_cut: Callable[[], None],
+        on_resumed: Callable[[], None],
+        process: int = 0,
+    ) -> None:
+        settings = link.settings
+        self._link = link
+        self._dialect = dialect
+        self._planned = planned
+        self._process = process
+        self._on_sent = on_sent
+        self._on_cut = on_cut
+        self._on_resumed = on_resumed
+        self._content = Content(
+            region,
+            planned.position,
+            Cuts(cuts_of(settings.faults, settings.seed, planned.number, planned.size)),
+            Pace(settings.rate),
+            self._sent,
+        )
+        self._silenced: deque[Connection] = deque()
+        self._attempts: list[Attempt] = []
+        self._running = _Running(0.0)
+        self._connection: Connection | None = None
+        self._cut_at: float | None = None
+        self._thought_since_cut = 0.0
+        self._scope = trio.CancelScope()
+
+    def stop(self) -> None:
+        """End it where it is."""
+        self._scope.cancel()
+
+    async def run(self) -> Upload:
+        """All attempts. If cancelled from outside, nothing is left open."""
+        begun = self._link.clock()
+        try:
+            with self._scope:
+                await self._attempt_until_settled()
+            if self._scope.cancelled_caught:
+                self._record(Ending.STOPPED)
+        finally:
+            self._drop(FaultKind.RST)
+            for connection in self._silenced:
+                connection.reset()
+        last = self._attempts[-1]
+        result = self._dialect.result
+        return Upload(
+            number=self._planned.number,
+            name=self._planned.name,
+            size=self._planned.size,
+            begun=begun,
+            ended=last.ended,
+            ending=last.ending,
+            attempts=tuple(self._attempts),
+            process=self._process,
+            location=None if result is None else str(result),
+            detail=last.detail,
+        )
+
+    async def _attempt_until_settled(self) -> None:
+        fruitless = 0
+        pause = 0.0
+        furthest = 0
+        while True:
+            self._running = _Running(self._link.clock())
+            if self._attempts:
+                await self._rest(pause)
+            retry = await self._attempt()
+            ending = self._attempts[-1].ending
+            if not retry:
+                return
+            self._dialect.cut()
+            if ending is Ending.CUT:
+                self._on_cut()
+                pause = 0.0
+                continue
+            # Only what the server has confirmed is progress.
+            if self._dialect.announced > furthest:
+                furthest = self._dialect.announced
+                fruitless = 0
+            else:
+                fruitless += 1
+            if fruitless > self._link.settings.retries:
+                return
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(fruitless, 20))
+
+    async def _rest(self, pause: float) -> None:
+        """Think, or let the server come to itself; both count as *think*."""
+        seconds = max(self._link.settings.think, pause)
+        before = self._link.clock()
+        if seconds:
+            await trio.sleep(seconds)
+        self._running.begun = self._link.clock()
+        self._running.thought = self._running.begun - before
+        self._thought_since_cut += self._running.thought
+
+    async def _attempt(self) -> bool:
+        """One attempt, recorded; whether another one may follow."""
+        try:
+            await self._link.life.wait(self._link.settings.idle_timeout)
+            while (request := self._dialect.next()) is not None:
+                await self._ask(request)
+        except WasCut as cut:
+            unsent = 0
+            if cut.fault.kind is FaultKind.RST and self._connection is not None:
+                unsent = self._connection.unsent()
+            self._drop(cut.fault.kind)
+            self._record(Ending.CUT, fault=cut.fault, unsent=unsent)
+            return True
+        except Unhappy as exc:
+            self._drop(FaultKind.FIN)
+            ending = exc.ending
+            broken = ending in (Ending.REFUSED, Ending.CLOSED, Ending.TIMEOUT)
+            if broken and self._link.life.to_blame:
+                ending = Ending.KILLED
+            self._record(ending, detail=exc.detail)
+            return exc.retry
+        self._drop(FaultKind.FIN)
+        self._record(Ending.DONE)
+        return False
+
+    async def _ask(self, request: Request) -> None:
+        """One request; the connection of the last one is used again if it can be."""
+        if self._connection is not None and not self._connection.reusable:
+            self._drop(FaultKind.FIN)
+        if self._connection is None:
+            self._connection = await self._link.open()
+        before = self._link.clock()
+        response = await self._connection.ask(
+            request, self._link.settings.headers, self._content, self._dialect.interim
+        )
+        self._running.status = response.status
+        if request.asks_offset and response.ok:
+            self._running.offset_query = self._link.clock() - before
+        self._dialect.final(request, response)
+        if self._running.first is None:
+            self._confirmed(self._dialect.announced)
+
+    def _confirmed(self, offset: int) -> None:
+        """The server has the bytes below *offset*, and this attempt sent none of them.
+
+        What lay unsent when a connection was reset is read a moment before the
+        reset, and in that moment the server may still have taken some of it.
+        """
+        reached = max((attempt.last for attempt in self._attempts), default=0)
+        if offset <= reached:
+            return
+        for index in reversed(range(len(self._attempts))):
+            attempt = self._attempts[index]
+            if attempt.fault is not None and attempt.fault.kind is FaultKind.RST:
+                self._attempts[index] = replace(attempt, last=offset)
+                return
+
+    def _sent(self, position: int, count: int) -> None:
+        """Content went out, *count* bytes up to *position*."""
+        running = self._running
+        if running.first is None:
+            running.first = position - count
+            if self._cut_at is not None:
+                running.resumed = self._link.clock()
+        running.last = position
+        self._dialect.wrote(position)
+        self._on_sent(count)
+
+    def _drop(self, kind: FaultKind) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.end(kind):
+            self._silenced.append(connection)
+            if len(self._silenced) > MAX_SILENCED:
+                self._silenced.popleft().reset()
+
+    def _record(
+        self,
+        ending: Ending,
+        *,
+        fault: Fault | None = None,
+        unsent: int = 0,
+        detail: str = "",
+    ) -> None:
+        now = self._link.clock()
+        running = self._running
+        first = running.first or 0
+        last = running.last if running.first is not None else first
+        resume = None
+        # Bytes that were answered with a refusal were not taken.
+        taken = ending in (Ending.DONE, Ending.CUT, Ending.STOPPED, Ending.KILLED)
+        if taken and self._cut_at is not None and running.resumed is not None:
+            resume = running.resumed - self._cut_at - self._thought_since_cut
+            self._cut_at = None
+            self._on_resumed()
+        if ending in (Ending.CUT, Ending.KILLED) and self._cut_at is None:
+            self._cut_at = now
+            self._thought_since_cut = 0.0
+        self._attempts.append(
+            Attempt(
+                begun=running.begun,
+                ended=now,
+                first=first,
+                last=max(first, last - unsent),
+                ending=ending,
+                fault=fault,
+                offset_query=running.offset_query,
+                resume=resume,
+                think=running.thought,
+                status=running.status,
+                detail=detail,
+            )
+        )

@@ -1,0 +1,186 @@
+"""CPU time and memory of processes, and the machine they are on, from ``/proc``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import trio
+
+from trioresume.bench.results import Machine, ServerSample, ServerUsage
+from trioresume.errors import CallerError
+
+__all__ = ["ServerWatch", "machine"]
+
+SAMPLE_SECONDS = 0.25
+MAX_SAMPLES = 4000
+"""Then every second one is dropped and half as many are taken."""
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def machine() -> Machine:
+    """This one."""
+    try:
+        own = version("trioresume")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        own = "unknown"
+    return Machine(
+        cpus=os.cpu_count() or 1,
+        cpu=_cpu_model(),
+        kernel=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        trioresume=own,
+    )
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def family(pid: int) -> Iterator[int]:
+    """*pid* and its living descendants."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
+def usage(pid: int) -> tuple[float, float, int, int] | None:
+    """User and system seconds, resident and peak memory of *pid* and its children.
+
+    Children that ended and were waited for are in their parent's times. None if
+    there is no such process.
+    """
+    user = system = resident = peak = 0
+    alive = False
+    for member in family(pid):
+        try:
+            # The name in parentheses may hold spaces; fields 14 to 17 of proc(5).
+            text = Path(f"/proc/{member}/stat").read_text()
+            stat = text.rpartition(")")[2].split()
+            status = Path(f"/proc/{member}/status").read_text()
+        except OSError:  # a child may end any time
+            continue
+        if stat[0] == "Z":
+            continue
+        alive = alive or member == pid
+        user += int(stat[11]) + int(stat[13])
+        system += int(stat[12]) + int(stat[14])
+        resident += _kib(status, "VmRSS:")
+        peak += _kib(status, "VmHWM:")
+    if not alive:
+        return None
+    return user * _TICK, system * _TICK, resident * 1024, peak * 1024
+
+
+def _kib(status: str, name: str) -> int:
+    for line in status.splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    return 0
+
+
+class ServerWatch:
+    """Samples the server's processes over all its lives.
+
+    *pid* names the first life; *pid_file*, read again after each restart, any. Raises
+    :class:`CallerError` if there is no such process.
+    """
+
+    def __init__(
+        self, pid: int | None, pid_file: str | None, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
+        self._pid_file = pid_file
+        found = pid if pid is not None else self._read_pid()
+        if found is None:
+            raise CallerError(f"there is no process id in {pid_file}")
+        first = usage(found)
+        if first is None:
+            raise CallerError(f"there is no process {found}")
+        self.pid = found
+        # What it used before the load is not the load's.
+        self._base = (first[0], first[1])
+        self._last = self._base
+        self._earlier = (0.0, 0.0)
+        self._peak = first[3]
+        self._every = SAMPLE_SECONDS
+        self._samples: list[ServerSample] = []
+
+    def _read_pid(self) -> int | None:
+        try:
+            return int(Path(self._pid_file or "").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+
+    @property
+    def last(self) -> ServerSample | None:
+        return self._samples[-1] if self._samples else None
+
+    def sample(self) -> float:
+        """Look now; the CPU seconds so far."""
+        seen = usage(self.pid)
+        if seen is not None:
+            self._last = (seen[0], seen[1])
+            self._peak = max(self._peak, seen[3])
+        user, system = self._used()
+        resident = 0 if seen is None else seen[2]
+        self._samples.append(ServerSample(self._clock(), user, system, resident))
+        if len(self._samples) > MAX_SAMPLES:
+            del self._samples[1::2]
+            self._every *= 2
+        return user + system
+
+    def restarted(self) -> None:
+        """The server lives again; with a pid file, as another process."""
+        pid = self._read_pid() if self._pid_file else None
+        if pid is None or pid == self.pid or usage(pid) is None:
+            return
+        self._earlier = self._used()
+        self._base = self._last = (0.0, 0.0)
+        self.pid = pid
+        self.sample()
+
+    def _used(self) -> tuple[float, float]:
+        return (
+            self._earlier[0] + self._last[0] - self._base[0],
+            self._earlier[1] + self._last[1] - self._base[1],
+        )
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            self.sample()
+            await trio.sleep(self._every)
+
+    async def settle(self, seconds: float = 10.0) -> None:
+        """Wait until the server rests, so that work put off past its answers counts."""
+        with trio.move_on_after(seconds):
+            before = self.sample()
+            while True:
+                await trio.sleep(0.3)
+                now = self.sample()
+                if now - before <= _TICK:
+                    return
+                before = now
+
+    def usage(self) -> ServerUsage:
+        """What the server used since this object was made."""
+        user, system = self._used()
+        return ServerUsage(
+            pid=self.pid,
+            user=user,
+            system=system,
+            peak_resident=self._peak,
+            samples=tuple(self._samples),
+        )

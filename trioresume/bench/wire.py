@@ -1,0 +1,425 @@
+"""Connections of the load generator: content goes from the region by ``sendfile``.
+
+h11 makes the heads and reads the responses; content passes it by, because that is
+what must cost nothing. While content is sent a second task reads: interim responses
+arrive in the middle, and a final one that comes early ends the sending.
+
+Every way in which the server's side can fail comes out as :class:`Unhappy`, a cut
+made on purpose as :class:`WasCut`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import h11
+import trio
+
+from trioresume.bench.content import Region, pieces
+from trioresume.bench.dialect import Request, Response, Unhappy
+from trioresume.bench.plan import Cuts
+from trioresume.bench.results import Ending, Fault
+from trioresume.bench.settings import FaultKind
+from trioresume.client.locations import Origin
+from trioresume.protocol.heads import Fields
+
+__all__ = ["Connection", "Content", "Pace", "WasCut"]
+
+TURN = 1 << 20
+"""At most this much goes to one socket before the others have their turn."""
+
+RECEIVE_BYTES = 256 * 1024
+
+MAX_BODY = 64 * 1024
+"""Of a response, as far as anybody looks at it."""
+
+MAX_INTERIMS = 1_000_000
+
+# linux/sockios.h: "output queue size (not sent only)". What is sent but not yet
+# acknowledged (SIOCOUTQ) may well have arrived: acknowledgements are delayed.
+_SIOCOUTQNSD = 0x894B
+
+CONTINUE_SECONDS = 1.0
+"""How long content waits for a 100: a server need not send one (RFC 9110, 10.1.1)."""
+
+LAST_WORDS_SECONDS = 1.0
+"""How long a server that stopped reading is listened to."""
+
+
+class WasCut(Exception):
+    """The generator cut this connection."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class Pace:
+    """At most *rate* bytes a second; None for as fast as possible."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._free_at = 0.0
+
+    @property
+    def portion(self) -> int:
+        """How much to send at a time, for a smooth flow."""
+        if self._rate is None:
+            return TURN
+        return max(1024, min(TURN, int(self._rate / 20)))
+
+    def spend(self, count: int) -> None:
+        """*count* bytes were sent."""
+        if self._rate is not None:
+            begin = max(self._free_at, trio.current_time())
+            self._free_at = begin + count / self._rate
+
+    async def wait(self) -> None:
+        """Wait until more may be sent."""
+        if self._rate is not None:
+            await trio.sleep_until(self._free_at)
+
+
+@dataclass(slots=True)
+class Content:
+    """An upload's content, and everything that watches over how it is sent.
+
+    *sent* counts over all attempts; *on_sent* hears of each step: the position after
+    it and its size.
+    """
+
+    region: Region
+    position: int
+    cuts: Cuts
+    pace: Pace
+    on_sent: Callable[[int, int], None]
+    sent: int = 0
+
+
+class Connection:
+    """A connection to the server; *idle* is how many seconds it may be silent.
+
+    ``async with`` is not offered: how it ends is the point. :meth:`close`,
+    :meth:`reset` and :meth:`abandon` are the three ways, and never block.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType, origin: Origin, idle: float):
+        self._sock = sock
+        self._origin = origin
+        self._idle = idle
+        self.reusable = True
+
+    @classmethod
+    async def open(
+        cls, address: tuple[str, int], origin: Origin, idle: float
+    ) -> Connection:
+        """Connect to *address*, an IP address. Raises :class:`Unhappy`."""
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with trio.fail_after(idle):
+                await sock.connect(address)
+        except trio.TooSlowError as exc:
+            sock.close()
+            raise Unhappy(Ending.TIMEOUT, "no connection in time", retry=True) from exc
+        except OSError as exc:
+            sock.close()
+            raise Unhappy(Ending.REFUSED, str(exc), retry=True) from exc
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock, origin, idle)
+
+    # Ways to end.
+
+    def close(self) -> None:
+        """In order: what was written still arrives."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            # Unread bytes would turn the FIN into a RST.
+            for _ in range(64):
+                if not os.read(self._sock.fileno(), RECEIVE_BYTES):
+                    break
+        except OSError:
+            pass
+        self._sock.close()
+
+    def reset(self) -> None:
+        """With a RST (SO_LINGER with a time of zero, socket(7))."""
+        try:
+            linger = struct.pack("ii", 1, 0)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        except OSError:
+            pass
+        self._sock.close()
+
+    def unsent(self) -> int:
+        """Bytes that were written and are not on the network yet."""
+        try:
+            answer = fcntl.ioctl(self._sock.fileno(), _SIOCOUTQNSD, bytes(4))
+        except OSError:
+            return 0
+        return int(struct.unpack("i", answer)[0])
+
+    def end(self, kind: FaultKind) -> bool:
+        """End as *kind* says; whether the connection stays open, silent."""
+        if kind is FaultKind.RST:
+            self.reset()
+        elif kind is FaultKind.FIN:
+            self.close()
+        return kind is FaultKind.SILENCE
+
+    # Requests.
+
+    async def ask(
+        self,
+        request: Request,
+        fields: tuple[tuple[str, str], ...] = (),
+        content: Content | None = None,
+        on_interim: Callable[[Response], None] | None = None,
+        on_body: Callable[[bytes | bytearray], None] | None = None,
+        hold_content: bool = False,
+    ) -> Response:
+        """Send *request* with further *fields*, and read its final response.
+
+        The response's content goes to *on_body* as it comes, or else the beginning
+        of it into the response. With *hold_content* only the head is sent, and the
+        answer has to come within the time that content waits for a 100. Raises :class:`Unhappy` and :class:`WasCut`.
+        """
+        exchange = _Exchange(
+            self._sock, self._idle, request, content, on_interim, on_body
+        )
+        exchange.hold_content = hold_content
+        try:
+            head = exchange.head(self._origin, fields)
+            fault = content.cuts.at_head() if content else None
+            if fault is not None:
+                await exchange.send(head[: max(1, len(head) // 2)])
+                raise WasCut(fault)
+            self.reusable = False
+            response = await exchange.run(head)
+        except OSError as exc:
+            raise Unhappy(Ending.CLOSED, str(exc), retry=True) from exc
+        self.reusable = exchange.left_clean
+        return response
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(
+        self,
+        sock: trio.socket.SocketType,
+        idle: float,
+        request: Request,
+        content: Content | None,
+        on_interim: Callable[[Response], None] | None,
+        on_body: Callable[[bytes | bytearray], None] | None,
+    ) -> None:
+        self._sock = sock
+        self._idle = idle
+        self._request = request
+        self._content = content
+        self._on_interim = on_interim
+        self._on_body = on_body
+        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_BODY)
+        self._may_send = trio.Event()
+        self._watch = trio.CancelScope()
+        self._response: Response | None = None
+        self._fault: Fault | None = None
+        self._failure: Exception | None = None
+        self._all_sent = not request.has_content
+        self.left_clean = False
+        self.hold_content = False
+
+    def head(self, origin: Origin, fields: tuple[tuple[str, str], ...]) -> bytes:
+        """The request's head; after it h11 waits for the response."""
+        request = self._request
+        lines = [("host", origin.authority), *request.fields, *fields]
+        if request.has_content:
+            lines.append(("content-length", str(request.length)))
+        if request.expect:
+            lines.append(("expect", "100-continue"))
+        return self._parser.send(
+            h11.Request(
+                method=request.method,
+                target=request.url.target,
+                headers=Fields(lines).to_wire(),
+            )
+        )
+
+    async def run(self, head: bytes) -> Response:
+        """Everything; how it ended was noted by the two tasks."""
+        expect = self._request.expect
+        await self.send(head if expect else head + self._request.prefix)
+        if not self._request.length:
+            self._sent_all()
+        elif not expect:
+            self._may_send.set()
+        if self._fault is None:
+            with self._watch:
+                self._moved()
+                async with trio.open_nursery() as nursery:
+                    if not self._all_sent:
+                        nursery.start_soon(self._send_content, nursery.cancel_scope)
+                    await self._receive(nursery.cancel_scope)
+        if self._fault is not None:
+            raise WasCut(self._fault)
+        if self._failure is not None:
+            raise self._failure
+        if self._watch.cancelled_caught:
+            raise Unhappy(Ending.TIMEOUT, "the server is silent", retry=True)
+        assert self._response is not None
+        if self._response.status < 300 and not self._all_sent:
+            raise Unhappy(
+                Ending.NOT_UNDERSTOOD,
+                f"{self._response.status} before all of the content was sent",
+                retry=False,
+            )
+        return self._response
+
+    def _moved(self) -> None:
+        """Bytes went one way or the other: the wait for the server begins again."""
+        self._watch.deadline = trio.current_time() + self._idle
+
+    async def send(self, data: bytes) -> None:
+        """All of *data*, in time."""
+        with trio.move_on_after(self._idle) as scope:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[await self._sock.send(rest) :]
+        if scope.cancelled_caught:
+            raise Unhappy(Ending.TIMEOUT, "the server does not read", retry=True)
+
+    # Sending.
+
+    async def _send_content(self, whole: trio.CancelScope) -> None:
+        try:
+            if self._request.expect:
+                with trio.move_on_after(CONTINUE_SECONDS):
+                    await self._may_send.wait()
+                if self.hold_content:
+                    raise Unhappy(Ending.TIMEOUT, "no 100 in time", retry=False)
+                await self.send(self._request.prefix)
+            if self._content is not None:
+                await self._pump(self._content)
+            self._sent_all()
+        except OSError as exc:
+            # The server may have said why before it closed.
+            self._watch.deadline = trio.current_time() + LAST_WORDS_SECONDS
+            self._failure = Unhappy(Ending.CLOSED, str(exc), retry=True)
+        except Unhappy as exc:
+            self._failure = exc
+            whole.cancel()
+        if self._fault is not None:
+            whole.cancel()
+
+    def _sent_all(self) -> None:
+        """The request is out, unless it was cut; perhaps its response is to be lost."""
+        content = self._content
+        if self._fault is not None or self._all_sent:
+            return
+        self._all_sent = True
+        if content is not None and self._request.has_content:
+            self._fault = content.cuts.at_response(content.sent)
+
+    async def _pump(self, content: Content) -> None:
+        """The content, by sendfile, up to its end or to a cut."""
+        region = content.region
+        at = self._request.start
+        while at < self._request.stop:
+            want = min(self._request.stop - at, content.pace.portion)
+            room = content.cuts.before_cut(content.sent)
+            if room == 0:
+                self._fault = content.cuts.at_body()
+                return
+            if room is not None:
+                want = min(want, room)
+            # The first piece: where the region ends, so does the turn.
+            offset, count = next(pieces(region.length, content.position + at, want))
+            done = await self._sendfile(region.fd, offset, count)
+            at += done
+            content.sent += done
+            content.pace.spend(done)
+            self._moved()
+            content.on_sent(at, done)
+            if at == self._request.stop:
+                # Before anything is awaited: the answer may come at any moment.
+                self._sent_all()
+                return
+            await content.pace.wait()
+            if done == count:
+                # It would go on at once: everybody else first.
+                await trio.lowlevel.checkpoint()
+
+    async def _sendfile(self, fd: int, offset: int, count: int) -> int:
+        # What was sent must be accounted for, so nothing is awaited after it.
+        while True:
+            try:
+                return os.sendfile(self._sock.fileno(), fd, offset, count)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sock)
+
+    # Receiving.
+
+    async def _receive(self, whole: trio.CancelScope) -> None:
+        try:
+            await self._read_responses()
+        except OSError as exc:
+            self._failure = Unhappy(Ending.CLOSED, str(exc), retry=True)
+        except h11.RemoteProtocolError as exc:
+            self._failure = Unhappy(Ending.NOT_UNDERSTOOD, str(exc), retry=False)
+        except Unhappy as exc:
+            self._failure = exc
+        else:
+            self._failure = None  # the server had the last word
+        whole.cancel()
+
+    async def _read_responses(self) -> None:
+        status = 0
+        fields = Fields()
+        body = bytearray()
+        interims = 0
+        while True:
+            event = self._parser.next_event()
+            if event is h11.NEED_DATA:
+                data = await self._sock.recv(RECEIVE_BYTES)
+                if not data and status == 0:
+                    raise Unhappy(Ending.CLOSED, "closed without an answer", retry=True)
+                self._parser.receive_data(data)
+                if self._failure is None:
+                    self._moved()
+            elif isinstance(event, h11.InformationalResponse):
+                interims += 1
+                if interims > MAX_INTERIMS:
+                    raise Unhappy(
+                        Ending.NOT_UNDERSTOOD, "interim responses no end", retry=False
+                    )
+                self._interim(event)
+            elif isinstance(event, h11.Response):
+                status, fields = event.status_code, Fields.from_wire(event.headers)
+            elif isinstance(event, h11.Data):
+                if self._on_body is not None and status == 200:
+                    self._on_body(event.data)
+                elif len(body) < MAX_BODY:
+                    body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                unread, _ = self._parser.trailing_data
+                self.left_clean = not unread and self._parser.their_state is h11.DONE
+                self._response = Response(status, fields, bytes(body[:MAX_BODY]))
+                return
+            else:  # PAUSED or ConnectionClosed: there is nothing more to come
+                raise Unhappy(Ending.CLOSED, "closed without an answer", retry=True)
+
+    def _interim(self, event: h11.InformationalResponse) -> None:
+        response = Response(event.status_code, Fields.from_wire(event.headers))
+        if response.status == 100:
+            self._may_send.set()
+        if self._on_interim is not None:
+            self._on_interim(response)

@@ -1,0 +1,405 @@
+"""``trioresume bench``: uploads that are cut and resumed, in numbers."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+from rich.console import Console
+
+from trioresume.bench import (
+    FaultKind,
+    FaultPlace,
+    Faults,
+    Protocol,
+    Results,
+    Settings,
+    SizeKind,
+    Sizes,
+    Snapshot,
+    Verify,
+    run,
+    to_json,
+)
+from trioresume.bench.report import (
+    html_page,
+    print_results,
+    require_plotly,
+    watching,
+)
+from trioresume.cli.options import (
+    Duration,
+    ExitCode,
+    SecretFile,
+    Size,
+    common_options,
+)
+from trioresume.errors import CallerError, TrioresumeError
+
+__all__ = ["bench"]
+
+
+class SizesType(click.ParamType[Sizes]):
+    """How large uploads are: ``1MiB``, ``1MiB-64MiB``, or ``lognormal:8MiB,1.5``.
+
+    A range is uniform. A log-normal distribution has its median and the sigma of the
+    logarithm, and may have bounds: ``lognormal:8MiB,1.5,64KiB-1GiB``.
+    """
+
+    name = "sizes"
+
+    _LOGNORMAL = re.compile(
+        r"lognormal:(?P<median>[^,]+),(?P<sigma>[0-9.]+)(?:,(?P<bounds>.+))?"
+    )
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Sizes:
+        if isinstance(value, Sizes):
+            return value
+        text = str(value).strip()
+        match = self._LOGNORMAL.fullmatch(text)
+        try:
+            if match is None:
+                low, high = self._bounds(text, param, ctx)
+                kind = SizeKind.FIXED if low == high else SizeKind.UNIFORM
+                return Sizes(kind=kind, minimum=low, maximum=high)
+            bounds = match["bounds"] or "1-1TiB"
+            low, high = self._bounds(bounds, param, ctx)
+            return Sizes(
+                kind=SizeKind.LOGNORMAL,
+                minimum=low,
+                maximum=high,
+                median=Size().convert(match["median"], param, ctx),
+                sigma=float(match["sigma"]),
+            )
+        except (CallerError, ValueError) as exc:
+            self.fail(f"{text!r}: {exc}", param, ctx)
+
+    def _bounds(
+        self, text: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        low, dash, high = text.partition("-")
+        first = Size().convert(low, param, ctx)
+        return first, Size().convert(high, param, ctx) if dash else first
+
+
+class HeaderLine(click.ParamType[tuple[str, str]]):
+    """A field for every request: ``Name: value``."""
+
+    name = "header"
+
+    _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        match = self._LINE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not 'Name: value'", param, ctx)
+        return match[1].lower(), match[2]
+
+
+class InteropVersion(click.ParamType["int | None"]):
+    """A number, or ``none``: the protocol without a draft's version."""
+
+    name = "version"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if str(value).lower() == "none":
+            return None
+        if str(value) not in map(str, range(3, 11)):
+            self.fail(f"{value!r} is not 3 to 10, nor none", param, ctx)
+        return int(str(value))
+
+
+E = TypeVar("E", FaultKind, FaultPlace)
+
+
+def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
+    return tuple(member for member in kind if member.value in names)
+
+
+@click.command()
+@common_options
+@click.argument("url")
+@click.option(
+    "--protocol",
+    type=click.Choice([p.value for p in Protocol]),
+    default=Protocol.AUTO.value,
+    help="What to speak; auto asks the server, and prefers seed, rufh, tus in this order.",
+)
+@click.option(
+    "--at-once",
+    "-n",
+    type=click.IntRange(1, 100_000),
+    default=16,
+    help="Uploads that run at the same time.",
+)
+@click.option(
+    "--total",
+    type=click.IntRange(1, 1_000_000),
+    help="Uploads in all. [default: four times those at once]",
+)
+@click.option(
+    "--size",
+    type=SizesType(),
+    default="16MiB",
+    help="Of an upload: 16MiB, a range 1MiB-64MiB, or lognormal:MEDIAN,SIGMA[,MIN-MAX].",
+)
+@click.option(
+    "--rate",
+    type=Size(minimum=1),
+    help="Bytes a second of one upload. [default: as fast as it goes]",
+)
+@click.option("--seed", type=int, default=1, help="Of sizes, contents and cuts.")
+@click.option(
+    "--duration",
+    type=Duration(minimum=0.1),
+    help="Stop the load after this time, finished or not.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 256),
+    default=1,
+    help="Processes of the load generator.",
+)
+@click.option(
+    "--cut-every",
+    type=Size(minimum=1024),
+    help="Cut each upload, after so many bytes in the mean. [default: no cuts]",
+)
+@click.option(
+    "--cut-by",
+    multiple=True,
+    type=click.Choice([k.value for k in FaultKind]),
+    default=tuple(k.value for k in FaultKind),
+    help="How connections are cut; may be repeated, and each is as likely.",
+)
+@click.option(
+    "--cut-in",
+    multiple=True,
+    type=click.Choice([p.value for p in FaultPlace]),
+    default=(FaultPlace.BODY.value,),
+    help="Where in a request; may be repeated. response: after all of it, before "
+    "the answer was read.",
+)
+@click.option(
+    "--think",
+    type=Duration(),
+    default=0.0,
+    help="How long an upload waits after a cut before it goes on.",
+)
+@click.option("--kill-command", help="Shell command that kills the server.")
+@click.option("--restart-command", help="Shell command that starts it again.")
+@click.option(
+    "--kill-every",
+    type=Duration(minimum=0.1),
+    default=10.0,
+    help="How long the server lives between kills.",
+)
+@click.option(
+    "--down-time",
+    type=Duration(),
+    default=0.5,
+    help="From the kill to the restart.",
+)
+@click.option(
+    "--server-pid",
+    type=click.IntRange(1),
+    help="The server's process: measure its CPU time and memory, children included.",
+)
+@click.option(
+    "--server-pid-file",
+    help="File with the server's process id, read again after each restart.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice([v.value for v in Verify]),
+    default=Verify.AUTO.value,
+    help="auto checks content by digest where it can be read back, else by length.",
+)
+@click.option(
+    "--method",
+    metavar="METHOD",
+    help="POST if the URL ends with a slash, else PUT. {id} in the URL, and with PUT "
+    "behind its slash, becomes the upload's name.",
+)
+@click.option(
+    "--header",
+    "-H",
+    "headers",
+    multiple=True,
+    type=HeaderLine(),
+    help="A field for every request; may be repeated.",
+)
+@click.option(
+    "--token-file", type=SecretFile(), help="File with the bearer token to send."
+)
+@click.option(
+    "--chunk",
+    type=Size(minimum=1),
+    help="Most content of one request, with tus and rufh. [default: all of it]",
+)
+@click.option(
+    "--interop-version",
+    type=InteropVersion(),
+    default=8,
+    help="Of rufh: 3 to 10, or none.",
+)
+@click.option(
+    "--idle-timeout",
+    type=Duration(minimum=0.1),
+    default=30.0,
+    help="How long the server may be silent.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 1_000_000),
+    default=10,
+    help="Attempts in a row that may get an upload nowhere.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True, writable=True),
+    help="Write everything that was found here; - is standard output.",
+)
+@click.option(
+    "--html",
+    "html_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    help="Write a page with plots here, which needs no network to be read. Needs the "
+    "extra: pip install 'trioresume[html]'.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Show nothing while it runs.")
+def bench(
+    url: str,
+    json_path: Path | None,
+    html_path: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> ExitCode:
+    """Load the server at URL with uploads that are cut and resumed; say how it did.
+
+    Every upload's content is checked. The exit code is 0 if all of them came through
+    and are right, 65 if content is wrong, 1 if uploads failed.
+    """
+    try:
+        settings = _settings(url, options)
+        if html_path is not None:
+            require_plotly()  # now, and not after an hour's load
+        for path in (json_path, html_path):
+            _must_have_a_place(path)
+        with watching(settings, Console(stderr=True, quiet=quiet)) as show:
+            results = trio.run(
+                _run, settings, show, restrict_keyboard_interrupt_to_checkpoints=True
+            )
+    except CallerError as exc:
+        raise click.UsageError(str(exc)) from exc
+    to_stdout = json_path == Path("-")
+    if json_path is not None:
+        text = to_json(results) + "\n"
+        if to_stdout:
+            click.echo(text, nl=False)
+        else:
+            _write(json_path, text)
+    # Before the page, which takes a moment and the disk may have no room for.
+    print_results(results, Console(stderr=to_stdout))
+    if html_path is not None:
+        _write(html_path, html_page(results))
+    return _exit_code(results)
+
+
+def _must_have_a_place(path: Path | None) -> None:
+    """Raises :class:`CallerError` where a file to be written has no directory."""
+    if path is not None and path != Path("-") and not path.absolute().parent.is_dir():
+        raise CallerError(f"there is no directory {path.absolute().parent}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as exc:
+        raise click.ClickException(f"{path} cannot be written: {exc}") from exc
+
+
+def _settings(url: str, options: dict[str, Any]) -> Settings:
+    """Raises :class:`CallerError` for what cannot be meant."""
+    headers: tuple[tuple[str, str], ...] = options["headers"]
+    if options["token_file"] is not None:
+        headers = (*headers, ("authorization", f"Bearer {options['token_file']}"))
+    return Settings(
+        url=url,
+        protocol=Protocol(options["protocol"]),
+        seed=options["seed"],
+        at_once=options["at_once"],
+        total=options["total"] or min(1_000_000, 4 * options["at_once"]),
+        sizes=options["size"],
+        rate=options["rate"],
+        faults=Faults(
+            mean_bytes=options["cut_every"],
+            kinds=_members(FaultKind, options["cut_by"]),
+            places=_members(FaultPlace, options["cut_in"]),
+            kill_command=options["kill_command"],
+            restart_command=options["restart_command"],
+            kill_every=options["kill_every"],
+            down_seconds=options["down_time"],
+        ),
+        think=options["think"],
+        duration=options["duration"],
+        processes=options["processes"],
+        server_pid=options["server_pid"],
+        server_pid_file=options["server_pid_file"],
+        idle_timeout=options["idle_timeout"],
+        retries=options["retries"],
+        method=options["method"].upper() if options["method"] else None,
+        headers=headers,
+        chunk=options["chunk"],
+        interop_version=options["interop_version"],
+        verify=Verify(options["verify"]),
+    )
+
+
+async def _run(settings: Settings, show: Callable[[Snapshot], None]) -> Results:
+    """The run; Ctrl-C stops the load, and what was found until then is told."""
+    stop = trio.Event()
+    results: Results | TrioresumeError
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, signals, stop)
+            try:
+                results = await run(settings, observe=show, stop=stop)
+            except TrioresumeError as exc:
+                results = exc  # not in a group, for whoever turns it into words
+            nursery.cancel_scope.cancel()
+    if isinstance(results, TrioresumeError):
+        raise results
+    return results
+
+
+async def _watch(signals: AsyncIterator[int], stop: trio.Event) -> None:
+    async for _ in signals:
+        if stop.is_set():  # whoever asks twice does not want to wait
+            raise KeyboardInterrupt
+        stop.set()
+
+
+def _exit_code(results: Results) -> ExitCode:
+    """The worst of what happened; wrong content is worse than none."""
+    if results.wrong:
+        return ExitCode.WRONG_CONTENT
+    if results.failures:
+        return ExitCode.FAILED
+    return ExitCode.INTERRUPTED if results.interrupted else ExitCode.DONE

@@ -1,0 +1,256 @@
+"""The keeper's commands: ``ls``, ``show``, ``verify`` and ``gc``, beside a running service.
+
+What they print comes a row at a time, so that a million rows need no memory: columns
+have fixed widths, and the one that may be long comes last. With ``--json`` each row is
+a JSON object on a line of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+import trioresume
+from trioresume.cli.options import ExitCode, common_options
+
+__all__ = ["gc", "list_", "show", "verify"]
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(str(trioresume.Config().data_dir)),
+    help="Where uploads and files are kept.",
+)
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON objects, one a line."
+)
+
+
+@click.command("ls")
+@common_options
+@_data_dir
+@_as_json
+@click.option("--files/--no-files", default=True, help="List files.")
+@click.option("--uploads/--no-uploads", default=True, help="List unfinished uploads.")
+@click.option(
+    "--ended",
+    is_flag=True,
+    help="List also uploads that are done and kept to be replayed, or gone.",
+)
+def list_(
+    data_dir: Path, as_json: bool, files: bool, uploads: bool, ended: bool
+) -> None:
+    """List files, and uploads that are not done.
+
+    An upload's id is as good as a password: whoever has it can go on with the upload,
+    unless the service asks for tokens.
+    """
+    with trioresume.Inventory(data_dir) as inventory:
+        if not as_json:
+            click.echo(_line("STATE", "BYTES", "OF", "EXPIRES", "OWNER", "NAME"))
+        for file in inventory.files() if files else ():
+            click.echo(_json("file", file) if as_json else _file_line(file))
+        for upload in inventory.uploads(ended=ended) if uploads else ():
+            click.echo(_json("upload", upload) if as_json else _upload_line(upload))
+
+
+def _line(
+    state: str, size: str, length: str, expires: str, owner: str, name: str
+) -> str:
+    return f"{state:<10}  {size:>10}  {length:>10}  {expires:<20}  {owner:<12}  {name}"
+
+
+def _file_line(file: trioresume.StoredFile) -> str:
+    size = _size(file.length)
+    return _line(
+        "file", size, size, _time(file.expires_at), _text(file.owner), _text(file.name)
+    )
+
+
+def _upload_line(upload: trioresume.StoredUpload) -> str:
+    return _line(
+        "lost" if upload.lost else upload.state,
+        _size(upload.received),
+        _size(upload.length),
+        _time(upload.expires_at),
+        _text(upload.principal),
+        f"{upload.id}  {_text(upload.method)} {_text(upload.target)}",
+    )
+
+
+@click.command()
+@common_options
+@_data_dir
+@_as_json
+@click.argument("what", metavar="[ID|NAME]", required=False)
+def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
+    """Show all that is known of an upload or a file; without one, count what there is.
+
+    An upload is named by its id, a file by its name; where several owners have a file of
+    that name, all are shown.
+    """
+    with trioresume.Inventory(data_dir) as inventory:
+        found: list[tuple[str, object]] = []
+        if what is None:
+            found.append(("totals", inventory.totals()))
+        else:
+            upload = inventory.upload(what)
+            found += [] if upload is None else [("upload", upload)]
+            found += [("file", file) for file in inventory.files_called(what)]
+    for number, (kind, value) in enumerate(found):
+        if as_json:
+            click.echo(_json(kind, value))
+            continue
+        if number:
+            click.echo()
+        for name, text in _details(kind, value):
+            click.echo(f"{name:<14}  {text}")
+    if not found:
+        click.echo(f"Error: there is no upload and no file {what!r}", err=True)
+        return ExitCode.FAILED
+    return ExitCode.DONE
+
+
+def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
+    """Names and values as people read them."""
+    yield "kind", kind
+    for name, member in _members(value).items():
+        if name == "fields":
+            for field, text in member if isinstance(member, list) else ():
+                yield "field", f"{_text(field)}: {_text(text)}"
+        elif name == "uploads" and isinstance(member, dict):
+            for state, count in sorted(member.items()):
+                yield "uploads", f"{count} {state}"
+        elif name.endswith("_at"):
+            yield name, _time(member if isinstance(member, float) else None)
+        elif isinstance(member, bool):
+            yield name, "yes" if member else "no"
+        else:
+            yield name, _text(None if member is None else str(member))
+
+
+@click.command()
+@common_options
+@_data_dir
+@_as_json
+def verify(data_dir: Path, as_json: bool) -> ExitCode:
+    """Read everything again, and compare it with what it is called.
+
+    Prints what is damaged, and the files and uploads that are concerned. Nothing is
+    repaired and nothing is written. The exit code is 3 if there is any damage.
+    """
+    with trioresume.Inventory(data_dir) as inventory:
+        verification = inventory.verify()
+        with _progress(inventory, verification):
+            for damage in verification:
+                click.echo(_json(None, damage) if as_json else _damage_line(damage))
+    read = {
+        "kind": "summary",
+        "chunks": verification.chunks,
+        "bytes": verification.bytes,
+        "files": verification.files,
+        "uploads": verification.uploads,
+        "damages": verification.damages,
+    }
+    click.echo(
+        json.dumps(read)
+        if as_json
+        else f"Chunks: {verification.chunks}, {_size(verification.bytes)}. Files: "
+        f"{verification.files}. Uploads: {verification.uploads}. "
+        f"Damages: {verification.damages}."
+    )
+    return ExitCode.DAMAGED if verification.damages else ExitCode.DONE
+
+
+def _damage_line(damage: trioresume.Damage) -> str:
+    owner = "" if damage.owner is None else f" of {_text(damage.owner)}"
+    line = f"{damage.kind} {_text(damage.name)}{owner}: {_text(damage.problem)}"
+    return line if damage.path is None else f"{line} ({damage.path})"
+
+
+@contextmanager
+def _progress(
+    inventory: trioresume.Inventory, verification: trioresume.Verification
+) -> Iterator[None]:
+    """A bar while chunks are read, where there is a terminal to draw it on."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("chunks", total=inventory.totals().chunks)
+        verification.on_progress = lambda: bars.advance(bar)
+        yield
+
+
+@click.command()
+@common_options
+@_data_dir
+@_as_json
+def gc(data_dir: Path, as_json: bool) -> ExitCode:
+    """Release at once what nothing refers to any more.
+
+    A running service does so by itself; this also looks for files that a crash left, and
+    waits until nothing is left to do. A service that runs is asked to do it, beside its
+    uploads. Where none runs, none can be started meanwhile.
+    """
+    try:
+        done = trio.run(trioresume.collect, data_dir)
+    except trioresume.CollectionCut as exc:
+        click.echo(f"Error: {exc}", err=True)
+        return ExitCode.UNFINISHED
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done)))
+    else:
+        click.echo(f"Released: {done.chunks} chunks, {_size(done.bytes)}.")
+    return ExitCode.DONE
+
+
+# How things are written.
+
+
+def _members(value: object) -> dict[str, object]:
+    assert dataclasses.is_dataclass(value)
+    members = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(members.get("fields"), Iterable):
+        members["fields"] = [list(line) for line in members["fields"]]
+    return members
+
+
+def _json(kind: str | None, value: object) -> str:
+    return json.dumps(({} if kind is None else {"kind": kind}) | _members(value))
+
+
+def _text(text: str | None) -> str:
+    """*text* for a terminal: what came from the network must not control it."""
+    if not text:
+        return "-"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _size(size: float | None) -> str:
+    if size is None:
+        return "?"
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"

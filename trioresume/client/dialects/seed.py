@@ -1,0 +1,90 @@
+"""The seed: ``Prefer: resume``, HEAD, PATCH with ``message/byterange``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from trioresume.client.dialects.base import Dialect, Words
+from trioresume.client.locations import Locations
+from trioresume.client.steps import count_of
+from trioresume.protocol.byteranges import MESSAGE, encode_message_byterange
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.structured import boolean_item
+
+if TYPE_CHECKING:
+    from trioresume.client.locations import Url
+    from trioresume.client.steps import Answer
+    from trioresume.protocol.fields import ContentRange
+
+__all__ = ["PLAIN", "SEED", "Seed"]
+
+
+class Seed(Dialect):
+    """Partial and resumable requests; to a server that does not know it, a plain one."""
+
+    acknowledges: ClassVar[bool] = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def begin(
+        self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
+    ) -> Fields:
+        return own.plus({"prefer": "resume, acknowledge" if acknowledge else "resume"})
+
+    def append(
+        self,
+        range_: ContentRange,
+        *,
+        completes: bool,
+        declares: bool = False,
+        acknowledge: bool = False,
+    ) -> Words:
+        fields = Fields({"content-type": MESSAGE})
+        if acknowledge:
+            fields = fields.plus({"prefer": "acknowledge"})
+        return Words(fields, encode_message_byterange(range_))
+
+    def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
+        """R1: the 100 has the locations."""
+        return Locations.offered(base, fields) if status == 100 else None
+
+    def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
+        """R5: for whom the 100 did not reach, the response has the fields again.
+
+        Its Content-Location may be the target's own, so that one is not believed.
+        """
+        offered = Locations.offered(base, answer.fields)
+        if offered is None or offered.message is None:
+            return None
+        return Locations(message=offered.message)
+
+    def acknowledged(self, status: int, fields: Fields) -> int | None:
+        """R30."""
+        return count_of(fields.get("acknowledge")) if status == 100 else None
+
+    def held(self, answer: Answer) -> int | None:
+        """R12: as ``Content-Length``, unless the server says it more clearly."""
+        offset = self.offset(answer.fields)
+        if offset is None and answer.status == 200:
+            offset = count_of(answer.fields.get("content-length"))
+        return offset
+
+    def completeness(self, fields: Fields) -> bool | None:
+        return boolean_item(fields, "upload-complete")
+
+    def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
+        """R17: a server that is silent about it has processed what has a length."""
+        said = self.completeness(fields)
+        return open_ended if said is None else not said
+
+    def recorded(self, answer: Answer) -> bool:
+        """R5, R11: the target's answer carries the operation's fields again."""
+        applied = answer.fields.get("preference-applied") or ""
+        return "response-message-location" in answer.fields or "resume" in applied
+
+
+SEED = Seed("seed")
+
+PLAIN = Seed("plain")
+"""For a server that was asked and speaks nothing: it is asked no more."""

@@ -1,0 +1,83 @@
+"""tus 1.0.0: POST makes an upload, PATCH fills it, HEAD tells how far it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from trioresume.client.dialects.base import Dialect, Words
+from trioresume.client.locations import Locations
+from trioresume.protocol.byteranges import OFFSET_STREAM
+from trioresume.protocol.dialects.tus import VERSION
+from trioresume.protocol.dialects.tus_fields import format_metadata, metadata_of
+from trioresume.protocol.heads import Fields
+
+if TYPE_CHECKING:
+    from trioresume.client.locations import Url
+    from trioresume.client.steps import Answer
+    from trioresume.protocol.fields import ContentRange
+
+__all__ = ["TUS", "Tus"]
+
+_MARK = Fields({"tus-resumable": VERSION})
+# They would be about the POST itself, which has no content (D6).
+_ABOUT_THE_CONTENT = ("content-disposition", "content-type")
+
+
+class Tus(Dialect):
+    """tus. It needs no variants: what a server lacks is an answer of its own."""
+
+    name = "tus"
+    careful = True
+    settles: ClassVar[bool] = True
+    # 423: somebody else writes. 460: what arrived is not what was sent; it was dropped.
+    busy: ClassVar[frozenset[int]] = Dialect.busy | {423, 460}
+    # "SHOULD return either the 404 Not Found, 410 Gone or 403 Forbidden".
+    gone_when_asked: ClassVar[frozenset[int]] = Dialect.gone | {403}
+
+    def begin(
+        self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
+    ) -> Fields:
+        """D6: length, name and type; a request that has metadata of its own keeps it."""
+        fields = own.without(*_ABOUT_THE_CONTENT).plus(_MARK)
+        metadata = metadata_of(own)
+        if metadata and "upload-metadata" not in own:
+            fields = fields.plus({"upload-metadata": format_metadata(metadata)})
+        if length is None:
+            return fields.plus({"upload-defer-length": "1"})
+        return fields.plus({"upload-length": str(length)})
+
+    def query(self) -> Fields:
+        return _MARK
+
+    def append(
+        self,
+        range_: ContentRange,
+        *,
+        completes: bool,
+        declares: bool = False,
+        acknowledge: bool = False,
+    ) -> Words:
+        """D5, and D7: a length that was deferred is told once it is known."""
+        fields = _MARK.plus(
+            {"content-type": OFFSET_STREAM, "upload-offset": str(range_.start)}
+        )
+        if declares and range_.total is not None:
+            fields = fields.plus({"upload-length": str(range_.total)})
+        return Words(fields)
+
+    def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
+        """D6; with it may come where the target's response will be (D8)."""
+        value = answer.fields.get("location")
+        url = base.resolve(value) if value is not None and answer.ok else None
+        if url is None:
+            return None
+        offered = Locations.offered(base, answer.fields) or Locations()
+        return Locations(content=url, message=offered.message)
+
+    def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
+        """Always: no answer of tus is the target's own (D5)."""
+        return True
+
+
+TUS = Tus()
+"""The dialect, which has no state."""

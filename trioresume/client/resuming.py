@@ -1,0 +1,405 @@
+"""What follows the offer: ask, append, get the answer. See :mod:`~.transfer` for the rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from trioresume.client.locations import Locations
+from trioresume.client.steps import (
+    Action,
+    Answer,
+    Append,
+    AskOffset,
+    FetchMessage,
+    FetchResult,
+    Finish,
+    Gather,
+    Next,
+    Outcome,
+    count_of,
+)
+from trioresume.errors import TransferFailed, UploadForgotten
+from trioresume.protocol.fields import ContentRange
+
+if TYPE_CHECKING:
+    from trioresume.client.choice import Choice
+    from trioresume.client.dialects import Dialect
+    from trioresume.client.locations import Url
+    from trioresume.client.retry import RetryBudget
+    from trioresume.protocol.heads import Fields
+
+__all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Resuming"]
+
+IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
+"""RFC 9110, section 9.2.2."""
+
+# Seconds until a server is asked again that answers 202 and does not say when.
+_DEFAULT_RETRY_AFTER = 1.0
+
+
+class ContentFacts(Protocol):
+    """What decisions need to know of the request's content, at the time."""
+
+    @property
+    def length(self) -> int | None:
+        """None while it is not known, for content that is produced as it goes."""
+        ...
+
+    @property
+    def window(self) -> int | None:
+        """The most bytes that can be sent again; None if all can."""
+        ...
+
+    def can_start_at(self, offset: int) -> bool:
+        """Whether the bytes from *offset* on can (still) be sent."""
+        ...
+
+    def at_hand(self, offset: int) -> int:
+        """How many bytes from *offset* on can be sent without waiting for more."""
+        ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Resuming(ABC):
+    """The state of a transfer, and its decisions once there was an offer."""
+
+    method: str
+    content: ContentFacts
+    budget: RetryBudget
+    choice: Choice
+    locations: Locations | None = None
+    """The offer; given at the start to go on with what an earlier run began."""
+    all_sent: bool = False
+    """Whether everything was handed over once, so that it may have been processed."""
+    retry_unsafe: bool = False
+    declared_length: bool = True
+    """Whether the server was told the length, so that the offset shows the end."""
+    max_restarts: int = 3
+    acknowledged: int = 0
+    """The most that the server ever said it has."""
+    append_limit: int | None = None
+    """The most content that the server takes in one append, if it has a limit."""
+    _restarts: int = 0
+    _answer: Answer | None = None
+    _settled: Answer | None = None
+    """The answer that said that the upload is complete."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The one that is spoken now."""
+        return self.choice.dialect
+
+    @property
+    def protocol(self) -> str:
+        """What the upload is made in; plain while there is no way to resume it."""
+        return "plain" if self.locations is None else self.dialect.protocol
+
+    @property
+    @abstractmethod
+    def _first(self) -> Action:
+        """What begins the request."""
+
+    # What is learnt in the middle of an action.
+
+    def note_offer(self, locations: Locations) -> None:
+        """The upload is at *locations* (R1, C2, D6)."""
+        self.locations = locations
+        if locations.content is not None:
+            self.choice.settle()
+        self.budget.note_progress()
+
+    def note_offset(self, offset: int) -> None:
+        """The server says that it has *offset* bytes."""
+        if offset > self.acknowledged:
+            self.acknowledged = offset
+            self.budget.note_progress()
+
+    def note_fields(self, fields: Fields) -> None:
+        """What any response may tell: limits (C13)."""
+        self.append_limit = self.dialect.append_limit(fields) or self.append_limit
+
+    # Asking.
+
+    def _after_ask(self, outcome: Outcome, action: AskOffset) -> Next:
+        answer = outcome.answer
+        if answer is None or self.dialect.troubled(answer):
+            return self._later(action, outcome)
+        if answer.status in self.dialect.gone_when_asked:
+            return self._start_over(outcome)
+        offset = self.dialect.held(answer)
+        if offset is None or not answer.ok:
+            raise self._unexpected("how much of the content arrived", answer)
+        self._check_length(answer)
+        return self._go_on_from(offset, answer, outcome)
+
+    def _check_length(self, answer: Answer) -> None:
+        """What the server says of the whole's length must be true."""
+        stated = count_of(answer.fields.get("upload-length"))
+        if stated is not None:
+            self.declared_length = True
+        elif "upload-defer-length" in answer.fields:
+            self.declared_length = False
+        length = self.content.length
+        if None not in (stated, length) and stated != length:
+            raise TransferFailed(
+                f"the server waits for {stated} bytes of content that is {length} bytes"
+                " long"
+            )
+
+    def _go_on_from(
+        self, offset: int, answer: Answer, outcome: Outcome, delay: float = 0.0
+    ) -> Next:
+        """The server has *offset* bytes, as *answer* says."""
+        assert self.locations is not None
+        self.note_offset(offset)
+        length = self.content.length
+        if length is not None and offset > length:
+            raise TransferFailed(
+                f"the server has {offset} bytes of content that is {length} bytes long"
+            ) from outcome.cause
+        self.all_sent = self.all_sent and offset == length
+        if self._is_complete(offset, answer):
+            self.all_sent = True
+            return self._after_all(offset, answer, outcome, delay)
+        url = self.locations.content
+        if url is None:
+            raise TransferFailed("the server does not say where the content goes")
+        if not self.content.can_start_at(offset):
+            raise UploadForgotten(
+                f"the server has {offset} bytes, and what follows is no longer buffered"
+            ) from outcome.cause
+        return Next(self._action_from(url, offset), delay)
+
+    def _is_complete(self, offset: int, answer: Answer) -> bool:
+        said = self.dialect.completeness(answer.fields)
+        if said is not None:
+            return said
+        reached = offset == self.content.length and self.declared_length
+        return reached and not self.dialect.explicit_completion
+
+    # Appending.
+
+    def _action_from(self, url: Url, offset: int) -> Action:
+        length, window = self.content.length, self.content.window
+        if length is None and self.dialect.acknowledges:
+            return Append(url, ContentRange(offset, None, None))
+        if length is None and window is not None:
+            # Without acknowledgements the bytes of a request cannot be let go before its
+            # end. One half goes while the other is produced.
+            return Gather(url, offset, self._limited(max(1, window // 2)))
+        return self._append(url, offset, self._limited(self.content.at_hand(offset)))
+
+    def _limited(self, size: int) -> int:
+        return min(size, self.append_limit or size)
+
+    def _append(self, url: Url, offset: int, size: int) -> Append:
+        """The *size* bytes from *offset* on, which are at hand."""
+        length = self.content.length
+        declares = not self.declared_length
+        if size == 0:
+            # Nothing is left to send; only the end is left to tell (B3, R18).
+            return Append(url, ContentRange(None, None, length), declares=declares)
+        stop = offset + size
+        range_ = ContentRange(offset, stop - 1, length)
+        return Append(url, range_, completes=stop == length, declares=declares)
+
+    def _after_gather(self, action: Gather) -> Next:
+        size = min(action.size, self.content.at_hand(action.offset))
+        return Next(self._append(action.url, action.offset, size))
+
+    def _after_append(self, outcome: Outcome, action: Append) -> Next:
+        assert self.locations is not None
+        answer = outcome.answer
+        if answer is None or self.dialect.troubled(answer):
+            return self._later(self._resume_action(self.locations), outcome)
+        if self.dialect.recorded(answer):
+            return self._deliver(outcome, answer)
+        if self._settled is not None and not answer.ok:
+            # It was only repeated, for a response that is not given twice.
+            return Next(Finish(self._settled, bare=True))
+        if answer.status in self.dialect.gone:
+            return self._start_over(outcome)
+        if answer.status == 409:
+            following = self._later(self._resume_action(self.locations), outcome)
+            offset = self.dialect.offset(answer.fields)
+            if offset is None:
+                return following
+            return self._go_on_from(offset, answer, outcome, following.delay)
+        if answer.ok:
+            open_ended = action.range.total is None
+            self.declared_length = self.declared_length or not open_ended
+            if self.dialect.is_step(
+                answer.fields, completes=action.completes, open_ended=open_ended
+            ):
+                return self._after_incomplete(outcome, answer)
+        return self._deliver(outcome, answer)
+
+    def _after_incomplete(self, outcome: Outcome, answer: Answer) -> Next:
+        """What was sent has arrived, but the server does not take it for all (R17)."""
+        assert self.locations is not None
+        before = self.acknowledged
+        offset = self.dialect.offset(answer.fields)
+        if offset is None:
+            return self._later(self._resume_action(self.locations), outcome)
+        # A server that answers so again and again, and never completes, costs budget.
+        delay = 0.0
+        if offset <= before and not self._is_complete(offset, answer):
+            delay = self._later(self._resume_action(self.locations), outcome).delay
+        return self._go_on_from(offset, answer, outcome, delay)
+
+    # The final response.
+
+    def _after_all(
+        self, offset: int, answer: Answer, outcome: Outcome, delay: float
+    ) -> Next:
+        """The upload is complete, as *answer* says; the final response is not here."""
+        assert self.locations is not None
+        if self.dialect.settles:
+            self._settled = self._located(answer)
+        if self.locations.message is not None:
+            return Next(FetchMessage(self.locations.message), delay)
+        if self.dialect.replays and self.locations.content is not None:
+            whole = ContentRange(None, None, offset)
+            return Next(Append(self.locations.content, whole), delay)
+        if self._settled is not None:
+            return Next(Finish(self._settled, bare=True))
+        raise TransferFailed(
+            "the request is complete, but the server does not say where its"
+            " response can be had again"
+        ) from outcome.cause
+
+    def _located(self, answer: Answer) -> Answer:
+        """*answer*, with the upload's own location if it has none."""
+        assert self.locations is not None
+        if "location" in answer.fields or self.locations.content is None:
+            return answer
+        location = {"location": str(self.locations.content)}
+        return replace(answer, fields=answer.fields.plus(location))
+
+    def _after_message(self, outcome: Outcome, action: FetchMessage) -> Next:
+        assert self.locations is not None
+        answer = outcome.answer
+        is_message = outcome.state == "message"
+        if answer is None or (self.dialect.troubled(answer) and not is_message):
+            return self._later(action, outcome)
+        if is_message:
+            return self._deliver(outcome, answer)
+        if answer.status == 202:
+            if outcome.state == "receiving":
+                return self._later(self._resume_action(self.locations), outcome)
+            # A server that processes is alive: patience for it is not for failures.
+            self.budget.note_progress()
+            delay = answer.retry_after(outcome.wall_time)
+            return Next(action, _DEFAULT_RETRY_AFTER if delay is None else delay)
+        if self._settled is not None:
+            return Next(Finish(self._settled, bare=True))
+        if answer.status in self.dialect.gone:
+            return self._start_over(outcome)
+        raise self._unexpected("for the response", answer)
+
+    def _after_result(self, outcome: Outcome, action: FetchResult) -> Next:
+        final, answer = self._answer, outcome.answer
+        assert final is not None
+        assert self.locations is not None
+        partial = answer is not None and answer.status in (200, 206)
+        if answer is None or self.dialect.troubled(answer) or partial:
+            return self._deliver(outcome, final)
+        length = count_of(final.fields.get("content-length"))
+        if answer.status == 416 and outcome.received == length:
+            return Next(Finish(final))
+        if answer.status in (404, 410, 412, 416):
+            # Charged: we could be sent in circles.
+            self._later(action, outcome)
+            return self._fetch_message(self.locations.message, outcome)
+        raise self._unexpected("for the rest of the response", answer)
+
+    def _fetch_message(self, url: Url | None, outcome: Outcome) -> Next:
+        if url is None:
+            raise TransferFailed(
+                "the response was cut, and the server does not say where it can be had"
+                " again"
+            ) from outcome.cause
+        return Next(FetchMessage(url))
+
+    def _deliver(self, outcome: Outcome, answer: Answer) -> Next:
+        """*answer* is the final response; fetch what its content lacks (R28)."""
+        if self.dialect.settles and self.locations is not None and answer.ok:
+            # Not the target's word, so it may as well say where the upload is.
+            own = outcome.state != "message" and not self.dialect.recorded(answer)
+            answer = self._located(answer) if own else answer
+        self._answer = answer
+        if outcome.whole:
+            return Next(Finish(answer))
+        return self._later(self._completing(outcome, answer), outcome)
+
+    def _completing(self, outcome: Outcome, answer: Answer) -> Action:
+        """What gets the rest of a response whose content was cut."""
+        if self.locations is not None:
+            if self.locations.result is not None:
+                tag = answer.strong_etag
+                return FetchResult(self.locations.result, outcome.received, tag)
+            may_have_message = self.all_sent or not self.dialect.settles
+            if self.locations.message is not None and may_have_message:
+                return FetchMessage(self.locations.message)
+            if self.dialect.settles:
+                return self._resume_action(self.locations)
+        if not (self._repeatable and self.content.can_start_at(0)):
+            raise TransferFailed(
+                f"the content of the {answer.status} was cut after"
+                f" {outcome.received} bytes and cannot be had again"
+            ) from outcome.cause
+        return self._first
+
+    # Where several rows meet.
+
+    @property
+    def _repeatable(self) -> bool:
+        return self.retry_unsafe or self.method in IDEMPOTENT_METHODS
+
+    def _resume_action(self, locations: Locations) -> Action:
+        """After a cut: ask how much arrived, or for the answer if nothing was to."""
+        if locations.message is not None and self.content.length == 0:
+            return FetchMessage(locations.message)
+        if locations.content is None:
+            raise TransferFailed("the server does not say where the content goes")
+        return AskOffset(locations.content)
+
+    def _start_over(self, outcome: Outcome) -> Next:
+        """The server forgot the operation: send everything again, if that is safe."""
+        if self.all_sent and not self._repeatable:
+            raise UploadForgotten(
+                "the server no longer knows the upload, and may have acted on it"
+            ) from outcome.cause
+        if not self.content.can_start_at(0):
+            raise UploadForgotten(
+                "the server no longer knows the upload, and its content is no longer"
+                " at hand"
+            ) from outcome.cause
+        if self._restarts >= self.max_restarts:
+            raise UploadForgotten(
+                f"the server forgot the upload {self._restarts + 1} times"
+            ) from outcome.cause
+        self._restarts += 1
+        self.locations = None
+        self.all_sent = False
+        self.acknowledged = 0
+        self._settled = None
+        self.choice.forget()
+        return self._later(self._first, outcome)
+
+    def _later(self, action: Action, outcome: Outcome) -> Next:
+        """*action* after a delay; raises :class:`TransferFailed` when there is none left."""
+        answer = outcome.answer
+        wish = None if answer is None else answer.retry_after(outcome.wall_time)
+        delay = self.budget.delay(outcome.now, wish)
+        if delay is None:
+            reason = outcome.cause or f"the server answered {answer and answer.status}"
+            raise TransferFailed(
+                f"retries are used up: {reason}", resumable=True
+            ) from outcome.cause
+        return Next(action, delay)
+
+    def _unexpected(self, asked: str, answer: Answer) -> TransferFailed:
+        return TransferFailed(f"asked {asked}, the server answered {answer.status}")

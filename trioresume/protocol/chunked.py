@@ -1,0 +1,168 @@
+"""The chunked transfer coding (RFC 9112, section 7.1), undone as the bytes come.
+
+h11 has a reader of its own. It takes chunk sizes of up to 20 hexadecimal digits, which
+no body here can have (G6), white space after them, and bare line feeds in the trailer
+section (G2); whoever stands between a client and this server may read those in another
+way. So the body is read here, as strictly as the head before it::
+
+    chunk  = 1*15HEXDIG [ *WSP ";" extension ] CRLF size OCTETs CRLF
+    body   = *chunk 1*"0" [ … ] CRLF *( field-line CRLF ) CRLF
+
+Extensions mean nothing to this server and are dropped; how much of a body they may be
+is bounded, or a peer could keep it busy with a kilobyte for each byte of content.
+
+A fault has ``close`` set: where the next request would begin is not known any more.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.fields import MAX_DIGITS
+from trioresume.protocol.framing import (
+    HeadLimits,
+    find_block_end,
+    parse_field_block,
+)
+from trioresume.protocol.heads import Fields
+
+__all__ = ["ChunkedReader"]
+
+LONGEST_LINE = 4096
+"""Bytes of a chunk's size, its extensions and their line end."""
+EXTENSIONS = 16 * 1024
+"""Bytes that all extensions of a body may take beyond those of its content."""
+LARGEST_CHUNK = 10**MAX_DIGITS - 1
+
+_SIZE_LINE = re.compile(
+    rb"([0-9A-Fa-f]{1,%d})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)\r\n" % MAX_DIGITS
+)
+
+
+class _Expects(Enum):
+    SIZE = auto()
+    CONTENT = auto()
+    CONTENT_END = auto()
+    TRAILERS = auto()
+    NOTHING = auto()
+
+
+class ChunkedReader:
+    """Reads one chunked body. Any split of its bytes gives the same content."""
+
+    def __init__(self, limits: HeadLimits) -> None:
+        self.trailers = Fields()
+        """The trailer section; kept apart from the head's fields (RFC 9110, 6.5.1)."""
+        self.excess = b""
+        """What came after the body's end: the beginning of the next request."""
+        self.fault: PeerError | None = None
+        """Why the body cannot be read on: 400, or 431 for trailers over the limits."""
+        self._limits = limits
+        self._expects = _Expects.SIZE
+        self._left = 0
+        self._partial = bytearray()
+        """The beginning of what is not content: a line, or the trailer section."""
+        self._spare = EXTENSIONS
+
+    @property
+    def finished(self) -> bool:
+        """Whether the body's end has come."""
+        return self._expects is _Expects.NOTHING
+
+    def feed(self, data: memoryview) -> memoryview:
+        """The content that *data* brings, as one piece; it may be a part of *data*.
+
+        Where *data* goes wrong, :attr:`fault` is set and the content before it returned.
+        """
+        if self._expects is _Expects.CONTENT and len(data) < self._left:
+            self._left -= len(data)
+            self._spare += len(data)
+            return data
+        raw = bytes(data)
+        pieces: list[memoryview] = []
+        try:
+            self.excess = raw[self._read(raw, pieces) :]
+        except PeerError as exc:
+            # Its traceback holds this reader, and whatever called it, in a circle.
+            self.fault = exc.with_traceback(None)
+        # One piece for the store: a write for each of ten thousand tiny chunks would
+        # cost as much as ten thousand uploads.
+        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+
+    def _read(self, raw: bytes, pieces: list[memoryview]) -> int:
+        at = 0
+        while at < len(raw) and not self.finished:
+            match self._expects:
+                case _Expects.CONTENT:
+                    piece = memoryview(raw)[at : at + self._left]
+                    pieces.append(piece)
+                    at += len(piece)
+                    self._left -= len(piece)
+                    self._spare += len(piece)
+                    if self._left == 0:
+                        self._expects = _Expects.CONTENT_END
+                case _Expects.SIZE:
+                    at = self._read_size(raw, at)
+                case _Expects.CONTENT_END:
+                    at = self._read_content_end(raw, at)
+                case _:
+                    at = self._read_trailers(raw, at)
+        return at
+
+    def _read_size(self, raw: bytes, at: int) -> int:
+        end = raw.find(b"\n", at) + 1
+        self._partial += raw[at : end or len(raw)]
+        if len(self._partial) > LONGEST_LINE:
+            raise _refusal("the line of a chunk's size is too long")
+        if not end:
+            return len(raw)
+        line, self._partial = bytes(self._partial), bytearray()
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None:
+            raise _refusal("the size of a chunk is malformed")
+        self._spare -= len(match[2])
+        if self._spare < 0:
+            raise _refusal("the chunks' extensions are too long")
+        self._left = int(match[1], 16)
+        if self._left > LARGEST_CHUNK:
+            raise _refusal(f"a chunk has more than {LARGEST_CHUNK} bytes")
+        self._expects = _Expects.CONTENT if self._left else _Expects.TRAILERS
+        return end
+
+    def _read_content_end(self, raw: bytes, at: int) -> int:
+        end = at + 2 - len(self._partial)
+        self._partial += raw[at:end]
+        if not b"\r\n".startswith(self._partial):
+            raise _refusal("a chunk does not end where it should")
+        if len(self._partial) == 2:
+            self._partial.clear()
+            self._expects = _Expects.SIZE
+        return min(end, len(raw))
+
+    def _read_trailers(self, raw: bytes, at: int) -> int:
+        # The line end of the last chunk's size stands before the section, so that an
+        # empty section ends like any other: with an empty line.
+        if not self._partial:
+            self._partial += b"\r\n"
+        held = len(self._partial)
+        self._partial += raw[at:]
+        end = find_block_end(self._partial, max(0, held - 3))
+        if (len(self._partial) if end < 0 else end) > self._limits.max_size + 2:
+            raise _refusal(
+                "the trailer section is too large", ProblemCode.HEADER_TOO_LARGE
+            )
+        if end < 0:
+            return len(raw)
+        section = bytes(self._partial[2:end])
+        self.trailers = parse_field_block(section, self._limits.max_fields)
+        self._partial.clear()
+        self._expects = _Expects.NOTHING
+        return at + end - held
+
+
+def _refusal(
+    detail: str, problem: ProblemCode = ProblemCode.MALFORMED_REQUEST
+) -> PeerError:
+    return PeerError(problem, detail, close=True)

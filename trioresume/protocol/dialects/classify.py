@@ -1,0 +1,47 @@
+"""Which dialect a request is in: decided once, the first that recognises it wins.
+
+::
+
+    Tus-Resumable                                     tus
+    a known interop version                           that version of RUFH
+    a valid Upload-Complete                           the newest RUFH, without 104s
+    PATCH of an upload                                by media type
+    anything else                                     the union: Dialect
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trioresume.protocol.dialects import rufh, tus
+from trioresume.protocol.dialects.base import Dialect, UploadLimits
+from trioresume.protocol.heads import Fields
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import RequestHead
+
+__all__ = ["UNION", "classify", "discovery_fields"]
+
+UNION = Dialect()
+
+
+def classify(
+    head: RequestHead, *, on_upload: bool, any_interop_version: bool = False
+) -> Dialect:
+    """The dialect of a request, on an upload's own resources or on a target.
+
+    *any_interop_version* treats requests without an interop version as those of the
+    RFC to be, which has none.
+    """
+    return (
+        tus.recognise(head)
+        or rufh.recognise(
+            head, on_upload=on_upload, any_interop_version=any_interop_version
+        )
+        or UNION
+    )
+
+
+def discovery_fields(limits: UploadLimits) -> Fields:
+    """What the answer to an OPTIONS on a target tells of every dialect (C13, D2)."""
+    return tus.tus_discovery(limits).plus({"upload-limit": limits.field()})

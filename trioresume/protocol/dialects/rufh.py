@@ -1,0 +1,264 @@
+"""Resumable Uploads for HTTP: draft-ietf-httpbis-resumable-upload, section C.
+
+An upload begins with any request that says whether its content is all there is
+(``Upload-Complete``). The target's own response, which ``?1`` marks, ends it, whichever
+request completed it. Everything else is the upload resource's: ``?0``.
+
+What the drafts disagree about is in :mod:`trioresume.protocol.dialects.rufh_versions`.
+Two things are sent in more places than the newest draft asks, because clients in the
+wild look for them: ``Upload-Offset`` on each answer that is not an error (required up
+to interop version 6, expected by tus-js-client), and ``Location`` on each answer to the
+first request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.byteranges import (
+    ACCEPT_PATCH,
+    PARTIAL_UPLOAD,
+    OffsetReader,
+)
+from trioresume.protocol.dialects.base import (
+    PRIVATE,
+    Append,
+    AppendRules,
+    Creation,
+    Dialect,
+    Interim,
+    Reply,
+    Upload,
+    UploadLimits,
+)
+from trioresume.protocol.dialects.rufh_versions import (
+    INTEROP_VERSION,
+    UNVERSIONED,
+    VERSIONS,
+    Version,
+)
+from trioresume.protocol.digests import ContentDigest
+from trioresume.protocol.fields import parse_media_type
+from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.message import UPLOAD_RESUMPTION_SUPPORTED
+from trioresume.protocol.structured import integer_item
+
+__all__ = ["ResumableUpload", "recognise"]
+
+_APPEND_FIELDS = ("upload-offset", "upload-complete", "upload-incomplete")
+# "All methods are allowed with the exception of" these (draft -01, section 4); later
+# drafts speak of methods that allow content.
+_NEVER_CREATES = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
+
+
+def recognise(
+    head: RequestHead, *, on_upload: bool, any_interop_version: bool
+) -> ResumableUpload | None:
+    """The dialect of a request that is in one of RUFH's versions, else None."""
+    number = integer_item(head.fields, INTEROP_VERSION)
+    version = VERSIONS.get(number) if number is not None else None
+    if version is not None:
+        dialect = ResumableUpload(version, interims=True)
+    else:
+        dialect = ResumableUpload(UNVERSIONED, interims=any_interop_version)
+    if on_upload:
+        media_type = parse_media_type(head.fields.get("content-type") or "")
+        appends = media_type is not None and media_type.essence == PARTIAL_UPLOAD
+        return dialect if version is not None or appends else None
+    creates = head.method not in _NEVER_CREATES
+    said = dialect.version.completeness(head.fields)
+    return dialect if creates and said is not None else None
+
+
+class ResumableUpload(Dialect):
+    """One version of RUFH. *interims*: whether 104s may be sent (C3)."""
+
+    takes_over: ClassVar[bool] = True
+
+    def __init__(self, version: Version, *, interims: bool) -> None:
+        self.version = version
+        self._interims = interims
+
+    @property
+    def fields(self) -> Fields:
+        return self.version.fields
+
+    def check(self, head: RequestHead) -> None:
+        if self.version.forbids_fields and head.method in ("HEAD", "DELETE"):
+            # The Upload-Length of an offset retrieval is forbidden by -05 alone.
+            for name in _APPEND_FIELDS:
+                if name in head.fields:
+                    raise PeerError(
+                        ProblemCode.MALFORMED_REQUEST,
+                        f"{name} does not belong to {head.method}",
+                    )
+
+    # Requests.
+
+    def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
+        completes = self.version.completeness(head.fields)
+        length = integer_item(head.fields, "upload-length")
+        if completes and head.length is not None:
+            if length not in (None, head.length):
+                raise PeerError(
+                    ProblemCode.INCONSISTENT_LENGTH,
+                    "Upload-Length is not where the only content ends",
+                )
+            length = head.length
+        elif length is not None and (head.length or 0) > length:
+            raise PeerError(
+                ProblemCode.INCONSISTENT_LENGTH, "the content is beyond Upload-Length"
+            )
+        self._check_size(head, limits, bool(completes))
+        small = (
+            completes
+            and length is not None
+            and limits.min_size is not None
+            and length < limits.min_size
+        )
+        return Creation(
+            length=length,
+            completes=completes,
+            explicit_completion=True,
+            offers=not small,
+            max_content=limits.max_append_size,
+            check=ContentDigest.of(head.fields),
+        )
+
+    def append(self, head: RequestHead, rules: AppendRules) -> Append:
+        if self.version.needs_media_type:
+            self._check_media_type(head)
+        completes = self.version.completeness(head.fields)
+        if completes is None:
+            if not self.version.defaults_to_complete:
+                raise PeerError(
+                    ProblemCode.MALFORMED_REQUEST,
+                    "Upload-Complete is missing or malformed",
+                )
+            completes = True
+        self._check_size(head, rules.limits, completes)
+        reader = OffsetReader(
+            head.fields,
+            content_length=head.length,
+            limits=rules.patch,
+            completes=completes,
+        )
+        return Append(
+            reader=reader,
+            max_content=rules.limits.max_append_size,
+            check=ContentDigest.of(head.fields),
+        )
+
+    def _check_media_type(self, head: RequestHead) -> None:
+        media_type = parse_media_type(head.fields.get("content-type") or "")
+        if media_type is None or media_type.essence != PARTIAL_UPLOAD:
+            raise PeerError(
+                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+                f"an append is {PARTIAL_UPLOAD}",
+                fields=(("accept-patch", ACCEPT_PATCH),),
+            )
+
+    def _check_size(
+        self, head: RequestHead, limits: UploadLimits, completes: bool
+    ) -> None:
+        """C13: what one request may carry, as far as its head tells."""
+        size = head.length
+        if size is None:
+            return
+        if limits.max_append_size is not None and size > limits.max_append_size:
+            raise PeerError(
+                ProblemCode.CONTENT_TOO_LARGE,
+                f"a request may carry {limits.max_append_size} bytes",
+            )
+        least = limits.min_append_size
+        if least is not None and 0 < size < least and not completes:
+            raise PeerError(
+                ProblemCode.APPEND_TOO_SMALL,
+                f"a request that does not complete the upload carries {least} bytes",
+            )
+
+    # Answers.
+
+    def announcement(self, upload: Upload) -> Interim | None:
+        if not self._interims:
+            return None
+        fields = self.fields.plus({"location": upload.absolute_content})
+        return Interim(UPLOAD_RESUMPTION_SUPPORTED, fields.plus(self._limit(upload)))
+
+    @property
+    def shows_progress(self) -> bool:
+        return self._interims and self.version.shows_progress
+
+    def progress(self, offset: int) -> Interim:
+        fields = self.fields.plus({"upload-offset": str(offset)})
+        return Interim(UPLOAD_RESUMPTION_SUPPORTED, fields)
+
+    def created(self, upload: Upload) -> Reply:
+        fields = PRIVATE.plus(self._state(upload))
+        fields = fields.plus({"location": upload.absolute_content})
+        return Reply(201, fields.plus(self._limit(upload)))
+
+    def offset(self, upload: Upload) -> Reply:
+        fields = self.content_fields(upload)
+        if self.version.head_status == 200:
+            fields = fields.plus({"content-length": str(upload.offset)})
+        return Reply(self.version.head_status, fields)
+
+    def appended(self, upload: Upload) -> Reply:
+        return Reply(self.version.partial_status, self.content_fields(upload))
+
+    def completed(
+        self, upload: Upload, recorded: Fields, *, created: bool
+    ) -> Fields | Reply:
+        fields = self._state(replace(upload, is_complete=True))
+        # Whether it may be cached is for the target's response to say.
+        if created and "location" not in recorded:
+            fields = fields.plus({"location": upload.absolute_content})
+        return fields
+
+    def problem(self, error: PeerError, limits: UploadLimits) -> PeerError:
+        problem = error.problem
+        if problem is ProblemCode.GONE and self.version.forgets:
+            problem = ProblemCode.NOT_FOUND
+        if (
+            problem is ProblemCode.UPLOAD_COMPLETE
+            and self.version.refuses_completed_with_400
+        ):
+            problem = ProblemCode.COMPLETED_UPLOAD
+        fields = [
+            (name, value)
+            for name, value in error.fields
+            if name.lower() != "upload-complete"
+        ]
+        fields.append(self.version.completeness_line(complete=False))
+        if problem in (ProblemCode.CONTENT_TOO_LARGE, ProblemCode.APPEND_TOO_SMALL):
+            fields.append(("upload-limit", limits.field()))
+        return replace(error, problem=problem, fields=tuple(fields))
+
+    @property
+    def invalidated_by(self) -> frozenset[ProblemCode]:
+        if self.version.invalidates:
+            return frozenset({ProblemCode.EXCESS_CONTENT})
+        return frozenset()
+
+    def content_fields(self, upload: Upload) -> Fields:
+        unsaid = ("upload-complete", "upload-limit")
+        fields = super().content_fields(upload).without(*unsaid)
+        line = self.version.completeness_line(complete=upload.is_complete)
+        return fields.plus([line]).plus(self._limit(upload))
+
+    def _state(self, upload: Upload) -> Fields:
+        return Fields(
+            [
+                ("upload-offset", str(upload.offset)),
+                self.version.completeness_line(complete=upload.is_complete),
+            ]
+        )
+
+    def _limit(self, upload: Upload) -> Fields:
+        if not self.version.limits:
+            return Fields()
+        lifetime = (self.version.lifetime_limit, upload.lifetime)
+        return Fields({"upload-limit": upload.limits.field(lifetime)})

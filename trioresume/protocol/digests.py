@@ -1,0 +1,139 @@
+"""Digests of content and of representations (RFC 9530), computed only when asked for.
+
+``Content-Digest`` is about the content of one request, ``Repr-Digest`` about the whole
+of what is uploaded, over however many requests. Of the registered algorithms the two
+that resist an attacker are known here; a field that names only others asks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING, Protocol
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.structured import (
+    byte_sequences,
+    format_dictionary,
+    integer_members,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trioresume.protocol.heads import Fields
+
+__all__ = [
+    "ContentCheck",
+    "ContentDigest",
+    "Hashes",
+    "ReprDigest",
+    "repr_digest",
+]
+
+_ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}
+"""RFC 9530, section 7.2: those of status "Active", and hashlib's names for them."""
+
+
+class ContentCheck(Protocol):
+    """What a dialect wants verified of one request's content before it counts."""
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether what came of a request that was cut is kept, though unverified."""
+        ...
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes of the content."""
+        ...
+
+    def verify(self, trailers: Fields) -> None:
+        """The content is over. Raises :class:`PeerError` if it is not what was announced."""
+        ...
+
+
+class Hashes:
+    """Several hashes of one sequence of bytes, by their names in RFC 9530."""
+
+    def __init__(self, names: set[str]) -> None:
+        # In the table's order, so that equal content has equal fields.
+        self._hashes = {
+            name: hashlib.new(algorithm)
+            for name, algorithm in _ALGORITHMS.items()
+            if name in names
+        }
+
+    def update(self, data: bytes | memoryview) -> None:
+        for hash_ in self._hashes.values():
+            hash_.update(data)
+
+    def digests(self) -> dict[str, bytes]:
+        return {name: hash_.digest() for name, hash_ in self._hashes.items()}
+
+
+class ContentDigest:
+    """The check of a request that carries ``Content-Digest`` (C15).
+
+    It is computed once the request is complete; of one that is cut the draft wants as
+    much kept as arrived. What guards the whole against that is ``Repr-Digest``.
+    """
+
+    keeps_prefix = True
+
+    def __init__(self, expected: Mapping[str, bytes]) -> None:
+        self._expected = expected
+        self._hashes = Hashes(set(expected))
+
+    @classmethod
+    def of(cls, fields: Fields) -> ContentDigest | None:
+        """The check that *fields* ask for, None if they ask for none."""
+        expected = _known(byte_sequences(fields, "content-digest"))
+        return cls(expected) if expected else None
+
+    def update(self, data: memoryview) -> None:
+        self._hashes.update(data)
+
+    def verify(self, trailers: Fields) -> None:
+        """Raises :class:`PeerError` DIGEST_MISMATCH."""
+        _compare(self._expected, self._hashes.digests(), "Content-Digest")
+
+
+class ReprDigest:
+    """What the request that began an upload says and wants of the whole's digests."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._expected = _known(byte_sequences(fields, "repr-digest"))
+        wanted = integer_members(fields, "want-repr-digest")
+        # RFC 9530, section 4: 0 means "not acceptable", 1 to 10 a preference.
+        self._wanted = {n for n in _ALGORITHMS if 1 <= wanted.get(n, 0) <= 10}
+
+    @property
+    def algorithms(self) -> set[str]:
+        """What has to be computed; empty when nobody asked for anything."""
+        return set(self._expected) | self._wanted
+
+    def verify(self, digests: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """What to tell of *digests*. Raises :class:`PeerError` DIGEST_MISMATCH."""
+        _compare(self._expected, digests, "Repr-Digest")
+        return {name: digests[name] for name in _ALGORITHMS if name in self._wanted}
+
+
+def repr_digest(digests: Mapping[str, bytes]) -> str:
+    """The value of ``Repr-Digest``."""
+    return format_dictionary(dict(digests))
+
+
+def _known(digests: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: digest for name, digest in digests.items() if name in _ALGORITHMS}
+
+
+def _compare(
+    expected: Mapping[str, bytes], found: Mapping[str, bytes], field: str
+) -> None:
+    for name, digest in expected.items():
+        if not hmac.compare_digest(digest, found[name]):
+            raise PeerError(
+                ProblemCode.DIGEST_MISMATCH,
+                f"the {name} of {field} is not that of what arrived",
+                members={"digest-field": field.lower(), "algorithm": name},
+            )

@@ -1,0 +1,60 @@
+"""Finding what a concatenation is made of (D7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.server.locations import Resource, locate_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trioresume.server.operations import Operations
+    from trioresume.store.port import Content
+
+__all__ = ["find_parts"]
+
+
+async def find_parts(
+    operations: Operations, references: Sequence[str], principal: str | None
+) -> tuple[Content, ...]:
+    """What the partial uploads that *references* name consist of, in their order.
+
+    Raises :class:`PeerError`: 400 unless each is a partial upload of *principal*, with
+    one answer for whatever it is instead (R35), and 409 for one that is not finished.
+    """
+    found = {
+        reference: await _find_part(operations, reference, principal)
+        for reference in dict.fromkeys(references)
+    }
+    return tuple(part for reference in references for part in found[reference])
+
+
+async def _find_part(
+    operations: Operations, reference: str, principal: str | None
+) -> tuple[Content, ...]:
+    place = locate_reference(operations.config, reference)
+    if place is None or place[1] is not Resource.CONTENT:
+        raise _no_part()
+    async with operations.use(place[0]) as part:
+        if part is None or part.record.principal != principal or not part.is_partial:
+            raise _no_part()
+        if part.is_whole:
+            part.complete()
+        if part.is_receiving:
+            raise PeerError(
+                ProblemCode.CONFLICT, "a partial upload is not finished yet"
+            )
+        await part.outcome()
+        if part.record.content is None:
+            raise _no_part()
+        storage = operations.storage
+        return await storage.run(storage.store.parts_of, part.record.content)
+
+
+def _no_part() -> PeerError:
+    return PeerError(
+        ProblemCode.MALFORMED_REQUEST,
+        "Upload-Concat names something that is no partial upload",
+    )

@@ -1,0 +1,128 @@
+"""The memory that content passes through on its way from the network to the disk.
+
+All uploads together have ``Config.receive_memory`` bytes of it, cut into pieces. A task
+takes a piece only when its connection has something to read, so silent ones have none,
+and gives it back when the bytes are written. Whoever finds none waits in line, while the
+kernel's buffer fills and TCP slows the peer down.
+
+A piece begins on a page, and is filled from where the content's place in its page is:
+that lets the store write it past the page cache. The pieces given back last are taken
+first, so that a service with little to do touches little of this. Linux is asked for
+huge pages: they make it cheaper to receive into the memory and to write from it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+
+import trio
+
+from trioresume.server.watch import Watch
+from trioresume.store.disk_io import PAGE_SIZE
+
+__all__ = ["PAGE_SIZE", "PIECE_SIZE", "Piece", "ReceiveMemory"]
+
+PIECE_SIZE = 2 * 1024 * 1024
+SCRATCH_SIZE = 64 * 1024
+
+LARGEST_LOW_WATER = 1024 * 1024
+LOW_WATER_SUM = 256 * 1024 * 1024
+"""Bytes that all uploads' low-water marks together may leave waiting in the kernel."""
+
+
+class Piece:
+    """Some of the memory, held by whoever took it and whoever else said ``hold``."""
+
+    __slots__ = ("_holders", "_memory", "view")
+
+    def __init__(self, memory: ReceiveMemory, view: memoryview) -> None:
+        self.view = view
+        self._memory = memory
+        self._holders = 0
+
+    def hold(self) -> None:
+        """Keep it until a ``release`` more."""
+        self._holders += 1
+
+    def release(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._memory.give_back(self)
+
+
+class ReceiveMemory:
+    """At least one piece, and no more than *size* bytes beyond that.
+
+    *uploads* is how many content is being received of, which whoever receives counts.
+    """
+
+    def __init__(self, size: int) -> None:
+        piece_size = max(PAGE_SIZE, min(PIECE_SIZE, size // PAGE_SIZE * PAGE_SIZE))
+        count = max(1, size // piece_size)
+        view = memoryview(_pages(count * piece_size))
+        self._free = [
+            Piece(self, view[start : start + piece_size])
+            for start in range(0, count * piece_size, piece_size)
+        ]
+        self._waiting: deque[trio.lowlevel.Task] = deque()
+        self._served: dict[trio.lowlevel.Task, Piece] = {}
+        """For those that waited, until they run."""
+        self.scratch = memoryview(bytearray(SCRATCH_SIZE))
+        """For what is consumed before the next checkpoint."""
+        self.piece_size = piece_size
+        self.uploads = 0
+        self.watch = Watch()
+        """Of all that receive into it."""
+
+    @property
+    def low_water(self) -> int:
+        """For how many bytes the task of a fast upload is to be woken."""
+        share = LOW_WATER_SUM // max(1, self.uploads)
+        return min(LARGEST_LOW_WATER, self.piece_size // 2, share)
+
+    def take_nowait(self) -> Piece | None:
+        """A piece, if there is one that nobody waits for."""
+        if not self._free:
+            return None
+        piece = self._free.pop()
+        piece.hold()
+        return piece
+
+    async def take(self) -> Piece:
+        """A piece; who came first is served first. A checkpoint if there is none."""
+        piece = self.take_nowait()
+        if piece is not None:
+            return piece
+        task = trio.lowlevel.current_task()
+        self._waiting.append(task)
+
+        def give_up(raise_cancel: object) -> trio.lowlevel.Abort:
+            self._waiting.remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        # An event for each wait would cost as much as everything else here.
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+        return self._served.pop(task)
+
+    def give_back(self, piece: Piece) -> None:
+        if self._waiting:
+            task = self._waiting.popleft()
+            piece.hold()
+            self._served[task] = piece
+            trio.lowlevel.reschedule(task)
+        else:
+            self._free.append(piece)
+
+
+def _pages(size: int) -> mmap.mmap:
+    """*size* bytes that begin on a page, in huge ones if they are to be had."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    # Not the default of sharing it with child processes: that has no huge pages.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        pass  # a kernel without them
+    return memory

@@ -1,0 +1,105 @@
+"""The page for people who upload with a browser, at ``/ui/``.
+
+It is the same for everybody and tells nothing, so it is served before anybody is asked
+who they are: a browser cannot send a token with what a person types into its address
+bar. What the page then does passes by the same doors as any client.
+
+Its policy lets it run its own script, talk to its own server, and nothing else. In
+browsers that know Trusted Types no text can become markup or code, whatever a file is
+called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.conditional import Outcome, evaluate
+from trioresume.protocol.heads import Fields
+from trioresume.server.config import UI_PATH
+from trioresume.ui.page import load_page
+
+if TYPE_CHECKING:
+    from trioresume.server.config import Config
+    from trioresume.server.exchange import Exchange
+
+__all__ = ["UploadPage"]
+
+_ALLOWED = "GET, HEAD"
+
+
+class UploadPage:
+    """Serves the page that uploads to ``config.ui``.
+
+    Raises :class:`~trioresume.errors.CallerError` if the page was not built.
+    """
+
+    def __init__(self, config: Config) -> None:
+        assert config.ui is not None
+        # Whoever types it in may leave the slash out, unless that is a file's name.
+        self._redirects = config.ui != "/"
+        # Relative, as all of the page's references: right whatever a proxy takes off
+        # the front of the path.
+        self._files = load_page(f"../{config.ui.removeprefix('/')}")
+        self._fields = Fields(
+            {
+                "content-security-policy": _policy(config),
+                "cross-origin-opener-policy": "same-origin",
+                "referrer-policy": "no-referrer",
+                "x-content-type-options": "nosniff",
+                # To be asked for each time: what does not change is a 304.
+                "cache-control": "no-cache",
+            }
+        )
+
+    def has(self, path: str) -> bool:
+        """Whether *path* is for the page to answer."""
+        bare = UI_PATH.removesuffix("/")
+        return path.startswith(UI_PATH) or (self._redirects and path == bare)
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer a request for one of its files. Raises :class:`PeerError`."""
+        head = exchange.head
+        if head.method not in ("GET", "HEAD"):
+            raise PeerError(
+                ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", _ALLOWED),)
+            )
+        if not head.path.startswith(UI_PATH):
+            await exchange.respond(308, Fields({"location": UI_PATH[1:]}))
+            return
+        file = self._files.get(head.path.removeprefix(UI_PATH))
+        if file is None:
+            raise PeerError(ProblemCode.NOT_FOUND)
+        fields = self._fields.plus({"etag": file.etag})
+        outcome = evaluate(head.method, head.fields, etag=file.etag)
+        if outcome is Outcome.FAILED:
+            raise PeerError(ProblemCode.PRECONDITION_FAILED)
+        if outcome is Outcome.NOT_MODIFIED:
+            await exchange.respond(304, fields)
+            return
+        described = {"content-type": file.content_type}
+        await exchange.respond(200, fields.plus(described), file.content)
+
+
+def _policy(config: Config) -> str:
+    """What the page may do, as a Content-Security-Policy (level 3)."""
+    server = "'self'"
+    if config.public_url:
+        # Where the locations lead that the page is told; it may have been opened by
+        # another name.
+        public = urlsplit(config.public_url)
+        server = f"'self' {public.scheme}://{public.netloc}"
+    rules = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self'",
+        "connect-src": server,
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return "; ".join(f"{rule} {value}" for rule, value in rules.items())

@@ -1,0 +1,199 @@
+"""Between an operation and a dialect: what may be said of it, and the saying."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.protocol.dialects import Reply, Upload
+from trioresume.protocol.dialects.base import PRIVATE
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.operation import OperationState
+from trioresume.protocol.preferences import (
+    Preferences,
+    parse_preferences,
+    preference_applied,
+)
+from trioresume.server.answers import record_head
+from trioresume.server.config import upload_limits
+from trioresume.server.following import processing
+from trioresume.server.locations import (
+    Resource,
+    location,
+    operation_fields,
+    origin_of,
+)
+from trioresume.server.sending import StoredBody, StoredPart
+
+if TYPE_CHECKING:
+    from trioresume.server.config import Config
+    from trioresume.server.exchange import Exchange
+    from trioresume.server.following import Follower
+    from trioresume.server.operation import Operation
+    from trioresume.server.storage import Storage
+    from trioresume.store.port import StoredResponse
+
+__all__ = [
+    "RETRY_AFTER",
+    "describe",
+    "send_not_yet",
+    "send_outcome",
+    "send_processing",
+    "send_reply",
+]
+
+NO_FIELDS = Fields()
+RETRY_AFTER = 1
+"""Seconds after which a client may ask again for a response that is not there yet."""
+
+
+def describe(
+    config: Config, exchange: Exchange, operation: Operation, offset: int
+) -> Upload:
+    """*operation* as the sender of the request may know it; *offset* is durable."""
+    content = location(config, operation.id, Resource.CONTENT)
+    return Upload(
+        content=content,
+        absolute_content=origin_of(config, exchange.head) + content,
+        message=location(config, operation.id, Resource.MESSAGE),
+        offset=offset,
+        length=operation.record.length,
+        is_complete=operation.state is not OperationState.RECEIVING,
+        lifetime=operation.guaranteed_lifetime,
+        expires_at=operation.guaranteed_until,
+        limits=upload_limits(config),
+        request=record_head(operation.record),
+    )
+
+
+async def send_reply(
+    exchange: Exchange, reply: Reply, further: Fields = NO_FIELDS
+) -> None:
+    """Send a dialect's own answer, with *further* fields."""
+    await exchange.respond(reply.status, reply.fields.plus(further), reply.body)
+
+
+async def send_outcome(
+    exchange: Exchange,
+    operation: Operation,
+    storage: Storage,
+    config: Config,
+    follower: Follower,
+    told: Fields = NO_FIELDS,
+    *,
+    created: bool,
+) -> None:
+    """Wait for the target's response and send it, as the dialect wants it.
+
+    A dialect that does not want it is answered when the content is frozen; a client
+    that would rather not wait any longer, with a 202 (B11).
+
+    *told* are lines of this exchange alone, beside those of the same name in what was
+    recorded. *created* tells the request that began the upload from those that went on with it.
+    Raises what :meth:`Operation.outcome` does.
+    """
+    if not exchange.dialect.awaits_target:
+        upload = describe(config, exchange, operation, await operation.frozen())
+        reply = exchange.dialect.completed(upload, NO_FIELDS, created=created)
+        assert isinstance(reply, Reply)
+        await send_reply(exchange, reply, told)
+        return
+    asked = parse_preferences(exchange.head.fields)
+    # From here on, because what there is to wait for is the target (RFC 7240, 4.3).
+    patience = (asked.wait or 0) if asked.respond_async else math.inf
+    response: StoredResponse | None = None
+    async with follower.during(exchange, operation):
+        with trio.move_on_after(patience):
+            response = await operation.outcome()
+    if response is None:
+        await _send_accepted(exchange, operation, config, asked, told, created=created)
+        return
+    upload = describe(config, exchange, operation, operation.durable_offset)
+    answer = exchange.dialect.completed(upload, response.fields, created=created)
+    if isinstance(answer, Reply):
+        await send_reply(exchange, answer, told)
+    else:
+        await _send_recorded(exchange, storage, response, answer, told)
+
+
+async def send_processing(
+    exchange: Exchange, operation: Operation, config: Config
+) -> None:
+    """B10: say that the request is taken, and where to ask what becomes of it."""
+    if parse_preferences(exchange.head.fields).processing:
+        status = location(config, operation.id, Resource.MESSAGE)
+        await exchange.send_interim(processing(operation.progress, status))
+
+
+async def _send_accepted(
+    exchange: Exchange,
+    operation: Operation,
+    config: Config,
+    asked: Preferences,
+    told: Fields,
+    *,
+    created: bool,
+) -> None:
+    """B11: the operation goes on; what becomes of it is found at its message."""
+    resume = asked.resume if created else None
+    applied = Preferences(resume=resume, wait=asked.wait, respond_async=True)
+    fields = Fields(
+        {
+            "location": location(config, operation.id, Resource.MESSAGE),
+            "preference-applied": preference_applied(applied) or "",
+        }
+    )
+    if resume is not None:
+        fields = fields.plus(operation_fields(config, operation.id))
+    upload = describe(config, exchange, operation, operation.durable_offset)
+    further = exchange.dialect.completed(upload, fields, created=created)
+    assert isinstance(further, Fields)
+    await send_not_yet(exchange, operation, fields.plus(further).plus(told))
+
+
+async def send_not_yet(
+    exchange: Exchange, operation: Operation, further: Fields
+) -> None:
+    """R27: the state, and when to ask again."""
+    receiving = operation.state is OperationState.RECEIVING
+    state: dict[str, object] = {
+        "state": "receiving" if receiving else "processing",
+        "offset": operation.durable_offset,
+        "length": operation.record.length,
+    }
+    if operation.progress is not None:
+        progress = operation.progress
+        state["progress"] = {
+            "done": progress.done,
+            "total": progress.total,
+            "remark": progress.remark,
+        }
+    fields = PRIVATE.plus(
+        {"content-type": "application/json", "retry-after": str(RETRY_AFTER)}
+    )
+    body = json.dumps(state).encode() + b"\n"
+    await exchange.respond(202, fields.plus(further), body)
+
+
+async def _send_recorded(
+    exchange: Exchange,
+    storage: Storage,
+    response: StoredResponse,
+    further: Fields,
+    told: Fields,
+) -> None:
+    fields = response.fields.without(*(name for name, _ in further)).plus(further)
+    fields = fields.plus(told)
+    body = response.body
+    if body.inline is not None:
+        await exchange.respond(response.status, fields, body.inline)
+        return
+    reader = await storage.run(storage.store.open_reader, body)
+    try:
+        stored = StoredBody(storage, StoredPart(reader, 0, reader.length))
+        await exchange.respond(response.status, fields, stored)
+    finally:
+        reader.close()

@@ -1,0 +1,127 @@
+"""What principals take, counted where the rows change (G7).
+
+Triggers do it, in the same transaction, whatever changes the rows. Nothing is ever
+summed up, but once, when a catalog from before there were accounts is migrated.
+
+* An operation that is no tombstone, and a file, take :data:`RECORD_SIZE` each: a
+  million empty files are not free.
+* An upload takes what is reserved for it, from its creation to its end.
+* Finished content takes its length, once for each principal who keeps it in any
+  number of operations and files. What chunks share is not subtracted: whether a
+  principal may store something must not tell what others have stored.
+
+``accounts`` has a row for each namespace and one, ``*``, for all of them together.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ACCOUNTS", "RECORD_SIZE"]
+
+RECORD_SIZE = 4096
+"""Bytes that an operation or a file is charged besides content: its rows, a file's block."""
+
+_OWNER = "CASE WHEN {0}.principal IS NULL THEN '' ELSE '=' || {0}.principal END"
+_HELD = (
+    f"(({{0}}.state != 'gone') * {RECORD_SIZE}"
+    " + ({0}.state = 'receiving') * {0}.reserved)"
+)
+
+
+def _keep(namespace: str, digest: str) -> str:
+    return (
+        f"INSERT INTO kept SELECT {namespace}, digest, length, 1 FROM recipes"
+        f" WHERE digest = {digest} ON CONFLICT (namespace, digest)"
+        " DO UPDATE SET holds = holds + 1;"
+    )
+
+
+def _let_go(namespace: str, digest: str) -> str:
+    at = f"namespace = {namespace} AND digest = {digest}"
+    return (
+        f"UPDATE kept SET holds = holds - 1 WHERE {at};"
+        f" DELETE FROM kept WHERE {at} AND holds = 0;"
+    )
+
+
+_OLD, _NEW = _OWNER.format("OLD"), _OWNER.format("NEW")
+
+ACCOUNTS = f"""
+CREATE TABLE accounts (
+    namespace TEXT PRIMARY KEY,
+    bytes INTEGER NOT NULL CHECK (bytes >= 0),
+    open INTEGER NOT NULL CHECK (open >= 0)
+) WITHOUT ROWID;
+CREATE TABLE kept (
+    namespace TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    length INTEGER NOT NULL,
+    holds INTEGER NOT NULL,
+    PRIMARY KEY (namespace, digest)
+) WITHOUT ROWID;
+ALTER TABLE operations ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0;
+
+-- What is there already. Uploads reserve what they have, or were to have.
+UPDATE operations SET reserved = max(ifnull(length, 0), ifnull(
+    (SELECT max(c.durable_offset, c.prefix_bytes) FROM contents c
+     WHERE c.key = operations.id), 0)) WHERE state = 'receiving';
+INSERT INTO kept SELECT held.namespace, r.digest, r.length, count(*) FROM (
+    SELECT {_OWNER.format("o")} AS namespace, content_digest AS digest FROM operations o
+    UNION ALL SELECT {_OWNER.format("o")}, response_digest FROM operations o
+    UNION ALL SELECT namespace, content_digest FROM files
+) held JOIN recipes r ON r.digest = held.digest GROUP BY held.namespace, r.digest;
+INSERT INTO accounts SELECT namespace, sum(bytes), sum(open) FROM (
+    SELECT {_OWNER.format("o")} AS namespace, {_HELD.format("o")} AS bytes,
+        o.state = 'receiving' AS open FROM operations o
+    UNION ALL SELECT namespace, {RECORD_SIZE}, 0 FROM files
+    UNION ALL SELECT namespace, length, 0 FROM kept
+) GROUP BY namespace;
+INSERT INTO accounts SELECT '*', ifnull(sum(bytes), 0), ifnull(sum(open), 0) FROM accounts;
+
+CREATE VIEW charge AS SELECT '' AS namespace, 0 AS bytes, 0 AS open;
+CREATE TRIGGER charged INSTEAD OF INSERT ON charge BEGIN
+    INSERT INTO accounts VALUES (NEW.namespace, 0, 0) ON CONFLICT DO NOTHING;
+    UPDATE accounts SET bytes = bytes + NEW.bytes, open = open + NEW.open
+        WHERE namespace IN (NEW.namespace, '*');
+    DELETE FROM accounts WHERE namespace = NEW.namespace AND bytes = 0 AND open = 0;
+END;
+CREATE TRIGGER kept_first AFTER INSERT ON kept BEGIN
+    INSERT INTO charge VALUES (NEW.namespace, NEW.length, 0);
+END;
+CREATE TRIGGER kept_no_more AFTER DELETE ON kept BEGIN
+    INSERT INTO charge VALUES (OLD.namespace, -OLD.length, 0);
+END;
+CREATE TRIGGER operation_created AFTER INSERT ON operations BEGIN
+    INSERT INTO charge VALUES ({_NEW}, {_HELD.format("NEW")}, NEW.state = 'receiving');
+    {_keep(_NEW, "NEW.content_digest")} {_keep(_NEW, "NEW.response_digest")}
+END;
+CREATE TRIGGER operation_changed AFTER UPDATE OF state, reserved ON operations
+WHEN OLD.state != NEW.state OR OLD.reserved != NEW.reserved BEGIN
+    INSERT INTO charge VALUES ({_NEW}, {_HELD.format("NEW")} - {_HELD.format("OLD")},
+        (NEW.state = 'receiving') - (OLD.state = 'receiving'));
+END;
+CREATE TRIGGER operation_kept_content AFTER UPDATE OF content_digest ON operations
+WHEN OLD.content_digest IS NOT NEW.content_digest BEGIN
+    {_keep(_NEW, "NEW.content_digest")} {_let_go(_NEW, "OLD.content_digest")}
+END;
+CREATE TRIGGER operation_kept_response AFTER UPDATE OF response_digest ON operations
+WHEN OLD.response_digest IS NOT NEW.response_digest BEGIN
+    {_keep(_NEW, "NEW.response_digest")} {_let_go(_NEW, "OLD.response_digest")}
+END;
+CREATE TRIGGER operation_forgotten AFTER DELETE ON operations BEGIN
+    INSERT INTO charge VALUES ({_OLD}, -{_HELD.format("OLD")}, -(OLD.state = 'receiving'));
+    {_let_go(_OLD, "OLD.content_digest")} {_let_go(_OLD, "OLD.response_digest")}
+END;
+CREATE TRIGGER file_published AFTER INSERT ON files BEGIN
+    INSERT INTO charge VALUES (NEW.namespace, {RECORD_SIZE}, 0);
+    {_keep("NEW.namespace", "NEW.content_digest")}
+END;
+CREATE TRIGGER file_replaced AFTER UPDATE OF content_digest ON files
+WHEN OLD.content_digest IS NOT NEW.content_digest BEGIN
+    {_keep("NEW.namespace", "NEW.content_digest")}
+    {_let_go("NEW.namespace", "OLD.content_digest")}
+END;
+CREATE TRIGGER file_removed AFTER DELETE ON files BEGIN
+    INSERT INTO charge VALUES (OLD.namespace, -{RECORD_SIZE}, 0);
+    {_let_go("OLD.namespace", "OLD.content_digest")}
+END;
+"""

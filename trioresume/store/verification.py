@@ -1,0 +1,455 @@
+"""Verification: everything is read again and compared with what it is called.
+
+Three passes, because they bear company differently:
+
+1. **The bytes.** Every chunk that the catalog names is read, from the disk rather than
+   the page cache, and hashed. This takes hours for terabytes and the service goes on
+   meanwhile, so the catalog is read a page at a time. A chunk that is not as it should
+   be is looked up again: it may have been collected since.
+2. **The books.** One read transaction, so one instant: SQLite checks its file; each
+   recipe is hashed; what holds a chunk or a recipe is counted again; each file and each
+   operation must have its content. Less than a minute for a million files, and for that
+   long the service's write-ahead log cannot be cut back.
+3. **What is being written.** The sealed chunks and the tails of unfinished uploads must
+   have every byte that was recorded as durable, and must let themselves be read. Tails
+   have no digest yet: more cannot be said of them.
+
+What the first pass found is kept in temporary tables, and the others tell whom it
+concerns: memory is bounded by pages, also when all is lost. Nothing is repaired, and
+nothing of the data directory is written.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+
+from blake3 import blake3
+
+from trioresume.errors import ContentLost, TrioresumeError
+from trioresume.store.catalog import CatalogReader
+from trioresume.store.chunks import ChunkFiles
+from trioresume.store.disk_io import Descriptor
+from trioresume.store.extent import Extent, Survey
+from trioresume.store.port import ContentKey, is_response_key
+from trioresume.store.recipe import (
+    AnyRecipe,
+    Digest,
+    JoinedRecipe,
+    digest_of,
+    parse_recipe,
+    wrap_hash,
+)
+from trioresume.store.schema import sqlite_error
+from trioresume.store.tails import TailFiles
+
+__all__ = ["Damage", "DamageKind", "Verification"]
+
+_PAGE = 1000
+_BLOCK = 1024 * 1024
+
+_TEMPORARY = """
+PRAGMA temp_store = FILE;
+CREATE TEMP TABLE bad_chunks (digest BLOB PRIMARY KEY, problem TEXT) WITHOUT ROWID;
+CREATE TEMP TABLE bad_recipes (digest BLOB PRIMARY KEY, problem TEXT) WITHOUT ROWID;
+CREATE TEMP TABLE held_chunks (digest BLOB PRIMARY KEY, refs INTEGER) WITHOUT ROWID;
+CREATE TEMP TABLE held_recipes (digest BLOB PRIMARY KEY, refs INTEGER) WITHOUT ROWID;
+"""
+_TABLES = ("bad_chunks", "bad_recipes", "held_chunks", "held_recipes")
+_HOLD = (
+    "INSERT INTO temp.held_{0} VALUES (?, 1)"
+    " ON CONFLICT (digest) DO UPDATE SET refs = refs + 1"
+)
+_ADD_HOLDS = " ON CONFLICT (digest) DO UPDATE SET refs = refs + excluded.refs"
+
+
+class DamageKind(StrEnum):
+    """What is damaged, or concerned by damage."""
+
+    CATALOG = "catalog"
+    """The catalog's file is inconsistent in itself."""
+    CHUNK = "chunk"
+    """A chunk is missing, cannot be read, or does not have the bytes it is named after."""
+    RECIPE = "recipe"
+    """The list of a content's chunks does not have the bytes it is named after."""
+    COUNT = "count"
+    """A chunk or a recipe is held more or less often than is written down."""
+    TAIL = "tail"
+    """The end of an unfinished upload cannot be read."""
+    FILE = "file"
+    """A file cannot be served whole, because of damage that is reported on its own."""
+    UPLOAD = "upload"
+    """The same for an operation: its content or its recorded response."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """One thing that is not as it should be."""
+
+    kind: DamageKind
+    name: str
+    """A digest in hexadecimal, a file's name, an operation's id, or ``catalog``."""
+    problem: str
+    owner: str | None = None
+    """Of a file: in whose namespace the name is."""
+    path: str | None = None
+    """The file on disk, where there is one."""
+
+
+class Verification:
+    """One run of :meth:`Inventory.verify <trioresume.Inventory.verify>`; iterate over it.
+
+    It gives each :class:`Damage` as it is found, and counts what it has read. Iterating
+    blocks, on the disk, and raises :class:`~trioresume.StorageError` if the catalog
+    cannot be read at all.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        catalog: CatalogReader,
+        chunks: ChunkFiles,
+        tails: TailFiles,
+        survey: Survey,
+    ) -> None:
+        self.on_progress: Callable[[], None] | None = None
+        """Called after each chunk."""
+        self.chunks = 0
+        self.bytes = 0
+        """Of chunks and tails."""
+        self.files = 0
+        self.uploads = 0
+        self.damages = 0
+        self._execute = connection.execute
+        self._connection = connection
+        self._catalog = catalog
+        self._chunks = chunks
+        self._tails = tails
+        self._disk = chunks.disk
+        self._survey = survey
+
+    def __iter__(self) -> Iterator[Damage]:
+        try:
+            self._connection.executescript(_TEMPORARY)
+            try:
+                for damage in self._passes():
+                    self.damages += 1
+                    yield damage
+            finally:
+                for table in _TABLES:
+                    self._execute(f"DROP TABLE temp.{table}")
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+
+    def _passes(self) -> Iterator[Damage]:
+        yield from self._bytes()
+        self._execute("BEGIN")
+        try:
+            yield from self._books()
+        finally:
+            self._execute("COMMIT")
+        yield from self._unfinished()
+
+    # The bytes.
+
+    def _bytes(self) -> Iterator[Damage]:
+        after = b""
+        while page := self._execute(
+            "SELECT digest, length FROM chunks WHERE digest > ? ORDER BY digest LIMIT ?",
+            (after, _PAGE),
+        ).fetchall():
+            for row in page:
+                digest, length = Digest(row[0]), row[1]
+                problem = self._problem_of(digest, length)
+                self.chunks += 1
+                if problem is not None:
+                    yield self._bad_chunk(digest, problem)
+                if self.on_progress is not None:
+                    self.on_progress()
+            after = page[-1][0]
+
+    def _bad_chunk(self, digest: Digest, problem: str) -> Damage:
+        self._execute(
+            "INSERT OR IGNORE INTO temp.bad_chunks VALUES (?, ?)", (digest, problem)
+        )
+        path = self._chunks.path(digest)
+        return Damage(
+            kind=DamageKind.CHUNK, name=digest.hex(), problem=problem, path=path
+        )
+
+    def _problem_of(self, digest: Digest, length: int) -> str | None:
+        problem = self._read_chunk(digest, length)
+        if problem is None or not self._catalog.has_chunk(digest):
+            return None
+        # It was there before the catalog said so, but may have been put in anew since.
+        read = self.bytes
+        problem = self._read_chunk(digest, length)
+        self.bytes = read  # counted once
+        return problem
+
+    def _read_chunk(self, digest: Digest, length: int) -> str | None:
+        try:
+            with closing(self._chunks.open(digest)) as file:
+                found, size = self._hash(file)
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as exc:
+            return f"cannot be read: {exc.strerror or exc}"
+        if size != length:
+            return f"has {size} bytes instead of {length}"
+        if found != digest:
+            return "does not have the bytes it is named after"
+        return None
+
+    def _hash(self, file: Descriptor) -> tuple[Digest, int]:
+        self._disk.forget_cached(file)
+        hasher, size = blake3(), 0
+        while block := self._disk.read(file.fileno(), _BLOCK):
+            hasher.update(block)
+            size += len(block)
+        self._disk.forget_cached(file)
+        self.bytes += size
+        return wrap_hash(hasher.digest()), size
+
+    # The books.
+
+    def _books(self) -> Iterator[Damage]:
+        for (said,) in self._execute("PRAGMA integrity_check(100)"):
+            if said != "ok":
+                yield Damage(kind=DamageKind.CATALOG, name="catalog", problem=said)
+        yield from self._recipes()
+        yield from self._chunk_counts()
+        yield from self._recipe_counts()
+        yield from self._missing("chunks")
+        yield from self._missing("recipes")
+        self._blame_recipes()
+        yield from self._contents()
+
+    def _recipes(self) -> Iterator[Damage]:
+        """Hash the recipes; count what they hold."""
+        for digest, dismantled, body in self._execute(
+            "SELECT digest, dismantled, body FROM recipes"
+        ):
+            recipe = _parse(Digest(digest), body)
+            if recipe is None:
+                yield self._bad_recipe(
+                    digest, "does not have the bytes it is named after"
+                )
+                continue
+            holds = [(held,) for held in _listed(recipe, dismantled)]
+            table = "recipes" if isinstance(recipe, JoinedRecipe) else "chunks"
+            self._connection.executemany(_HOLD.format(table), holds)
+
+    def _bad_recipe(self, digest: bytes, problem: str) -> Damage:
+        self._blame(digest, problem)
+        return Damage(kind=DamageKind.RECIPE, name=digest.hex(), problem=problem)
+
+    def _chunk_counts(self) -> Iterator[Damage]:
+        self._execute(
+            "INSERT INTO temp.held_chunks SELECT p.digest, count(*)"
+            " FROM contents c JOIN pieces p ON p.cid = c.cid"
+            " WHERE c.key IS NOT NULL OR p.idx >= c.moved_below GROUP BY p.digest"
+            + _ADD_HOLDS
+        )
+        yield from self._counts("chunks")
+
+    def _recipe_counts(self) -> Iterator[Damage]:
+        self._execute(
+            "INSERT INTO temp.held_recipes SELECT digest, count(*) FROM ("
+            " SELECT content_digest AS digest FROM operations UNION ALL"
+            " SELECT response_digest FROM operations UNION ALL"
+            " SELECT digest FROM parts UNION ALL"
+            " SELECT content_digest FROM files) WHERE digest IS NOT NULL GROUP BY digest"
+            + _ADD_HOLDS
+        )
+        yield from self._counts("recipes")
+
+    def _counts(self, table: str) -> Iterator[Damage]:
+        for digest, refs, held in self._execute(
+            f"SELECT t.digest, t.refs, ifnull(h.refs, 0) FROM {table} t"
+            f" LEFT JOIN temp.held_{table} h ON h.digest = t.digest"
+            " WHERE t.refs != ifnull(h.refs, 0)"
+        ):
+            yield Damage(
+                kind=DamageKind.COUNT,
+                name=digest.hex(),
+                problem=f"of the {table} is held {held} times, not {refs}",
+            )
+
+    def _missing(self, table: str) -> Iterator[Damage]:
+        """What is held, but not in the catalog."""
+        for (digest,) in self._execute(
+            f"SELECT h.digest FROM temp.held_{table} h LEFT JOIN {table} t"
+            " ON t.digest = h.digest WHERE t.digest IS NULL"
+        ):
+            problem = "is not in the catalog"
+            if table == "recipes":
+                yield self._bad_recipe(digest, problem)
+            else:
+                yield self._bad_chunk(Digest(digest), problem)
+
+    def _blame(self, recipe: bytes, problem: str) -> None:
+        self._execute(
+            "INSERT OR IGNORE INTO temp.bad_recipes VALUES (?, ?)", (recipe, problem)
+        )
+
+    def _blame_recipes(self) -> None:
+        """Note which recipes list what is bad: only now are they read a second time.
+
+        Those that list chunks first, then those that list recipes.
+        """
+        for joined, bad, what in (
+            (0, "bad_chunks", "chunk"),
+            (1, "bad_recipes", "part"),
+        ):
+            if not self._execute(f"SELECT 1 FROM temp.{bad} LIMIT 1").fetchone():
+                continue
+            for digest, body in self._execute(
+                "SELECT digest, body FROM recipes WHERE joined = ?", (joined,)
+            ):
+                recipe = _parse(Digest(digest), body)
+                for index, held in enumerate(() if recipe is None else _listed(recipe)):
+                    row = self._execute(
+                        f"SELECT problem FROM temp.{bad} WHERE digest = ?", (held,)
+                    ).fetchone()
+                    if row is not None:
+                        self._blame(digest, f"{what} {index}, {held.hex()}, {row[0]}")
+                        break
+
+    def _contents(self) -> Iterator[Damage]:
+        for name, owner, *content in self._execute(
+            _contents_of("name, owner", "files")
+        ):
+            self.files += 1
+            problem = _content_problem(*content)
+            if problem is not None:
+                yield Damage(
+                    kind=DamageKind.FILE, name=name, owner=owner, problem=problem
+                )
+        for part in ("content", "response"):
+            for name, *content in self._execute(_contents_of("id", "operations", part)):
+                self.uploads += part == "content"
+                problem = _content_problem(*content)
+                if problem is not None:
+                    yield Damage(
+                        kind=DamageKind.UPLOAD, name=name, problem=f"{part}: {problem}"
+                    )
+
+    # What is being written.
+
+    def _unfinished(self) -> Iterator[Damage]:
+        after = 0
+        while page := self._execute(
+            "SELECT cid, key FROM contents WHERE cid > ? AND key IS NOT NULL"
+            " ORDER BY cid LIMIT ?",
+            (after, _PAGE),
+        ).fetchall():
+            for cid, key in page:
+                if not is_response_key(key):
+                    yield from self._unfinished_content(cid, key)
+            after = page[-1][0]
+
+    def _unfinished_content(self, cid: int, key: ContentKey) -> Iterator[Damage]:
+        try:
+            extent = self._survey.look(key)
+            if extent is None:
+                return  # finished or ended meanwhile
+            extent.checked()
+        except ContentLost as exc:
+            yield Damage(kind=DamageKind.UPLOAD, name=key, problem=str(exc))
+            return
+        for index, digest, problem in self._execute(
+            "SELECT p.idx, p.digest, b.problem FROM pieces p"
+            " JOIN temp.bad_chunks b ON b.digest = p.digest WHERE p.cid = ?",
+            (cid,),
+        ).fetchall():
+            yield Damage(
+                kind=DamageKind.UPLOAD,
+                name=key,
+                problem=f"chunk {index}, {digest.hex()}, {problem}",
+            )
+        for index, digest, problem in self._execute(
+            "SELECT p.idx, p.digest, b.problem FROM parts p"
+            " JOIN temp.bad_recipes b ON b.digest = p.digest WHERE p.cid = ?",
+            (cid,),
+        ).fetchall():
+            yield Damage(
+                kind=DamageKind.UPLOAD,
+                name=key,
+                problem=f"part {index}, {digest.hex()}, {problem}",
+            )
+        yield from self._read_tails(key, extent)
+
+    def _read_tails(self, key: ContentKey, extent: Extent) -> Iterator[Damage]:
+        for part in extent.parts:
+            if part.sealed:
+                continue
+            path = self._tails.path(key, part.index)
+            try:
+                with closing(self._disk.open(path)) as file:
+                    self._hash(file)
+            except FileNotFoundError:
+                continue  # a chunk by now
+            except OSError as exc:
+                problem = f"cannot be read: {exc.strerror or exc}"
+                yield Damage(
+                    kind=DamageKind.TAIL,
+                    name=f"{key}.{part.index}",
+                    problem=problem,
+                    path=path,
+                )
+                yield Damage(
+                    kind=DamageKind.UPLOAD, name=key, problem=f"its tail {problem}"
+                )
+
+
+def _listed(recipe: AnyRecipe, first: int = 0) -> Iterator[Digest]:
+    """What *recipe* lists from *first* on, and so holds: chunks, or recipes."""
+    if isinstance(recipe, JoinedRecipe):
+        yield from recipe.parts[first:]
+    else:
+        yield from map(recipe.chunk, range(first, recipe.chunk_count))
+
+
+def _parse(digest: Digest, body: bytes) -> AnyRecipe | None:
+    """The recipe, if it is what *digest* says."""
+    if digest_of(body) != digest:
+        return None
+    try:
+        return parse_recipe(body)
+    except (TrioresumeError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _contents_of(columns: str, table: str, part: str = "content") -> str:
+    """SQL for *columns* and what :func:`_content_problem` judges by, of every row."""
+    named = ", ".join(f"t.{column.strip()}" for column in columns.split(","))
+    return (
+        f"SELECT {named}, t.{part}_length, length(t.{part}_inline), t.{part}_digest,"
+        f" r.length, r.dismantled, b.problem FROM {table} t"
+        f" LEFT JOIN recipes r ON r.digest = t.{part}_digest"
+        f" LEFT JOIN temp.bad_recipes b ON b.digest = t.{part}_digest"
+    )
+
+
+def _content_problem(
+    length: int | None,
+    inline: int | None,
+    digest: bytes | None,
+    recipe_length: int | None,
+    dismantled: int | None,
+    blamed: str | None,
+) -> str | None:
+    if length is None:
+        return None
+    if digest is None:
+        wrong = inline != length
+        return f"has {inline} bytes instead of {length}" if wrong else None
+    if recipe_length is None or dismantled:
+        return f"its recipe {digest.hex()} is missing"
+    if recipe_length != length:
+        return f"its recipe has {recipe_length} bytes instead of {length}"
+    return blamed

@@ -1,0 +1,37 @@
+// The list of what was uploaded, which outlives the page: names are hard to guess, so
+// whoever lost a link would not find the file again.
+//
+// An entry is { id, name, size, at, message, outcome }: when it ended, where the service's
+// answer can be fetched, and what it was; null while that is not known.
+
+import { browser } from "./storage.js";
+
+const KEY = "trioresume.finished";
+const MOST = 100; // the oldest go first
+
+/** The newest first. */
+export function list() {
+  try {
+    const kept = JSON.parse(browser.get(KEY) ?? "[]");
+    return Array.isArray(kept) ? kept.filter((entry) => typeof entry?.id === "string") : [];
+  } catch {
+    return []; // somebody else's text
+  }
+}
+
+/** Put *entry* in front, or in the place of the one with its id. */
+export function put(entry) {
+  const entries = list();
+  const place = entries.findIndex(({ id }) => id === entry.id);
+  if (place < 0) entries.unshift(entry);
+  else entries[place] = entry;
+  browser.set(KEY, JSON.stringify(entries.slice(0, MOST)));
+}
+
+export function has(id) {
+  return list().some((entry) => entry.id === id);
+}
+
+export function clear() {
+  browser.set(KEY, "[]");
+}
