@@ -50,6 +50,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 STEP_SECONDS = 20.0
+# What bash says of a background job that a signal ended, before or after any output.
+JOB_ENDED = re.compile(r"^bash: line \d+: +\d+ (?:Killed|Terminated) .*\n", re.MULTILINE)
 FENCE = re.compile(
     r"^(?P<ticks>```+)(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=ticks)$",
     re.MULTILINE | re.DOTALL,
@@ -145,7 +147,7 @@ class Shell:
         self.type(f'{{ {step.command}; }} < /dev/null; echo "[exit $?]"')
         deadline = time.monotonic() + STEP_SECONDS
         while True:
-            text = self.output.read_bytes()[start:].decode()
+            text = JOB_ENDED.sub("", self.output.read_bytes()[start:].decode())
             if done := re.search(r"\[exit (\d+)\]\n\Z", text):
                 break
             assert time.monotonic() < deadline, f"{step.command} still runs: {text}"

@@ -129,4 +129,4 @@ def test_change_notes_can_be_collected() -> None:
         check=True,
     )
     for note in (ROOT / "newsfragments").glob("[!R]*.md"):
-        assert note.read_text("utf-8").split(":")[0] in done.stdout
+        assert note.read_text("utf-8").rstrip().split(":")[0] in done.stdout

@@ -6,6 +6,7 @@ npm, or npm cannot fetch them, the tests that need them are skipped and say so.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -27,8 +28,9 @@ def installed(*packages: str) -> Path:
     cache = platformdirs.user_cache_path("trioresume-tests", ensure_exists=True)
     folder = cache / "+".join(packages).replace("/", "-")
     if not folder.exists():
-        # Elsewhere first: a folder of that name is a whole one.
-        with tempfile.TemporaryDirectory(dir=cache) as new:
+        # Elsewhere first: a folder of that name is a whole one, whoever was the first of
+        # the test processes that fetched it.
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as new:
             command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
             done = subprocess.run(
                 [*command, "--ignore-scripts", "--prefix", new, *packages],
@@ -40,5 +42,9 @@ def installed(*packages: str) -> Path:
             )
             if done.returncode != 0:
                 pytest.skip(f"npm could not install {packages}: {done.stderr[-500:]}")
-            shutil.copytree(new, folder)
+            try:
+                os.rename(new, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     return folder
