@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from tests.server.harness import (
     socket_service,
 )
 from trioresume import Config, FileService, Principal, RequestHead
-from trioresume.store.port import Usage, request_key
+from trioresume.errors import PeerError, StorageConflict
+from trioresume.store.port import Mutation, Usage, request_key
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -338,6 +339,36 @@ async def test_pending_reservations_end_with_their_uploads(
         quotas = service.operations._quotas
         assert (quotas._pending, quotas._uploads, quotas._bytes) == ({}, {}, {})
         assert quotas._all_bytes == 0
+
+
+async def test_what_is_being_stored_is_not_counted_twice(autojump_clock: Clock) -> None:
+    """G7: between a commit and the news of it, too, an upload takes one place."""
+    seen = []
+
+    class Slow(MemoryStore):
+        """Somebody asks for a place right after each commit."""
+
+        def apply(
+            self, submissions: Sequence[Sequence[Mutation]]
+        ) -> list[StorageConflict | None]:
+            results = super().apply(submissions)
+            quotas = service.operations._quotas
+            quotas._check_uploads(None)
+            quotas._space(None, 500)
+            seen.append((quotas._usage(None).open_uploads, quotas._total()))
+            return results
+
+    config = Config(max_open_uploads_per_principal=2, max_stored_bytes=ROW + 1600)
+    async with memory_service(Recorder(), config, store=Slow()) as service:
+        client = service.connect()
+        await client.send(head("POST", "/", RESUME, length=1000) + b"abc")
+        await client.interim()
+        await trio.testing.wait_all_tasks_blocked()
+        quotas = service.operations._quotas
+        assert seen[0] == (0, 0)
+        assert (quotas._usage(None).open_uploads, quotas._total()) == (1, ROW + 1000)
+        with pytest.raises(PeerError):
+            quotas._space(None, 601)
 
 
 async def test_empty_patches_do_not_make_an_upload_immortal(

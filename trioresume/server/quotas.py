@@ -71,6 +71,7 @@ class Quotas:
         self._all_bytes = 0
         self._known: dict[str | None, Usage] = {}
         """What the store has, by principal, since it last took something."""
+        self._known_total: int | None = None
 
     # Taking.
 
@@ -113,9 +114,21 @@ class Quotas:
 
     # Giving back.
 
+    def brace(self) -> None:
+        """The store is about to take something, and :meth:`observe` will say what.
+
+        What it has so far is asked for now: in between nobody could tell whether the
+        answer holds what is pending here, and it would be counted twice.
+        """
+        for principal in self._uploads.keys() | self._bytes.keys():
+            self._usage(principal)
+        if self._all_bytes and self._config.max_stored_bytes is not None:
+            self._total()
+
     def observe(self, mutations: Sequence[Mutation]) -> None:
         """The store has what these say."""
         self._known.clear()
+        self._known_total = None
         for mutation in mutations:
             if isinstance(mutation, CreateOperation):
                 self._counted(mutation.record.id, mutation.record.reserved)
@@ -142,6 +155,11 @@ class Quotas:
             usage = self._known[principal] = self._store.usage(principal)
         return usage
 
+    def _total(self) -> int:
+        if self._known_total is None:
+            self._known_total = self._store.total_usage().bytes
+        return self._known_total
+
     def _check_uploads(self, principal: str | None) -> None:
         most = self._config.max_open_uploads_per_principal
         if most is None:
@@ -164,7 +182,7 @@ class Quotas:
                 raise _exceeded("your uploads and files leave no room for it")
         common = self._config.max_stored_bytes
         if common is not None:
-            common -= self._store.total_usage().bytes + self._all_bytes
+            common -= self._total() + self._all_bytes
             if common < needed:
                 raise _exceeded("all uploads and files together leave no room for it")
         spaces = [space for space in (own, common) if space is not None]

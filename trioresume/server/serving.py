@@ -186,6 +186,7 @@ async def running_service(
     collector = Collector(storage)
     quotas = Quotas(storage.store, config)
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
+    storage.brace = quotas.brace
     async with trio.open_nursery() as background:
         operations = Operations(
             storage, target, config, clock, background, expiry.note, quotas

@@ -91,6 +91,8 @@ class Storage:
         self._stopping = False
         self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
         """Called with every submission that was applied."""
+        self.brace: Callable[[], None] = _observe_nothing
+        """Called before submissions are applied, on the event loop as well."""
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function of the store, in a worker thread if it may block.
@@ -239,6 +241,7 @@ class Storage:
                 submission.finished.set()
 
     async def _apply(self, batch: Sequence[Submission]) -> None:
+        self.brace()
         with trio.CancelScope(shield=True):
             mutations = [submission.mutations for submission in batch]
             if self.store.blocking:
@@ -259,5 +262,5 @@ def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def _observe_nothing(mutations: Sequence[Mutation]) -> None:
-    """The default of :attr:`Storage.observe`."""
+def _observe_nothing(mutations: Sequence[Mutation] = ()) -> None:
+    """The default of :attr:`Storage.observe` and :attr:`Storage.brace`."""
