@@ -51,7 +51,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 STEP_SECONDS = 20.0
 # What bash says of a background job that a signal ended, before or after any output.
-JOB_ENDED = re.compile(r"^bash: line \d+: +\d+ (?:Killed|Terminated) .*\n", re.MULTILINE)
+JOB_ENDED = re.compile(
+    r"^bash: line \d+: +\d+ (?:Killed|Terminated) .*\n", re.MULTILINE
+)
 FENCE = re.compile(
     r"^(?P<ticks>```+)(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=ticks)$",
     re.MULTILINE | re.DOTALL,

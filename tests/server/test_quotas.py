@@ -343,7 +343,7 @@ async def test_pending_reservations_end_with_their_uploads(
 
 async def test_what_is_being_stored_is_not_counted_twice(autojump_clock: Clock) -> None:
     """G7: between a commit and the news of it, too, an upload takes one place."""
-    seen = []
+    seen: list[tuple[int, int]] = []
 
     class Slow(MemoryStore):
         """Somebody asks for a place right after each commit."""
