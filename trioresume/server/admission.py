@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.errors import PeerError, ProblemCode
+from trioresume.server.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from trioresume.server.config import Config
@@ -76,6 +77,8 @@ class Admission:
         self._guests: set[Guest] = set()
         self._idle: dict[Guest, None] = {}
         self._addresses: dict[str, _Address] = {}
+        self.turnstile = Turnstile()
+        """For requests with content, of those that were let in."""
 
     @property
     def connections(self) -> int:

@@ -117,6 +117,8 @@ class Connection:
             head = self._parse(parser, raw)
         except PeerError as exc:
             return await self._refuse(exc)
+        if head.length != 0:
+            await self._admission.turnstile.wait()
         exchange = self._exchange(head, parser)
         await self._answer(exchange)
         return await exchange.finish() and not self.stopping

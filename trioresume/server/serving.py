@@ -217,6 +217,7 @@ async def _run_chores(
             nursery.start_soon(expiry.run, operations)
             nursery.start_soon(collector.run)
             nursery.start_soon(doorman.memory.watch.run)
+            nursery.start_soon(doorman.admission.turnstile.run)
             if data_dir is not None:
                 nursery.start_soon(serve_control, data_dir, collector)
 
@@ -239,7 +240,7 @@ class Doorman:
         self._config = config
         self._clock = clock
         self.memory = ReceiveMemory(config.receive_memory)
-        self._admission = Admission(config)
+        self.admission = Admission(config)
         self._edge = Edge(config)
         self._connections: set[Connection] = set()
         self._turned_away = 0
@@ -287,13 +288,13 @@ class Doorman:
             transport,
             self._service.handle,
             self.memory,
-            self._admission,
+            self.admission,
             self._edge,
             self._config,
             self._clock,
         )
         try:
-            self._admission.enter(connection)
+            self.admission.enter(connection)
         except PeerError as exc:
             await self._turn_away(connection, transport, exc)
             return
@@ -302,7 +303,7 @@ class Doorman:
             await connection.run()
         finally:
             self._connections.discard(connection)
-            self._admission.leave(connection)
+            self.admission.leave(connection)
 
     async def _turn_away(
         self, connection: Connection, transport: Transport, error: PeerError
