@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from pathlib import Path
 
@@ -218,6 +219,27 @@ async def test_takeover_takes_milliseconds(tmp_path: Path) -> None:
                     assert (await silent.reply()).status == 409
             medians[method] = statistics.median(times)
     assert max(medians.values()) < 0.05, medians
+
+
+async def test_what_is_on_its_way_is_taken_before_the_takeover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R21: what the buffers of both ends hold need not be sent again."""
+    monkeypatch.setattr("trioresume.server.receive.LAST_TIME", 10.0)
+    monkeypatch.setattr("trioresume.server.receive.LAST_PAUSE", 0.2)
+    body = random.Random(1).randbytes(8 << 20)
+    async with (
+        socket_service(Recorder(), tmp_path, receive_memory=64 * 1024) as service,
+        service.connect() as sender,
+        service.connect() as newcomer,
+    ):
+        interim = await sender.start(2 * len(body))
+        location = interim.fields.get("request-content-location") or ""
+        await sender.send(body)  # returns when the last of it is in the kernel
+        reply = await newcomer.request("HEAD", location)
+        assert reply["upload-offset"] == str(len(body))
+        reply = await newcomer.request("GET", location, {"Range": "bytes=8000000-"})
+        assert reply.body == body[8_000_000:]
 
 
 async def test_visitor_that_wakes_late_does_not_end_a_newer_writer(

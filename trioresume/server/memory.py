@@ -89,13 +89,19 @@ class ReceiveMemory:
         piece.hold()
         return piece
 
-    async def take(self) -> Piece:
-        """A piece; who came first is served first. A checkpoint if there is none."""
+    async def take(self, *, first: bool = False) -> Piece:
+        """A piece; who came first is served first. A checkpoint if there is none.
+
+        Who asks to be *first* is served before those: somebody else waits for its end.
+        """
         piece = self.take_nowait()
         if piece is not None:
             return piece
         task = trio.lowlevel.current_task()
-        self._waiting.append(task)
+        if first:
+            self._waiting.appendleft(task)
+        else:
+            self._waiting.append(task)
 
         def give_up(raise_cancel: object) -> trio.lowlevel.Abort:
             self._waiting.remove(task)

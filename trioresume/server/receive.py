@@ -26,8 +26,9 @@ the kernel is therefore asked (``SO_RCVLOWAT``) to wake its task only for a larg
 uploads share the machine the smaller it is, so that what waits in the kernel stays
 bounded too. A connection that would take more than :data:`FILL_TIME` to fill the mark
 has none, and one that does not fill it within twice that loses it: a peer may be waiting
-to have its last bytes acknowledged before it sends more. What waits in the kernel when a
-newcomer ends the writer is taken first. Where the option does not exist nothing changes
+to have its last bytes acknowledged before it sends more. What is on its way when a newcomer
+ends the writer is taken first: of an upload that is faster than the disk it is megabytes,
+which its client would have to send again. Where the option does not exist nothing changes
 but the cost.
 
 A read ends on a page of the content where there is enough to read, so that all of it can
@@ -68,6 +69,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from trioresume.errors import PeerError, StorageError
 from trioresume.protocol.chunked import ChunkedReader
 from trioresume.protocol.framing import HeadLimits
 from trioresume.server.memory import PAGE_SIZE
@@ -82,8 +84,12 @@ __all__ = ["BodyReceiver", "ContentCut", "Sink"]
 
 LEAST_ROUNDED = 64 * 1024
 """From how many bytes on a read ends on a page: less is not written past the cache."""
-LAST_READS = 5
-"""Reads at the end of a writer: of what a socket's buffer holds, and the rest of a page."""
+LAST_MOST = 16 * 1024 * 1024
+"""Bytes taken at the end of a writer: what the buffers of both ends hold at most."""
+LAST_TIME = 0.03
+"""Seconds for that."""
+LAST_PAUSE = 0.002
+"""Seconds after which nothing more was on its way."""
 FILL_TIME = 0.25
 """Seconds within which a connection must be able to fill its low-water mark."""
 
@@ -220,10 +226,8 @@ class BodyReceiver:
         try:
             await self._read_into(sink)
         except trio.Cancelled:
-            # A newcomer ends this writer: first take what waits in the kernel.
-            for _ in range(LAST_READS):
-                if not self._read_once(sink, self._memory.take_nowait()):
-                    break
+            with trio.CancelScope(shield=True):
+                await self._take_last(sink)
             raise
         finally:
             self._memory.uploads -= 1
@@ -253,6 +257,27 @@ class BodyReceiver:
             self._adapt(count, now - last)
             last = now
             self._renew(now, count)
+
+    async def _take_last(self, sink: Sink) -> None:
+        """Take what was sent before a newcomer ended this writer: it need not be sent again.
+
+        It waits in the kernel's buffers, the peer's too, and comes as fast as there is
+        room for it. Not for long, and no more than such buffers hold: the newcomer waits.
+        """
+        assert self._remaining is not None
+        self._set_low_water(1)
+        stop = max(0, self._remaining - LAST_MOST)
+        try:
+            with trio.move_on_after(LAST_TIME):
+                # Who is silent has nothing on its way.
+                more = self._read_once(sink, self._memory.take_nowait())
+                while more and self._remaining > stop:
+                    with trio.move_on_after(LAST_PAUSE):
+                        await self._transport.wait_readable()
+                    piece = await self._memory.take(first=True)
+                    more = self._read_once(sink, piece)
+        except (trio.BrokenResourceError, StorageError, PeerError):
+            pass  # what was read before is in order
 
     def _read_once(self, sink: Sink, piece: Piece | None) -> int | None:
         """Receive and append what there is, without a checkpoint; let go of *piece*.

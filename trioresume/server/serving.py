@@ -27,6 +27,7 @@ import trio
 
 from trioresume.errors import CallerError, PeerError
 from trioresume.protocol.clock import ServiceClock
+from trioresume.server.accepting import accept_from
 from trioresume.server.admission import Admission
 from trioresume.server.config import Config
 from trioresume.server.connection import Connection
@@ -274,13 +275,13 @@ class Doorman:
     async def _accept(
         self, listener: trio.SocketListener, connections: trio.Nursery
     ) -> None:
-        # serve_listeners survives running out of descriptors: it waits and goes on.
-        await trio.serve_listeners(
-            self._serve_stream, [listener], handler_nursery=connections
+        await accept_from(
+            listener, lambda sock: connections.start_soon(self._serve_socket, sock)
         )
 
-    async def _serve_stream(self, stream: trio.SocketStream) -> None:
-        await self.serve_transport(SocketTransport(stream.socket))
+    async def _serve_socket(self, sock: trio.socket.SocketType) -> None:
+        with sock:
+            await self.serve_transport(SocketTransport(sock))
 
     async def serve_transport(self, transport: Transport) -> None:
         """Serve one connection until it ends."""
