@@ -22,14 +22,18 @@ __all__ = ["main"]
 _FAILURES = (InstallFailed, ToolMissing, ServerFailed, Disproved, OSError)
 
 
-def _peers(
-    _ctx: click.Context, _param: click.Parameter, names: Sequence[str]
-) -> list[Peer]:
-    """The peers of *names*, or all."""
+def _peer(_ctx: click.Context, _param: click.Parameter, name: str) -> Peer:
     try:
-        return [find(name) for name in names] or list(PEERS.values())
+        return find(name)
     except LookupError as exc:
         raise click.BadParameter(str(exc)) from exc
+
+
+def _peers(
+    ctx: click.Context, param: click.Parameter, names: Sequence[str]
+) -> list[Peer]:
+    """The peers of *names*, or all."""
+    return [_peer(ctx, param, name) for name in names] or list(PEERS.values())
 
 
 _cache_option = click.option(
@@ -105,11 +109,10 @@ def check(cache: Path | None, peers: list[Peer]) -> None:
     required=True,
     help="Where uploads go.",
 )
-@click.argument("peer", nargs=1)
-def serve(cache: Path | None, data_dir: Path, peer: str) -> None:
+@click.argument("peer", callback=_peer)
+def serve(cache: Path | None, data_dir: Path, peer: Peer) -> None:
     """Run PEER on a free port until Enter is pressed or the input ends."""
-    (found,) = _peers(click.get_current_context(), main.params[0], [peer])
-    with Server(found, data_dir.resolve(), cache=Cache(cache)) as server:
+    with Server(peer, data_dir.resolve(), cache=Cache(cache)) as server:
         click.echo(f"{server.url} (process {server.pid})")
         sys.stdin.readline()
 

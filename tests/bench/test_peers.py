@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,3 +144,26 @@ def test_an_installed_peer_is_proved(peer: Peer, tmp_path: Path) -> None:
     with Server(peer, tmp_path / "data") as server:
         facts = prove(server)
     assert any("resumed at" in fact for fact in facts) == peer.resumes
+
+
+def test_command_serves_until_its_input_ends(tmp_path: Path) -> None:
+    """What it prints first is where to upload to."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "bench.peers", "serve", "trioresume"),
+            *("--data-dir", str(tmp_path / "data")),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[0]
+        request = urllib.request.Request(url, b"abc", method="POST")  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            assert response.status == 201
+        process.stdin.close()
+        assert process.wait(30) == 0
+    assert process.returncode == 0
