@@ -161,8 +161,8 @@ def test_command_serves_until_its_input_ends(tmp_path: Path) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         url = process.stdout.readline().split()[0]
-        request = urllib.request.Request(url, b"abc", method="POST")  # noqa: S310
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        request = urllib.request.Request(url, b"abc", method="POST")
+        with urllib.request.urlopen(request, timeout=30) as response:
             assert response.status == 201
         process.stdin.close()
         assert process.wait(30) == 0
