@@ -260,7 +260,10 @@ class Recording(Disk):
         super().replace(source, target)
 
     def sync_data(self, file: Descriptor) -> None:
-        name = self._files[os.fstat(file.fileno()).st_ino]
+        stat = os.fstat(file.fileno())
+        if stat.st_nlink == 0:
+            return  # its last name is gone: nothing of it can be left
+        name = self._files[stat.st_ino]
         self._tell_sync(SyncFile(name), SyncFile(name, failed=True))
 
     def sync_directory(self, path: str) -> None:

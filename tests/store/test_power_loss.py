@@ -228,8 +228,8 @@ def test_no_crash_of_the_first_start_breaks_a_promise(
     """From an empty directory on: what is left is a store, or becomes one."""
     world = place.run(receive, place.new())
     place.set_boot("second boot")
-    first = list(power_losses(world, draw))
-    for moment in draw.sample(first[: len(first) // 3], 30):
+    first = list(power_losses(world, draw, most=max(20, MOST)))
+    for moment in first[: len(first) // 3]:
         place.check(moment, killed=False)
 
 

@@ -114,6 +114,7 @@ class PowerMachine(StoreMachine):
 @pytest.mark.skipif(not is_possible(), reason="SQLite cannot be watched here")
 def test_store_behaves_like_the_model_whatever_power_losses_take() -> None:
     """Rules 1 to 5 hold in any order of events, and after any legal loss (G9)."""
+    examples = int(os.environ.get("TRIORESUME_POWER_EXAMPLES", "30"))
     run_state_machine_as_test(
-        PowerMachine, settings=settings(_SETTINGS, max_examples=30)
+        PowerMachine, settings=settings(_SETTINGS, max_examples=examples)
     )

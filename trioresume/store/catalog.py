@@ -42,7 +42,7 @@ from trioresume.store.rows import (
     namespace_of,
     operation_from,
 )
-from trioresume.store.schema import connect, migrate, sqlite_error
+from trioresume.store.schema import connect, create, migrate, sqlite_error
 
 __all__ = ["Catalog", "CatalogReader"]
 
@@ -211,6 +211,7 @@ class Catalog(CatalogReader):
     def __init__(self, path: str, disk: Disk) -> None:
         self._disk = disk
         try:
+            create(path, disk)
             self._writer = connect(path, disk.synchronous)
             try:
                 migrate(self._writer)

@@ -31,11 +31,15 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
 from trioresume.store.accounts import ACCOUNTS
 
-__all__ = ["connect", "connect_reading", "migrate", "sqlite_error"]
+if TYPE_CHECKING:
+    from trioresume.store.disk_io import Disk
+
+__all__ = ["connect", "connect_reading", "create", "migrate", "sqlite_error"]
 
 _VERSION_1 = """
 CREATE TABLE operations (
@@ -162,6 +166,32 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return connection
+
+
+def create(path: str, disk: Disk) -> None:
+    """Make the catalog *path*, if there is none: empty, of the newest version.
+
+    Written aside and renamed: a power loss leaves no file by its length alone, which
+    SQLite would take for somebody else's. It looks after its own files, but believes that
+    a log's name is on the disk with the directory that it could not sync.
+    """
+    if os.path.exists(path):
+        return
+    aside = f"{path}.new"
+    for name in ("", "-journal", "-wal", "-shm"):
+        disk.unlink(aside + name)
+    connection = connect(aside, disk.synchronous)
+    try:
+        migrate(connection)
+    finally:
+        connection.close()
+    file = disk.open(aside, write=True)
+    try:
+        disk.sync_data(file)
+    finally:
+        file.close()
+    disk.replace(aside, path)
+    disk.sync_directory(os.path.dirname(path))
 
 
 def connect_reading(path: str) -> sqlite3.Connection:
