@@ -461,6 +461,29 @@ def test_sweep_takes_what_nothing_speaks_of(disk_stand: DiskStand) -> None:
     assert read_prefix(store) == DATA[:20]
 
 
+def test_tail_past_a_gap_goes_with_its_upload(disk_stand: DiskStand) -> None:
+    """A sweep that meets it while the upload has a writer leaves it to the upload's end."""
+    do(disk_stand.store, CreateOperation(record()))
+    tails = disk_stand.data_dir / "tails"
+    (tails / f"{OP}.4").write_bytes(b"past a gap that a power loss left")
+    store = disk_stand.restart()
+    writer = store.open_writer(KEY)
+    writer.append(DATA[:3])
+    collect_all(store)
+    assert disk_stand.files("tails") == [f"{OP}.0", f"{OP}.4"]
+    store.close()  # which is not a clean end, then
+    disk_stand.store = store = disk_stand.open()
+    collect_all(store)
+    assert disk_stand.files("tails") == [f"{OP}.0"]
+    (disk_stand.data_dir / "tails" / f"{OP}.4").write_bytes(b"again")
+    store.sweep()
+    store.open_writer(KEY)
+    collect_all(store)
+    assert disk_stand.files("tails") == [f"{OP}.0", f"{OP}.4"]
+    do(store, EndOperation(OP, 1.0))
+    assert disk_stand.files("tails") == []
+
+
 def test_sweep_spares_a_writer_whose_operation_is_not_created_yet(
     disk_stand: DiskStand,
 ) -> None:

@@ -129,12 +129,15 @@ class Sweep:
         tails: TailFiles,
         writers: Writers,
         holds_tail: Callable[[ContentKey, int], bool],
+        passed_over: dict[ContentKey, set[int]],
     ) -> None:
         self._catalog = catalog
         self._chunks = chunks
         self._tails = tails
         self._writers = writers
         self._holds_tail = holds_tail
+        self._passed_over = passed_over
+        """Tails that nothing speaks of, of contents that have a writer: for their ends."""
         self._looks: Iterator[Callable[[], int | None]] = self._walk()
 
     def advance(self, limit: int) -> Collected:
@@ -165,8 +168,11 @@ class Sweep:
             if not self._holds_tail(key, index):
                 self._tails.disk.unlink(path)
 
+        def pass_over() -> None:
+            self._passed_over.setdefault(key, set()).add(index)
+
         if not self._holds_tail(key, index):
-            self._writers.unless_open(key, remove)
+            self._writers.unless_open(key, remove, pass_over)
 
     def _look_at_chunk(self, path: str, digest: Digest | None) -> int | None:
         if digest is not None and self._catalog.has_chunk(digest):

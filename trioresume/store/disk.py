@@ -132,6 +132,8 @@ class DiskStore:
         self._writers = Writers()
         self._pins = Pins()
         self._epoch = Epoch()
+        self._passed_over: dict[ContentKey, set[int]] = {}
+        """Tails past a gap, which a sweep met while their content had a writer."""
         self._dir = DataDir(data_dir, disk)
         try:
             self._chunks = ChunkFiles(self._dir.join("chunks"), disk)
@@ -197,6 +199,7 @@ class DiskStore:
             self._tails,
             self._writers,
             self._holds_tail,
+            self._passed_over,
         )
 
     def _holds_tail(self, key: ContentKey, index: int) -> bool:
@@ -223,7 +226,12 @@ class DiskStore:
                 self._dir.close()
 
     def _note_end(self) -> None:
-        clean = not (self._sweep or self._tails.doubted or self._chunks.doubted)
+        clean = not (
+            self._sweep
+            or self._has_strays()
+            or self._tails.doubted
+            or self._chunks.doubted
+        )
         try:
             if clean:
                 # A removal that a power loss undoes would not be found again.
@@ -235,6 +243,13 @@ class DiskStore:
             self._epoch.note(connection)
             if clean:
                 connection.execute("REPLACE INTO store VALUES ('clean', 'yes')")
+
+    def _has_strays(self) -> bool:
+        return any(
+            self._tails.length(key, index) is not None
+            for key, indexes in self._passed_over.items()
+            for index in indexes
+        )
 
     # Changing.
 
@@ -273,6 +288,8 @@ class DiskStore:
                 self._writers.end(dropped.key)
                 self._tails.end_sealings(dropped.key)
                 self._tails.remove_from(dropped.key, dropped.first, dropped.last_sealed)
+                for index in self._passed_over.pop(dropped.key, ()):
+                    self._tails.remove(dropped.key, index)
         return results
 
     @contextmanager

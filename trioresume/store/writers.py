@@ -150,10 +150,14 @@ class Writers:
         if tail is not None:
             tail.close()
 
-    def unless_open(self, key: ContentKey, act: Callable[[], None]) -> None:
-        """Call *act* if *key* has no writer, with none coming up meanwhile."""
+    def unless_open(
+        self, key: ContentKey, act: Callable[[], None], otherwise: Callable[[], None]
+    ) -> None:
+        """Call *act* if *key* has no writer, else *otherwise*; that does not change meanwhile."""
         with self._lock:
-            if key not in self._newest:
+            if key in self._newest:
+                otherwise()
+            else:
                 act()
 
     def close(self) -> None:
