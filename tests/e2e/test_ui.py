@@ -181,6 +181,7 @@ def test_goes_on_after_a_reload(
     browser.see("Paused")
     browser.click("Resume report.pdf")
     browser.see("B/s")
+    time.sleep(1)
     browser.reload()
     browser.upload_at_most(-1)
     check_file(browser, path)
