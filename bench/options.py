@@ -11,6 +11,7 @@ import click
 
 __all__ = [
     "ByteSize",
+    "cache_option",
     "durability_option",
     "human",
     "machine",
@@ -36,6 +37,13 @@ class ByteSize(click.ParamType[int]):
             self.fail(f"{value!r} is not a size such as 64MiB", param, ctx)
         return int(match[1]) * _UNITS[match[2].upper()]
 
+
+cache_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="TRIORESUME_BENCH_CACHE",
+    help="Where peers are installed. [default: below the user's cache directory]",
+)
 
 durability_option = click.option(
     "--durability",

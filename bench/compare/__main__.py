@@ -25,6 +25,7 @@ from bench.compare.report import Report
 from bench.compare.run import Bench, Measured
 from bench.options import (
     ByteSize,
+    cache_option,
     machine,
     raise_file_limit,
     work_dir_option,
@@ -239,12 +240,7 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     help="A further option for trioresume serve, such as --log-level=error.",
 )
 @work_dir_option
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="TRIORESUME_BENCH_CACHE",
-    help="Where peers are installed. [default: below the user's cache directory]",
-)
+@cache_option
 @click.option(
     "--drop-caches",
     is_flag=True,

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from bench.options import cache_option
 from bench.peers import PEERS, Peer, find
 from bench.peers.cache import Cache, InstallFailed
 from bench.peers.peer import ToolMissing
@@ -36,21 +37,13 @@ def _peers(
     return [_peer(ctx, param, name) for name in names] or list(PEERS.values())
 
 
-_cache_option = click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="TRIORESUME_BENCH_CACHE",
-    help="Where peers are installed. [default: below the user's cache directory]",
-)
-
-
 @click.group(help=__doc__)
 def main() -> None:
     """The group."""
 
 
 @main.command("list")
-@_cache_option
+@cache_option
 def list_peers(cache: Path | None) -> None:
     """What can be measured, and what is installed."""
     place = Cache(cache)
@@ -72,7 +65,7 @@ def list_peers(cache: Path | None) -> None:
 
 
 @main.command()
-@_cache_option
+@cache_option
 @click.argument("peers", nargs=-1, callback=_peers)
 def install(cache: Path | None, peers: list[Peer]) -> None:
     """Install PEERS, or all; what is there already stays."""
@@ -85,7 +78,7 @@ def install(cache: Path | None, peers: list[Peer]) -> None:
 
 
 @main.command()
-@_cache_option
+@cache_option
 @click.argument("peers", nargs=-1, callback=_peers)
 def check(cache: Path | None, peers: list[Peer]) -> None:
     """Let PEERS, or all, take, keep and resume a small upload."""
@@ -102,7 +95,7 @@ def check(cache: Path | None, peers: list[Peer]) -> None:
 
 
 @main.command()
-@_cache_option
+@cache_option
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -23,6 +22,7 @@ from bench.peers.cache import Cache
 from bench.statistics import Spread
 from bench.workspace import Workspace
 from tests.bench.fakes import faulty
+from tests.platforms import linux_only
 from trioresume.bench import FaultKind, Latency
 
 GIB = 1 << 30
@@ -271,9 +271,7 @@ def bench(workspace: Workspace, tmp_path: Path) -> Bench:
     )
 
 
-linux = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="reads /proc, sends from a memfd"
-)
+linux = linux_only("/proc and memfd")
 
 
 @linux

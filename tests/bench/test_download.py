@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +18,10 @@ from bench.fetch import Request, WrongAnswer, fetch
 from bench.peers import find
 from bench.server import Server
 from tests.bench.fakes import faulty
+from tests.platforms import linux_only
 from trioresume.bench.content import Region
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="needs epoll and /proc"
-)
+pytestmark = linux_only("epoll and /proc")
 
 MIB = 1 << 20
 

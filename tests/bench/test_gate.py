@@ -10,6 +10,7 @@ import pytest
 
 from bench.gate import counts
 from bench.gate.__main__ import BOUNDS, RATIO, judge, render
+from tests.platforms import linux_only
 
 FIGURES = {
     "calls per small": 100.0,
@@ -47,7 +48,7 @@ def test_nothing_passes_unmeasured_or_unbounded(missing: str) -> None:
     assert not judge(FIGURES, {n: b for n, b in bounds.items() if n != missing})[1]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds are of Linux")
+@linux_only("the system calls that the bounds are of")
 def test_counts_are_those_that_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,9 @@ import pytest
 from bench.offsets import Answers, WrongAnswer, ask, begin_uploads, measure
 from bench.peers import find
 from bench.server import Server
+from tests.platforms import linux_only
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="reads /proc"
-)
+pytestmark = linux_only("/proc")
 
 
 def test_quantiles_are_of_the_ordered_latencies() -> None:

@@ -16,10 +16,9 @@ from bench.peers.peer import ToolMissing
 from bench.peers.prove import Disproved, prove
 from bench.server import Server
 from tests.bench.fakes import Fake, faulty
+from tests.platforms import linux_only
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="reads /proc"
-)
+pytestmark = linux_only("/proc")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,9 @@ from bench.peers import find
 from bench.server import Server, ServerFailed
 from bench.workspace import Workspace, unwritten
 from tests.bench.fakes import Fake
+from tests.platforms import linux_only
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="reads /proc"
-)
+pytestmark = linux_only("/proc")
 
 MIB = 1 << 20
 

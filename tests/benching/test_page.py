@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.benching import invented
+from tests.e2e.chromium import chromium
 from trioresume.bench import Check, CheckedBy, Ending, Latency, Results
 from trioresume.bench.report import doubts, plots, series, units, words
 from trioresume.bench.report.page import MAX_LISTED, html_page
@@ -368,21 +368,14 @@ def test_figures_do_not_need_plotly(results: Results) -> None:
 
 # ------------------------------------------------------------------- in a real browser
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
 
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 def test_browser_draws_every_plot(text: str, page: Page, tmp_path: Path) -> None:
     """A real browser, under the page's own policy, draws each plot and complains of nothing."""
-    assert BROWSER is not None
     file = tmp_path / "report.html"
     file.write_text(text, "utf-8")
     done = subprocess.run(
         [
-            BROWSER,
+            chromium(),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",

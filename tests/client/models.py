@@ -8,6 +8,7 @@ it breaks; ``processed`` has the content of each upload that was completed.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Upload:
     complete: bool = False
 
 
-class UploadModel:
+class UploadModel(ABC):
     """What both have in common: uploads under ``/up/N``."""
 
     def __init__(self, plan: Plan = NO_CUTS) -> None:
@@ -57,14 +58,16 @@ class UploadModel:
             else:
                 await self.at_upload(dialogue, int(found[1]))
 
-    async def at_target(self, dialogue: Dialogue) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def at_target(self, dialogue: Dialogue) -> None: ...
 
-    async def at_upload(self, dialogue: Dialogue, number: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def at_upload(self, dialogue: Dialogue, number: int) -> None: ...
 
     async def at_message(self, dialogue: Dialogue, upload: Upload) -> None:
-        raise NotImplementedError
+        """There is none, unless a dialect has one."""
+        await dialogue.read_body()
+        await dialogue.respond(404)
 
     def complete(self, upload: Upload) -> None:
         if not upload.complete:

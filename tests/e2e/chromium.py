@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.npm import installed
 
-__all__ = ["Browser", "running_browser"]
+__all__ = ["Browser", "chromium", "running_browser"]
 
 PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
 DRIVER = Path(__file__).with_name("browser.mjs")
@@ -123,12 +123,18 @@ class Browser:
         return answer["value"]
 
 
+def chromium() -> str:
+    """The browser's program; skips the test where there is none (.ci/run installs it)."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("chromium is not installed (on Debian: apt-get install chromium)")
+    return program
+
+
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     """A browser; skips the tests where there is none, or nothing to drive it."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("chromium is not installed")
+    program = chromium()
     packages = installed(*PACKAGES)
     with subprocess.Popen(
         ["node", str(DRIVER), str(packages), program],

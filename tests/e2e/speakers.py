@@ -7,6 +7,7 @@ the package.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Patch:
     before: bytes = b""
 
 
-class Speaker:
+class Speaker(ABC):
     """What a dialect says. *length* None: not known yet."""
 
     name: str
@@ -77,13 +78,13 @@ class Speaker:
     def __str__(self) -> str:
         return self.name
 
+    @abstractmethod
     def creation(self, length: int | None) -> dict[str, str]:
         """The fields of the first request, which is to carry all of the content."""
-        raise NotImplementedError
 
+    @abstractmethod
     def patch(self, offset: int, size: int, length: int | None, *, last: bool) -> Patch:
         """A PATCH of *size* bytes of content at *offset*."""
-        raise NotImplementedError
 
     async def silent(
         self, visitor: Visitor, client: Client, length: int, sent: bytes

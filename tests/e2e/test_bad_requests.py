@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.e2e.bad_requests import SLACK, run
 from tests.e2e.command import Service
+from tests.platforms import reads_memory
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="memory is read from /proc"
-)
+pytestmark = reads_memory
 
 
 @pytest.mark.slow

@@ -12,20 +12,18 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.command import Service
 from tests.e2e.soak import MIB
 from tests.e2e.wire import request_head
+from tests.platforms import reads_memory
 
 SLACK = 16 * MIB
 STALLED = 200
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="memory is read from /proc"
-)
+pytestmark = reads_memory
 
 
 def blocks(size: int) -> Iterator[bytes]:

@@ -8,20 +8,17 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 from bench.scale.startup import TAIL, build
 from tests.e2e.command import Service
 from tests.e2e.soak import MIB
 from tests.e2e.wire import ask
+from tests.platforms import reads_memory
 
 UNFINISHED = 1_000
 FINISHED = 4_000
 SLACK = 6 * MIB
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="memory is read from /proc"
-)
+pytestmark = reads_memory
 
 
 async def test_memory_after_the_start_does_not_depend_on_what_is_stored(

@@ -98,6 +98,19 @@ def resumed(browser: Browser) -> bool:
     )
 
 
+def check_pause_and_resume(browser: Browser, path: Path) -> None:
+    """Drop *path* on the page, stop it in the middle, go on, and find the same bytes."""
+    browser.upload_at_most(SLOW)
+    browser.drop(path)
+    browser.see("B/s")
+    browser.click("Pause report.pdf")
+    browser.see("Paused")
+    browser.upload_at_most(-1)
+    browser.click("Resume report.pdf")
+    check_file(browser, path)
+    assert resumed(browser)
+
+
 def test_drop_pause_resume_find(
     browser: Browser, shared: Service, tmp_path: Path
 ) -> None:
@@ -320,15 +333,7 @@ def test_page_under_a_path_of_a_proxy(
     with running("nginx", "a path of a name", tmp_path, "--ui") as front:
         root = f"{front.origin}{front.prefix}"
         browser.goto(f"{root}/ui")
-        browser.upload_at_most(SLOW)
-        browser.drop(path)
-        browser.see("B/s")
-        browser.click("Pause report.pdf")
-        browser.see("Paused")
-        browser.upload_at_most(-1)
-        browser.click("Resume report.pdf")
-        check_file(browser, path)
-        assert resumed(browser)
+        check_pause_and_resume(browser, path)
         check_quiet(browser, root)
 
 
@@ -381,15 +386,7 @@ def test_page_of_an_allowed_origin_uploads(
     application.endpoint = f"{service.root}/files/"
     path = make_file(tmp_path, SMALL)
     browser.goto(f"{application.origin}/")
-    browser.upload_at_most(SLOW)
-    browser.drop(path)
-    browser.see("B/s")
-    browser.click("Pause report.pdf")
-    browser.see("Paused")
-    browser.upload_at_most(-1)
-    browser.click("Resume report.pdf")
-    check_file(browser, path)
-    assert resumed(browser)
+    check_pause_and_resume(browser, path)
     assert browser.console() == []
 
 

@@ -46,7 +46,7 @@ async def test_many_are_taken_in_at_once() -> None:
             await trio.lowlevel.checkpoint()
             rounds += 1
             assert rounds < 1000
-        assert rounds < 100
+        assert rounds < 20
         assert all(
             not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in taken
         )

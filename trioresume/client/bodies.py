@@ -19,6 +19,7 @@ from typing import BinaryIO, Protocol
 
 import trio
 
+from trioresume.client.resuming import ContentFacts
 from trioresume.client.window import IterableSource
 from trioresume.errors import CallerError
 
@@ -91,26 +92,8 @@ class Identity:
     """A digest of the first bytes, for file systems whose times are coarse."""
 
 
-class Source(Protocol):
-    """Content that can be sent. Satisfies ``transfer.ContentFacts``."""
-
-    @property
-    def length(self) -> int | None:
-        """In bytes; None while it is not known."""
-        ...
-
-    @property
-    def window(self) -> int | None:
-        """The most bytes that can be sent again; None if every byte can at any time."""
-        ...
-
-    def can_start_at(self, offset: int) -> bool:
-        """Whether ``pieces(offset)`` can work."""
-        ...
-
-    def at_hand(self, offset: int) -> int:
-        """How many bytes ``pieces(offset)`` has without waiting for a producer."""
-        ...
+class Source(ContentFacts, Protocol):
+    """Content that can be sent."""
 
     async def gather(self, offset: int, size: int) -> None:
         """Wait until *size* bytes from *offset* on are at hand, or all there will be.
