@@ -65,7 +65,7 @@ async def test_content_goes_through_a_link_that_is_cut_at_random(
             async with trio.open_nursery() as nursery:
                 for number in range(4):
                     nursery.start_soon(once, number, proxy.url)
-            assert proxy.totals.cuts > 10
+            assert proxy.totals.cuts >= 5
     assert service.contents == [data] * 4
 
 

@@ -95,7 +95,7 @@ async def test_file_goes_through_a_link_that_is_cut_at_random(tmp_path: Path) ->
             async with trio.open_nursery() as nursery:
                 for number in range(6):
                     nursery.start_soon(once, number, proxy.url)
-            assert proxy.totals.cuts > 10
+            assert proxy.totals.cuts >= 5
     assert service.contents == [data] * 6
 
 

@@ -141,6 +141,7 @@ def test_drop_pause_resume_find(
     browser.click("Clear this list")
     browser.reload()
     browser.see("Drop files here")
+    time.sleep(1)  # what the page wrote down comes back a moment later
     assert "report.pdf" not in browser.text()
 
 
@@ -201,6 +202,30 @@ def test_goes_on_after_a_reload(
     check_file(browser, waiting)
     assert len(browser.requests("POST")) == 2
     check_quiet(browser, shared.root)
+
+
+def test_what_is_over_does_not_come_back(
+    browser: Browser, shared: Service, tmp_path: Path
+) -> None:
+    """Finished or cancelled, and the page left before it had written that down."""
+    path = make_file(tmp_path, SMALL)
+    unwanted = make_file(tmp_path, SMALL, "unwanted.txt")
+    browser.goto(f"{shared.root}/ui/")
+    browser.upload_at_most(SLOW)
+    browser.drop(path, unwanted)
+    browser.see("B/s")
+    time.sleep(1)  # the page writes down what it knows twice a second
+    browser.run("IDBObjectStore.prototype.put = IDBObjectStore.prototype.delete = null")
+    browser.click("Cancel unwanted.txt")
+    browser.miss("unwanted.txt")
+    browser.upload_at_most(-1)
+    check_file(browser, path)
+    browser.reload()
+    check_file(browser, path)
+    time.sleep(1)
+    shown = browser.text()
+    assert shown.count("report.pdf") == 1
+    assert "unwanted.txt" not in shown
 
 
 def test_large_file_goes_on_when_it_is_dropped_again(

@@ -16,14 +16,35 @@ const AT_ONCE = 3; // a browser has six connections to a server, and the page ne
 const KEPT = 64 * 1024 * 1024; // bytes of a file that are copied so that they survive a reload
 const KEPT_IN_ALL = 256 * 1024 * 1024;
 const KEPT_FOR = 7 * 24 * 3600 * 1000; // ms: no upload lives longer, unless it is configured
+const OVER = "trioresume.over";
+const MOST_OVER = 200;
 // ms. Progress starts it anew: a quarter of an hour without any is when it gives up.
 const PAUSES = [0, 500, 1000, 2000, 5000, 10000, ...Array(30).fill(30000)];
 
+function unique() {
+  return Math.random().toString(36).slice(2);
+}
+
 /** One tab, one list: a second tab that found the same uploads would take them away. */
 function nameOfTab() {
-  const name = tab.get("trioresume.tab") ?? `trioresume-${Math.random().toString(36).slice(2)}`;
+  const name = tab.get("trioresume.tab") ?? `trioresume-${unique()}`;
   tab.set("trioresume.tab", name);
   return name;
+}
+
+// Golden Retriever writes down twice a second what there is. An upload that is over when
+// the page is left within that half second would come back: these do not, by their keys.
+
+function isOver({ meta }) {
+  return overs().includes(meta.key);
+}
+
+function noteOver({ meta }) {
+  tab.set(OVER, [...new Set([meta.key, ...overs()])].slice(0, MOST_OVER).join(" "));
+}
+
+function overs() {
+  return (tab.get(OVER) ?? "").split(" ");
 }
 
 export class Uploads {
@@ -114,7 +135,8 @@ export class Uploads {
       }
       try {
         // Without its folder: however a file comes, it is known by the same id.
-        this.#start(this.#uppy.addFile({ name: file.name, type: file.type, data: file, meta: {} }));
+        const meta = { key: unique() };
+        this.#start(this.#uppy.addFile({ name: file.name, type: file.type, data: file, meta }));
       } catch {
         this.#on.mentioned(`${file.name} is in the list already.`);
       }
@@ -139,6 +161,7 @@ export class Uploads {
   }
 
   #forget(id) {
+    noteOver(this.#uppy.getFile(id));
     this.#rates.delete(id);
     this.#uppy.removeFile(id);
   }
@@ -159,7 +182,8 @@ export class Uploads {
   #restored() {
     this.#uppy.setState({ currentUploads: {}, recoveredState: null });
     for (const file of this.#uppy.getFiles()) {
-      if (file.progress.uploadComplete) this.#succeeded(file);
+      if (isOver(file)) this.#forget(file.id);
+      else if (file.progress.uploadComplete) this.#succeeded(file);
       else if (file.isPaused) this.#uppy.setFileState(file.id, { isHeld: true });
       else if (!file.isGhost && !file.error) this.#start(file.id);
     }
@@ -193,9 +217,11 @@ export class Uploads {
   }
 
   async #succeeded({ id }) {
-    const { name, size, message } = this.#uppy.getFile(id);
+    const file = this.#uppy.getFile(id);
+    const { name, size, message } = file;
     const at = Date.now();
     this.#on.finished({ id: `${at}-${id}`, name, size, at, message: message ?? null, outcome: null });
+    noteOver(file);
     // Later: as long as Uppy is at it, to remove a file is to terminate its upload.
     await Promise.resolve();
     this.#forget(id);
