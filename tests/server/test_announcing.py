@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -12,6 +14,7 @@ from tests.server.test_content import BODY
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.config import Config
 from trioresume.server.locations import locate
+from trioresume.store.disk import Durability, open_store
 from trioresume.store.port import Mutation, RecordOffset, request_key
 from trioresume.testing import MemoryStore
 
@@ -56,3 +59,37 @@ async def test_head_answers_what_was_durable_when_the_disk_is_full(
         shown = await service.connect().request("HEAD", location)
         assert (shown.status, shown["content-length"]) == (200, "0")
         assert shown["upload-complete"] == "?0"
+
+
+@pytest.mark.parametrize("durability", ["disk", "process"])
+async def test_offset_of_what_nobody_writes_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """Once, and no writer is opened for it."""
+    store = open_store(tmp_path / "data", chunk_size=64, durability=durability)
+    called: list[str] = []
+
+    def watched(name: str) -> Callable[..., object]:
+        method = getattr(store, name)
+
+        def call(*args: object) -> object:
+            called.append(name)
+            return method(*args)
+
+        return call
+
+    for name in ("operation", "offset", "open_writer"):
+        monkeypatch.setattr(store, name, watched(name))
+    async with memory_service(Recorder(), store=store) as service:
+        peer = service.connect()
+        interim = await peer.start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        await peer.aclose()
+        shown = await service.connect().request("HEAD", location)
+        while shown["content-length"] != "100":
+            shown = await service.connect().request("HEAD", location)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        called.clear()
+        shown = await service.connect().request("HEAD", location)
+        assert (shown.status, shown["content-length"]) == (200, "100")
+    assert called == ["operation", "offset"]

@@ -89,6 +89,7 @@ class Incoming:
 
     *start* runs a function in the server's nursery, keeping the operation in use.
     *reserve* is told how far the content will reach before it does; it may refuse.
+    *found* is where a writer would begin, if that was looked up just now.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Incoming:
         storage: Storage,
         start: Callable[..., None],
         reserve: Callable[[int], None],
+        found: int | None = None,
     ) -> None:
         self.key = key
         self.durable_offset = durable_offset
@@ -111,6 +113,7 @@ class Incoming:
         self._storage = storage
         self._start = start
         self._reserve = reserve
+        self._found = found
         self._writer: ContentWriter | None = None
         self._offset = 0
         """The writer's, and what its lane is about to add."""
@@ -191,6 +194,7 @@ class Incoming:
                 self.failure = None
                 self.close()
             if self._writer is None:
+                self._found = None
                 self._writer = await self._storage.run(
                     self._storage.store.open_writer, self.key
                 )
@@ -322,7 +326,11 @@ class Incoming:
             # The running writer has yet to learn of it; only its end may reopen.
             raise self.failure
         if self._writer is None:
-            offset = await self._storage.run(self._storage.store.offset, self.key)
+            offset, self._found = self._found, None
+            if offset is None:
+                offset = await self._storage.run(self._storage.store.offset, self.key)
+            if self._storage.store.durable_at_once:
+                self.durable_offset = max(self.durable_offset, offset)
             if offset == self.durable_offset:
                 return offset
         writer = await self._open_writer()

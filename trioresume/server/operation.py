@@ -101,8 +101,11 @@ class Operation:
         self._bug: Exception | None = None
         self._changed = Signal()
 
-    def load(self, record: OperationRecord) -> None:
-        """Begin with what the catalog has, or is about to have."""
+    def load(self, record: OperationRecord, offset: int | None = None) -> None:
+        """Begin with what the catalog has, or is about to have.
+
+        *offset* is how far its content is, if that was just looked up.
+        """
         self.record = record
         self.incoming = Incoming(
             request_key(self.id),
@@ -110,6 +113,7 @@ class Operation:
             self._around.storage,
             self._start,
             self.reserve,
+            offset,
         )
         self.incoming.ended = record.state is not _S.RECEIVING
         self.is_loaded = True

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trioresume.errors import StorageError
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.server.answers import Answering
 from trioresume.server.operation import Operation, Surroundings
-from trioresume.store.port import CreateOperation, OperationId, OperationRecord
+from trioresume.store.port import (
+    CreateOperation,
+    OperationId,
+    OperationRecord,
+    request_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,33 +160,51 @@ class Operations:
             self._release(operation)
 
     @asynccontextmanager
-    async def use(self, id: OperationId) -> AsyncIterator[Operation | None]:
-        """The operation called *id*, used within the block; None if there is none."""
+    async def use(
+        self, id: OperationId, *, asks_offset: bool = False
+    ) -> AsyncIterator[Operation | None]:
+        """The operation called *id*, used within the block; None if there is none.
+
+        With *asks_offset* one look at the disk finds both it and how far its content is.
+        """
         operation = self._used.get(id)
         if operation is None:
             operation = self._used[id] = Operation(id, self._surroundings)
         operation.users += 1
         try:
             if not operation.is_loaded:
-                await self._load(operation)
+                await self._load(operation, asks_offset)
             yield operation if operation.is_loaded else None
         finally:
             self._release(operation)
 
-    async def _load(self, operation: Operation) -> None:
+    async def _load(self, operation: Operation, asks_offset: bool) -> None:
         """Load it, if there is one in the store."""
         # One loads, the others wait: two copies of an operation must never be.
         if operation.loading is None:
             operation.loading = trio.Lock()
         async with operation.loading:
             if not operation.is_loaded:
-                record = await self.storage.run(
-                    self.storage.store.operation, operation.id
+                record, offset = await self.storage.run(
+                    self._look, operation.id, asks_offset
                 )
                 if record is not None:
-                    operation.load(record)
+                    operation.load(record, offset)
                     self._resume_call(operation)
         operation.loading = None if operation.is_loaded else operation.loading
+
+    def _look(
+        self, id: OperationId, asks_offset: bool
+    ) -> tuple[OperationRecord | None, int | None]:
+        """Called in a worker thread."""
+        store = self.storage.store
+        record = store.operation(id)
+        if record is None or record.state is not _S.RECEIVING or not asks_offset:
+            return record, None
+        try:
+            return record, store.offset(request_key(id))
+        except StorageError:
+            return record, None  # it will come again, where it is dealt with
 
     def _resume_call(self, operation: Operation) -> None:
         """Go on with the target's call if the last process stopped in it.

@@ -130,7 +130,9 @@ class Resources:
                 any_interop_version=not self._config.check_interop_version,
             )
         named = dialect.method(exchange.head)
-        async with self._operations.use(operation_id) as operation:
+        asks = resource is Resource.CONTENT and named == "HEAD"
+        using = self._operations.use(operation_id, asks_offset=asks)
+        async with using as operation:
             if operation is None or operation.record.principal != principal:
                 raise PeerError(ProblemCode.NOT_FOUND)
             dialect.check(exchange.head)

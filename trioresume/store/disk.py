@@ -210,6 +210,10 @@ class DiskStore:
         return True
 
     @property
+    def durable_at_once(self) -> bool:
+        return not self._disk.durable
+
+    @property
     def chunk_size(self) -> int:
         return self._chunk_size
 

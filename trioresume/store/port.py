@@ -572,6 +572,14 @@ class Store(Protocol):
         ...
 
     @property
+    def durable_at_once(self) -> bool:
+        """Whether bytes are as durable as they will be once ``append`` returned.
+
+        Then no flush is ever due, and no offset recorded.
+        """
+        ...
+
+    @property
     def chunk_size(self) -> int: ...
 
     def apply(

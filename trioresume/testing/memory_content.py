@@ -100,6 +100,10 @@ class MemoryContents:
         return False
 
     @property
+    def durable_at_once(self) -> bool:
+        return False
+
+    @property
     def chunk_size(self) -> int:
         return self._chunk_size
 
