@@ -22,6 +22,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from trioresume.server.messages import AnyTarget, as_target
 from trioresume.server.operations import Operations
 from trioresume.server.serving import Doorman, running_service, running_storage
 from trioresume.server.storage import Storage
-from trioresume.store.port import Mutation
+from trioresume.store.port import Mutation, Store
 from trioresume.testing import MemoryTransport, memory_transport_pair
 from trioresume.testing.memory_store import MemoryStore
 
@@ -425,11 +426,16 @@ class SocketService:
 async def socket_service(
     handler: Handler | AnyTarget, data_dir: Path, **settings: Any
 ) -> AsyncIterator[SocketService]:
-    """``trioresume.serve`` with a store on disk, cancelled in the end."""
+    """``trioresume.serve`` with a store on disk, cancelled in the end.
+
+    *settings* are the configuration's; *store* among them is used instead of its own.
+    """
+    store: Store | None = settings.pop("store", None)
     settings = {"durability": "process", "chunk_size": 64 * 1024, **settings}
     config = Config(bind=["127.0.0.1:0"], data_dir=data_dir, **settings)
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(trioresume.serve, handler, config)
+        serve = partial(trioresume.serve, handler, config, store=store)
+        server = await nursery.start(serve)
         try:
             yield SocketService(server)
         finally:

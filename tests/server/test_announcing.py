@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.server.harness import Recorder, memory_service
+from tests.server.harness import Recorder, memory_service, socket_service
 from tests.server.test_content import BODY
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.config import Config
@@ -80,16 +80,15 @@ async def test_offset_of_what_nobody_writes_is_looked_up(
 
     for name in ("operation", "offset", "open_writer"):
         monkeypatch.setattr(store, name, watched(name))
-    async with memory_service(Recorder(), store=store) as service:
-        peer = service.connect()
-        interim = await peer.start(512, BODY[:100])
-        location = interim.fields.get("request-content-location") or ""
-        await peer.aclose()
-        shown = await service.connect().request("HEAD", location)
-        while shown["content-length"] != "100":
-            shown = await service.connect().request("HEAD", location)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        called.clear()
-        shown = await service.connect().request("HEAD", location)
-        assert (shown.status, shown["content-length"]) == (200, "100")
+    async with socket_service(Recorder(), tmp_path, store=store) as service:
+        async with service.connect() as peer:
+            interim = await peer.start(512, BODY[:100])
+            location = interim.fields.get("request-content-location") or ""
+        async with service.connect() as peer:
+            while (await peer.request("HEAD", location))["content-length"] != "100":
+                pass
+            await trio.testing.wait_all_tasks_blocked(0.05)  # nobody uses it any more
+            called.clear()
+            shown = await peer.request("HEAD", location)
+            assert (shown.status, shown["content-length"]) == (200, "100")
     assert called == ["operation", "offset"]

@@ -334,7 +334,9 @@ async def test_a_range_goes_over_the_parts() -> None:
         paths = [await part(client, data) for data in PARTS]
         metadata = {"Upload-Metadata": f"filename {b64(b'whole.txt')}"}
         final = await concatenate(client, *paths, **metadata)
-        message = await client.request("GET", final["response-message-location"])
+        message = await client.request(
+            "GET", final["response-message-location"], {"Prefer": "wait=5"}
+        )
         at = message.body.index(b"/files/")
         where = message.body[at : message.body.index(b"\r\n", at)].decode()
         for path in (*paths, place(final)):
@@ -376,8 +378,10 @@ async def test_parts_are_named_by_any_reference_of_theirs() -> None:
         token = told[1].removeprefix("https://example.org/up")
         reply = await concatenate(client, told[0], token, "http://other" + token)
         assert reply.status == 201
-        await handler.begun.wait()
-        await client.request("GET", "/")
+        message = reply["response-message-location"].removeprefix(
+            config.public_url or ""
+        )
+        await client.request("GET", message, {"Prefer": "wait=5"})
     assert handler.bodies[0] == b"011"
 
 

@@ -105,7 +105,10 @@ class Connection:
     async def _serve_one(self) -> bool:
         """Read one request and answer it; whether another one may follow."""
         # Nothing is made for a request before it comes: thousands may be waited for.
-        if not self._leftover and not await self._wait_for_request():
+        if self._leftover:
+            # Whatever is answered at once: a peer may send requests without end.
+            await trio.lowlevel.checkpoint()
+        elif not await self._wait_for_request():
             return False
         parser = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self._config.max_header_size
@@ -219,8 +222,9 @@ class Connection:
             if end >= 0:
                 return end
             searched = len(self._leftover)
-            await self._transport.wait_readable()
-            count = self._transport.receive_nowait(self._memory.scratch[:HEAD_READ])
+            scratch = self._memory.scratch[:HEAD_READ]
+            while (count := self._transport.receive_nowait(scratch)) is None:
+                await self._transport.wait_readable()
             if count == 0:
                 if self._leftover:
                     raise PeerError(
@@ -229,8 +233,7 @@ class Connection:
                         close=True,
                     )
                 return None
-            if count is not None:
-                self._leftover += self._memory.scratch[:count]
+            self._leftover += scratch[:count]
 
     def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
         check_head(raw, self._limits)

@@ -93,13 +93,13 @@ class Exchange:
         if self._config.interim_responses == "none":
             always = False
         if self.can_interim and (self._owes_continue or always):
-            await self._send(self._interim(100, fields))
+            await self._send_at_once(self._interim(100, fields))
         self._owes_continue = False
 
     async def send_interim(self, interim: Interim) -> None:
         """Send an interim response that the client is to have before anything else."""
         if self.can_interim and self._config.interim_responses != "none":
-            await self._send(self._interim(interim.status, interim.fields))
+            await self._send_at_once(self._interim(interim.status, interim.fields))
 
     def offer_interim(self, interim: Interim) -> None:
         """Send an interim response, unless the peer reads too slowly (R30)."""
@@ -140,12 +140,12 @@ class Exchange:
             fields = fields.without("content-length").plus(length)
         fields = self._edge.finish(self.head, fields.plus(self.dialect.fields))
         if bodiless:
-            await self._send(self._start_response(status, fields))
+            await self._send_at_once(self._start_response(status, fields))
         elif isinstance(body, bytes):
-            await self._send(self._start_response(status, fields) + body)
+            await self._send_at_once(self._start_response(status, fields) + body)
         elif isinstance(body, StoredBody):
             begun, rest = await body.begin()
-            await self._send(self._start_response(status, fields) + begun)
+            await self._send_at_once(self._start_response(status, fields) + begun)
             del begun  # a peer that reads no further must not hold it
             seconds = self._config.send_timeout
             await rest.send(self._transport.files, self._send, seconds)
@@ -178,7 +178,13 @@ class Exchange:
         for data in self._parser.send_with_data_passthrough(event) or ():
             await self._send(data)
 
-    async def _send(self, data: bytes) -> None:
+    async def _send_at_once(self, data: bytes) -> None:
+        """As :meth:`_send`, but mostly neither a checkpoint nor a deadline is needed."""
+        sent = self._transport.send_some_nowait(data)
+        if sent < len(data):
+            await self._send(memoryview(data)[sent:])
+
+    async def _send(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         # In pieces, so that the deadline is about progress and not about size.
         for start in range(0, len(view), 256 * 1024):

@@ -19,6 +19,7 @@ from trioresume.errors import StorageError
 from trioresume.protocol.schedule import Schedule
 from trioresume.store.port import (
     Collected,
+    CreateOperation,
     EndOperation,
     ForgetOperation,
     Mutation,
@@ -26,6 +27,7 @@ from trioresume.store.port import (
     PublishFile,
     RecordResponse,
     RemoveFile,
+    SetExpiry,
     SetMeta,
 )
 
@@ -69,30 +71,36 @@ class Expiry:
         self._reload_at = float("inf")
         self._reloads = 0
 
-    def note(self, deadline: float, token: str) -> None:
-        """A deadline was set or moved."""
+    def _note(self, deadline: float, token: str) -> None:
+        """A deadline was set or moved; the catalog has it already, if it is its."""
         self._schedule.add(token, deadline)
         if deadline < self._wakes_at:
             self._noted.set()
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
-        """Note the deadlines of files, whose tokens only the catalog knows.
+        """Note the deadlines that were committed, as the schedule asks for.
 
         And let go of those of operations that are forgotten: there may be thousands a
         second that nobody was told of, with deadlines a day from now.
         """
         for mutation in mutations:
-            if isinstance(mutation, ForgetOperation):
+            if isinstance(mutation, CreateOperation):
+                record = mutation.record
+                self._note(record.expires_at, f"o:{record.id}")
+            elif isinstance(mutation, _MOVING):
+                self._note(mutation.expires_at, f"o:{mutation.operation}")
+            elif isinstance(mutation, ForgetOperation):
                 self._schedule.discard(f"o:{mutation.operation}")
             elif (
                 isinstance(mutation, PublishFile)
                 and mutation.file.expires_at is not None
                 and mutation.file.expires_at < self._reload_at
             ):
-                # A name of its own, as a later one must not put off this one.
+                # Its token only the catalog knows, so that this stands for it, with a
+                # name of its own, as a later one must not put off this one.
                 self._reload_at = mutation.file.expires_at
                 self._reloads += 1
-                self.note(self._reload_at, f"{_RELOAD}:{self._reloads}")
+                self._note(self._reload_at, f"{_RELOAD}:{self._reloads}")
 
     async def run(self, operations: Operations) -> None:
         """The expiry task. Runs until cancelled."""
@@ -128,7 +136,8 @@ class Expiry:
     ) -> None:
         """Expire *tokens* side by side, so that they share commits.
 
-        One that fails does not keep the others from it; the first failure is raised.
+        One that fails does not keep the others from it, and is due still; the first
+        failure is raised.
         """
         failures: list[Exception] = []
 
@@ -137,6 +146,7 @@ class Expiry:
                 await self._expire(operations, token)
             except Exception as exc:  # noqa: BLE001 - raised below
                 failures.append(exc)
+                self._note(self._clock.now(), token)
 
         async with trio.open_nursery() as nursery:
             for token in tokens:
@@ -158,13 +168,16 @@ class Expiry:
             async with operations.use(operation_id) as operation:
                 if operation is None:
                     return
-                if operation.users == 1:
-                    await operation.expire(now)
+                if operation.record.expires_at > now:
+                    # It was moved on, which the hint did not know.
+                    self._note(operation.record.expires_at, token)
+                elif operation.users == 1:
+                    await operation.expire()
                 else:
                     operation.renew()
                     if operation.record.expires_at <= now:
                         # A tombstone, which is not renewed: it goes a little later.
-                        self.note(now + RETRY_DELAY, token)
+                        self._note(now + RETRY_DELAY, token)
         else:
             await self._load()
 
@@ -244,4 +257,5 @@ async def _ignore(done: Collected) -> None:
     """The background collection tells nobody."""
 
 
+_MOVING = (SetExpiry, RecordResponse, EndOperation)
 _RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)

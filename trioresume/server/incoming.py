@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
-from trioresume.server.signals import Signal
+from trioresume.server.signals import Holding, Signal
 from trioresume.server.workers import Lane
 from trioresume.store.port import HoldBack, LetCount
 
@@ -187,7 +187,7 @@ class Incoming:
         # One opens: a second writer would make the first one stale.
         if self._opening is None:
             self._opening = trio.Lock()
-        async with self._opening:
+        async with Holding(self._opening):
             if self.failure is not None:
                 # After a failed sync only what was recorded counts: look again.
                 await self._settle()

@@ -71,8 +71,6 @@ class Surroundings:
     storage: Storage
     config: Config
     clock: ServiceClock
-    on_expiry: Callable[[float, str], None]
-    """Told of each new deadline and its token."""
     start: Callable[..., None]
     """``start(operation, function, *args)``: run it in the server's nursery, in use."""
     quotas: Quotas
@@ -288,10 +286,8 @@ class Operation:
         else:
             await self._around.storage.commit(SetState(self.id, new_state))
 
-    async def expire(self, now: float) -> None:
-        """Its time has come, if nobody moved it on meanwhile (promise 9)."""
-        if self.record.expires_at > now:
-            return
+    async def expire(self) -> None:
+        """Its time has come, and nobody moved it on (promise 9)."""
         old_state = self.state
         new_state = self.change(Event.EXPIRED)
         if old_state is _S.GONE:
@@ -329,7 +325,7 @@ class Operation:
                 self._around.clock.now() + self._around.config.tombstone_lifetime
             )
             ended = EndOperation(self.id, expires_at)
-            self._note_expiry(expires_at)
+            self.record = replace(self.record, expires_at=expires_at)
         self.record = replace(self.record, content=None, response=None)
         await self._around.storage.commit(ended)
 
@@ -341,11 +337,7 @@ class Operation:
         slack = _expiry_slack(self._lifetime)
         if self.state is not _S.GONE and expires_at > self.record.expires_at + slack:
             self._around.storage.submit(SetExpiry(self.id, expires_at))
-            self._note_expiry(expires_at)
-
-    def _note_expiry(self, expires_at: float) -> None:
-        self.record = replace(self.record, expires_at=expires_at)
-        self._around.on_expiry(expires_at, f"o:{self.id}")
+            self.record = replace(self.record, expires_at=expires_at)
 
     # Completion.
 
@@ -428,7 +420,7 @@ class Operation:
         content = self.record.content if keep else None
         self.record = replace(self.record, response=response, content=content)
         self.change(Event.ANSWERED)
-        self._note_expiry(expires_at)
+        self.record = replace(self.record, expires_at=expires_at)
 
 
 def _expiry_slack(lifetime: float) -> float:

@@ -15,6 +15,7 @@ from trioresume.errors import StorageError
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.server.answers import Answering
 from trioresume.server.operation import Operation, Surroundings
+from trioresume.server.signals import Holding
 from trioresume.store.port import (
     CreateOperation,
     OperationId,
@@ -53,7 +54,6 @@ class Operations:
         config: Config,
         clock: ServiceClock,
         background: trio.Nursery,
-        on_expiry: Callable[[float, str], None],
         quotas: Quotas,
     ) -> None:
         self._quotas = quotas
@@ -61,9 +61,8 @@ class Operations:
         self.target = target
         self.config = config
         self.clock = clock
-        self._on_expiry = on_expiry
         self._surroundings = Surroundings(
-            storage, config, clock, on_expiry, self.start, quotas, self._answer
+            storage, config, clock, self.start, quotas, self._answer
         )
         self._background = background
         self._used: dict[OperationId, Operation] = {}
@@ -147,7 +146,6 @@ class Operations:
         operation.load(record)
         operation.incoming.begin()
         operation.users = 1
-        self._on_expiry(record.expires_at, f"o:{record.id}")
         try:
             if offered:
                 await self.storage.commit(CreateOperation(record))
@@ -183,7 +181,7 @@ class Operations:
         # One loads, the others wait: two copies of an operation must never be.
         if operation.loading is None:
             operation.loading = trio.Lock()
-        async with operation.loading:
+        async with Holding(operation.loading):
             if not operation.is_loaded:
                 record, offset = await self.storage.run(
                     self._look, operation.id, asks_offset

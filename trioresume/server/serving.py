@@ -189,9 +189,7 @@ async def running_service(
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
     storage.brace = quotas.brace
     async with trio.open_nursery() as background:
-        operations = Operations(
-            storage, target, config, clock, background, expiry.note, quotas
-        )
+        operations = Operations(storage, target, config, clock, background, quotas)
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
         data_dir = config.data_dir if control else None

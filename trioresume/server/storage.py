@@ -83,7 +83,7 @@ class Storage:
         self.callers = Workers(threads if store.blocking else 0)
         """For what somebody waits for: looking things up, opening, syncing."""
         # Commits have a thread of their own: never behind a queue of slow syncs.
-        self._commit_thread = trio.CapacityLimiter(1)
+        self._committer = Workers(1 if store.blocking else 0)
         self._queue: list[Submission] = []
         self._changed = trio.Event()
         self._due = float("inf")
@@ -203,7 +203,7 @@ class Storage:
 
         Others that are being cancelled may still submit; what was submitted happens.
         """
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self._committer.running():
             task_status.started()
             while not self._stopping or self._queue:
                 if self._due > trio.current_time() and not self._stopping:
@@ -242,15 +242,9 @@ class Storage:
 
     async def _apply(self, batch: Sequence[Submission]) -> None:
         self.brace()
-        with trio.CancelScope(shield=True):
-            mutations = [submission.mutations for submission in batch]
-            if self.store.blocking:
-                results = await trio.to_thread.run_sync(
-                    self.store.apply, mutations, limiter=self._commit_thread
-                )
-            else:
-                await trio.lowlevel.checkpoint()
-                results = self.store.apply(mutations)
+        mutations = [submission.mutations for submission in batch]
+        apply = partial(self.store.apply, mutations)
+        results = await self._call(self._committer, apply)
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
             if conflict is None:

@@ -112,6 +112,14 @@ class Transport(Protocol):
         """
         ...
 
+    def send_some_nowait(self, data: bytes) -> int:
+        """Send what can be sent at once; the number of bytes.
+
+        It is 0 also behind earlier bytes that wait to be sent, and when the connection
+        broke, which ``send_all`` will tell.
+        """
+        ...
+
     def send_nowait(self, data: bytes) -> bool:
         """Send a small message without blocking, or not at all.
 
@@ -207,17 +215,19 @@ class SocketTransport:
         except OSError as exc:
             raise trio.BrokenResourceError(f"send failed: {exc}") from exc
 
+    def send_some_nowait(self, data: bytes) -> int:
+        if self._unsent:
+            return 0
+        try:
+            return self._raw.send(data)
+        except OSError:
+            # Either it would block, or send_all will meet the same error and report it.
+            return 0
+
     def send_nowait(self, data: bytes) -> bool:
         if self._unsent:
             return False
-        try:
-            sent = self._raw.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The next receive or send_all will meet the same error and report it.
-            return False
-        self._unsent = data[sent:]
+        self._unsent = data[self.send_some_nowait(data) :]
         return True
 
     @property

@@ -1,10 +1,13 @@
-"""Threads for the disk work of running uploads.
+"""Threads for the work of running uploads and requests that may block.
 
 ``trio.to_thread`` hands every call to a thread of its own and every result to a task:
 about 120 µs of processor time. A piece of content is short work, there are hundreds
 of them a second, and nobody waits for a single one. So a few threads take jobs from a
 queue, and what is to happen then is called in the event loop, for all the jobs that
 ended meanwhile by one wake-up: about half of that.
+
+A thread that finds nothing to do waits for a lock of its own. (The standard library's
+queues have one lock that all wait for: each job wakes a second thread for nothing.)
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import TypeVar, cast
 
 import trio
@@ -36,7 +38,9 @@ class Workers:
     def __init__(self, threads: int) -> None:
         self._size = threads
         self._threads: list[threading.Thread] = []
-        self._jobs: SimpleQueue[tuple[Job, Then] | None] = SimpleQueue()
+        self._jobs: deque[tuple[Job, Then] | None] = deque()
+        self._idle: list[threading.Lock] = []
+        """Of each thread that waits for its lock, the last one first to be woken."""
         self._done: deque[tuple[Then, object, Exception | None]] = deque()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -58,20 +62,47 @@ class Workers:
             yield
         finally:
             for _ in self._threads:
-                self._jobs.put(None)
+                self._put(None)
             for thread in self._threads:
                 thread.join()
 
     def submit(self, job: Job, then: Then) -> None:
         """Have *job* called soon, and *then* after it."""
         if self._size:
-            self._jobs.put((job, then))
+            self._put((job, then))
         else:
             _call(then, *_run(job))
 
+    def _put(self, item: tuple[Job, Then] | None) -> None:
+        self._jobs.append(item)
+        try:
+            self._idle.pop().release()
+        except IndexError:
+            pass  # all are busy: who ends first takes it
+
+    def _get(self, lock: threading.Lock) -> tuple[Job, Then] | None:
+        while True:
+            try:
+                return self._jobs.popleft()
+            except IndexError:
+                self._idle.append(lock)
+            if self._jobs and self._retract(lock):
+                continue  # it came in between
+            lock.acquire()
+
+    def _retract(self, lock: threading.Lock) -> bool:
+        """Be idle no more; False if somebody is about to release the lock."""
+        try:
+            self._idle.remove(lock)
+        except ValueError:
+            return False
+        return True
+
     def _work(self) -> None:
         assert self._token is not None
-        while (item := self._jobs.get()) is not None:
+        lock = threading.Lock()
+        lock.acquire()
+        while (item := self._get(lock)) is not None:
             job, then = item
             result, error = _run(job)
             self._done.append((then, result, error))

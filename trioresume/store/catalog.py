@@ -46,10 +46,21 @@ from trioresume.store.schema import connect, create, migrate, sqlite_error
 
 __all__ = ["Catalog", "CatalogReader"]
 
+
+def _of(alias: str, columns: str) -> str:
+    return ", ".join(f"{alias}.{column.strip()}" for column in columns.split(","))
+
+
 _OPERATION = (
-    f"SELECT {', '.join('o.' + c.strip() for c in OPERATION_COLUMNS.split(','))},"
+    f"SELECT {_of('o', OPERATION_COLUMNS)},"
     " ifnull(max(c.durable_offset, c.prefix_bytes), 0)"
     " FROM operations o LEFT JOIN contents c ON c.key = o.id"
+)
+
+_KNOWN = (
+    f"SELECT {_of('c', ContentRow.COLUMNS)},"
+    " p.idx, p.length FROM contents c"
+    " LEFT JOIN pieces p ON p.cid = c.cid AND p.idx >= c.prefix WHERE c.key = ?"
 )
 
 
@@ -147,13 +158,17 @@ class CatalogReader:
         row = self._one(f"SELECT {ContentRow.COLUMNS} FROM contents WHERE key = ?", key)
         return None if row is None else ContentRow(*row)
 
-    def pieces_from(self, cid: int, index: int) -> dict[int, int]:
-        """Index and length of the sealed chunks from *index* on: those past a gap."""
-        return dict(
-            self._all(
-                "SELECT idx, length FROM pieces WHERE cid = ? AND idx >= ?", cid, index
-            )
-        )
+    def known(self, key: ContentKey) -> tuple[ContentRow, dict[int, int]] | None:
+        """The row, and index and length of the sealed chunks after its prefix.
+
+        Those are past a gap. None if nothing of *key* is under construction.
+        """
+        rows = self._all(_KNOWN, key)
+        if not rows:
+            return None
+        return ContentRow(*rows[0][:-2]), {
+            index: length for *_, index, length in rows if index is not None
+        }
 
     def piece(self, key: ContentKey, index: int) -> Digest | None:
         """What names chunk *index* of what is under construction, if it is sealed."""

@@ -141,22 +141,14 @@ class Survey:
 
     def look(self, key: ContentKey) -> Extent | None:
         """What is there of *key*; None if the catalog does not speak of it."""
-        before = self._known(key)
+        before = self._catalog.known(key)
         while before is not None:
             extent = self._walk(key, *before)
-            after = self._known(key)
+            after = self._catalog.known(key)
             if after == before:
                 return extent
             before = after
         return None
-
-    def _known(self, key: ContentKey) -> tuple[ContentRow, dict[int, int]] | None:
-        row = self._catalog.content(key)
-        return (
-            None
-            if row is None
-            else (row, self._catalog.pieces_from(row.cid, row.prefix))
-        )
 
     def _walk(self, key: ContentKey, row: ContentRow, pieces: dict[int, int]) -> Extent:
         parts: list[Part] = []

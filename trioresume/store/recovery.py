@@ -61,14 +61,13 @@ class Recovery:
         self._suspects: set[ContentKey] = set()
         self._survey = Survey(catalog, tails.length, epoch, self._suspects)
 
-    def offset(self, key: ContentKey) -> int:
-        """Where a writer would begin. Raises :class:`ContentLost`."""
-        if is_response_key(key):
-            return 0
+    def offset(self, key: ContentKey) -> int | None:
+        """Where a writer would begin; None if nothing was written, or it is frozen.
+
+        Raises :class:`ContentLost`.
+        """
         extent = self._survey.look(key)
-        if extent is None:
-            return 0
-        return extent.checked()
+        return None if extent is None else extent.checked()
 
     def holds_tail(self, key: ContentKey, index: int) -> bool:
         """Whether the tail *index* is a part of what *key* holds, if nobody writes it.

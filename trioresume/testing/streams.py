@@ -191,6 +191,11 @@ class MemoryTransport:
             pipe.changed()
         return size
 
+    def send_some_nowait(self, data: bytes) -> int:
+        if self._unsent or self._closed or self._outgoing.broken_for_sender:
+            return 0
+        return self._accept(memoryview(data))
+
     def send_nowait(self, data: bytes) -> bool:
         if self._unsent or self._closed or self._outgoing.broken_for_sender:
             return False
