@@ -273,6 +273,7 @@ class Answering:
         if self._frozen:
             operation.note_frozen()
             self._frozen = []
+        operation.is_forgotten = isinstance(record, ForgetOperation)
         if not operation.is_abandoned:
             operation.note_answer(stored, expires_at)
 

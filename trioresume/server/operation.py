@@ -90,6 +90,8 @@ class Operation:
         self.users = 0
         self.unoffered = False
         """Whether nobody was told of it: no resources, no replay, no tombstone."""
+        self.is_forgotten = False
+        """Whether the catalog has nothing of it any more."""
         self.was_resumed = True
         """Whether more than the request that began it had a part in it."""
         self.progress: Progress | None = None
@@ -121,8 +123,8 @@ class Operation:
         self.incoming.close()
         if not self.unoffered:
             self.renew()
-        elif self.state is not _S.GONE:
-            self._around.storage.submit(ForgetOperation(self.id))
+        elif not self.is_forgotten:
+            self._around.storage.submit_later(ForgetOperation(self.id))
         # It calls this back: a circle, which only the garbage collector would undo.
         del self.incoming
 
@@ -320,6 +322,7 @@ class Operation:
         ended: Mutation
         if self.unoffered:
             ended = ForgetOperation(self.id)
+            self.is_forgotten = True
         else:
             expires_at = (
                 self._around.clock.now() + self._around.config.tombstone_lifetime

@@ -150,7 +150,8 @@ class Operations:
             if offered:
                 await self.storage.commit(CreateOperation(record))
             else:
-                operation.incoming.creation = self.storage.submit(
+                # Nobody else can look for it: mostly it is over before this is due.
+                operation.incoming.creation = self.storage.submit_later(
                     CreateOperation(record)
                 )
             yield operation
