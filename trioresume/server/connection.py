@@ -191,14 +191,20 @@ class Connection:
 
     async def _read_head(self) -> bytes | None:
         """The next request's head; None when none will come."""
-        with trio.move_on_after(self._config.header_timeout) as scope:
-            end = await self._find_end()
-        if scope.cancelled_caught:
-            raise PeerError(
-                ProblemCode.REQUEST_TIMEOUT, "the head took too long", close=True
-            )
-        if end is None:
+        if not self._leftover and self._receive() is False:
             return None
+        end = find_head_end(self._leftover, 0, self._limits)
+        if end < 0:
+            # Seldom: mostly all of it is there at once, and needs no deadline.
+            with trio.move_on_after(self._config.header_timeout) as scope:
+                found = await self._find_end(len(self._leftover))
+            if scope.cancelled_caught:
+                raise PeerError(
+                    ProblemCode.REQUEST_TIMEOUT, "the head took too long", close=True
+                )
+            if found is None:
+                return None
+            end = found
         raw = bytes(self._leftover[head_start(self._leftover) : end])
         del self._leftover[:end]
         return raw
@@ -215,25 +221,33 @@ class Connection:
         # that of a connection whose place is taken.
         return not idle.cancel_called
 
-    async def _find_end(self) -> int | None:
-        searched = 0
-        while True:
-            end = find_head_end(self._leftover, searched, self._limits)
-            if end >= 0:
-                return end
-            searched = len(self._leftover)
-            scratch = self._memory.scratch[:HEAD_READ]
-            while (count := self._transport.receive_nowait(scratch)) is None:
+    async def _find_end(self, searched: int) -> int | None:
+        """Receive until a head has come; None if nothing came but the end of the stream.
+
+        The first *searched* bytes of what came before have no end of a head.
+        """
+        end = -1
+        while end < 0:
+            while (came := self._receive()) is None:
                 await self._transport.wait_readable()
-            if count == 0:
-                if self._leftover:
-                    raise PeerError(
-                        ProblemCode.MALFORMED_REQUEST,
-                        "the head is incomplete",
-                        close=True,
-                    )
+            if not came and not self._leftover:
                 return None
-            self._leftover += scratch[:count]
+            if not came:
+                raise PeerError(
+                    ProblemCode.MALFORMED_REQUEST, "the head is incomplete", close=True
+                )
+            end = find_head_end(self._leftover, searched, self._limits)
+            searched = len(self._leftover)
+        return end
+
+    def _receive(self) -> bool | None:
+        """Take what is there: whether the stream goes on, None if nothing is there yet."""
+        scratch = self._memory.scratch[:HEAD_READ]
+        count = self._transport.receive_nowait(scratch)
+        if count is None:
+            return None
+        self._leftover += scratch[:count]
+        return count > 0
 
     def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
         check_head(raw, self._limits)
