@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from tests.e2e.command import Service
 from tests.e2e.proxies import Proxy
 from tests.e2e.tus_uploads import Source
 from tests.e2e.wire import parse_message
+from tests.platforms import needs
 from tests.server.harness import Client, Reply
 from trioresume.testing import (
     ChaosProxy,
@@ -360,7 +360,7 @@ def test_others_than_the_proxy_are_not_believed(front: Front) -> None:
     assert "\r\nlocation: " + front.prefix + "/operations/" in answer
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@needs("curl")
 def test_https_and_http_2_in_front(caddy: Front, tmp_path: Path) -> None:
     """C2, G13: the 104 comes over HTTP/2, and the Location has the proxy's scheme."""
     origin = f"https://localhost:{caddy.proxy.tls_port}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -16,11 +15,9 @@ import pytest
 
 from tests.e2e.command import Service
 from tests.e2e.wire import Answer, parse_message
+from tests.platforms import needs
 
-CURL = shutil.which("curl")
-pytestmark = pytest.mark.skipif(
-    CURL is None, reason="curl is not installed (on Debian: apt-get install curl)"
-)
+pytestmark = needs("curl")
 
 SIZE = 3_000_000
 RESUMING = ("-H", "Expect: 100-continue", "-H", "Prefer: resume")

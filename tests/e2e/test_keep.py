@@ -17,6 +17,7 @@ import trio
 from tests.e2e.command import SOURCE, Service
 from tests.e2e.uploads import Pace, Upload
 from tests.e2e.wire import Cut, Wire, ask, request_head
+from tests.platforms import unreadable_page
 from tests.store.helpers import do, store_content
 from trioresume.store.disk import open_store
 from trioresume.store.port import EndOperation, OperationId
@@ -197,7 +198,7 @@ async def test_flipped_byte_is_found_and_healed(service: Service) -> None:
     assert (code, len(printed)) == (0, 1)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no EIO at hand")
+@unreadable_page
 async def test_chunk_that_cannot_be_read_fails_those_who_need_it(
     service: Service,
 ) -> None:

@@ -39,7 +39,8 @@ import pytest
 import trio
 
 from tests.e2e.command import Service
-from tests.e2e.test_curl import CURL, PATIENCE_SECONDS, PATIENT, curl
+from tests.e2e.test_curl import PATIENCE_SECONDS, PATIENT, curl
+from tests.platforms import needs
 from tests.server.harness import Client, Reply, chunked
 from trioresume.protocol.dialects.rufh_versions import VERSIONS
 
@@ -302,7 +303,7 @@ def _decoded(value: str) -> bytes:
     return base64.b64decode(value.partition("=:")[2].removesuffix(":"))
 
 
-@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+@needs("curl")
 def test_curl_uploads_in_parts_and_has_a_lost_answer_again(
     shared_service: Service, tmp_path: Path
 ) -> None:

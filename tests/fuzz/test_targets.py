@@ -5,7 +5,6 @@ G2, G3, G6, B1 to B8: no input raises what it must not, or depends on its split.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.fuzz.targets import TARGETS
+from tests.platforms import needs_atheris
 
 CORPUS = Path(__file__).parent / "corpus"
 ROOT = Path(__file__).parent.parent.parent
@@ -54,9 +54,7 @@ def test_target_holds_for_inputs_made_of_the_grammars_pieces(
     TARGETS[name](data)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris is not installed"
-)
+@needs_atheris
 @pytest.mark.parametrize("name", ["head", "chunks"])
 def test_fuzzer_runs(name: str, tmp_path: Path) -> None:
     """The documented command, for two seconds."""

@@ -228,8 +228,9 @@ def test_completeness_reads_back(version: Version, *, complete: bool) -> None:
 
 
 def test_union_has_no_words_for_an_upload_that_is_not_complete() -> None:
-    """A request without a marker begins none."""
-    with pytest.raises(NotImplementedError):
+    """A request without a marker begins none, so that nobody asks it for them."""
+    assert not UNION.shows_progress
+    with pytest.raises(NotImplementedError, match="the content's end is the upload's"):
         UNION.created(upload())
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="only a dialect with a word for it"):
         UNION.progress(5)

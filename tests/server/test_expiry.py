@@ -268,6 +268,32 @@ async def test_expiry_that_fails_is_tried_again(
         assert store.stored_bytes == 0
 
 
+async def test_a_deadline_is_noted_when_the_catalog_has_it(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, a look for deadlines that is on its way would miss it for good."""
+    store = MemoryStore(chunk_size=64)
+    noted: list[float] = []
+
+    class Watched(Schedule):
+        def add(self, token: str, deadline: float) -> None:
+            record = store.operation(OperationId(token.removeprefix("o:")))
+            assert record is not None
+            assert record.expires_at == deadline
+            noted.append(deadline)
+            super().add(token, deadline)
+
+    monkeypatch.setattr(expiry, "Schedule", Watched)
+    async with memory_service(Recorder(), store=store) as service:
+        location = await cut_upload(service, BODY, 100)
+        await trio.sleep(HOUR)
+        assert await _status(service, location) == 200  # which moves it on
+        await trio.sleep(10)
+        reply = await service.connect().request("DELETE", location)
+        assert reply.status == 204
+    assert len(noted) == 3
+
+
 async def test_plain_operations_leave_no_deadline(
     autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,32 @@ async def test_results_come_to_the_event_loop(threads: int) -> None:
     assert [type(r) for r in results if not isinstance(r, int)] == [ZeroDivisionError]
 
 
+@pytest.mark.parametrize("early", [True, False])
+async def test_no_job_is_left_lying(early: bool) -> None:
+    """One that comes after a thread's look for it, before or after it says it rests."""
+    workers = Workers(1)
+    ended = trio.Event()
+
+    class Idle(list[threading.Lock]):
+        came = False
+
+        def append(self, lock: threading.Lock) -> None:
+            if early:
+                self.come()
+            super().append(lock)
+            if not early:
+                self.come()
+
+        def come(self) -> None:
+            if not self.came:
+                self.came = True
+                workers.submit(int, lambda result, error: ended.set())
+
+    workers._idle = Idle()
+    with workers.running(), trio.fail_after(5):
+        await ended.wait()
+
+
 @pytest.mark.parametrize("threads", [0, 4])
 async def test_a_lane_keeps_the_order(threads: int) -> None:
     """However long each takes, the second job begins after the first one's end."""

@@ -32,10 +32,15 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
 
 
 @pytest.fixture
-def ram() -> Iterator[Path]:
-    """A directory in memory where there is one: thousands of crashes need no disk."""
+def watched_sqlite() -> None:
+    """What SQLite does to its files can be seen, so that a power loss can take it."""
     if not is_possible():
         pytest.skip("Python's sqlite3 is not linked so that SQLite can be watched")
+
+
+@pytest.fixture
+def ram(watched_sqlite: None) -> Iterator[Path]:
+    """A directory in memory where there is one: thousands of crashes need no disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="trioresume-", dir=memory if os.access(memory, os.W_OK) else None

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.platforms import has_direct_writes
 from tests.store.helpers import KEY, begin, do
 from trioresume.store.disk import DiskStore
 from trioresume.store.disk_io import PAGE_SIZE, Descriptor, Disk
 
 MIB = 1024 * 1024
 DIRECT = getattr(os, "O_DIRECT", 0)
-
-needs_direct = pytest.mark.skipif(not DIRECT, reason="this system has no O_DIRECT")
 
 
 class NotingDisk(Disk):
@@ -52,7 +51,7 @@ def supports_direct(path: Path) -> bool:
     return True
 
 
-@needs_direct
+@has_direct_writes
 def test_a_large_write_of_whole_pages_bypasses_the_cache(tmp_path: Path) -> None:
     if not supports_direct(tmp_path):
         pytest.skip("this file system has no O_DIRECT")
@@ -75,7 +74,7 @@ def test_a_large_write_of_whole_pages_bypasses_the_cache(tmp_path: Path) -> None
     assert (tmp_path / "file").read_bytes() == bytes(memory) * 2
 
 
-@needs_direct
+@has_direct_writes
 def test_memory_that_lies_otherwise_is_written_all_the_same(tmp_path: Path) -> None:
     disk = NotingDisk()
     memory = pages(MIB)
@@ -88,7 +87,7 @@ def test_memory_that_lies_otherwise_is_written_all_the_same(tmp_path: Path) -> N
     assert (tmp_path / "file").read_bytes() == bytes(memory[1:]) + bytes(memory)
 
 
-@needs_direct
+@has_direct_writes
 def test_a_file_system_that_refuses_is_asked_once(tmp_path: Path) -> None:
     disk = NotingDisk()
     disk.refuse = True

@@ -21,7 +21,6 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 from tests.store.helpers import CHUNK, DiskStand, boot_setter
 from tests.store.power import Pick, Platter, newest
 from tests.store.recording import Call, Recording, SyncDirectory, SyncFile
-from tests.store.sqlite_calls import is_possible
 from tests.store.test_model import _SETTINGS, StoreMachine
 from trioresume.store.disk import DiskStore, open_store
 from trioresume.store.inventory import Inventory
@@ -111,7 +110,7 @@ class PowerMachine(StoreMachine):
             shutil.rmtree(self._path)
 
 
-@pytest.mark.skipif(not is_possible(), reason="SQLite cannot be watched here")
+@pytest.mark.usefixtures("watched_sqlite")
 def test_store_behaves_like_the_model_whatever_power_losses_take() -> None:
     """Rules 1 to 5 hold in any order of events, and after any legal loss (G9)."""
     examples = int(os.environ.get("TRIORESUME_POWER_EXAMPLES", "30"))

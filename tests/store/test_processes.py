@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.platforms import has_file_size_limits
 from tests.store import uploader
 from tests.store.helpers import (
     KEY,
@@ -160,7 +161,7 @@ except StorageFull:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no resource limits")
+@has_file_size_limits
 def test_file_size_limit_counts_as_full(tmp_path: Path) -> None:
     """EFBIG is a full disk to whoever uploads; what fitted is kept (G8)."""
     result = subprocess.run(

@@ -56,6 +56,18 @@ async def test_send_nowait_takes_all_or_nothing_and_goes_first() -> None:
     assert received == b"123456789"
 
 
+async def test_send_some_nowait_takes_what_there_is_room_for() -> None:
+    """None means "not now": behind what still waits, or on a broken connection."""
+    a, b = memory_transport_pair(capacity=4)
+    assert a.send_some_nowait(b"123456") == 4
+    assert a.send_some_nowait(b"56") == 0
+    assert await b.receive_some() == b"1234"
+    assert a.send_nowait(b"567890")
+    assert a.send_some_nowait(b"x") is None
+    a.reset()
+    assert a.send_some_nowait(b"x") is None
+
+
 async def test_receive_nowait_has_nothing_before_bytes_come() -> None:
     """None means "would block", 0 means the end."""
     a, b = memory_transport_pair()

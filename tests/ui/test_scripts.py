@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.platforms import needs
+
 SCRIPTS = sorted(Path(__file__).parent.glob("*.test.mjs"))
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@needs("node")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name.split(".")[0])
 def test_script_of_the_page(script: Path) -> None:
     """Each file of tests passes, and has some."""

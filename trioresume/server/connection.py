@@ -230,9 +230,9 @@ class Connection:
         while end < 0:
             while (came := self._receive()) is None:
                 await self._transport.wait_readable()
-            if not came and not self._leftover:
-                return None
             if not came:
+                if not self._leftover:
+                    return None
                 raise PeerError(
                     ProblemCode.MALFORMED_REQUEST, "the head is incomplete", close=True
                 )

@@ -180,7 +180,7 @@ class Exchange:
 
     async def _send_at_once(self, data: bytes) -> None:
         """As :meth:`_send`, but mostly neither a checkpoint nor a deadline is needed."""
-        sent = self._transport.send_some_nowait(data)
+        sent = self._transport.send_some_nowait(data) or 0
         if sent < len(data):
             await self._send(memoryview(data)[sent:])
 

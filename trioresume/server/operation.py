@@ -320,16 +320,15 @@ class Operation:
         """Release everything, leave a tombstone if it was offered. The state is GONE."""
         self.incoming.close()
         ended: Mutation
+        expires_at = self._around.clock.now() + self._around.config.tombstone_lifetime
         if self.unoffered:
             ended = ForgetOperation(self.id)
             self.is_forgotten = True
         else:
-            expires_at = (
-                self._around.clock.now() + self._around.config.tombstone_lifetime
-            )
             ended = EndOperation(self.id, expires_at)
-            self.record = replace(self.record, expires_at=expires_at)
-        self.record = replace(self.record, content=None, response=None)
+        self.record = replace(
+            self.record, content=None, response=None, expires_at=expires_at
+        )
         await self._around.storage.commit(ended)
 
     def renew(self) -> None:
@@ -421,9 +420,10 @@ class Operation:
         """The response is recorded."""
         keep = self._around.config.retain_content or self.is_partial
         content = self.record.content if keep else None
-        self.record = replace(self.record, response=response, content=content)
+        self.record = replace(
+            self.record, response=response, content=content, expires_at=expires_at
+        )
         self.change(Event.ANSWERED)
-        self.record = replace(self.record, expires_at=expires_at)
 
 
 def _expiry_slack(lifetime: float) -> float:

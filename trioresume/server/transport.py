@@ -112,11 +112,11 @@ class Transport(Protocol):
         """
         ...
 
-    def send_some_nowait(self, data: bytes) -> int:
-        """Send what can be sent at once; the number of bytes.
+    def send_some_nowait(self, data: bytes) -> int | None:
+        """Send what the kernel takes at once; the number of bytes.
 
-        It is 0 also behind earlier bytes that wait to be sent, and when the connection
-        broke, which ``send_all`` will tell.
+        None behind earlier bytes that wait to be sent, and when the connection broke,
+        which ``send_all`` will tell.
         """
         ...
 
@@ -215,19 +215,22 @@ class SocketTransport:
         except OSError as exc:
             raise trio.BrokenResourceError(f"send failed: {exc}") from exc
 
-    def send_some_nowait(self, data: bytes) -> int:
+    def send_some_nowait(self, data: bytes) -> int | None:
         if self._unsent:
-            return 0
+            return None
         try:
             return self._raw.send(data)
-        except OSError:
-            # Either it would block, or send_all will meet the same error and report it.
+        except BlockingIOError:
             return 0
+        except OSError:
+            # The next receive or send_all will meet the same error and report it.
+            return None
 
     def send_nowait(self, data: bytes) -> bool:
-        if self._unsent:
+        sent = self.send_some_nowait(data)
+        if sent is None:
             return False
-        self._unsent = data[self.send_some_nowait(data) :]
+        self._unsent = data[sent:]
         return True
 
     @property

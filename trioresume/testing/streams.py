@@ -191,15 +191,16 @@ class MemoryTransport:
             pipe.changed()
         return size
 
-    def send_some_nowait(self, data: bytes) -> int:
+    def send_some_nowait(self, data: bytes) -> int | None:
         if self._unsent or self._closed or self._outgoing.broken_for_sender:
-            return 0
+            return None
         return self._accept(memoryview(data))
 
     def send_nowait(self, data: bytes) -> bool:
-        if self._unsent or self._closed or self._outgoing.broken_for_sender:
+        sent = self.send_some_nowait(data)
+        if sent is None:
             return False
-        self._unsent = data[self._accept(memoryview(data)) :]
+        self._unsent = data[sent:]
         return True
 
     @property

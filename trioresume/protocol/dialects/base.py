@@ -209,12 +209,16 @@ class Dialect:
         return False
 
     def progress(self, offset: int) -> Interim:
-        """Tell that *offset* bytes are durable."""
-        raise NotImplementedError
+        """Tell that *offset* bytes are durable. Of dialects with :attr:`shows_progress`."""
+        raise NotImplementedError("only a dialect with a word for it is asked")
 
     def created(self, upload: Upload) -> Reply:
-        """The first request's content is over, and the upload is not complete."""
-        raise NotImplementedError
+        """The first request's content is over, and the upload is not complete.
+
+        Of dialects whose :meth:`creation` can say that more is to come. Without a marker
+        the content's end is the upload's, whatever the request.
+        """
+        raise NotImplementedError("without a marker the content's end is the upload's")
 
     def offset(self, upload: Upload) -> Reply:
         """R12: how much arrived, as ``Content-Length`` and as ``Upload-Offset``."""

@@ -16,8 +16,8 @@ const AT_ONCE = 3; // a browser has six connections to a server, and the page ne
 const KEPT = 64 * 1024 * 1024; // bytes of a file that are copied so that they survive a reload
 const KEPT_IN_ALL = 256 * 1024 * 1024;
 const KEPT_FOR = 7 * 24 * 3600 * 1000; // ms: no upload lives longer, unless it is configured
-const OVER = "trioresume.over";
-const MOST_OVER = 200;
+const OVER = "trioresume.over"; // where a tab keeps the keys of what is over
+const MOST_OVER = 200; // of them; each has to outlive its half second only
 // ms. Progress starts it anew: a quarter of an hour without any is when it gives up.
 const PAUSES = [0, 500, 1000, 2000, 5000, 10000, ...Array(30).fill(30000)];
 
@@ -217,11 +217,9 @@ export class Uploads {
   }
 
   async #succeeded({ id }) {
-    const file = this.#uppy.getFile(id);
-    const { name, size, message } = file;
+    const { name, size, message } = this.#uppy.getFile(id);
     const at = Date.now();
     this.#on.finished({ id: `${at}-${id}`, name, size, at, message: message ?? null, outcome: null });
-    noteOver(file);
     // Later: as long as Uppy is at it, to remove a file is to terminate its upload.
     await Promise.resolve();
     this.#forget(id);
