@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tests.e2e.bad_requests import SLACK, run
+from tests.e2e.bad_requests import ARGUMENTS, SLACK, run
 from tests.e2e.command import Service
 from tests.platforms import reads_memory
 
@@ -12,8 +14,12 @@ pytestmark = reads_memory
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_bad_requests(service: Service) -> None:
+def test_memory_does_not_grow_with_bad_requests(
+    make_service: Callable[..., Service],
+) -> None:
     """The full form is ``python -m tests.e2e.bad_requests``; see its text."""
+    service = make_service(*ARGUMENTS)
+    service.start()
     report = run(service, 6000)
     print(report)  # noqa: T201 - pytest shows it on failure and with -s
     assert report.requests == 6000

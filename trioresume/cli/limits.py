@@ -87,6 +87,12 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
         Size(),
         "Bytes a second below which an upload counts as making no progress.",
     ),
+    (
+        "--receive-memory",
+        "receive_memory",
+        Size(minimum=1),
+        "Memory for content between the network and the disk, of all uploads together.",
+    ),
 )
 
 Settings = dict[str, object]
