@@ -121,11 +121,13 @@ class Incoming:
         self._opening: trio.Lock | None = None
         self._turn: _Turn | None = None
         self._places = 0
-        self._unnamed: set[int] = set()
-        """Full chunks that the catalog does not name yet."""
+        self._unnamed: list[tuple[int, Submission]] = []
+        """Full chunks that the catalog does not name yet, in the order of submission."""
         self._held: list[SealChunk] | None = None
         """Chunks whose names wait for the end of what is to count as a whole."""
-        self._named = Signal()
+        self._named = 0
+        """How many chunks it names by now, or has refused to."""
+        self._naming = Signal()
         self._sealed: list[SealChunk] | None = None
         """All chunks so far, in order, as long as they are few and all are known."""
 
@@ -263,9 +265,9 @@ class Incoming:
                     self._held.append(chunk)
                     continue
                 # Its bytes are safe in the tail: the name can wait for company.
-                self._unnamed.add(chunk.index)
-                submission = self._storage.submit_later(chunk)
-                self._start(self._name, chunk.index, submission)
+                self._unnamed.append((chunk.index, self._storage.submit_later(chunk)))
+                if len(self._unnamed) == 1:
+                    self._start(self._name)
         elif self.failure is None:
             if not isinstance(error, StorageError):
                 logger.error("a bug in writing %s", self.key, exc_info=error)
@@ -295,23 +297,34 @@ class Incoming:
         if self.failure is not None:
             raise self.failure
 
-    async def _name(self, index: int, submission: Submission) -> None:
+    async def _name(self) -> None:
+        """Wait until the catalog names the chunks; one task does that for all of them."""
         try:
-            await submission.wait()
-        except StorageError as exc:
-            if not self.ended:
-                logger.error("chunk %d of %s was not named: %s", index, self.key, exc)
-            self.failure = exc
+            while self._unnamed:
+                index, submission = self._unnamed[0]
+                try:
+                    await submission.wait()
+                except StorageError as exc:
+                    if not self.ended:
+                        logger.error(
+                            "chunk %d of %s was not named: %s", index, self.key, exc
+                        )
+                    self.failure = exc
+                del self._unnamed[0]
+                self._named += 1
+                self._naming.fire()
         finally:
-            self._unnamed.discard(index)
-            self._named.fire()
+            # Cancelled: whoever waits must not wait for ever.
+            self._named += len(self._unnamed)
+            self._unnamed.clear()
+            self._naming.fire()
 
     async def _settle(self) -> None:
         """Wait until the catalog names the chunks that were sealed so far."""
-        waited = set(self._unnamed)
-        while waited & self._unnamed:
+        target = self._named + len(self._unnamed)
+        while self._named < target:
             self._storage.hurry()
-            await self._named.wait()
+            await self._naming.wait()
 
     # Durability.
 

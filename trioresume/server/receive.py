@@ -236,12 +236,16 @@ class BodyReceiver:
     async def _read_into(self, sink: Sink) -> None:
         last = trio.current_time()
         while self._remaining:
+            waiting = 0
             if not sink.has_room:
                 self._suspend()
                 await sink.room()
                 last = trio.current_time()
                 self._renew(last)
-            await self._transport.wait_readable()
+                # The others had their turn: what came meanwhile needs no second wait.
+                waiting = self._transport.readable
+            if not waiting or waiting < min(self._low_water, self._remaining):
+                await self._transport.wait_readable()
             piece = self._memory.take_nowait()
             if piece is None:
                 self._suspend()

@@ -61,11 +61,12 @@ class Submission:
     error: StorageError | None = None
 
     async def wait(self) -> None:
-        """Return once they are applied and durable. A checkpoint.
+        """Return once they are applied and durable. A checkpoint if they are not yet.
 
         Raises :class:`~trioresume.errors.StorageError` if they were not.
         """
-        await self.finished.wait()
+        if not self.finished.is_set():
+            await self.finished.wait()
         if self.error is not None:
             # The stored one may be raised in several tasks: give each its own.
             raise type(self.error)(*self.error.args) from self.error
