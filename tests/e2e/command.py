@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -54,7 +54,8 @@ def free_port() -> int:
 class Service:
     """One service: by default ``python -m trioresume serve``.
 
-    *module* is what ``python -m`` runs instead, *arguments* come before ``--bind``.
+    *module* is what ``python -m`` runs instead, *arguments* come before ``--bind``,
+    *environment* is added to this process's.
     Blocking: async tests call :meth:`start` and :meth:`stop` in a thread.
     """
 
@@ -65,7 +66,9 @@ class Service:
         *,
         module: str = "trioresume",
         log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = environment or {}
         self.data_dir = data_dir
         self.log = log or data_dir.with_name(data_dir.name + ".log")
         self.port = free_port()
@@ -81,6 +84,7 @@ class Service:
         assert self._process is None
         environment = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
         environment["PYTHONPATH"] = str(SOURCE)
+        environment.update(self._environment)
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,17 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Makes services, each in a directory of its own; ends them and reads their logs."""
     services: list[Service] = []
 
-    def make(*arguments: str, module: str = "trioresume") -> Service:
+    def make(
+        *arguments: str,
+        module: str = "trioresume",
+        environment: Mapping[str, str] | None = None,
+    ) -> Service:
         data_dir = tmp_path / f"data-{len(services)}"
         service = Service(
             data_dir,
             arguments if module != "trioresume" else ("serve", *arguments),
             module=module,
+            environment=environment,
         )
         services.append(service)
         return service

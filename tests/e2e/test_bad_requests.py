@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.bad_requests import ARGUMENTS, SLACK, run
+from tests.e2e.bad_requests import ARGUMENTS, ENVIRONMENT, SLACK, run
 from tests.e2e.command import Service
 from tests.platforms import reads_memory
 
@@ -18,7 +18,7 @@ def test_memory_does_not_grow_with_bad_requests(
     make_service: Callable[..., Service],
 ) -> None:
     """The full form is ``python -m tests.e2e.bad_requests``; see its text."""
-    service = make_service(*ARGUMENTS)
+    service = make_service(*ARGUMENTS, environment=ENVIRONMENT)
     service.start()
     report = run(service, 6000)
     print(report)  # noqa: T201 - pytest shows it on failure and with -s

@@ -193,8 +193,10 @@ class Storage:
         self._queue.append(submission)
         if len(self._queue) > MOST_DELAYED:
             delay = 0.0
-        self._due = min(self._due, trio.current_time() + delay)
-        self._changed.set()
+        due = trio.current_time() + delay
+        if due < self._due:
+            self._due = due
+            self._changed.set()
         return submission
 
     async def run_commits(

@@ -21,6 +21,8 @@ from typing import TypeVar, cast
 
 import trio
 
+from trioresume.server.signals import Signal
+
 __all__ = ["Lane", "Workers"]
 
 logger = logging.getLogger("trioresume.operations")
@@ -140,7 +142,8 @@ class Lane:
         self._workers = workers
         self._jobs: list[tuple[Job, Then]] = []
         """Those that have not ended; the first one runs. Few: a deque would be larger."""
-        self._ended: trio.Event | None = None
+        self._ended: Signal | None = None
+        """Fired whenever one has; made when somebody waits for it first."""
 
     @property
     def pending(self) -> int:
@@ -164,8 +167,7 @@ class Lane:
             if self._jobs:
                 self._submit()
             if self._ended is not None:
-                self._ended.set()
-                self._ended = None
+                self._ended.fire()
 
     async def call(self, job: Callable[[], T]) -> T:
         """Call *job* in its turn; what it returns or raises. A checkpoint.
@@ -190,5 +192,5 @@ class Lane:
         """Return when at most *pending* jobs have not ended. A checkpoint if not at once."""
         while len(self._jobs) > pending:
             if self._ended is None:
-                self._ended = trio.Event()
+                self._ended = Signal()
             await self._ended.wait()
