@@ -222,7 +222,7 @@ def _check_lengths(lines: list[tuple[bytes, bytes]]) -> None:
         raise _refusal(
             f"Content-Length is not a whole number of at most {MAX_DIGITS} digits"
         )
-    if lengths and any(name.lower() == b"transfer-encoding" for name, _ in lines):
+    if lengths and b"transfer-encoding" in [name.lower() for name, _ in lines]:
         raise _refusal("Content-Length and Transfer-Encoding exclude each other")
 
 

@@ -81,6 +81,11 @@ class ReceiveMemory:
         share = LOW_WATER_SUM // max(1, self.uploads)
         return min(LARGEST_LOW_WATER, self.piece_size // 2, share)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether :meth:`take` would have to wait."""
+        return not self._free
+
     def take_nowait(self) -> Piece | None:
         """A piece, if there is one that nobody waits for."""
         if not self._free:

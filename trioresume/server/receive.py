@@ -236,15 +236,14 @@ class BodyReceiver:
     async def _read_into(self, sink: Sink) -> None:
         last = trio.current_time()
         while self._remaining:
-            waiting = 0
-            if not sink.has_room:
+            waited = not sink.has_room
+            if waited:
                 self._suspend()
                 await sink.room()
                 last = trio.current_time()
                 self._renew(last)
-                # The others had their turn: what came meanwhile needs no second wait.
-                waiting = self._transport.readable
-            if not waiting or waiting < min(self._low_water, self._remaining):
+            # Where the others have, or get, their turn anyway, one wait is enough.
+            if not (waited or self._memory.is_taken) or not self._is_ready():
                 await self._transport.wait_readable()
             piece = self._memory.take_nowait()
             if piece is None:
@@ -261,6 +260,12 @@ class BodyReceiver:
             self._adapt(count, now - last)
             last = now
             self._renew(now, count)
+
+    def _is_ready(self) -> bool:
+        """Whether the connection has what its task would be woken for."""
+        assert self._remaining is not None
+        waiting = self._transport.readable
+        return 0 < waiting >= min(self._low_water, self._remaining)
 
     async def _take_last(self, sink: Sink) -> None:
         """Take what was sent before a newcomer ended this writer: it need not be sent again.
