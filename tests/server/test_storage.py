@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import pytest
@@ -11,8 +11,10 @@ import trio
 import trio.testing
 
 from trioresume.errors import StorageConflict, StorageError, StorageFull
-from trioresume.server.storage import Storage
-from trioresume.store.port import Mutation, SetMeta, Store
+from trioresume.server.incoming import Incoming
+from trioresume.server.storage import LONGEST_DELAY, Storage
+from trioresume.store.port import Mutation, OperationId, SetMeta, Store, request_key
+from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
 
@@ -253,3 +255,64 @@ async def test_bug_in_a_commit_is_no_success(autojump_clock: Clock) -> None:
             await nursery.start(storage.run_commits)
             nursery.start_soon(wait)
     assert outcomes == {"a": "StorageError", "b": "StorageError"}
+
+
+class _Steps(trio.abc.Instrument):
+    """How often the committing task was resumed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += "run_commits" in task.name
+
+
+async def test_what_can_wait_wakes_nobody(autojump_clock: Clock) -> None:
+    """It is committed with what cannot, or when it has waited for long enough."""
+    storage = _storage(store := _Recording())
+    trio.lowlevel.add_instrument(steps := _Steps())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(storage.run_commits)
+        storage.submit_later(_meta("0"))
+        await trio.testing.wait_all_tasks_blocked()
+        before = steps.count
+        for number in range(1, 20):
+            storage.submit_later(_meta(str(number)))
+            await trio.testing.wait_all_tasks_blocked()
+        assert steps.count == before > 0
+        assert store.batches == []
+        await trio.sleep(LONGEST_DELAY + 0.01)
+        assert store.batches == [[str(number) for number in range(20)]]
+        storage.submit_later(_meta("later"))
+        await storage.commit(_meta("now"))
+        assert store.batches[1:] == [["later", "now"]]
+        storage.stop()
+    trio.lowlevel.remove_instrument(steps)
+
+
+async def test_one_task_names_all_chunks_of_an_upload(autojump_clock: Clock) -> None:
+    """While they have no names nothing is announced; what ends it ends nobody's wait.
+
+    Whoever waited starts over then, from what the store has.
+    """
+    store = MemoryStore(chunk_size=64)
+    storage = Storage(store, threads=1)  # which nobody commits for
+    started: list[Callable[[], Awaitable[None]]] = []
+    key = request_key(OperationId("A" * 22))
+    incoming = Incoming(key, 0, storage, started.append, lambda end: None)
+    incoming.begin()
+    async with incoming.writing(await incoming.end_writer()):
+        for _ in range(3):
+            incoming.append(memoryview(bytes(64)))
+    assert len(started) == 1
+    with trio.move_on_after(1) as waiting:
+        await incoming.make_durable()
+    assert waiting.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(started[0])
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert isinstance(incoming.failure, StorageError)
+    with trio.fail_after(1):
+        await incoming.make_durable()
+    assert incoming.failure is None

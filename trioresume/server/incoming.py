@@ -314,10 +314,11 @@ class Incoming:
                 self._named += 1
                 self._naming.fire()
         finally:
-            # Cancelled: whoever waits must not wait for ever.
-            self._named += len(self._unnamed)
-            self._unnamed.clear()
-            self._naming.fire()
+            if self._unnamed:  # cancelled: nobody may wait for them, or count on them
+                self.failure = self.failure or StorageError("the service was ended")
+                self._named += len(self._unnamed)
+                self._unnamed.clear()
+                self._naming.fire()
 
     async def _settle(self) -> None:
         """Wait until the catalog names the chunks that were sealed so far."""
