@@ -312,7 +312,8 @@ async def test_one_task_names_all_chunks_of_an_upload(autojump_clock: Clock) -> 
         nursery.start_soon(started[0])
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert isinstance(incoming.failure, StorageError)
+    failure = incoming.failure
+    assert isinstance(failure, StorageError)
     with trio.fail_after(1):
         await incoming.make_durable()
     assert incoming.failure is None
