@@ -35,7 +35,10 @@ A read ends on a page of the content where there is enough to read, so that all 
 bypass the page cache and no page is written twice.
 
 Fairness: each task takes at most one piece per turn, and who waits for memory is served
-in order, so a thousand uploads advance in step and none starves.
+in order, so a thousand uploads advance in step and none starves. A task that had to wait
+for memory or for room has let the others have their turn: what came meanwhile it reads
+without waiting for the connection as well. (At n = 1 that is a turn of the event loop of
+three, at n = 128 half of the waits.)
 
 Back-pressure: when an upload has two pieces on their way to the disk, its task waits for
 room before it reads again, as it does when there is no piece to be had; the kernel's
@@ -264,8 +267,7 @@ class BodyReceiver:
     def _is_ready(self) -> bool:
         """Whether the connection has what its task would be woken for."""
         assert self._remaining is not None
-        waiting = self._transport.readable
-        return 0 < waiting >= min(self._low_water, self._remaining)
+        return self._transport.readable >= min(self._low_water, self._remaining)
 
     async def _take_last(self, sink: Sink) -> None:
         """Take what was sent before a newcomer ended this writer: it need not be sent again.
