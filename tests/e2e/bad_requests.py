@@ -36,9 +36,10 @@ ARGUMENTS = ("--receive-memory", "2MiB")
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """The same: glibc's defaults, but fixed. By itself it raises them once something large was
 freed, and then keeps up to twice as much of what else is freed: some MiB more, once."""
-SLACK = 3 * 1024 * 1024
+SLACK = 4 * 1024 * 1024
 """Bytes for what fills up to its bound: SQLite's page caches of 512 KiB for a connection,
-the window of the soonest expiries, an arena or two of the allocator."""
+the window of the soonest expiries, what waits for a full garbage collection, an arena or
+two of the allocator. Most of it is there after the first twenty thousand."""
 FIRST = 1000
 TOGETHER = 16
 LARGE = 4 * 1024 * 1024
