@@ -290,6 +290,19 @@ async def test_what_can_wait_wakes_nobody(autojump_clock: Clock) -> None:
     trio.lowlevel.remove_instrument(steps)
 
 
+class _Owner:
+    """Whose content it is: notes what is to be run, and refuses nothing."""
+
+    def __init__(self) -> None:
+        self.started: list[Callable[..., Awaitable[None]]] = []
+
+    def start(self, function: Callable[..., object], *args: object) -> None:
+        self.started.append(cast("Callable[..., Awaitable[None]]", function))
+
+    def reserve(self, end: int) -> None:
+        pass
+
+
 async def test_one_task_names_all_chunks_of_an_upload(autojump_clock: Clock) -> None:
     """While they have no names nothing is announced; what ends it ends nobody's wait.
 
@@ -297,19 +310,19 @@ async def test_one_task_names_all_chunks_of_an_upload(autojump_clock: Clock) -> 
     """
     store = MemoryStore(chunk_size=64)
     storage = Storage(store, threads=1)  # which nobody commits for
-    started: list[Callable[[], Awaitable[None]]] = []
+    owner = _Owner()
     key = request_key(OperationId("A" * 22))
-    incoming = Incoming(key, 0, storage, started.append, lambda end: None)
+    incoming = Incoming(key, 0, storage, owner)
     incoming.begin()
     async with incoming.writing(await incoming.end_writer()):
         for _ in range(3):
             incoming.append(memoryview(bytes(64)))
-    assert len(started) == 1
+    (naming,) = owner.started
     with trio.move_on_after(1) as waiting:
         await incoming.make_durable()
     assert waiting.cancelled_caught
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(started[0])
+        nursery.start_soon(naming)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     failure = incoming.failure

@@ -56,7 +56,7 @@ async def test_newcomer_ends_a_silent_open_writer(
     assert handler.bodies == ([BODY] if method == "PATCH" else [])
 
 
-@pytest.mark.parametrize("step", ["_open_writer", "_begin_flush"])
+@pytest.mark.parametrize("step", ["open_writer", "_begin_flush"])
 async def test_offset_is_told_though_the_upload_is_completed_meanwhile(
     step: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
 ) -> None:

@@ -36,10 +36,11 @@ whoever meets the failure there gets it raised, and the writer's own end clears 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
@@ -50,6 +51,8 @@ from trioresume.store.port import HoldBack, LetCount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from trioresume.server.memory import Piece
     from trioresume.server.storage import Storage, Submission
@@ -76,19 +79,64 @@ logger = logging.getLogger("trioresume.operations")
 
 
 class _Turn:
-    """A writer's right to write: its place, its scope, and when it has left it."""
+    """A writer's right to write, held in the block: its place, and when it has left it.
 
-    def __init__(self, place: int) -> None:
+    (A class, not a generator: those of all silent uploads are in memory.)
+    """
+
+    __slots__ = ("_incoming", "_scope", "left", "place")
+
+    def __init__(self, incoming: Incoming, place: int) -> None:
         self.place = place
-        self.scope = trio.CancelScope()
         self.left = Signal()
+        self._incoming = incoming
+        self._scope = trio.CancelScope()
+
+    def end(self) -> None:
+        """A newer request wants it."""
+        self._scope.cancel()
+
+    async def __aenter__(self) -> None:
+        self._incoming.begin_turn(self)
+        self._scope.__enter__()
+        try:
+            await self._incoming.open_writer()
+        except BaseException:
+            await self.__aexit__(*sys.exc_info())
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            caught = self._scope.__exit__(kind, error, trace)
+            if (caught or error is None) and (
+                self._scope.cancelled_caught or self._incoming.is_stale(self)
+            ):
+                raise _superseded()
+            return caught
+        finally:
+            await self._incoming.end_turn(self)
+
+
+class Owner(Protocol):
+    """Whose content it is."""
+
+    def start(self, function: Callable[..., object], *args: object) -> None:
+        """Run *function* in the server's nursery, keeping the operation in use."""
+        ...
+
+    def reserve(self, end: int) -> None:
+        """The content will reach as far as *end*; may refuse it."""
+        ...
 
 
 class Incoming:
     """The request content of one operation, while it is under construction.
 
-    *start* runs a function in the server's nursery, keeping the operation in use.
-    *reserve* is told how far the content will reach before it does; it may refuse.
     *found* is where a writer would begin, if that was looked up just now.
     """
 
@@ -97,8 +145,7 @@ class Incoming:
         key: ContentKey,
         durable_offset: int,
         storage: Storage,
-        start: Callable[..., None],
-        reserve: Callable[[int], None],
+        owner: Owner,
         found: int | None = None,
     ) -> None:
         self.key = key
@@ -111,8 +158,7 @@ class Incoming:
         self.creation: Submission | None = None
         """The operation's record on its way into the catalog, if nobody waited for it."""
         self._storage = storage
-        self._start = start
-        self._reserve = reserve
+        self._owner = owner
         self._found = found
         self._writer: ContentWriter | None = None
         self._offset = 0
@@ -152,38 +198,36 @@ class Incoming:
         place = self._places
         # Woken together, a newer request may have the turn before an older one looks.
         while self._turn is not None and self._turn.place < place:
-            self._turn.scope.cancel()
+            self._turn.end()
             await self._turn.left.wait()
         return place
 
-    @asynccontextmanager
-    async def writing(self, place: int) -> AsyncIterator[None]:
-        """Hold the writer's turn, which *place* is a claim to.
+    def writing(self, place: int) -> AbstractAsyncContextManager[None]:
+        """Hold the writer's turn in the block; *place* is a claim to it.
 
         Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants it.
         """
-        if self._turn is not None or self.ended or self._is_stale(place):
+        return _Turn(self, place)
+
+    def begin_turn(self, turn: _Turn) -> None:
+        if self._turn is not None or self.ended or self.is_stale(turn):
             raise _superseded()
-        turn = self._turn = _Turn(place)
-        try:
-            with turn.scope:
-                await self._open_writer()
-                yield
-            if turn.scope.cancelled_caught or self._is_stale(place):
-                raise _superseded()
-        finally:
+        self._turn = turn
+
+    async def end_turn(self, turn: _Turn) -> None:
+        if self._lane.pending:
             with trio.CancelScope(shield=True):
                 await self._lane.until(0)
-            self._turn = None
-            turn.left.fire()
-            if self._unnamed:
-                self._storage.hurry()  # nothing of it is to come any more
+        self._turn = None
+        turn.left.fire()
+        if self._unnamed:
+            self._storage.hurry()  # nothing of it is to come any more
 
-    def _is_stale(self, place: int) -> bool:
+    def is_stale(self, turn: _Turn) -> bool:
         """Whether a newer request wants the turn; after the end it is not needed."""
-        return self._places != place and not self.ended
+        return self._places != turn.place and not self.ended
 
-    async def _open_writer(self) -> ContentWriter:
+    async def open_writer(self) -> ContentWriter:
         if self._writer is not None and self.failure is None:
             return self._writer
         # One opens: a second writer would make the first one stale.
@@ -225,7 +269,7 @@ class Incoming:
         """
         writer = self._writer
         assert writer is not None
-        self._reserve(self._offset + len(data))
+        self._owner.reserve(self._offset + len(data))
         if not self._lane.pending and (piece is None or len(data) <= INLINE_MOST):
             try:
                 seals = writer.append(data)
@@ -267,7 +311,7 @@ class Incoming:
                 # Its bytes are safe in the tail: the name can wait for company.
                 self._unnamed.append((chunk.index, self._storage.submit_later(chunk)))
                 if len(self._unnamed) == 1:
-                    self._start(self._name)
+                    self._owner.start(self._name)
         elif self.failure is None:
             if not isinstance(error, StorageError):
                 logger.error("a bug in writing %s", self.key, exc_info=error)
@@ -347,7 +391,7 @@ class Incoming:
                 self.durable_offset = max(self.durable_offset, offset)
             if offset == self.durable_offset:
                 return offset
-        writer = await self._open_writer()
+        writer = await self.open_writer()
         try:
             flush, offset = await self._begin_flush(writer)
         except StorageError as exc:
@@ -388,7 +432,7 @@ class Incoming:
         return it is durable. Only within the turn. Raises :class:`StorageError`.
         """
         await self.make_durable()
-        writer = await self._open_writer()
+        writer = await self.open_writer()
         await self._storage.commit(HoldBack(self.key, self.durable_offset))
         self._held = []
         try:
@@ -414,7 +458,7 @@ class Incoming:
         They are not committed yet. Raises :class:`StorageError`; then the content can
         be finished later, by a new writer.
         """
-        writer = await self._open_writer()
+        writer = await self.open_writer()
         seals = await self._lane.call(partial(self._finish, writer))
         await self._settle()
         if self.failure is not None:

@@ -111,8 +111,7 @@ class Operation:
             request_key(self.id),
             record.durable_offset,
             self._around.storage,
-            self._start,
-            self.reserve,
+            self,
             offset,
         )
         self.incoming.ended = record.state is not _S.RECEIVING
@@ -128,7 +127,8 @@ class Operation:
         # It calls this back: a circle, which only the garbage collector would undo.
         del self.incoming
 
-    def _start(self, function: Callable[..., object], *args: object) -> None:
+    def start(self, function: Callable[..., object], *args: object) -> None:
+        """Run *function* in the server's nursery, keeping this in use."""
         self._around.start(self, function, *args)
 
     # What it is now.
@@ -241,7 +241,7 @@ class Operation:
     def _submit(self, *mutations: Mutation) -> None:
         # Used until it is committed, or a newcomer would load what was before.
         submission = self._around.storage.submit(*mutations)
-        self._start(submission.finished.wait)
+        self.start(submission.finished.wait)
 
     # Changes of state, in memory; whoever makes one makes it true on disk.
 
@@ -347,7 +347,7 @@ class Operation:
         """The content has ended: freeze it and call the target, in the background."""
         if self.is_receiving:
             self.change(Event.CONTENT_ENDED)
-            self._start(self._complete)
+            self.start(self._complete)
 
     async def _complete(self) -> None:
         """CONTENT_ENDED's effects: FREEZE, then CALL_TARGET."""
@@ -380,7 +380,7 @@ class Operation:
         self.frozen_content = join.content
         self.record = replace(self.record, content=join.content, length=length)
         self.change(Event.CONTENT_ENDED)
-        self._start(self._around.answer, self, [])
+        self.start(self._around.answer, self, [])
 
     async def frozen(self) -> int:
         """Wait until the content is immutable and durable; its length.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,55 @@ logger = logging.getLogger("trioresume.operations")
 _S = OperationState
 _CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
 """States on disk of an operation whose target is being called."""
+
+
+class _Creating:
+    """A new operation, used within the block. (A class: a generator would hold more.)"""
+
+    __slots__ = ("_operation", "_operations")
+
+    def __init__(self, operations: Operations, operation: Operation) -> None:
+        self._operations = operations
+        self._operation = operation
+
+    async def __aenter__(self) -> Operation:
+        self._operation.users += 1
+        try:
+            await self._operations.record(self._operation)
+        except BaseException:
+            self._operations.release(self._operation)
+            raise
+        return self._operation
+
+    async def __aexit__(self, *_: object) -> None:
+        self._operations.release(self._operation)
+
+
+class _Using:
+    """An operation that is there already, used within the block."""
+
+    __slots__ = ("_asks_offset", "_operation", "_operations")
+
+    def __init__(
+        self, operations: Operations, operation: Operation, asks_offset: bool
+    ) -> None:
+        self._operations = operations
+        self._operation = operation
+        self._asks_offset = asks_offset
+
+    async def __aenter__(self) -> Operation | None:
+        operation = self._operation
+        operation.users += 1
+        try:
+            if not operation.is_loaded:
+                await self._operations.load(operation, self._asks_offset)
+        except BaseException:
+            self._operations.release(operation)
+            raise
+        return operation if operation.is_loaded else None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._operations.release(self._operation)
 
 
 class Operations:
@@ -95,9 +143,10 @@ class Operations:
             logger.exception("operation %s failed", operation.id)
             operation.note_bug(exc)
         finally:
-            self._release(operation)
+            self.release(operation)
 
-    def _release(self, operation: Operation) -> None:
+    def release(self, operation: Operation) -> None:
+        """Somebody does not use it any more."""
         operation.users -= 1
         if operation.users == 0:
             del self._used[operation.id]
@@ -105,8 +154,7 @@ class Operations:
             if operation.is_loaded:
                 operation.unload()
 
-    @asynccontextmanager
-    async def create(
+    def create(
         self,
         head: RequestHead,
         principal: str | None,
@@ -114,7 +162,7 @@ class Operations:
         *,
         offered: bool,
         keep_incomplete: bool,
-    ) -> AsyncIterator[Operation]:
+    ) -> AbstractAsyncContextManager[Operation]:
         """A new operation for *head*, used within the block.
 
         When it is *offered* (its locations will be told) the record is durable on
@@ -145,23 +193,20 @@ class Operations:
         operation.was_resumed = False
         operation.load(record)
         operation.incoming.begin()
-        operation.users = 1
-        try:
-            if offered:
-                await self.storage.commit(CreateOperation(record))
-            else:
-                # Nobody else can look for it: mostly it is over before this is due.
-                operation.incoming.creation = self.storage.submit_later(
-                    CreateOperation(record)
-                )
-            yield operation
-        finally:
-            self._release(operation)
+        return _Creating(self, operation)
 
-    @asynccontextmanager
-    async def use(
+    async def record(self, operation: Operation) -> None:
+        """Have the catalog know a new operation: if it is offered, on return."""
+        creation = CreateOperation(operation.record)
+        if operation.unoffered:
+            # Nobody else can look for it: mostly it is over before this is due.
+            operation.incoming.creation = self.storage.submit_later(creation)
+        else:
+            await self.storage.commit(creation)
+
+    def use(
         self, id: OperationId, *, asks_offset: bool = False
-    ) -> AsyncIterator[Operation | None]:
+    ) -> AbstractAsyncContextManager[Operation | None]:
         """The operation called *id*, used within the block; None if there is none.
 
         With *asks_offset* one look at the disk finds both it and how far its content is.
@@ -169,15 +214,9 @@ class Operations:
         operation = self._used.get(id)
         if operation is None:
             operation = self._used[id] = Operation(id, self._surroundings)
-        operation.users += 1
-        try:
-            if not operation.is_loaded:
-                await self._load(operation, asks_offset)
-            yield operation if operation.is_loaded else None
-        finally:
-            self._release(operation)
+        return _Using(self, operation, asks_offset)
 
-    async def _load(self, operation: Operation, asks_offset: bool) -> None:
+    async def load(self, operation: Operation, asks_offset: bool) -> None:
         """Load it, if there is one in the store."""
         # One loads, the others wait: two copies of an operation must never be.
         if operation.loading is None:

@@ -57,7 +57,9 @@ same way to the disk.
 
 Deadlines are attributes that one task looks at (:mod:`trioresume.server.watch`), not
 cancel scopes: a body's content moves them with each read, and an upload of 8 MiB, 128 at
-once, set a scope's some 35 times, which was a twelfth of what it cost the event loop.
+once, set a scope's some 35 times, which was a twelfth of what it cost the event loop. Who
+is too late has its wait for the connection end in an error; a scope that is only there to
+be cancelled would be 700 bytes for each silent upload.
 
 A deadline that progress renews would let a peer hold on for ever with a byte a minute
 (G5). So each byte buys 1 / ``min_body_rate`` seconds and at most ``body_timeout`` is
@@ -142,7 +144,6 @@ class BodyReceiver:
         self._low_water = 1
         self._timeout = config.body_timeout
         self._rate = config.min_body_rate
-        self._scope: trio.CancelScope | None = None
         self._saved_until = 0.0
         self._until = float("inf")
         """When the peer has taken too long, on trio's clock."""
@@ -181,20 +182,18 @@ class BodyReceiver:
         Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and what
         the sink raises. When cancelled, the sink has got everything that was read.
         """
-        with trio.CancelScope() as self._scope:
-            self._renew(trio.current_time())
-            self._memory.watch.enter(self, self._timeout)
-            try:
-                if self._remaining is None:
-                    await self._receive_chunked(sink)
-                else:
-                    await self._receive_known(sink)
-            except trio.BrokenResourceError:
-                raise ContentCut(timed_out=False) from None
-            finally:
-                self._memory.watch.leave(self)
-        if self._scope.cancelled_caught:
-            raise ContentCut(timed_out=True)
+        self._renew(trio.current_time())
+        self._memory.watch.enter(self, self._timeout)
+        try:
+            if self._remaining is None:
+                await self._receive_chunked(sink)
+            else:
+                await self._receive_known(sink)
+        except trio.BrokenResourceError:
+            timed_out = trio.current_time() >= self._until
+            raise ContentCut(timed_out=timed_out) from None
+        finally:
+            self._memory.watch.leave(self)
 
     def _renew(self, now: float, count: int | None = None) -> None:
         """Wait on from *now*, after *count* bytes; as long as it may be if that is None."""
@@ -211,8 +210,7 @@ class BodyReceiver:
     def look(self, now: float) -> None:
         """Called now and then; see :class:`~trioresume.server.watch.Watch`."""
         if now >= self._until:
-            assert self._scope is not None
-            self._scope.cancel()
+            self._transport.interrupt()
         elif self._low_water > 1 and now - self._since >= min(
             2 * FILL_TIME, self._timeout / 4
         ):

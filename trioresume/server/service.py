@@ -36,7 +36,7 @@ from trioresume.server.uploads import Acknowledger, receive_content
 from trioresume.store.port import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from trioresume.protocol.dialects import Creation
     from trioresume.protocol.preferences import Preferences
@@ -97,7 +97,7 @@ class Service:
             place = locate(self._config, path)
             await self._resources.handle(exchange, principal, place)
         else:
-            await self._handle_target(exchange, principal)
+            await (await self._for_target(exchange, principal))
 
     async def _authenticate(self, exchange: Exchange) -> str | None:
         """Who sent the request, before anything else is done for it (R10, R35)."""
@@ -119,7 +119,10 @@ class Service:
         }[verdict.status]
         raise PeerError(problem, verdict.detail, fields=tuple(verdict.headers))
 
-    async def _handle_target(self, exchange: Exchange, principal: str | None) -> None:
+    async def _for_target(
+        self, exchange: Exchange, principal: str | None
+    ) -> Awaitable[None]:
+        """What answers a request for the target: it takes long, and this need not wait."""
         head = exchange.head
         exchange.dialect = classify(
             head,
@@ -129,22 +132,18 @@ class Service:
         exchange.dialect.check(head)
         if head.target == "*":
             # RFC 9110, section 9.3.7: about the server, not about any target.
-            await exchange.respond(204, discovery_fields(self._limits))
-            return
+            return exchange.respond(204, discovery_fields(self._limits))
         creation = exchange.dialect.creation(head, self._limits)
         self._check_size(creation)
         early = await self._target.admit(head, principal)
         preferences = parse_preferences(head.fields)
         if early is not None:
-            await self._send(exchange, early)
-        elif (
-            preferences.resume is None and head.method in _SAFE and not head.has_content
-        ):
-            await self._handle_safe(exchange, principal)
-        elif creation.joins is not None:
-            await self._handle_join(exchange, principal, creation, creation.joins)
-        else:
-            await self._handle_operation(exchange, principal, creation, preferences)
+            return self._send(exchange, early)
+        if preferences.resume is None and head.method in _SAFE and not head.has_content:
+            return self._handle_safe(exchange, principal)
+        if creation.joins is not None:
+            return self._handle_join(exchange, principal, creation, creation.joins)
+        return self._handle_operation(exchange, principal, creation, preferences)
 
     def _check_size(self, creation: Creation) -> None:
         limit = self._config.max_upload_size
@@ -204,14 +203,12 @@ class Service:
             offered=creation.offers or resume is not None or followed,
             keep_incomplete=creation.offers or resume is ResumeMode.SAVE_INCOMPLETE,
         ) as operation:
-            locations = Fields()
             if resume is None:
                 await exchange.send_continue()
             else:
-                locations = operation_fields(
-                    self._config, operation.id, head.has_content
+                await exchange.send_continue(
+                    self._locations(exchange, operation), always=True
                 )
-                await exchange.send_continue(locations, always=True)
             await self._announce(exchange, operation, creation)
             if exchange.dialect.awaits_target:
                 await send_processing(exchange, operation, self._config)
@@ -220,9 +217,15 @@ class Service:
                 offset = await operation.make_durable()
                 upload = describe(self._config, exchange, operation, offset)
                 reply = exchange.dialect.created(upload)
-                await send_reply(exchange, reply, locations)
+                told = (
+                    Fields() if resume is None else self._locations(exchange, operation)
+                )
+                await send_reply(exchange, reply, told)
             else:
                 await self._send_outcome(exchange, operation)
+
+    def _locations(self, exchange: Exchange, operation: Operation) -> Fields:
+        return operation_fields(self._config, operation.id, exchange.head.has_content)
 
     async def _send_outcome(self, exchange: Exchange, operation: Operation) -> None:
         await send_outcome(

@@ -274,15 +274,14 @@ class Doorman:
         self, listener: trio.SocketListener, connections: trio.Nursery
     ) -> None:
         await accept_from(
-            listener, lambda sock: connections.start_soon(self._serve_socket, sock)
+            listener,
+            lambda sock: connections.start_soon(
+                self.serve_transport, SocketTransport(sock)
+            ),
         )
 
-    async def _serve_socket(self, sock: trio.socket.SocketType) -> None:
-        with sock:
-            await self.serve_transport(SocketTransport(sock))
-
     async def serve_transport(self, transport: Transport) -> None:
-        """Serve one connection until it ends."""
+        """Serve one connection until it ends; it is closed then."""
         connection = Connection(
             transport,
             self._service.handle,

@@ -84,6 +84,13 @@ class Transport(Protocol):
         """Return when ``receive_nowait`` is likely to have something. A checkpoint."""
         ...
 
+    def interrupt(self) -> None:
+        """Have the ``wait_readable`` that waits now, if any, raise BrokenResourceError.
+
+        Whoever waited too long is ended so: a cancel scope for each wait costs more.
+        """
+        ...
+
     def receive_nowait(self, buffer: memoryview) -> int | None:
         """Read into *buffer*; the count, 0 at end of stream, None if it would block.
 
@@ -175,6 +182,9 @@ class SocketTransport:
             await trio.lowlevel.wait_readable(self._raw)
         except (OSError, trio.ClosedResourceError) as exc:
             raise trio.BrokenResourceError("the connection is closed") from exc
+
+    def interrupt(self) -> None:
+        trio.lowlevel.notify_closing(self._raw)
 
     def receive_nowait(self, buffer: memoryview) -> int | None:
         try:

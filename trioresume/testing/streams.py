@@ -89,6 +89,7 @@ class MemoryTransport:
         self._outgoing = outgoing
         self._unsent = b""
         self._closed = False
+        self._interruptions = 0
         self.peer = peer
         self.never_readable = False
         self.max_receive: float = math.inf
@@ -116,15 +117,21 @@ class MemoryTransport:
         self._outgoing.abort()
 
     async def wait_readable(self) -> None:
+        interruptions = self._interruptions
         await trio.lowlevel.checkpoint()
         if self.receive_delay:
             await trio.sleep(self.receive_delay)
         while True:
-            if self._closed:
+            if self._closed or self._interruptions != interruptions:
                 raise trio.BrokenResourceError("the connection is closed")
             if self._incoming.settled and not self.never_readable:
                 return
             await self._incoming.wait_change()
+
+    def interrupt(self) -> None:
+        """Have the ``wait_readable`` that waits now, if any, raise BrokenResourceError."""
+        self._interruptions += 1
+        self._incoming.changed()
 
     def receive_nowait(self, buffer: memoryview) -> int | None:
         pipe = self._incoming
