@@ -361,8 +361,8 @@ class MemoryService:
 
     @property
     def used(self) -> int:
-        """How many operations are held in memory."""
-        return len(self.operations._used)
+        """How many operations somebody uses."""
+        return sum(o.users > 0 for o in self.operations._loaded.values())
 
     def transports(self) -> tuple[MemoryTransport, MemoryTransport]:
         """A new connection's two ends: the server's, being served, and the client's."""

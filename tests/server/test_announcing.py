@@ -12,6 +12,7 @@ import trio.testing
 from tests.server.harness import Recorder, memory_service, socket_service
 from tests.server.test_content import BODY
 from trioresume.errors import StorageConflict, StorageFull
+from trioresume.server import operations
 from trioresume.server.config import Config
 from trioresume.server.locations import locate
 from trioresume.store.disk import Durability, open_store
@@ -65,7 +66,8 @@ async def test_head_answers_what_was_durable_when_the_disk_is_full(
 async def test_offset_of_what_nobody_writes_is_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
-    """Once, and no writer is opened for it."""
+    """Once, and no writer is opened for it. (If it rests in memory: not even that.)"""
+    monkeypatch.setattr(operations, "MOST_RESTING", 0)
     store = open_store(tmp_path / "data", chunk_size=64, durability=durability)
     called: list[str] = []
 

@@ -31,6 +31,7 @@ from trioresume import (
     Response,
 )
 from trioresume.protocol.dialects.rufh_versions import VERSIONS, Version
+from trioresume.server import operations
 from trioresume.server.messages import CallPolicy, HandlerTarget
 from trioresume.testing.memory_store import MemoryStore
 
@@ -405,8 +406,16 @@ async def test_get_asks_for_the_offset_as_head_does() -> None:
         assert last.status == 200
 
 
-async def test_lost_state_deactivates_the_upload() -> None:
-    """C7: an announced offset cannot be taken back, so the upload ends."""
+@pytest.mark.parametrize("asked_first", ["HEAD", "PATCH"])
+async def test_lost_state_deactivates_the_upload(
+    asked_first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C7: an announced offset cannot be taken back, so the upload ends.
+
+    What rests in memory is found lost by the first request that writes.
+    """
+    if asked_first == "HEAD":
+        monkeypatch.setattr(operations, "MOST_RESTING", 0)
     async with memory_service(Recorder()) as service:
         client = service.connect()
         path = await begin(client, NEWEST, BODY)
@@ -414,9 +423,11 @@ async def test_lost_state_deactivates_the_upload() -> None:
             await trio.testing.wait_all_tasks_blocked()
         service.store._tails.clear()
         service.store._writers.clear()
-        assert (await client.request("HEAD", path)).status == 410
+        if asked_first == "HEAD":
+            assert (await client.request("HEAD", path)).status == 410
         reply = await client.request("PATCH", path, appends(NEWEST, 0, True), BODY)
         assert reply.status == 410
+        assert (await client.request("HEAD", path)).status == 410
 
 
 # Appends.

@@ -138,6 +138,7 @@ class Incoming:
     """The request content of one operation, while it is under construction.
 
     *found* is where a writer would begin, if that was looked up just now.
+    It holds until one is opened: nobody else writes.
     """
 
     def __init__(
@@ -246,6 +247,12 @@ class Incoming:
                 )
                 self._offset = self._writer.offset
             return self._writer
+
+    def rest(self) -> None:
+        """Let go of the writer, but remember where the next one will begin."""
+        if self._writer is not None:
+            self._found = self._writer.offset
+        self.close()
 
     def close(self) -> None:
         """Let go of the writer; bytes stay. Idempotent."""
@@ -384,7 +391,7 @@ class Incoming:
             # The running writer has yet to learn of it; only its end may reopen.
             raise self.failure
         if self._writer is None:
-            offset, self._found = self._found, None
+            offset = self._found
             if offset is None:
                 offset = await self._storage.run(self._storage.store.offset, self.key)
             if self._storage.store.durable_at_once:

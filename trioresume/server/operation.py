@@ -1,7 +1,8 @@
 """An operation in memory: its state, its endings, its completion.
 
 An :class:`Operation` is in memory while somebody *uses* it: a request, a seal on its
-way to the disk, the target's call. The catalog is the truth for all others. Whoever
+way to the disk, the target's call; and for a while after that, if it is unfinished and
+the catalog has all that is known of it. The catalog is the truth for all others. Whoever
 submits a change of state holds a use until it is committed, so that an operation
 loaded anew is never older than what was done to it.
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from trioresume.server.config import Config
     from trioresume.server.messages import Progress
     from trioresume.server.quotas import Quotas
-    from trioresume.server.storage import Storage
+    from trioresume.server.storage import Storage, Submission
 
 __all__ = ["Operation", "Surroundings"]
 
@@ -90,6 +91,8 @@ class Operation:
         self.users = 0
         self.unoffered = False
         """Whether nobody was told of it: no resources, no replay, no tombstone."""
+        self.is_known = False
+        """Whether the catalog has it, and everything that was submitted for it."""
         self.is_forgotten = False
         """Whether the catalog has nothing of it any more."""
         self.was_resumed = True
@@ -116,6 +119,23 @@ class Operation:
         )
         self.incoming.ended = record.state is not _S.RECEIVING
         self.is_loaded = True
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether it is worth keeping, and no newer than what the catalog has."""
+        return (
+            self.is_known
+            and self.is_receiving
+            and self._bug is None
+            and self.incoming.failure is None
+        )
+
+    def rest(self) -> None:
+        """Nobody uses it for now; as if it were loaded anew when somebody does."""
+        self.incoming.rest()
+        self.was_resumed = True
+        self.progress = None
+        self.renew()
 
     def unload(self) -> None:
         """Nobody uses it any more."""
@@ -241,7 +261,14 @@ class Operation:
     def _submit(self, *mutations: Mutation) -> None:
         # Used until it is committed, or a newcomer would load what was before.
         submission = self._around.storage.submit(*mutations)
-        self.start(submission.finished.wait)
+        self.start(self._note_applied, submission)
+
+    async def _note_applied(self, submission: Submission) -> None:
+        try:
+            await submission.wait()
+        except StorageError as exc:
+            logger.error("a change of %s was not recorded: %s", self.id, exc)
+            self.is_known = False
 
     # Changes of state, in memory; whoever makes one makes it true on disk.
 

@@ -1,4 +1,10 @@
-"""All operations: makes and loads them, and remembers who uses which."""
+"""All operations: makes and loads them, and remembers who uses which.
+
+An upload that nobody uses any more, but that was not finished, *rests*: it stays in
+memory until others came after it. Its client was cut, most likely, and will ask how far
+it came, perhaps more than once; then neither the catalog nor the disk is asked. It holds
+no file and no lock, and what is known of it is what the catalog has.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +49,10 @@ _CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
 """States on disk of an operation whose target is being called."""
 
 
+MOST_RESTING = 1024
+"""Uploads that rest in memory, each with some 3 KiB."""
+
+
 class _Creating:
     """A new operation, used within the block. (A class: a generator would hold more.)"""
 
@@ -68,18 +78,18 @@ class _Creating:
 class _Using:
     """An operation that is there already, used within the block."""
 
-    __slots__ = ("_asks_offset", "_operation", "_operations")
+    __slots__ = ("_asks_offset", "_id", "_operation", "_operations")
 
     def __init__(
-        self, operations: Operations, operation: Operation, asks_offset: bool
+        self, operations: Operations, id: OperationId, asks_offset: bool
     ) -> None:
         self._operations = operations
-        self._operation = operation
+        self._id = id
         self._asks_offset = asks_offset
+        self._operation: Operation
 
     async def __aenter__(self) -> Operation | None:
-        operation = self._operation
-        operation.users += 1
+        operation = self._operation = self._operations.enter(self._id)
         try:
             if not operation.is_loaded:
                 await self._operations.load(operation, self._asks_offset)
@@ -113,7 +123,9 @@ class Operations:
             storage, config, clock, self.start, quotas, self._answer
         )
         self._background = background
-        self._used: dict[OperationId, Operation] = {}
+        self._loaded: dict[OperationId, Operation] = {}
+        self._resting: dict[OperationId, None] = {}
+        """Those of them that nobody uses, the one that came first in front."""
 
     async def _answer(self, operation: Operation, frozen: list[Mutation]) -> None:
         await self._answering(operation, frozen).run()
@@ -148,11 +160,23 @@ class Operations:
     def release(self, operation: Operation) -> None:
         """Somebody does not use it any more."""
         operation.users -= 1
-        if operation.users == 0:
-            del self._used[operation.id]
-            self._quotas.forget(operation.id)
-            if operation.is_loaded:
-                operation.unload()
+        if operation.users:
+            return
+        self._quotas.forget(operation.id)
+        if operation.may_rest:
+            operation.rest()
+            self._resting[operation.id] = None
+            if len(self._resting) > MOST_RESTING:
+                oldest = next(iter(self._resting))
+                del self._resting[oldest]
+                self._unload(self._loaded[oldest])
+        else:
+            self._unload(operation)
+
+    def _unload(self, operation: Operation) -> None:
+        del self._loaded[operation.id]
+        if operation.is_loaded:
+            operation.unload()
 
     def create(
         self,
@@ -188,7 +212,7 @@ class Operations:
         removes = head.method == "DELETE" and not head.has_content
         reserved = self._quotas.admit(record, exempt=removes)
         record = replace(record, reserved=reserved)
-        operation = self._used[record.id] = Operation(record.id, self._surroundings)
+        operation = self._loaded[record.id] = Operation(record.id, self._surroundings)
         operation.unoffered = not offered
         operation.was_resumed = False
         operation.load(record)
@@ -203,6 +227,7 @@ class Operations:
             operation.incoming.creation = self.storage.submit_later(creation)
         else:
             await self.storage.commit(creation)
+            operation.is_known = True
 
     def use(
         self, id: OperationId, *, asks_offset: bool = False
@@ -211,10 +236,17 @@ class Operations:
 
         With *asks_offset* one look at the disk finds both it and how far its content is.
         """
-        operation = self._used.get(id)
+        return _Using(self, id, asks_offset)
+
+    def enter(self, id: OperationId) -> Operation:
+        """Somebody uses the operation, which need not be loaded yet."""
+        operation = self._loaded.get(id)
         if operation is None:
-            operation = self._used[id] = Operation(id, self._surroundings)
-        return _Using(self, operation, asks_offset)
+            operation = self._loaded[id] = Operation(id, self._surroundings)
+        elif not operation.users:
+            del self._resting[id]
+        operation.users += 1
+        return operation
 
     async def load(self, operation: Operation, asks_offset: bool) -> None:
         """Load it, if there is one in the store."""
@@ -228,6 +260,7 @@ class Operations:
                 )
                 if record is not None:
                     operation.load(record, offset)
+                    operation.is_known = True
                     self._resume_call(operation)
         operation.loading = None if operation.is_loaded else operation.loading
 
