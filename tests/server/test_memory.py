@@ -9,7 +9,13 @@ import trio
 import trio.lowlevel
 import trio.testing
 
-from trioresume.server.memory import PAGE_SIZE, PIECE_SIZE, Piece, ReceiveMemory
+from trioresume.server.memory import (
+    LOW_WATER_SUM,
+    PAGE_SIZE,
+    PIECE_SIZE,
+    Piece,
+    ReceiveMemory,
+)
 
 
 def take_all(memory: ReceiveMemory) -> list[Piece]:
@@ -102,3 +108,21 @@ async def test_a_cancelled_one_in_line_loses_no_piece() -> None:
         scopes[0].cancel()  # which is cancelled before it runs
     assert len(take_all(memory)) <= 1
     assert [scope.cancelled_caught for scope in scopes][1]
+
+
+@pytest.mark.parametrize(
+    ("uploads", "mark"),
+    [(0, 2048), (1, 2048), (64, 2048), (128, 1024), (256, 1024), (1024, 256)],
+)
+def test_few_uploads_are_woken_for_more(uploads: int, mark: int) -> None:
+    """In KiB: all their marks together bound what may wait in the kernel."""
+    memory = ReceiveMemory(32 * 1024 * 1024)
+    memory.uploads = uploads
+    assert memory.low_water == mark * 1024
+    assert uploads * memory.low_water <= LOW_WATER_SUM
+
+
+def test_a_mark_is_no_more_than_a_piece() -> None:
+    """Or a task would be woken for what it cannot read at once."""
+    memory = ReceiveMemory(256 * 1024)
+    assert memory.low_water == memory.piece_size == 256 * 1024

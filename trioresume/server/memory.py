@@ -26,9 +26,10 @@ __all__ = ["PAGE_SIZE", "PIECE_SIZE", "Piece", "ReceiveMemory"]
 PIECE_SIZE = 2 * 1024 * 1024
 SCRATCH_SIZE = 64 * 1024
 
-LARGEST_LOW_WATER = 1024 * 1024
 LOW_WATER_SUM = 256 * 1024 * 1024
 """Bytes that all uploads' low-water marks together may leave waiting in the kernel."""
+USUAL_LOW_WATER = 1024 * 1024
+"""From this on a larger mark saves less than it costs, unless uploads are few."""
 
 
 class Piece:
@@ -77,9 +78,9 @@ class ReceiveMemory:
 
     @property
     def low_water(self) -> int:
-        """For how many bytes the task of a fast upload is to be woken."""
+        """For how many bytes the task of a fast upload is to be woken: a piece at most."""
         share = LOW_WATER_SUM // max(1, self.uploads)
-        return min(LARGEST_LOW_WATER, self.piece_size // 2, share)
+        return min(self.piece_size, max(share // 2, min(share, USUAL_LOW_WATER)))
 
     @property
     def is_taken(self) -> bool:

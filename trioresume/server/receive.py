@@ -24,7 +24,7 @@ Wake-ups, more than bytes, are what Python pays for. On a connection that is fas
 the kernel is therefore asked (``SO_RCVLOWAT``) to wake its task only for a larger amount
 (:attr:`~trioresume.server.memory.ReceiveMemory.low_water`), or for the end; the more
 uploads share the machine the smaller it is, so that what waits in the kernel stays
-bounded too. A connection that would take more than :data:`FILL_TIME` to fill the mark
+bounded too. A connection's mark is no more than it fills in :data:`FILL_TIME`, a slow one
 has none, and one that does not fill it within twice that loses it: a peer may be waiting
 to have its last bytes acknowledged before it sends more. What is on its way when a newcomer
 ends the writer is taken first: of an upload that is faster than the disk it is megabytes,
@@ -95,8 +95,10 @@ LAST_TIME = 0.03
 """Seconds for that."""
 LAST_PAUSE = 0.002
 """Seconds after which nothing more was on its way."""
+LEAST_MARK = 64 * 1024
+"""Bytes: a smaller low-water mark is not worth the system call."""
 FILL_TIME = 0.25
-"""Seconds within which a connection must be able to fill its low-water mark."""
+"""Seconds within which a connection is to fill its low-water mark."""
 
 
 class ContentCut(Exception):
@@ -315,6 +317,8 @@ class BodyReceiver:
         assert self._remaining is not None
         wanted = min(self._memory.low_water, self._remaining)
         if count * FILL_TIME < wanted * seconds:
+            wanted = int(count * FILL_TIME / seconds)
+        if wanted < LEAST_MARK:
             wanted = 1
         # Setting it costs a system call: small differences are not worth it.
         if self._low_water > self._remaining or not (

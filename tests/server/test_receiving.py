@@ -1,0 +1,123 @@
+"""How much a connection has to have before its task is woken."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.server.config import Config
+from trioresume.server.memory import Piece, ReceiveMemory
+from trioresume.server.receive import BodyReceiver
+from trioresume.server.transport import Transport
+from trioresume.testing import MemoryTransport, memory_transport_pair
+
+MIB = 1024 * 1024
+KIB = 1024
+
+
+class Marked:
+    """A transport that notes the low-water marks it is given."""
+
+    def __init__(self, transport: MemoryTransport) -> None:
+        self._transport = transport
+        self.marks: list[int] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._transport, name)
+
+    def set_low_water(self, size: int) -> None:
+        self.marks.append(size)
+
+
+class Counting:
+    """A sink that counts."""
+
+    has_room = True
+
+    def __init__(self) -> None:
+        self.offset = 0
+
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        self.offset += len(data)
+
+    async def room(self) -> None:
+        raise AssertionError("there is room")
+
+
+def _receiver(size: int) -> tuple[Marked, BodyReceiver, MemoryTransport]:
+    """What receives content of *size* bytes, and where to send it."""
+    ours, theirs = memory_transport_pair(capacity=4 * MIB)
+    marked = Marked(ours)
+    head = RequestHead(
+        method="POST", target="/", fields=Fields(), http_version="1.1", length=size
+    )
+    transport: Transport = marked  # type: ignore[assignment]  # the rest is delegated
+    memory = ReceiveMemory(32 * MIB)
+    return marked, BodyReceiver(head, transport, bytearray(), memory, Config()), theirs
+
+
+async def _receive(
+    body: BodyReceiver,
+    theirs: MemoryTransport,
+    send: Callable[[MemoryTransport], Awaitable[None]],
+) -> int:
+    """How much came of what *send* sends."""
+    sink = Counting()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(body._memory.watch.run)
+        nursery.start_soon(send, theirs)
+        await body.receive(sink)
+        nursery.cancel_scope.cancel()
+    return sink.offset
+
+
+@pytest.mark.parametrize(
+    ("rate", "mark"),
+    [
+        (64 * MIB, 2 * MIB),
+        (4 * MIB, MIB),
+        (MIB, 256 * KIB),
+        (128 * KIB, None),
+    ],
+)
+async def test_mark_is_what_comes_in_a_quarter_of_a_second(
+    rate: int, mark: int | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As far as a piece reaches; a slow connection has none."""
+
+    async def send(theirs: MemoryTransport) -> None:
+        for _ in range(64):
+            await trio.sleep(1 / 32)
+            await theirs.send_all(bytes(rate // 32))
+
+    marked, body, theirs = _receiver(rate * 2)
+    assert await _receive(body, theirs, send) == rate * 2
+    if mark is None:
+        assert marked.marks == []
+    else:
+        assert mark / 2 <= max(marked.marks) <= mark * 1.01
+        assert marked.marks[-1] == 1  # the connection's next request is small
+
+
+async def test_mark_that_is_not_filled_is_taken_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The peer may be waiting for word of what it has sent before it sends the rest."""
+    seen: list[int] = []
+
+    async def send(theirs: MemoryTransport) -> None:
+        for _ in range(8):
+            await trio.sleep(1 / 32)
+            await theirs.send_all(bytes(MIB))
+        seen.append(marked.marks[-1])
+        await trio.sleep(1)
+        seen.append(marked.marks[-1])
+        await theirs.send_all(bytes(MIB))
+
+    marked, body, theirs = _receiver(9 * MIB)
+    assert await _receive(body, theirs, send) == 9 * MIB
+    assert seen == [2 * MIB, 1]
