@@ -211,8 +211,11 @@ class Storage:
             while not self._stopping or self._queue:
                 if self._due > trio.current_time() and not self._stopping:
                     self._changed = trio.Event()
-                    with trio.move_on_at(self._due):
+                    if self._due == float("inf"):
                         await self._changed.wait()
+                    else:
+                        with trio.move_on_at(self._due):
+                            await self._changed.wait()
                 else:
                     self._due = float("inf")
                     await self._commit_queue()
