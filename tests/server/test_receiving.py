@@ -81,7 +81,8 @@ async def _receive(
         (64 * MIB, 2 * MIB),
         (4 * MIB, MIB),
         (MIB, 256 * KIB),
-        (128 * KIB, None),
+        (128 * KIB, 32 * KIB),
+        (16 * KIB, None),
     ],
 )
 async def test_mark_is_what_comes_in_a_quarter_of_a_second(

@@ -95,7 +95,7 @@ LAST_TIME = 0.03
 """Seconds for that."""
 LAST_PAUSE = 0.002
 """Seconds after which nothing more was on its way."""
-LEAST_MARK = 64 * 1024
+LEAST_MARK = 8 * 1024
 """Bytes: a smaller low-water mark is not worth the system call."""
 FILL_TIME = 0.25
 """Seconds within which a connection is to fill its low-water mark."""
