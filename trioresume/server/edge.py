@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Edge"]
 
 # Whoever sends one of these is a proxy, or pretends to be.
-_SIGNS_OF_A_PROXY = (
-    "forwarded",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
+_SIGNS_OF_A_PROXY = frozenset(
+    {
+        "forwarded",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    }
 )
 
 
@@ -77,6 +79,7 @@ def _direct_origin(head: RequestHead) -> str:
     host = head.fields.get("host")
     if not host or head.http_version == "1.0":
         return ""
-    if any(name in head.fields for name in _SIGNS_OF_A_PROXY):
-        return ""
+    for name, _ in head.fields:
+        if name in _SIGNS_OF_A_PROXY:
+            return ""
     return f"http://{host}"

@@ -192,19 +192,18 @@ class Operation:
         """Whether it is a part of a later upload, for which no target is called (D7)."""
         return is_partial(self.record.fields)
 
-    @property
-    def guaranteed_until(self) -> float:
-        """The same as a time of the service clock."""
-        return self._around.clock.now() + self.guaranteed_lifetime
+    def guaranteed(self) -> tuple[int, float]:
+        """Seconds for which it is kept at least from now on, without a further visit.
 
-    @property
-    def guaranteed_lifetime(self) -> int:
-        """Seconds for which it is kept at least from now on, without a further visit."""
+        And until when that is, as a time of the service clock.
+        """
+        now = self._around.clock.now()
         lifetime = self._lifetime
         lifetime -= _expiry_slack(lifetime)
         if self.is_receiving:
-            lifetime = min(lifetime, self._ends_at - self._around.clock.now())
-        return max(0, int(lifetime))
+            lifetime = min(lifetime, self._ends_at - now)
+        seconds = max(0, int(lifetime))
+        return seconds, now + seconds
 
     @property
     def _lifetime(self) -> float:
@@ -360,10 +359,11 @@ class Operation:
 
     def renew(self) -> None:
         """Move the expiry on, after activity."""
-        expires_at = self._around.clock.now() + self._lifetime
+        lifetime = self._lifetime
+        expires_at = self._around.clock.now() + lifetime
         if self.is_receiving:
             expires_at = min(expires_at, self._ends_at)
-        slack = _expiry_slack(self._lifetime)
+        slack = _expiry_slack(lifetime)
         if self.state is not _S.GONE and expires_at > self.record.expires_at + slack:
             self._around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)

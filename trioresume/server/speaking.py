@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -56,6 +54,7 @@ def describe(
 ) -> Upload:
     """*operation* as the sender of the request may know it; *offset* is durable."""
     content = location(config, operation.id, Resource.CONTENT)
+    lifetime, expires_at = operation.guaranteed()
     return Upload(
         content=content,
         absolute_content=origin_of(config, exchange.head) + content,
@@ -63,8 +62,8 @@ def describe(
         offset=offset,
         length=operation.record.length,
         is_complete=operation.state is not OperationState.RECEIVING,
-        lifetime=operation.guaranteed_lifetime,
-        expires_at=operation.guaranteed_until,
+        lifetime=lifetime,
+        expires_at=expires_at,
         limits=upload_limits(config),
         request=record_head(operation.record),
     )
@@ -103,12 +102,13 @@ async def send_outcome(
         await send_reply(exchange, reply, told)
         return
     asked = parse_preferences(exchange.head.fields)
-    # From here on, because what there is to wait for is the target (RFC 7240, 4.3).
-    patience = (asked.wait or 0) if asked.respond_async else math.inf
     response: StoredResponse | None = None
     async with follower.during(exchange, operation):
-        # Nearly everybody waits as long as it takes: a scope for that costs something.
-        with nullcontext() if patience == math.inf else trio.move_on_after(patience):
+        if asked.respond_async:
+            # From here on, because what there is to wait for is the target (RFC 7240, 4.3).
+            with trio.move_on_after(asked.wait or 0):
+                response = await operation.outcome()
+        else:
             response = await operation.outcome()
     if response is None:
         await _send_accepted(exchange, operation, config, asked, told, created=created)
