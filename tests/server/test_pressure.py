@@ -16,9 +16,19 @@ from trioresume.server.memory import ReceiveMemory
 from trioresume.store.disk_io import Descriptor, Disk
 
 MIB = 1 << 20
-SIZE = 64 * MIB
-BUFFERS = 24 * MIB
+
+
+def _largest_buffer(name: str) -> int:
+    """The most that the system lets a connection's buffer grow to by itself."""
+    try:
+        return int(Path("/proc/sys/net/ipv4", name).read_text().split()[2])
+    except OSError:
+        return 16 * MIB  # not Linux
+
+
+BUFFERS = _largest_buffer("tcp_rmem") + _largest_buffer("tcp_wmem") + 8 * MIB
 """More than a socket's two buffers and two pieces of content hold together."""
+SIZE = 2 * BUFFERS
 
 
 class Gate:
