@@ -22,11 +22,12 @@ Memory is therefore a setting, plus a few KiB a connection, however many there a
 
 Wake-ups, more than bytes, are what Python pays for. On a connection that is fast enough
 the kernel is therefore asked (``SO_RCVLOWAT``) to wake its task only for a larger amount
-(:attr:`~trioresume.server.memory.ReceiveMemory.low_water`), or for the end; the more
-uploads share the machine the smaller it is, so that what waits in the kernel stays
-bounded too. A connection's mark is no more than it fills in :data:`FILL_TIME`, a slow one
-has none, and one that does not fill it within twice that loses it: a peer may be waiting
-to have its last bytes acknowledged before it sends more. What is on its way when a newcomer
+(:attr:`~trioresume.server.memory.ReceiveMemory.low_water`), or for the end: a whole piece
+while uploads are few, and less the more of them share the machine, so that what waits in
+the kernel stays bounded too. A connection's mark is no more than it fills in
+:data:`FILL_TIME` (a thousand uploads of 100 KiB a second cost half of what they did without
+one), and one that does not fill it within twice that loses it: a peer may be waiting to
+have its last bytes acknowledged before it sends more. What is on its way when a newcomer
 ends the writer is taken first: of an upload that is faster than the disk it is megabytes,
 which its client would have to send again. Where the option does not exist nothing changes
 but the cost.
@@ -48,8 +49,12 @@ What was tried and lost. Worker threads that take the content off the socket the
 each into a buffer of its own, up to 4 MiB a turn: no task waits for memory or for room
 then, but the threads want the interpreter as often as the task did. As much CPU at 128
 uploads, and a fifth to a third less throughput for a single one, as nothing is received
-during a sync. Reads of 4 MiB: no gain. Marks that share 64 MiB instead of 256 MiB: at 128
-uploads twice as many reads, and a sixth more CPU.
+during a sync. Pieces of 4 MiB: a seventh less CPU for a single upload, but so few of them
+that 16 were slower and 128 cost more. Marks that share 64 MiB instead of 256 MiB: at 128
+uploads twice as many reads, and a sixth more CPU. Hashing in the event loop, while the
+bytes are in the processor's cache: no less CPU. Reading the next piece where the last one's
+write is told, without a turn for the task: no less either, as what costs is that the caches
+are cold after each two megabytes, not the calls.
 
 Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`, and what
 it finds is gathered in a piece for as long as there is more to read: some copies more, the
