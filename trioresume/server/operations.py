@@ -50,7 +50,7 @@ _CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
 
 
 MOST_RESTING = 1024
-"""Uploads that rest in memory, each with some 3 KiB."""
+"""Uploads that rest in memory, each with 2.3 KB, and more if its head was large."""
 
 
 class _Creating:

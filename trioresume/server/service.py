@@ -122,7 +122,10 @@ class Service:
     async def _for_target(
         self, exchange: Exchange, principal: str | None
     ) -> Awaitable[None]:
-        """What answers a request for the target: it takes long, and this need not wait."""
+        """What is to be awaited to answer a request for the target.
+
+        The caller awaits it: what was decided here need not be held while content comes.
+        """
         head = exchange.head
         exchange.dialect = classify(
             head,

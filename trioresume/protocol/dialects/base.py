@@ -209,14 +209,18 @@ class Dialect:
         return False
 
     def progress(self, offset: int) -> Interim:
-        """Tell that *offset* bytes are durable. Of dialects with :attr:`shows_progress`."""
+        """Tell that *offset* bytes are durable. Of dialects with :attr:`shows_progress`.
+
+        Nothing is missing here: to ask another dialect would be a bug, and raises.
+        """
         raise NotImplementedError("only a dialect with a word for it is asked")
 
     def created(self, upload: Upload) -> Reply:
         """The first request's content is over, and the upload is not complete.
 
         Of dialects whose :meth:`creation` can say that more is to come. Without a marker
-        the content's end is the upload's, whatever the request.
+        the content's end is the upload's, whatever the request: nothing is missing here,
+        to ask such a dialect would be a bug, and raises.
         """
         raise NotImplementedError("without a marker the content's end is the upload's")
 
