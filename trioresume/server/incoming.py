@@ -15,10 +15,10 @@ of it arrives later. (The store's own generations guard the same from below.)
 Writing
 =======
 
-What is small is written at once. Larger pieces are jobs of the upload's lane: worker
-threads hash and write them in their order, and :attr:`Incoming.offset` counts them in
-already. When one fails, those behind it are dropped, and the offset is what the next
-writer finds.
+Writes are jobs of the upload's lane: worker threads hash and write in their order, and
+:attr:`Incoming.offset` counts them in already. When one fails, those behind it are
+dropped, and the offset is what the next writer finds. The event loop itself touches no
+file: even a write of a few bytes waits for the disk now and then, and all others with it.
 
 Durability (promises 1 and 2)
 =============================
@@ -66,10 +66,8 @@ if TYPE_CHECKING:
         SealChunk,
     )
 
-__all__ = ["INLINE_MOST", "Incoming"]
+__all__ = ["Incoming"]
 
-INLINE_MOST = 64 * 1024
-"""Bytes up to which a write is not worth a thread."""
 MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
 MOST_PIECES = 2
@@ -269,26 +267,18 @@ class Incoming:
         return self._offset
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        """Write *data* at the offset, without a checkpoint. Only within the turn.
+        """Write *data* at the offset, soon; no checkpoint. Only within the turn.
 
-        Soon, if it is large and lies in *piece*, which is held until then; else now.
-        An error that comes later is raised by :meth:`room` and :meth:`written`.
+        It lies in *piece*, which is held until it is written, or is copied if it could
+        change. Errors are raised by :meth:`room` and :meth:`written`.
         """
         writer = self._writer
         assert writer is not None
         self._owner.reserve(self._offset + len(data))
-        if not self._lane.pending and (piece is None or len(data) <= INLINE_MOST):
-            try:
-                seals = writer.append(data)
-            finally:
-                self._offset = writer.offset
-            if seals:
-                self._lane.put(partial(_run, seals), partial(self._written, None))
-            return
-        if piece is None or len(data) <= INLINE_MOST:
-            data, piece = memoryview(bytes(data)), None
-        else:
+        if piece is not None:
             piece.hold()
+        elif not data.readonly:
+            data = memoryview(bytes(data))
         self._offset += len(data)
         self._lane.put(
             partial(self._write, writer, data), partial(self._written, piece)
@@ -349,8 +339,11 @@ class Incoming:
             raise self.failure
 
     async def _name(self) -> None:
-        """Wait until the catalog names the chunks; one task does that for all of them."""
-        try:
+        """Wait until the catalog names the chunks; one task does that for all of them.
+
+        Cancelled as well: what was submitted happens, and soon.
+        """
+        with trio.CancelScope(shield=True):
             while self._unnamed:
                 index, submission = self._unnamed[0]
                 try:
@@ -363,12 +356,6 @@ class Incoming:
                     self.failure = exc
                 del self._unnamed[0]
                 self._named += 1
-                self._naming.fire()
-        finally:
-            if self._unnamed:  # cancelled: nobody may wait for them, or count on them
-                self.failure = self.failure or StorageError("the service was ended")
-                self._named += len(self._unnamed)
-                self._unnamed.clear()
                 self._naming.fire()
 
     async def _settle(self) -> None:

@@ -6,7 +6,8 @@ and gives it back when the bytes are written. Whoever finds none waits in line, 
 kernel's buffer fills and TCP slows the peer down.
 
 A piece begins on a page, and is filled from where the content's place in its page is:
-that lets the store write it past the page cache. The pieces given back last are taken
+that lets the store write it past the page cache. What is small shares a piece with what
+others received just before. The pieces given back last are taken
 first, so that a service with little to do touches little of this. Linux is asked for
 huge pages: they make it cheaper to receive into the memory and to write from it.
 """
@@ -25,6 +26,8 @@ __all__ = ["PAGE_SIZE", "PIECE_SIZE", "Piece", "ReceiveMemory"]
 
 PIECE_SIZE = 2 * 1024 * 1024
 SCRATCH_SIZE = 64 * 1024
+SMALL = 64 * 1024
+"""Bytes up to which content does not get a piece of its own."""
 
 LOW_WATER_SUM = 256 * 1024 * 1024
 """Bytes that all uploads' low-water marks together may leave waiting in the kernel."""
@@ -35,16 +38,22 @@ USUAL_LOW_WATER = 1024 * 1024
 class Piece:
     """Some of the memory, held by whoever took it and whoever else said ``hold``."""
 
-    __slots__ = ("_holders", "_memory", "view")
+    __slots__ = ("_holders", "_memory", "used", "view")
 
     def __init__(self, memory: ReceiveMemory, view: memoryview) -> None:
         self.view = view
+        self.used = 0
+        """Up to where there is content of others."""
         self._memory = memory
         self._holders = 0
 
     def hold(self) -> None:
         """Keep it until a ``release`` more."""
         self._holders += 1
+
+    def start(self, offset: int) -> int:
+        """Where content that belongs at *offset* begins in it."""
+        return self.used + -self.used % PAGE_SIZE + offset % PAGE_SIZE
 
     def release(self) -> None:
         self._holders -= 1
@@ -66,6 +75,8 @@ class ReceiveMemory:
             Piece(self, view[start : start + piece_size])
             for start in range(0, count * piece_size, piece_size)
         ]
+        self._shared: Piece | None = None
+        """One that is held, but has room left for more that is small."""
         self._waiting: deque[trio.lowlevel.Task] = deque()
         self._served: dict[trio.lowlevel.Task, Piece] = {}
         """For those that waited, until they run."""
@@ -87,13 +98,25 @@ class ReceiveMemory:
         """Whether :meth:`take` would have to wait."""
         return not self._free
 
-    def take_nowait(self) -> Piece | None:
-        """A piece, if there is one that nobody waits for."""
+    def take_nowait(self, expected: int | None = None) -> Piece | None:
+        """A piece, if there is one that nobody waits for.
+
+        If no more than a little is *expected*, it may be one of which some is used.
+        """
         if not self._free:
             return None
-        piece = self._free.pop()
+        if self._shared is None or expected is None or expected > SMALL:
+            piece = self._free.pop()
+        else:
+            piece, self._shared = self._shared, None
         piece.hold()
         return piece
+
+    def share(self, piece: Piece, used: int) -> None:
+        """Who took *piece* used it as far as *used*: the rest is for others with little."""
+        if used + SMALL + 2 * PAGE_SIZE <= self.piece_size:
+            self._shared = piece
+            piece.used = used
 
     async def take(self, *, first: bool = False) -> Piece:
         """A piece; who came first is served first. A checkpoint if there is none.
@@ -118,6 +141,9 @@ class ReceiveMemory:
         return self._served.pop(task)
 
     def give_back(self, piece: Piece) -> None:
+        piece.used = 0
+        if self._shared is piece:
+            self._shared = None
         if self._waiting:
             task = self._waiting.popleft()
             piece.hold()

@@ -253,13 +253,15 @@ class BodyReceiver:
             # Where the others have, or get, their turn anyway, one wait is enough.
             if not (waited or self._memory.is_taken) or not self._is_ready():
                 await self._transport.wait_readable()
-            piece = self._memory.take_nowait()
+            waiting = self._transport.readable
+            piece = self._memory.take_nowait(waiting)
             if piece is None:
                 self._suspend()
                 piece = await self._memory.take()
                 last = trio.current_time()
                 self._renew(last)
-            count = self._read_once(sink, piece)
+                waiting = self._transport.readable
+            count = self._read_once(sink, piece, waiting)
             if count is None:
                 continue
             if count == 0:
@@ -286,32 +288,38 @@ class BodyReceiver:
         try:
             with trio.move_on_after(LAST_TIME):
                 # Who is silent has nothing on its way.
-                more = self._read_once(sink, self._memory.take_nowait())
+                waiting = self._transport.readable
+                piece = self._memory.take_nowait(waiting)
+                more = self._read_once(sink, piece, waiting)
                 while more and self._remaining > stop:
                     with trio.move_on_after(LAST_PAUSE):
                         await self._transport.wait_readable()
                     piece = await self._memory.take(first=True)
-                    more = self._read_once(sink, piece)
+                    more = self._read_once(sink, piece, self._transport.readable)
         except (trio.BrokenResourceError, StorageError, PeerError):
             pass  # what was read before is in order
 
-    def _read_once(self, sink: Sink, piece: Piece | None) -> int | None:
+    def _read_once(self, sink: Sink, piece: Piece | None, waiting: int) -> int | None:
         """Receive and append what there is, without a checkpoint; let go of *piece*.
 
-        Without a piece it is a little at most.
+        That is about *waiting* bytes. Without a piece it is a little at most.
         """
         assert self._remaining is not None
         try:
-            view = self._memory.scratch if piece is None else piece.view
-            start = sink.offset % PAGE_SIZE
-            view = view[start:][: self._remaining]
-            waiting = self._transport.readable
+            if piece is None:
+                start, view = 0, self._memory.scratch
+            else:
+                start = piece.start(sink.offset)
+                view = piece.view[start:]
+            view = view[: self._remaining]
             if LEAST_ROUNDED <= waiting < len(view):
                 view = view[: (start + waiting) // PAGE_SIZE * PAGE_SIZE - start]
             count = self._transport.receive_nowait(view)
             if count:
                 self._remaining -= count
                 sink.append(view[:count], piece)
+                if piece is not None:
+                    self._memory.share(piece, start + count)
             return count
         finally:
             if piece is not None:
@@ -344,6 +352,10 @@ class BodyReceiver:
                 if not sink.has_room:
                     self._suspend()
                     await sink.room()
+                    self._renew(trio.current_time())
+                if not gathered.begin(self._transport.readable):
+                    self._suspend()
+                    gathered.begin_with(await self._memory.take())
                     self._renew(trio.current_time())
                 data = self._next_bytes()
                 if data is None:
@@ -398,11 +410,24 @@ class _Gathered:
         self._start = 0
         self._end = 0
 
+    def begin(self, expected: int | None = None) -> bool:
+        """Take a piece, if it has none; False if there is none to be had."""
+        if self._piece is None:
+            piece = self._memory.take_nowait(expected)
+            if piece is None:
+                return False
+            self.begin_with(piece)
+        return True
+
+    def begin_with(self, piece: Piece) -> None:
+        self._piece = piece
+        self._start = self._end = piece.start(self._sink.offset)
+
     def add(self, content: memoryview) -> bool:
         """Take *content*; whether some was handed on. Without a piece, all of it is."""
         handed_on = False
         while content:
-            if self._piece is None and not self._begin():
+            if not self.begin():
                 self._sink.append(content)
                 return True
             assert self._piece is not None
@@ -415,17 +440,14 @@ class _Gathered:
                 handed_on = True
         return handed_on
 
-    def _begin(self) -> bool:
-        self._piece = self._memory.take_nowait()
-        self._start = self._end = self._sink.offset % PAGE_SIZE
-        return self._piece is not None
-
     def hand_on(self) -> None:
         """Append what was gathered; no piece is held afterwards."""
         piece, self._piece = self._piece, None
         if piece is not None:
             try:
-                self._sink.append(piece.view[self._start : self._end], piece)
+                if self._end > self._start:
+                    self._sink.append(piece.view[self._start : self._end], piece)
+                    self._memory.share(piece, self._end)
             finally:
                 piece.release()
 

@@ -7,7 +7,9 @@ queue, and what is to happen then is called in the event loop, for all the jobs 
 ended meanwhile by one wake-up: about half of that.
 
 A thread that finds nothing to do waits for a lock of its own. (The standard library's
-queues have one lock that all wait for: each job wakes a second thread for nothing.)
+queues have one lock that all wait for: each job wakes a second thread for nothing.) Of
+many small jobs in a row, only the first one wakes a thread. That cannot run before the
+event loop lets go of the interpreter, and when it does it finds most of the others as well.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from functools import partial
+from typing import TypeAlias, TypeVar, cast
 
 import trio
 
@@ -32,6 +35,7 @@ T = TypeVar("T")
 Job = Callable[[], object]
 Then = Callable[[object, Exception | None], None]
 """Called in the event loop with a job's result, or with what it raised."""
+Work: TypeAlias = "tuple[Job, Then] | Lane"
 
 
 class Workers:
@@ -40,11 +44,17 @@ class Workers:
     def __init__(self, threads: int) -> None:
         self._size = threads
         self._threads: list[threading.Thread] = []
-        self._jobs: deque[tuple[Job, Then] | None] = deque()
+        self._todo: deque[Work] = deque()
         self._idle: list[threading.Lock] = []
         """Of each thread that waits for its lock, the last one first to be woken."""
         self._done: deque[tuple[Then, object, Exception | None]] = deque()
         self._token: trio.lowlevel.TrioToken | None = None
+        self._is_ending = False
+        self._is_waking = False
+        """Whether a thread that was idle is about to look for work: one at a time. It
+        wakes the next one if it finds more than it takes."""
+        self._is_told = False
+        """Whether the event loop knows of what is done, and is yet to look at it."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -63,8 +73,9 @@ class Workers:
         try:
             yield
         finally:
-            for _ in self._threads:
-                self._put(None)
+            self._is_ending = True
+            while self._idle:
+                self._wake()
             for thread in self._threads:
                 thread.join()
 
@@ -75,20 +86,44 @@ class Workers:
         else:
             _call(then, *_run(job))
 
-    def _put(self, item: tuple[Job, Then] | None) -> None:
-        self._jobs.append(item)
-        try:
-            self._idle.pop().release()
-        except IndexError:
-            pass  # all are busy: who ends first takes it
+    def follow(self, lane: Lane) -> None:
+        """Have the jobs of *lane* called soon, one after the other, until there is none."""
+        if self._size:
+            self._put(lane)
+        else:
+            while (work := lane.next_job()) is not None:
+                job, then = work
+                _call(then, *_run(job))
 
-    def _get(self, lock: threading.Lock) -> tuple[Job, Then] | None:
+    def _put(self, work: Work) -> None:
+        self._todo.append(work)
+        if not self._is_waking:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have a thread that is idle look for work, if there is one."""
+        try:
+            lock = self._idle.pop()
+        except IndexError:
+            return  # all are busy: who ends first takes it
+        self._is_waking = True
+        lock.release()
+
+    def _get(self, lock: threading.Lock) -> Work | None:
         while True:
             try:
-                return self._jobs.popleft()
+                work = self._todo.popleft()
             except IndexError:
+                self._is_waking = False
+                if self._is_ending:
+                    return None
                 self._idle.append(lock)
-            if self._jobs and self._retract(lock):
+            else:
+                self._is_waking = False
+                if self._todo:
+                    self._wake()
+                return work
+            if (self._todo or self._is_ending) and self._retract(lock):
                 continue  # it came in between
             lock.acquire()
 
@@ -101,19 +136,33 @@ class Workers:
         return True
 
     def _work(self) -> None:
-        assert self._token is not None
         lock = threading.Lock()
         lock.acquire()
-        while (item := self._get(lock)) is not None:
-            job, then = item
-            result, error = _run(job)
-            self._done.append((then, result, error))
-            # Of several at once the event loop makes one.
-            self._token.run_sync_soon(self._finish, idempotent=True)
-            # Neither may be kept until the next job comes.
-            del item, job, then, result, error
+        while (work := self._get(lock)) is not None:
+            if isinstance(work, Lane):
+                while self._do(work.next_job()):
+                    if self._todo:  # the others' turn
+                        self._todo.append(work)
+                        break
+            else:
+                self._do(work)
+            del work  # it may not be kept until the next one comes
+
+    def _do(self, work: tuple[Job, Then] | None) -> bool:
+        if work is None:
+            return False
+        job, then = work
+        result, error = _run(job)
+        self._done.append((then, result, error))
+        if not self._is_told:
+            # Of all that end before the event loop gets to it, it makes one.
+            self._is_told = True
+            assert self._token is not None
+            self._token.run_sync_soon(self._finish)
+        return True
 
     def _finish(self) -> None:
+        self._is_told = False  # what ends from now on tells it again
         while self._done:
             _call(*self._done.popleft())
 
@@ -134,38 +183,52 @@ def _call(then: Then, result: object, error: Exception | None) -> None:
 
 
 class Lane:
-    """Jobs of one upload, one after the other, in the order they were put in."""
+    """Jobs of one upload, one after the other, in the order they were put in.
 
-    __slots__ = ("_ended", "_jobs", "_workers")
+    A thread that begins with one goes on with the next, without asking the event loop.
+    """
+
+    __slots__ = ("_ended", "_followed", "_jobs", "_pending", "_workers")
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._jobs: list[tuple[Job, Then]] = []
-        """Those that have not ended; the first one runs. Few: a deque would be larger."""
+        """Those that have not begun. Few: a deque would be larger."""
+        self._pending = 0
+        self._followed = threading.Lock()
+        """Held from when a thread is asked for until it finds no job any more."""
         self._ended: Signal | None = None
         """Fired whenever one has; made when somebody waits for it first."""
 
     @property
     def pending(self) -> int:
-        """Jobs that have not ended."""
-        return len(self._jobs)
+        """Jobs that have not ended, as far as the event loop was told."""
+        return self._pending
 
     def put(self, job: Job, then: Then) -> None:
+        self._pending += 1
         self._jobs.append((job, then))
-        if len(self._jobs) == 1:
-            self._submit()
+        if self._followed.acquire(blocking=False):
+            self._workers.follow(self)
 
-    def _submit(self) -> None:
-        self._workers.submit(self._jobs[0][0], self._after)
+    def next_job(self) -> tuple[Job, Then] | None:
+        """For the thread that follows; None ends that."""
+        while True:
+            try:
+                job, then = self._jobs.pop(0)
+            except IndexError:
+                self._followed.release()
+            else:
+                return job, partial(self._after, then)
+            # One that was put in before that found it held.
+            if not self._jobs or not self._followed.acquire(blocking=False):
+                return None
 
-    def _after(self, result: object, error: Exception | None) -> None:
-        then = self._jobs[0][1]
+    def _after(self, then: Then, result: object, error: Exception | None) -> None:
         try:
             then(result, error)
         finally:
-            del self._jobs[0]
-            if self._jobs:
-                self._submit()
+            self._pending -= 1
             if self._ended is not None:
                 self._ended.fire()
 
@@ -190,7 +253,7 @@ class Lane:
 
     async def until(self, pending: int) -> None:
         """Return when at most *pending* jobs have not ended. A checkpoint if not at once."""
-        while len(self._jobs) > pending:
+        while self._pending > pending:
             if self._ended is None:
                 self._ended = Signal()
             await self._ended.wait()

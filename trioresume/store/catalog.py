@@ -230,6 +230,9 @@ class Catalog(CatalogReader):
             self._writer = connect(path, disk.synchronous)
             try:
                 migrate(self._writer)
+                # Savepoints and triggers keep the pages as they were, 50 an upload. By
+                # default more than 16 of them are written to a file, one call a page.
+                self._writer.execute("PRAGMA temp_store = MEMORY")
                 super().__init__(connect(path, disk.synchronous))
             except BaseException:
                 self._writer.close()
