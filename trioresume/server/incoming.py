@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from trioresume.protocol.digests import ContentCheck
     from trioresume.server.memory import Piece
     from trioresume.server.storage import Storage, Submission
     from trioresume.store.port import (
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         SealChunk,
     )
 
-__all__ = ["Incoming"]
+__all__ = ["MOST_PIECES", "Incoming", "kept"]
 
 MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
@@ -160,6 +161,8 @@ class Incoming:
         self._owner = owner
         self._found = found
         self._writer: ContentWriter | None = None
+        self._failed: ContentWriter | None = None
+        """A writer that did not write something: nothing may follow by it."""
         self._offset = 0
         """The writer's, and what its lane is about to add."""
         self._lane = Lane(storage.workers)
@@ -175,6 +178,10 @@ class Incoming:
         self._naming = Signal()
         self._sealed: list[SealChunk] | None = None
         """All chunks so far, in order, as long as they are few and all are known."""
+
+    def new_lane(self) -> Lane:
+        """For what else is to be done with the content, in worker threads."""
+        return Lane(self._storage.workers)
 
     def begin(self) -> None:
         """The operation is new: its first writer needs no look at the disk."""
@@ -266,29 +273,40 @@ class Incoming:
         """Bytes accepted. Known only within the turn; may be ahead of what is durable."""
         return self._offset
 
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+    def append(
+        self,
+        data: memoryview,
+        piece: Piece | None = None,
+        check: ContentCheck | None = None,
+    ) -> None:
         """Write *data* at the offset, soon; no checkpoint. Only within the turn.
 
         It lies in *piece*, which is held until it is written, or is copied if it could
-        change. Errors are raised by :meth:`room` and :meth:`written`.
+        change; *check* sees it first. Errors are raised by :meth:`room` and
+        :meth:`written`.
         """
         writer = self._writer
         assert writer is not None
         self._owner.reserve(self._offset + len(data))
-        if piece is not None:
-            piece.hold()
-        elif not data.readonly:
-            data = memoryview(bytes(data))
+        data = kept(data, piece)
         self._offset += len(data)
         self._lane.put(
-            partial(self._write, writer, data), partial(self._written, piece)
+            partial(self._write, writer, data, check), partial(self._written, piece)
         )
 
-    def _write(self, writer: ContentWriter, data: memoryview) -> list[SealChunk]:
+    def _write(
+        self, writer: ContentWriter, data: memoryview, check: ContentCheck | None
+    ) -> list[SealChunk]:
         """Called in a worker thread."""
-        if self.failure is not None:
-            raise self.failure  # of the bytes before these
-        return _run(writer.append(data))
+        if self._failed is writer:
+            raise StorageError("what came before was not written")
+        try:
+            if check is not None:
+                check.update(data)
+            return _run(writer.append(data))
+        except BaseException:
+            self._failed = writer  # now: what comes behind does not wait for the loop
+            raise
 
     def _written(
         self, piece: Piece | None, sealed: object, error: Exception | None
@@ -339,11 +357,8 @@ class Incoming:
             raise self.failure
 
     async def _name(self) -> None:
-        """Wait until the catalog names the chunks; one task does that for all of them.
-
-        Cancelled as well: what was submitted happens, and soon.
-        """
-        with trio.CancelScope(shield=True):
+        """Wait until the catalog names the chunks; one task does that for all of them."""
+        try:
             while self._unnamed:
                 index, submission = self._unnamed[0]
                 try:
@@ -356,6 +371,12 @@ class Incoming:
                     self.failure = exc
                 del self._unnamed[0]
                 self._named += 1
+                self._naming.fire()
+        finally:
+            if self._unnamed:  # cancelled: nobody may wait for them, or count on them
+                self.failure = self.failure or StorageError("the service was ended")
+                self._named += len(self._unnamed)
+                self._unnamed.clear()
                 self._naming.fire()
 
     async def _settle(self) -> None:
@@ -475,7 +496,18 @@ class Incoming:
         """Called in a worker thread, after what was appended."""
         if self.failure is not None:
             raise self.failure
+        if self._failed is writer:
+            raise StorageError("what came before was not written")
         return _run(writer.finish())
+
+
+def kept(data: memoryview, piece: Piece | None) -> memoryview:
+    """*data* as it may be read later: its *piece* is held, what could change is copied."""
+    if piece is not None:
+        piece.hold()
+    elif not data.readonly:
+        data = memoryview(bytes(data))
+    return data
 
 
 def _run(seals: Sequence[Seal]) -> list[SealChunk]:

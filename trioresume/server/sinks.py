@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,10 +22,13 @@ from trioresume.protocol.appending import (
     excess_content,
 )
 from trioresume.protocol.parts import PartData, PartStart, PatchCut, PatchEnd
+from trioresume.server.incoming import MOST_PIECES, kept
 from trioresume.server.messages import BLOCK_SIZE
 from trioresume.store.disk_io import translated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trioresume.protocol.digests import ContentCheck
     from trioresume.protocol.parts import PatchEvent, PatchReader
     from trioresume.server.config import Config
@@ -70,8 +74,6 @@ class OperationSink:
         return self._operation.incoming.offset
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        if self._check is not None:
-            self._check.update(data)
         self._add(data, piece)
 
     def _add(self, data: memoryview, piece: Piece | None) -> None:
@@ -88,9 +90,9 @@ class OperationSink:
             # What is within the length belongs to the content, as after a cut.
             if end - length < len(data):
                 data = data[: len(data) - (end - length)]
-                operation.incoming.append(data, piece)
+                operation.incoming.append(data, piece, self._check)
             raise excess_content(length)
-        operation.incoming.append(data, piece)
+        operation.incoming.append(data, piece, self._check)
 
 
 class PatchSink(OperationSink):
@@ -132,7 +134,8 @@ class PatchSink(OperationSink):
 class AtomicPatchSink(PatchSink):
     """A patch is applied when all of it is there, or not at all: B8, or to be checked.
 
-    Its parts must follow each other from the current offset: writes append (R16).
+    Its parts must follow each other from the current offset: writes append (R16). They
+    are checked and spooled in worker threads, in their order.
     """
 
     def __init__(
@@ -144,6 +147,8 @@ class AtomicPatchSink(PatchSink):
     ) -> None:
         super().__init__(operation, reader, config.max_upload_size)
         self._check = check
+        self._lane = operation.incoming.new_lane()
+        self._failure: Exception | None = None
         # A store that is not on disk has no directory: then it is the system's own.
         directory = str(config.data_dir) if os.path.isdir(config.data_dir) else None
         self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed in close()
@@ -151,10 +156,26 @@ class AtomicPatchSink(PatchSink):
         )
         self._progress = progress_of(operation, config.max_upload_size)
 
+    @property
+    def has_room(self) -> bool:
+        return self._lane.pending < MOST_PIECES and self._failure is None
+
+    async def room(self) -> None:
+        await self._lane.until(MOST_PIECES - 1)
+        if self._failure is not None:
+            raise self._failure
+
+    async def spooled(self) -> None:
+        """Wait for what was appended. Raises :class:`StorageError`."""
+        await self._lane.until(0)
+        if self._failure is not None:
+            raise self._failure
+
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         if self._check is not None:
-            self._check.update(data)
-        super().append(data)
+            data = kept(data, piece)
+            self._put(partial(self._check.update, data), piece)
+        super().append(data, piece)
 
     def apply(self, event: PatchEvent, piece: Piece | None = None) -> None:
         if isinstance(event, PartData):
@@ -164,13 +185,28 @@ class AtomicPatchSink(PatchSink):
             if limit is not None and progress.offset + size > limit:
                 raise excess_content(limit)
             self._operation.reserve(progress.offset + size)  # spooling takes space
-            with translated("the patch could not be spooled"):
-                self._spool.write(event.data)
+            self._put(partial(self._write, kept(event.data, piece)), piece)
             self._progress = UploadProgress(
                 progress.offset + size, progress.length, progress.max_length
             )
         else:
             super().apply(event)
+
+    def _put(self, job: Callable[[], object], piece: Piece | None) -> None:
+        self._lane.put(job, partial(self._done, piece))
+
+    def _done(
+        self, piece: Piece | None, result: object, error: Exception | None
+    ) -> None:
+        if piece is not None:
+            piece.release()
+        self._failure = self._failure or error
+
+    def _write(self, data: memoryview) -> None:
+        """Called in a worker thread."""
+        if self._failure is None:
+            with translated("the patch could not be spooled"):
+                self._spool.write(data)
 
     def start_part(self, part: PartStart) -> None:
         progress = self._progress
@@ -183,23 +219,32 @@ class AtomicPatchSink(PatchSink):
         If it is *atomic*, nothing else does so either, be it a full disk or a crash.
         """
         operation = self._operation
-        operation.learn_length(self._progress.length)
-        whole = atomic and self._spool.tell() > 0
-        self._spool.seek(0)
         with trio.move_on_after(seconds, shield=True) as scope:
+            await self.spooled()
+            operation.learn_length(self._progress.length)
+            size = await self._lane.call(self._rewind)
+            whole = atomic and size > 0
             async with operation.incoming.whole() if whole else nullcontext():
-                while block := self._read_spool():
+                while block := await self._lane.call(self._read):
                     await operation.incoming.room()
                     operation.incoming.append(memoryview(block))
         if scope.cancelled_caught:
             raise StorageError("the disk did not take the patch in time")
 
-    def _read_spool(self) -> bytes:
+    def _rewind(self) -> int:
+        """Begin to read; how much there is. Called in a worker thread."""
+        size = self._spool.tell()
+        self._spool.seek(0)
+        return size
+
+    def _read(self) -> bytes:
+        """Called in a worker thread."""
         with translated("the spooled patch could not be read"):
             return self._spool.read(BLOCK_SIZE)
 
     def close(self) -> None:
-        self._spool.close()
+        """Give up what is spooled, soon."""
+        self._put(self._spool.close, None)
 
 
 class _BoundedSink:

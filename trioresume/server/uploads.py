@@ -202,6 +202,7 @@ async def _receive_spooled(
             raise PeerError(
                 ProblemCode.BAD_PATCH, "the patch ends before its last part does"
             )
+        await sink.spooled()
         if check is not None:
             check.verify(exchange.body.trailers)
         await sink.apply_all(config.body_timeout, atomic=atomic)
