@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from trioresume.server.memory import (
     LOW_WATER_SUM,
     PAGE_SIZE,
     PIECE_SIZE,
+    SMALL,
     Piece,
     ReceiveMemory,
 )
@@ -126,3 +128,51 @@ def test_a_mark_is_no_more_than_a_piece() -> None:
     """Or a task would be woken for what it cannot read at once."""
     memory = ReceiveMemory(256 * 1024)
     assert memory.low_water == memory.piece_size == 256 * 1024
+
+
+def test_what_is_small_shares_a_piece() -> None:
+    """Each begins on a page of its own; it is free when the last one let go."""
+    memory = ReceiveMemory(2 * PIECE_SIZE)
+    places: list[tuple[Piece, int]] = []
+    for offset in (0, 10_000, 4095):
+        piece = memory.take_nowait(1000)
+        assert piece is not None
+        start = piece.start(offset)
+        assert start % PAGE_SIZE == offset % PAGE_SIZE
+        places.append((piece, start))
+        memory.share(piece, start + 1000)
+    assert len({id(piece) for piece, _ in places}) == 1
+    starts = [start for _, start in places]
+    assert all(b - a >= 1000 for a, b in itertools.pairwise(starts))  # no overlap
+    large = memory.take_nowait(SMALL + 1)
+    assert large is not places[0][0]
+    assert memory.take_nowait() is None
+    for piece, _ in places:
+        piece.release()
+    assert memory.take_nowait(1000) is places[0][0]
+    assert places[0][0].used == 0
+
+
+def test_a_piece_is_shared_as_long_as_there_is_room() -> None:
+    memory = ReceiveMemory(2 * PIECE_SIZE)
+    first = memory.take_nowait(SMALL)
+    assert first is not None
+    memory.share(first, PIECE_SIZE - SMALL)
+    assert memory.take_nowait(SMALL) is not first
+
+
+def test_only_one_at_a_time_fills_a_shared_piece() -> None:
+    memory = ReceiveMemory(3 * PIECE_SIZE)
+    first = memory.take_nowait(1)
+    assert first is not None
+    memory.share(first, 1)
+    assert memory.take_nowait(1) is first
+    assert memory.take_nowait(1) is not first
+
+
+def test_who_expects_little_waits_in_line_as_well() -> None:
+    memory = ReceiveMemory(PIECE_SIZE)
+    piece = memory.take_nowait(1)
+    assert piece is not None
+    memory.share(piece, 1)
+    assert memory.take_nowait(1) is None

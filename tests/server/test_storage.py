@@ -13,7 +13,16 @@ import trio.testing
 from trioresume.errors import StorageConflict, StorageError, StorageFull
 from trioresume.server.incoming import Incoming
 from trioresume.server.storage import LONGEST_DELAY, Storage
-from trioresume.store.port import Mutation, OperationId, SetMeta, Store, request_key
+from trioresume.store.port import (
+    ContentKey,
+    ContentWriter,
+    Mutation,
+    OperationId,
+    Seal,
+    SetMeta,
+    Store,
+    request_key,
+)
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
@@ -330,3 +339,41 @@ async def test_one_task_names_all_chunks_of_an_upload(autojump_clock: Clock) -> 
     with trio.fail_after(1):
         await incoming.make_durable()
     assert incoming.failure is None
+
+
+class _FullOnce(MemoryStore):
+    """A store whose writers meet a full disk once, and then not any more."""
+
+    blocking = True
+
+    def new_writer(self, key: ContentKey) -> ContentWriter:
+        writer = super().new_writer(key)
+        append, gate = writer.append, self.gate
+
+        def full(data: bytes | bytearray | memoryview) -> Sequence[Seal]:
+            vars(writer)["append"] = append
+            assert gate.wait(5)
+            raise StorageFull("no room")
+
+        vars(writer)["append"] = full
+        return writer
+
+    gate = threading.Event()
+
+
+async def test_nothing_follows_what_was_not_written() -> None:
+    """The next write is called before the event loop learns of the one that failed."""
+    store = _FullOnce(chunk_size=64)
+    storage = Storage(store, threads=1)
+    key = request_key(OperationId("A" * 22))
+    with storage.running():
+        incoming = Incoming(key, 0, storage, _Owner())
+        incoming.begin()
+        with pytest.raises(StorageFull):
+            async with incoming.writing(await incoming.end_writer()):
+                incoming.append(memoryview(b"first"))
+                incoming.append(memoryview(b"second"))
+                store.gate.set()
+                await incoming.written()
+        assert store.offset(key) == 0
+        assert await incoming.make_durable() == 0

@@ -145,3 +145,53 @@ async def test_what_was_submitted_is_done_before_the_end() -> None:
         for number in range(30):
             workers.submit(partial(job, number), lambda result, error: None)
     assert sorted(done) == list(range(30))
+
+
+async def test_a_thread_follows_a_lane_without_the_event_loop() -> None:
+    """What was put in is done, though the loop was told of nothing in between."""
+    workers = Workers(1)
+    done = threading.Semaphore(0)
+    with workers.running():
+        lane = Lane(workers)
+        for _ in range(5):
+            lane.put(done.release, lambda result, error: None)
+        for _ in range(5):  # no checkpoint here: the loop stands still
+            assert done.acquire(timeout=5)
+        assert lane.pending == 5
+        await lane.until(0)
+
+
+async def test_lanes_take_turns() -> None:
+    """One that never runs dry does not keep a thread from the others."""
+    workers = Workers(1)
+    log: list[str] = []
+    gate = threading.Event()
+    with workers.running():
+        busy, other = Lane(workers), Lane(workers)
+        busy.put(gate.wait, lambda result, error: None)
+        for _ in range(3):
+            busy.put(lambda: log.append("busy"), lambda result, error: None)
+        other.put(lambda: log.append("other"), lambda result, error: None)
+        gate.set()
+        await busy.until(0)
+        await other.until(0)
+    assert log == ["other", "busy", "busy", "busy"]
+
+
+async def test_lanes_are_ended_in_full() -> None:
+    """On exit every job of every lane was called, though threads change lanes."""
+    workers = Workers(2)
+    done: list[int] = []
+
+    def job(number: int) -> None:
+        time.sleep(0.0005)
+        done.append(number)
+
+    with workers.running():
+        lanes = [Lane(workers) for _ in range(7)]
+        for number in range(70):
+            lanes[number % 7].put(partial(job, number), lambda result, error: None)
+    assert sorted(done) == list(range(70))
+    assert all(
+        [n for n in done if n % 7 == k] == list(range(k, 70, 7)) for k in range(7)
+    )
