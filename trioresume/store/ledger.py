@@ -123,21 +123,29 @@ class Ledger:
         self._epoch = epoch
         self._effects = Effects()
 
-    def submit(
+    def submit(self, submission: Sequence[Mutation], effects: Effects) -> None:
+        """Perform *submission*; add to *effects* what follows.
+
+        Raises :class:`StorageConflict`; then the transaction must be undone.
+        """
+        self._effects = effects
+        for mutation in submission:
+            self._perform(mutation)
+
+    def submit_apart(
         self, submission: Sequence[Mutation], effects: Effects
     ) -> StorageConflict | None:
         """Perform all of *submission* or nothing; add to *effects* what follows."""
-        self._effects = Effects()
         self._execute("SAVEPOINT submission")
+        own = Effects()
         try:
-            for mutation in submission:
-                self._perform(mutation)
+            self.submit(submission, own)
         except StorageConflict as conflict:
             self._execute("ROLLBACK TO submission")
             self._execute("RELEASE submission")
             return conflict
         self._execute("RELEASE submission")
-        effects.add(self._effects)
+        effects.add(own)
         return None
 
     def _perform(self, mutation: Mutation) -> None:
@@ -252,11 +260,17 @@ class Ledger:
     def _advance(self, content: ContentRow, length: int) -> None:
         """Count the chunk of *length* bytes that the prefix lacked, up to the next gap."""
         prefix, prefix_bytes = content.prefix + 1, content.prefix_bytes + length
-        while row := self._execute(
-            "SELECT length FROM pieces WHERE cid = ? AND idx = ?", (content.cid, prefix)
-        ).fetchone():
+        # A short one is the last.
+        while length == content.chunk_size:
+            row = self._execute(
+                "SELECT length FROM pieces WHERE cid = ? AND idx = ?",
+                (content.cid, prefix),
+            ).fetchone()
+            if row is None:
+                break
+            (length,) = row
             prefix += 1
-            prefix_bytes += row[0]
+            prefix_bytes += length
         self._execute(
             "UPDATE contents SET prefix = ?, prefix_bytes = ? WHERE cid = ?",
             (prefix, prefix_bytes, content.cid),
