@@ -86,6 +86,7 @@ class Restartable:
         self.port = free_port()
         self.pid_file = directory / "pid"
         self.log = directory / "log"
+        self.log.touch()  # the shell goes on before its child has made it
         serve = shlex.join(
             [
                 *(sys.executable, "-m", "trioresume", "serve"),
