@@ -111,7 +111,7 @@ def build(data_dir: Path, size: int, repeat: int, commits: Times) -> None:
                 ]
                 began, busy = time.perf_counter(), time.process_time()
                 connection.execute("BEGIN IMMEDIATE")
-                ledger.submit(seals, Effects())
+                assert ledger.submit(seals, Effects()) is None
                 connection.execute("COMMIT")
                 commits.wall.append(time.perf_counter() - began)
                 commits.cpu.append(time.process_time() - busy)

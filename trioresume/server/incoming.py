@@ -298,8 +298,7 @@ class Incoming:
         self, writer: ContentWriter, data: memoryview, check: ContentCheck | None
     ) -> list[SealChunk]:
         """Called in a worker thread."""
-        if self._failed is writer:
-            raise StorageError("what came before was not written")
+        self._check_gap(writer)
         try:
             if check is not None:
                 check.update(data)
@@ -307,6 +306,11 @@ class Incoming:
         except BaseException:
             self._failed = writer  # now: what comes behind does not wait for the loop
             raise
+
+    def _check_gap(self, writer: ContentWriter) -> None:
+        """Raise if bytes before those that are to follow were not written."""
+        if self._failed is writer:
+            raise StorageError("what came before was not written")
 
     def _written(
         self, piece: Piece | None, sealed: object, error: Exception | None
@@ -496,8 +500,7 @@ class Incoming:
         """Called in a worker thread, after what was appended."""
         if self.failure is not None:
             raise self.failure
-        if self._failed is writer:
-            raise StorageError("what came before was not written")
+        self._check_gap(writer)
         return _run(writer.finish())
 
 

@@ -233,8 +233,9 @@ class AtomicPatchSink(PatchSink):
 
     def _rewind(self) -> int:
         """Begin to read; how much there is. Called in a worker thread."""
-        size = self._spool.tell()
-        self._spool.seek(0)
+        with translated("the patch could not be spooled"):
+            size = self._spool.tell()
+            self._spool.seek(0)  # which writes the last of it
         return size
 
     def _read(self) -> bytes:

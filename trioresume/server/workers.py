@@ -64,6 +64,7 @@ class Workers:
         waits for one must have got it before.
         """
         self._token = trio.lowlevel.current_trio_token()
+        self._is_ending = False
         self._threads = [
             threading.Thread(target=self._work, name="trioresume-disk", daemon=True)
             for _ in range(self._size)

@@ -260,13 +260,21 @@ class DiskStore:
     def apply(
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]:
+        effects = Effects()
         with self._changing:
             try:
-                try:
-                    results, effects = self._commit(batch, apart=False)
-                except StorageConflict:
-                    # Seldom. Only now is it worth to be able to undo one and not all.
-                    results, effects = self._commit(batch, apart=True)
+                with self._catalog.transaction() as connection:
+                    self._epoch.note(connection)
+                    ledger = Ledger(
+                        connection,
+                        self,
+                        chunk_size=self._chunk_size,
+                        epoch=self._epoch.number,
+                    )
+                    results = [
+                        ledger.submit(submission, effects) for submission in batch
+                    ]
+                    self._chunks.sync()
             except BaseException:
                 self._sweep_is_due()  # chunks were published that the catalog does not name
                 raise
@@ -287,24 +295,6 @@ class DiskStore:
                 for index in self._passed_over.pop(dropped.key, ()):
                     self._tails.remove(dropped.key, index)
         return results
-
-    def _commit(
-        self, batch: Sequence[Sequence[Mutation]], *, apart: bool
-    ) -> tuple[list[StorageConflict | None], Effects]:
-        """One transaction; unless *apart*, a conflict of one submission undoes them all."""
-        effects = Effects()
-        with self._catalog.transaction() as connection:
-            self._epoch.note(connection)
-            ledger = Ledger(
-                connection,
-                self,
-                chunk_size=self._chunk_size,
-                epoch=self._epoch.number,
-            )
-            submit = ledger.submit_apart if apart else ledger.submit
-            results = [submit(submission, effects) for submission in batch]
-            self._chunks.sync()
-        return results, effects
 
     @contextmanager
     def _leftovers(self) -> Iterator[None]:

@@ -137,12 +137,7 @@ def freeze(connection: sqlite3.Connection, content: ContentRow) -> Digest:
     rest = piece_digests(connection, content)
     if content.parts == 0 and len(rest) <= PART_CHUNKS:
         (recipe,) = cut(content.chunk_size, content.prefix_bytes, rest)
-        moved = keep_recipe(connection, recipe)
-        if moved == len(rest) <= AT_ONCE:
-            # A small new one holds all that its pieces held: no need to look at them.
-            _clear(connection, content.cid)
-        else:
-            detach(connection, content.cid, moved)
+        detach(connection, content.cid, keep_recipe(connection, recipe))
         return recipe.digest
     parts = content.parts
     if rest:
@@ -183,11 +178,6 @@ def keep_recipe(connection: sqlite3.Connection, recipe: AnyRecipe) -> int:
             "UPDATE recipes SET dismantled = 0 WHERE digest = ?", (recipe.digest,)
         )
     return int(known[0])
-
-
-def _clear(connection: sqlite3.Connection, cid: int) -> None:
-    connection.execute("DELETE FROM pieces WHERE cid = ?", (cid,))
-    connection.execute("DELETE FROM contents WHERE cid = ?", (cid,))
 
 
 # Letting go.

@@ -123,29 +123,21 @@ class Ledger:
         self._epoch = epoch
         self._effects = Effects()
 
-    def submit(self, submission: Sequence[Mutation], effects: Effects) -> None:
-        """Perform *submission*; add to *effects* what follows.
-
-        Raises :class:`StorageConflict`; then the transaction must be undone.
-        """
-        self._effects = effects
-        for mutation in submission:
-            self._perform(mutation)
-
-    def submit_apart(
+    def submit(
         self, submission: Sequence[Mutation], effects: Effects
     ) -> StorageConflict | None:
         """Perform all of *submission* or nothing; add to *effects* what follows."""
+        self._effects = Effects()
         self._execute("SAVEPOINT submission")
-        own = Effects()
         try:
-            self.submit(submission, own)
+            for mutation in submission:
+                self._perform(mutation)
         except StorageConflict as conflict:
             self._execute("ROLLBACK TO submission")
             self._execute("RELEASE submission")
             return conflict
         self._execute("RELEASE submission")
-        effects.add(own)
+        effects.add(self._effects)
         return None
 
     def _perform(self, mutation: Mutation) -> None:
@@ -260,17 +252,11 @@ class Ledger:
     def _advance(self, content: ContentRow, length: int) -> None:
         """Count the chunk of *length* bytes that the prefix lacked, up to the next gap."""
         prefix, prefix_bytes = content.prefix + 1, content.prefix_bytes + length
-        # A short one is the last.
-        while length == content.chunk_size:
-            row = self._execute(
-                "SELECT length FROM pieces WHERE cid = ? AND idx = ?",
-                (content.cid, prefix),
-            ).fetchone()
-            if row is None:
-                break
-            (length,) = row
+        while row := self._execute(
+            "SELECT length FROM pieces WHERE cid = ? AND idx = ?", (content.cid, prefix)
+        ).fetchone():
             prefix += 1
-            prefix_bytes += length
+            prefix_bytes += row[0]
         self._execute(
             "UPDATE contents SET prefix = ?, prefix_bytes = ? WHERE cid = ?",
             (prefix, prefix_bytes, content.cid),
