@@ -111,6 +111,22 @@ def test_content_of_any_length_freezes(stand: Stand, length: int) -> None:
     assert stand.stored_bytes() == length
 
 
+@pytest.mark.parametrize("size", [1, 3, CHUNK, 19])
+def test_relaxed_writer_goes_on_as_if_nothing_had_been(stand: Stand, size: int) -> None:
+    """It holds less, and finds it again, in the middle of a chunk or at its end."""
+    writer = begin(stand.store)
+    writer.relax()
+    for at in range(0, len(DATA), size):
+        put(stand.store, writer, DATA[at : at + size])
+        writer.relax()
+        assert writer.offset == stand.store.offset(KEY) == min(at + size, len(DATA))
+    make_durable(stand.store, writer)
+    frozen = freeze(stand.store, KEY, writer)
+    do(stand.store, frozen)
+    assert read_content(stand.store, frozen.content) == DATA
+    writer.relax()
+
+
 def test_last_seals_and_freeze_go_in_one_submission(stand: Stand) -> None:
     """Completion is one commit: the seals, the recipe and the state."""
     writer = begin(stand.store)

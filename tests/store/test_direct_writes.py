@@ -7,14 +7,17 @@ import fcntl
 import mmap
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.platforms import has_direct_writes
 from tests.store.helpers import KEY, begin, do
+from trioresume.errors import StorageError
 from trioresume.store.disk import DiskStore
 from trioresume.store.disk_io import PAGE_SIZE, Descriptor, Disk
+from trioresume.store.recipe import digest_of
 
 MIB = 1024 * 1024
 DIRECT = getattr(os, "O_DIRECT", 0)
@@ -125,6 +128,8 @@ def test_any_splits_give_the_same_content(
         view[:] = content[offset : offset + len(view)]
         seals += writer.append(view)
         view[:] = bytes(len(view))  # nobody may look at it any more
+        if chance.random() < 0.2:
+            writer.relax()
     seals += writer.finish()
     sealed = [seal.run() for seal in seals]
     do(store, *sealed)
@@ -146,3 +151,32 @@ def write_all(disk: Disk, file: Descriptor, view: memoryview, position: int) -> 
     while view:
         count = disk.write_some(file, view, position)
         view, position = view[count:], position + count
+
+
+@has_direct_writes
+def test_what_bypassed_the_cache_is_read_again(tmp_path: Path) -> None:
+    """By a writer that was silent: the digest is that of all the content."""
+    with closing(DiskStore(tmp_path, chunk_size=4 * MIB, disk=NotingDisk())) as store:
+        writer = begin(store)
+        memory = pages(MIB)
+        for number in range(3):
+            memory[:] = random.Random(number).randbytes(MIB)
+            do(store, *(seal.run() for seal in writer.append(memory)))
+            writer.relax()
+        last = [seal.run() for seal in writer.finish()]
+        do(store, *last)
+        whole = b"".join(random.Random(number).randbytes(MIB) for number in range(3))
+        assert [seal.digest for seal in last] == [digest_of(whole)]
+
+
+def test_tail_that_changed_while_nothing_came_is_not_written_on(tmp_path: Path) -> None:
+    with closing(DiskStore(tmp_path, chunk_size=4 * MIB, disk=NotingDisk())) as store:
+        writer = begin(store)
+        writer.append(b"something")
+        writer.relax()
+        (tail,) = (tmp_path / "tails").iterdir()
+        os.truncate(tail, 4)
+        for _ in range(2):
+            with pytest.raises(StorageError, match="not as it was left"):
+                writer.append(b" more")
+        assert tail.read_bytes() == b"some"

@@ -49,7 +49,7 @@ class Connection:
     def __init__(
         self,
         transport: Transport,
-        handle: Callable[[Exchange], Awaitable[None]],
+        handle: Callable[[Exchange], Awaitable[Awaitable[None]]],
         memory: ReceiveMemory,
         admission: Admission,
         edge: Edge,
@@ -74,8 +74,11 @@ class Connection:
     async def run(self) -> None:
         """Serve until the peer or the server ends it; then close."""
         try:
-            while await self._serve_one():
-                pass
+            while (exchange := await self._next_exchange()) is not None:
+                await self._answer(exchange)
+                if not await exchange.finish() or self.stopping:
+                    break
+                del exchange  # it would be held until the next request comes
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
         except Exception:
@@ -102,36 +105,35 @@ class Connection:
         self.stopping = True
         self.dismiss()
 
-    async def _serve_one(self) -> bool:
-        """Read one request and answer it; whether another one may follow."""
+    async def _next_exchange(self) -> Exchange | None:
+        """The next request, to be answered; None if there will be no other one."""
         # Nothing is made for a request before it comes: thousands may be waited for.
         if self._leftover:
             # Whatever is answered at once: a peer may send requests without end.
             await trio.lowlevel.checkpoint()
         elif not await self._wait_for_request():
-            return False
+            return None
         parser = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self._config.max_header_size
         )
         try:
             raw = await self._read_head()
             if raw is None:
-                return False
+                return None
             head = self._parse(parser, raw)
         except PeerError as exc:
-            return await self._refuse(exc)
+            await self._refuse(exc)
+            return None
         if head.length != 0:
             await self._admission.turnstile.wait()
-        exchange = self._exchange(head, parser)
-        await self._answer(exchange)
-        return await exchange.finish() and not self.stopping
+        return self._exchange(head, parser)
 
-    async def _refuse(self, error: PeerError) -> bool:
+    async def _refuse(self, error: PeerError) -> None:
         """Answer what cannot be read as a request with *error*: never another one."""
         refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
         refused.close_after()
         await refused.respond_problem(error)
-        return await refused.finish()
+        await refused.finish()
 
     def _exchange(self, head: RequestHead, parser: h11.Connection) -> Exchange:
         return Exchange(
@@ -152,7 +154,7 @@ class Connection:
             exchange.read_expectation()
             granted = self._edge.preflight(exchange.head)
             if granted is None:
-                await self._handle(exchange)
+                await (await self._handle(exchange))
             else:
                 await exchange.respond(204, granted)
         except ContentCut as exc:

@@ -48,6 +48,21 @@ LINGER_SIZE = 64 * 1024 * 1024
 class Exchange:
     """A request that was read, and the means to answer it."""
 
+    __slots__ = (
+        "_clock",
+        "_config",
+        "_edge",
+        "_keep_alive",
+        "_memory",
+        "_owes_continue",
+        "_parser",
+        "_transport",
+        "body",
+        "dialect",
+        "head",
+        "responded",
+    )
+
     def __init__(
         self,
         head: RequestHead,

@@ -140,6 +140,29 @@ class Incoming:
     It holds until one is opened: nobody else writes.
     """
 
+    __slots__ = (
+        "_failed",
+        "_found",
+        "_held",
+        "_lane",
+        "_named",
+        "_naming",
+        "_offset",
+        "_opening",
+        "_owner",
+        "_places",
+        "_sealed",
+        "_storage",
+        "_turn",
+        "_unnamed",
+        "_writer",
+        "creation",
+        "durable_offset",
+        "ended",
+        "failure",
+        "key",
+    )
+
     def __init__(
         self,
         key: ContentKey,
@@ -349,6 +372,11 @@ class Incoming:
         await self._lane.until(0)
         if self.failure is not None:
             raise self.failure
+
+    def relax(self) -> None:
+        """Nothing comes for a while: hold less memory."""
+        if self._writer is not None and not self._lane.pending:
+            self._writer.relax()
 
     async def room(self) -> None:
         """Wait until few enough pieces are on their way to the disk.

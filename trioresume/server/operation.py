@@ -82,6 +82,24 @@ class Surroundings:
 class Operation:
     """One operation while it is in use."""
 
+    __slots__ = (
+        "_around",
+        "_bug",
+        "_changed",
+        "frozen_content",
+        "id",
+        "incoming",
+        "is_forgotten",
+        "is_known",
+        "is_loaded",
+        "loading",
+        "progress",
+        "record",
+        "unoffered",
+        "users",
+        "was_resumed",
+    )
+
     def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
         self.id = id
         self.record: OperationRecord

@@ -108,6 +108,10 @@ LEAST_MARK = 8 * 1024
 """Bytes: a smaller low-water mark is not worth the system call."""
 FILL_TIME = 0.25
 """Seconds within which a connection is to fill its low-water mark."""
+RELAXED_AFTER = 1.0
+"""Seconds of silence after which a connection is to hold less memory."""
+SELDOM_RELAXED = 60.0
+"""The same, once that happened to it."""
 
 
 class ContentCut(Exception):
@@ -137,9 +141,30 @@ class Sink(Protocol):
 
     async def room(self) -> None: ...
 
+    def relax(self) -> None:
+        """Nothing comes for a while: hold less memory. At once, and it cannot fail."""
+        ...
+
 
 class BodyReceiver:
     """The content of one request, taken off its connection."""
+
+    __slots__ = (
+        "_config",
+        "_leftover",
+        "_low_water",
+        "_memory",
+        "_rate",
+        "_reader",
+        "_relaxes_after",
+        "_remaining",
+        "_saved_until",
+        "_since",
+        "_sink",
+        "_timeout",
+        "_transport",
+        "_until",
+    )
 
     def __init__(
         self,
@@ -160,6 +185,9 @@ class BodyReceiver:
         """When the peer has taken too long, on trio's clock."""
         self._since = float("inf")
         """Since when the low-water mark is waited for."""
+        self._relaxes_after = RELAXED_AFTER
+        self._sink: Sink | None = None
+        """What content is being moved into."""
         self._remaining = head.length
         """Bytes that have yet to come; None when chunked and not at the end."""
         self._config = config
@@ -193,18 +221,29 @@ class BodyReceiver:
         Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and what
         the sink raises. When cancelled, the sink has got everything that was read.
         """
+        memory = self._memory
         self._renew(trio.current_time())
-        self._memory.watch.enter(self, self._timeout)
+        self._sink = sink
+        memory.watch.enter(self, self._timeout)
+        memory.uploads += 1
         try:
             if self._remaining is None:
                 await self._receive_chunked(sink)
             else:
                 await self._receive_known(sink)
+        except trio.Cancelled:
+            if self._remaining is not None:
+                with trio.CancelScope(shield=True):
+                    await self._take_last(sink)
+            raise
         except trio.BrokenResourceError:
             timed_out = trio.current_time() >= self._until
             raise ContentCut(timed_out=timed_out) from None
         finally:
-            self._memory.watch.leave(self)
+            memory.uploads -= 1
+            memory.watch.leave(self)
+            self._sink = None
+            self._set_low_water(1)
 
     def _renew(self, now: float, count: int | None = None) -> None:
         """Wait on from *now*, after *count* bytes; as long as it may be if that is None."""
@@ -222,10 +261,14 @@ class BodyReceiver:
         """Called now and then; see :class:`~trioresume.server.watch.Watch`."""
         if now >= self._until:
             self._transport.interrupt()
-        elif self._low_water > 1 and now - self._since >= min(
-            2 * FILL_TIME, self._timeout / 4
-        ):
+            return
+        silent = now - self._since
+        if self._low_water > 1 and silent >= min(2 * FILL_TIME, self._timeout / 4):
             self._set_low_water(1)  # the system wakes the task if there is anything
+        if self._sink is not None and silent >= self._relaxes_after:
+            self._sink.relax()
+            # Going on costs a read of up to a chunk: one that stutters pays it seldom.
+            self._relaxes_after = SELDOM_RELAXED
 
     async def _receive_known(self, sink: Sink) -> None:
         assert self._remaining is not None
@@ -234,18 +277,6 @@ class BodyReceiver:
             del self._leftover[: len(taken)]
             self._remaining -= len(taken)
             sink.append(memoryview(taken))
-        self._memory.uploads += 1
-        try:
-            await self._read_into(sink)
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await self._take_last(sink)
-            raise
-        finally:
-            self._memory.uploads -= 1
-            self._set_low_water(1)
-
-    async def _read_into(self, sink: Sink) -> None:
         last = trio.current_time()
         while self._remaining:
             waited = not sink.has_room
@@ -476,6 +507,9 @@ class _Discard:
 
     offset = 0
     has_room = True
+
+    def relax(self) -> None:
+        return
 
     async def room(self) -> None:
         return

@@ -84,20 +84,22 @@ class Service:
             operations, config, self._acknowledger, self._follower
         )
 
-    async def handle(self, exchange: Exchange) -> None:
-        """Answer one request. Raises what the connection turns into an answer."""
+    async def handle(self, exchange: Exchange) -> Awaitable[None]:
+        """What is to be awaited to answer one request.
+
+        Raises what the connection turns into an answer, as that does. The caller awaits
+        it: what was decided here need not be held while content comes.
+        """
         if self._page is not None and self._page.has(exchange.head.path):
-            await self._page.handle(exchange)
-            return
+            return self._page.handle(exchange)
         # D1: also what is refused before anything is looked at is said in tus.
         exchange.dialect = tus.recognise(exchange.head) or exchange.dialect
         principal = await self._authenticate(exchange)
         path = exchange.head.path
         if path.startswith(self._config.operation_path):
             place = locate(self._config, path)
-            await self._resources.handle(exchange, principal, place)
-        else:
-            await (await self._for_target(exchange, principal))
+            return self._resources.handle(exchange, principal, place)
+        return await self._for_target(exchange, principal)
 
     async def _authenticate(self, exchange: Exchange) -> str | None:
         """Who sent the request, before anything else is done for it (R10, R35)."""
@@ -122,10 +124,7 @@ class Service:
     async def _for_target(
         self, exchange: Exchange, principal: str | None
     ) -> Awaitable[None]:
-        """What is to be awaited to answer a request for the target.
-
-        The caller awaits it: what was decided here need not be held while content comes.
-        """
+        """What is to be awaited to answer a request for the target."""
         head = exchange.head
         exchange.dialect = classify(
             head,
@@ -215,7 +214,18 @@ class Service:
             await self._announce(exchange, operation, creation)
             if exchange.dialect.awaits_target:
                 await send_processing(exchange, operation, self._config)
-            await self._receive(exchange, operation, creation, preferences)
+            try:
+                await receive_content(
+                    exchange,
+                    operation,
+                    creation,
+                    preferences,
+                    self._acknowledger,
+                    self._config,
+                )
+            except BaseException as exc:
+                self._give_up(exchange, operation, creation, exc)
+                raise
             if operation.is_receiving:
                 offset = await operation.make_durable()
                 upload = describe(self._config, exchange, operation, offset)
@@ -277,32 +287,24 @@ class Service:
             if interim is not None:
                 await exchange.send_interim(interim)
 
-    async def _receive(
+    def _give_up(
         self,
         exchange: Exchange,
         operation: Operation,
         creation: Creation,
-        preferences: Preferences,
+        exc: BaseException,
     ) -> None:
-        try:
-            await receive_content(
-                exchange,
-                operation,
-                creation,
-                preferences,
-                self._acknowledger,
-                self._config,
-            )
-        except BaseException as exc:
-            # Also when cancelled: what becomes of it is decided in the background.
-            spoilt = isinstance(exc, PeerError) and (
-                exc.problem in _SPOILS or exc.problem in exchange.dialect.invalidated_by
-            )
-            if creation.check is not None and not creation.check.keeps_prefix:
-                spoilt = True
-            ending = operation.cancel if spoilt else operation.cut
-            self._operations.start(operation, ending)
-            raise
+        """Receiving ended in *exc*; what becomes of the rest is done in the background.
+
+        So it is also when the request is cancelled.
+        """
+        spoilt = isinstance(exc, PeerError) and (
+            exc.problem in _SPOILS or exc.problem in exchange.dialect.invalidated_by
+        )
+        if creation.check is not None and not creation.check.keeps_prefix:
+            spoilt = True
+        ending = operation.cancel if spoilt else operation.cut
+        self._operations.start(operation, ending)
 
 
 def _ignore_progress(progress: Progress) -> None:

@@ -236,6 +236,7 @@ class Doorman:
 
     def __init__(self, service: Service, config: Config, clock: ServiceClock) -> None:
         self._service = service
+        self._handle = service.handle
         self._config = config
         self._clock = clock
         self.memory = ReceiveMemory(config.receive_memory)
@@ -284,7 +285,7 @@ class Doorman:
         """Serve one connection until it ends; it is closed then."""
         connection = Connection(
             transport,
-            self._service.handle,
+            self._handle,
             self.memory,
             self.admission,
             self._edge,

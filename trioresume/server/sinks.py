@@ -73,6 +73,9 @@ class OperationSink:
     def offset(self) -> int:
         return self._operation.incoming.offset
 
+    def relax(self) -> None:
+        self._operation.incoming.relax()
+
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         self._add(data, piece)
 
@@ -267,6 +270,9 @@ class _BoundedSink:
     def offset(self) -> int:
         return self._sink.offset
 
+    def relax(self) -> None:
+        self._sink.relax()
+
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         self._sink.append(data[: self._left], piece)
         self._left -= len(data)
@@ -321,6 +327,9 @@ class RefusedContent:
             fields=(("upload-offset", str(self._length)), ("upload-complete", "?1")),
             close=True,
         )
+
+    def relax(self) -> None:
+        return
 
     async def room(self) -> None:
         return

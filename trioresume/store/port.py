@@ -510,6 +510,13 @@ class ContentWriter(Protocol):
         """
         ...
 
+    def relax(self) -> None:
+        """Nothing is appended for a while: let go of memory, at the price of a reread.
+
+        It changes nothing else, also for a stale writer, and is quick.
+        """
+        ...
+
     def close(self) -> None:
         """Release what the writer holds; bytes stay. Idempotent."""
         ...

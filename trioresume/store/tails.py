@@ -65,6 +65,7 @@ class TailFiles:
     ) -> None:
         self._root = root
         self.disk = disk
+        self.write = disk.write_some
         self.room = Room(root, min_free)
         self.epoch = epoch
         self.distrust = distrust
@@ -304,7 +305,6 @@ class Tail:
         "_names_synced",
         "_synced",
         "_waiting",
-        "_write",
         "broken",
         "chunk_size",
         "files",
@@ -328,12 +328,12 @@ class Tail:
         self.broken = False
         """A sync failed: nothing may be added to what is suspect."""
         self.finished = False
-        self._write = files.disk.write_some
         self._index = index
         self._base = index * chunk_size
         self._length = 0
         self._file: Descriptor | None = None
-        self._hasher = blake3()
+        self._hasher: blake3 | None = None
+        """Of what the file holds; None while that would have to be read again."""
         self._names_synced = False
         self._synced = synced
         self._waiting: list[DiskSeal | KnownSeal] = waiting or []
@@ -345,10 +345,20 @@ class Tail:
     def resume(self, length: int) -> None:
         """Go on after the *length* bytes of the partial tail that is on disk."""
         self._file = self.files.open(self.key, self._index)
-        self._hasher = _hash_file(self._file, self.files.disk)
-        self._length = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)
-        if self._length != length:
-            raise StorageError("a tail changed while it was opened")
+        self._length = length
+        self._hash_again(self._file)
+
+    def relax(self) -> None:
+        """Let go of the hash's state: nothing comes, and the file has what it was made of."""
+        if self._file is not None:
+            self._hasher = None
+
+    def _hash_again(self, file: Descriptor) -> blake3:
+        hasher = _hash_file(file, self.files.disk)
+        if os.lseek(file.fileno(), 0, os.SEEK_CUR) != self._length:
+            raise StorageError("a tail is not as it was left")
+        self._hasher = hasher
+        return hasher
 
     def append(self, data: memoryview) -> list[Seal]:
         if self.broken or self.finished:
@@ -357,11 +367,12 @@ class Tail:
         try:
             while position < size:
                 file = self._file or self._begin()
+                hasher = self._hasher or self._hash_again(file)
                 part = data[position : position + self.chunk_size - self._length]
                 self.files.room.take(len(part))
-                written = self._write(file, part, self._length)
+                written = self.files.write(file, part, self._length)
                 # Only what was written is hashed, so that both still agree after an error.
-                self._hasher.update(part if written == len(part) else part[:written])
+                hasher.update(part if written == len(part) else part[:written])
                 self._length += written
                 position += written
                 if self._length == self.chunk_size:
@@ -446,6 +457,7 @@ class Tail:
 def _hash_file(file: Descriptor, disk: Disk) -> blake3:
     """Hash the file from its start; it is positioned at its end then."""
     hasher = blake3()
+    file.bypass_cache(False)  # which asks for more of the memory that is read into
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     while data := disk.read(file.fileno(), _READ_SIZE):
         hasher.update(data)

@@ -57,6 +57,11 @@ class DiskWriter:
         with self._lock:
             return self._held().finish()
 
+    def relax(self) -> None:
+        with self._lock:
+            if self._tail is not None:
+                self._tail.relax()
+
     def close(self) -> None:
         tail = self.give_up()
         if tail is not None:

@@ -391,6 +391,9 @@ class _MemoryWriter:
             self._waiting.append(self._store.issue_seal(self.key, index, at))
         return self._take()
 
+    def relax(self) -> None:
+        """Nothing: it holds no more than what it stores."""
+
     def close(self) -> None:
         self.make_stale()
         self._store.release(self)
