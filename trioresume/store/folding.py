@@ -19,8 +19,10 @@ pieces are let go. If it is half dismantled it lacks some: these it takes over.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trioresume.store.port import Content, ContentKey, SealChunk
 from trioresume.store.recipe import (
     PART_CHUNKS,
     AnyRecipe,
@@ -35,6 +37,8 @@ __all__ = [
     "ContentRow",
     "fold",
     "freeze",
+    "freeze_at_once",
+    "is_whole",
     "keep_recipe",
     "part_digests",
     "piece_digests",
@@ -137,7 +141,13 @@ def freeze(connection: sqlite3.Connection, content: ContentRow) -> Digest:
     rest = piece_digests(connection, content)
     if content.parts == 0 and len(rest) <= PART_CHUNKS:
         (recipe,) = cut(content.chunk_size, content.prefix_bytes, rest)
-        detach(connection, content.cid, keep_recipe(connection, recipe))
+        moved = keep_recipe(connection, recipe)
+        if len(rest) < AT_ONCE:
+            unhold(connection, rest[moved:])
+            connection.execute("DELETE FROM pieces WHERE cid = ?", (content.cid,))
+            connection.execute("DELETE FROM contents WHERE cid = ?", (content.cid,))
+        else:
+            detach(connection, content.cid, moved)
         return recipe.digest
     parts = content.parts
     if rest:
@@ -154,8 +164,10 @@ def freeze(connection: sqlite3.Connection, content: ContentRow) -> Digest:
     return digests[0] if joined is None else joined.digest
 
 
-def keep_recipe(connection: sqlite3.Connection, recipe: AnyRecipe) -> int:
-    """Have the catalog know *recipe*, whole.
+def keep_recipe(
+    connection: sqlite3.Connection, recipe: AnyRecipe, holds: int = 0
+) -> int:
+    """Have the catalog know *recipe*, whole, and with so many *holds* on it more.
 
     Of what it lists it lacks holds on so many from the first on, which the caller adds.
     """
@@ -163,21 +175,22 @@ def keep_recipe(connection: sqlite3.Connection, recipe: AnyRecipe) -> int:
     count = (
         len(recipe.parts) if isinstance(recipe, JoinedRecipe) else recipe.chunk_count
     )
-    known = connection.execute(
+    is_new = connection.execute(
+        "INSERT INTO recipes (digest, length, chunk_count, refs, body, joined)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+        (recipe.digest, recipe.length, count, holds, recipe.serialised, joined),
+    ).rowcount
+    if is_new:
+        return count
+    (dismantled,) = connection.execute(
         "SELECT dismantled FROM recipes WHERE digest = ?", (recipe.digest,)
     ).fetchone()
-    if known is None:
+    if dismantled or holds:
         connection.execute(
-            "INSERT INTO recipes (digest, length, chunk_count, refs, body, joined)"
-            " VALUES (?, ?, ?, 0, ?, ?)",
-            (recipe.digest, recipe.length, count, recipe.serialised, joined),
+            "UPDATE recipes SET dismantled = 0, refs = refs + ? WHERE digest = ?",
+            (holds, recipe.digest),
         )
-        return count
-    if known[0]:
-        connection.execute(
-            "UPDATE recipes SET dismantled = 0 WHERE digest = ?", (recipe.digest,)
-        )
-    return int(known[0])
+    return int(dismantled)
 
 
 # Letting go.
@@ -197,6 +210,34 @@ def unhold_recipes(connection: sqlite3.Connection, digests: list[Digest]) -> Non
         "UPDATE recipes SET refs = refs - 1 WHERE digest = ?",
         [(digest,) for digest in digests],
     )
+
+
+def is_whole(key: ContentKey, content: ContentRow, chunks: Sequence[SealChunk]) -> bool:
+    """Whether *chunks* are all of *content*, no piece of which is known, and few."""
+    return (
+        0 < len(chunks) <= PART_CHUNKS
+        and content.prefix == 0
+        and all(
+            (chunk.key, chunk.index) == (key, index)
+            and (chunk.length == content.chunk_size or chunk is chunks[-1])
+            for index, chunk in enumerate(chunks)
+        )
+    )
+
+
+def freeze_at_once(
+    connection: sqlite3.Connection, content: ContentRow, chunks: Sequence[SealChunk]
+) -> Content:
+    """As :func:`freeze`, of all *chunks*, which are held and never were pieces.
+
+    The recipe is held once for the caller.
+    """
+    length = sum(chunk.length for chunk in chunks)
+    digests = [chunk.digest for chunk in chunks]
+    (recipe,) = cut(content.chunk_size, length, digests)
+    unhold(connection, digests[keep_recipe(connection, recipe, holds=1) :])
+    connection.execute("DELETE FROM contents WHERE cid = ?", (content.cid,))
+    return Content(length, None, recipe.digest)
 
 
 def detach(connection: sqlite3.Connection, cid: int, moved_below: int) -> None:

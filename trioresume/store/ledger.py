@@ -13,11 +13,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import islice, takewhile
+from typing import Any, Protocol, cast
 
 from trioresume.errors import CallerError, StorageConflict
 from trioresume.store.extent import NO_EPOCH
-from trioresume.store.folding import ContentRow, detach, fold, freeze, keep_recipe
+from trioresume.store.folding import (
+    ContentRow,
+    detach,
+    fold,
+    freeze,
+    freeze_at_once,
+    is_whole,
+    keep_recipe,
+)
 from trioresume.store.port import (
     Content,
     ContentKey,
@@ -130,7 +139,7 @@ class Ledger:
         self._effects = Effects()
         self._execute("SAVEPOINT submission")
         try:
-            for mutation in submission:
+            for mutation in islice(submission, self._freeze_at_once(submission), None):
                 self._perform(mutation)
         except StorageConflict as conflict:
             self._execute("ROLLBACK TO submission")
@@ -139,6 +148,38 @@ class Ledger:
         self._execute("RELEASE submission")
         effects.add(self._effects)
         return None
+
+    def _freeze_at_once(self, submission: Sequence[Mutation]) -> int:
+        """Perform the first mutations if they seal all of a content and freeze it.
+
+        How many that is. Most content is small: it comes to its end before any of it was
+        sealed, and never has pieces. Each statement costs, beside the work, a change of
+        threads if the event loop is busy.
+        """
+        chunks = cast("list[SealChunk]", list(takewhile(_is_seal, submission)))
+        frozen = submission[len(chunks)] if len(chunks) < len(submission) else None
+        if not isinstance(frozen, FreezeContent) or is_response_key(frozen.key):
+            return 0
+        key = frozen.key
+        row = self._execute(
+            f"SELECT EXISTS (SELECT 1 FROM pieces WHERE pieces.cid = contents.cid),"
+            f" {ContentRow.COLUMNS} FROM contents WHERE key = ?",
+            (key,),
+        ).fetchone()
+        if row is None or row[0]:
+            return 0
+        content = ContentRow(*row[1:])
+        if not is_whole(key, content, chunks):
+            return 0
+        for seal in chunks:
+            self._effects.sealed.append(seal)
+            self._take(seal)
+        made = freeze_at_once(self._connection, content, chunks)
+        if frozen.content != made:
+            raise StorageConflict("the content is not what was sealed")
+        self._effects.frozen.append(key)
+        self._note_content(operation_of(key), made)
+        return len(chunks) + 1
 
     def _perform(self, mutation: Mutation) -> None:
         match mutation:
@@ -224,23 +265,28 @@ class Ledger:
             ).fetchone()
         ):
             return
-        if not self._publisher.is_ready(seal):
-            raise StorageConflict(
-                f"chunk {seal.index} was discarded before it was sealed"
-            )
-        held = self._execute(
-            "UPDATE chunks SET refs = refs + 1 WHERE digest = ?", (seal.digest,)
-        ).rowcount
-        self._publisher.publish(seal, known=bool(held))
-        if not held:
-            self._execute(
-                "INSERT INTO chunks VALUES (?, ?, 1)", (seal.digest, seal.length)
-            )
+        self._take(seal)
         self._execute(
             "INSERT INTO pieces VALUES (?, ?, ?, ?)", (*at, seal.digest, seal.length)
         )
         if seal.index == content.prefix:
             self._advance(content, seal.length)
+
+    def _take(self, seal: SealChunk) -> None:
+        """Make the tail a chunk that is held once more."""
+        if not self._publisher.is_ready(seal):
+            raise StorageConflict(
+                f"chunk {seal.index} was discarded before it was sealed"
+            )
+        is_new = self._execute(
+            "INSERT INTO chunks VALUES (?, ?, 1) ON CONFLICT (digest) DO NOTHING",
+            (seal.digest, seal.length),
+        ).rowcount
+        if not is_new:
+            self._execute(
+                "UPDATE chunks SET refs = refs + 1 WHERE digest = ?", (seal.digest,)
+            )
+        self._publisher.publish(seal, known=not is_new)
 
     def _may_respond(self, key: ContentKey) -> bool:
         """Whether *key* is a response's, whose content the first seal begins."""
@@ -284,6 +330,9 @@ class Ledger:
 
     def _set_content(self, id: OperationId, content: Content) -> None:
         self._hold(content)
+        self._note_content(id, content)
+
+    def _note_content(self, id: OperationId, content: Content) -> None:
         self._execute(
             "UPDATE operations SET content_length = ?, content_inline = ?,"
             " content_digest = ? WHERE id = ?",
@@ -358,16 +407,13 @@ class Ledger:
     def _create(self, mutation: CreateOperation) -> None:
         record = mutation.record
         check_key(request_key(record.id))
-        if self._state(record.id) is not None:
-            raise StorageConflict("the operation exists already")
         if record.content is not None:
             self._hold(record.content)
-        elif record.state is not OperationState.GONE:
-            self._begin_content(request_key(record.id))
         if record.response is not None:
             self._hold(record.response.body)
-        self._execute(
-            f"INSERT INTO operations ({OPERATION_COLUMNS}) VALUES ({', '.join('?' * 19)})",
+        is_new = self._execute(
+            f"INSERT INTO operations ({OPERATION_COLUMNS}) VALUES ({', '.join('?' * 19)})"
+            " ON CONFLICT (id) DO NOTHING",
             (
                 record.id,
                 record.state,
@@ -384,7 +430,11 @@ class Ledger:
                 record.explicit_completion,
                 record.reserved,
             ),
-        )
+        ).rowcount
+        if not is_new:
+            raise StorageConflict("the operation exists already")
+        if record.content is None and record.state is not OperationState.GONE:
+            self._begin_content(request_key(record.id))
 
     def _holdings(self, id: OperationId) -> tuple[Any, ...] | None:
         """State and the two digests that the operation holds."""
@@ -396,7 +446,12 @@ class Ledger:
 
     def _record_response(self, mutation: RecordResponse) -> None:
         operation, response = mutation.operation, mutation.response
-        holdings = self._holdings(operation)
+        key = response_key(operation)
+        holdings = self._execute(
+            "SELECT state, content_digest, response_digest,"
+            " EXISTS (SELECT 1 FROM contents WHERE key = ?) FROM operations WHERE id = ?",
+            (key, operation),
+        ).fetchone()
         if holdings is None or holdings[0] == OperationState.GONE:
             return
         self._hold(response.body)
@@ -411,7 +466,10 @@ class Ledger:
                 operation,
             ),
         )
-        self.drop(response_key(operation))
+        if holdings[3]:
+            self.drop(key)
+        else:
+            self._effects.dropped.append(Dropped(key))
         if not mutation.keep_content:
             self._release(holdings[1])
             self._execute(
@@ -491,6 +549,10 @@ class Ledger:
                 "DELETE FROM files WHERE namespace = ? AND name = ?",
                 (namespace_of(mutation.owner), mutation.name),
             )
+
+
+def _is_seal(mutation: Mutation) -> bool:
+    return isinstance(mutation, SealChunk)
 
 
 def _expect(current: Content | None, expected: Content | str | None) -> None:
