@@ -1,15 +1,16 @@
 """``python -m bench.scale.crowd``: ten thousand uploads at once, slow and fast, on one server.
 
 Two loads of ``trioresume bench`` run beside each other against one ``trioresume serve``:
-*slow* uploads that send at a set rate, all of them open from the beginning to the end,
-and as many *fast* ones at a time as asked, one after the other, which send as fast as
-they are taken. Meanwhile uploads fall silent and are taken over, one after the other:
-how long it takes from a HEAD on a new connection to the offset.
+*slow* uploads that send at a set rate, and as many *fast* ones at a time as asked, one
+after the other, which send as fast as they are taken. Unless ``--slow-total`` says that
+there are more of them, the slow ones are all open from the beginning to the end: they
+begin, and end, in the same moment. Meanwhile uploads fall silent and are taken over, one
+after the other: how long it takes from a HEAD on a new connection to the offset.
 
-Told are how long the uploads of each kind took (of one kind all have one size and one
-speed: the slowest over the fastest is how fair the server was), what the server used,
-and what held up its event loop (see :mod:`bench.watched`). Every upload is read back and
-compared by its digest. The exit code is 1 unless all came through and are right.
+Told are how long the uploads of each kind took (of one kind all have one speed: the
+slowest over the fastest, for as many bytes, is how fair the server was), what the server
+used, and what held up its event loop (see :mod:`bench.watched`). Every upload is read back
+and compared by its digest. The exit code is 1 unless all came through and are right.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import socket
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import trio
@@ -40,7 +43,15 @@ from bench.options import (
 from bench.peers.own import Trioresume, trioresume
 from bench.server import Server
 from bench.watched import Step, longest, read_report
-from trioresume.bench import Protocol, Results, Settings, Sizes, Verify, run
+from trioresume.bench import (
+    Protocol,
+    Results,
+    Settings,
+    SizeKind,
+    Sizes,
+    Verify,
+    run,
+)
 
 __all__ = ["Watched", "main"]
 
@@ -65,6 +76,13 @@ class Watched(Trioresume):
         return ("bench.watched", str(self.report), *command)
 
 
+class Takeover(NamedTuple):
+    """When one began, since the epoch, and how long it took, in seconds."""
+
+    began: float
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """One kind of upload."""
@@ -72,7 +90,7 @@ class Load:
     name: str
     at_once: int
     total: int
-    size: int
+    sizes: Sizes
     rate: int | None
 
     def settings(self, server: Server, number: int) -> Settings:
@@ -82,7 +100,7 @@ class Load:
             seed=number + 1,
             at_once=self.at_once,
             total=self.total,
-            sizes=Sizes(minimum=self.size, maximum=self.size),
+            sizes=self.sizes,
             rate=self.rate,
             duration=MOST_SECONDS,
             idle_timeout=120.0,
@@ -91,21 +109,21 @@ class Load:
 
 
 async def takeovers(
-    server: Server, seconds: list[float], failures: list[str], stop: trio.Event
+    server: Server, done: list[Takeover], failures: list[str], stop: trio.Event
 ) -> None:
     """Have uploads fall silent, and take them over, until *stop*."""
     number = 0
     while not stop.is_set():
         number += 1
         try:
-            await take_over(server, number, seconds)
+            done.append(await take_over(server, number))
         except (OSError, click.ClickException) as exc:
             failures.append(str(exc))
         await trio.sleep(TAKEOVER_EVERY)
 
 
-async def take_over(server: Server, number: int, seconds: list[float]) -> None:
-    """One upload that falls silent, and its end; how long it took to *seconds*."""
+async def take_over(server: Server, number: int) -> Takeover:
+    """One upload that falls silent, and its end."""
     with contextlib.ExitStack() as stack:
         silent = await _connect(server, stack)
         await silent.sendall(
@@ -118,16 +136,17 @@ async def take_over(server: Server, number: int, seconds: list[float]) -> None:
         await silent.sendall(os.urandom(TAKEN))
         await trio.sleep(0.05)  # let it arrive
         newcomer = await _connect(server, stack)
-        began = time.perf_counter()
+        at, began = time.time(), time.perf_counter()
         await newcomer.sendall(f"HEAD {place} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
         told = await newcomer.head()
-        seconds.append(time.perf_counter() - began)
+        took = Takeover(at, time.perf_counter() - began)
         if not 0 < int(told["upload-offset"]) <= TAKEN:
             raise click.ClickException(f"not the offset: {told}")
         await newcomer.sendall(
             f"DELETE {place} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
         )
         await newcomer.head()
+        return took
 
 
 class _Wire:
@@ -161,9 +180,9 @@ async def _connect(server: Server, stack: contextlib.ExitStack) -> _Wire:
 
 async def _run(
     server: Server, loads: Sequence[Load]
-) -> tuple[list[Results], list[float], list[str]]:
+) -> tuple[list[Results], list[Takeover], list[str]]:
     results: dict[int, Results] = {}
-    seconds: list[float] = []
+    done: list[Takeover] = []
     failures: list[str] = []
     stop = trio.Event()
 
@@ -171,27 +190,28 @@ async def _run(
         results[number] = await run(load.settings(server, number))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(takeovers, server, seconds, failures, stop)
+        nursery.start_soon(takeovers, server, done, failures, stop)
         async with trio.open_nursery() as loading:
             for number, load in enumerate(loads):
                 loading.start_soon(one, number, load)
         stop.set()
-    return [results[number] for number in range(len(loads))], seconds, failures
+    return [results[number] for number in range(len(loads))], done, failures
 
 
 def _report(load: Load, results: Results) -> bool:
     done = [upload for upload in results.uploads if upload.ended and not upload.failed]
     taken = sorted(upload.ended - upload.begun for upload in done)
+    paces = sorted((u.ended - u.begun) / u.size for u in done if u.size)
     right = sum(u.check is not None and u.check.ok for u in results.uploads)
     click.echo(
-        f"{load.name}: {load.total} of {human(load.size)}, {load.at_once} at once:"
+        f"{load.name}: {load.total} of {_sizes(load.sizes)}, {load.at_once} at once:"
         f" {len(done)} came through, {right} read back and right"
     )
     if taken:
         click.echo(
             f"  took {_at(taken, 0.05):.2f} s (5 %), {_at(taken, 0.5):.2f} s (median),"
             f" {_at(taken, 0.95):.2f} s (95 %); slowest over fastest"
-            f" {taken[-1] / taken[0]:.2f} ({taken[0]:.2f} to {taken[-1]:.2f} s)"
+            f" {paces[-1] / paces[0]:.2f} ({taken[0]:.2f} to {taken[-1]:.2f} s)"
         )
     trouble = Counter(
         attempt.detail
@@ -202,6 +222,44 @@ def _report(load: Load, results: Results) -> bool:
     for detail, count in trouble.most_common(3):
         click.echo(f"  {count} attempts: {detail}")
     return right == load.total
+
+
+def _range(least: int | None, most: int) -> Sizes:
+    if least is None:
+        return Sizes(minimum=most, maximum=most)
+    return Sizes(kind=SizeKind.UNIFORM, minimum=least, maximum=most)
+
+
+def _sizes(sizes: Sizes) -> str:
+    if sizes.kind is SizeKind.FIXED:
+        return human(sizes.minimum)
+    return f"{human(sizes.minimum)} to {human(sizes.maximum)}"
+
+
+def _report_takeovers(
+    what: str, done: Sequence[Takeover], failures: Sequence[str] = ()
+) -> None:
+    if not done:
+        return
+    taken = sorted(takeover.seconds * 1000 for takeover in done)
+    click.echo(
+        f"{len(taken)} takeovers{what}: {_at(taken, 0.5):.1f} ms (median),"
+        f" {_at(taken, 0.99):.1f} ms (99 %), {taken[-1]:.1f} ms (the longest);"
+        f" {len(failures)} failed {failures[:2] or ''}"
+    )
+
+
+def _crowded(done: Sequence[Takeover], results: Sequence[Results]) -> list[Takeover]:
+    """Those while as many uploads were open as are to be at once, or nearly so."""
+    begun = sorted(r.started + u.begun for r in results for u in r.uploads)
+    ended = sorted(r.started + u.ended for r in results for u in r.uploads)
+    enough = 0.95 * sum(r.settings.at_once for r in results)
+    return [
+        takeover
+        for takeover in done
+        if bisect_right(begun, takeover.began) - bisect_right(ended, takeover.began)
+        >= enough
+    ]
 
 
 def _at(ordered: Sequence[float], share: float) -> float:
@@ -220,7 +278,13 @@ def _report_watch(name: str, steps: Sequence[Step]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--slow", default=9000, show_default=True, help="Slow uploads at once.")
+@click.option("--slow-total", type=int, help="Slow uploads in all. [default: as many]")
 @click.option("--slow-size", type=ByteSize(), default="32KiB", show_default=True)
+@click.option(
+    "--slow-least",
+    type=ByteSize(),
+    help="The smallest of them, if they differ: then they do not end together.",
+)
 @click.option(
     "--slow-rate",
     type=ByteSize(),
@@ -235,7 +299,9 @@ def _report_watch(name: str, steps: Sequence[Step]) -> None:
 @work_dir_option
 def main(
     slow: int,
+    slow_total: int | None,
     slow_size: int,
+    slow_least: int | None,
     slow_rate: int,
     fast: int,
     fast_total: int,
@@ -245,8 +311,10 @@ def main(
 ) -> None:
     raise_file_limit()
     loads = [
-        Load("slow", slow, slow, slow_size, slow_rate),
-        Load("fast", fast, fast_total, fast_size, None),
+        Load(
+            "slow", slow, slow_total or slow, _range(slow_least, slow_size), slow_rate
+        ),
+        Load("fast", fast, fast_total, _range(None, fast_size), None),
     ]
     loads = [load for load in loads if load.at_once]
     options = (
@@ -274,12 +342,8 @@ def main(
             f"server: {cpu:.1f} s of CPU, of the check too; {human(idle)} resident when"
             f" idle, {human(peak)} at most: {human((peak - idle) / at_once)} an upload"
         )
-        taken_over.sort()
-        click.echo(
-            f"{len(taken_over)} takeovers: {_at(taken_over, 0.5) * 1000:.1f} ms (median),"
-            f" {_at(taken_over, 0.99) * 1000:.1f} ms (99 %); {len(failures)} failed"
-            f" {failures[:2] or ''}"
-        )
+        _report_takeovers("", taken_over, failures)
+        _report_takeovers(f" while {at_once} were open", _crowded(taken_over, results))
         steps, rounds = read_report(report)
         # While all were loading: reading back is another load.
         until = min(ended, began + loaded)
