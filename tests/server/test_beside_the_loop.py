@@ -27,7 +27,9 @@ from tests.server.harness import (
     head,
 )
 from trioresume.protocol.digests import Hashes
+from trioresume.store.disk import DiskStore
 from trioresume.store.disk_io import Disk
+from trioresume.store.port import Usage
 
 CHUNK = 256 * 1024
 BODY = random.Random(7).randbytes(3 * CHUNK + 1000)
@@ -147,3 +149,35 @@ async def test_threads_write_and_hash(
     names = {name for name, _ in found}
     assert names >= {"create", "write_some", "sync_data", "commit", "update"}
     assert names >= {"write", "read", "seek", "close"}
+
+
+async def test_quotas_are_counted_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop looks only for a principal that it has not seen."""
+    asked: list[int] = []
+    original = DiskStore.usage
+
+    def usage(store: DiskStore, principal: str | None) -> Usage:
+        asked.append(threading.get_ident())
+        return original(store, principal)
+
+    monkeypatch.setattr(DiskStore, "usage", usage)
+    config = trioresume.Config(
+        bind=["127.0.0.1:0"],
+        data_dir=tmp_path / "data",
+        max_open_uploads_per_principal=5,
+        max_stored_bytes_per_principal=10 * len(BODY),
+    )
+    async with trio.open_nursery() as nursery:
+        service = SocketService(
+            await nursery.start(trioresume.serve, Recorder(), config)
+        )
+        for _ in range(5):
+            location = await _upload(service, BODY)
+            assert (await _patch(service, location, BODY, {})).status == 200
+        await _upload(service, BODY)
+        nursery.cancel_scope.cancel()
+    mine = [thread for thread in asked if thread == threading.get_ident()]
+    assert len(mine) == 1
+    assert len(asked) > 10

@@ -20,13 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.store.accounts import RECORD_SIZE
 from trioresume.store.port import CreateOperation, SetReserved
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from trioresume.server.config import Config
     from trioresume.store.port import (
         Mutation,
@@ -41,6 +44,8 @@ __all__ = ["Quotas"]
 FIRST_STEP = 1024 * 1024
 """Bytes reserved at first for content of unknown length."""
 LARGEST_STEP = 64 * 1024 * 1024
+MOST_FOLLOWED = 16
+"""Principals whose accounts are read after each commit, for each costs a statement."""
 
 
 @dataclass(slots=True)
@@ -58,6 +63,15 @@ class _Pending:
         return max(0, self.reserved - self.counted) + self.uploads * RECORD_SIZE
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the store has."""
+
+    usages: dict[str | None, Usage]
+    total: int | None
+    """Bytes of all; None if that was not asked for."""
+
+
 class Quotas:
     """Reserves space for uploads. Nothing here awaits."""
 
@@ -72,6 +86,8 @@ class Quotas:
         self._known: dict[str | None, Usage] = {}
         """What the store has, by principal, since it last took something."""
         self._known_total: int | None = None
+        self._asked: dict[str | None, None] = {}
+        """Who was asked for lately, the last one at the end."""
 
     # Taking.
 
@@ -114,16 +130,39 @@ class Quotas:
 
     # Giving back.
 
-    def brace(self) -> None:
+    def brace(self) -> Callable[[], Counted | None]:
         """The store is about to take something, and :meth:`observe` will say what.
 
-        What it has so far is asked for now: in between nobody could tell whether the
-        answer holds what is pending here, and it would be counted twice.
+        What it has so far is asked for now, if it is not known: in between nobody could
+        tell whether the answer holds what is pending here, and it would be counted twice.
+
+        What is returned counts anew. It is to be called when the store has taken it, in
+        the thread that had it do so, before anything else is taken; the result is for
+        :meth:`learn`. So whoever uploads one after the other is asked for beside the event
+        loop only.
         """
         for principal in self._uploads.keys() | self._bytes.keys():
             self._usage(principal)
         if self._all_bytes and self._config.max_stored_bytes is not None:
             self._total()
+        return partial(self._count, list(self._asked), self._known_total is not None)
+
+    def _count(self, principals: Collection[str | None], total: bool) -> Counted | None:
+        """Called in the committing thread."""
+        store = self._store
+        try:
+            return Counted(
+                {principal: store.usage(principal) for principal in principals},
+                store.total_usage().bytes if total else None,
+            )
+        except StorageError:
+            return None  # what was taken is taken: whoever needs to know asks again
+
+    def learn(self, counted: Counted | None) -> None:
+        """After all was observed that the store took: what it has now."""
+        if counted is not None:
+            self._known = counted.usages
+            self._known_total = counted.total
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
         """The store has what these say."""
@@ -150,6 +189,10 @@ class Quotas:
 
     def _usage(self, principal: str | None) -> Usage:
         # To ask the store for each upload would hold up the event loop each time.
+        self._asked.pop(principal, None)
+        self._asked[principal] = None
+        if len(self._asked) > MOST_FOLLOWED:
+            del self._asked[next(iter(self._asked))]
         usage = self._known.get(principal)
         if usage is None:
             usage = self._known[principal] = self._store.usage(principal)

@@ -187,7 +187,7 @@ async def running_service(
     collector = Collector(storage)
     quotas = Quotas(storage.store, config)
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
-    storage.brace = quotas.brace
+    storage.quotas = quotas
     async with trio.open_nursery() as background:
         operations = Operations(storage, target, config, clock, background, quotas)
         service = Service(operations, config, background, page)

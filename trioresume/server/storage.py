@@ -32,6 +32,8 @@ from trioresume.server.workers import Workers
 from trioresume.store.port import FreezeContent, content_of
 
 if TYPE_CHECKING:
+    from trioresume.errors import StorageConflict
+    from trioresume.server.quotas import Counted, Quotas
     from trioresume.store.port import (
         Content,
         ContentKey,
@@ -92,8 +94,8 @@ class Storage:
         self._stopping = False
         self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
         """Called with every submission that was applied."""
-        self.brace: Callable[[], None] = _observe_nothing
-        """Called before submissions are applied, on the event loop as well."""
+        self.quotas: Quotas | None = None
+        """Told before and after each batch, and what is counted then."""
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function of the store, in a worker thread if it may block.
@@ -247,14 +249,17 @@ class Storage:
                 submission.finished.set()
 
     async def _apply(self, batch: Sequence[Submission]) -> None:
-        self.brace()
         mutations = [submission.mutations for submission in batch]
-        apply = partial(self.store.apply, mutations)
-        results = await self._call(self._committer, apply)
+        quotas = self.quotas
+        count = _count_nothing if quotas is None else quotas.brace()
+        apply = partial(_apply_and_count, self.store, mutations, count)
+        results, counted = await self._call(self._committer, apply)
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
             if conflict is None:
                 self.observe(submission.mutations)
+        if quotas is not None:
+            quotas.learn(counted)
 
 
 def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
@@ -262,5 +267,17 @@ def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-def _observe_nothing(mutations: Sequence[Mutation] = ()) -> None:
-    """The default of :attr:`Storage.observe` and :attr:`Storage.brace`."""
+def _apply_and_count(
+    store: Store,
+    batch: Sequence[Sequence[Mutation]],
+    count: Callable[[], Counted | None],
+) -> tuple[list[StorageConflict | None], Counted | None]:
+    return store.apply(batch), count()
+
+
+def _count_nothing() -> None:
+    """Where there are no quotas."""
+
+
+def _observe_nothing(mutations: Sequence[Mutation]) -> None:
+    """The default of :attr:`Storage.observe`."""

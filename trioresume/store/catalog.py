@@ -240,6 +240,7 @@ class Catalog(CatalogReader):
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
         self._reader.execute("PRAGMA query_only = 1")
+        self._accounting = threading.Lock()
         try:
             # A connection of its own, so that it never waits for a long list.
             self._accountant = connect(path, disk.synchronous)
@@ -271,11 +272,12 @@ class Catalog(CatalogReader):
             raise sqlite_error(exc) from exc
 
     def usage(self, namespace: str) -> Usage:
-        """An account, by one thread at a time; ``*`` is that of all together."""
+        """An account; ``*`` is that of all together."""
         try:
-            row = self._accountant.execute(
-                "SELECT bytes, open FROM accounts WHERE namespace = ?", (namespace,)
-            ).fetchone()
+            with self._accounting:
+                row = self._accountant.execute(
+                    "SELECT bytes, open FROM accounts WHERE namespace = ?", (namespace,)
+                ).fetchone()
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
         return Usage() if row is None else Usage(*row)

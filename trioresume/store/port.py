@@ -628,7 +628,7 @@ class Store(Protocol):
     def usage(self, principal: str | None) -> Usage:
         """What *principal* takes, as committed: looked up, never summed up.
 
-        The server calls it on its event loop: it may not wait for other calls.
+        The server calls it on its event loop as well: it may not wait for other calls.
         """
         ...
 
