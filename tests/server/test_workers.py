@@ -195,3 +195,28 @@ async def test_lanes_are_ended_in_full() -> None:
     assert all(
         [n for n in done if n % 7 == k] == list(range(k, 70, 7)) for k in range(7)
     )
+
+
+async def test_a_lane_that_is_waited_for_is_next() -> None:
+    """Unless it has no jobs, or a thread: then there is nothing to be done."""
+    workers = Workers(1)
+    log: list[int] = []
+    started, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        gate.wait()
+
+    with workers.running():
+        busy, *others = (Lane(workers) for _ in range(4))
+        busy.put(hold, lambda result, error: None)
+        assert started.wait(timeout=5)
+        for number, lane in enumerate(others):
+            lane.put(partial(log.append, number), lambda result, error: None)
+        others[2].hasten()
+        busy.hasten()
+        Lane(workers).hasten()
+        gate.set()
+        for lane in others:
+            await lane.until(0)
+    assert log == [2, 0, 1]

@@ -228,6 +228,7 @@ class Incoming:
         # Woken together, a newer request may have the turn before an older one looks.
         while self._turn is not None and self._turn.place < place:
             self._turn.end()
+            self._lane.hasten()  # behind hundreds of others it might take that long
             await self._turn.left.wait()
         return place
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         Usage,
     )
 
-__all__ = ["Quotas"]
+__all__ = ["Counted", "Quotas"]
 
 FIRST_STEP = 1024 * 1024
 """Bytes reserved at first for content of unknown length."""

@@ -96,8 +96,20 @@ class Workers:
                 job, then = work
                 _call(then, *_run(job))
 
+    def hasten(self, lane: Lane) -> None:
+        """Have *lane* be the next one that is followed, if it waits for that."""
+        try:
+            self._todo.remove(lane)
+        except ValueError:
+            return  # it has no jobs, or a thread
+        self._todo.appendleft(lane)
+        self._ensure_thread()
+
     def _put(self, work: Work) -> None:
         self._todo.append(work)
+        self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
         if not self._is_waking:
             self._wake()
 
@@ -211,6 +223,10 @@ class Lane:
         self._jobs.append((job, then))
         if self._followed.acquire(blocking=False):
             self._workers.follow(self)
+
+    def hasten(self) -> None:
+        """Somebody waits for its end: others with jobs can wait a little longer."""
+        self._workers.hasten(self)
 
     def next_job(self) -> tuple[Job, Then] | None:
         """For the thread that follows; None ends that."""

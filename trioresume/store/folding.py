@@ -138,12 +138,16 @@ def _add_part(
 
 def freeze(connection: sqlite3.Connection, content: ContentRow) -> Digest:
     """Make the recipe of the whole prefix, which nobody holds yet; clear *content*."""
-    rest = piece_digests(connection, content)
+    pieces = connection.execute(
+        "SELECT idx, digest FROM pieces WHERE cid = ? AND idx >= ? ORDER BY idx",
+        (content.cid, content.folded),
+    ).fetchall()
+    rest = [Digest(digest) for index, digest in pieces if index < content.prefix]
     if content.parts == 0 and len(rest) <= PART_CHUNKS:
         (recipe,) = cut(content.chunk_size, content.prefix_bytes, rest)
         moved = keep_recipe(connection, recipe)
-        if len(rest) < AT_ONCE:
-            unhold(connection, rest[moved:])
+        if len(pieces) < AT_ONCE:
+            unhold(connection, [Digest(name) for at, name in pieces if at >= moved])
             connection.execute("DELETE FROM pieces WHERE cid = ?", (content.cid,))
             connection.execute("DELETE FROM contents WHERE cid = ?", (content.cid,))
         else:
