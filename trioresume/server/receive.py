@@ -64,6 +64,10 @@ Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`, a
 it finds is gathered in a piece for as long as there is more to read: some copies more, the
 same way to the disk.
 
+Of who falls silent the store is told after a second (``relax``): it lets go of what it can
+find again, such as a hash's state of 2 KiB. That is once a minute at most, for going on
+costs a read of up to a chunk.
+
 Deadlines are attributes that one task looks at (:mod:`trioresume.server.watch`), not
 cancel scopes: a body's content moves them with each read, and an upload of 8 MiB, 128 at
 once, set a scope's some 35 times, which was a twelfth of what it cost the event loop. Who
