@@ -212,6 +212,7 @@ class _Run:
         async with trio.open_nursery() as nursery:
             self._started = time.time()
             self._zero = time.monotonic()
+            self._tell()  # a small load is over before the next look
             if self._watch is not None:
                 self._watch.sample()
                 nursery.start_soon(self._watch.run)
