@@ -236,16 +236,13 @@ def _sizes(sizes: Sizes) -> str:
     return f"{human(sizes.minimum)} to {human(sizes.maximum)}"
 
 
-def _report_takeovers(
-    what: str, done: Sequence[Takeover], failures: Sequence[str] = ()
-) -> None:
+def _report_takeovers(what: str, done: Sequence[Takeover]) -> None:
     if not done:
         return
     taken = sorted(takeover.seconds * 1000 for takeover in done)
     click.echo(
         f"{len(taken)} takeovers{what}: {_at(taken, 0.5):.1f} ms (median),"
-        f" {_at(taken, 0.99):.1f} ms (99 %), {taken[-1]:.1f} ms (the longest);"
-        f" {len(failures)} failed {failures[:2] or ''}"
+        f" {_at(taken, 0.99):.1f} ms (99 %), {taken[-1]:.1f} ms (the longest)"
     )
 
 
@@ -342,8 +339,9 @@ def main(
             f"server: {cpu:.1f} s of CPU, of the check too; {human(idle)} resident when"
             f" idle, {human(peak)} at most: {human((peak - idle) / at_once)} an upload"
         )
-        _report_takeovers("", taken_over, failures)
+        _report_takeovers("", taken_over)
         _report_takeovers(f" while {at_once} were open", _crowded(taken_over, results))
+        click.echo(f"{len(failures)} takeovers failed {failures[:2] or ''}")
         steps, rounds = read_report(report)
         # While all were loading: reading back is another load.
         until = min(ended, began + loaded)

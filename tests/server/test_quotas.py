@@ -28,7 +28,8 @@ from tests.server.harness import (
     socket_service,
 )
 from trioresume import Config, FileService, Principal, RequestHead
-from trioresume.errors import PeerError, StorageConflict
+from trioresume.errors import PeerError, StorageConflict, StorageError
+from trioresume.server.quotas import MOST_FOLLOWED, Quotas
 from trioresume.store.port import Mutation, Usage, request_key
 from trioresume.testing.memory_store import MemoryStore
 
@@ -369,6 +370,62 @@ async def test_what_is_being_stored_is_not_counted_twice(autojump_clock: Clock) 
         assert (quotas._usage(None).open_uploads, quotas._total()) == (1, ROW + 1000)
         with pytest.raises(PeerError):
             quotas._space(None, 601)
+
+
+async def test_accounts_that_cannot_be_read_undo_no_commit(
+    autojump_clock: Clock,
+) -> None:
+    """What was stored is stored: the accounts are asked for again when they matter."""
+
+    class Unread(MemoryStore):
+        """Its accounts cannot be read right after a commit."""
+
+        committed = 0
+        is_new = False
+
+        def apply(
+            self, submissions: Sequence[Sequence[Mutation]]
+        ) -> list[StorageConflict | None]:
+            self.committed += 1
+            self.is_new = True
+            return super().apply(submissions)
+
+        def usage(self, principal: str | None) -> Usage:
+            if self.is_new:
+                self.is_new = False
+                raise StorageError("not now")
+            return super().usage(principal)
+
+    config = Config(max_open_uploads_per_principal=2)
+    store = Unread()
+    async with memory_service(Recorder(), config, store=store) as service:
+        for _ in range(3):
+            reply = await service.connect().request("POST", "/", RESUME, b"abc")
+            assert reply.status == 200
+        assert store.committed >= 3
+        assert store.usage(None).open_uploads == 0
+
+
+def test_only_some_principals_are_counted_with_each_commit() -> None:
+    """Each costs a statement: those who were asked for last."""
+    counted: list[str | None] = []
+
+    class Noting(MemoryStore):
+        def usage(self, principal: str | None) -> Usage:
+            counted.append(principal)
+            return super().usage(principal)
+
+    quotas = Quotas(Noting(), Config(max_open_uploads_per_principal=2))
+    for number in [*range(MOST_FOLLOWED + 5), 5]:
+        quotas._check_uploads(str(number))
+    counted.clear()
+    quotas.learn(quotas.brace()())
+    assert counted == [*map(str, range(6, MOST_FOLLOWED + 5)), "5"]
+    counted.clear()
+    quotas._check_uploads("5")
+    assert counted == []
+    quotas._check_uploads("0")
+    assert counted == ["0"]
 
 
 async def test_empty_patches_do_not_make_an_upload_immortal(

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from trioresume.errors import StorageConflict, StorageError, StorageFull
+from trioresume.errors import PeerError, StorageConflict, StorageError, StorageFull
 from trioresume.server.incoming import Incoming
 from trioresume.server.storage import LONGEST_DELAY, Storage
 from trioresume.store.port import (
@@ -377,3 +377,48 @@ async def test_nothing_follows_what_was_not_written() -> None:
                 await incoming.written()
         assert store.offset(key) == 0
         assert await incoming.make_durable() == 0
+
+
+class _Blocking(MemoryStore):
+    """A store that is called in threads."""
+
+    blocking = True
+
+
+async def test_an_upload_that_is_taken_over_is_written_before_others() -> None:
+    """What its newcomer waits for does not stand behind what others have to write."""
+    store = _Blocking(chunk_size=64)
+    storage = Storage(store, threads=1)
+    key = request_key(OperationId("A" * 22))
+    offsets: list[int] = []
+    started, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        assert gate.wait(5)
+
+    async def write() -> None:
+        with pytest.raises(PeerError):
+            async with incoming.writing(await incoming.end_writer()):
+                incoming.append(memoryview(b"content"))
+                await trio.sleep_forever()
+
+    async def take_over() -> None:
+        await incoming.end_writer()
+
+    with storage.running():
+        incoming = Incoming(key, 0, storage, _Owner())
+        incoming.begin()
+        busy, other = incoming.new_lane(), incoming.new_lane()
+        busy.put(hold, lambda result, error: None)
+        assert started.wait(5)
+        other.put(lambda: offsets.append(store.offset(key)), lambda result, error: None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(take_over)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+        await other.until(0)
+        incoming.close()
+    assert offsets == [len(b"content")]

@@ -127,6 +127,25 @@ def test_relaxed_writer_goes_on_as_if_nothing_had_been(stand: Stand, size: int) 
     writer.relax()
 
 
+def test_chunk_past_a_gap_is_let_go_of_with_the_rest(stand: Stand) -> None:
+    """Content may end before it: then nothing of the content holds it any more."""
+    writer = begin(stand.store)
+    first, second, third = writer.append(DATA[: 3 * CHUNK])
+    sealed = second.run()
+    do(stand.store, first.run(), third.run())
+    content = stand.store.sealed_content(KEY)
+    assert content.length == CHUNK
+    do(stand.store, FreezeContent(KEY, content))
+    do(stand.store, sealed)  # too late
+    writer.close()
+    assert read_content(stand.store, content) == DATA[:CHUNK]
+    collect_all(stand.store)
+    assert stand.stored_bytes() == CHUNK
+    do(stand.store, EndOperation(OP, 2000.0))
+    collect_all(stand.store)
+    assert stand.stored_bytes() == 0
+
+
 def test_last_seals_and_freeze_go_in_one_submission(stand: Stand) -> None:
     """Completion is one commit: the seals, the recipe and the state."""
     writer = begin(stand.store)

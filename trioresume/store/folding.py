@@ -219,7 +219,7 @@ def unhold_recipes(connection: sqlite3.Connection, digests: list[Digest]) -> Non
 def is_whole(key: ContentKey, content: ContentRow, chunks: Sequence[SealChunk]) -> bool:
     """Whether *chunks* are all of *content*, no piece of which is known, and few."""
     return (
-        0 < len(chunks) <= PART_CHUNKS
+        len(chunks) <= PART_CHUNKS
         and content.prefix == 0
         and all(
             (chunk.key, chunk.index) == (key, index)

@@ -158,9 +158,11 @@ class Ledger:
         """
         chunks = cast("list[SealChunk]", list(takewhile(_is_seal, submission)))
         frozen = submission[len(chunks)] if len(chunks) < len(submission) else None
-        if not isinstance(frozen, FreezeContent) or is_response_key(frozen.key):
+        if not chunks or chunks[0].index or not isinstance(frozen, FreezeContent):
             return 0
         key = frozen.key
+        if is_response_key(key):
+            return 0
         row = self._execute(
             f"SELECT EXISTS (SELECT 1 FROM pieces WHERE pieces.cid = contents.cid),"
             f" {ContentRow.COLUMNS} FROM contents WHERE key = ?",
