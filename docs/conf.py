@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from docutils import nodes
+from pygments.lexers.special import TextLexer
 from sphinx.util.docutils import SphinxDirective
 
 if TYPE_CHECKING:
@@ -87,3 +88,4 @@ class Generated(SphinxDirective):
 def setup(app: Sphinx) -> None:
     """Make the directive known."""
     app.add_directive("generated", Generated)
+    app.add_lexer("haproxy", TextLexer)  # Pygments has none for it

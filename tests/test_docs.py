@@ -9,7 +9,7 @@ A page is one scenario in an empty directory:
   its output, in which ``...`` stands for anything. A job put in the background
   has to show the lines below it, sooner or later;
 * ``sh`` holds the commands that fetch packages; ``.ci/run`` runs those;
-* ``nginx`` and ``caddy`` are configurations, which ``tests/e2e/proxies.py`` runs;
+* ``nginx``, ``caddy`` and ``haproxy`` are configurations, which ``tests/e2e/proxies.py`` runs;
 * ``text`` is no example.
 
 Port 8080, which is the default, becomes a free one everywhere.

@@ -1,8 +1,8 @@
-"""nginx and Caddy as processes, configured as docs/behind-a-proxy.md says.
+"""nginx, Caddy and HAProxy as processes, configured as docs/behind-a-proxy.md says.
 
 A block of that page is taken as it stands; only names and ports are put in the place
-of those that a reader has. TRIORESUME_E2E_NGINX and TRIORESUME_E2E_CADDY name other
-programs than those that are installed.
+of those that a reader has. TRIORESUME_E2E_NGINX, TRIORESUME_E2E_CADDY and
+TRIORESUME_E2E_HAPROXY name other programs than those that are installed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "snippet",
 ]
 
-TITLES = {"nginx": "nginx ", "caddy": "Caddy "}
+TITLES = {"nginx": "nginx ", "caddy": "Caddy ", "haproxy": "HAProxy "}
 NAMES = tuple(TITLES)
 PAGE = Path(__file__).parents[2] / "docs/behind-a-proxy.md"
 CONFIGURATIONS = [
@@ -44,6 +44,9 @@ CONFIGURATIONS = [
     ["nginx", "a relay"],
     ["caddy", "a name of its own"],
     ["caddy", "a path of a name"],
+    ["haproxy", "a name of its own"],
+    ["haproxy", "a path of a name"],
+    ["haproxy", "a relay"],
 ]
 """Proxy and title of each block of configuration on the page."""
 _TEXT = PAGE.read_text("utf-8")
@@ -137,6 +140,9 @@ def run(name: str, block: str, upstream: int, folder: Path) -> Iterator[Proxy]:
     if name == "nginx":
         built = _ask(program, "-V")
         command, tls_port = _nginx(program, built, block, port, folder), 0
+    elif name == "haproxy":
+        built = _ask(program, "-v")
+        command, tls_port = _haproxy(program, block, port, folder), 0
     else:
         command = _caddy(program, block, port, tls_port, folder)
         built = _ask(program, "version")
@@ -202,6 +208,17 @@ def _caddy(
     file = folder / "Caddyfile"
     file.write_text(_CADDY.format(sites=sites))
     return [program, "run", "--config", str(file), "--adapter", "caddyfile"]
+
+
+def _haproxy(program: str, block: str, port: int, folder: Path) -> list[str]:
+    file = folder / "haproxy.cfg"
+    file.write_text(block.replace("bind :80", f"bind 127.0.0.1:{port}"))
+    command = [program, "-db", "-f", str(file)]
+    tried = subprocess.run(
+        [*command, "-c"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert tried.returncode == 0, tried.stderr
+    return command
 
 
 def _ask(program: str, question: str) -> str:
