@@ -278,6 +278,47 @@ def evidence_list() -> str:
     return "\n".join(lines)
 
 
+# Clients of other people.
+
+
+def http_clients() -> str:
+    """What each HTTP client was seen to do."""
+    return _clients("HTTP_TRIALS")
+
+
+def tus_clients() -> str:
+    """What each library for tus was seen to do."""
+    return _clients("TUS_TRIALS")
+
+
+def _clients(trials: str) -> str:
+    from tests.e2e.compat import registry
+
+    columns: dict[str, str] = getattr(registry, trials)
+    rows: list[list[str]] = []
+    notes: list[str] = []
+    for client in registry.CLIENTS:
+        if not set(client.trials) & set(columns):
+            continue
+        row = [client.name, client.version]
+        for trial in columns:
+            limit = registry.LIMITS.get((client.key, trial))
+            if limit is not None and limit not in notes:
+                notes.append(limit)
+            number = notes.index(limit) + 1 if limit is not None else 0
+            row.append(
+                ""
+                if trial not in client.trials
+                else f"no ({number})"
+                if number
+                else "yes"
+            )
+        rows.append(row)
+    lines = [table(("client", "version", *columns.values()), rows), ""]
+    lines += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    return "\n".join(lines)
+
+
 GENERATORS: dict[str, Callable[..., str]] = {
     generator.__name__: generator
     for generator in (
@@ -288,9 +329,11 @@ GENERATORS: dict[str, Callable[..., str]] = {
         effects,
         evidence_list,
         exit_codes,
+        http_clients,
         problem_codes,
         state_diagram,
         states,
+        tus_clients,
     )
 }
 

@@ -1,0 +1,1 @@
+"""Clients that others wrote, each put through the same trials; see ``registry``."""

@@ -1,0 +1,1 @@
+"""Programs that do the trials, each with one client library; see ``registry``."""
