@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import click
 
 from trioresume.cli.options import ExitCode, name_environment_twins
+from trioresume.cli.output import Purpose, guard
 from trioresume.errors import TrioresumeError
 
 __all__ = ["main"]
@@ -58,22 +59,40 @@ class TrioresumeGroup(click.Group):
         """As click's, but the exit code is what the subcommand returns."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        guarded = guard()
+        code = self._exit_code(args, prog_name, complete_var, **extra)
+        complaint = guarded.finish()
+        if complaint is not None:
+            failed = guarded.purpose is Purpose.PRODUCT
+            if failed and code == ExitCode.DONE:
+                code = ExitCode.FAILED
+            click.echo(f"{'Error' if failed else 'Warning'}: {complaint}", err=True)
+        sys.exit(code)
+
+    def _exit_code(
+        self,
+        args: Sequence[str] | None,
+        prog_name: str | None,
+        complete_var: str | None,
+        **extra: Any,
+    ) -> int:
+        """Run the subcommand; what it returns, or what its error amounts to."""
         try:
             result = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as exc:
             exc.show()
-            sys.exit(exc.exit_code)
+            return exc.exit_code
         except TrioresumeError as exc:
             click.echo(f"Error: {exc}", err=True)
-            sys.exit(ExitCode.FAILED)
+            return ExitCode.FAILED
         except click.Abort:
-            sys.exit(ExitCode.INTERRUPTED)
+            return ExitCode.INTERRUPTED
         except BaseExceptionGroup as group:
             # Ctrl-C comes out of trio's nurseries wrapped in a group.
             if group.split(KeyboardInterrupt)[1] is not None:
                 raise
-            sys.exit(ExitCode.INTERRUPTED)
-        sys.exit(result if isinstance(result, int) else ExitCode.DONE)
+            return ExitCode.INTERRUPTED
+        return result if isinstance(result, int) else ExitCode.DONE
 
 
 @click.group(

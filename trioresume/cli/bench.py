@@ -39,6 +39,7 @@ from trioresume.cli.options import (
     Size,
     common_options,
 )
+from trioresume.cli.output import output
 from trioresume.errors import CallerError, TrioresumeError
 
 __all__ = ["bench"]
@@ -296,6 +297,8 @@ def bench(
     Every upload's content is checked. The exit code is 0 if all of them came through
     and are right, 65 if content is wrong, 1 if uploads failed.
     """
+    if json_path != Path("-"):
+        output.is_report()
     try:
         settings = _settings(url, options)
         if html_path is not None:

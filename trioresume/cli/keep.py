@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 import trioresume
 from trioresume.cli.options import ExitCode, common_options
+from trioresume.cli.output import output
 
 __all__ = ["gc", "list_", "show", "verify"]
 
@@ -59,8 +60,12 @@ def list_(
             click.echo(_line("STATE", "BYTES", "OF", "EXPIRES", "OWNER", "NAME"))
         for file in inventory.files() if files else ():
             click.echo(_json("file", file) if as_json else _file_line(file))
+            if output.unread:
+                return  # nobody reads on, as behind "| head"
         for upload in inventory.uploads(ended=ended) if uploads else ():
             click.echo(_json("upload", upload) if as_json else _upload_line(upload))
+            if output.unread:
+                return
 
 
 def _line(
@@ -148,6 +153,7 @@ def verify(data_dir: Path, as_json: bool) -> ExitCode:
     Prints what is damaged, and the files and uploads that are concerned. Nothing is
     repaired and nothing is written. The exit code is 3 if there is any damage.
     """
+    output.is_report()
     with trioresume.Inventory(data_dir) as inventory:
         verification = inventory.verify()
         with _progress(inventory, verification):
@@ -204,6 +210,7 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
     waits until nothing is left to do. A service that runs is asked to do it, beside its
     uploads. Where none runs, none can be started meanwhile.
     """
+    output.is_report()
     try:
         done = trio.run(trioresume.collect, data_dir)
     except trioresume.CollectionCut as exc:

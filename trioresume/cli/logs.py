@@ -16,6 +16,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
+from trioresume.cli.output import GuardedWriter, output
+
 __all__ = ["FORMATS", "LEVELS", "configure"]
 
 FORMATS = ("text", "json")
@@ -30,6 +32,7 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
     ``logger``, ``event``, whatever was passed as ``extra``, and ``exception``.
     """
     out = sys.stderr if stream is None else stream
+    guarded = output.stderr if stream is None else None
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -43,7 +46,7 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    handler = logging.StreamHandler(out)
+    handler = _TellingHandler(out, guarded)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -56,6 +59,25 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]  # a second call replaces the first
     root.setLevel(level.upper())
+
+
+class _TellingHandler(logging.StreamHandler[TextIO]):
+    """Writes records, and tells of those that were lost once the stream takes them again."""
+
+    def __init__(self, out: TextIO, guarded: GuardedWriter | None) -> None:
+        super().__init__(out)
+        self._guarded = guarded
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost = 0 if self._guarded is None else self._guarded.take_lost()
+        if lost:
+            told = "lines of this log that could not be written: %d"
+            super().emit(
+                logging.LogRecord(
+                    __name__, logging.WARNING, __file__, 0, told, (lost,), None
+                )
+            )
+        super().emit(record)
 
 
 def _renderers(format: str, out: TextIO) -> list[Processor]:

@@ -16,6 +16,7 @@ import trioresume
 from trioresume.cli.edge import edge_options
 from trioresume.cli.limits import Settings, limit_options
 from trioresume.cli.options import Bind, Duration, ExitCode, Size, common_options
+from trioresume.cli.output import output
 
 __all__ = ["serve", "token"]
 
@@ -139,6 +140,8 @@ def serve(
     SIGTERM or Ctrl-C ends it: no new requests, a grace period for the running ones.
     A second one stops at once. Nothing that was announced is lost either way.
     """
+    # Whoever waits for the service to end, such as a container runtime, waits not long.
+    output.never_wait(linger=1.0)
     settings: dict[str, Any] = {**limits, **edge}
     config = _config(
         bind=bind,

@@ -45,6 +45,7 @@ from trioresume.cli.options import (
     Size,
     common_options,
 )
+from trioresume.cli.output import output
 
 __all__ = ["upload"]
 
@@ -127,6 +128,7 @@ def upload(
     When the connection breaks, sending goes on from the last byte the server has. When
     retries are used up, or after Ctrl-C, run the same command again.
     """
+    output.never_wait()
     jobs = _jobs(files, url, method, protocol)
     # Attempts are not what runs out: only time is, as the option says.
     retry = RetryPolicy(attempts=10**9, seconds=retry_for)
@@ -306,8 +308,8 @@ def _printable(text: str) -> str:
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
     """Ends the process; not a byte of state is in memory that is needed later."""
     del number, frame
-    if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h\n")  # the bar hides the cursor
+    if output.stderr is not None and output.stderr.isatty():
+        output.stderr.write_if_ready(b"\x1b[?25h\n")  # the bar hides the cursor
     os._exit(ExitCode.INTERRUPTED)
 
 
