@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import trio
 
-from bench.gate import counts, syscalls
+from bench.gate import counts, syscalls, trace
 from bench.options import work_dir_option
 from bench.peers import find
 from bench.server import Server
@@ -120,14 +120,25 @@ def cpu_ratio(directory: Path) -> float:
 
 @click.command(help=sys.modules["bench.gate"].__doc__)
 @click.option("--write", is_flag=True, help="Make what is measured the bounds.")
+@click.option("--trace", "is_tracing", is_flag=True, help="Only follow three requests.")
+@click.option("--names", is_flag=True, help="With --trace: name what they go through.")
 @work_dir_option
-def main(write: bool, work_dir: Path | None) -> None:
+def main(write: bool, is_tracing: bool, names: bool, work_dir: Path | None) -> None:
     bounds: dict[str, float] = {}
     if BOUNDS.exists():
         bounds = tomllib.loads(BOUNDS.read_text(encoding="utf-8"))
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=work_dir) as name:
         directory = Path(name)
+        for request, way in trace.trace(directory).items():
+            figures |= way.figures(request)
+            if names:
+                click.echo("\n".join([f"{request}:", *way.functions, ""]))
+        if is_tracing:
+            bounds = {n: b for n, b in bounds.items() if n in figures}
+            lines, kept = judge(figures, bounds)
+            click.echo("\n".join(lines))
+            sys.exit(0 if kept else 1)
         figures |= counts.count(directory)
         if syscalls.available():
             figures |= syscalls.count(directory)

@@ -17,6 +17,8 @@ __all__ = ["Client"]
 
 SMALL = 10 * 1024
 APPEND = 1000
+POST = 5 << 20
+CUT = 1 << 20
 LENGTH = 1 << 40
 """Of uploads that are not finished here."""
 
@@ -58,6 +60,7 @@ class _Worker:
         self._sock = self._connect()
         self._open: list[socket.socket] = []
         self._place = ""
+        self._message = ""
         self._offset = 0
         self.verbs: dict[str, Callable[[int], None]] = {
             "small": self.small,
@@ -67,6 +70,10 @@ class _Worker:
             "append": self.append,
             "idle": self.idle,
             "stalled": self.stalled,
+            "post": self.post,
+            "cut": self.cut,
+            "head": self.head,
+            "replay": self.replay,
         }
 
     def _connect(self) -> socket.socket:
@@ -179,6 +186,39 @@ class _Worker:
             self._open.append(sock)
             self._begin(sock)
             sock.sendall(os.urandom(SMALL))
+
+    def post(self, count: int) -> None:
+        """*count* requests that can be resumed, and are not cut."""
+        for _ in range(count):
+            told = self._ask(
+                self._sock,
+                100,
+                "POST /files/",
+                "Prefer: resume",
+                "Expect: 100-continue",
+                f"Content-Length: {POST}",
+            )
+            self._sock.sendall(os.urandom(POST))
+            self._answer(self._sock, 201)
+            self._message = told["response-message-location"]
+
+    def cut(self, count: int) -> None:
+        """*count* uploads that are cut after 1 MiB."""
+        for _ in range(count):
+            with self._connect() as sock:
+                told = self._begin(sock)
+                sock.sendall(os.urandom(CUT))
+            self._place = told["request-content-location"]
+
+    def head(self, count: int) -> None:
+        """Ask *count* times for the offset of the upload that was cut last."""
+        for _ in range(count):
+            self._ask(self._sock, 200, f"HEAD {self._place}")
+
+    def replay(self, count: int) -> None:
+        """Fetch *count* times the response of the last :meth:`post`."""
+        for _ in range(count):
+            self._ask(self._sock, 200, f"GET {self._message}")
 
 
 def main() -> None:

@@ -1,0 +1,140 @@
+"""The way of a request through the code: which modules, classes and functions it enters.
+
+Where :mod:`bench.gate.counts` counts how often something is called, this counts how
+many different things are called: what a reader has to know to follow one request. Three
+requests are followed, each on a service that has served others before:
+
+* ``post``: a ``POST`` of 5 MiB, from its first byte to the last byte of its answer;
+* ``head``: the first ``HEAD`` for an upload that was cut;
+* ``replay``: a ``GET`` of a recorded response.
+
+Only functions of the package count, in all threads of the service. Comprehensions do not
+count: newer interpreters do not call them. A class counts if one of its methods is entered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+
+import trio
+
+import trioresume
+from bench.gate.client import Client
+
+__all__ = ["REQUESTS", "Way", "trace"]
+
+REQUESTS = ("post", "head", "replay")
+WARM_UP = 3
+PACKAGE = str(Path(trioresume.__file__).parent)
+SETTLE = 1.3
+"""Seconds: longer than the service puts off commits and collection."""
+_INLINED = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+
+
+class Way:
+    """What a request went through."""
+
+    def __init__(self, codes: set[CodeType]) -> None:
+        self._codes = {code for code in codes if code.co_name not in _INLINED}
+
+    @property
+    def modules(self) -> list[str]:
+        """The files, below the package."""
+        return sorted(
+            {code.co_filename.removeprefix(PACKAGE + "/") for code in self._codes}
+        )
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes whose methods were entered, each as ``file:Class``."""
+        return sorted(
+            f"{code.co_filename.removeprefix(PACKAGE + '/')}:{owner}"
+            for code in self._codes
+            if (owner := code.co_qualname.partition(".<locals>")[0].rpartition(".")[0])
+        )
+
+    @property
+    def functions(self) -> list[str]:
+        """The functions and methods, each as ``file:qualified name``."""
+        return sorted(
+            f"{code.co_filename.removeprefix(PACKAGE + '/')}:{code.co_qualname}"
+            for code in self._codes
+        )
+
+    def figures(self, request: str) -> dict[str, float]:
+        """The three counts, by the names that bounds have."""
+        return {
+            f"modules of a {request}": len(self.modules),
+            f"classes of a {request}": len(set(self.classes)),
+            f"functions of a {request}": len(self.functions),
+        }
+
+
+class _Tracer:
+    """Notes the package's functions that are entered while it is on."""
+
+    def __init__(self) -> None:
+        self._entered: set[CodeType] = set()
+        self._is_on = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Look at this thread, and at every thread that begins meanwhile."""
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+
+    def begin(self) -> None:
+        self._entered = set()
+        self._is_on = True
+
+    def end(self) -> Way:
+        self._is_on = False
+        return Way(self._entered)
+
+    def _profile(self, frame: FrameType, event: str, arg: object) -> None:
+        if self._is_on and event == "call":
+            code = frame.f_code
+            if code.co_filename.startswith(PACKAGE):
+                self._entered.add(code)
+
+
+def trace(directory: Path) -> dict[str, Way]:
+    """The way of each of :data:`REQUESTS`; data goes to *directory*."""
+    tracer = _Tracer()
+    ways: dict[str, Way] = {}
+    with tracer.installed():
+        trio.run(_run, directory / "trace", tracer, ways)
+    return ways
+
+
+async def _run(directory: Path, tracer: _Tracer, ways: dict[str, Way]) -> None:
+    config = trioresume.Config(bind=["127.0.0.1:0"], data_dir=directory)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(trioresume.serve, trioresume.FileService(), config)
+        host, _, port = server.urls[0].removeprefix("http://").rpartition(":")
+        with Client((host, int(port))) as client:
+            for request, prepare in zip(REQUESTS, (None, "cut", "post"), strict=True):
+                for _ in range(WARM_UP):
+                    await _do(client, prepare)
+                    await _do(client, request)
+                await _do(client, prepare)
+                await trio.sleep(SETTLE)
+                tracer.begin()
+                await _do(client, request)
+                ways[request] = tracer.end()
+            nursery.cancel_scope.cancel()
+
+
+async def _do(client: Client, verb: str | None) -> None:
+    if verb is not None:
+        await trio.to_thread.run_sync(client.do, verb, 1)
