@@ -11,6 +11,7 @@ from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.digests import ContentDigest, Hashes, ReprDigest, repr_digest
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.structured import (
+    MOST_CHARACTERS,
     boolean_item,
     byte_sequences,
     format_dictionary,
@@ -27,7 +28,10 @@ from trioresume.protocol.structured import (
         ("999999999999999", 999999999999999),
         (" 5 ", 5),
         ("5;a=1;b", 5),
-        ("5 ;a", 5),
+        ("5 ;a", None),
+        ("5;", None),
+        ("5;a=(", None),
+        ("5" + ";a" * 2000, None),
         ("1000000000000000", None),
         ("-5", None),
         ("+5", None),
@@ -44,7 +48,15 @@ def test_integers(value: str, meaning: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("value", "meaning"),
-    [("?0", False), ("?1", True), ("?1;a", True), ("1", None), ("?", None), ("", None)],
+    [
+        ("?0", False),
+        ("?1", True),
+        ("?1;a", True),
+        ("1", None),
+        ("?", None),
+        ("", None),
+        ("?1;", None),
+    ],
 )
 def test_booleans(value: str, meaning: bool | None) -> None:
     """C1: two values, and nothing else."""
@@ -74,11 +86,27 @@ def test_nothing_in_a_field_is_an_error(value: str) -> None:
         read(fields, "a")
 
 
-def test_members_that_are_not_of_the_type_are_passed_over() -> None:
-    """The last of equal keys wins (RFC 9651, section 3.2)."""
-    fields = Fields([("a", "x=1, y=:AA==:, z, x=2"), ("a", "w=:A:, v=?1, u=:")])
+def test_members_of_another_type_are_passed_over() -> None:
+    """The last of equal keys wins (RFC 9651, section 3.2); lines are joined."""
+    fields = Fields([("a", "x=1, y=:AA==:, z, x=2"), ("a", "v=?1, w=-1, u=1.5")])
     assert integer_members(fields, "a") == {"x": 2}
     assert byte_sequences(fields, "a") == {"y": b"\0"}
+
+
+@pytest.mark.parametrize("wrong", ["u=:", "x=", "x=1,", "X=1", "x=1 y=2", "\xe4=1"])
+def test_field_that_does_not_parse_is_ignored_as_a_whole(wrong: str) -> None:
+    """RFC 9651, section 4.2."""
+    fields = Fields([("a", "x=1, y=:AA==:"), ("a", wrong)])
+    assert integer_members(fields, "a") == {}
+    assert byte_sequences(fields, "a") == {}
+
+
+def test_field_that_is_too_long_is_not_read() -> None:
+    """G3: the parser's work is bounded."""
+    fits = ", ".join(f"k{n}=1" for n in range(200))
+    assert len(integer_members(Fields({"a": fits}), "a")) == 200
+    long = ", ".join(["x=1"] * (MOST_CHARACTERS // 4))
+    assert integer_members(Fields({"a": long}), "a") == {}
 
 
 def test_content_digest_judges_all_it_knows() -> None:
