@@ -7,7 +7,9 @@ machine that others use it doubles without any fault of ours. So it counts
 * **calls** of functions, Python's and C's, in all threads of the service;
 * **bytes and blocks** that the interpreter has allocated: what an idle connection and a
   stalled upload hold, and what requests leave behind when they are over;
-* **system calls**, by strace, where there is one; and
+* **system calls**, by strace, where there is one;
+* the **way** of three requests through the code, in modules, classes and functions
+  (``--trace`` counts only these, ``--names`` lists them); and
 * **CPU time**, as the best of a few ratios to the bare loop (:mod:`bench.rawloop`), each
   taken within seconds: this one does waver, and its bound is wide.
 

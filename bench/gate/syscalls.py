@@ -63,9 +63,15 @@ def _traced(pid: int, output: Path, client: Client, verb: str, times: int) -> in
     )
     assert strace.stderr is not None
     with strace:
-        # It says so when it is attached, and then once more for each thread.
-        if "attached" not in strace.stderr.readline():
-            raise RuntimeError("strace could not be attached")
+        # It says so when it is attached, and then once more for each thread. A thread that
+        # ends in this moment gets a complaint first.
+        said = []
+        for line in strace.stderr:
+            said.append(line)
+            if "attached" in line:
+                break
+        else:
+            raise RuntimeError(f"strace could not be attached: {''.join(said)}")
         _wait_until_traced(pid)
         client.do(verb, times)
         time.sleep(PUT_OFF)

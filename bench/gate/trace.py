@@ -113,7 +113,7 @@ def trace(directory: Path) -> dict[str, Way]:
     tracer = _Tracer()
     ways: dict[str, Way] = {}
     with tracer.installed():
-        trio.run(_run, directory / "trace", tracer, ways)
+        trio.run(_run, directory / "ways", tracer, ways)
     return ways
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.gate import counts
+from bench.gate import counts, trace
 from bench.gate.__main__ import BOUNDS, RATIO, judge, render
 from tests.platforms import linux_only
 
+KINDS = ("modules", "classes", "functions")
 FIGURES = {
     "calls per small": 100.0,
     "calls per MiB": 100.0,
@@ -59,6 +60,19 @@ def test_counts_are_those_that_are_bounded(
     figures = counts.count(tmp_path)
     assert sys.getprofile() is None
     bounds = tomllib.loads(BOUNDS.read_text(encoding="utf-8"))
-    ours = {n for n in bounds if "system calls" not in n and n != RATIO}
+    ways = {f"{kind} of a {request}" for kind in KINDS for request in trace.REQUESTS}
+    ours = {n for n in bounds if "system calls" not in n and n != RATIO} - ways
     assert figures.keys() == ours
     assert all(figures[f"calls per {verb}"] > 100 for verb in ("small", "offset"))
+
+
+def test_a_way_is_what_was_entered(tmp_path: Path) -> None:
+    """Every figure has its bound; the names are those of the code."""
+    ways = trace.trace(tmp_path)
+    assert sys.getprofile() is None
+    bounds = tomllib.loads(BOUNDS.read_text(encoding="utf-8"))
+    for request, way in ways.items():
+        assert way.figures(request).keys() <= bounds.keys()
+    assert any(name.endswith("Operation.complete") for name in ways["post"].functions)
+    assert "protocol/operation.py" in ways["post"].modules
+    assert len(ways["replay"].functions) < len(ways["post"].functions)
