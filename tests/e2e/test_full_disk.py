@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -290,6 +291,56 @@ async def test_start_on_a_disk_without_a_byte(cramped: Service) -> None:
     await trio.to_thread.run_sync(cramped.start)
     assert await check_offset(upload) > 0
     await finish(upload)
+
+
+def wait_for_space(place: Path, size: int) -> None:
+    """Return when *size* bytes are free; fail after 20 seconds."""
+    deadline = time.monotonic() + 20
+    while shutil.disk_usage(place).free < size:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+async def test_a_silent_patch_with_a_checksum_leaves_the_disk_to_others(
+    cramped: Service,
+) -> None:
+    """G8: what cannot count yet stops where all content does; its space is given back."""
+    await finish(make_upload(cramped, OLD[: 4 * MIB], "/files/old"))
+    tus = [("Tus-Resumable", "1.0.0")]
+    begun = [*tus, ("Upload-Length", str(60 * MIB)), ("Content-Length", "0")]
+    created = await ask(cramped.address, "POST", "/files/", begun)
+    assert created.status == 201, str(created)
+    path = created.fields["location"].removeprefix("http://e2e.test")
+    patch = [
+        *tus,
+        ("Upload-Offset", "0"),
+        ("Upload-Checksum", "sha1 AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ("Content-Type", "application/offset+octet-stream"),
+        ("Content-Length", str(60 * MIB)),
+    ]
+    place = cramped.data_dir.parent
+    with await Wire.connect(cramped.address) as wire:
+        await wire.send(request_head("PATCH", path, patch))
+        # As much as there is, to the last MiB, so that a disk that is not guarded is full.
+        for _ in range((shutil.disk_usage(place).free - 16 * 1024) // MIB):
+            try:
+                await wire.send(bytes(MIB))
+            except Cut:
+                break  # refused
+        for size in (256, 64, 16):
+            try:
+                while shutil.disk_usage(place).free > (size + 8) * 1024:
+                    await wire.send(bytes(size * 1024))
+                    await trio.sleep(0.05)
+            except Cut:
+                break
+        await trio.sleep(0.5)
+        assert shutil.disk_usage(place).free > 2 * MIB
+        deleted = await ask(cramped.address, "DELETE", "/files/old")
+        assert deleted.status == 204, str(deleted)
+    await trio.to_thread.run_sync(wait_for_space, place, 30 * MIB)
+    head = await ask(cramped.address, "HEAD", path, tus)
+    assert (head.status, head.fields["upload-offset"]) == (200, "0")
 
 
 async def test_a_limit_on_file_sizes_is_a_full_disk(service: Service) -> None:

@@ -6,6 +6,7 @@ much space on the disk.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
 import socket
@@ -129,3 +130,83 @@ def test_readers_that_stop_hold_no_content(service: Service) -> None:
         print(f"{grown / READERS / 1024:.1f} KiB for each reader")  # noqa: T201
         assert grown / READERS < 64 * 1024
     assert len(download_digest(service, "/files/large")) == 32
+
+
+JUDGED = 64
+"""Patches that are judged as a whole, each just under 1 MiB, all at once."""
+
+TUS = {"Tus-Resumable": "1.0.0"}
+RUFH = {"Upload-Draft-Interop-Version": "6", "Upload-Complete": "?0"}
+_SHA1 = f"sha1 {base64.b64encode(bytes(20)).decode()}"
+_SHA256 = f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"
+_APPEND = TUS | {"Content-Type": "application/offset+octet-stream"}
+_RANGE = b"Content-Range: bytes 0-%d/*\r\n\r\n"
+
+# What begins the upload, what the patch says, how its content begins.
+JUDGED_PATCHES = {
+    "tus": (
+        TUS | {"Upload-Defer-Length": "1"},
+        _APPEND | {"Upload-Offset": "0", "Upload-Checksum": _SHA1},
+        b"",
+    ),
+    "digest": (
+        RUFH,
+        RUFH
+        | {
+            "Upload-Offset": "0",
+            "Content-Type": "application/partial-upload",
+            "Content-Digest": _SHA256,
+        },
+        b"",
+    ),
+    "multipart": (
+        RUFH,
+        {"Content-Type": "multipart/byteranges; boundary=x"},
+        b"--x\r\n" + _RANGE % MIB,
+    ),
+    "atomic": (
+        RUFH,
+        {"Content-Type": "message/byterange", "Prefer": "transaction=atomic"},
+        _RANGE % MIB,
+    ),
+}
+
+
+def begin_upload(service: Service, fields: dict[str, str]) -> str:
+    """An empty upload; the path of its content."""
+    with socket.create_connection(service.address, timeout=60) as sock:
+        asked = [*fields.items(), ("Content-Length", "0"), ("Connection", "close")]
+        sock.sendall(request_head("POST", "/files/", asked))
+        with sock.makefile("rb") as stream:
+            said = stream.read().decode()
+    assert "HTTP/1.1 201 " in said, said
+    location = next(line for line in said.split("\r\n") if "ocation: http" in line)
+    return location.split(": ", 1)[1].removeprefix("http://e2e.test")
+
+
+@pytest.mark.parametrize("kind", list(JUDGED_PATCHES))
+def test_judged_patches_take_no_memory_of_their_own(
+    service: Service, kind: str
+) -> None:
+    """However a patch is judged as a whole, its content waits on the disk."""
+    creation, said, start_of_content = JUDGED_PATCHES[kind]
+    content = start_of_content + bytes(MIB - 100 - len(start_of_content))
+    fields = [*said.items(), ("Content-Length", str(MIB - 1))]
+    with ExitStack() as stack:
+
+        def send_patch() -> None:
+            path = begin_upload(service, creation)
+            sock = socket.create_connection(service.address, timeout=60)
+            stack.enter_context(sock)
+            sock.sendall(request_head("PATCH", path, fields) + content)
+
+        for _ in range(16):  # which touches the memory that all share
+            send_patch()
+        time.sleep(1)
+        before = service.resident()
+        for _ in range(JUDGED):
+            send_patch()
+        time.sleep(1)
+        after = service.resident()
+    print(f"{kind}: {before / MIB:.1f} MiB, then {after / MIB:.1f} MiB")  # noqa: T201
+    assert after - before <= SLACK

@@ -631,8 +631,8 @@ async def test_cut_multipart_applies_nothing(autojump_clock: Clock) -> None:
         assert await offset_of(service, location) == 100
 
 
-async def test_large_multipart_goes_through_a_file(tmp_path: Path) -> None:
-    """B8: beyond a MiB it is spooled to disk, and the bytes are right."""
+async def test_large_multipart_is_held_back_and_then_counts(tmp_path: Path) -> None:
+    """B8: several pieces of memory long, on a real disk, and the bytes are right."""
     body = bytes(range(251)) * 12_000
     async with socket_service(handler := Recorder(), tmp_path) as service:
         async with service.connect() as client:

@@ -264,7 +264,7 @@ async def test_bug_in_completing_leaves_nobody_waiting(
 async def test_large_atomic_patch_needs_no_data_directory(
     autojump_clock: Clock, tmp_path: Path
 ) -> None:
-    """B8: with a store of the caller's own there may be none to spool into."""
+    """B8: all that is held back lies in the store, also in one of the caller's own."""
     body = bytes(range(256)) * 5000
     store = MemoryStore(chunk_size=1024 * 1024)
     config = Config(data_dir=tmp_path / "none")

@@ -193,7 +193,7 @@ async def test_terminated_upload_is_gone(finished: bool) -> None:
 
 @pytest.mark.parametrize("size", [50, 100_000, 3 * 1024 * 1024])
 async def test_content_with_the_wrong_checksum_does_not_count(size: int) -> None:
-    """D7: 460 and not a byte of it; with the right one it does, in memory or spooled."""
+    """D7: 460 and not a byte of it; with the right one it does, short or long."""
     data = (BODY * (size // len(BODY) + 1))[:size]
     store = MemoryStore(chunk_size=1024 * 1024)
     async with memory_service(handler := Recorder(), store=store) as service:

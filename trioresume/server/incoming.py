@@ -37,8 +37,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -73,6 +71,8 @@ MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
 MOST_PIECES = 2
 """Pieces of an upload on their way: one is written while the next one is received."""
+MOST_AT_ONCE = 64
+"""Chunks named in one commit where they need not all be: others wait for it."""
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -141,6 +141,7 @@ class Incoming:
     """
 
     __slots__ = (
+        "_cuts_back",
         "_failed",
         "_found",
         "_held",
@@ -196,6 +197,8 @@ class Incoming:
         """Full chunks that the catalog does not name yet, in the order of submission."""
         self._held: list[SealChunk] | None = None
         """Chunks whose names wait for the end of what is to count as a whole."""
+        self._cuts_back = False
+        """Whether the disk has content that was held back and given up."""
         self._named = 0
         """How many chunks it names by now, or has refused to."""
         self._naming = Signal()
@@ -268,6 +271,7 @@ class Incoming:
                 # After a failed sync only what was recorded counts: look again.
                 await self._settle()
                 self.failure = None
+                self._cuts_back = False
                 self.close()
             if self._writer is None:
                 self._found = None
@@ -317,6 +321,20 @@ class Incoming:
         self._lane.put(
             partial(self._write, writer, data, check), partial(self._written, piece)
         )
+
+    def show(self, data: memoryview, piece: Piece | None, check: ContentCheck) -> None:
+        """Have *check* see *data*, after what was appended or shown before; as ``append``.
+
+        For bytes that frame content and are none.
+        """
+        self._lane.put(
+            partial(check.update, kept(data, piece)), partial(self._shown, piece)
+        )
+
+    def _shown(
+        self, piece: Piece | None, result: object, error: Exception | None
+    ) -> None:
+        self._written(piece, [], error)
 
     def _write(
         self, writer: ContentWriter, data: memoryview, check: ContentCheck | None
@@ -472,33 +490,59 @@ class Incoming:
             self.failure = exc
             raise
 
-    @asynccontextmanager
-    async def whole(self) -> AsyncIterator[None]:
-        """What is appended in the block counts as a whole or not at all (B8).
+    # What is to be judged before it counts (B8, D7, C15).
 
-        Whatever comes: an error, a full disk, the end of the process or of power. On
-        return it is durable. Only within the turn. Raises :class:`StorageError`.
+    async def hold_back(self) -> None:
+        """From now on what is appended does not count, until :meth:`let_count`.
+
+        A crash, a full disk or :meth:`end_hold` takes all of it away. It lies on the disk
+        like any content in the meantime, so that memory, free space and quotas hold for
+        it. Only within the turn. Raises :class:`StorageError`.
         """
         await self.make_durable()
-        writer = await self.open_writer()
+        await self.open_writer()
         await self._storage.commit(HoldBack(self.key, self.durable_offset))
         self._held = []
-        try:
-            yield
-            await self.written()
-            flush, offset = await self._begin_flush(writer)
-            recorded = [] if flush is None else [await self._storage.run(flush.run)]
-            # If this were given up, it might be done after the next writer has looked.
-            with trio.CancelScope(shield=True):
-                await self._storage.commit(*self._held, *recorded, LetCount(self.key))
-            self.durable_offset = max(self.durable_offset, offset)
-        except BaseException:
-            if self.failure is None:
-                # The next writer starts where this began.
-                self.failure = StorageError("the patch was not applied as a whole")
-            raise
-        finally:
+
+    async def let_count(self, *, at_once: bool) -> None:
+        """What was held back counts, and is durable on return.
+
+        With *at_once* a crash leaves all of it or nothing. Otherwise it may leave a part,
+        and other commits pass between. Raises :class:`StorageError`.
+        """
+        held = self._held
+        assert held is not None
+        await self.written()
+        flush, offset = await self._begin_flush(await self.open_writer())
+        recorded = [] if flush is None else [await self._storage.run(flush.run)]
+        # If this were given up, it might be done after the next writer has looked.
+        with trio.CancelScope(shield=True):
+            while not at_once and len(held) > MOST_AT_ONCE:
+                await self._storage.commit(*held[:MOST_AT_ONCE])
+                del held[:MOST_AT_ONCE]
+            await self._storage.commit(*held, *recorded, LetCount(self.key))
+        self.durable_offset = max(self.durable_offset, offset)
+        self._held = None
+
+    def end_hold(self) -> None:
+        """Give up what is still held back. The next writer starts where the hold began."""
+        if self._held is not None:
             self._held = None
+            self._cuts_back = True
+            if self.failure is None:
+                self.failure = StorageError("the patch was not applied as a whole")
+
+    async def cut_back(self) -> None:
+        """Free the space of what was given up, unless somebody went on meanwhile.
+
+        Otherwise it would lie there until somebody asks for the upload, or it expires.
+        """
+        if self._cuts_back and self._turn is None and not self.ended:
+            try:
+                await self.open_writer()
+            except StorageError as exc:
+                if not self.ended:
+                    logger.warning("%s was not cut back: %s", self.key, exc)
 
     async def finish(self) -> tuple[Content, list[Mutation]]:
         """Seal the rest: the content, and the mutations that freeze it.

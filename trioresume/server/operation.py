@@ -315,6 +315,7 @@ class Operation:
     async def cut(self) -> None:
         """The writer's connection ended before the content did (R22, R23)."""
         if self.record.keep_incomplete:
+            await self.incoming.cut_back()
             return
         await self.incoming.end_writer()
         if self.is_receiving:

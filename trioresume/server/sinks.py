@@ -6,47 +6,32 @@ A sink is given pieces of a shared buffer and consumes them before it returns; s
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
-from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING
 
-import trio
-
-from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.appending import (
     UploadProgress,
     check_part,
     excess_content,
 )
 from trioresume.protocol.parts import PartData, PartStart, PatchCut, PatchEnd
-from trioresume.server.incoming import MOST_PIECES, kept
-from trioresume.server.messages import BLOCK_SIZE
-from trioresume.store.disk_io import translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trioresume.protocol.digests import ContentCheck
     from trioresume.protocol.parts import PatchEvent, PatchReader
-    from trioresume.server.config import Config
     from trioresume.server.memory import Piece
     from trioresume.server.operation import Operation
     from trioresume.server.receive import Sink
 
 __all__ = [
-    "AtomicPatchSink",
+    "JudgedPatchSink",
     "OperationSink",
     "PatchSink",
     "RefusedContent",
     "bounded",
     "progress_of",
 ]
-
-SPOOL_IN_MEMORY = 1024 * 1024
-"""An atomic patch is kept in memory up to this size, then in an unnamed file."""
 
 
 class OperationSink:
@@ -134,121 +119,45 @@ class PatchSink(OperationSink):
         operation.learn_length(check_part(progress, part.range, part.length))
 
 
-class AtomicPatchSink(PatchSink):
-    """A patch is applied when all of it is there, or not at all: B8, or to be checked.
+class JudgedPatchSink(PatchSink):
+    """A patch that counts when all of it was judged: B8, or because of *check*.
 
-    Its parts must follow each other from the current offset: writes append (R16). They
-    are checked and spooled in worker threads, in their order.
+    Its content is appended as any other, but held back meanwhile (see
+    :meth:`Incoming.hold_back <trioresume.server.incoming.Incoming.hold_back>`): a patch
+    takes no memory or space but that of the upload itself. What it says of the upload's
+    length is believed in the end only, see :attr:`length`.
     """
 
     def __init__(
         self,
         operation: Operation,
         reader: PatchReader,
+        max_size: int | None,
         check: ContentCheck | None,
-        config: Config,
     ) -> None:
-        super().__init__(operation, reader, config.max_upload_size)
-        self._check = check
-        self._lane = operation.incoming.new_lane()
-        self._failure: Exception | None = None
-        # A store that is not on disk has no directory: then it is the system's own.
-        directory = str(config.data_dir) if os.path.isdir(config.data_dir) else None
-        self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed in close()
-            max_size=SPOOL_IN_MEMORY, dir=directory
-        )
-        self._progress = progress_of(operation, config.max_upload_size)
-
-    @property
-    def has_room(self) -> bool:
-        return self._lane.pending < MOST_PIECES and self._failure is None
-
-    async def room(self) -> None:
-        await self._lane.until(MOST_PIECES - 1)
-        if self._failure is not None:
-            raise self._failure
-
-    async def spooled(self) -> None:
-        """Wait for what was appended. Raises :class:`StorageError`."""
-        await self._lane.until(0)
-        if self._failure is not None:
-            raise self._failure
+        super().__init__(operation, reader, max_size)
+        self._content_check = check
+        self.length = operation.record.length
+        """The upload's length if the patch is believed; None if nobody stated it."""
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        if self._check is not None:
-            data = kept(data, piece)
-            self._put(partial(self._check.update, data), piece)
+        if self._content_check is not None:
+            self._operation.incoming.show(data, piece, self._content_check)
         super().append(data, piece)
 
     def apply(self, event: PatchEvent, piece: Piece | None = None) -> None:
         if isinstance(event, PartData):
-            size = len(event.data)
-            progress = self._progress
-            limit = progress.length if progress.length is not None else self._max_size
-            if limit is not None and progress.offset + size > limit:
+            incoming = self._operation.incoming
+            limit = self._max_size if self.length is None else self.length
+            if limit is not None and incoming.offset + len(event.data) > limit:
                 raise excess_content(limit)
-            self._operation.reserve(progress.offset + size)  # spooling takes space
-            self._put(partial(self._write, kept(event.data, piece)), piece)
-            self._progress = UploadProgress(
-                progress.offset + size, progress.length, progress.max_length
-            )
+            incoming.append(event.data, piece)
         else:
             super().apply(event)
 
-    def _put(self, job: Callable[[], object], piece: Piece | None) -> None:
-        self._lane.put(job, partial(self._done, piece))
-
-    def _done(
-        self, piece: Piece | None, result: object, error: Exception | None
-    ) -> None:
-        if piece is not None:
-            piece.release()
-        self._failure = self._failure or error
-
-    def _write(self, data: memoryview) -> None:
-        """Called in a worker thread."""
-        if self._failure is None:
-            with translated("the patch could not be spooled"):
-                self._spool.write(data)
-
     def start_part(self, part: PartStart) -> None:
-        progress = self._progress
-        length = check_part(progress, part.range, part.length)
-        self._progress = UploadProgress(progress.offset, length, progress.max_length)
-
-    async def apply_all(self, seconds: float, *, atomic: bool) -> None:
-        """The patch is there: append it within *seconds*; no newcomer cuts it in two.
-
-        If it is *atomic*, nothing else does so either, be it a full disk or a crash.
-        """
-        operation = self._operation
-        with trio.move_on_after(seconds, shield=True) as scope:
-            await self.spooled()
-            operation.learn_length(self._progress.length)
-            size = await self._lane.call(self._rewind)
-            whole = atomic and size > 0
-            async with operation.incoming.whole() if whole else nullcontext():
-                while block := await self._lane.call(self._read):
-                    await operation.incoming.room()
-                    operation.incoming.append(memoryview(block))
-        if scope.cancelled_caught:
-            raise StorageError("the disk did not take the patch in time")
-
-    def _rewind(self) -> int:
-        """Begin to read; how much there is. Called in a worker thread."""
-        with translated("the patch could not be spooled"):
-            size = self._spool.tell()
-            self._spool.seek(0)  # which writes the last of it
-        return size
-
-    def _read(self) -> bytes:
-        """Called in a worker thread."""
-        with translated("the spooled patch could not be read"):
-            return self._spool.read(BLOCK_SIZE)
-
-    def close(self) -> None:
-        """Give up what is spooled, soon."""
-        self._put(self._spool.close, None)
+        progress = UploadProgress(self.offset, self.length, self._max_size)
+        self.length = check_part(progress, part.range, part.length)
 
 
 class _BoundedSink:

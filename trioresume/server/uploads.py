@@ -11,7 +11,12 @@ they are to do the request's dialect has read from its head, as a
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,7 +32,7 @@ from trioresume.protocol.preferences import Transaction
 from trioresume.server.beside import beside
 from trioresume.server.receive import ContentCut
 from trioresume.server.sinks import (
-    AtomicPatchSink,
+    JudgedPatchSink,
     OperationSink,
     PatchSink,
     bounded,
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.preferences import Preferences
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
+    from trioresume.server.incoming import Incoming
     from trioresume.server.operation import Operation
 
 __all__ = ["Acknowledger", "patch_limits", "receive_content", "receive_patch"]
@@ -153,9 +159,9 @@ async def receive_patch(
             check_part(progress, reader.range, exchange.head.length)
         await exchange.send_continue()
         async with acknowledger.during(exchange, operation, preferences.acknowledge):
-            spooled = atomic or append.check is not None
-            if spooled:
-                whole = await _receive_spooled(
+            judged = atomic or append.check is not None
+            if judged:
+                whole = await _receive_judged(
                     exchange, operation, append, config, atomic=atomic
                 )
             else:
@@ -165,7 +171,7 @@ async def receive_patch(
                 await operation.incoming.written()
                 whole = sink.whole
         _end_content(operation, reader.completes if whole else None)
-    return wished if spooled == atomic else None
+    return wished if judged == atomic else None
 
 
 def _end_content(operation: Operation, completes: bool | None) -> None:
@@ -183,7 +189,7 @@ def _end_content(operation: Operation, completes: bool | None) -> None:
         operation.complete()
 
 
-async def _receive_spooled(
+async def _receive_judged(
     exchange: Exchange,
     operation: Operation,
     append: Append,
@@ -193,23 +199,47 @@ async def _receive_spooled(
 ) -> bool:
     """Receive a patch that is to be judged as a whole; whether it came to its end."""
     check = append.check
-    sink = AtomicPatchSink(operation, append.reader, check, config)
-    try:
+    incoming = operation.incoming
+    sink = JudgedPatchSink(operation, append.reader, config.max_upload_size, check)
+    async with _holding_back(incoming, exchange.head.has_content) as holds:
+
+        async def believe() -> None:
+            # No newcomer cuts it in two.
+            with trio.move_on_after(config.body_timeout, shield=True) as scope:
+                await incoming.written()
+                operation.learn_length(sink.length)
+                if holds:
+                    await incoming.let_count(at_once=atomic)
+            if scope.cancelled_caught:
+                raise StorageError("the disk did not take the patch in time")
+
         try:
             await exchange.body.receive(bounded(sink, append.max_content))
         except (ContentCut, trio.Cancelled):
             if check is not None and check.keeps_prefix and not atomic:
-                await sink.apply_all(config.body_timeout, atomic=False)
+                await believe()
             raise
         sink.end()
         if atomic and not sink.whole:
             raise PeerError(
                 ProblemCode.BAD_PATCH, "the patch ends before its last part does"
             )
-        await sink.spooled()
+        await incoming.written()
         if check is not None:
             check.verify(exchange.body.trailers)
-        await sink.apply_all(config.body_timeout, atomic=atomic)
+        await believe()
         return sink.whole
+
+
+@asynccontextmanager
+async def _holding_back(incoming: Incoming, has_content: bool) -> AsyncIterator[bool]:
+    """What is appended in the block does not count unless it was let count there.
+
+    Gives whether there is something to let count: without content there is nothing.
+    """
+    if has_content:
+        await incoming.hold_back()
+    try:
+        yield has_content
     finally:
-        sink.close()
+        incoming.end_hold()
