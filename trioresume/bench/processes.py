@@ -16,8 +16,6 @@ from trioresume.errors import TrioresumeError
 
 __all__ = ["BenchFailed", "Workers"]
 
-READY_SECONDS = 60.0
-
 END_SECONDS = 10.0
 
 

@@ -44,9 +44,6 @@ MAX_BUCKETS = 6000
 RESTART_SECONDS = 60.0
 """How long a server may take to accept connections after it was started again."""
 
-STOP_SECONDS = 5.0
-"""How long the processes may take to stop their uploads."""
-
 
 async def run(
     settings: Settings,
