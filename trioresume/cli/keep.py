@@ -78,7 +78,12 @@ def _line(
 def _file_line(file: trioresume.StoredFile) -> str:
     length = size(file.length)
     return _line(
-        "file", length, length, _time(file.expires_at), _text(file.owner), _text(file.name)
+        "file",
+        length,
+        length,
+        _time(file.expires_at),
+        _text(file.owner),
+        _text(file.name),
     )
 
 
