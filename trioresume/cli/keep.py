@@ -23,6 +23,7 @@ import trioresume
 from trioresume.cli.options import ExitCode, common_options
 from trioresume.cli.output import output
 from trioresume.cli.units import size
+from trioresume.text import printable
 
 __all__ = ["gc", "list_", "show", "verify"]
 
@@ -126,7 +127,7 @@ def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
         for name, text in _details(kind, value):
             click.echo(f"{name:<14}  {text}")
     if not found:
-        click.echo(f"Error: there is no upload and no file {what!r}", err=True)
+        click.echo(f"Error: there is no upload and no file '{_text(what)}'", err=True)
         return ExitCode.FAILED
     return ExitCode.DONE
 
@@ -248,7 +249,7 @@ def _text(text: str | None) -> str:
     """*text* for a terminal: what came from the network must not control it."""
     if not text:
         return "-"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def _time(seconds: float | None) -> str:
