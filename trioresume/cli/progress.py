@@ -31,6 +31,7 @@ from rich.text import Text
 
 from trioresume import Progress
 from trioresume.cli import units
+from trioresume.text import printable
 
 __all__ = ["Display", "FileProgress", "RateMeter", "Total", "display"]
 
@@ -346,7 +347,7 @@ class _Bars(_Quiet):
             *(Column(width=w, no_wrap=True) for w, _ in cells),
         ]
         table = Table.grid(*columns, padding=(0, 1, 0, 0))
-        table.add_row(Text(name), *(cell for _, cell in cells))
+        table.add_row(Text(printable(name)), *(cell for _, cell in cells))
         return table
 
 
@@ -383,9 +384,7 @@ class _Lines(_Quiet):
     def _line(self, file: FileProgress, now: float) -> str:
         words = [_amount(file.sent, file.size), units.rate(file.rate(now))]
         note = file.note_in_words(now)
-        return units.printable(
-            f"{file.path}: {', '.join(filter(None, [*words, note]))}"
-        )
+        return printable(f"{file.path}: {', '.join(filter(None, [*words, note]))}")
 
     def _sum(self, now: float) -> str:
         total = self._total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "printable", "rate", "size"]
+__all__ = ["duration", "rate", "size"]
 
 
 def size(count: float | None) -> str:
@@ -31,8 +31,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02}"
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def printable(text: str) -> str:
-    """*text* without what would command a terminal: parts of it come from elsewhere."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)

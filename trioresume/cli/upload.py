@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import get_args
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import click
 import trio
@@ -34,7 +34,7 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.output import output
 from trioresume.cli.progress import Display, FileProgress, display
-from trioresume.cli.units import printable
+from trioresume.text import printable
 
 __all__ = ["upload"]
 
@@ -172,11 +172,52 @@ def _jobs(
     for path in files:
         target = url
         if collection and method == "PUT":
-            target = urljoin(url, quote(path.name))
+            name = quote(_name_bytes(path), safe="")
+            # The query stays behind the name: it may be what permits the upload.
+            target = urlunsplit(parts._replace(path=(parts.path or "/") + name))
         jobs.append(_Job(path, target, method, path.stat().st_size))
-    if len({(job.path.resolve(), job.url) for job in jobs}) < len(jobs):
-        raise click.UsageError("a file is named twice")
+    _check_targets(jobs)
     return jobs
+
+
+def _check_targets(jobs: Sequence[_Job]) -> None:
+    """Refuse jobs of which one would overwrite another, before anything is sent.
+
+    Each POST makes a file of its own; there a file that is named twice is a mistake.
+    Raises :class:`click.UsageError`.
+    """
+    known: dict[tuple[str, Path | None], _Job] = {}
+    for job in jobs:
+        source = job.path.resolve()
+        other = known.setdefault(
+            (job.url, source if job.method == "POST" else None), job
+        )
+        if other is job:
+            continue
+        if other.path.resolve() == source:
+            raise click.UsageError(f"{printable(str(job.path))} is named twice")
+        raise click.UsageError(
+            f"{printable(str(other.path))} and {printable(str(job.path))} have the same "
+            f"name: both would be stored as {printable(job.url)}"
+        )
+
+
+def _name_bytes(path: Path) -> bytes:
+    """The name of the file, as UTF-8 where it is text, else the bytes that it has."""
+    try:
+        return path.name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a UTF-16 pair, as Windows allows it
+        return path.name.encode("utf-8", "replace")
+
+
+def _disposition(path: Path) -> str:
+    """A suggestion for the name of the stored file.
+
+    RFC 8187: the one form that needs no quoting rules. It has to be UTF-8, so a byte that
+    is not becomes U+FFFD.
+    """
+    name = _name_bytes(path).decode("utf-8", "replace")
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
 
 
 # --------------------------------------------------------------------------- sending
@@ -241,9 +282,7 @@ class _Uploads:
                 body=job.path,
                 headers={
                     "content-type": _media_type(job.path),
-                    # RFC 8187: any name, in the one form that needs no quoting rules.
-                    "content-disposition": "attachment; filename*=UTF-8''"
-                    + quote(os.fsencode(job.path.name), safe=""),
+                    "content-disposition": _disposition(job.path),
                 },
                 on_progress=lambda progress: self._display.show(shown, progress),
             )
