@@ -94,10 +94,10 @@ class Operation:
         "is_loaded",
         "loading",
         "progress",
+        "readmits",
         "record",
         "unoffered",
         "users",
-        "was_resumed",
     )
 
     def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
@@ -113,8 +113,12 @@ class Operation:
         """Whether the catalog has it, and everything that was submitted for it."""
         self.is_forgotten = False
         """Whether the catalog has nothing of it any more."""
-        self.was_resumed = True
-        """Whether more than the request that began it had a part in it."""
+        self.readmits = True
+        """Whether the target is asked again before it is called (C16).
+
+        It was asked when the upload began. But since then it may have changed its mind,
+        or the length was not known then.
+        """
         self.progress: Progress | None = None
         self.frozen_content: Content | None = None
         """The content as it will be frozen, known before it is."""
@@ -151,7 +155,7 @@ class Operation:
     def rest(self) -> None:
         """Nobody uses it for now; as if it were loaded anew when somebody does."""
         self.incoming.rest()
-        self.was_resumed = True
+        self.readmits = True
         self.progress = None
         self.renew()
 

@@ -24,10 +24,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate
-from trioresume.protocol.disposition import (
-    content_disposition_attachment,
-    parse_content_disposition_filename,
-)
+from trioresume.protocol.disposition import content_disposition_attachment
 from trioresume.protocol.filenames import name_fault
 from trioresume.protocol.heads import Fields
 from trioresume.server.answers import content_etag_of
@@ -177,12 +174,10 @@ class FileService:
 
     def _record(self, request: Request, name: str) -> FileRecord:
         fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
-        disposition = request.headers.get("content-disposition")
-        if disposition is not None:
-            filename = parse_content_disposition_filename(disposition)
-            if filename is not None:
-                # Kept as the client's text, not as a field of the file.
-                fields.append(("filename", filename))
+        filename = request.head.filename
+        if filename is not None:
+            # Kept as the client's text, not as a field of the file.
+            fields.append(("filename", filename))
         now = self._services.clock.now()
         lifetime = self._services.config.file_lifetime
         return FileRecord(
