@@ -18,12 +18,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": {"errors", "text"},
     "store": {"errors", "protocol"},
     "ui": {"errors"},
-    "server": {"errors", "protocol", "store", "ui"},
+    "server": {"errors", "text", "protocol", "store", "ui"},
     "client": {"errors", "protocol", "store"},
     "targets": {"errors", "protocol", "store", "ui", "server", "client"},
     "bench": {"errors", "protocol", "client", "text"},
     # The command uses what an embedding program could use, and no more; beside that,
-    # how to show a peer's text on a terminal.
+    # how text is read, and shown on a terminal.
     "cli": {"errors", "text", "trioresume", "bench"},
 }
 MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}

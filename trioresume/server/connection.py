@@ -24,7 +24,7 @@ from trioresume.protocol.framing import (
     request_head,
 )
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.admission import Admission
+from trioresume.server.admission import Admission, address_of
 from trioresume.server.exchange import Exchange
 from trioresume.server.receive import ContentCut
 
@@ -56,7 +56,8 @@ class Connection:
         config: Config,
         clock: ServiceClock,
     ) -> None:
-        self.address = edge.counted_address(transport.peer)
+        self._is_proxy = edge.is_proxy(transport.peer)
+        self.address = "" if self._is_proxy else address_of(transport.peer)
         """What it is counted by, see :class:`Admission`."""
         self._admission = admission
         self._transport = transport
@@ -78,6 +79,8 @@ class Connection:
                 await self._answer(exchange)
                 if not await exchange.finish() or self.stopping:
                     break
+                if self._is_proxy:
+                    self._admission.count_as(self, "")
                 del exchange  # it would be held until the next request comes
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
@@ -152,6 +155,9 @@ class Connection:
             if self.stopping:
                 exchange.close_after()
             exchange.read_expectation()
+            if self._is_proxy:
+                client = self._edge.client_address(exchange.head, self._transport.peer)
+                self._admission.count_as(self, client)
             granted = self._edge.preflight(exchange.head)
             if granted is None:
                 await (await self._handle(exchange))
