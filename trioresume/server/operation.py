@@ -314,39 +314,39 @@ class Operation:
         self._bug = exc
         self.announce_change()
 
-    # Endings.
+    # Endings. The state changes first: from then on nobody gets the writer's turn. Then
+    # whoever has it is ended, also a request that is newer than the one that ends all.
 
     async def cut(self) -> None:
         """The writer's connection ended before the content did (R22, R23)."""
         if self.record.keep_incomplete:
             await self.incoming.cut_back()
-            return
-        await self.incoming.end_writer()
-        if self.is_receiving:
-            self.change(Event.CUT_FOR_GOOD)
-            await self.discard()
+        elif self.is_receiving:
+            await self._end(Event.CUT_FOR_GOOD)
 
     async def cancel(self) -> None:
         """The client wants it gone (R25, R29); on return a restart cannot bring it back."""
-        await self.incoming.end_writer()
         if self.state in (_S.GONE, _S.ABANDONED):
-            return
-        new_state = self.change(Event.CANCELLED)
-        if new_state is _S.GONE:
-            await self.discard()
-        else:
-            await self._around.storage.commit(SetState(self.id, new_state))
+            await self.incoming.end_writers()
+        elif await self._end(Event.CANCELLED) is not _S.GONE:
+            await self._around.storage.commit(SetState(self.id, self.state))
 
     async def expire(self) -> None:
         """Its time has come, and nobody moved it on (promise 9)."""
-        old_state = self.state
-        new_state = self.change(Event.EXPIRED)
-        if old_state is _S.GONE:
+        if self.state is _S.GONE:
+            self.change(Event.EXPIRED)
             await self._around.storage.commit(ForgetOperation(self.id))
-        elif new_state is _S.GONE:
-            await self.discard()
-        else:
+        elif await self._end(Event.EXPIRED) is not _S.GONE:
             self.renew()
+
+    async def _end(self, event: Event) -> OperationState:
+        """Apply *event*, which may end the operation: then nothing of it is left."""
+        new_state = self.change(event)
+        if new_state is not _S.RECEIVING:
+            await self.incoming.end_writers()
+        if new_state is _S.GONE:
+            await self.discard()
+        return new_state
 
     @property
     def _ends_at(self) -> float:
@@ -362,8 +362,7 @@ class Operation:
         if overdue:
             await self.incoming.end_writer()
             if self.is_receiving and not self.is_whole:
-                self.change(Event.EXPIRED)
-                await self.discard()
+                await self._end(Event.EXPIRED)
 
     async def discard(self) -> None:
         """Release everything, leave a tombstone if it was offered. The state is GONE."""
