@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +28,13 @@ from trioresume.cli.output import output
 
 __all__ = ["serve", "token"]
 
+logger = logging.getLogger("trioresume.cli")
+
 _DEFAULTS = trioresume.Config()
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    _SIGNALS.append(signal.SIGHUP)
 
 
 @click.command()
@@ -140,8 +147,11 @@ def serve(
     """Take uploads and keep them as files.
 
     SIGTERM or Ctrl-C ends it: no new requests, a grace period for the running ones.
-    A second one stops at once. Nothing that was announced is lost either way.
+    A second one stops at once. Nothing that was announced is lost either way. SIGHUP, as
+    of a terminal that is closed, changes nothing.
     """
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey tells of it
     # Whoever waits for the service to end, such as a container runtime, waits not long.
     output.never_wait(linger=1.0)
     settings: dict[str, Any] = {**limits, **edge}
@@ -212,7 +222,7 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
 
 
 async def _serve(config: trioresume.Config, base_path: str) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             server = await nursery.start(
                 _running, config, base_path, nursery.cancel_scope
@@ -241,7 +251,10 @@ async def _obey(
     signals: AsyncIterator[int], server: trioresume.Server, whole: trio.CancelScope
 ) -> None:
     count = 0
-    async for _ in signals:
+    async for number in signals:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            logger.info("SIGHUP: there is nothing to read again, the service goes on")
+            continue
         count += 1
         if count == 1:
             click.echo("Shutting down; once more stops at once.", err=True)

@@ -184,8 +184,10 @@ class Config:
     """How long a response may make no progress before the connection is closed."""
     acknowledge_interval: float = 1.0
     """Shortest time between two ``Acknowledge`` (R30), or two ``Progress`` (B10)."""
-    grace_timeout: float = 10.0
-    """How long running requests may take once a shutdown was asked for."""
+    grace_timeout: float = 7.0
+    """How long running requests may take once a shutdown was asked for.
+
+    The whole shutdown takes up to two seconds more. Container runtimes kill after ten."""
 
     incomplete_lifetime: float = 24 * HOUR
     """How long an incomplete upload is kept after its last request (R22)."""
