@@ -24,12 +24,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import h11
 import trio
 
 import trioresume
+from tests.server.held import HeldStore
 from trioresume import Config, Fields, Request, Response
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.protocol.clock import ServiceClock
@@ -37,6 +38,7 @@ from trioresume.server.messages import AnyTarget, as_target
 from trioresume.server.operations import Operations
 from trioresume.server.serving import Doorman, running_service, running_storage
 from trioresume.server.storage import Storage
+from trioresume.server.workers import Workers
 from trioresume.store.port import Mutation, Store
 from trioresume.testing import MemoryTransport, memory_transport_pair
 from trioresume.testing.memory_store import MemoryStore
@@ -383,21 +385,30 @@ async def memory_service(
     handler: Handler | AnyTarget,
     config: Config | None = None,
     *,
-    store: MemoryStore | None = None,
+    store: MemoryStore | HeldStore | None = None,
     clock: ServiceClock | None = None,
 ) -> AsyncIterator[MemoryService]:
     """A service in memory. On exit it is cancelled, as by its caller."""
     config = config or Config()
-    store = store or MemoryStore(chunk_size=64)
+    held = store if isinstance(store, HeldStore) else None
+    if held is not None:
+        store = held.store
+    store = cast("MemoryStore | None", store) or MemoryStore(chunk_size=64)
+    port = store if held is None else held.port
+    workers = Workers if held is None else held.workers
     target = as_target(handler)
     clock = clock or ServiceClock(_wall, trio.current_time)
     async with (
-        running_storage(store, config) as storage,
+        running_storage(port, config, workers) as storage,
         trio.open_nursery() as whole,
         running_service(target, config, storage, clock) as doorman,
         trio.open_nursery() as connections,
     ):
-        yield MemoryService(store, storage, doorman, clock, connections)
+        try:
+            yield MemoryService(store, storage, doorman, clock, connections)
+        finally:
+            if held is not None:
+                held.let_go()
         whole.cancel_scope.cancel()
 
 

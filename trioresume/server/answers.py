@@ -232,9 +232,8 @@ class Answering:
             on_progress=self._show_progress,
         )
         try:
-            if operation.readmits:
-                # C16: what was allowed when it began may not be any more; and only now
-                # is the length of every upload known.
+            if operation.was_resumed:
+                # C16: what was allowed when it began may not be any more.
                 refusal = await self._target.admit(request.head, record.principal)
                 if isinstance(refusal, Response):
                     return refusal
@@ -268,9 +267,8 @@ class Answering:
                 expires_at,
                 self._config.retain_content or operation.is_partial,
             )
-        if operation.is_abandoned:
+        if not await self._committed(*self._frozen, *body_mutations, *effects, record):
             return
-        await self._commit_surely(*self._frozen, *body_mutations, *effects, record)
         if self._frozen:
             operation.note_frozen()
             self._frozen = []
@@ -278,17 +276,20 @@ class Answering:
         if not operation.is_abandoned:
             operation.note_answer(stored, expires_at)
 
-    async def _commit_surely(self, *mutations: Mutation) -> None:
+    async def _committed(self, *mutations: Mutation) -> bool:
         """Commit; where the target cannot be called again, until it succeeds.
 
         A response that cannot be recorded must not be sent, and the call that gave it
-        must not be repeated: so it waits for space (G8).
+        must not be repeated: so it waits for space (G8). Returns False, and commits
+        nothing, as soon as the client has given the operation up: it may have its 204.
         """
         patience = _Patience(self._operation)
         while True:
+            if self._operation.is_abandoned:
+                return False
             try:
                 await self._storage.commit(*mutations)
-                return
+                return True
             except StorageConflict:
                 raise
             except StorageError as exc:

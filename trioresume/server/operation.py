@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import (
+    ContentLost,
     PeerError,
     ProblemCode,
     StaleWriter,
@@ -94,10 +95,10 @@ class Operation:
         "is_loaded",
         "loading",
         "progress",
-        "readmits",
         "record",
         "unoffered",
         "users",
+        "was_resumed",
     )
 
     def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
@@ -113,12 +114,8 @@ class Operation:
         """Whether the catalog has it, and everything that was submitted for it."""
         self.is_forgotten = False
         """Whether the catalog has nothing of it any more."""
-        self.readmits = True
-        """Whether the target is asked again before it is called (C16).
-
-        It was asked when the upload began. But since then it may have changed its mind,
-        or the length was not known then.
-        """
+        self.was_resumed = True
+        """Whether more than the request that began it had a part in it."""
         self.progress: Progress | None = None
         self.frozen_content: Content | None = None
         """The content as it will be frozen, known before it is."""
@@ -155,7 +152,7 @@ class Operation:
     def rest(self) -> None:
         """Nobody uses it for now; as if it were loaded anew when somebody does."""
         self.incoming.rest()
-        self.readmits = True
+        self.was_resumed = True
         self.progress = None
         self.renew()
 
@@ -314,39 +311,39 @@ class Operation:
         self._bug = exc
         self.announce_change()
 
-    # Endings. The state changes first: from then on nobody gets the writer's turn. Then
-    # whoever has it is ended, also a request that is newer than the one that ends all.
+    # Endings.
 
     async def cut(self) -> None:
         """The writer's connection ended before the content did (R22, R23)."""
         if self.record.keep_incomplete:
             await self.incoming.cut_back()
-        elif self.is_receiving:
-            await self._end(Event.CUT_FOR_GOOD)
+            return
+        await self.incoming.end_writer()
+        if self.is_receiving:
+            self.change(Event.CUT_FOR_GOOD)
+            await self.discard()
 
     async def cancel(self) -> None:
         """The client wants it gone (R25, R29); on return a restart cannot bring it back."""
+        await self.incoming.end_writer()
         if self.state in (_S.GONE, _S.ABANDONED):
-            await self.incoming.end_writers()
-        elif await self._end(Event.CANCELLED) is not _S.GONE:
-            await self._around.storage.commit(SetState(self.id, self.state))
+            return
+        new_state = self.change(Event.CANCELLED)
+        if new_state is _S.GONE:
+            await self.discard()
+        else:
+            await self._around.storage.commit(SetState(self.id, new_state))
 
     async def expire(self) -> None:
         """Its time has come, and nobody moved it on (promise 9)."""
-        if self.state is _S.GONE:
-            self.change(Event.EXPIRED)
+        old_state = self.state
+        new_state = self.change(Event.EXPIRED)
+        if old_state is _S.GONE:
             await self._around.storage.commit(ForgetOperation(self.id))
-        elif await self._end(Event.EXPIRED) is not _S.GONE:
-            self.renew()
-
-    async def _end(self, event: Event) -> OperationState:
-        """Apply *event*, which may end the operation: then nothing of it is left."""
-        new_state = self.change(event)
-        if new_state is not _S.RECEIVING:
-            await self.incoming.end_writers()
-        if new_state is _S.GONE:
+        elif new_state is _S.GONE:
             await self.discard()
-        return new_state
+        else:
+            self.renew()
 
     @property
     def _ends_at(self) -> float:
@@ -356,13 +353,20 @@ class Operation:
     async def end_overdue(self) -> None:
         """A request for an upload that has lived too long ends it instead (G5).
 
-        Whoever still writes is not cut by time alone (promise 9), only by newcomers.
+        Whoever still writes is not cut by time alone (promise 9), only by newcomers. An
+        upload that has all its bytes is spared: it only has to be completed. Raises
+        :class:`StorageError` if the bytes cannot be made durable; then nothing has ended.
         """
         overdue = self.is_receiving and self._around.clock.now() >= self._ends_at
         if overdue:
             await self.incoming.end_writer()
+            try:
+                await self.make_durable()  # or it could not be known to be whole
+            except ContentLost:
+                pass
             if self.is_receiving and not self.is_whole:
-                await self._end(Event.EXPIRED)
+                self.change(Event.EXPIRED)
+                await self.discard()
 
     async def discard(self) -> None:
         """Release everything, leave a tombstone if it was offered. The state is GONE."""

@@ -10,7 +10,7 @@
 
 Shutdown goes through them from the inside: no new connections, then the running
 requests get ``grace_timeout`` seconds, then the handlers what is left of it, then the
-last commits. Whatever is cut by then is kept like any cut upload, and answered with 503.
+last commits. Whatever is cut by then is kept like any cut upload.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from trioresume.server.quotas import Quotas
 from trioresume.server.service import Service
 from trioresume.server.storage import Storage
 from trioresume.server.transport import SocketTransport
+from trioresume.server.workers import Workers
 from trioresume.store.disk import open_store
 
 if TYPE_CHECKING:
@@ -54,9 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["Server", "serve"]
 
 logger = logging.getLogger("trioresume.server")
-
-LAST_WORDS_SECONDS = 1.0
-"""How long after the grace period a 503 may take to be sent and read."""
 
 MOST_TURNED_AWAY = 32
 """Connections over the limit that are being told so at a time; others are just closed."""
@@ -138,9 +136,14 @@ async def _listeners(config: Config) -> AsyncIterator[list[trio.SocketListener]]
 
 
 @asynccontextmanager
-async def running_storage(store: Store, config: Config) -> AsyncIterator[Storage]:
-    """The store for async callers; on exit everything submitted is applied."""
-    storage = Storage(store, threads=config.storage_threads)
+async def running_storage(
+    store: Store, config: Config, workers: Callable[[int], Workers] = Workers
+) -> AsyncIterator[Storage]:
+    """The store for async callers; on exit everything submitted is applied.
+
+    *workers*: see :class:`~trioresume.server.storage.Storage`.
+    """
+    storage = Storage(store, threads=config.storage_threads, workers=workers)
     async with trio.open_nursery() as nursery:
         await nursery.start(storage.run_commits)
         try:
@@ -270,9 +273,9 @@ class Doorman:
                 listener.socket.close()
             logger.info("shutting down, %d connections open", len(self._connections))
             self.deadline = trio.current_time() + self._config.grace_timeout
-            connections.cancel_scope.deadline = self.deadline + LAST_WORDS_SECONDS
+            connections.cancel_scope.deadline = self.deadline
             for connection in list(self._connections):
-                connection.stop(self.deadline)
+                connection.stop()
 
     async def _accept(
         self, listener: trio.SocketListener, connections: trio.Nursery
@@ -301,8 +304,6 @@ class Doorman:
             await self._turn_away(connection, transport, exc)
             return
         self._connections.add(connection)
-        if self.deadline < float("inf"):
-            connection.stop(self.deadline)  # it was taken in at the last moment
         try:
             await connection.run()
         finally:

@@ -75,18 +75,29 @@ class Submission:
 
 
 class Storage:
-    """Runs a :class:`~trioresume.store.port.Store` for async callers."""
+    """Runs a :class:`~trioresume.store.port.Store` for async callers.
 
-    def __init__(self, store: Store, *, threads: int) -> None:
+    *workers* makes the :class:`Workers` of so many threads that its calls are made in. A
+    test gives its own, to choose the order in which the calls are made and end.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        threads: int,
+        workers: Callable[[int], Workers] = Workers,
+    ) -> None:
         self.store = store
-        self.workers = Workers(threads if store.blocking else 0)
+        threads = threads if store.blocking else 0
+        self.workers = workers(threads)
         """For what a running upload has to do on the disk."""
-        self.senders = Workers(threads if store.blocking else 0)
+        self.senders = workers(threads)
         """For what a running download has to do there."""
-        self.callers = Workers(threads if store.blocking else 0)
+        self.callers = workers(threads)
         """For what somebody waits for: looking things up, opening, syncing."""
         # Commits have a thread of their own: never behind a queue of slow syncs.
-        self._committer = Workers(1 if store.blocking else 0)
+        self._committer = workers(min(1, threads))
         self._queue: list[Submission] = []
         self._changed = trio.Event()
         self._due = float("inf")
