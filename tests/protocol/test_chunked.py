@@ -134,6 +134,39 @@ def test_extensions_are_bounded_in_all() -> None:
     assert reader.fault is None
 
 
+@pytest.mark.parametrize(("more", "refused"), [(0, False), (1, True)])
+@pytest.mark.parametrize("step", [1, 1000, None])
+def test_limits_are_met_to_the_byte(more: int, refused: bool, step: int | None) -> None:
+    """G3: as much as the limit is taken, in any split, and one byte more is not."""
+    line = b"0;" + b"a" * (LONGEST_LINE - 4 + more) + b"\r\n"
+    extended = (b"1;" + b"a" * 3999 + b"\r\nx\r\n") * 4  # four bytes of content
+    left = EXTENSIONS + 4 - 4 * 4000 + more
+    extended += b"0;" + b"a" * (left - 1) + b"\r\n"
+    most = HeadLimits().max_size
+    value = b"a" * (most - len(b"A: \r\n\r\n") + more)
+    many = b"".join(b"A: b\r\n" for _ in range(HeadLimits().max_fields + more))
+    for data in (
+        line + b"\r\n",
+        extended + b"\r\n",
+        b"0\r\nA: " + value + b"\r\n\r\n",
+        b"0\r\n" + many + b"\r\n",
+    ):
+        reader, _ = read(data, step)
+        assert (reader.fault is not None) == refused, data[:20]
+        assert reader.finished != refused
+
+
+def test_content_gives_extensions_room() -> None:
+    """Each byte of it, in whatever way it came, allows for one of extensions."""
+    for step in (1, 7, None):
+        allowed = EXTENSIONS + 5000
+        body = b"1388\r\n" + b"x" * 5000 + b"\r\n"
+        lines = [b"1;" + b"a" * 999 + b"\r\ny\r\n"] * (allowed // 999)
+        assert read(body + b"".join(lines), step)[0].fault is None
+        more = b"1;" + b"a" * 999 + b"\r\ny\r\n"
+        assert read(body + b"".join(lines) + more, step)[0].fault is not None
+
+
 def test_large_chunks_are_not_copied() -> None:
     """What lies within one chunk is handed on as it is."""
     reader = ChunkedReader(HeadLimits())

@@ -41,6 +41,12 @@ def first_hop(family: ForwardedFamily, *lines: tuple[str, str]) -> Hop:
         # What cannot be read ends the chain before it.
         ('for="192.0.2.9, for=192.0.2.1', Hop()),
         ("for=192.0.2.9;for=192.0.2.8, for=10.0.0.1", Hop("10.0.0.1")),
+        # … and what stands before it is the client's own invention.
+        ("for=6.6.6.6, for=1;for=2", Hop()),
+        ("for=6.6.6.6, for=1;for=2, for=10.0.0.1", Hop("10.0.0.1")),
+        ("for=6.6.6.6, nonsense", Hop()),
+        ("for=6.6.6.6, =1", Hop()),
+        ("for=6.6.6.6, for=<script>", Hop()),
         ('for=192.0.2.1;proto=ftp;host="a/b"', Hop("192.0.2.1")),
         ("for=<script>;host=a b", Hop()),
         ("", Hop()),
@@ -62,11 +68,22 @@ def test_lines_are_read_one_by_one() -> None:
     assert hop == Hop("192.0.2.1", "https")
 
 
+@pytest.mark.parametrize("unreadable", ["for=1;for=2", "nonsense", "for"])
+def test_line_that_cannot_be_read_hides_those_before_it(unreadable: str) -> None:
+    """They may be the client's: nobody can tell who wrote the one that follows."""
+    lines = [("Forwarded", "for=6.6.6.6"), ("Forwarded", unreadable)]
+    assert first_hop("forwarded", *lines) == Hop()
+    lines.append(("Forwarded", "for=10.0.0.1"))
+    assert first_hop("forwarded", *lines) == Hop("10.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("clients", "schemes", "hosts", "hop"),
     [
         ("192.0.2.1", "https", "up.example", Hop("192.0.2.1", "https", "up.example")),
         ("192.0.2.9, 192.0.2.1", "https", "", Hop("192.0.2.1", "https")),
+        ("6.6.6.6, <script>", "", "", Hop()),
+        ("6.6.6.6, <script>, 10.0.0.1", "", "", Hop()),
         ("192.0.2.1, 10.0.0.1", "https, http", "", Hop("192.0.2.1", "https")),
         ("192.0.2.1, 10.0.0.1", "https", "a, b", Hop("192.0.2.1", "https", "a")),
         # The client made up the first of each; the only proxy appended the second.

@@ -400,6 +400,23 @@ def test_a_malformed_multipart_is_refused(document: bytes) -> None:
     assert read(MULTIPART, document)[-1] is ProblemCode.BAD_PATCH
 
 
+def test_what_surrounds_the_parts_is_bounded_to_the_byte() -> None:
+    """B8: padding and empty lines are read as far as the limit, and not held beyond it."""
+    one = b"\r\nContent-Range: bytes 0-0/1\r\n\r\nx"
+    for before, padding, after, last in (
+        (b"\r\n" * 5, b"", b"", PatchEnd()),  # the last is the delimiter's own
+        (b"\r\n" * 6, b"", b"", ProblemCode.BAD_PATCH),
+        (b"", b" " * 127, b"", PatchEnd()),
+        (b"", b" " * 128, b"", ProblemCode.BAD_PATCH),
+        (b"", b"", b"\t" * 126 + b"\r\n", PatchEnd()),
+        (b"", b"", b"\t" * 127 + b"\r\n", ProblemCode.BAD_PATCH),
+        (b"", b"", b"\t" * 128, PatchEnd()),
+        (b"", b"", b"\t" * 129, ProblemCode.BAD_PATCH),
+    ):
+        document = before + b"--SEP" + padding + one + b"\r\n--SEP--" + after
+        assert read(MULTIPART, document)[-1] == last, (before, padding, after)
+
+
 def test_parts_that_contradict_each_others_total_are_refused() -> None:
     """B2."""
     document = (
