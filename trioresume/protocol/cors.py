@@ -96,7 +96,6 @@ SENDABLE: Mapping[str, tuple[str, ...]] = {
         "If-None-Match",
         "If-Range",
         "If-Unmodified-Since",
-        "Incremental",
         "Range",
         "X-Request-ID",
         "X-Requested-With",

@@ -46,9 +46,7 @@ def location(config: Config, id: OperationId, resource: Resource) -> str:
 
 def root_of(config: Config) -> str:
     """What stands before the path of every location that clients are told."""
-    if config.public_url is None:
-        return config.root_path
-    return config.public_url.rstrip("/")
+    return config.public_url if config.public_url is not None else config.root_path
 
 
 def origin_of(config: Config, head: RequestHead) -> str:

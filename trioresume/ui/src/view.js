@@ -1,7 +1,7 @@
 // The page: what it shows, and what a person does to it. Names and answers come from
 // elsewhere, so they become text and never markup.
 
-import { bytes, duration, percent, printable } from "./units.js";
+import { bytes, duration, percent } from "./units.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -42,8 +42,7 @@ function status({ state, sent, size, rate, problem }) {
 
 /** The text of *element*, changed only if it is another: what is read out stays calm. */
 function say(element, text) {
-  const shown = printable(text);
-  if (element.textContent !== shown) element.textContent = shown;
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /** Make the rows of *list* those of *items*, each known by its id; rows that stay stay. */
@@ -139,7 +138,7 @@ export class View {
       if (place.querySelector("a") !== null) return;
       const anchor = document.createElement("a");
       anchor.href = target;
-      anchor.textContent = printable(name);
+      anchor.textContent = name;
       anchor.addEventListener("click", (event) => this.#on.open(event, entry));
       place.replaceChildren(anchor);
     });

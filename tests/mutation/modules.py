@@ -1,0 +1,232 @@
+"""Which modules are mutated, and which tests should notice.
+
+The modules are those in which one wrong line can lose bytes, let a stranger in, or take
+more memory or time than was promised. What only looks nice, words it, or measures it is
+not among them.
+
+The tests of a module are run in two steps. First come the files that bear its name,
+and those that :data:`MORE` names. If they notice nothing, all tests of the module's folder
+follow. A test marked ``alone`` is about time, and so is never run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["MODULES", "MORE", "first_tests", "further_tests"]
+
+ROOT = Path(__file__).parent.parent.parent
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "store": (
+        "accounts",
+        "catalog",
+        "chunks",
+        "collection",
+        "data_dir",
+        "disk",
+        "disk_io",
+        "extent",
+        "folding",
+        "ledger",
+        "readers",
+        "recipe",
+        "recovery",
+        "room",
+        "rows",
+        "schema",
+        "tails",
+        "verification",
+        "writers",
+    ),
+    "server": (
+        "admission",
+        "answers",
+        "connection",
+        "exchange",
+        "expiry",
+        "incoming",
+        "joining",
+        "locations",
+        "memory",
+        "operation",
+        "operations",
+        "quotas",
+        "receive",
+        "representation",
+        "resources",
+        "sending",
+        "serving",
+        "signals",
+        "sinks",
+        "storage",
+        "tokens",
+        "transport",
+        "turnstile",
+        "uploads",
+        "watch",
+        "workers",
+    ),
+    "protocol": (
+        "appending",
+        "bhttp",
+        "byteranges",
+        "chunked",
+        "clock",
+        "conditional",
+        "digests",
+        "fields",
+        "forwarded",
+        "framing",
+        "heads",
+        "message",
+        "multipart",
+        "operation",
+        "parts",
+        "preferences",
+        "ranges",
+        "schedule",
+        "dialects/classify",
+        "dialects/rufh",
+        "dialects/tus",
+        "dialects/tus_fields",
+    ),
+    "client": (
+        "bodies",
+        "choice",
+        "content",
+        "exchange",
+        "journal",
+        "locations",
+        "requests",
+        "resuming",
+        "retry",
+        "run",
+        "sinks",
+        "steps",
+        "transfer",
+        "window",
+        "dialects/rufh",
+        "dialects/seed",
+        "dialects/tus",
+    ),
+}
+"""The modules, by folder of the package."""
+
+_CONTENT = "tests/store/test_contract_content.py"
+_ORDER = "tests/store/test_order.py"
+_HELD = "tests/server/test_held.py"
+_PATCHES = "tests/protocol/test_patches.py"
+_CLIENT = ("tests/client/test_client.py", "tests/client/test_protocols.py")
+
+MORE: dict[str, tuple[str, ...]] = {
+    "store/catalog": ("tests/store/test_contract_catalog.py",),
+    "store/chunks": (_ORDER, "tests/store/test_disk.py"),
+    "store/collection": ("tests/store/test_contract_collection.py",),
+    "store/data_dir": ("tests/store/test_disk.py",),
+    "store/disk": (_ORDER, _CONTENT),
+    "store/disk_io": ("tests/store/test_direct_writes.py", "tests/store/test_disk.py"),
+    "store/extent": (_CONTENT, "tests/store/test_disk.py"),
+    "store/ledger": ("tests/store/test_contract_catalog.py", _CONTENT),
+    "store/readers": ("tests/store/test_contract_extents.py", _CONTENT),
+    "store/recovery": (_ORDER, _CONTENT, "tests/store/test_disk.py"),
+    "store/rows": ("tests/store/test_contract_catalog.py",),
+    "store/schema": ("tests/store/test_disk.py",),
+    "store/tails": (_ORDER, _CONTENT, "tests/store/test_disk.py"),
+    "store/writers": (_ORDER, _CONTENT, "tests/store/test_threads.py"),
+    "server/answers": (
+        _HELD,
+        "tests/server/test_result.py",
+        "tests/server/test_failures.py",
+    ),
+    "server/connection": ("tests/server/test_hostile.py", "tests/server/test_edge.py"),
+    "server/exchange": ("tests/server/test_edge.py", "tests/server/test_result.py"),
+    "server/incoming": (
+        _HELD,
+        "tests/server/test_storage.py",
+        "tests/server/test_content.py",
+    ),
+    "server/joining": ("tests/server/test_tus_extensions.py",),
+    "server/operation": (
+        _HELD,
+        "tests/server/test_content.py",
+        "tests/server/test_result.py",
+    ),
+    "server/quotas": (_HELD,),
+    "server/locations": ("tests/server/test_result.py", "tests/server/test_edge.py"),
+    "server/operations": (
+        "tests/server/test_resting.py",
+        "tests/server/test_content.py",
+    ),
+    "server/receive": (
+        "tests/server/test_receiving.py",
+        "tests/server/test_content.py",
+    ),
+    "server/representation": ("tests/server/test_downloads.py",),
+    "server/resources": ("tests/server/test_content.py", "tests/server/test_result.py"),
+    "server/storage": (_HELD,),
+    "server/serving": ("tests/server/test_starting.py",),
+    "server/sinks": (
+        _HELD,
+        "tests/server/test_transactions.py",
+        "tests/server/test_content.py",
+    ),
+    "server/uploads": ("tests/server/test_content.py", "tests/server/test_rufh.py"),
+    "protocol/bhttp": (_PATCHES,),
+    "protocol/byteranges": (_PATCHES,),
+    "protocol/digests": (
+        "tests/server/test_rufh.py",
+        "tests/server/test_tus_extensions.py",
+    ),
+    "protocol/multipart": (_PATCHES,),
+    "protocol/parts": (_PATCHES,),
+    "protocol/dialects/classify": ("tests/protocol/test_dialects.py",),
+    "protocol/dialects/rufh": (
+        "tests/protocol/test_dialects.py",
+        "tests/server/test_rufh.py",
+    ),
+    "protocol/dialects/tus": ("tests/server/test_tus.py",),
+    "client/exchange": ("tests/client/test_transfer.py",),
+    "client/requests": _CLIENT,
+    "client/resuming": _CLIENT,
+    "client/run": _CLIENT,
+    "client/sinks": _CLIENT,
+    "client/steps": _CLIENT,
+    "client/window": _CLIENT,
+    "client/content": _CLIENT,
+    "client/dialects/rufh": ("tests/client/test_protocols.py",),
+    "client/dialects/seed": ("tests/client/test_client.py",),
+    "client/dialects/tus": ("tests/client/test_protocols.py",),
+}
+"""Files of tests, beside those of its own name, that are about a module."""
+
+FURTHER: dict[str, tuple[str, ...]] = {
+    "store": ("tests/store",),
+    "server": ("tests/server", "tests/targets"),
+    # The server's tests are the ones that use each parser in earnest.
+    "protocol": ("tests/protocol", "tests/fuzz", "tests/server"),
+    "client": ("tests/client",),
+}
+
+
+def path_of(module: str) -> str:
+    """The file of *module*, such as ``store/tails``, relative to the project's root."""
+    return f"trioresume/{module}.py"
+
+
+def all_modules() -> list[str]:
+    """The names of all modules that are mutated, such as ``store/tails``."""
+    return [f"{folder}/{name}" for folder, names in MODULES.items() for name in names]
+
+
+def first_tests(module: str) -> list[str]:
+    """The files of tests that should notice a fault in *module*; maybe none."""
+    folder, _, name = module.replace("/dialects", "").partition("/")
+    own = sorted((ROOT / "tests" / folder).glob(f"test_{name}.py"))
+    paths = [str(path.relative_to(ROOT)) for path in own]
+    return [*paths, *(path for path in MORE.get(module, ()) if path not in paths)]
+
+
+def further_tests(module: str) -> list[str]:
+    """What is run when :func:`first_tests` notice nothing."""
+    return list(FURTHER[module.partition("/")[0]])

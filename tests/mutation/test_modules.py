@@ -1,0 +1,73 @@
+"""The table of modules and tests is true, and changes are what they are said to be."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutation.modules import (
+    MORE,
+    ROOT,
+    all_modules,
+    first_tests,
+    further_tests,
+    path_of,
+)
+
+
+def test_every_module_and_every_file_of_tests_is_there() -> None:
+    """A module that was moved, or renamed, would not be looked at any more."""
+    modules = all_modules()
+    assert [m for m in modules if not (ROOT / path_of(m)).is_file()] == []
+    assert set(MORE) <= set(modules)
+    paths = {p for m in modules for p in (*first_tests(m), *further_tests(m))}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_every_module_has_tests_that_come_first() -> None:
+    """Or most mutants of it would take minutes."""
+    lacking = [module for module in all_modules() if not first_tests(module)]
+    assert lacking == []
+
+
+SOURCE = '''"""A docstring."""
+
+LIMIT = 17
+Alias = int | str
+
+
+def f(a: int | None, *, b: bool = False) -> int | str:
+    """Does this + that."""
+    first(a)
+    second(a)
+    self.field = 1
+    other.field = 2
+    logger.info("said %d", 1 + 1)
+    assert a == 3
+    if a > 1 and b:
+        return 4
+    raise ValueError
+'''
+
+
+def test_changes_are_made_where_they_can_be_faults() -> None:
+    """Not in annotations, docstrings, messages, assertions, or what tunes."""
+    mutants = pytest.importorskip("tests.mutation.mutants", exc_type=ImportError)
+    found = mutants.places("store/tails", SOURCE)
+    lines = {place.line for place in found}
+    assert lines == {7, 9, 10, 11, 12, 15, 16, 17}
+    changed = {
+        mutants.apply(SOURCE, mutant) for place in found for mutant in place.mutants
+    }
+    for before, after in (
+        ("    first(a)\n    second(a)\n", "    second(a)\n    first(a)\n"),
+        ("    first(a)\n", "    pass\n"),
+        ("    raise ValueError\n", "    pass\n"),
+        ("a > 1", "a >= 1"),
+        (" and ", " or "),
+        ("b: bool = False", "b: bool = True"),
+        ("return 4", "return 5"),
+    ):
+        assert SOURCE.replace(before, after, 1) in changed
+    # Which of two fields is set first means nothing.
+    first, second = "    self.field = 1\n", "    other.field = 2\n"
+    assert SOURCE.replace(first + second, second + first) not in changed
