@@ -199,7 +199,9 @@ def _option_row(
     option: click.Option, context: click.Context
 ) -> tuple[str, str, str, str]:
     spelling = ", ".join(f"`{opt}`" for opt in [*option.opts, *option.secondary_opts])
-    if not option.is_flag:
+    if not option.is_flag and option.flag_value is not None:
+        spelling += f" `{option.make_metavar(context)}`"
+    elif not option.is_flag:
         spelling += f" {option.make_metavar(context)}"
     return (
         spelling,

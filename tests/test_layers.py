@@ -14,15 +14,17 @@ PACKAGE = Path(__file__).parent.parent / "trioresume"
 # ``client`` stand side by side: neither knows the other.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "protocol": {"errors"},
+    "text": set(),
+    "protocol": {"errors", "text"},
     "store": {"errors", "protocol"},
     "ui": {"errors"},
-    "server": {"errors", "protocol", "store", "ui"},
+    "server": {"errors", "text", "protocol", "store", "ui"},
     "client": {"errors", "protocol", "store"},
     "targets": {"errors", "protocol", "store", "ui", "server", "client"},
-    "bench": {"errors", "protocol", "client"},
-    # The command uses what an embedding program could use, and no more.
-    "cli": {"errors", "trioresume", "bench"},
+    "bench": {"errors", "protocol", "client", "text"},
+    # The command uses what an embedding program could use, and no more; beside that,
+    # how text is read, and shown on a terminal.
+    "cli": {"errors", "text", "trioresume", "bench"},
 }
 MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}
 # The package itself: what it exports comes from any layer that is not the command's.
@@ -54,6 +56,7 @@ WORLD = {
 # have threads call it, but it does not know of trio.
 FORBIDDEN: dict[str, set[str]] = {
     "errors": CONCURRENCY | WORLD | {"h11"},
+    "text": CONCURRENCY | WORLD | {"h11"},
     "protocol": CONCURRENCY | WORLD,
     "store": {"trio", "asyncio", "socket", "h11"},
 }
@@ -118,7 +121,7 @@ def test_inner_layers_do_no_io(path: Path) -> None:
     layer = layer_of(path)
     roots = {name.partition(".")[0] for name in imports(path)}
     assert not roots & FORBIDDEN.get(layer, set())
-    if layer in ("errors", "protocol"):
+    if layer in ("errors", "protocol", "text"):
         calls = {
             node.func.id
             for node in ast.walk(ast.parse(path.read_text("utf-8"), path))

@@ -3,6 +3,7 @@
 The layers, from the inside out; imports point inward only::
 
     errors      one tree, one table of problem codes
+    text        which characters are dangerous to show
     protocol    sans-IO: fields, patches, the operation's state table, schedule
     store       synchronous: chunks, tails, the catalog, and the port they implement
     server      trio: listeners, connections, the receive path, operations, expiry

@@ -85,6 +85,7 @@ class ProblemCode(Enum):
         400,
         "The declared length is over the limit",
     )
+    BAD_FILE_NAME = ("bad-file-name", 400, "No file can be kept under this name")
     UNAUTHORIZED = ("unauthorized", 401, "Credentials are needed")
     FORBIDDEN = ("forbidden", 403, "Not allowed")
     NOT_FOUND = ("not-found", 404, "There is nothing here")

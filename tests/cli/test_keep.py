@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 import trioresume
 from tests.store.helpers import do, file_record, put, record, store_content
-from trioresume.cli import keep, main
+from trioresume.cli import main, units
 from trioresume.cli.options import ExitCode
 from trioresume.store.disk import open_store
 from trioresume.store.port import (
@@ -164,6 +164,6 @@ def test_no_data_directory_is_an_error(tmp_path: Path, command: str) -> None:
 def test_sizes_are_read_by_people() -> None:
     """Three digits and a unit."""
     sizes = [None, 0, 1023, 1536, 5 * 2**20, 3 * 2**30, 2 * 2**40]
-    assert [keep._size(size) for size in sizes] == [
+    assert [units.size(size) for size in sizes] == [
         *("?", "0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB")
     ]

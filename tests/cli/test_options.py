@@ -26,6 +26,7 @@ from trioresume.cli.options import (
     Size,
     common_options,
     name_environment_twins,
+    switch,
 )
 from trioresume.errors import TransferFailed
 
@@ -234,6 +235,170 @@ def test_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     result = run(TRIORESUME_CONFIG=str(config))
     assert json.loads(result.output)[0] == "localhost:7"
     assert logging.getLogger().level == logging.ERROR
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_file_is_read_as_editors_save_it(tmp_path: Path, encoding: str) -> None:
+    """With a byte order mark, and in what that says."""
+    config = tmp_path / "t.toml"
+    config.write_bytes("[show]\nbind = 'localhost:7'\n".encode(encoding))
+    result = run("--config", str(config))
+    assert json.loads(result.output)[0] == "localhost:7"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_secret_is_read_as_editors_save_it(tmp_path: Path, encoding: str) -> None:
+    """The mark is no part of it."""
+    path = tmp_path / "token"
+    path.write_bytes("secret\r\nmore\r\n".encode(encoding))
+    assert SecretFile().convert(str(path), None, None) == "secret"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"\xef\xbb\xbf\r\n", "is empty"),
+        ("secret".encode("utf-16-le"), "UTF-16"),
+        (b"m\xfcller", "line 1 is not UTF-8"),
+        ("gehe\u00edm".encode(), "is not a token"),
+        (b"name " + b"0" * 64, "is not a token"),
+        (None, "No such file"),
+    ],
+)
+def test_secret_that_cannot_be_sent_is_refused(
+    tmp_path: Path, content: bytes | None, complaint: str
+) -> None:
+    """Before a request is made with half of it."""
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(click.BadParameter, match=complaint):
+        SecretFile().convert(str(path), None, None)
+
+
+# The environment.
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t\n"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TRIORESUME_SHOW_BIND",
+        "TRIORESUME_SHOW_BUFFER_SIZE",
+        "TRIORESUME_SHOW_OPEN",
+        "TRIORESUME_CONFIG",
+        "TRIORESUME_LOG_LEVEL",
+    ],
+)
+def test_empty_variable_is_refused(name: str, value: str) -> None:
+    """It is not taken for none: whoever wrote it wanted something."""
+    result = run(**{name: value})
+    assert result.exit_code == ExitCode.USAGE
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    if value == "":
+        assert f"the variable {name} is empty" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TRIORESUME_SHOW_BNID", "TRIORESUME_SHOW_BIND"),
+        ("TRIORESUME_SHOW_BUFFERSIZE", "TRIORESUME_SHOW_BUFFER_SIZE"),
+        ("TRIORESUME_SHWO_BIND", "TRIORESUME_SHOW_BIND"),
+        ("TRIORESUME_BIND", "TRIORESUME_SHOW_BIND"),
+        ("trioresume_show_bind", "TRIORESUME_SHOW_BIND"),
+        ("TRIORESUME_LOGLEVEL", "TRIORESUME_LOG_LEVEL"),
+        ("TRIORESUME_NONSENSE", None),
+        ("TRIORESUME_SHOW_PORT", None),
+        ("TRIORESUME_SHOW_", None),
+    ],
+)
+def test_variable_of_no_option_is_refused(name: str, meant: str | None) -> None:
+    """As a key of the file is, with what it is close to."""
+    result = run(**{name: "8080"})
+    assert result.exit_code == ExitCode.USAGE
+    assert f"has the variable {name}" in result.output
+    if meant is not None:
+        assert f"is {meant} meant?" in result.output
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    """Those of another command, of Kubernetes, of the project's own build."""
+    result = run(
+        TRIORESUME_OTHER_BIND="",
+        TRIORESUME_SERVICE_HOST="10.0.0.1",
+        TRIORESUME_SERVICE_PORT="8080",
+        TRIORESUME_SERVICE_PORT_HTTP="8080",
+        TRIORESUME_PORT="tcp://10.0.0.1:8080",
+        TRIORESUME_PORT_8080_TCP="tcp://10.0.0.1:8080",
+        TRIORESUME_PORT_8080_TCP_PROTO="tcp",
+        TRIORESUME_PORT_8080_TCP_PORT="8080",
+        TRIORESUME_PORT_8080_TCP_ADDR="10.0.0.1",
+        TRIORESUME_SHOW_SERVICE_HOST="10.0.0.1",
+        TRIORESUME_SHOW_PORT="tcp://10.0.0.1:8080",
+        TRIORESUME_BUILD_UI="0",
+        TRIORESUMEX="1",
+    )
+    assert result.exit_code == 0, result.output
+
+
+# Switches.
+
+
+def switched(*args: str, config: Path | None = None, **environment: str) -> Result:
+    """A command that prints what its switch is."""
+
+    @group.command("switched")
+    @common_options
+    @switch("--light", default=False, help="Whether it is on.")
+    @click.option("--bind", type=Bind())
+    def switched(light: bool, bind: str | None) -> None:
+        click.echo(json.dumps([light, bind]))
+
+    name_environment_twins("switched", switched)
+    words = ["switched", *(["--config", str(config)] if config else []), *args]
+    return CliRunner().invoke(group, words, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("args", "on"),
+    [
+        ((), False),
+        (("--light",), True),
+        (("--light", "true"), True),
+        (("--light=true",), True),
+        (("--light", "false"), False),
+        (("--light", "no"), False),
+        (("--light", "1"), True),
+        (("--light", "--bind", "localhost:1"), True),
+    ],
+)
+def test_switch_is_on_by_its_name_or_by_its_value(
+    args: tuple[str, ...], on: bool
+) -> None:
+    """As a page may recommend it either way."""
+    result = switched(*args)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)[0] is on
+
+
+def test_switch_in_the_file_and_in_the_environment(tmp_path: Path) -> None:
+    """TOML's own truth values, and the same words as on the command line."""
+    config = tmp_path / "t.toml"
+    config.write_text("[switched]\nlight = true\n")
+    assert json.loads(switched(config=config).output)[0] is True
+    assert json.loads(switched("--light", "false", config=config).output)[0] is False
+    assert json.loads(switched(TRIORESUME_SWITCHED_LIGHT="yes").output)[0] is True
+
+
+@pytest.mark.parametrize("value", ["tru", "maybe", "2"])
+def test_switch_refuses_other_words(value: str) -> None:
+    """None of them is guessed."""
+    result = switched("--light", value)
+    assert result.exit_code == ExitCode.USAGE
+    assert "is not a valid boolean" in result.output
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,45 @@ def test_malformed_tokens_file_is_a_plain_message(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--public-url", "foo"], "public_url must look like"),
+        (["--base-path", "files"], "--base-path 'files': the base path must start"),
+        (["--relative-locations", "tru"], "is not a valid boolean"),
+        (["--relative-locations", "--public-url", "https://x"], "exclude each other"),
+        (["--trusted-proxy", "10.0.0.1/8"], "trusted_proxies"),
+        (["--trusted-proxy", "localhost"], "trusted_proxies"),
+        (["--tokens-file", "{tmp}/utf-16"], "UTF-16"),
+        (["--tokens-file", "{tmp}"], "is a directory"),
+    ],
+)
+def test_setting_that_cannot_be_meant_is_wrong_usage(
+    tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    """Exit code 2 and a sentence; nothing is made, nobody listens."""
+    (tmp_path / "utf-16").write_bytes("ann x".encode("utf-16-le"))
+    words = [word.replace("{tmp}", str(tmp_path)) for word in arguments]
+    data = tmp_path / "data"
+    result = _invoke(*words, "--data-dir", str(data))
+    assert result.exit_code == 2
+    assert complaint in result.output
+    assert not data.exists()
+
+
+def test_tokens_file_of_windows_guards_the_service(tmp_path: Path) -> None:
+    """As Notepad and PowerShell save it."""
+    token, line = trioresume.new_token("ann")
+    path = tmp_path / "tokens"
+    path.write_bytes(f"{line}\r\n".encode("utf-16"))
+    arguments = ["--bind", "127.0.0.1:0", "--data-dir", str(tmp_path / "data")]
+    with _running(*arguments, "--tokens-file", str(path)) as (_, url):
+        with pytest.raises(urllib.request.HTTPError) as refused:
+            _upload(url, b"x")
+        refused.value.close()
+        assert _upload(url, b"x", Authorization=f"Bearer {token}").startswith("/files/")
+
+
 def test_tokens_file_guards_the_service(tmp_path: Path) -> None:
     """401 without a token; with one that 'trioresume token' made, 201."""
     token, line = trioresume.new_token("ann")

@@ -143,6 +143,11 @@ def test_sigterm_under_load_finishes_or_keeps_every_upload(
             assert b"HTTP/1.1 201 " in upload.answer()
         for upload in kept:
             upload.send(100_000)
+        for upload in kept:
+            last = upload.answer()
+            assert last.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nretry-after: 1\r\n" in last.lower()
+            assert b"the service is shutting down" in last
         assert _wait(service, 15) == 0
         assert 1.5 < time.monotonic() - began < 12
         service.start()
@@ -203,3 +208,103 @@ def test_idle_service_ends_at_once(make_service: MakeService, number: int) -> No
         service._process.send_signal(number)
         assert _wait(service, 10) == 0
         assert time.monotonic() - began < 5
+
+
+TUS = [("Tus-Resumable", "1.0.0")]
+RUFH = [("Upload-Draft-Interop-Version", "8"), ("Upload-Complete", "?1")]
+CHUNKED = [("Transfer-Encoding", "chunked")]
+LONG = [("Content-Length", "1000000")]
+
+KINDS: dict[str, tuple[str, str, list[tuple[str, str]], bytes]] = {
+    "seed": ("PUT", "/files/a", [("Prefer", "resume"), *LONG], b"abc"),
+    "rufh": ("POST", "/files/", [*RUFH, *LONG], b"abc"),
+    "tus": ("POST", "/files/", [*TUS, ("Upload-Length", "1000000"), *LONG,
+            ("Content-Type", "application/offset+octet-stream")], b"abc"),
+    "plain": ("PUT", "/files/b", LONG, b"abc"),
+    "chunked": ("PUT", "/files/c", CHUNKED, b"3\r\nabc\r\n"),
+    "expecting": ("PUT", "/files/d", [("Expect", "100-continue"), *LONG], b""),
+}  # fmt: skip
+
+
+def test_every_upload_is_told_when_the_grace_period_ends(
+    make_service: MakeService,
+) -> None:
+    """A 503 that can be read, also by a client that still sends; then the connection ends."""
+    service = make_service("--grace-timeout", "1s")
+    service.start()
+    with ExitStack() as stack:
+        streams = {}
+        for name, (method, path, fields, body) in KINDS.items():
+            sock = socket.create_connection(service.address, timeout=20)
+            stack.callback(sock.close)
+            sock.sendall(request_head(method, path, fields) + body)
+            streams[name] = sock
+        idle = socket.create_connection(service.address, timeout=20)
+        stack.callback(idle.close)
+        begun = socket.create_connection(service.address, timeout=20)
+        stack.callback(begun.close)
+        begun.sendall(b"GET /files/ HT")
+        time.sleep(0.3)
+        _terminate(service)
+        began = time.monotonic()
+        assert idle.recv(100) == b""
+        assert time.monotonic() - began < 0.8
+        for name, sock in streams.items():
+            if name not in ("chunked", "expecting"):
+                sock.sendall(bytes(50_000))
+            said = b""
+            while piece := sock.recv(65536):
+                said += piece
+            final = said[said.index(b"HTTP/1.1 503 ") :]
+            assert b"\r\nconnection: close\r\n" in final.lower(), name
+            assert b"application/problem+json" in final, name
+            assert (b"tus-resumable" in final.lower()) == (name == "tus")
+        assert time.monotonic() - began >= 0.8
+        assert _wait(service, 10) == 0
+    service.check_log()
+
+
+def test_default_grace_period_ends_before_a_container_is_killed(
+    make_service: MakeService,
+) -> None:
+    """Ten seconds after SIGTERM comes SIGKILL. One client stalls, another reads nothing."""
+    service = make_service()
+    service.start()
+    with ExitStack() as stack:
+        stalled = Upload(service, "stalled")
+        stack.callback(stalled.sock.close)
+        stalled.send(1000)
+        big = Upload(service, "big")
+        stack.callback(big.sock.close)
+        big.body = bytes(LENGTH)
+        big.send(LENGTH)
+        assert b"HTTP/1.1 201 " in big.sock.recv(4096)
+        deaf = socket.create_connection(service.address, timeout=20)
+        stack.callback(deaf.close)
+        deaf.sendall(request_head("GET", "/files/big") * 100)
+        time.sleep(0.3)
+        began = time.monotonic()
+        _terminate(service)
+        assert stalled.answer().startswith(b"HTTP/1.1 503 ")
+        assert time.monotonic() - began > 6
+        assert _wait(service, 10) == 0
+        assert time.monotonic() - began < 9.5
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_hangup_ends_nothing(make_service: MakeService, times: int) -> None:
+    """SIGHUP, as of a terminal that is closed or a tool that wants a new configuration."""
+    service = make_service()
+    service.start()
+    with ExitStack() as stack:
+        upload = Upload(service, "file")
+        stack.callback(upload.sock.close)
+        upload.send(MIB)
+        assert service._process is not None
+        for _ in range(times):
+            service._process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+        upload.send(LENGTH)
+        assert b"HTTP/1.1 201 " in upload.sock.recv(4096)
+    assert "SIGHUP" in service.log.read_text()
+    service.stop()

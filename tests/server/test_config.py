@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trioresume import CallerError, Config
+from trioresume.server.locations import root_of
 
 NUMBERS = [
     setting.name
@@ -39,6 +40,22 @@ def test_number_must_be_finite_and_not_negative(name: str, value: float) -> None
         ("operation_path", "/operations"),
         ("operation_path", "operations/"),
         ("durability", "none"),
+        ("public_url", ""),
+        ("public_url", "foo"),
+        ("public_url", "up.example"),
+        ("public_url", "//up.example"),
+        ("public_url", "/up"),
+        ("public_url", "ftp://up.example"),
+        ("public_url", "https://"),
+        ("public_url", "https:///up"),
+        ("public_url", "https://up.example:"),
+        ("public_url", "https://up.example:65536"),
+        ("public_url", "https://up.example/a b"),
+        ("public_url", "https://up.example/?a=b"),
+        ("public_url", "https://up.example/#a"),
+        ("public_url", "https://user@up.example"),
+        ("public_url", "https://up.example\n"),
+        ("public_url", "https://\u00fcp.example"),
         ("ui", "files/"),
         ("ui", "//files/"),
         ("ui", "/ui/files/"),
@@ -48,6 +65,20 @@ def test_setting_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
     """At once, and not when the first request comes."""
     with pytest.raises(CallerError, match=name.partition("_")[0]):
         Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("https://up.example", "https://up.example"),
+        ("HTTP://up.example:8080/", "HTTP://up.example:8080"),
+        ("https://[2001:db8::1]:65535/a/b/", "https://[2001:db8::1]:65535/a/b"),
+        ("http://10.0.0.1/~x", "http://10.0.0.1/~x"),
+    ],
+)
+def test_public_url_stands_before_a_path(url: str, root: str) -> None:
+    """With a slash at its end or without: a location has one there."""
+    assert root_of(Config(public_url=url)) == root
 
 
 def test_page_and_operations_do_not_share_a_path() -> None:

@@ -252,10 +252,10 @@ async def test_unasked_100_can_be_done_without(
 
 
 @pytest.mark.parametrize("trusted", [[], LOCAL])
-async def test_connections_of_a_proxy_are_not_one_client_s(
+async def test_silent_proxy_is_not_one_client(
     trusted: list[str], tmp_path: Path
 ) -> None:
-    """G5: the limit of an address is not for a proxy, which is everybody's."""
+    """G5: the limit of an address is not for a proxy that does not say whose each is."""
     settings = {"max_connections_per_address": 1, "trusted_proxies": trusted}
     async with (
         socket_service(Recorder(), tmp_path, **settings) as service,
@@ -268,3 +268,92 @@ async def test_connections_of_a_proxy_are_not_one_client_s(
                     assert (await other.request("GET", "/")).status == 200
                 else:
                     assert (await other.reply()).status == 429
+
+
+Said = tuple[str, dict[str, str], dict[str, str]]
+
+FAMILIES: list[Said] = [
+    ("x-forwarded", FROM, {"X-Forwarded-For": "192.0.2.2"}),
+    ("forwarded", {"Forwarded": "for=192.0.2.1"}, {"Forwarded": "for=192.0.2.2"}),
+    (
+        "forwarded",
+        {"Forwarded": 'for="[2001:db8:0:1::7]:4711"'},
+        {"Forwarded": 'for="[2001:db8:0:2::7]"'},
+    ),
+    # What a client claims stands in front of the proxy's own word.
+    (
+        "x-forwarded",
+        {"X-Forwarded-For": "192.0.2.9, 192.0.2.1"},
+        {"X-Forwarded-For": "192.0.2.1, 192.0.2.2"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "one", "other"), FAMILIES)
+async def test_connections_are_counted_by_what_the_proxy_says(
+    family: str, one: dict[str, str], other: dict[str, str], tmp_path: Path
+) -> None:
+    """G5, G13: each client that the proxy names has the limit to itself."""
+    settings = {
+        "max_connections_per_address": 2,
+        "trusted_proxies": LOCAL,
+        "forwarded_fields": family,
+    }
+    async with (
+        socket_service(Recorder(), tmp_path, **settings) as service,
+        service.connect() as first,
+        service.connect() as second,
+        service.connect() as third,
+    ):
+        await first.start(5, b"he", fields=one)
+        await second.start(5, b"he", fields=one)
+        # The connection is the proxy's: the refusal does not cost it, ...
+        refused = await third.request("GET", "/", one)
+        assert refused.status == 429
+        assert refused["retry-after"]
+        assert refused["content-type"] == "application/problem+json"
+        # ... somebody else's request goes through on it, ...
+        assert (await third.request("GET", "/", other)).status == 200
+        # ... and the client's own, once one of its requests is over.
+        await first.send(b"llo")
+        assert (await first.reply()).status == 200
+        assert (await third.request("GET", "/", one)).status == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"X-Forwarded-For": "_hidden"},
+        {"X-Forwarded-For": "unknown"},
+        {"X-Forwarded-For": "127.0.0.1"},
+    ],
+)
+async def test_client_that_is_not_named_is_not_counted(
+    fields: dict[str, str], tmp_path: Path
+) -> None:
+    """All that a proxy hands on without an address would be one client's."""
+    settings = {"max_connections_per_address": 1, "trusted_proxies": LOCAL}
+    async with (
+        socket_service(Recorder(), tmp_path, **settings) as service,
+        service.connect() as one,
+        service.connect() as other,
+    ):
+        await one.start(5, b"he", fields=fields)
+        assert (await other.request("GET", "/", fields)).status == 200
+
+
+async def test_refused_upload_of_a_proxy_writes_nothing(tmp_path: Path) -> None:
+    """429 comes before the 100 and before any content is read."""
+    settings = {"max_connections_per_address": 1, "trusted_proxies": LOCAL}
+    recorder = Recorder()
+    async with (
+        socket_service(recorder, tmp_path, **settings) as service,
+        service.connect() as one,
+        service.connect() as other,
+    ):
+        await one.start(5, b"he", fields=FROM)
+        fields = {**FROM, "Expect": "100-continue"}
+        await other.send(head("POST", "/", {**fields, "Content-Length": "5"}))
+        reply = await other.reply()
+        assert (reply.status, reply.interims) == (429, [])

@@ -884,7 +884,7 @@ async def test_cancelling_ends_a_request_that_runs() -> None:
         client = service.connect()
         assert (await client.request("DELETE", path)).status == 204
         reply = await writer.reply()
-        assert (reply.status, reply["connection"]) == (409, "close")
+        assert (reply.status, reply["connection"]) == (410, "close")
         assert (await client.request("HEAD", path)).status == 410
     assert handler.started == 0
 

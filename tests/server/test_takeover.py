@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import h11
 import pytest
 import trio
 import trio.testing
@@ -21,8 +24,12 @@ from tests.server.harness import (
 )
 from tests.server.test_content import BODY
 from tests.stopwatch import Stopwatch
-from trioresume import PeerError
+from trioresume import Config, PeerError
+from trioresume.errors import ProblemCode
+from trioresume.protocol.operation import OperationState
 from trioresume.server.incoming import Incoming
+from trioresume.server.operation import Operation
+from trioresume.store.disk_io import Descriptor, Disk
 from trioresume.store.port import OperationId
 
 Clock = trio.testing.MockClock
@@ -50,9 +57,10 @@ async def test_newcomer_ends_a_silent_open_writer(
             assert (await client.request("DELETE", location)).status == 204
         assert trio.current_time() == started
         ended = await silent.reply()
-        assert ended.status == 409
+        cancelled = method == "DELETE"
+        expected = (410, "gone") if cancelled else (409, "superseded")
+        assert (ended.status, ended.code) == expected
         assert ended["connection"] == "close"
-        assert ended.code == "superseded"
     assert handler.bodies == ([BODY] if method == "PATCH" else [])
 
 
@@ -216,7 +224,8 @@ async def test_takeover_takes_milliseconds(tmp_path: Path) -> None:
                         reply = await client.request(method, location)
                         assert reply.status in (200, 204)
                     times.append(watch.seconds())
-                    assert (await silent.reply()).status == 409
+                    ended = await silent.reply()
+                    assert ended.status == (410 if method == "DELETE" else 409)
             medians[method] = statistics.median(times)
     assert max(medians.values()) < 0.05, medians
 
@@ -283,3 +292,120 @@ async def _race(incoming: Incoming) -> None:
         for function in (oldest, visitor, newest):
             nursery.start_soon(function)
             await trio.testing.wait_all_tasks_blocked()
+
+
+ENDINGS = ("cancel", "cut", "end_overdue")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_ending_ends_a_writer_that_is_newer_than_it(
+    ending: str, autojump_clock: Clock
+) -> None:
+    """R25: both wait for the same writer to leave; whoever wakes first, it is gone.
+
+    The newer one is told 410, and nothing of it fails.
+    """
+    config = Config(max_upload_lifetime=100)
+    async with memory_service(Recorder(), config) as service:
+        for _ in range(20):  # trio wakes the two in random order
+            client = service.connect()
+            interim = await client.start(512)
+            await client.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            location = interim.fields.get("request-content-location") or ""
+            name = OperationId(location.split("/")[2])
+            async with service.operations.use(name) as operation:
+                assert operation is not None
+                operation.record = replace(
+                    operation.record, keep_incomplete=ending != "cut"
+                )
+                await _end_beside_a_newer_writer(operation, ending)
+                assert operation.state is OperationState.GONE
+            answer = await service.connect().request("HEAD", location)
+            assert answer.status == 410
+
+
+async def _end_beside_a_newer_writer(operation: Operation, ending: str) -> None:
+    incoming = operation.incoming
+
+    async def oldest() -> None:
+        place = await incoming.end_writer()
+        with pytest.raises(PeerError):
+            async with incoming.writing(place):
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(1 if ending != "end_overdue" else 200)
+
+    async def end() -> None:
+        if ending == "end_overdue":
+            await trio.sleep(150)
+        await getattr(operation, ending)()
+
+    async def newer() -> None:
+        if ending == "end_overdue":
+            await trio.sleep(151)
+        with pytest.raises(PeerError) as caught:
+            async with incoming.writing(await incoming.end_writer()):
+                await trio.lowlevel.checkpoint()
+                incoming.append(memoryview(b"newer"))
+                await trio.sleep(1)
+        assert caught.value.problem is ProblemCode.GONE
+
+    async with trio.open_nursery() as nursery:
+        for function in (oldest, end, newer):
+            nursery.start_soon(function)
+            await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("endings", [1, 3])
+async def test_storm_of_endings_beside_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endings: int
+) -> None:
+    """R25: DELETEs among PATCHes that wait for each other's turn: 204 or 410, never 500.
+
+    The disk is slow, so that who leaves takes a while, and others come meanwhile.
+    """
+    original = Disk.sync_data
+
+    def slow(disk: Disk, file: Descriptor) -> None:
+        time.sleep(0.01)
+        original(disk, file)
+
+    monkeypatch.setattr(Disk, "sync_data", slow)
+    draw = random.Random(endings)
+    body = bytes(range(256)) * 4096
+    async with socket_service(Recorder(), tmp_path, chunk_size=64 * 1024) as service:
+
+        async def patch(location: str, seen: list[int]) -> None:
+            async with service.connect() as client:
+                content = byterange(len(body), body, 2 * len(body))
+                request = head("PATCH", location, BYTERANGE, length=len(content))
+                await trio.sleep(draw.random() * 0.01)
+                try:
+                    await client.send(request + content[:100_000])  # and goes on
+                    seen.append((await client.reply()).status)
+                except (trio.BrokenResourceError, h11.RemoteProtocolError):
+                    pass  # refused while it was sending
+
+        async def delete(location: str, seen: list[int]) -> None:
+            async with service.connect() as client:
+                await trio.sleep(draw.random() * 0.01)
+                seen.append((await client.request("DELETE", location)).status)
+
+        for _ in range(25):
+            patched: list[int] = []
+            deleted: list[int] = []
+            async with service.connect() as client, service.connect() as another:
+                interim = await client.start(2 * len(body))
+                location = interim.fields.get("request-content-location") or ""
+                await client.send(body)
+                async with trio.open_nursery() as nursery:
+                    for _ in range(endings):
+                        nursery.start_soon(delete, location, deleted)
+                    for _ in range(3):
+                        nursery.start_soon(patch, location, patched)
+                assert (await another.request("HEAD", location)).status == 410
+            assert sorted(deleted) == [204] + [410] * (endings - 1)
+            assert set(patched) <= {409, 410}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from urllib.parse import quote, unquote
+
 import pytest
 import trio
 import trio.testing
 
+from tests.protocol.test_disposition import KEPT
 from tests.server.harness import (
     BYTERANGE,
     RESUME,
@@ -15,7 +20,9 @@ from tests.server.harness import (
     head,
     memory_service,
 )
+from tests.server.tus import MARK
 from trioresume import CallerError, Config, FileService, Principal, RequestHead
+from trioresume.protocol.disposition import parse_content_disposition_filename
 
 Clock = trio.testing.MockClock
 
@@ -218,13 +225,18 @@ NAMES = {
     "a%2Fb": 404,
     "a/b": 404,
     "a%5Cb": 404,
-    "a%00b": 404,
-    "a%0Ab": 404,
-    "a%7f": 404,
-    "%ff": 404,
-    "%e2%80%ae": 404,
-    "x" * 256: 404,
-    "%C3%A9" * 128: 404,
+    "a%00b": 400,
+    "a%0Ab": 400,
+    "a%7f": 400,
+    "%ff": 400,
+    "%e2%80%ae": 400,
+    "a%C2%85b": 400,
+    "a%E2%81%A6b": 400,
+    "x" * 256: 400,
+    "%C3%A9" * 128: 400,
+    "CON": 201,
+    "aux.c": 201,
+    "a.%20": 201,
     "x" * 255: 201,
     ".hidden": 201,
     "...": 201,
@@ -239,17 +251,89 @@ NAMES = {
 async def test_names_are_keys_and_never_paths(
     name: str, status: int, autojump_clock: Clock
 ) -> None:
-    """G12: what could climb or hide is no name: 404 on every method."""
+    """G12: what could climb is no name, 404; what cannot be kept is a 400 for a PUT."""
     async with memory_service(FileService()) as service:
         reply = await _put(service, name)
         assert reply.status == status
         if status == 201:
             assert (await _get(service, reply["location"][7:])).body == BODY
+        if status == 400:
+            assert reply.code == "bad-file-name"
+            assert reply.json["detail"]
         for method in ("GET", "HEAD", "DELETE"):
             found = await _get(service, name, {}, method)
-            assert found.status == ({"DELETE": 204} if status == 201 else {}).get(
-                method, 200 if status == 201 else 404
-            )
+            there = 204 if method == "DELETE" else 200
+            assert found.status == (there if status == 201 else 404)
+
+
+@pytest.mark.parametrize("name", KEPT)
+async def test_names_are_kept_as_they_were_sent(
+    name: str, autojump_clock: Clock
+) -> None:
+    """RFC 8187: blanks, joiners and unassigned code points too, in each way to name a file."""
+    encoded = quote(name, safe="")
+    suggestion = f"attachment; filename*=UTF-8''{encoded}"
+    metadata = "filename " + base64.b64encode(name.encode()).decode()
+    async with memory_service(FileService()) as service:
+        put = await _put(service, encoded)
+        assert put.status == 201
+        assert unquote(put["location"]) == f"/files/{name}"
+        client = service.connect()
+        post = await client.request(
+            "POST", "/files/", {"Content-Disposition": suggestion}, BODY
+        )
+        tus = await client.request(
+            "POST",
+            "/files/",
+            {**MARK, "Upload-Length": "0", "Upload-Metadata": metadata},
+        )
+        message = await client.request("GET", tus["response-message-location"])
+        located = re.search(rb"location: (\S+)", message.body, re.IGNORECASE)
+        assert located is not None
+        for location in (put["location"], post["location"], located[1].decode()):
+            shown = await client.request("HEAD", location)
+            offered = shown["content-disposition"]
+            assert parse_content_disposition_filename(offered) == name
+            assert "; filename*=UTF-8''" in offered or f'filename="{name}"' in offered
+
+
+@pytest.mark.parametrize(
+    ("sent", "offered"),
+    [
+        ("cod%E2%80%AEgpj.exe", 'filename="codgpj.exe"'),
+        ("nul.tar.gz", 'filename="_nul.tar.gz"'),
+        ("a%00b. ", 'filename="ab"'),
+        ("a" * 300 + ".tar.gz", f'filename="{"a" * 248}.tar.gz"'),
+    ],
+)
+async def test_dangers_of_a_suggested_name_are_removed(
+    sent: str, offered: str, autojump_clock: Clock
+) -> None:
+    """G14: and nothing else; the file is stored."""
+    disposition = {"Content-Disposition": f"attachment; filename*=UTF-8''{sent}"}
+    async with memory_service(FileService()) as service:
+        client = service.connect()
+        post = await client.request("POST", "/files/", disposition, BODY)
+        assert post.status == 201
+        shown = await client.request("HEAD", post["location"])
+        assert shown["content-disposition"] == f"attachment; {offered}"
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [("CON", '; filename="_CON"'), ("a.%20", '; filename="a"'), ("...", "")],
+)
+async def test_names_in_the_path_are_offered_without_their_danger(
+    name: str, offered: str, autojump_clock: Clock
+) -> None:
+    """The name is a key, and stays what it is; whoever saves the file gets another."""
+    async with memory_service(FileService()) as service:
+        await _put(service, name)
+        shown = await _get(service, name)
+        assert (shown.body, shown["content-disposition"]) == (
+            BODY,
+            f"attachment{offered}",
+        )
 
 
 async def test_spellings_of_one_name_are_one_file(autojump_clock: Clock) -> None:

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Rate, bytes, duration, percent } from "../../trioresume/ui/src/units.js";
+import { Rate, bytes, duration, percent, printable } from "../../trioresume/ui/src/units.js";
 
 test("sizes have three digits at most, and the unit that they fit", () => {
   const shown = [0, 999, 1000, 1500, 99_949, 99_950, 999_499, 999_500, 12.34e9, 5e15].map(bytes);
@@ -19,6 +19,16 @@ test("durations have two parts at most", () => {
 
 test("nothing is at 100 % before it is whole", () => {
   assert.deepEqual([percent(999, 1000), percent(1000, 1000), percent(0, 0)], ["99 %", "100 %", "0 %"]);
+});
+
+test("what would reverse or break a name is marked, blanks and joiners are not", () => {
+  assert.equal(printable("evil\u202egpj.exe"), "evil\ufffdgpj.exe");
+  for (const code of [0, 9, 0x1b, 0x7f, 0x85, 0x9f, 0x202a, 0x2028, 0x2066, 0x2069]) {
+    assert.equal(printable(`a${String.fromCodePoint(code)}b`), "a\ufffdb");
+  }
+  for (const name of ["a\u202fb", "\u{1f468}\u200d\u{1f469}", "a\u3000b", "\u0378", "\u200f"]) {
+    assert.equal(printable(name), name);
+  }
 });
 
 test("a resumed upload does not seem fast", () => {

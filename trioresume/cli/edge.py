@@ -10,14 +10,14 @@ import click
 
 import trioresume
 from trioresume.cli.limits import Settings
-from trioresume.cli.options import Duration
+from trioresume.cli.options import Duration, switch
 
 __all__ = ["EDGE", "edge_options"]
 
 _DEFAULTS = trioresume.Config()
 
 # Option, setting, type, help. A setting that is a list makes an option that is
-# repeated, one that is a truth value a flag.
+# repeated, one that is a truth value a switch.
 EDGE: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
     (
         "--operation-path",
@@ -106,11 +106,13 @@ def edge_options(
     wrapped = cast("Callable[_P, _R]", functools.wraps(command)(with_settings))
     for option, setting, kind, text in reversed(EDGE):
         default = getattr(_DEFAULTS, setting)
+        if kind is click.BOOL:
+            wrapped = switch(option, setting, default=default, help=text)(wrapped)
+            continue
         wrapped = click.option(
             option,
             setting,
             type=kind,
-            is_flag=kind is click.BOOL,
             multiple=isinstance(default, tuple),
             default=default,
             help=text,

@@ -22,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 import trioresume
 from trioresume.cli.options import ExitCode, common_options
 from trioresume.cli.output import output
+from trioresume.cli.units import size
+from trioresume.text import printable
 
 __all__ = ["gc", "list_", "show", "verify"]
 
@@ -75,17 +77,22 @@ def _line(
 
 
 def _file_line(file: trioresume.StoredFile) -> str:
-    size = _size(file.length)
+    length = size(file.length)
     return _line(
-        "file", size, size, _time(file.expires_at), _text(file.owner), _text(file.name)
+        "file",
+        length,
+        length,
+        _time(file.expires_at),
+        _text(file.owner),
+        _text(file.name),
     )
 
 
 def _upload_line(upload: trioresume.StoredUpload) -> str:
     return _line(
         "lost" if upload.lost else upload.state,
-        _size(upload.received),
-        _size(upload.length),
+        size(upload.received),
+        size(upload.length),
         _time(upload.expires_at),
         _text(upload.principal),
         f"{upload.id}  {_text(upload.method)} {_text(upload.target)}",
@@ -120,7 +127,7 @@ def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
         for name, text in _details(kind, value):
             click.echo(f"{name:<14}  {text}")
     if not found:
-        click.echo(f"Error: there is no upload and no file {what!r}", err=True)
+        click.echo(f"Error: there is no upload and no file '{_text(what)}'", err=True)
         return ExitCode.FAILED
     return ExitCode.DONE
 
@@ -170,7 +177,7 @@ def verify(data_dir: Path, as_json: bool) -> ExitCode:
     click.echo(
         json.dumps(read)
         if as_json
-        else f"Chunks: {verification.chunks}, {_size(verification.bytes)}. Files: "
+        else f"Chunks: {verification.chunks}, {size(verification.bytes)}. Files: "
         f"{verification.files}. Uploads: {verification.uploads}. "
         f"Damages: {verification.damages}."
     )
@@ -219,7 +226,7 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(done)))
     else:
-        click.echo(f"Released: {done.chunks} chunks, {_size(done.bytes)}.")
+        click.echo(f"Released: {done.chunks} chunks, {size(done.bytes)}.")
     return ExitCode.DONE
 
 
@@ -242,22 +249,10 @@ def _text(text: str | None) -> str:
     """*text* for a terminal: what came from the network must not control it."""
     if not text:
         return "-"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "never"
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _size(size: float | None) -> str:
-    if size is None:
-        return "?"
-    if size < 1024:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} TiB"

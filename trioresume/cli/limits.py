@@ -37,7 +37,7 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
         "--max-connections-per-address",
         "max_connections_per_address",
         _COUNT_OR_NONE,
-        "The same for each client address, else 429; 0: no limit, as behind a proxy.",
+        "The same for each client address, else 429; 0: no limit.",
     ),
     (
         "--max-stored-bytes",

@@ -22,17 +22,20 @@ command line and an environment are seen by other processes.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from enum import IntEnum
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 
 from trioresume.cli import logs
+from trioresume.cli.environment import ENVIRONMENT_PREFIX, check_environment
+from trioresume.text import decode_text
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -44,9 +47,8 @@ __all__ = [
     "Size",
     "common_options",
     "name_environment_twins",
+    "switch",
 ]
-
-ENVIRONMENT_PREFIX = "TRIORESUME"
 
 MAX_SIZE = 10**15 - 1
 """The largest number of bytes on the wire: 15 digits (G6)."""
@@ -194,7 +196,10 @@ class Bind(click.ParamType[str]):
 
 
 class SecretFile(click.ParamType[str]):
-    """A file whose first line is a secret; the value is that line."""
+    """A file whose first line is a secret; the value is that line.
+
+    The file is UTF-8, or UTF-16 with a byte order mark.
+    """
 
     name = "file"
 
@@ -202,12 +207,22 @@ class SecretFile(click.ParamType[str]):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         try:
-            lines = Path(str(value)).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as exc:
+            lines = decode_text(Path(str(value)).read_bytes()).splitlines()
+        except OSError as exc:
+            self.fail(f"{value!r} cannot be read: {exc.strerror}", param, ctx)
+        except ValueError as exc:
             self.fail(f"{value!r} cannot be read: {exc}", param, ctx)
-        if not lines or not lines[0].strip():
+        secret = lines[0].strip() if lines else ""
+        if not secret:
             self.fail(f"the first line of {value!r} is empty", param, ctx)
-        return lines[0].strip()
+        if not secret.isascii() or not secret.isprintable() or " " in secret:
+            self.fail(
+                f"the first line of {value!r} is not a token: it has a blank, or"
+                " characters that are not ASCII",
+                param,
+                ctx,
+            )
+        return secret
 
 
 # The configuration file.
@@ -222,7 +237,7 @@ def _read_config(
     if value is None:
         return None
     try:
-        document = tomllib.loads(value.read_text("utf-8"))
+        document = tomllib.loads(decode_text(value.read_bytes()))
     except (OSError, ValueError) as exc:  # TOMLDecodeError, UnicodeDecodeError
         raise click.BadParameter(f"{value} cannot be read: {exc}", ctx, param) from exc
     try:
@@ -275,6 +290,8 @@ def _checked(key: str, value: object, option: click.Option) -> object:
         if not isinstance(value, bool):
             raise ValueError(f"{key!r} must be true or false")
         return value
+    if option.type is click.BOOL and isinstance(value, bool):
+        return value
     if option.multiple:
         items = value if isinstance(value, list) else [value]
         return [_scalar(key, item) for item in items]
@@ -285,6 +302,24 @@ def _scalar(key: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{key!r} must be a string or a number")
     return str(value)
+
+
+def switch(
+    *spellings: str, default: bool, help: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: an option that is on by its name alone, or takes ``true`` or ``false``.
+
+    Only for commands without arguments, which could be taken for the value.
+    """
+    return click.option(
+        *spellings,
+        type=click.BOOL,
+        is_flag=False,
+        flag_value="true",
+        default=default,
+        metavar="[true|false]",
+        help=help,
+    )
 
 
 def name_environment_twins(name: str, command: click.Command) -> None:
@@ -341,6 +376,7 @@ def common_options(
     def with_logging(
         log_level: str, log_format: str, *args: _P.args, **kwargs: _P.kwargs
     ) -> _R:
+        check_environment(click.get_current_context(), os.environ)
         logs.configure(log_level, log_format)
         return command(*args, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,12 +16,25 @@ import trio
 import trioresume
 from trioresume.cli.edge import edge_options
 from trioresume.cli.limits import Settings, limit_options
-from trioresume.cli.options import Bind, Duration, ExitCode, Size, common_options
+from trioresume.cli.options import (
+    Bind,
+    Duration,
+    ExitCode,
+    Size,
+    common_options,
+    switch,
+)
 from trioresume.cli.output import output
 
 __all__ = ["serve", "token"]
 
+logger = logging.getLogger("trioresume.cli")
+
 _DEFAULTS = trioresume.Config()
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    _SIGNALS.append(signal.SIGHUP)
 
 
 @click.command()
@@ -72,9 +86,8 @@ _DEFAULTS = trioresume.Config()
     default=_DEFAULTS.min_append_size,
     help="Least content in such a request, unless it is empty or the last.",
 )
-@click.option(
+@switch(
     "--check-interop-version",
-    type=click.BOOL,
     default=_DEFAULTS.check_interop_version,
     help="Whether 104 is sent only to clients that name a draft's interop version.",
 )
@@ -107,11 +120,7 @@ _DEFAULTS = trioresume.Config()
     default=_DEFAULTS.grace_timeout,
     help="How long running requests may take after SIGTERM or Ctrl-C.",
 )
-@click.option(
-    "--ui",
-    is_flag=True,
-    help="Serve a page for people to upload with, at /ui/.",
-)
+@switch("--ui", default=False, help="Serve a page for people to upload with, at /ui/.")
 @limit_options
 @edge_options
 def serve(
@@ -138,17 +147,19 @@ def serve(
     """Take uploads and keep them as files.
 
     SIGTERM or Ctrl-C ends it: no new requests, a grace period for the running ones.
-    A second one stops at once. Nothing that was announced is lost either way.
+    A second one stops at once. Nothing that was announced is lost either way. SIGHUP, as
+    of a terminal that is closed, changes nothing.
     """
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey tells of it
     # Whoever waits for the service to end, such as a container runtime, waits not long.
     output.never_wait(linger=1.0)
     settings: dict[str, Any] = {**limits, **edge}
+    _check_base_path(base_path)
     config = _config(
         bind=bind,
         data_dir=data_dir,
-        authenticate=None
-        if tokens_file is None
-        else trioresume.bearer_tokens(tokens_file),
+        authenticate=None if tokens_file is None else _tokens(tokens_file),
         durability=durability,
         public_url=None if public_url is None else public_url.rstrip("/"),
         max_upload_size=max_upload_size,
@@ -168,7 +179,10 @@ def serve(
     _calm_collector()
     try:
         trio.run(
-            _serve, config, base_path, restrict_keyboard_interrupt_to_checkpoints=True
+            _serve,
+            config,
+            base_path,
+            restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except* (OSError, trioresume.TrioresumeError) as group:
         raise click.ClickException(str(_first(group))) from group
@@ -183,6 +197,23 @@ def _config(**settings: Any) -> trioresume.Config:
         raise click.UsageError(str(exc)) from exc
 
 
+def _tokens(path: Path) -> trioresume.Authenticator:
+    """The tokens in *path*; a file that cannot be used is wrong usage."""
+    try:
+        return trioresume.bearer_tokens(path)
+    except trioresume.CallerError as exc:
+        raise click.UsageError(str(exc)) from exc
+    except OSError as exc:
+        raise click.UsageError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _check_base_path(base_path: str) -> None:
+    try:
+        trioresume.FileService(base_path)
+    except trioresume.CallerError as exc:
+        raise click.UsageError(f"--base-path {base_path!r}: {exc}") from exc
+
+
 def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -191,7 +222,7 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
 
 
 async def _serve(config: trioresume.Config, base_path: str) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             server = await nursery.start(
                 _running, config, base_path, nursery.cancel_scope
@@ -220,7 +251,10 @@ async def _obey(
     signals: AsyncIterator[int], server: trioresume.Server, whole: trio.CancelScope
 ) -> None:
     count = 0
-    async for _ in signals:
+    async for number in signals:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            logger.info("SIGHUP: there is nothing to read again, the service goes on")
+            continue
         count += 1
         if count == 1:
             click.echo("Shutting down; once more stops at once.", err=True)

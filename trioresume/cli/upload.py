@@ -6,33 +6,20 @@ import json
 import mimetypes
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, get_args
-from urllib.parse import quote, urljoin, urlsplit
+from typing import get_args
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import click
 import trio
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress as Bars,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from trioresume import (
     Client,
     ClientResponse,
     Journal,
-    Progress,
     ProtocolName,
     RetryPolicy,
     TransferFailed,
@@ -46,11 +33,10 @@ from trioresume.cli.options import (
     common_options,
 )
 from trioresume.cli.output import output
+from trioresume.cli.progress import Display, FileProgress, display
+from trioresume.text import printable
 
 __all__ = ["upload"]
-
-PLAIN_INTERVAL_SECONDS = 10.0
-"""How often progress is told where there is no terminal to draw a bar on."""
 
 
 @click.command()
@@ -140,8 +126,9 @@ def upload(
         idle_timeout=idle_timeout,
         limit_rate=limit_rate,
     )
-    with _display(quiet=quiet) as display:
-        upload = _Uploads(client, jobs, concurrency, display, as_json=as_json)
+    size = sum(job.size for job in jobs)
+    with display(quiet=quiet, count=len(jobs), size=size) as shown:
+        upload = _Uploads(client, jobs, concurrency, shown, as_json=as_json)
         trio.run(upload.run, restrict_keyboard_interrupt_to_checkpoints=True)
     if upload.interrupted:
         hint = "run the same command again to go on" if journal else "nothing was kept"
@@ -164,6 +151,7 @@ class _Job:
     size: int
     exit_code: ExitCode = ExitCode.FAILED
     result: dict[str, object] = field(default_factory=dict)
+    shown: FileProgress = field(init=False)
 
 
 def _jobs(
@@ -184,11 +172,52 @@ def _jobs(
     for path in files:
         target = url
         if collection and method == "PUT":
-            target = urljoin(url, quote(path.name))
+            name = quote(_name_bytes(path), safe="")
+            # The query stays behind the name: it may be what permits the upload.
+            target = urlunsplit(parts._replace(path=(parts.path or "/") + name))
         jobs.append(_Job(path, target, method, path.stat().st_size))
-    if len({(job.path.resolve(), job.url) for job in jobs}) < len(jobs):
-        raise click.UsageError("a file is named twice")
+    _check_targets(jobs)
     return jobs
+
+
+def _check_targets(jobs: Sequence[_Job]) -> None:
+    """Refuse jobs of which one would overwrite another, before anything is sent.
+
+    Each POST makes a file of its own; there a file that is named twice is a mistake.
+    Raises :class:`click.UsageError`.
+    """
+    known: dict[tuple[str, Path | None], _Job] = {}
+    for job in jobs:
+        source = job.path.resolve()
+        other = known.setdefault(
+            (job.url, source if job.method == "POST" else None), job
+        )
+        if other is job:
+            continue
+        if other.path.resolve() == source:
+            raise click.UsageError(f"{printable(str(job.path))} is named twice")
+        raise click.UsageError(
+            f"{printable(str(other.path))} and {printable(str(job.path))} have the same "
+            f"name: both would be stored as {printable(job.url)}"
+        )
+
+
+def _name_bytes(path: Path) -> bytes:
+    """The name of the file, as UTF-8 where it is text, else the bytes that it has."""
+    try:
+        return path.name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a UTF-16 pair, as Windows allows it
+        return path.name.encode("utf-8", "replace")
+
+
+def _disposition(path: Path) -> str:
+    """A suggestion for the name of the stored file.
+
+    RFC 8187: the one form that needs no quoting rules. It has to be UTF-8, so a byte that
+    is not becomes U+FFFD.
+    """
+    name = _name_bytes(path).decode("utf-8", "replace")
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
 
 
 # --------------------------------------------------------------------------- sending
@@ -202,7 +231,7 @@ class _Uploads:
         client: Client,
         jobs: Sequence[_Job],
         concurrency: int,
-        display: _Display,
+        display: Display,
         *,
         as_json: bool,
     ) -> None:
@@ -242,7 +271,9 @@ class _Uploads:
 
     async def _send(self, job: _Job) -> None:
         start = trio.current_time()
-        self._display.begin(job)
+        shown = FileProgress(printable(job.path.name), str(job.path), job.size)
+        job.shown = shown
+        self._display.begin(shown)
         job.result = {"file": str(job.path), "url": job.url}
         try:
             response = await self._client.request(
@@ -251,11 +282,9 @@ class _Uploads:
                 body=job.path,
                 headers={
                     "content-type": _media_type(job.path),
-                    # RFC 8187: any name, in the one form that needs no quoting rules.
-                    "content-disposition": "attachment; filename*=UTF-8''"
-                    + quote(os.fsencode(job.path.name), safe=""),
+                    "content-disposition": _disposition(job.path),
                 },
-                on_progress=lambda progress: self._display.show(job, progress),
+                on_progress=lambda progress: self._display.show(shown, progress),
             )
         except TrioresumeError as exc:
             resumable = isinstance(exc, TransferFailed) and exc.resumable
@@ -288,21 +317,16 @@ class _Uploads:
 
     def _report_failure(self, job: _Job, reason: str) -> None:
         job.result["error"] = reason
-        self._display.end(job)
-        self._display.write(_printable(f"{job.path}: {reason}"), err=True)
+        self._display.end(job.shown, ok=False)
+        self._display.write(printable(f"{job.path}: {reason}"), err=True)
         if self._as_json:
             self._display.write(json.dumps(job.result))
 
     def _report(self, job: _Job, line: str) -> None:
-        self._display.end(job)
+        self._display.end(job.shown, ok=True)
         self._display.write(
-            json.dumps(job.result) if self._as_json else _printable(line)
+            json.dumps(job.result) if self._as_json else printable(line)
         )
-
-
-def _printable(text: str) -> str:
-    """*text* without what would command a terminal: parts of it are the server's."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
@@ -344,107 +368,3 @@ def _refusal(response: ClientResponse) -> str:
         except (ValueError, AttributeError):
             pass  # the status has to do
     return ": ".join(words)
-
-
-# -------------------------------------------------------------------------- showing
-
-
-class _Display(Protocol):
-    """Shows how far the uploads are, and lets lines through."""
-
-    def begin(self, job: _Job) -> None: ...
-
-    def show(self, job: _Job, progress: Progress) -> None: ...
-
-    def end(self, job: _Job) -> None: ...
-
-    def write(self, line: str, *, err: bool = False) -> None: ...
-
-
-@contextmanager
-def _display(*, quiet: bool) -> Iterator[_Display]:
-    """Bars on a terminal, lines elsewhere. On standard error: results go to the other."""
-    console = Console(stderr=True)
-    if quiet:
-        yield _Quiet()
-    elif console.is_terminal:
-        bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            redirect_stdout=False,
-        )
-        with bars:
-            yield _Bars(bars)
-    else:
-        yield _Lines()
-
-
-class _Quiet:
-    """Nothing but results."""
-
-    def begin(self, job: _Job) -> None:
-        """Not shown."""
-
-    def show(self, job: _Job, progress: Progress) -> None:
-        """Not shown."""
-
-    def end(self, job: _Job) -> None:
-        """Not shown."""
-
-    def write(self, line: str, *, err: bool = False) -> None:
-        click.echo(line, err=err)
-
-
-class _Bars(_Quiet):
-    """A bar for each file."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self._tasks: dict[_Job, TaskID] = {}
-
-    def begin(self, job: _Job) -> None:
-        self._tasks[job] = self._bars.add_task(job.path.name, total=job.size, note="")
-
-    def show(self, job: _Job, progress: Progress) -> None:
-        note = "" if progress.attempt == 1 else f"attempt {progress.attempt}"
-        self._bars.update(self._tasks[job], completed=progress.sent, note=note)
-
-    def end(self, job: _Job) -> None:
-        self._bars.stop_task(self._tasks[job])
-
-    def write(self, line: str, *, err: bool = False) -> None:
-        # A result on standard output would tear the bar if both are the terminal.
-        if err or sys.stdout.isatty():
-            self._bars.console.print(
-                line, markup=False, highlight=False, soft_wrap=True
-            )
-        else:
-            click.echo(line)
-
-
-class _Lines(_Quiet):
-    """A line now and then, for logs."""
-
-    def __init__(self) -> None:
-        self._told: dict[_Job, tuple[float, int]] = {}
-
-    def show(self, job: _Job, progress: Progress) -> None:
-        now = trio.current_time()
-        told_at, attempt = self._told.setdefault(job, (now, 1))
-        if progress.attempt == attempt and now - told_at < PLAIN_INTERVAL_SECONDS:
-            return
-        self._told[job] = (now, progress.attempt)
-        percent = 100 * progress.sent // max(1, job.size)
-        click.echo(
-            f"{job.path}: {percent} %, {progress.sent} of {job.size} bytes, "
-            f"attempt {progress.attempt}",
-            err=True,
-        )
-
-    def end(self, job: _Job) -> None:
-        self._told.pop(job, None)

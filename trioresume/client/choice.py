@@ -96,6 +96,8 @@ class Choice:
             self.dialect = known
         self.known_to_resume = known is not None and known is not PLAIN
         """Whether the place made an offer before."""
+        self.incremental = True
+        """Whether proxies are asked to forward content as it comes (RFC 10036)."""
         self._undecided = known is None and begun is None and self._leaves_open
         self._settled = begun is not None
         self._shows_rufh = False

@@ -48,3 +48,10 @@ class Progress:
     """Length of the content; None while it is not known."""
     attempt: int
     """Counts from 1; rises each time the content is sent on after a cut."""
+    transferred: int = 0
+    """Content bytes handed to the connection by this call, those that were sent again
+    included, and without what an earlier run had sent: a rate is made of these."""
+    trouble: str | None = None
+    """Why nothing gets through at present, such as ``connection refused``; else None."""
+    retry_in: float | None = None
+    """Seconds until the next try, if it waits for one."""

@@ -11,6 +11,7 @@ import h11
 from trioresume.client.bodies import (
     Source,
 )
+from trioresume.client.dialects import PLAIN
 from trioresume.client.exchange import Outgoing
 from trioresume.client.locations import Url
 from trioresume.client.steps import (
@@ -47,6 +48,10 @@ _RESERVED = (
 
 # What proves who is asking goes to the operation's resources as well (R35).
 _CREDENTIALS = ("authorization", "cookie")
+
+# RFC 10036: a proxy forwards the content as it comes, instead of collecting it first.
+# Without that nothing arrives of an upload that is cut, and there is nothing to resume.
+_INCREMENTAL = {"incremental": "?1"}
 
 # Methods for which a request without content says so (RFC 9110, section 8.6).
 _METHODS_WITH_CONTENT = ("PATCH", "POST", "PUT")
@@ -140,6 +145,13 @@ class RequestBuilder:
             self._own, self._source.length, whole=whole, acknowledge=self._acknowledge
         )
 
+    def _incremental(self, fields: Fields) -> Fields:
+        """*fields* of a request with content, which a proxy is to forward as it comes."""
+        dialect = self._choice.dialect
+        if dialect is PLAIN or not self._choice.incremental or "incremental" in fields:
+            return fields
+        return fields.plus(_INCREMENTAL)
+
     def _send(self, action: Send) -> WireRequest:
         length = self._source.length
         fields = self._begin(whole=True)
@@ -149,7 +161,7 @@ class RequestBuilder:
             return WireRequest(self._url, _head(self._method, self._url, fields))
         if action.expect:
             fields = fields.plus({"expect": "100-continue"})
-        fields = fields.plus(_framing(length))
+        fields = self._incremental(fields).plus(_framing(length))
         head = _head(self._method, self._url, fields)
         return WireRequest(self._url, head, Outgoing(self._source))
 
@@ -167,6 +179,8 @@ class RequestBuilder:
         )
         size = range_.length
         fields = self._standing.plus(words.fields)
+        if size != 0:
+            fields = self._incremental(fields)
         prefix = words.prefix
         fields = fields.plus(_framing(None if size is None else len(prefix) + size))
         # What ends with the source is not cut off before it: see FileSource.pieces().

@@ -37,6 +37,7 @@ from trioresume.client.steps import (
     WireAction,
 )
 from trioresume.client.transfer import Transfer
+from trioresume.client.trouble import trouble_of
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.heads import Fields
 
@@ -107,15 +108,22 @@ class Run(Observer):
         self._position = 0
         self._bytes_sent = 0
         self._reported_at = float("-inf")
+        self._trouble: str | None = None
+        """Why nothing has got through since the last thing that did."""
 
     async def run(self) -> ClientResponse:
         """Perform actions until the final response is whole."""
         try:
             self._action = self._transfer.begin()
             while not isinstance(self._action, Finish):
-                following = self._transfer.after(await self._outcome_of(self._action))
+                outcome = await self._outcome_of(self._action)
+                if outcome.answer is not None and outcome.answer.ok:
+                    self._trouble = None
+                following = self._transfer.after(outcome)
                 await self._note_decision(following)
                 if following.delay:
+                    self._trouble = trouble_of(outcome)
+                    self._report(force=True, retry_in=following.delay)
                     await trio.sleep(following.delay)
                 self._action = following.action
             return await self._finish(self._action)
@@ -233,6 +241,7 @@ class Run(Observer):
     async def on_interim(self, status: int, fields: Fields) -> bool:
         """An offer (R1, C2), an acknowledgement (R30, C12), or neither."""
         dialect = self._transfer.dialect
+        self._trouble = None
         self._transfer.note_fields(fields)
         offset = dialect.acknowledged(status, fields)
         if offset is not None:
@@ -281,6 +290,7 @@ class Run(Observer):
     def on_sent(self, size: int) -> None:
         self._position += size
         self._bytes_sent += size
+        self._trouble = None
         self._report()
 
     async def on_all_sent(self) -> None:
@@ -304,7 +314,7 @@ class Run(Observer):
                 await self._journal_save()
         self._report(force=True)
 
-    def _report(self, *, force: bool = False) -> None:
+    def _report(self, *, force: bool = False, retry_in: float | None = None) -> None:
         if self._on_progress is None:
             return
         now = trio.current_time()
@@ -316,6 +326,9 @@ class Run(Observer):
                     self._transfer.acknowledged,
                     self._source.length,
                     max(1, self._attempts),
+                    transferred=self._bytes_sent,
+                    trouble=self._trouble,
+                    retry_in=retry_in,
                 )
             )
 

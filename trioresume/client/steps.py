@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -161,6 +162,17 @@ class Answer:
         tag = parse_entity_tag(self.fields.get("etag") or "")
         return None if tag is None or tag.weak or self.status == 201 else str(tag)
 
+    @property
+    def refuses_incremental(self) -> bool:
+        """Whether a proxy did not forward the request because it buffers (RFC 10036).
+
+        Such a proxy names the reason in ``Proxy-Status`` (RFC 9209).
+        """
+        return (
+            _INCREMENTAL_REFUSED.search(self.fields.get("proxy-status") or "")
+            is not None
+        )
+
     def retry_after(self, wall_time: float) -> float | None:
         """``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
         value = self.fields.get("retry-after")
@@ -171,6 +183,9 @@ class Answer:
             return float(seconds)
         date = parse_http_date(value)
         return None if date is None else max(0.0, date - wall_time)
+
+
+_INCREMENTAL_REFUSED = re.compile(r";\x20*error=incremental_refused(?![a-z0-9_])")
 
 
 def count_of(value: str | None) -> int | None:

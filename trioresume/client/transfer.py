@@ -39,6 +39,7 @@ SEND             cut, nothing offered, not safe               fail
 SEND             cut, offered                                 ASK_OFFSET
 SEND             408 425 429 503, nothing offered, safe       SEND, later
 SEND             417                                          SEND without Expect
+SEND APPEND      a proxy refuses to forward as content comes  the same, without asking
 SEND             trouble (see below), offered                 ASK_OFFSET, later
 SEND             stopped: another dialect was chosen          SEND or CREATE in it
 SEND             stopped: offered, but can only go in parts   ASK_OFFSET
@@ -187,6 +188,10 @@ class Transfer(Resuming):
 
         Raises :class:`TransferFailed` and :class:`UploadForgotten`.
         """
+        following = self._after_buffering_proxy(outcome)
+        if following is not None:
+            self._action = following.action
+            return following
         if outcome.sent is Sent.ALL and self._was_handed_over(outcome.answer):
             self.all_sent = True
         if outcome.received > self._received:
@@ -197,6 +202,23 @@ class Transfer(Resuming):
         following = self._decide(outcome)
         self._action = following.action
         return following
+
+    def _after_buffering_proxy(self, outcome: Outcome) -> Next | None:
+        """The request again without ``Incremental``, if a proxy refused it for that.
+
+        None otherwise. The proxy has forwarded nothing of such a request, so nothing is
+        lost but the time, and it happens once at most.
+        """
+        answer = outcome.answer
+        if answer is None or not answer.refuses_incremental or self.turned:
+            return None
+        if not self.choice.incremental or not isinstance(self._action, Send | Append):
+            return None
+        self.choice.incremental = False
+        if self.locations is not None:
+            return Next(self._resume_action(self.locations))
+        self.all_sent = False
+        return Next(self._first) if self.content.can_start_at(0) else None
 
     def _was_handed_over(self, answer: Answer | None) -> bool:
         """Whether all of the content went to the server, now that a request is out."""

@@ -96,6 +96,7 @@ SENDABLE: Mapping[str, tuple[str, ...]] = {
         "If-None-Match",
         "If-Range",
         "If-Unmodified-Since",
+        "Incremental",
         "Range",
         "X-Request-ID",
         "X-Requested-With",

@@ -1,45 +1,26 @@
 """``Content-Disposition``: file names out of requests and into responses.
 
-A name that came from a peer is only ever shown or suggested to whoever saves the
-file; it never becomes a path here (G12). It may still reach a careless client's
-path, a terminal or a field of a response, so it is made harmless in both
-directions: the last component only, no control or formatting characters (they
-could reverse the text and hide an extension), bounded in length (G4, G14).
+A name that came from a peer is only a suggestion for whoever saves the file. It never
+becomes a path here (G12). It is made safe when it is read and when it is written, see
+:mod:`trioresume.protocol.filenames` (G4, G14).
 """
 
 from __future__ import annotations
 
-import unicodedata
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from trioresume.protocol.fields import format_ext_value, parse_parameters, split_list
+from trioresume.protocol.filenames import safe_filename
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
-    "MAX_NAME_BYTES",
     "content_disposition_attachment",
     "parse_content_disposition_filename",
-    "safe_filename",
+    "suggested_filename",
 ]
-
-MAX_NAME_BYTES = 255
-"""The longest file name, in UTF-8 bytes: what common file systems take."""
-
-
-def safe_filename(name: str) -> str | None:
-    """*name* made harmless; None if nothing of it is left."""
-    name = name.replace("\\", "/").rpartition("/")[2]
-    # The categories C*: controls, formatting (such as U+202E), surrogates, private
-    # and unassigned ones. Z* but the space: line separators and odd blanks.
-    kept = "".join(
-        char
-        for char in name
-        if char == " " or unicodedata.category(char)[0] not in "CZ"
-    )
-    # Leading dots would hide the file or climb; Windows drops trailing ones, so that
-    # the name checked would not be the name created.
-    kept = kept.strip(" .")
-    bounded = kept.encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip(" .")
-    return bounded or None
 
 
 def content_disposition_attachment(filename: str | None) -> str:
@@ -62,15 +43,30 @@ def content_disposition_attachment(filename: str | None) -> str:
 
 
 def parse_content_disposition_filename(value: str) -> str | None:
-    """The file name that *value* suggests, made harmless; None without a usable one.
+    """The file name that *value* suggests, made safe; None without a usable one.
 
     ``filename*`` goes before ``filename`` (RFC 6266, section 4.3).
     """
+    for name in _suggestions(value):
+        safe = safe_filename(name)
+        if safe is not None:
+            return safe
+    return None
+
+
+def suggested_filename(value: str) -> str | None:
+    """The file name that *value* suggests, exactly as it says; None without one.
+
+    For a client that only passes on what its own caller wrote.
+    """
+    return next(filter(None, _suggestions(value)), None)
+
+
+def _suggestions(value: str) -> Iterator[str]:
     parameters = parse_parameters(split_list(value, ";")[1:])
-    if parameters is None:
-        return None
-    extended = _decode_extended(parameters.get("filename*", ""))
-    return safe_filename(extended or _decode_plain(parameters.get("filename", "")))
+    if parameters is not None:
+        yield _decode_extended(parameters.get("filename*", "")) or ""
+        yield _decode_plain(parameters.get("filename", ""))
 
 
 def _decode_extended(value: str) -> str | None:

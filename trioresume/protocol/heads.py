@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from trioresume.protocol.disposition import parse_content_disposition_filename
+from trioresume.protocol.fields import parse_media_type
+
 __all__ = ["Fields", "RequestHead"]
 
 
@@ -132,6 +135,21 @@ class RequestHead:
     @property
     def query(self) -> str:
         return self.target.partition("?")[2]
+
+    @property
+    def media_type(self) -> str:
+        """``type/subtype`` of the content, in lower case; "" if none is stated."""
+        media_type = parse_media_type(self.fields.get("content-type") or "")
+        return "" if media_type is None else media_type.essence
+
+    @property
+    def filename(self) -> str | None:
+        """The name that the request suggests for the content, made safe; None without one.
+
+        It comes from ``Content-Disposition``. It is a suggestion, and no path.
+        """
+        disposition = self.fields.get("content-disposition") or ""
+        return parse_content_disposition_filename(disposition)
 
     @property
     def has_content(self) -> bool:

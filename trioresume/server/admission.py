@@ -12,6 +12,10 @@ the others out (G5). So there are two limits, and a rule for what happens at the
 At the limit of an address only connections of that address are closed for a newcomer:
 nobody can push out others that way.
 
+A connection of a trusted proxy has no address of its own. While it carries a request it
+counts as one of the client that the proxy names, and a request above the client's limit is
+answered with 429. The connection stays: the next request on it may be another client's.
+
 Everything here is decided at once and in constant time, without awaiting anything.
 """
 
@@ -45,10 +49,8 @@ _IPV6_NETWORK = 64
 class Guest(Protocol):
     """A connection, as far as admission is concerned."""
 
-    @property
-    def address(self) -> str:
-        """What connections are counted by, see :func:`address_of`; "" for no count."""
-        ...
+    address: str
+    """What connections are counted by, see :func:`address_of`; "" for no count."""
 
     def dismiss(self) -> None:
         """End: it waits for a request that somebody else's will be instead of."""
@@ -129,6 +131,32 @@ class Admission:
             return
         self._guests.discard(guest)
         self.note_busy(guest)
+        self._uncount(guest)
+
+    def count_as(self, guest: Guest, address: str) -> None:
+        """*guest* counts as a connection of *address* from now on; "" for no count.
+
+        Raises :class:`PeerError` (429) at the limit of *address*; nothing changes then.
+        """
+        if guest not in self._guests or address == guest.address:
+            return
+        counted = self._addresses.get(address)
+        if (
+            address
+            and counted is not None
+            and self._most_per_address is not None
+            and counted.connections >= self._most_per_address
+        ):
+            raise PeerError(
+                ProblemCode.TOO_MANY_REQUESTS,
+                "too many connections from this address",
+                fields=(("retry-after", str(RETRY_AFTER)),),
+            )
+        self._uncount(guest)
+        guest.address = address
+        self._addresses.setdefault(address, _Address()).connections += 1
+
+    def _uncount(self, guest: Guest) -> None:
         address = self._addresses[guest.address]
         address.connections -= 1
         if address.connections == 0:

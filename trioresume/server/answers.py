@@ -232,8 +232,9 @@ class Answering:
             on_progress=self._show_progress,
         )
         try:
-            if operation.was_resumed:
-                # C16: what was allowed when it began may not be any more.
+            if operation.readmits:
+                # C16: what was allowed when it began may not be any more; and only now
+                # is the length of every upload known.
                 refusal = await self._target.admit(request.head, record.principal)
                 if isinstance(refusal, Response):
                     return refusal

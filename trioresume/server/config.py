@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 MIB = 1024 * 1024
+_PUBLIC_URL = re.compile(
+    r"(?i:https?)://(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])"
+    r"(?P<port>:[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
+)
 _ROOT_PATH = re.compile(r"/(?!/)[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 HOUR = 3600.0
 
@@ -98,7 +102,8 @@ class Config:
     trusted_proxies: Sequence[str] = ()
     """Addresses and networks of proxies that are believed about who sent a request (G13).
 
-    Their connections do not count for ``max_connections_per_address``."""
+    While one of their connections carries a request, it counts for
+    ``max_connections_per_address`` as a connection of the client that they name."""
     forwarded_fields: ForwardedFamily = "x-forwarded"
     """What these proxies write: ``X-Forwarded-*``, or ``Forwarded`` (RFC 7239)."""
 
@@ -163,7 +168,9 @@ class Config:
 
     Fewer if the process may not open two files for each."""
     max_connections_per_address: int | None = 4_000
-    """The same for each IPv4 address or IPv6 /64 (429); None behind a proxy, which is one."""
+    """The same for each IPv4 address or IPv6 /64 (429), None for no limit.
+
+    Behind a proxy that is not trusted all connections have the proxy's address."""
 
     header_timeout: float = 15.0
     """From a request's first byte to the end of its head."""
@@ -177,8 +184,10 @@ class Config:
     """How long a response may make no progress before the connection is closed."""
     acknowledge_interval: float = 1.0
     """Shortest time between two ``Acknowledge`` (R30), or two ``Progress`` (B10)."""
-    grace_timeout: float = 10.0
-    """How long running requests may take once a shutdown was asked for."""
+    grace_timeout: float = 7.0
+    """How long running requests may take once a shutdown was asked for.
+
+    The whole shutdown takes up to two seconds more. Container runtimes kill after ten."""
 
     incomplete_lifetime: float = 24 * HOUR
     """How long an incomplete upload is kept after its last request (R22)."""
@@ -233,6 +242,13 @@ class Config:
         root = self.root_path
         if root and (_ROOT_PATH.fullmatch(root) is None or root.endswith("/")):
             raise CallerError("root_path must look like '/name'")
+        if self.public_url is not None:
+            match = _PUBLIC_URL.fullmatch(self.public_url)
+            if match is None or int((match["port"] or ":0")[1:]) > 65535:
+                raise CallerError(
+                    f"public_url must look like 'https://host' or"
+                    f" 'https://host/root', not {self.public_url!r}"
+                )
         if root and self.public_url is not None:
             raise CallerError("root_path is the path of public_url: one is enough")
         if self.relative_locations and self.public_url is not None:

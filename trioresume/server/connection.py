@@ -24,7 +24,7 @@ from trioresume.protocol.framing import (
     request_head,
 )
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.admission import Admission
+from trioresume.server.admission import Admission, address_of
 from trioresume.server.exchange import Exchange
 from trioresume.server.receive import ContentCut
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 logger = logging.getLogger("trioresume.connection")
+
+RETRY_AFTER = 1
+"""Seconds after which a client may come back whose request a shutdown has ended."""
 
 HEAD_READ = 16 * 1024
 """Bytes read at once while a head is expected: little of the content comes along."""
@@ -56,7 +59,8 @@ class Connection:
         config: Config,
         clock: ServiceClock,
     ) -> None:
-        self.address = edge.counted_address(transport.peer)
+        self._is_proxy = edge.is_proxy(transport.peer)
+        self.address = "" if self._is_proxy else address_of(transport.peer)
         """What it is counted by, see :class:`Admission`."""
         self._admission = admission
         self._transport = transport
@@ -69,22 +73,53 @@ class Connection:
         self._leftover = bytearray()
         self.stopping = False
         """Whether no further request is to be read, because the server shuts down."""
+        self._serving = trio.CancelScope()
+        """Ends whatever is being answered, when the grace period of a shutdown is over."""
+        self._answering: Exchange | None = None
         self._idle_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
         """Serve until the peer or the server ends it; then close."""
         try:
-            while (exchange := await self._next_exchange()) is not None:
-                await self._answer(exchange)
-                if not await exchange.finish() or self.stopping:
-                    break
-                del exchange  # it would be held until the next request comes
+            with self._serving:
+                await self._serve()
+            if self._serving.cancelled_caught and self._answering is not None:
+                await self._say_unavailable(self._answering)
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
         except Exception:
             logger.exception("the connection of %s failed", self._transport.peer)
         finally:
             await self._transport.aclose()
+
+    async def _serve(self) -> None:
+        while (exchange := await self._next_exchange()) is not None:
+            self._answering = exchange
+            await self._answer(exchange)
+            if not await exchange.finish() or self.stopping:
+                break
+            if self._is_proxy:
+                self._admission.count_as(self, "")
+            # It would be held until the next request comes.
+            del exchange
+            self._answering = None
+
+    async def _say_unavailable(self, exchange: Exchange) -> None:
+        """Answer a request that was ended by a shutdown, if that is still possible.
+
+        What has arrived of its content is kept as after any cut. The client learns that
+        it should come back, and to whom it is to ask for the offset, at once.
+        """
+        if exchange.can_respond:
+            await exchange.respond_problem(
+                PeerError(
+                    ProblemCode.SERVICE_UNAVAILABLE,
+                    "the service is shutting down",
+                    fields=(("retry-after", str(RETRY_AFTER)),),
+                    close=True,
+                )
+            )
+            await exchange.finish()
 
     async def turn_away(self, error: PeerError) -> None:
         """Answer with *error* whatever it was going to ask; then close."""
@@ -100,9 +135,13 @@ class Connection:
         if self._idle_scope is not None:
             self._idle_scope.cancel()
 
-    def stop(self) -> None:
-        """Read no further request; the running one is ended by whoever counts the time."""
+    def stop(self, deadline: float) -> None:
+        """Read no further request; the running one may take until *deadline*.
+
+        Then it is ended, and answered with 503 if its response has not begun.
+        """
         self.stopping = True
+        self._serving.deadline = deadline
         self.dismiss()
 
     async def _next_exchange(self) -> Exchange | None:
@@ -152,6 +191,9 @@ class Connection:
             if self.stopping:
                 exchange.close_after()
             exchange.read_expectation()
+            if self._is_proxy:
+                client = self._edge.client_address(exchange.head, self._transport.peer)
+                self._admission.count_as(self, client)
             granted = self._edge.preflight(exchange.head)
             if granted is None:
                 await (await self._handle(exchange))

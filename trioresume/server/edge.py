@@ -37,9 +37,19 @@ class Edge:
         self._proxies = proxies(config)
         self._cross_origin = cross_origin(config)
 
-    def counted_address(self, peer: str) -> str:
-        """What connections from *peer* are counted by; "" for a proxy's, which are many."""
-        return "" if self._proxies.trusts(host_of(peer)) else address_of(peer)
+    def is_proxy(self, peer: str) -> bool:
+        """Whether *peer* is a trusted proxy."""
+        return self._proxies.trusts(host_of(peer))
+
+    def client_address(self, head: RequestHead, proxy: str) -> str:
+        """What the client of *head*, which *proxy* handed on, is counted by; "" for nothing.
+
+        A made-up name (RFC 7239, section 6.3) may be new for each request, and a proxy
+        that says nothing, or that names itself, stands for everybody: none is counted.
+        """
+        if head.peer == proxy or self._proxies.trusts(head.peer):
+            return ""
+        return address_of(f"{head.peer}:0")
 
     def identify(self, head: RequestHead) -> RequestHead:
         """*head* with who sent it and where to, as far as that can be told (G13)."""

@@ -51,6 +51,7 @@ class Exchange:
     __slots__ = (
         "_clock",
         "_config",
+        "_cut_in_send",
         "_edge",
         "_keep_alive",
         "_memory",
@@ -86,6 +87,7 @@ class Exchange:
         self._edge = edge
         self._config = config
         self._clock = clock
+        self._cut_in_send = False
         # R9: remembered here; h11 forgets it with the first interim response.
         self._owes_continue = False
         connection = split_list((head.fields.get("connection") or "").lower())
@@ -128,6 +130,11 @@ class Exchange:
         return self._parser.send(event)
 
     # The final response.
+
+    @property
+    def can_respond(self) -> bool:
+        """Whether no part of a response was sent, and nothing was cut within a send."""
+        return not self.responded and not self._cut_in_send
 
     async def respond(
         self,
@@ -201,12 +208,14 @@ class Exchange:
 
     async def _send(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
+        self._cut_in_send = True  # and so it stays, if it is cancelled
         # In pieces, so that the deadline is about progress and not about size.
         for start in range(0, len(view), 256 * 1024):
             with trio.move_on_after(self._config.send_timeout) as scope:
                 await self._transport.send_all(view[start : start + 256 * 1024])
             if scope.cancelled_caught:
                 raise trio.BrokenResourceError("the peer does not read its response")
+        self._cut_in_send = False
 
     async def respond_problem(self, error: PeerError) -> None:
         """Answer with the problem document of *error* (RFC 9457)."""

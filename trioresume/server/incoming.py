@@ -115,7 +115,7 @@ class _Turn:
             if (caught or error is None) and (
                 self._scope.cancelled_caught or self._incoming.is_stale(self)
             ):
-                raise _superseded()
+                raise self._incoming.refusal()
             return caught
         finally:
             await self._incoming.end_turn(self)
@@ -235,16 +235,37 @@ class Incoming:
             await self._turn.left.wait()
         return place
 
+    async def end_writers(self) -> None:
+        """Nothing more is to come (:attr:`ended`): end whoever writes, however new it is.
+
+        On return nobody writes, and nobody will.
+        """
+        while self._turn is not None:
+            self._turn.end()
+            self._lane.hasten()
+            await self._turn.left.wait()
+
+    def refusal(self) -> PeerError:
+        """Why a request does not have the turn any more, or does not get it."""
+        if self.ended:
+            return PeerError(ProblemCode.GONE, close=True)
+        return PeerError(
+            ProblemCode.SUPERSEDED,
+            "a newer request for this upload arrived",
+            close=True,
+        )
+
     def writing(self, place: int) -> AbstractAsyncContextManager[None]:
         """Hold the writer's turn in the block; *place* is a claim to it.
 
-        Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants it.
+        Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants it, and GONE
+        as soon as the upload is ended.
         """
         return _Turn(self, place)
 
     def begin_turn(self, turn: _Turn) -> None:
         if self._turn is not None or self.ended or self.is_stale(turn):
-            raise _superseded()
+            raise self.refusal()
         self._turn = turn
 
     async def end_turn(self, turn: _Turn) -> None:
@@ -588,9 +609,3 @@ def kept(data: memoryview, piece: Piece | None) -> memoryview:
 
 def _run(seals: Sequence[Seal]) -> list[SealChunk]:
     return [seal.run() for seal in seals]
-
-
-def _superseded() -> PeerError:
-    return PeerError(
-        ProblemCode.SUPERSEDED, "a newer request for this upload arrived", close=True
-    )

@@ -46,7 +46,9 @@ def location(config: Config, id: OperationId, resource: Resource) -> str:
 
 def root_of(config: Config) -> str:
     """What stands before the path of every location that clients are told."""
-    return config.public_url if config.public_url is not None else config.root_path
+    if config.public_url is None:
+        return config.root_path
+    return config.public_url.rstrip("/")
 
 
 def origin_of(config: Config, head: RequestHead) -> str:

@@ -331,6 +331,11 @@ class Target(Protocol):
     async def admit(self, head: RequestHead, principal: str | None) -> Response | None:
         """Called before any content is asked for: None to go on, or the final answer.
 
+        *head* is that of the whole upload, in whatever dialect it is made: its length
+        (None while it is not known), its media type, its name. So it is called once for
+        an upload, however many requests send its content, and once more before
+        ``respond`` if the upload took more than one request or its length was not known.
+        It is not called for tus's partial uploads, but for what is made of them.
         :class:`~trioresume.PeerError` is answered with its problem document.
         """
         ...

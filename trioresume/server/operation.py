@@ -95,10 +95,10 @@ class Operation:
         "is_loaded",
         "loading",
         "progress",
+        "readmits",
         "record",
         "unoffered",
         "users",
-        "was_resumed",
     )
 
     def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
@@ -114,8 +114,12 @@ class Operation:
         """Whether the catalog has it, and everything that was submitted for it."""
         self.is_forgotten = False
         """Whether the catalog has nothing of it any more."""
-        self.was_resumed = True
-        """Whether more than the request that began it had a part in it."""
+        self.readmits = True
+        """Whether the target is asked again before it is called (C16).
+
+        It was asked when the upload began. But since then it may have changed its mind,
+        or the length was not known then.
+        """
         self.progress: Progress | None = None
         self.frozen_content: Content | None = None
         """The content as it will be frozen, known before it is."""
@@ -152,7 +156,7 @@ class Operation:
     def rest(self) -> None:
         """Nobody uses it for now; as if it were loaded anew when somebody does."""
         self.incoming.rest()
-        self.was_resumed = True
+        self.readmits = True
         self.progress = None
         self.renew()
 
@@ -311,39 +315,39 @@ class Operation:
         self._bug = exc
         self.announce_change()
 
-    # Endings.
+    # Endings. The state changes first: from then on nobody gets the writer's turn. Then
+    # whoever has it is ended, also a request that is newer than the one that ends all.
 
     async def cut(self) -> None:
         """The writer's connection ended before the content did (R22, R23)."""
         if self.record.keep_incomplete:
             await self.incoming.cut_back()
-            return
-        await self.incoming.end_writer()
-        if self.is_receiving:
-            self.change(Event.CUT_FOR_GOOD)
-            await self.discard()
+        elif self.is_receiving:
+            await self._end(Event.CUT_FOR_GOOD)
 
     async def cancel(self) -> None:
         """The client wants it gone (R25, R29); on return a restart cannot bring it back."""
-        await self.incoming.end_writer()
         if self.state in (_S.GONE, _S.ABANDONED):
-            return
-        new_state = self.change(Event.CANCELLED)
-        if new_state is _S.GONE:
-            await self.discard()
-        else:
-            await self._around.storage.commit(SetState(self.id, new_state))
+            await self.incoming.end_writers()
+        elif await self._end(Event.CANCELLED) is not _S.GONE:
+            await self._around.storage.commit(SetState(self.id, self.state))
 
     async def expire(self) -> None:
         """Its time has come, and nobody moved it on (promise 9)."""
-        old_state = self.state
-        new_state = self.change(Event.EXPIRED)
-        if old_state is _S.GONE:
+        if self.state is _S.GONE:
+            self.change(Event.EXPIRED)
             await self._around.storage.commit(ForgetOperation(self.id))
-        elif new_state is _S.GONE:
-            await self.discard()
-        else:
+        elif await self._end(Event.EXPIRED) is not _S.GONE:
             self.renew()
+
+    async def _end(self, event: Event) -> OperationState:
+        """Apply *event*, which may end the operation: then nothing of it is left."""
+        new_state = self.change(event)
+        if new_state is not _S.RECEIVING:
+            await self.incoming.end_writers()
+        if new_state is _S.GONE:
+            await self.discard()
+        return new_state
 
     @property
     def _ends_at(self) -> float:
@@ -365,8 +369,7 @@ class Operation:
             except ContentLost:
                 pass
             if self.is_receiving and not self.is_whole:
-                self.change(Event.EXPIRED)
-                await self.discard()
+                await self._end(Event.EXPIRED)
 
     async def discard(self) -> None:
         """Release everything, leave a tombstone if it was offered. The state is GONE."""

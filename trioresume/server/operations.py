@@ -214,7 +214,7 @@ class Operations:
         record = replace(record, reserved=reserved)
         operation = self._loaded[record.id] = Operation(record.id, self._surroundings)
         operation.unoffered = not offered
-        operation.was_resumed = False
+        operation.readmits = record.length is None
         operation.load(record)
         operation.incoming.begin()
         return _Creating(self, operation)

@@ -175,7 +175,7 @@ class Resources:
     async def _visit(self, operation: Operation) -> int:
         """End a running writer; the durable offset. Completes what only lacks that."""
         await operation.incoming.end_writer()
-        operation.was_resumed = True
+        operation.readmits = True
         _refuse_gone(operation)
         try:
             offset = await operation.make_durable()
@@ -238,7 +238,7 @@ class Resources:
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
         """R15 to R21, R24: append; at the end answer with the target's response."""
         place = await operation.incoming.end_writer()
-        operation.was_resumed = True
+        operation.readmits = True
         if "if-match" in exchange.head.fields and operation.is_receiving:
             self._check(exchange, await operation.make_durable())
         _refuse_gone(operation)

@@ -9,6 +9,7 @@ import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
 from trioresume.protocol.dialects import classify, discovery_fields, tus
+from trioresume.protocol.dialects.tus_fields import is_partial
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import end_to_end_fields
 from trioresume.protocol.preferences import ResumeMode, parse_preferences
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from trioresume.protocol.dialects import Creation
+    from trioresume.protocol.heads import RequestHead
     from trioresume.protocol.preferences import Preferences
     from trioresume.server.config import Config
     from trioresume.server.exchange import Exchange
@@ -136,16 +138,37 @@ class Service:
             # RFC 9110, section 9.3.7: about the server, not about any target.
             return exchange.respond(204, discovery_fields(self._limits))
         creation = exchange.dialect.creation(head, self._limits)
+        parts: Sequence[Content] = ()
+        if creation.joins is not None:
+            parts = await find_parts(self._operations, creation.joins, principal)
+            creation = replace(creation, length=sum(part.length for part in parts))
         self._check_size(creation)
-        early = await self._target.admit(head, principal)
+        early = await self._admit(head, principal, creation)
         preferences = parse_preferences(head.fields)
         if early is not None:
             return self._send(exchange, early)
         if preferences.resume is None and head.method in _SAFE and not head.has_content:
             return self._handle_safe(exchange, principal)
         if creation.joins is not None:
-            return self._handle_join(exchange, principal, creation, creation.joins)
+            return self._handle_join(exchange, principal, creation, parts)
         return self._handle_operation(exchange, principal, creation, preferences)
+
+    async def _admit(
+        self, head: RequestHead, principal: str | None, creation: Creation
+    ) -> Response | Representation | None:
+        """Ask the target about the upload that *head* begins.
+
+        The target sees the head of the whole upload, as :meth:`AnyTarget.respond` will:
+        where a dialect says length, type or name in fields of its own, these are
+        translated. Nobody is asked about a part of a later upload (D7). The target never
+        gets such a part, and what the part alone is called or how long it is says
+        nothing of the whole. It is asked about the whole when the parts are joined.
+        """
+        fields = head.fields if creation.fields is None else creation.fields
+        if is_partial(fields):
+            return None
+        begun = replace(head, fields=fields, length=creation.length)
+        return await self._target.admit(begun, principal)
 
     def _check_size(self, creation: Creation) -> None:
         limit = self._config.max_upload_size
@@ -255,11 +278,9 @@ class Service:
         exchange: Exchange,
         principal: str | None,
         creation: Creation,
-        references: Sequence[str],
+        parts: Sequence[Content],
     ) -> None:
         """An upload that is made of others: nothing is received, or copied (D7)."""
-        parts = await find_parts(self._operations, references, principal)
-        self._check_size(replace(creation, length=sum(part.length for part in parts)))
         # Its bytes are stored already, and were let in with the parts: no space is
         # reserved for them. From then on they count as any content does (G7).
         creation = replace(creation, length=0)
@@ -267,7 +288,7 @@ class Service:
             exchange.head, principal, creation, offered=True, keep_incomplete=True
         ) as operation:
             try:
-                await operation.join(parts)
+                await operation.join(tuple(parts))
             except StorageError as exc:
                 await operation.cancel()
                 if not isinstance(exc, StorageConflict):

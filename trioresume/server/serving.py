@@ -10,7 +10,7 @@
 
 Shutdown goes through them from the inside: no new connections, then the running
 requests get ``grace_timeout`` seconds, then the handlers what is left of it, then the
-last commits. Whatever is cut by then is kept like any cut upload.
+last commits. Whatever is cut by then is kept like any cut upload, and answered with 503.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 __all__ = ["Server", "serve"]
 
 logger = logging.getLogger("trioresume.server")
+
+LAST_WORDS_SECONDS = 1.0
+"""How long after the grace period a 503 may take to be sent and read."""
 
 MOST_TURNED_AWAY = 32
 """Connections over the limit that are being told so at a time; others are just closed."""
@@ -273,9 +276,9 @@ class Doorman:
                 listener.socket.close()
             logger.info("shutting down, %d connections open", len(self._connections))
             self.deadline = trio.current_time() + self._config.grace_timeout
-            connections.cancel_scope.deadline = self.deadline
+            connections.cancel_scope.deadline = self.deadline + LAST_WORDS_SECONDS
             for connection in list(self._connections):
-                connection.stop()
+                connection.stop(self.deadline)
 
     async def _accept(
         self, listener: trio.SocketListener, connections: trio.Nursery
@@ -304,6 +307,8 @@ class Doorman:
             await self._turn_away(connection, transport, exc)
             return
         self._connections.add(connection)
+        if self.deadline < float("inf"):
+            connection.stop(self.deadline)  # it was taken in at the last moment
         try:
             await connection.run()
         finally:

@@ -1,7 +1,7 @@
 """Bearer tokens from a file (RFC 6750), which holds only their hashes.
 
 A line is ``NAME SHA256``, the token's SHA-256 in hexadecimal; empty lines and lines
-that begin with ``#`` are ignored. A name may have several tokens. A plain hash is
+that begin with ``#`` are ignored. The file is UTF-8, or UTF-16 with a byte order mark. A name may have several tokens. A plain hash is
 enough because tokens are random (:func:`new_token`), not chosen by people: there is
 no dictionary to try.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
 from trioresume.server.config import Principal, Rejection
+from trioresume.text import decode_text
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["bearer_tokens", "new_token"]
 
 _NAME = re.compile(r"[^\s#]\S*")
-_LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-f]{{64}})")
+_LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-fA-F]{{64}})")
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
 _REFUSAL = Rejection(
     401,
@@ -58,15 +60,20 @@ def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
     token or a line that is none, :class:`OSError` if it cannot be read.
     """
     known: list[tuple[str, str]] = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.strip()
-            if not text or text.startswith("#"):
-                continue
-            match = _LINE.fullmatch(text)
-            if match is None:
-                raise CallerError(f"{path}, line {number}: not 'NAME SHA256'")
-            known.append((match["name"], match["hash"]))
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        lines = io.StringIO(decode_text(data), newline=None)
+    except ValueError as exc:
+        raise CallerError(f"{os.fspath(path)} cannot be read: {exc}") from exc
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise CallerError(f"{path}, line {number}: not 'NAME SHA256'")
+        known.append((match["name"], match["hash"].lower()))
     if not known:
         raise CallerError(f"{path} has no token")
 

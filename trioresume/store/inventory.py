@@ -157,6 +157,8 @@ class Inventory:
 
     def upload(self, id: str) -> StoredUpload | None:
         """The upload called *id*."""
+        if not _is_text(id):
+            return None
         record = self._catalog.operation(OperationId(id))
         return None if record is None else self._upload(record, self._survey())
 
@@ -207,6 +209,8 @@ class Inventory:
 
     def files_called(self, name: str) -> list[StoredFile]:
         """The files that have this name, one for each owner that has one."""
+        if not _is_text(name):
+            return []
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
         return [_stored_file(file_from(row)) for row in rows]
 
@@ -268,6 +272,15 @@ def _stored_file(record: FileRecord) -> StoredFile:
         expires_at=record.expires_at,
         fields=record.fields,
     )
+
+
+def _is_text(name: str) -> bool:
+    """Whether *name* can be in the catalog; from a command line it may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _hex(digest: bytes | None) -> str | None:

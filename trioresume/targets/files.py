@@ -24,10 +24,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate
-from trioresume.protocol.disposition import (
-    content_disposition_attachment,
-    parse_content_disposition_filename,
-)
+from trioresume.protocol.disposition import content_disposition_attachment
+from trioresume.protocol.filenames import name_fault
 from trioresume.protocol.heads import Fields
 from trioresume.server.answers import content_etag_of
 from trioresume.server.locations import root_of
@@ -46,9 +44,6 @@ if TYPE_CHECKING:
     from trioresume.server.messages import Services
 
 __all__ = ["FileService"]
-
-LONGEST_NAME = 255
-"""Bytes of a file's name, decoded."""
 
 _KEPT_FIELDS = ("content-type", "content-encoding", "content-language")
 
@@ -77,7 +72,7 @@ class FileService:
         self, head: RequestHead, principal: str | None
     ) -> Response | Representation | None:
         """Refuse what cannot succeed; serve what has no content to wait for."""
-        name = self._name(head.path)
+        name = self._name(head.path, stores=head.method == "PUT")
         allowed = "OPTIONS, POST" if name is None else "DELETE, GET, HEAD, OPTIONS, PUT"
         if head.method == "OPTIONS":
             return Response(204, {"allow": allowed})
@@ -100,25 +95,30 @@ class FileService:
         self._check(head, file)
         return None
 
-    def _name(self, path: str) -> str | None:
-        """The file's name in *path*, None for the collection; 404 for neither (G12)."""
+    def _name(self, path: str, *, stores: bool = False) -> str | None:
+        """The file's name in *path*, None for the collection.
+
+        Raises :class:`PeerError`: 404 for a path with more segments or one that climbs
+        (G12). A name under which no file can be kept is a 400 for a request that
+        *stores* one, and a 404 for any other, because no such file exists.
+        """
         if not path.startswith(self._base):
             raise PeerError(ProblemCode.NOT_FOUND)
         encoded = path[len(self._base) :]
         if not encoded:
             return None
+        refused = ProblemCode.BAD_FILE_NAME if stores else ProblemCode.NOT_FOUND
         try:
             name = unquote_to_bytes(encoded).decode()
         except UnicodeDecodeError:
-            raise PeerError(ProblemCode.NOT_FOUND) from None
-        if (
-            len(name.encode()) > LONGEST_NAME
-            or name in (".", "..")
-            or not name.isprintable()
-            or "/" in name
-            or "\\" in name
-        ):
-            raise PeerError(ProblemCode.NOT_FOUND)
+            raise PeerError(refused, "the name is not UTF-8") from None
+        if name in (".", "..") or "/" in name or "\\" in name:
+            raise PeerError(
+                ProblemCode.NOT_FOUND, "the name is not one segment of a path"
+            )
+        fault = name_fault(name)
+        if fault is not None:
+            raise PeerError(refused, fault)
         return name
 
     async def _find(self, principal: str | None, name: str) -> FileRecord | None:
@@ -174,12 +174,10 @@ class FileService:
 
     def _record(self, request: Request, name: str) -> FileRecord:
         fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
-        disposition = request.headers.get("content-disposition")
-        if disposition is not None:
-            filename = parse_content_disposition_filename(disposition)
-            if filename is not None:
-                # Kept as the client's text, not as a field of the file.
-                fields.append(("filename", filename))
+        filename = request.head.filename
+        if filename is not None:
+            # Kept as the client's text, not as a field of the file.
+            fields.append(("filename", filename))
         now = self._services.clock.now()
         lifetime = self._services.config.file_lifetime
         return FileRecord(

@@ -11,6 +11,7 @@ from rich.text import Text
 from trioresume.bench.report import doubts, units, words
 from trioresume.bench.report.words import Mood
 from trioresume.bench.results import Results
+from trioresume.text import printable
 
 __all__ = ["MAX_LISTED", "print_results"]
 
@@ -46,9 +47,9 @@ def _parts(results: Results) -> Iterator[RenderableType]:
 
 def _figures(results: Results) -> Table:
     settings = results.settings
-    server = f", {units.printable(results.server_name)}" if results.server_name else ""
+    server = f", {printable(results.server_name)}" if results.server_name else ""
     title = (
-        f"{units.printable(words.url_to_show(settings.url))}{server}: "
+        f"{printable(words.url_to_show(settings.url))}{server}: "
         f"{units.plural(len(results.uploads), 'upload')}, "
         f"{min(settings.at_once, settings.total):,} at once, {results.protocol.value}"
     )
@@ -87,6 +88,6 @@ def _unhappy(results: Results) -> Table:
             str(upload.number),
             units.size(upload.size),
             str(len(upload.attempts)),
-            Text(units.printable(why)),
+            Text(printable(why)),
         )
     return made

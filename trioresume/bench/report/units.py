@@ -7,7 +7,6 @@ __all__ = [
     "duration",
     "factor",
     "plural",
-    "printable",
     "rate",
     "share",
     "short_duration",
@@ -78,11 +77,6 @@ def count(number: int) -> str:
 def plural(number: int, one: str, many: str | None = None) -> str:
     """``1 upload``, ``2 uploads``, ``1,000 uploads``; *many* is *one* with an s if not given."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def printable(text: str) -> str:
-    """*text* without what would command a terminal: parts of it are the server's."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def _three(value: float) -> str:

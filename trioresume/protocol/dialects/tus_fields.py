@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.disposition import (
     content_disposition_attachment,
-    parse_content_disposition_filename,
+    suggested_filename,
 )
 from trioresume.protocol.fields import (
     header_safe,
@@ -139,9 +139,12 @@ def representation_fields(metadata: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def metadata_of(fields: Fields) -> dict[str, bytes]:
-    """The metadata that says what HTTP's fields say: :func:`representation_fields` back."""
+    """The metadata that says what HTTP's fields say: :func:`representation_fields` back.
+
+    A client calls this. The name goes as its caller wrote it; the server makes it safe.
+    """
     metadata: dict[str, bytes] = {}
-    name = parse_content_disposition_filename(fields.get("content-disposition") or "")
+    name = suggested_filename(fields.get("content-disposition") or "")
     if name is not None:
         metadata["filename"] = name.encode()
     media_type = fields.get("content-type")

@@ -1,4 +1,4 @@
-// Numbers as people read them, and the rate that they are made of.
+// Numbers and names as people read them, and the rate that they are made of.
 
 const SIZES = ["bytes", "kB", "MB", "GB", "TB"];
 
@@ -25,6 +25,15 @@ export function duration(seconds) {
 /** Never "100 %" before it is all there. */
 export function percent(part, whole) {
   return `${whole > 0 ? Math.floor((100 * part) / whole) : 0} %`;
+}
+
+// The same characters as in trioresume/text.py: controls, and what reverses the direction of
+// writing, so that "evil\u202egpj.exe" would be shown as "evilexe.jpg".
+const CONTROLS = /[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2028\u2029\u2066-\u2069]/g;
+
+/** *text* with a mark in the place of each character that would change how the rest is shown. */
+export function printable(text) {
+  return text.replace(CONTROLS, "\ufffd");
 }
 
 /**

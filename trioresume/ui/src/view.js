@@ -1,7 +1,7 @@
 // The page: what it shows, and what a person does to it. Names and answers come from
 // elsewhere, so they become text and never markup.
 
-import { bytes, duration, percent } from "./units.js";
+import { bytes, duration, percent, printable } from "./units.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -42,7 +42,8 @@ function status({ state, sent, size, rate, problem }) {
 
 /** The text of *element*, changed only if it is another: what is read out stays calm. */
 function say(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const shown = printable(text);
+  if (element.textContent !== shown) element.textContent = shown;
 }
 
 /** Make the rows of *list* those of *items*, each known by its id; rows that stay stay. */
@@ -138,7 +139,7 @@ export class View {
       if (place.querySelector("a") !== null) return;
       const anchor = document.createElement("a");
       anchor.href = target;
-      anchor.textContent = name;
+      anchor.textContent = printable(name);
       anchor.addEventListener("click", (event) => this.#on.open(event, entry));
       place.replaceChildren(anchor);
     });

@@ -1,0 +1,403 @@
+"""How far the uploads are: bars on a terminal, a line now and then elsewhere.
+
+Both show only what is known to be true:
+
+* A rate is made of the bytes that the connection took within the last seconds. It falls to
+  zero when the connection takes nothing, and is zero while there is none. What an earlier
+  run had sent, and the server still has, is no part of it.
+* How far a file is falls back when the server turns out to have less.
+* What is wrong is said, with the time until the next try.
+
+Everything goes to standard error. Results go to standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from trioresume import Progress
+from trioresume.cli import units
+from trioresume.text import printable
+
+__all__ = ["Display", "FileProgress", "RateMeter", "Total", "display"]
+
+RATE_SECONDS = 5.0
+"""How far back a rate looks."""
+
+LINE_INTERVAL_SECONDS = 10.0
+"""How often progress is told where there is no terminal to draw a bar on."""
+
+_SAMPLE_SECONDS = 0.1
+_FRAMES_PER_SECOND = 5
+_BAR_WIDTH = 20
+_LEAST_NAME = 12
+_KEPT_LINES = 3
+"""Lines of the terminal that the bars leave to others."""
+
+
+class RateMeter:
+    """Bytes a second, over the last :data:`RATE_SECONDS`, of a count that grows."""
+
+    def __init__(self, now: float) -> None:
+        self._samples: deque[tuple[float, int]] = deque([(now, 0)])
+
+    def note(self, now: float, count: int) -> None:
+        """The count is *count* now."""
+        samples = self._samples
+        if len(samples) > 1 and now - samples[-2][0] < _SAMPLE_SECONDS:
+            samples.pop()
+        samples.append((now, count))
+        # One that is older stays: what was moved since then is known from it.
+        while len(samples) > 1 and samples[1][0] <= now - RATE_SECONDS:
+            samples.popleft()
+
+    def restart(self, now: float) -> None:
+        """Nothing gets through: what was moved before does not count any more."""
+        self._samples = deque([(now, self._samples[-1][1])])
+
+    def rate(self, now: float) -> float:
+        """The rate at *now*."""
+        start = now - RATE_SECONDS
+        samples = list(self._samples)
+        first_at, first = samples[0]
+        for at, count in samples:
+            if at > start:
+                break
+            first_at, first = at, count
+        return (samples[-1][1] - first) / max(now - max(first_at, start), 0.5)
+
+
+@dataclass(eq=False)
+class FileProgress:
+    """One file, as far as it is shown."""
+
+    name: str
+    """Short, for a bar."""
+    path: str
+    """As it was given, for a line."""
+    size: int | None
+    """In bytes; None while it is not known."""
+    sent: int = 0
+    attempt: int = 1
+    trouble: str | None = None
+    retry_at: float | None = None
+    ok: bool | None = None
+    """Whether it is stored; None while it runs."""
+    meter: RateMeter = field(default_factory=lambda: RateMeter(time.monotonic()))
+    started: float = field(default_factory=time.monotonic)
+    transferred: int = 0
+    ended: float | None = None
+
+    def note(self, progress: Progress, now: float) -> None:
+        """Take over what the client tells."""
+        self.sent = progress.sent
+        self.attempt = progress.attempt
+        self.transferred = progress.transferred
+        if progress.total is not None:
+            self.size = progress.total
+        self.meter.note(now, progress.transferred)
+        if progress.trouble is not None and self.trouble is None:
+            self.meter.restart(now)
+        self.trouble = progress.trouble
+        self.retry_at = None if progress.retry_in is None else now + progress.retry_in
+
+    def rate(self, now: float) -> float:
+        """Bytes a second now; of a file that is done, over the whole time."""
+        if self.ended is not None:
+            return self.transferred / max(self.ended - self.started, 0.001)
+        return 0.0 if self.trouble is not None else self.meter.rate(now)
+
+    def note_in_words(self, now: float) -> str:
+        """What is to be known besides the numbers; "" if nothing is."""
+        if self.ended is not None:
+            return "" if self.ok else "failed"
+        if self.trouble is not None:
+            left = 0.0 if self.retry_at is None else self.retry_at - now
+            again = f" in {units.duration(left)}" if left >= 0.5 else ""
+            return f"{self.trouble}, trying again{again}"
+        if self.size is not None and 0 < self.size <= self.sent:
+            return "all sent, waiting for the answer"
+        return "" if self.attempt == 1 else f"attempt {self.attempt}"
+
+
+@dataclass(eq=False)
+class Total:
+    """All files together, those that have not begun included."""
+
+    count: int
+    size: int
+    """Of all whose size is known."""
+    running: list[FileProgress] = field(default_factory=list)
+    done: int = 0
+    failed: int = 0
+    settled: int = 0
+    """Bytes of files that are done, or that will never be sent."""
+    started: float = field(default_factory=time.monotonic)
+    transferred: int = 0
+
+    def begin(self, file: FileProgress) -> None:
+        """*file* is being sent from now on."""
+        self.running.append(file)
+
+    def end(self, file: FileProgress, *, ok: bool, now: float) -> None:
+        """*file* is stored, or has failed."""
+        if file not in self.running:
+            return
+        self.running.remove(file)
+        file.ended, file.ok = now, ok
+        self.transferred += file.transferred
+        if ok:
+            self.done += 1
+            self.settled += file.size or 0
+        else:
+            self.failed += 1
+            self.size -= file.size or 0  # it is not going to be sent
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.done + self.failed == self.count
+
+    @property
+    def sent(self) -> int:
+        """Bytes that are at the server, as far as is known."""
+        return self.settled + sum(file.sent for file in self.running)
+
+    def rate(self, now: float) -> float:
+        """Bytes a second of all that run; at the end over the whole time."""
+        if self.over:
+            return self.transferred / max(now - self.started, 0.001)
+        return sum(file.rate(now) for file in self.running)
+
+    def in_words(self) -> str:
+        """How many files are done, and how many have failed."""
+        words = f"{self.done} of {self.count} files"
+        return f"{words}, {self.failed} failed" if self.failed else words
+
+
+class Display(Protocol):
+    """Shows how far the uploads are, and lets lines through."""
+
+    def begin(self, file: FileProgress) -> None: ...
+
+    def show(self, file: FileProgress, progress: Progress) -> None: ...
+
+    def end(self, file: FileProgress, *, ok: bool) -> None: ...
+
+    def write(self, line: str, *, err: bool = False) -> None: ...
+
+
+@contextmanager
+def display(*, quiet: bool, count: int, size: int) -> Iterator[Display]:
+    """What shows *count* files of *size* bytes together."""
+    console = Console(stderr=True)
+    if quiet:
+        yield _Quiet()
+    elif console.is_terminal:
+        bars = _Bars(console, Total(count, size))
+        with bars.drawn():
+            yield bars
+    else:
+        yield _Lines(Total(count, size))
+
+
+class _Quiet:
+    """Nothing but results."""
+
+    def begin(self, file: FileProgress) -> None:
+        """Not shown."""
+
+    def show(self, file: FileProgress, progress: Progress) -> None:
+        """Not shown."""
+
+    def end(self, file: FileProgress, *, ok: bool) -> None:
+        """Not shown."""
+
+    def write(self, line: str, *, err: bool = False) -> None:
+        click.echo(line, err=err)
+
+
+class _Bars(_Quiet):
+    """A bar for each file that runs, and one for all of them."""
+
+    def __init__(
+        self,
+        console: Console,
+        total: Total,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._total = total
+        self._clock = clock
+        self._last: FileProgress | None = None
+        # rich draws in a thread of its own.
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Draw them until the end of the block; the last picture stays."""
+        with Live(
+            console=self._console,
+            get_renderable=self.render,
+            refresh_per_second=_FRAMES_PER_SECOND,
+            redirect_stdout=False,
+        ):
+            yield
+
+    def begin(self, file: FileProgress) -> None:
+        with self._lock:
+            self._last = file
+            self._total.begin(file)
+
+    def show(self, file: FileProgress, progress: Progress) -> None:
+        with self._lock:
+            file.note(progress, self._clock())
+
+    def end(self, file: FileProgress, *, ok: bool) -> None:
+        with self._lock:
+            self._last = file
+            self._total.end(file, ok=ok, now=self._clock())
+
+    def write(self, line: str, *, err: bool = False) -> None:
+        # A result on standard output would tear the bar if both are the terminal.
+        if err or sys.stdout.isatty():
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(line)
+
+    # Drawing.
+
+    def render(self) -> RenderableType:
+        """The picture now: the files that run, then all together."""
+        with self._lock:
+            now = self._clock()
+            shown = list(self._total.running)
+            if self._total.count == 1 and not shown and self._last is not None:
+                shown = [self._last]
+            room = max(1, (self._console.height - _KEPT_LINES) // 2)
+            pieces = [piece for file in shown[:room] for piece in self._file(file, now)]
+            if len(shown) > room:
+                pieces.append(Text(f"… and {len(shown) - room} more", style="dim"))
+            if self._total.count > 1:
+                pieces.append(self._sum(now))
+            return Group(*pieces)
+
+    def _file(self, file: FileProgress, now: float) -> Iterator[RenderableType]:
+        rate = file.rate(now)
+        yield self._row(
+            file.name, file.sent, file.size, rate, running=file.ended is None
+        )
+        words = file.note_in_words(now)
+        if words:
+            style = "red" if file.trouble or file.ok is False else "dim"
+            yield Text(
+                f"  {words}", style=style, no_wrap=True, overflow="ellipsis", end="\n"
+            )
+
+    def _sum(self, now: float) -> RenderableType:
+        total = self._total
+        return self._row(
+            total.in_words(),
+            total.sent,
+            total.size,
+            total.rate(now),
+            running=not total.over,
+        )
+
+    def _row(
+        self, name: str, sent: int, size: int | None, rate: float, *, running: bool
+    ) -> RenderableType:
+        left = ""
+        if running and size is not None and sent < size and rate >= 1:
+            left = f"{units.duration((size - sent) / rate)} left"
+        bar = ProgressBar(
+            total=None if size is None else max(size, 1),
+            completed=sent if size != 0 else 1,
+            width=_BAR_WIDTH,
+            pulse=size is None and running,
+        )
+        numbers = f"{units.size(sent)} of {units.size(size)}"
+        cells: list[tuple[int, RenderableType]] = [
+            (_BAR_WIDTH, bar),
+            (22, Text(numbers, justify="right")),
+            (12, Text(units.rate(rate), justify="right")),
+            (12, Text(left, justify="right")),
+        ]
+        # What there is no room for goes, the last first; the name stays.
+        width = self._console.width
+        while len(cells) > 1 and _LEAST_NAME + sum(w + 1 for w, _ in cells) > width:
+            del cells[0 if cells[0][0] == _BAR_WIDTH else -1]
+        for_name = max(_LEAST_NAME, width - sum(w + 1 for w, _ in cells) - 1)
+        columns = [
+            Column(width=min(for_name, 40), no_wrap=True, overflow="ellipsis"),
+            *(Column(width=w, no_wrap=True) for w, _ in cells),
+        ]
+        table = Table.grid(*columns, padding=(0, 1, 0, 0))
+        table.add_row(Text(printable(name)), *(cell for _, cell in cells))
+        return table
+
+
+class _Lines(_Quiet):
+    """A line now and then, for logs."""
+
+    def __init__(
+        self, total: Total, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._total = total
+        self._clock = clock
+        self._told: dict[FileProgress, tuple[float, int, str | None]] = {}
+        self._told_total = clock()
+
+    def begin(self, file: FileProgress) -> None:
+        self._total.begin(file)
+        self._told[file] = (self._clock(), 1, None)
+
+    def show(self, file: FileProgress, progress: Progress) -> None:
+        now = self._clock()
+        file.note(progress, now)
+        told_at, attempt, trouble = self._told[file]
+        if file.trouble is not None and file.retry_at is None:
+            return  # it is being tried again; how that goes is told
+        news = file.attempt != attempt and file.trouble is None
+        news = news or (file.trouble is not None and file.trouble != trouble)
+        if news or now - told_at >= LINE_INTERVAL_SECONDS:
+            self._told[file] = (now, file.attempt, file.trouble or trouble)
+            self.write(self._line(file, now), err=True)
+        if self._total.count > 1 and now - self._told_total >= LINE_INTERVAL_SECONDS:
+            self._told_total = now
+            self.write(self._sum(now), err=True)
+
+    def _line(self, file: FileProgress, now: float) -> str:
+        words = [_amount(file.sent, file.size), units.rate(file.rate(now))]
+        note = file.note_in_words(now)
+        return printable(f"{file.path}: {', '.join(filter(None, [*words, note]))}")
+
+    def _sum(self, now: float) -> str:
+        total = self._total
+        amount = _amount(total.sent, total.size)
+        return f"{total.in_words()}: {amount}, {units.rate(total.rate(now))}"
+
+    def end(self, file: FileProgress, *, ok: bool) -> None:
+        self._total.end(file, ok=ok, now=self._clock())
+        self._told.pop(file, None)
+
+
+def _amount(sent: int, size: int | None) -> str:
+    if size is None:
+        return f"{units.size(sent)} so far"
+    percent = 100 * sent // size if size else 100
+    return f"{percent} %, {units.size(sent)} of {units.size(size)}"
