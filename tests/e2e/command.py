@@ -150,6 +150,12 @@ class Service:
         (line,) = (x for x in status.splitlines() if x.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
 
+    def peak(self) -> int:
+        """The most bytes of memory that it has held in this life."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = (x for x in status.splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
     def cpu_seconds(self) -> float:
         """Processor time it has used in this life."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()

@@ -112,6 +112,19 @@ class Wire:
         self._received += data
         return bool(data)
 
+    async def send_eof(self) -> None:
+        """Say that nothing more comes."""
+        try:
+            await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            raise Cut(str(exc)) from exc
+
+    async def drop(self) -> bool:
+        """Read what comes next and forget it; False at the end of the connection."""
+        more = await self._more()
+        self._received.clear()
+        return more
+
     async def next_head(self) -> Answer:
         """The next response's head, be it interim or final."""
         while (end := self._received.find(b"\r\n\r\n")) < 0:

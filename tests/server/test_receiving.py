@@ -37,10 +37,16 @@ class Counting:
     """A sink that counts."""
 
     has_room = True
+    plain: int | None = None
+    work = 0
 
     def __init__(self) -> None:
         self.offset = 0
         self.relaxed: list[int] = []
+
+    @property
+    def taken(self) -> int:
+        return self.offset
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         self.offset += len(data)

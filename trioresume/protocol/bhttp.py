@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trioresume.errors import PeerError
 from trioresume.protocol.fields import MAX_DIGITS, ContentRange, format_content_range
 from trioresume.protocol.framing import check_field
 from trioresume.protocol.heads import Fields
@@ -32,7 +33,7 @@ from trioresume.protocol.parts import (
     PatchEvent,
     PatchReader,
     Steps,
-    as_patch_problems,
+    as_patch_problem,
     bad_patch,
 )
 
@@ -46,8 +47,10 @@ __all__ = [
 _KNOWN_LENGTH = 8
 _INDETERMINATE_LENGTH = 10
 _LARGEST = 10**MAX_DIGITS - 1
-# The most content of short chunks that is gathered into one event.
-_MAX_GATHERED = 64 * 1024
+# The most input that is searched at a time for short chunks, which are one event.
+_MAX_GATHERED = 128 * 1024
+# Longer chunks are events of their own: to copy them would cost more.
+_LONGEST_GATHERED = 4096
 
 
 class BinaryReader(PatchReader):
@@ -107,57 +110,106 @@ class BinaryReader(PatchReader):
                 yield from self._content(memoryview(small))
                 continue
             size, _ = yield from self._varint()
+            self.work += 1
             if size == 0:
                 return
             yield from self._content_of(size)
 
     def _content_of(self, size: int) -> Steps[None]:
         while size:
+            self.plain = size
             piece = yield from self._some(size)
             size -= len(piece)
             yield from self._content(piece)
+        self.plain = 0
 
     def _small_chunks(self) -> bytes:
         """The content of the short chunks that the input holds whole, next to come.
 
-        Without this shortcut, a hostile patch of one-byte chunks would cost an event,
-        and so a write, for each byte. Short is what a one-byte number can say.
+        Without this shortcut, a hostile patch of one-byte chunks would cost an event
+        for each byte, whatever the width of their lengths.
         """
-        gathered = bytearray()
-        view, position = self._input, 0
-        while position < len(view) and len(gathered) < _MAX_GATHERED:
-            end = position + 1 + view[position]
-            if not 0 < view[position] < 64 or end > len(view):
+        # The first one is looked at alone: if it is long, nothing is copied.
+        size, start = _varint_at(self._input[:8], 0)
+        if not 0 < size <= _LONGEST_GATHERED or start + size > len(self._input):
+            return b""
+        raw = bytes(self._input[:_MAX_GATHERED])
+        chunks: list[bytes] = []
+        position = 0
+        while position < len(raw):
+            size = raw[position]
+            start = position + 1
+            if size > 63:
+                size, start = _varint_at(raw, position)
+            end = start + size
+            if not 0 < size <= _LONGEST_GATHERED or end > len(raw):
                 break
-            gathered += view[position + 1 : end]
+            chunks.append(raw[start:end])
             position = end
-        self._input = view[position:]
-        return bytes(gathered)
+        self._input = self._input[position:]
+        self.work += len(chunks)
+        return b"".join(chunks)
 
     # ------------------------------------------------------------ fields and numbers
 
     def _field_section(self, size: int | None) -> Steps[Fields]:
         """The field lines of a section of *size* bytes, or up to its terminator."""
-        lines: list[tuple[bytes, bytes]] = []
-        known = size is not None
-        left = self._limits.max_header_size if size is None else size
-        while left > 0 or not known:
-            name, left = yield from self._string(left, known=known)
-            if not name and not known:
-                break
-            value, left = yield from self._string(left, known=known)
-            if len(lines) == self._limits.max_fields:
-                raise self._too_many_fields()
-            with as_patch_problems():
-                lines.append(check_field(name, value))
-        return Fields.from_wire(lines)
+        if size is not None:
+            section = yield from self._exactly(size)
+            lines, end = self._field_lines(section, 0)
+            if end < size:
+                raise bad_patch("a field goes beyond the end of its section")
+            return Fields.from_wire(lines)
+        lines = []
+        left = self._limits.max_header_size
+        while True:
+            # What is there as a whole is read at once, and step by step what is not.
+            known = bytes(self._input[:left])
+            more, end = self._field_lines(known, len(lines))
+            lines += more
+            left -= end
+            self._input = self._input[end:]
+            name, left = yield from self._string(left)
+            if not name:
+                return Fields.from_wire(lines)
+            value, left = yield from self._string(left)
+            lines.append(self._field_line(name, value, len(lines)))
 
-    def _string(self, left: int, *, known: bool) -> Steps[tuple[bytes, int]]:
+    def _field_lines(
+        self, raw: bytes, count: int
+    ) -> tuple[list[tuple[bytes, bytes]], int]:
+        """The field lines at the beginning of *raw*, and where they end.
+
+        They end before a terminator and before a line that *raw* does not hold whole.
+        *count* is how many lines were read before.
+        """
+        lines: list[tuple[bytes, bytes]] = []
+        position = 0
+        while position < len(raw):
+            size, start = _varint_at(raw, position)
+            value_at = start + size
+            size, value_start = _varint_at(raw, value_at)
+            end = value_start + size
+            if value_at == start or end > len(raw):
+                break
+            name, value = raw[start:value_at], raw[value_start:end]
+            lines.append(self._field_line(name, value, count + len(lines)))
+            position = end
+        return lines, position
+
+    def _field_line(self, name: bytes, value: bytes, count: int) -> tuple[bytes, bytes]:
+        if count == self._limits.max_fields:
+            raise self._too_many_fields()
+        self.work += 1
+        try:
+            return check_field(name, value)
+        except PeerError as error:
+            raise as_patch_problem(error) from None
+
+    def _string(self, left: int) -> Steps[tuple[bytes, int]]:
         """A string of at most *left* bytes, its length included; what is left then."""
         size, width = yield from self._varint()
         left -= width + size
-        if left < 0 and known:
-            raise bad_patch("a field goes beyond the end of its section")
         if left < 0:
             raise self._header_too_large()
         string = yield from self._exactly(size)
@@ -172,6 +224,18 @@ class BinaryReader(PatchReader):
         if value > _LARGEST:
             raise bad_patch(f"a length has more than {MAX_DIGITS} digits")
         return value, width
+
+
+def _varint_at(raw: bytes | memoryview, position: int) -> tuple[int, int]:
+    """The number at *position*, and where it ends: beyond *raw* if it is not all there."""
+    if position >= len(raw):
+        return 0, len(raw) + 1
+    width = 1 << (raw[position] >> 6)
+    end = position + width
+    return int.from_bytes(raw[position:end], "big") & _MASKS[width], end
+
+
+_MASKS = {width: (1 << (8 * width - 2)) - 1 for width in (1, 2, 4, 8)}
 
 
 # ---------------------------------------------------------------- writing

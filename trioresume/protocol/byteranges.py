@@ -144,6 +144,7 @@ class MessageReader(_SingleReader):
             available = self._content_length - size
         yield self._begin(fields, available)
         self._started = True
+        self.plain = None
         while True:
             yield from self._content((yield from self._some()))
 
@@ -153,6 +154,8 @@ class OffsetReader(_SingleReader):
 
     *completes* is whether its end is the upload's, None if that is for the length to say.
     """
+
+    plain = None
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ LONGEST_LINE = 4096
 EXTENSIONS = 16 * 1024
 """Bytes that all extensions of a body may take beyond those of its content."""
 LARGEST_CHUNK = 10**MAX_DIGITS - 1
+COPIED = 1024
+"""Bytes up to which a chunk's content is copied: that costs less than a view of it."""
 
 _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,%d})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)\r\n" % MAX_DIGITS
@@ -59,6 +61,8 @@ class ChunkedReader:
         """What came after the body's end: the beginning of the next request."""
         self.fault: PeerError | None = None
         """Why the body cannot be read on: 400, or 431 for trailers over the limits."""
+        self.work = 0
+        """How many chunks it has read."""
         self._limits = limits
         self._expects = _Expects.SIZE
         self._left = 0
@@ -81,7 +85,7 @@ class ChunkedReader:
             self._spare += len(data)
             return data
         raw = bytes(data)
-        pieces: list[memoryview] = []
+        pieces: list[bytes | memoryview] = []
         try:
             self.excess = raw[self._read(raw, pieces) :]
         except PeerError as exc:
@@ -89,9 +93,9 @@ class ChunkedReader:
             self.fault = exc.with_traceback(None)
         # One piece for the store: a write for each of ten thousand tiny chunks would
         # cost as much as ten thousand uploads.
-        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        return memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
-    def _read(self, raw: bytes, pieces: list[memoryview]) -> int:
+    def _read(self, raw: bytes, pieces: list[bytes | memoryview]) -> int:
         at = 0
         while at < len(raw) and not self.finished:
             match self._expects:
@@ -104,11 +108,43 @@ class ChunkedReader:
                     if self._left == 0:
                         self._expects = _Expects.CONTENT_END
                 case _Expects.SIZE:
-                    at = self._read_size(raw, at)
+                    if not self._partial:
+                        at = self._read_whole_chunks(raw, at, pieces)
+                    if at < len(raw):
+                        at = self._read_size(raw, at)
                 case _Expects.CONTENT_END:
                     at = self._read_content_end(raw, at)
                 case _:
                     at = self._read_trailers(raw, at)
+        return at
+
+    def _read_whole_chunks(
+        self, raw: bytes, at: int, pieces: list[bytes | memoryview]
+    ) -> int:
+        """Read the chunks that *raw* holds from their size to their end, from *at* on.
+
+        A peer may send thousands of them, of a byte each, in a single packet. What is
+        wrong, and the last chunk, is left to the readers of one step each.
+        """
+        chunks, spare = 0, self._spare
+        while (line := _SIZE_LINE.match(raw, at)) is not None:
+            size, extensions = int(line[1], 16), len(line[2])
+            start = line.end()
+            end = start + size
+            if (
+                not 0 < size <= LARGEST_CHUNK
+                or raw[end : end + 2] != b"\r\n"
+                or start - at > LONGEST_LINE
+                or extensions > spare
+            ):
+                break
+            whole = raw[start:end] if size <= COPIED else memoryview(raw)[start:end]
+            pieces.append(whole)
+            spare += size - extensions
+            chunks += 1
+            at = end + 2
+        self._spare = spare
+        self.work += chunks
         return at
 
     def _read_size(self, raw: bytes, at: int) -> int:
@@ -125,6 +161,7 @@ class ChunkedReader:
         self._spare -= len(match[2])
         if self._spare < 0:
             raise _refusal("the chunks' extensions are too long")
+        self.work += 1
         self._left = int(match[1], 16)
         if self._left > LARGEST_CHUNK:
             raise _refusal(f"a chunk has more than {LARGEST_CHUNK} bytes")

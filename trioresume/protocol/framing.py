@@ -267,6 +267,7 @@ def request_head(
     if http_version not in (b"1.0", b"1.1"):
         raise _bad_version()
     _check_target(target, limits)
+    _check_lists(fields)
     if method == b"CONNECT":
         raise _refusal("", problem=ProblemCode.NOT_IMPLEMENTED)
     _check_host(fields, http_version)
@@ -278,6 +279,56 @@ def request_head(
         length=_content_length(fields, http_version),
         peer=peer,
     )
+
+
+MAX_MEMBERS = 1024
+"""Members that a list in a request's head may have."""
+
+# The fields that are read here as lists, parameters or references. Others may hold any
+# number of commas. Structured fields have a bound of their own.
+_LISTS = frozenset(
+    {
+        "access-control-request-headers",
+        "connection",
+        "content-disposition",
+        "content-encoding",
+        "content-type",
+        "expect",
+        "forwarded",
+        "if-match",
+        "if-none-match",
+        "prefer",
+        "range",
+        "trailer",
+        "transfer-encoding",
+        "upload-concat",
+        "upload-metadata",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    }
+)
+
+
+def _check_lists(fields: Fields) -> None:
+    """Refuse a list that would take the event loop long to read.
+
+    It must not be ignored: RFC 9110, section 5.4 wants a 4xx for a field that is larger
+    than the server wishes to process. Quoted separators count as well.
+    """
+    members: dict[str, int] = {}
+    for name, value in fields:
+        if name in _LISTS:
+            separators = value.count(",") + value.count(";")
+            if name == "upload-concat":
+                separators = value.count(" ")
+            members[name] = members.get(name, 0) + 1 + separators
+    for name, count in members.items():
+        if count > MAX_MEMBERS:
+            raise _refusal(
+                f"{name} has more than {MAX_MEMBERS} members",
+                problem=ProblemCode.HEADER_TOO_LARGE,
+            )
 
 
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?]+(?P<rest>[/?].*)?", re.IGNORECASE)

@@ -79,6 +79,7 @@ class MultipartReader(PatchReader):
             self._matched = self._virtual = 2
             yield self._begin(fields, None)
             yield from self._part_content()
+            self.plain = 0
             if self._is_short():
                 yield PatchCut()
                 return
@@ -100,10 +101,15 @@ class MultipartReader(PatchReader):
 
     def _is_closing(self) -> Steps[bool]:
         """Take what follows a boundary on its line: two hyphens end the patch."""
-        line = bytearray()
+        self.work += 1
+        line = b""
         while True:
-            line += yield from self._some(1)
-            match = _AFTER_DELIMITER.fullmatch(line)
+            available = yield from self._available()
+            before = len(line)
+            line += bytes(available[: _MAX_PADDING + 1 - before])
+            match = _AFTER_DELIMITER.match(line)
+            taken = len(line) if match is None else match.end()
+            self._input = available[taken - before :]
             if match is not None:
                 return match["closing"] is not None
             partial = _AFTER_DELIMITER_SO_FAR.fullmatch(line) is not None
@@ -116,11 +122,13 @@ class MultipartReader(PatchReader):
             pieces, found = self._split((yield from self._available()))
             for piece in pieces:
                 yield from self._content(piece)
+            # Content is searched for the delimiter, which is quick. It ends only there.
+            self.plain = 0 if self._room is None else self._room - self._received
 
     def _epilogue(self) -> Steps[None]:
         rest = bytearray()
         while True:
-            rest += yield from self._some(1)
+            rest += yield from self._some(_MAX_PADDING + 1 - len(rest))
             allowed = _EPILOGUE_SO_FAR.fullmatch(rest) is not None
             if not allowed or len(rest) > _MAX_PADDING:
                 raise bad_patch("something follows the last boundary")

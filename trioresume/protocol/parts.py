@@ -50,6 +50,7 @@ __all__ = [
     "PatchLimits",
     "PatchReader",
     "Steps",
+    "as_patch_problem",
     "as_patch_problems",
     "bad_patch",
     "encode_part_header",
@@ -128,6 +129,9 @@ class PatchReader(ABC):
     completes: bool | None = None
     """Whether the request says that it completes the upload (RUFH, C8); None if silent."""
 
+    plain: int | None = 0
+    """How many of the next bytes are content alone, and cost nothing to read; None: all."""
+
     def __init__(self, limits: PatchLimits, *, lenient_unit: bool = False) -> None:
         self._limits = limits
         self._lenient_unit = lenient_unit
@@ -135,6 +139,8 @@ class PatchReader(ABC):
         self._machine = self._parse()
         self._failure: PeerError | None = None
         self._cut = False
+        self.work = 0
+        """How much framing it has read: parts, fields, chunks and lines."""
         # The current part's account, in bytes; see _begin.
         self._parts = 0
         self._total: int | None = None
@@ -211,6 +217,7 @@ class PatchReader(ABC):
                     fields = parse_field_block(
                         bytes(block[2:end]), self._limits.max_fields
                     )
+                self.work += len(fields)
                 return fields, end - 2
 
     def _header_too_large(self) -> PeerError:
@@ -229,6 +236,7 @@ class PatchReader(ABC):
     def _begin(self, fields: Fields, available: int | None) -> PartStart:
         """Begin a part; *available* is the content's length by its framing, if known."""
         self._parts += 1
+        self.work += 1
         if self._parts > self._limits.max_parts:
             raise bad_patch(f"there are more than {self._limits.max_parts} parts")
         range_ = self._part_range(fields)
@@ -357,6 +365,11 @@ def as_patch_problems() -> Iterator[None]:
     try:
         yield
     except PeerError as error:
-        if error.problem is ProblemCode.HEADER_TOO_LARGE:
-            raise PeerError(error.problem, f"in a part: {error.detail}") from None
-        raise bad_patch(f"in a part: {error.detail}") from None
+        raise as_patch_problem(error) from None
+
+
+def as_patch_problem(error: PeerError) -> PeerError:
+    """What is wrong with a nested head, as what is wrong with the patch."""
+    if error.problem is ProblemCode.HEADER_TOO_LARGE:
+        return PeerError(error.problem, f"in a part: {error.detail}")
+    return bad_patch(f"in a part: {error.detail}")

@@ -19,6 +19,7 @@ from collections import deque
 
 import trio
 
+from trioresume.server.turnstile import Turnstile
 from trioresume.server.watch import Watch
 from trioresume.store.disk_io import PAGE_SIZE
 
@@ -86,6 +87,8 @@ class ReceiveMemory:
         self.uploads = 0
         self.watch = Watch()
         """Of all that receive into it."""
+        self.busy = Turnstile(width=1)
+        """For those whose bytes are much work: one of them goes on in each round."""
 
     @property
     def low_water(self) -> int:

@@ -64,6 +64,13 @@ Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`, a
 it finds is gathered in a piece for as long as there is more to read: some copies more, the
 same way to the disk.
 
+Bytes that have to be read one by one are work for the event loop: the framing of chunks,
+the parts of a patch. A megabyte of chunks of one byte is a second of it. So a task reads
+only a share of such bytes in a turn. The sink and the chunked reader count what they find
+there. After a turn with much work the task gives way: of all such tasks one goes on in
+each round of the event loop, and it reads a smaller share. Plain content is not
+concerned: a sink says how much of what comes next is that (``plain``).
+
 Of who falls silent the store is told after a second (``relax``): it lets go of what it can
 find again, such as a hash's state of 2 KiB. That is once a minute at most, for going on
 costs a read of up to a chunk.
@@ -75,9 +82,12 @@ is too late has its wait for the connection end in an error; a scope that is onl
 be cancelled would be 700 bytes for each silent upload.
 
 A deadline that progress renews would let a peer hold on for ever with a byte a minute
-(G5). So each byte buys 1 / ``min_body_rate`` seconds and at most ``body_timeout`` is
-saved up: who is silent is cut after ``body_timeout``, who trickles not much later, and
-who is fast enough never notices.
+(G5). So each byte of content buys 1 / ``min_body_rate`` seconds and at most ``body_timeout``
+is saved up: a silent peer is cut after ``body_timeout``, one that trickles not much later,
+and one that is fast enough never notices. Only bytes of content count. Framing counts
+for nothing: chunk sizes and their extensions, trailers, the heads of a patch's parts. While
+the task waits for memory or for the disk the peer's time stands still. It must not begin
+anew: with many connections there is always a wait for memory.
 """
 
 from __future__ import annotations
@@ -112,6 +122,12 @@ LEAST_MARK = 8 * 1024
 """Bytes: a smaller low-water mark is not worth the system call."""
 FILL_TIME = 0.25
 """Seconds within which a connection is to fill its low-water mark."""
+MUCH_WORK = 256
+"""Fields, chunks or parts of a turn from which on the others go first: about 0.3 ms."""
+SMALLEST_SHARE = 8 * 1024
+"""Bytes of the first turn, and of one after much work: some milliseconds at worst."""
+LARGEST_SHARE = 64 * 1024
+"""Bytes of a turn at most, if they have to be read. It doubles after little work."""
 RELAXED_AFTER = 1.0
 """Seconds of silence after which a connection is to hold less memory."""
 SELDOM_RELAXED = 60.0
@@ -139,6 +155,27 @@ class Sink(Protocol):
         ...
 
     @property
+    def taken(self) -> int:
+        """Grows by each byte of content that it takes, and by nothing else.
+
+        The framing of a patch is no content, so it is no progress.
+        """
+        ...
+
+    @property
+    def plain(self) -> int | None:
+        """How many of the next bytes it takes as they are; None: all.
+
+        Any others it has to read, which may be much work.
+        """
+        ...
+
+    @property
+    def work(self) -> int:
+        """How much it has read: grows by one for each field, chunk or part."""
+        ...
+
+    @property
     def has_room(self) -> bool:
         """False to be given no more until ``room`` returned."""
         ...
@@ -163,8 +200,10 @@ class BodyReceiver:
         "_relaxes_after",
         "_remaining",
         "_saved_until",
+        "_share",
         "_since",
         "_sink",
+        "_suspended_at",
         "_timeout",
         "_transport",
         "_until",
@@ -184,6 +223,9 @@ class BodyReceiver:
         self._low_water = 1
         self._timeout = config.body_timeout
         self._rate = config.min_body_rate
+        self._share = SMALLEST_SHARE
+        """Bytes to read of the next turn, if they have to be read one by one."""
+        self._suspended_at = 0.0
         self._saved_until = 0.0
         self._until = float("inf")
         """When the peer has taken too long, on trio's clock."""
@@ -226,7 +268,7 @@ class BodyReceiver:
         the sink raises. When cancelled, the sink has got everything that was read.
         """
         memory = self._memory
-        self._renew(trio.current_time())
+        self._begin_waiting(trio.current_time())
         self._sink = sink
         memory.watch.enter(self, self._timeout)
         memory.uploads += 1
@@ -249,17 +291,52 @@ class BodyReceiver:
             self._sink = None
             self._set_low_water(1)
 
-    def _renew(self, now: float, count: int | None = None) -> None:
-        """Wait on from *now*, after *count* bytes; as long as it may be if that is None."""
-        until = now + self._timeout
-        if count is not None and self._rate:
-            until = min(until, self._saved_until + count / self._rate)
-        self._until = self._saved_until = until
+    def _begin_waiting(self, now: float) -> None:
+        self._until = self._saved_until = now + self._timeout
         self._since = now
+
+    def _renew(self, now: float, gained: int) -> None:
+        """Something came: wait on from *now*, as long as *gained* bytes of content buy.
+
+        What else came, such as the framing of chunks and of parts, buys nothing.
+        """
+        self._since = now
+        if not gained:
+            return
+        until = now + self._timeout
+        if self._rate:
+            until = min(until, self._saved_until + gained / self._rate)
+        self._until = self._saved_until = until
 
     def _suspend(self) -> None:
         """What is waited for next is not the peer's to do."""
+        self._suspended_at = trio.current_time()
         self._until = self._since = float("inf")
+
+    def _resume(self) -> float:
+        """That is over: the peer has as much time left as it had before. The time now."""
+        now = trio.current_time()
+        self._saved_until += now - self._suspended_at
+        self._until = self._saved_until
+        self._since = now
+        return now
+
+    async def _give_way(self) -> None:
+        """Wait until it is this one's turn among those whose bytes are much work."""
+        self._suspend()
+        await self._memory.busy.wait()
+        self._resume()
+
+    def _next_share(self, work: int) -> bool:
+        """After a turn with so much *work*: set what the next one may read.
+
+        True if others are to have their turns before that.
+        """
+        if work < MUCH_WORK:
+            self._share = min(2 * self._share, LARGEST_SHARE)
+            return False
+        self._share = SMALLEST_SHARE
+        return True
 
     def look(self, now: float) -> None:
         """Called now and then; see :class:`~trioresume.server.watch.Watch`."""
@@ -287,8 +364,7 @@ class BodyReceiver:
             if waited:
                 self._suspend()
                 await sink.room()
-                last = trio.current_time()
-                self._renew(last)
+                last = self._resume()
             # Where the others have, or get, their turn anyway, one wait is enough.
             if not (waited or self._memory.is_taken) or not self._is_ready():
                 await self._transport.wait_readable()
@@ -298,21 +374,28 @@ class BodyReceiver:
                 piece = await self._take_in_line()
                 last = trio.current_time()
                 waiting = self._transport.readable
+            taken, work = sink.taken, sink.work
             count = self._read_once(sink, piece, waiting)
             if count is None:
                 continue
             if count == 0:
                 raise ContentCut(timed_out=False)
             now = trio.current_time()
-            self._adapt(count, now - last)
-            last = now
-            self._renew(now, count)
+            self._renew(now, sink.taken - taken)
+            if sink.plain is None:
+                self._adapt(count, now - last)
+                last = now
+                continue
+            self._set_low_water(1)  # a share may be less than what has come
+            if self._next_share(sink.work - work):
+                await self._give_way()
+            last = trio.current_time()
 
     async def _take_in_line(self) -> Piece:
         """Wait for a piece. The peer is not charged for that time."""
         self._suspend()
         piece = await self._memory.take()
-        self._renew(trio.current_time())
+        self._resume()
         return piece
 
     def _is_ready(self) -> bool:
@@ -356,6 +439,9 @@ class BodyReceiver:
                 start = piece.start(sink.offset)
                 view = piece.view[start:]
             view = view[: self._remaining]
+            plain = sink.plain
+            if plain is not None:
+                view = view[: max(plain, self._share)]
             if LEAST_ROUNDED <= waiting < len(view):
                 view = view[: (start + waiting) // PAGE_SIZE * PAGE_SIZE - start]
             count = self._transport.receive_nowait(view)
@@ -364,6 +450,8 @@ class BodyReceiver:
                 sink.append(view[:count], piece)
                 if piece is not None:
                     self._memory.share(piece, start + count)
+            elif piece is not None:
+                self._memory.share(piece, piece.used)
             return count
         finally:
             if piece is not None:
@@ -396,7 +484,7 @@ class BodyReceiver:
                 if not sink.has_room:
                     self._suspend()
                     await sink.room()
-                    self._renew(trio.current_time())
+                    self._resume()
                 if not gathered.begin(self._transport.readable):
                     gathered.begin_with(await self._take_in_line())
                 data = self._next_bytes()
@@ -404,13 +492,20 @@ class BodyReceiver:
                     gathered.hand_on()
                     await self._transport.wait_readable()
                     continue
+                taken = sink.taken + gathered.size
+                work = sink.work + self._chunks.work
                 content = self._feed(data)
-                if content:
-                    self._renew(trio.current_time(), len(content))
-                    if gathered.add(content):
-                        await trio.lowlevel.checkpoint()  # the others' turn
+                handed_on = bool(content) and gathered.add(content)
+                if sink.plain is not None:
+                    gathered.hand_on()  # it reads no more in a turn than was read here
+                self._renew(trio.current_time(), sink.taken + gathered.size - taken)
                 if self._chunks.fault is not None:
                     raise replace(self._chunks.fault)  # the reader's own stays bare
+                if self._next_share(sink.work + self._chunks.work - work):
+                    gathered.hand_on()  # others may need the piece meanwhile
+                    await self._give_way()
+                elif handed_on or sink.plain is not None:
+                    await trio.lowlevel.checkpoint()  # the others' turn
         finally:
             gathered.hand_on()
 
@@ -420,10 +515,11 @@ class BodyReceiver:
             taken = bytes(self._leftover)
             self._leftover.clear()
             return memoryview(taken)
-        count = self._transport.receive_nowait(self._memory.scratch)
+        share = self._memory.scratch[: self._share]
+        count = self._transport.receive_nowait(share)
         if count == 0:
             raise ContentCut(timed_out=False)
-        return None if count is None else self._memory.scratch[:count]
+        return None if count is None else share[:count]
 
     def _feed(self, data: memoryview) -> memoryview:
         content = self._chunks.feed(data)
@@ -451,6 +547,11 @@ class _Gathered:
         self._piece: Piece | None = None
         self._start = 0
         self._end = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that were not handed on yet."""
+        return self._end - self._start
 
     def begin(self, expected: int | None = None) -> bool:
         """Take a piece, if it has none; False if there is none to be had."""
@@ -490,7 +591,10 @@ class _Gathered:
                 if self._end > self._start:
                     self._sink.append(piece.view[self._start : self._end], piece)
                     self._memory.share(piece, self._end)
+                else:
+                    self._memory.share(piece, piece.used)
             finally:
+                self._start = self._end = 0
                 piece.release()
 
 
@@ -501,16 +605,20 @@ class _EnoughDiscarded(Exception):
 class _Discard:
     """A sink for content that nobody wants, up to a bound."""
 
+    offset = 0
+    has_room = True
+    plain: int | None = None
+    work = 0
+
     def __init__(self, limit: int) -> None:
         self._left = limit
+        self.taken = 0
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         self._left -= len(data)
+        self.taken += len(data)
         if self._left < 0:
             raise _EnoughDiscarded
-
-    offset = 0
-    has_room = True
 
     def relax(self) -> None:
         return

@@ -225,6 +225,7 @@ async def _run_chores(
             nursery.start_soon(expiry.run, operations)
             nursery.start_soon(collector.run)
             nursery.start_soon(doorman.memory.watch.run)
+            nursery.start_soon(doorman.memory.busy.run)
             nursery.start_soon(doorman.admission.turnstile.run)
             if data_dir is not None:
                 nursery.start_soon(serve_control, data_dir, collector)

@@ -33,9 +33,15 @@ __all__ = [
     "progress_of",
 ]
 
+LARGEST_COPY = 16 * 1024
+"""Bytes up to which a piece of content is copied to make one of several."""
+
 
 class OperationSink:
     """Content goes to the operation as it comes; *check* sees it first."""
+
+    plain: int | None = None
+    work = 0
 
     def __init__(
         self,
@@ -56,6 +62,10 @@ class OperationSink:
 
     @property
     def offset(self) -> int:
+        return self._operation.incoming.offset
+
+    @property
+    def taken(self) -> int:
         return self._operation.incoming.offset
 
     def relax(self) -> None:
@@ -84,38 +94,66 @@ class OperationSink:
 
 
 class PatchSink(OperationSink):
-    """A patch's parts go to the operation as they come, each checked before its bytes."""
+    """A patch's parts go to the operation as they come, each checked before its bytes.
+
+    Adjacent pieces of content become one before they are handed on, over the borders of
+    chunks and of parts: each piece that is handed on is a job for a worker thread, and a
+    patch may be made of a million pieces of a byte.
+    """
 
     def __init__(
         self, operation: Operation, reader: PatchReader, max_size: int | None
     ) -> None:
         super().__init__(operation, max_size)
         self._reader = reader
+        self._gathered = _Adjacent()
         self.whole = False
         """Whether the patch came to its proper end."""
 
+    @property
+    def plain(self) -> int | None:  # type: ignore[override]  # it changes here
+        return self._reader.plain
+
+    @property
+    def work(self) -> int:  # type: ignore[override]  # it grows here
+        return self._reader.work
+
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        for event in self._reader.feed(data):
-            self.apply(event, piece)
+        self._apply_all(self._reader.feed(data), piece)
 
     def end(self) -> None:
         """The request's content is over: what that means for the patch."""
-        for event in self._reader.end():
-            self.apply(event)
+        self._apply_all(self._reader.end(), None)
 
-    def apply(self, event: PatchEvent, piece: Piece | None = None) -> None:
+    def _apply_all(self, events: Iterable[PatchEvent], piece: Piece | None) -> None:
+        """Apply *events*; where they go wrong, what came before has been handed on."""
+        try:
+            for event in events:
+                self._apply(event, piece)
+        finally:
+            self._hand_on(piece)
+
+    def _apply(self, event: PatchEvent, piece: Piece | None) -> None:
         if isinstance(event, PartData):
-            self._add(event.data, piece)
+            if not self._gathered.add(event.data):
+                self._hand_on(piece)
+                self._gathered.add(event.data)
         elif isinstance(event, PartStart):
-            self.start_part(event)
+            self._start_part(event)
         elif isinstance(event, PatchEnd):
             self.whole = True
         elif isinstance(event, PatchCut):
             self.whole = False
 
-    def start_part(self, part: PartStart) -> None:
+    def _hand_on(self, piece: Piece | None) -> None:
+        """Add what was gathered. It lies in *piece*, unless it was copied."""
+        data, is_copy = self._gathered.take()
+        if data:
+            self._add(data, None if is_copy else piece)
+
+    def _start_part(self, part: PartStart) -> None:
         operation = self._operation
-        progress = progress_of(operation, self._max_size)
+        progress = progress_of(operation, self._max_size, self._gathered.size)
         operation.learn_length(check_part(progress, part.range, part.length))
 
 
@@ -145,18 +183,16 @@ class JudgedPatchSink(PatchSink):
             self._operation.incoming.show(data, piece, self._content_check)
         super().append(data, piece)
 
-    def apply(self, event: PatchEvent, piece: Piece | None = None) -> None:
-        if isinstance(event, PartData):
-            incoming = self._operation.incoming
-            limit = self._max_size if self.length is None else self.length
-            if limit is not None and incoming.offset + len(event.data) > limit:
-                raise excess_content(limit)
-            incoming.append(event.data, piece)
-        else:
-            super().apply(event)
+    def _add(self, data: memoryview, piece: Piece | None) -> None:
+        incoming = self._operation.incoming
+        limit = self._max_size if self.length is None else self.length
+        if limit is not None and incoming.offset + len(data) > limit:
+            raise excess_content(limit)
+        incoming.append(data, piece)
 
-    def start_part(self, part: PartStart) -> None:
-        progress = UploadProgress(self.offset, self.length, self._max_size)
+    def _start_part(self, part: PartStart) -> None:
+        offset = self.offset + self._gathered.size
+        progress = UploadProgress(offset, self.length, self._max_size)
         self.length = check_part(progress, part.range, part.length)
 
 
@@ -179,6 +215,18 @@ class _BoundedSink:
     def offset(self) -> int:
         return self._sink.offset
 
+    @property
+    def plain(self) -> int | None:
+        return self._sink.plain
+
+    @property
+    def work(self) -> int:
+        return self._sink.work
+
+    @property
+    def taken(self) -> int:
+        return self._sink.taken
+
     def relax(self) -> None:
         self._sink.relax()
 
@@ -197,8 +245,37 @@ def bounded(sink: Sink, most: int | None) -> Sink:
     return sink if most is None else _BoundedSink(sink, most)
 
 
-def progress_of(operation: Operation, max_size: int | None) -> UploadProgress:
-    return UploadProgress(operation.incoming.offset, operation.record.length, max_size)
+def progress_of(
+    operation: Operation, max_size: int | None, gathered: int = 0
+) -> UploadProgress:
+    """How far the upload is, with *gathered* bytes that are about to be appended."""
+    offset = operation.incoming.offset + gathered
+    return UploadProgress(offset, operation.record.length, max_size)
+
+
+class _Adjacent:
+    """Pieces of content that follow each other, as one: a copy if there are several."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[memoryview] = []
+
+    def add(self, data: memoryview) -> bool:
+        """Take *data*; False if it has to wait, since it is too large to be copied."""
+        if self._pieces and len(data) > LARGEST_COPY:
+            return False
+        if self._pieces and len(self._pieces[-1]) > LARGEST_COPY:
+            return False
+        self._pieces.append(data)
+        self.size += len(data)
+        return True
+
+    def take(self) -> tuple[memoryview, bool]:
+        """All of it, and whether it is a copy. It is empty afterwards."""
+        pieces, self._pieces, self.size = self._pieces, [], 0
+        if len(pieces) == 1:
+            return pieces[0], False
+        return memoryview(b"".join(pieces)), True
 
 
 class RefusedContent:
@@ -206,6 +283,12 @@ class RefusedContent:
 
     offset = 0
     has_room = True
+    taken = 0
+    plain: int | None = 0
+
+    @property
+    def work(self) -> int:
+        return self._reader.work
 
     def __init__(self, reader: PatchReader, length: int | None) -> None:
         self._reader = reader

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TypeAlias, TypeVar, cast
 
 import trio
@@ -205,8 +206,8 @@ class Lane:
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._jobs: list[tuple[Job, Then]] = []
-        """Those that have not begun. Few: a deque would be larger."""
+        self._jobs: SimpleQueue[tuple[Job, Then]] = SimpleQueue()
+        """Those that have not begun. An empty deque would be larger."""
         self._pending = 0
         self._followed = threading.Lock()
         """Held from when a thread is asked for until it finds no job any more."""
@@ -220,7 +221,7 @@ class Lane:
 
     def put(self, job: Job, then: Then) -> None:
         self._pending += 1
-        self._jobs.append((job, then))
+        self._jobs.put((job, then))
         if self._followed.acquire(blocking=False):
             self._workers.follow(self)
 
@@ -232,13 +233,13 @@ class Lane:
         """For the thread that follows; None ends that."""
         while True:
             try:
-                job, then = self._jobs.pop(0)
-            except IndexError:
+                job, then = self._jobs.get_nowait()
+            except Empty:
                 self._followed.release()
             else:
                 return job, partial(self._after, then)
             # One that was put in before that found it held.
-            if not self._jobs or not self._followed.acquire(blocking=False):
+            if self._jobs.empty() or not self._followed.acquire(blocking=False):
                 return None
 
     def _after(self, then: Then, result: object, error: Exception | None) -> None:
