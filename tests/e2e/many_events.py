@@ -96,7 +96,7 @@ def _one_byte_chunks(width: int) -> Callable[[int], bytes]:
 
 def _small_parts(size: int, fields_each: int = 0) -> bytes:
     """Parts of one byte in the binary format, with as many fields as are let through."""
-    parts = []
+    parts: list[bytes] = []
     total = 0
     while total < size and len(parts) < 1000:
         at = f"bytes {len(parts)}-{len(parts)}/*"
@@ -107,7 +107,7 @@ def _small_parts(size: int, fields_each: int = 0) -> bytes:
 
 
 def _indeterminate_fields(size: int) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     total = 0
     while total < size and len(parts) < 1000:
         at = f"bytes {len(parts)}-{len(parts)}/*"
@@ -121,7 +121,7 @@ BOUNDARY = "x"
 
 
 def _multipart(size: int, fields_each: int = 99, padding: int = 0) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     total = 0
     while total < size and len(parts) < 1000:
         at = len(parts)

@@ -24,7 +24,7 @@ from trioresume.server.receive import (
     BodyReceiver,
 )
 from trioresume.server.workers import Job, Lane, Then, Workers
-from trioresume.testing import memory_transport_pair
+from trioresume.testing import MemoryTransport, memory_transport_pair
 
 Clock = trio.testing.MockClock
 
@@ -153,7 +153,7 @@ class Reading:
 class Taking(Reading):
     """A sink that takes what comes as it is."""
 
-    plain = None
+    plain: int | None = None
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         super().append(data, piece)
@@ -162,7 +162,7 @@ class Taking(Reading):
 
 def _receiver(
     memory: ReceiveMemory, data: bytes, length: int | None
-) -> tuple[BodyReceiver, trio.abc.AsyncResource]:
+) -> tuple[BodyReceiver, MemoryTransport]:
     ours, theirs = memory_transport_pair(capacity=len(data))
     theirs.send_nowait(data)
     head = RequestHead(

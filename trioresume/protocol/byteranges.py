@@ -155,7 +155,7 @@ class OffsetReader(_SingleReader):
     *completes* is whether its end is the upload's, None if that is for the length to say.
     """
 
-    plain = None
+    plain: int | None = None
 
     def __init__(
         self,

@@ -374,14 +374,14 @@ class BodyReceiver:
                 piece = await self._take_in_line()
                 last = trio.current_time()
                 waiting = self._transport.readable
-            taken, work = sink.taken, sink.work
+            content, work = sink.taken, sink.work
             count = self._read_once(sink, piece, waiting)
             if count is None:
                 continue
             if count == 0:
                 raise ContentCut(timed_out=False)
             now = trio.current_time()
-            self._renew(now, sink.taken - taken)
+            self._renew(now, sink.taken - content)
             if sink.plain is None:
                 self._adapt(count, now - last)
                 last = now
