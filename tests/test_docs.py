@@ -269,7 +269,7 @@ def test_console_block_is_split_into_commands_and_output() -> None:
 SUPPORTED = ROOT / "docs/supported-protocols.md"
 STATEMENTS = {
     *(f"R{number}" for number in range(1, 37)),
-    *(f"B{number}" for number in range(1, 13)),
+    *(f"B{number}" for number in range(1, 14)),
     *(f"C{number}" for number in (*range(1, 17), 18)),
     *(f"D{number}" for number in range(1, 9)),
     *(f"E{number}" for number in range(1, 10)),

@@ -125,6 +125,11 @@ class ProblemCode(Enum):
         "No byte of the range exists",
     )
     EXPECTATION_FAILED = ("expectation-failed", 417, "The expectation is not supported")
+    RANGE_BEYOND_LENGTH = (
+        "range-beyond-length",
+        422,
+        "The range goes beyond the length of the content",
+    )
     TOO_MANY_REQUESTS = ("too-many-requests", 429, "Too many requests")
     TOO_MANY_UPLOADS = ("too-many-uploads", 429, "Too many uploads are open")
     CHECKSUM_MISMATCH = (

@@ -238,11 +238,15 @@ class Model:
         *,
         repeats_fields: bool = True,
         acknowledges: bool = False,
+        knows_offsets: bool = True,
     ) -> None:
         self.answer = answer
         self.plan = plan
         self.repeats_fields = repeats_fields
         self.acknowledges = acknowledges
+        self.knows_offsets = knows_offsets
+        self.parts: list[bytes] = []
+        """The field lines of each part of a patch."""
         self.operations: list[Operation] = []
         self.processed: list[bytes] = []
         self.requests: list[Received] = []
@@ -333,6 +337,10 @@ class Model:
                 if b"\r\n\r\n" in head:
                     started = True
                     fields, _, rest = head.partition(b"\r\n\r\n")
+                    self.parts.append(fields)
+                    if not self.knows_offsets and b"Content-Offset" in fields:
+                        await dialogue.respond(400)
+                        await dialogue.cut()
                     self._learn(operation, fields)
                     await self._append(dialogue, operation, rest)
         if len(operation.content) == operation.length:
@@ -347,6 +355,13 @@ class Model:
             )
 
     def _learn(self, operation: Operation, part: bytes) -> None:
+        match = re.search(
+            rb"(?i)content-offset: ((\d+))(?:;complete-length=(\d+))?", part
+        )
+        if match is not None:
+            assert int(match[2]) == len(operation.content)
+            operation.length = operation.length if match[3] is None else int(match[3])
+            return
         match = re.search(rb"(?i)content-range: bytes (\*|(\d+)-\d*)/(\*|\d+)", part)
         assert match is not None
         assert match[2] is None or int(match[2]) == len(operation.content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -479,8 +480,9 @@ async def test_relative_locations_resolve_against_the_request(
     assert seen == ["/a/r?c"]
 
 
+@pytest.mark.parametrize("knows_offsets", [True, False])
 async def test_iterable_is_acknowledged_free_and_completed(
-    autojump_clock: Clock,
+    knows_offsets: bool, autojump_clock: Clock
 ) -> None:
     """R18, R30: more content than buffer, of unknown length, over several cuts."""
     data = pattern(500_000)
@@ -488,12 +490,22 @@ async def test_iterable_is_acknowledged_free_and_completed(
     def plan(number: int) -> tuple[int | None, int | None]:
         return (60_000 + number if number < 20 else None, None)
 
-    model = Model(plan=plan, acknowledges=True)
+    model = Model(plan=plan, acknowledges=True, knows_offsets=knows_offsets)
     async with modelled(model) as peer, client(peer, buffer_size=50_000) as c:
         response = await c.request("POST", TARGET, body=blocks(data))
     assert response.body == data
     assert model.processed == [data]
     assert response.attempts > 5
+    offsets = [part for part in model.parts if b"Content-Offset: " in part]
+    ranges = [part for part in model.parts if re.search(rb"bytes \d+-/\*", part)]
+    if knows_offsets:
+        # B13: the end of what follows is not known.
+        assert offsets
+        assert not ranges
+    else:
+        # It was refused once, nothing was lost, and the older form was used from then on.
+        assert len(offsets) == 1
+        assert ranges
     posts = [r for r in model.requests if r.method == "POST"]
     assert "acknowledge" in (posts[0].fields.get("prefer") or "")
     assert posts[0].fields.get("transfer-encoding") == "chunked"

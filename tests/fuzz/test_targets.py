@@ -25,6 +25,7 @@ _PIECES = st.sampled_from(
         b"\r\n", b"\r", b"\n", b" ", b"\t", b":", b";", b",", b"=", b'"', b"\\", b"\0",
         b"0", b"1", b"9", b"a", b"f", b"ffffffffffffffff", b"1000000000000000", b"-", b"/",
         b"*", b"bytes ", b"Content-Range: bytes ", b"Content-Length: ", b"Host: x\r\n",
+        b"Content-Offset: ", b";complete-length=", b";unit=bytes",
         b"Transfer-Encoding: chunked\r\n", b" HTTP/1.1\r\n", b"GET /", b"--aB", b"\x08",
         b"\x0a", b"\x40\x05", b"\xc0", b"\xff", b"resume", b"wait=", b"?1",
     ]

@@ -60,7 +60,7 @@ def test_accepted_part_gives_the_length(
     ("progress", "part", "problem"),
     [
         (UploadProgress(10, 100), ContentRange(10, 19, 99), P.INCONSISTENT_LENGTH),
-        (UploadProgress(10, 100), ContentRange(10, 100, None), P.INCONSISTENT_LENGTH),
+        (UploadProgress(10, 100), ContentRange(10, 100, None), P.RANGE_BEYOND_LENGTH),
         (UploadProgress(10, None), ContentRange(None, None, 9), P.INCONSISTENT_LENGTH),
         (UploadProgress(10, None, 50), ContentRange(10, 19, 51), P.LENGTH_OVER_LIMIT),
         (UploadProgress(10, None, 50), ContentRange(10, 50, None), P.LENGTH_OVER_LIMIT),
@@ -73,10 +73,10 @@ def test_accepted_part_gives_the_length(
 def test_contradiction_is_refused(
     progress: UploadProgress, part: ContentRange, problem: ProblemCode
 ) -> None:
-    """B2, B3, B7, and section E: too long is a 400, never a 413."""
+    """B2, B3, B7, B13, and section E: too long is a 400 or 422, never a 413."""
     error = _refused(progress, part)
     assert error.problem is problem
-    assert error.problem.status in (400, 409)
+    assert error.problem.status in (400, 409, 422)
 
 
 @given(

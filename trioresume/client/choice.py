@@ -33,6 +33,7 @@ from trioresume.client.dialects import (
     NEWEST_RUFH,
     PLAIN,
     SEED,
+    SEED_WITH_RANGES,
     TUS,
     Dialect,
     Discovery,
@@ -131,6 +132,17 @@ class Choice:
             self._begun = self._settled = False
             self._undecided = True
             self.dialect = SEED
+
+    def say_ranges_only(self) -> bool:
+        """An append was refused; whether ``Content-Offset`` may be why, and goes.
+
+        From then on the older form is used in this place (B13).
+        """
+        if self.dialect is not SEED:
+            return False
+        self.dialect = SEED_WITH_RANGES
+        self._remember(self.dialect)
+        return True
 
     def be_careful(self) -> None:
         """Make uploads before their content is sent."""

@@ -35,6 +35,9 @@ __all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Resuming"]
 IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 """RFC 9110, section 9.2.2."""
 
+# How a server answers a part that says nothing that it knows of where it belongs (B1, B13).
+_RANGE_REFUSED = frozenset({400, 422})
+
 # Seconds until a server is asked again that answers 202 and does not say when.
 _DEFAULT_RETRY_AFTER = 1.0
 
@@ -221,6 +224,13 @@ class Resuming(ABC):
             return Next(Finish(self._settled, bare=True))
         if answer.status in self.dialect.gone:
             return self._start_over(outcome)
+        open_ended = action.range.first is not None and action.range.last is None
+        if (
+            open_ended
+            and answer.status in _RANGE_REFUSED
+            and self.choice.say_ranges_only()
+        ):
+            return Next(self._resume_action(self.locations))
         if answer.status == 409:
             following = self._later(self._resume_action(self.locations), outcome)
             offset = self.dialect.offset(answer.fields)

@@ -73,7 +73,7 @@ def check_part(
     """The upload's length if *part* may be appended now; raises :class:`PeerError` if not.
 
     *size* is how many bytes will come, where that is known before they do. A range that starts elsewhere than the current offset is a 409 that tells the
-    right one (R16); one that goes beyond the length is a 400 (section E).
+    right one (R16); one that goes beyond the length is a 422 (B13).
     """
     length = length_after(progress, part)
     if part.first is None:
@@ -86,8 +86,9 @@ def check_part(
             raise PeerError(
                 ProblemCode.LENGTH_OVER_LIMIT, f"at most {bound} bytes are taken"
             )
+        # B13: well-formed, but not to be met in the state that the upload is in.
         raise PeerError(
-            ProblemCode.INCONSISTENT_LENGTH,
+            ProblemCode.RANGE_BEYOND_LENGTH,
             f"the range ends at {part.last}, beyond the length of {length}",
         )
     if size is not None and length is not None and part.first + size > length:

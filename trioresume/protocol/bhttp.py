@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trioresume.errors import PeerError
-from trioresume.protocol.fields import MAX_DIGITS, ContentRange, format_content_range
+from trioresume.protocol.fields import MAX_DIGITS, ContentRange, format_part_range
 from trioresume.protocol.framing import check_field
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import (
@@ -258,7 +258,7 @@ def encode_binary_part(
     None makes the length indeterminate: the content is then sent in chunks (see
     :func:`encode_binary_chunk`) and ends with an empty one.
     """
-    lines = Fields({"content-range": format_content_range(range_)}).plus(fields)
+    lines = Fields([format_part_range(range_)]).plus(fields)
     section = b"".join(
         encode_varint(len(text)) + text
         for line in lines

@@ -216,6 +216,11 @@ def _completeness(fields: Fields) -> bool:
     return completes
 
 
-def encode_message_byterange(range_: ContentRange, fields: Fields = NO_FIELDS) -> bytes:
-    """What stands before the content in a ``message/byterange`` document."""
-    return encode_part_header(range_, fields)
+def encode_message_byterange(
+    range_: ContentRange, fields: Fields = NO_FIELDS, *, ranges_only: bool = False
+) -> bytes:
+    """What stands before the content in a ``message/byterange`` document.
+
+    With *ranges_only* a range whose end is not known is a ``Content-Range`` as well.
+    """
+    return encode_part_header(range_, fields, ranges_only=ranges_only)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.structured import is_natural, parameterised_integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,9 @@ __all__ = [
     "format_content_range",
     "format_ext_value",
     "format_http_date",
+    "format_part_range",
     "header_safe",
+    "parse_content_offset",
     "parse_content_range",
     "parse_entity_tag",
     "parse_entity_tags",
@@ -219,6 +222,42 @@ def parse_content_range(value: str, *, lenient_unit: bool = False) -> ContentRan
     content_range = ContentRange(first, last, total)
     _check_order(content_range)
     return content_range
+
+
+def parse_content_offset(value: str) -> ContentRange:
+    """``N`` or ``N;complete-length=M``: a range whose end is not known (B13).
+
+    *Byte Range PATCH* (draft -05) defines it for a part whose length is not known when it
+    begins; ``Content-Range`` has no standard form for that. Raises :class:`PeerError` (400).
+    """
+    item = parameterised_integer(value)
+    if item is None:
+        raise _bad_range("Content-Offset is not a whole number")
+    first, parameters = item
+    unit = parameters.get("unit", "bytes")
+    if not isinstance(unit, str) or unit.lower() != "bytes":
+        raise _bad_range("the only range unit known is bytes")
+    total = parameters.get("complete-length")
+    if total is not None and not is_natural(total):
+        raise _bad_range("complete-length is not a whole number")
+    content_range = ContentRange(first, None, total)
+    _check_order(content_range)
+    return content_range
+
+
+def format_part_range(
+    range_: ContentRange, *, ranges_only: bool = False
+) -> tuple[str, str]:
+    """The field, name and value, that says where a part belongs.
+
+    That is ``Content-Offset`` if the end is not known, else ``Content-Range``. With
+    *ranges_only* it is ``Content-Range`` in any case, as before draft -05.
+    """
+    if ranges_only or range_.first is None or range_.last is not None:
+        return "Content-Range", format_content_range(range_)
+    if range_.total is None:
+        return "Content-Offset", str(range_.first)
+    return "Content-Offset", f"{range_.first};complete-length={range_.total}"
 
 
 def _check_order(range_: ContentRange) -> None:

@@ -32,7 +32,8 @@ from typing import TypeVar
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.fields import (
     ContentRange,
-    format_content_range,
+    format_part_range,
+    parse_content_offset,
     parse_content_range,
     parse_integer,
 )
@@ -263,13 +264,16 @@ class PatchReader(ABC):
         return PartStart(range_, fields, min(known, default=None))
 
     def _part_range(self, fields: Fields) -> ContentRange:
-        values = fields.get_all("content-range")
-        if len(values) != 1:
+        ranges = fields.get_all("content-range")
+        offsets = fields.get_all("content-offset")
+        if len(ranges) + len(offsets) != 1:
             raise PeerError(
                 ProblemCode.BAD_CONTENT_RANGE,
-                "a part needs exactly one Content-Range field",
+                "a part needs exactly one field of Content-Range and Content-Offset",
             )
-        return parse_content_range(values[0], lenient_unit=self._lenient_unit)
+        if offsets:
+            return parse_content_offset(offsets[0])
+        return parse_content_range(ranges[0], lenient_unit=self._lenient_unit)
 
     def _check_total(self, total: int | None) -> None:
         if total is None:
@@ -345,9 +349,14 @@ def _declared_length(fields: Fields, range_: ContentRange) -> int | None:
     return declared
 
 
-def encode_part_header(range_: ContentRange, fields: Fields = NO_FIELDS) -> bytes:
-    """A part's header section: its range, its length where known, then *fields*."""
-    lines = [("Content-Range", format_content_range(range_))]
+def encode_part_header(
+    range_: ContentRange, fields: Fields = NO_FIELDS, *, ranges_only: bool = False
+) -> bytes:
+    """A part's header section: its range, its length where known, then *fields*.
+
+    For *ranges_only* see :func:`format_part_range`.
+    """
+    lines = [format_part_range(range_, ranges_only=ranges_only)]
     if range_.length is not None:
         lines.append(("Content-Length", str(range_.length)))
     lines += fields

@@ -3,7 +3,7 @@
 http-sf parses. This module says what a value of another type means: a field that does
 not parse, or that has another type than its definition says, is ignored as a whole, as if
 it were not there (RFC 9651, section 4.2). So nothing here raises. Parameters are ignored
-too, because the definitions of these fields have none.
+too, because the definitions of these fields have none; ``Content-Offset`` is the exception.
 
 The work is bounded: http-sf takes some 16 µs for a member of a Dictionary, so a value of
 more than :data:`MOST_CHARACTERS` is ignored unread. The fields have a few members each.
@@ -28,6 +28,8 @@ __all__ = [
     "format_dictionary",
     "integer_item",
     "integer_members",
+    "is_natural",
+    "parameterised_integer",
 ]
 
 MOST_CHARACTERS = 2048
@@ -36,7 +38,22 @@ MOST_CHARACTERS = 2048
 def integer_item(fields: Fields, name: str) -> int | None:
     """A non-negative Integer; None, as if absent, for anything else (C1)."""
     value = _item(fields, name)
-    return value if _is_natural(value) else None
+    return value if is_natural(value) else None
+
+
+def parameterised_integer(text: str) -> tuple[int, Mapping[str, object]] | None:
+    """A non-negative Integer and its parameters; None for anything else.
+
+    A Token among the parameters is a ``str``, as a String is.
+    """
+    parsed = _parse(text, "item")
+    if not isinstance(parsed, tuple) or not is_natural(parsed[0]):
+        return None
+    value, parameters = parsed
+    return value, {
+        key: str(each) if isinstance(each, http_sf.Token) else each
+        for key, each in parameters.items()
+    }
 
 
 def boolean_item(fields: Fields, name: str) -> bool | None:
@@ -47,7 +64,7 @@ def boolean_item(fields: Fields, name: str) -> bool | None:
 
 def integer_members(fields: Fields, name: str) -> Mapping[str, int]:
     """The members of a Dictionary whose values are non-negative Integers."""
-    return {k: v for k, v in _members(fields, name) if _is_natural(v)}
+    return {k: v for k, v in _members(fields, name) if is_natural(v)}
 
 
 def byte_sequences(fields: Fields, name: str) -> Mapping[str, bytes]:
@@ -66,7 +83,8 @@ def _bare(value: int | bytes) -> str:
     return f":{base64.b64encode(value).decode('ascii')}:"
 
 
-def _is_natural(value: object) -> TypeGuard[int]:
+def is_natural(value: object) -> TypeGuard[int]:
+    """Whether *value* is a non-negative Integer, and no Boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -87,8 +87,9 @@ class FileService:
             if file is None:
                 raise PeerError(ProblemCode.NOT_FOUND)
             return self._represent(file)
-        if "content-range" in head.fields:
-            # RFC 9110, section 14.5: a partial PUT must not replace the whole.
+        if "content-range" in head.fields or "content-offset" in head.fields:
+            # RFC 9110, section 14.5: a partial PUT must not replace the whole. B13: both
+            # fields say that the content is a part.
             raise PeerError(
                 ProblemCode.MALFORMED_REQUEST, "a PUT replaces the whole file"
             )

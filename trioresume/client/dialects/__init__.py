@@ -23,7 +23,7 @@ from __future__ import annotations
 from trioresume.client.dialects.base import Dialect, Words
 from trioresume.client.dialects.discovery import Discovery
 from trioresume.client.dialects.rufh import NEWEST_RUFH, Rufh
-from trioresume.client.dialects.seed import PLAIN, SEED, Seed
+from trioresume.client.dialects.seed import PLAIN, SEED, SEED_WITH_RANGES, Seed
 from trioresume.client.dialects.tus import TUS, Tus
 from trioresume.protocol.dialects.rufh_versions import VERSIONS
 
@@ -31,6 +31,7 @@ __all__ = [
     "NEWEST_RUFH",
     "PLAIN",
     "SEED",
+    "SEED_WITH_RANGES",
     "TUS",
     "Dialect",
     "Discovery",

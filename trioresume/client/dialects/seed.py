@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trioresume.client.steps import Answer
     from trioresume.protocol.fields import ContentRange
 
-__all__ = ["PLAIN", "SEED", "Seed"]
+__all__ = ["PLAIN", "SEED", "SEED_WITH_RANGES", "Seed"]
 
 
 class Seed(Dialect):
@@ -24,8 +24,10 @@ class Seed(Dialect):
 
     acknowledges: ClassVar[bool] = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, ranges_only: bool = False) -> None:
         self.name = name
+        self.ranges_only = ranges_only
+        """Whether the server knows no ``Content-Offset`` (B13)."""
 
     def begin(
         self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
@@ -43,7 +45,8 @@ class Seed(Dialect):
         fields = Fields({"content-type": MESSAGE})
         if acknowledge:
             fields = fields.plus({"prefer": "acknowledge"})
-        return Words(fields, encode_message_byterange(range_))
+        prefix = encode_message_byterange(range_, ranges_only=self.ranges_only)
+        return Words(fields, prefix)
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
         """R1: the 100 has the locations."""
@@ -85,6 +88,9 @@ class Seed(Dialect):
 
 
 SEED = Seed("seed")
+
+SEED_WITH_RANGES = Seed("seed", ranges_only=True)
+"""The same for a server of a *Byte Range PATCH* before draft -05."""
 
 PLAIN = Seed("plain")
 """For a server that was asked and speaks nothing: it is asked no more."""
