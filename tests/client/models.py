@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.client.peer import CutStream, Dialogue, Received
+from tests.client.peer import PLAIN, CutStream, Dialogue, Received
 
 Plan = Callable[[int], tuple[int | None, int | None]]
 
@@ -194,7 +194,7 @@ class RufhModel(UploadModel):
                 await dialogue.respond(412, {}, b"no")
                 await dialogue.cut()
             self.processed.append(await dialogue.read_body())
-            await dialogue.respond(200, {}, b"plain")
+            await dialogue.respond(201, PLAIN, b"plain")
         elif self._is_too_long(request):
             await dialogue.respond(413, {"Upload-Complete": "?0", **self._limits})
             await dialogue.cut()

@@ -33,6 +33,10 @@ OFFER = {
 }
 
 
+PLAIN = {"Location": "/thing"}
+"""What a 201 of a server that speaks no protocol has."""
+
+
 class Cut(Exception):
     """The connection is over; ends the script of a connection."""
 
@@ -239,6 +243,7 @@ class Model:
         repeats_fields: bool = True,
         acknowledges: bool = False,
         knows_offsets: bool = True,
+        bare: bool = False,
     ) -> None:
         self.answer = answer
         self.plan = plan
@@ -247,6 +252,8 @@ class Model:
         self.knows_offsets = knows_offsets
         self.parts: list[bytes] = []
         """The field lines of each part of a patch."""
+        self.bare = bare
+        """Whether an offset is told as the seed's text has it, without a mark."""
         self.operations: list[Operation] = []
         self.processed: list[bytes] = []
         self.requests: list[Received] = []
@@ -318,9 +325,11 @@ class Model:
         if await self._gone(dialogue, number):
             return
         self.process(number)
-        await dialogue.respond(
-            200, {"Content-Length": str(len(self.operations[number].content))}
-        )
+        offset = str(len(self.operations[number].content))
+        told = {"Content-Length": offset}
+        if not self.bare:
+            told["Upload-Offset"] = offset
+        await dialogue.respond(200, told)
 
     async def _patch_content(self, dialogue: Dialogue, number: int) -> None:
         if await self._gone(dialogue, number):

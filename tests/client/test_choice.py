@@ -119,6 +119,8 @@ def test_what_the_server_shows_decides(
     made = Made(method=method)
     assert made.discover(shown) == (name is not None)
     assert made.name == (name or "seed")
+    assert made.remembered == []
+    made.choice.note_plain()
     assert made.remembered == ([] if name else ["plain"])
     assert not made.choice.asks
 
@@ -215,6 +217,7 @@ def test_rufh_that_shows_nothing_is_a_plain_request() -> None:
     made = Made("rufh")
     assert not made.discover({})
     assert not made.choice.turn_unoffered()
+    made.choice.note_plain()
     assert (made.name, made.remembered) == ("rufh-10", ["plain"])
     known = Made("rufh", known=PLAIN)
     assert (known.name, known.choice.asks) == ("rufh-10", False)
@@ -226,6 +229,7 @@ def test_empty_request_that_was_taken_for_all_ends_the_search() -> None:
     made = Made("rufh")
     made.discover(RUFH_SHOWN)
     made.choice.give_up()
+    made.choice.note_plain()
     assert (made.name, made.remembered) == ("plain", ["plain"])
     assert not made.choice.turn_unoffered()
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from tests.client.peer import (
     BASE,
     OFFER,
+    PLAIN,
     TARGET,
     Cut,
     Dialogue,
@@ -108,7 +109,7 @@ async def test_request_without_content_expects_nothing() -> None:
         for _ in range(2):
             seen.append(await dialogue.read_head())
             await dialogue.read_body()
-            await dialogue.respond(200, {}, b"x")
+            await dialogue.respond(201, PLAIN, b"x")
 
     async with scripted(serve) as peer, client(peer) as c:
         assert (await c.request("GET", f"{BASE}/a%20b?q=1")).body == b"x"
@@ -222,7 +223,7 @@ async def test_server_that_never_says_100_gets_the_content_anyway(
         start = trio.current_time()
         assert await dialogue.read_body() == b"hello"
         assert 1.0 <= trio.current_time() - start < 1.1
-        await dialogue.respond(200, {}, b"plain")
+        await dialogue.respond(201, PLAIN, b"plain")
 
     async with scripted(serve) as peer, client(peer) as c:
         response = await c.request("POST", TARGET, body=b"hello")
@@ -247,11 +248,11 @@ async def test_bare_100_may_be_a_proxy_s_and_the_offer_yet_to_come(
         assert await dialogue.read_body() == b"hello"
         waited = trio.current_time() - start
         assert waited == pytest.approx(0.2 if offers else 0.25)
-        await dialogue.respond(200)
+        await dialogue.respond(201, PLAIN)
 
     async with scripted(serve) as peer, client(peer, release=False) as c:
         response = await c.request("POST", TARGET, body=b"hello")
-    assert response.status == 200
+    assert response.status == 201
 
 
 async def test_server_that_refuses_expect_gets_a_plain_request() -> None:
@@ -264,7 +265,7 @@ async def test_server_that_refuses_expect_gets_a_plain_request() -> None:
     async def serve(dialogue: Dialogue) -> None:
         assert "expect" not in (await dialogue.read_head()).fields
         assert await dialogue.read_body() == b"hello"
-        await dialogue.respond(200, {}, b"plain")
+        await dialogue.respond(201, PLAIN, b"plain")
 
     async with scripted(refuse, serve) as peer, client(peer) as c:
         response = await c.request("POST", TARGET, body=b"hello")
@@ -283,7 +284,7 @@ async def test_cut_plain_upload_is_not_repeated_unless_allowed(
     async def serve(dialogue: Dialogue) -> None:
         await dialogue.read_head()
         await dialogue.read_body()
-        await dialogue.respond(200)
+        await dialogue.respond(201, PLAIN)
 
     async with scripted(cut_after_content) as peer, client(peer) as c:
         with pytest.raises(TransferFailed) as caught:
@@ -294,7 +295,7 @@ async def test_cut_plain_upload_is_not_repeated_unless_allowed(
             response = await c.request(
                 method, TARGET, body=b"hello", retry_unsafe=allowed
             )
-        assert (response.status, response.bytes_resent) == (200, 5)
+        assert (response.status, response.bytes_resent) == (201, 5)
 
 
 async def test_origin_known_to_resume_is_waited_for(autojump_clock: Clock) -> None:

@@ -13,7 +13,15 @@ import trio.testing
 from hypothesis import given, settings, strategies as st
 
 from tests.client.models import NO_CUTS, Plan, RufhModel, TusModel, UploadModel
-from tests.client.peer import TARGET, Dialogue, Model, Peer, modelled, scripted
+from tests.client.peer import (
+    PLAIN,
+    TARGET,
+    Dialogue,
+    Model,
+    Peer,
+    modelled,
+    scripted,
+)
 from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy
 from trioresume.errors import CallerError, TransferFailed
 
@@ -289,7 +297,7 @@ async def test_rufh_server_that_knows_no_version_gets_a_plain_request(
     async with modelled(model) as peer, client(peer, "rufh") as c:
         for _ in range(2):
             response = await c.request("PUT", TARGET, body=b"x")
-            assert (response.status, response.protocol) == (200, "plain")
+            assert (response.status, response.protocol) == (201, "plain")
     assert model.processed == [b"", b"x", b"x"]
 
 
@@ -439,7 +447,7 @@ async def test_tus_without_deferred_lengths_is_no_use_for_a_stream(
     async def hold(dialogue: Dialogue) -> None:
         seen.append((await dialogue.read_head()).method)
         assert await dialogue.read_body() == b"x" * 10
-        await dialogue.respond(200)
+        await dialogue.respond(201, PLAIN)
 
     async def tell(dialogue: Dialogue) -> None:
         seen.append((await dialogue.read_head()).method)
@@ -450,7 +458,7 @@ async def test_tus_without_deferred_lengths_is_no_use_for_a_stream(
     async with scripted(hold, tell) as peer, client(peer, "auto") as c:
         response = await c.request("POST", TARGET, body=blocks(b"x" * 10))
     assert seen == ["POST", "OPTIONS"]
-    assert (response.status, response.protocol) == (200, "plain")
+    assert (response.status, response.protocol) == (201, "plain")
 
 
 @pytest.mark.parametrize("status", [200, 204, 404, 405, 500])
@@ -467,7 +475,7 @@ async def test_plain_server_is_asked_once_while_the_content_waits(
             if continues:
                 await dialogue.interim(100, {})
             assert await dialogue.read_body() == b"hello"
-            await dialogue.respond(200, {}, b"plain")
+            await dialogue.respond(201, PLAIN, b"plain")
 
     async def tell(dialogue: Dialogue) -> None:
         seen.append((await dialogue.read_head()).method)
@@ -513,7 +521,7 @@ async def test_server_that_does_not_say_gets_its_content_in_the_end(
     async def serve(dialogue: Dialogue) -> None:
         await dialogue.read_head()
         assert await dialogue.read_body() == b"hello"
-        await dialogue.respond(200)
+        await dialogue.respond(201, PLAIN)
 
     async def silent(dialogue: Dialogue) -> None:
         await dialogue.read_head()
@@ -521,7 +529,7 @@ async def test_server_that_does_not_say_gets_its_content_in_the_end(
 
     start = trio.current_time()
     async with scripted(serve, silent) as peer, client(peer, "auto") as c:
-        assert (await c.request("POST", TARGET, body=b"hello")).status == 200
+        assert (await c.request("POST", TARGET, body=b"hello")).status == 201
     assert trio.current_time() - start < 15
 
 

@@ -257,7 +257,9 @@ async def test_memory_does_not_grow_with_the_content(
         received = 0
         while received < size:
             received += len(await stream.receive_some(65536))
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await stream.send_all(
+            b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 0\r\n\r\n'
+        )
 
     make: dict[str, Callable[[], BodyInput]] = {
         "path": lambda: path,

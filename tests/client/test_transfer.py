@@ -109,7 +109,7 @@ def test_too_long_a_wish_is_the_answer_at_once() -> None:
     )
 
 
-@pytest.mark.parametrize("status", [200, 201, 303, 401, 404, 409, 413, 500])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 500])
 def test_final_response_to_the_request_is_the_answer(status: int) -> None:
     """Early or not (R10), and also from a server that knows nothing of resuming."""
     made = transfer()
@@ -226,7 +226,7 @@ def test_offset_beyond_the_content_is_an_error() -> None:
     """It is somebody else's upload, or a changed file."""
     made = begun(AskOffset(CONTENT))
     with pytest.raises(TransferFailed, match="101 bytes"):
-        made.after(answered(200, {"content-length": "101"}))
+        made.after(answered(200, {"upload-offset": "101"}))
 
 
 def test_offset_that_is_no_longer_buffered_is_forgotten() -> None:
@@ -241,10 +241,10 @@ def test_malformed_offset_is_no_offset(value: str) -> None:
     """G6."""
     made = begun(AskOffset(CONTENT))
     with pytest.raises(TransferFailed):
-        made.after(answered(200, {"content-length": value}))
+        made.after(answered(200, {"upload-offset": value}))
 
 
-@pytest.mark.parametrize("status", [401, 403, 405, 301])
+@pytest.mark.parametrize("status", [401, 403, 405])
 def test_unexpected_answer_to_a_question_fails(status: int) -> None:
     """Repeating it would not help."""
     made = begun(AskOffset(CONTENT))
@@ -323,7 +323,7 @@ def test_conflicts_without_end_use_up_the_budget() -> None:
 def test_completing_patch_brings_the_answer() -> None:
     """R17."""
     made = begun(append(40))
-    outcome = answered(201, {"location": "/x"}, sent=Sent.ALL)
+    outcome = answered(201, {"location": "/x", **RECORDED}, sent=Sent.ALL)
     assert outcome.answer is not None
     assert made.after(outcome).action == Finish(outcome.answer)
 
@@ -371,13 +371,14 @@ def test_message_of_an_incomplete_upload_leads_back_to_the_content() -> None:
 def test_response_that_is_not_a_message_fails() -> None:
     """Something else answers at that address."""
     with pytest.raises(TransferFailed):
-        begun(FetchMessage(MESSAGE)).after(answered(200))
+        begun(FetchMessage(MESSAGE)).after(answered(200, {"upload-offset": "0"}))
 
 
 def test_cut_response_is_completed_by_range() -> None:
     """R28: with the validator that the response itself carried."""
     made = begun(append(40))
-    answer = Answer(200, Fields({"etag": '"v1"', "content-length": "50"}))
+    said = {"etag": '"v1"', "content-length": "50", **RECORDED}
+    answer = Answer(200, Fields(said))
     following = made.after(cut(Sent.ALL, answer=answer, received=20))
     assert following.action == FetchResult(RESULT, 20, '"v1"')
     assert made.after(cut(received=30)).action == FetchResult(RESULT, 30, '"v1"')
@@ -392,7 +393,7 @@ def test_range_goes_without_a_validator_that_is_not_the_contents(
 ) -> None:
     """R28; RFC 9110, section 15.3.2: a 201's ETag is that of what was created."""
     made = begun(append(40))
-    answer = Answer(status, Fields({"etag": etag}))
+    answer = Answer(status, Fields({"etag": etag, **RECORDED}))
     following = made.after(cut(Sent.ALL, answer=answer, received=20))
     assert following.action == FetchResult(RESULT, 20, None)
 

@@ -359,4 +359,4 @@ def test_empty_request_that_was_taken_for_all_is_followed_by_a_plain_one() -> No
     tus = transfer(protocol="tus")
     tus.begin()
     with pytest.raises(TransferFailed, match="where it is"):
-        tus.after(answered(201))
+        tus.after(answered(201, {"tus-resumable": "1.0.0"}))

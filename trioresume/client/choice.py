@@ -100,8 +100,11 @@ class Choice:
         self.incremental = True
         """Whether proxies are asked to forward content as it comes (RFC 10036)."""
         self._undecided = known is None and begun is None and self._leaves_open
+        self._at_first = (self.dialect, self._undecided)
         self._settled = begun is not None
         self._shows_rufh = False
+        self._shows_nothing = False
+        """Whether the server was asked, and its answer names no protocol."""
         self._unrefused: Rufh | None = None
         """The first version that met neither an offer nor a refusal."""
 
@@ -164,7 +167,7 @@ class Choice:
         self._shows_rufh = discovery.rufh and self._resumable(discovery)
         if self._shows_rufh:
             return self.turn_unoffered()
-        self._remember(PLAIN)
+        self._shows_nothing = True
         return False
 
     def turn_unoffered(self) -> bool:
@@ -181,8 +184,20 @@ class Choice:
     def give_up(self) -> None:
         """The server took an empty request for all there is: it speaks nothing."""
         self._undecided = self._shows_rufh = False
+        self._shows_nothing = True
         self.dialect = PLAIN
-        self._remember(PLAIN)
+
+    def note_plain(self) -> None:
+        """A plain request was stored, so it was the server that showed no protocol."""
+        if self._shows_nothing:
+            self._remember(PLAIN)
+
+    def reconsider(self) -> None:
+        """The answers so far were not the server's: find out anew what it speaks."""
+        if not self._settled:
+            self.dialect, self._undecided = self._at_first
+            self._shows_rufh = self._shows_nothing = False
+            self._unrefused = None
 
     def _resumable(self, discovery: Discovery) -> bool:
         """C13: what is shorter than the minimum gets no upload resource."""

@@ -17,6 +17,7 @@ from trioresume.client.locations import Url
 from trioresume.client.steps import (
     Append,
     AskOffset,
+    Confirm,
     Create,
     Discover,
     FetchMessage,
@@ -112,6 +113,8 @@ class RequestBuilder:
                 return self._create()
             case Discover():
                 return self._resource("OPTIONS", self._url, {})
+            case Confirm():
+                return self._resource("HEAD", self._url, {})
             case Append():
                 return self._append(action)
             case AskOffset(url):

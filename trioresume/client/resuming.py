@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.client.locations import Locations
+from trioresume.client.marks import has_mark, is_foreign, is_page
 from trioresume.client.steps import (
     Action,
     Answer,
@@ -37,6 +38,9 @@ IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRAC
 
 # How a server answers a part that says nothing that it knows of where it belongs (B1, B13).
 _RANGE_REFUSED = frozenset({400, 422})
+# How often a page that says 404 or 410 is doubted before it is believed: a portal's
+# server has no other page for the address of an upload.
+_DOUBTED_PAGES = 3
 
 # Seconds until a server is asked again that answers 202 and does not say when.
 _DEFAULT_RETRY_AFTER = 1.0
@@ -85,6 +89,10 @@ class Resuming(ABC):
     append_limit: int | None = None
     """The most content that the server takes in one append, if it has a limit."""
     _restarts: int = 0
+    _bare: int = 0
+    """The highest offset of those that came without a mark."""
+    _pages: int = 0
+    """How many pages in a row said that the upload is gone."""
     _answer: Answer | None = None
     _settled: Answer | None = None
     """The answer that said that the upload is complete."""
@@ -129,13 +137,42 @@ class Resuming(ABC):
         answer = outcome.answer
         if answer is None or self.dialect.troubled(answer):
             return self._later(action, outcome)
-        if answer.status in self.dialect.gone_when_asked:
-            return self._start_over(outcome)
+        gone = answer.status in self.dialect.gone_when_asked
         offset = self.dialect.held(answer)
+        if self._is_foreign(outcome, answer, gone=gone) and not self._is_bare_offset(
+            answer, offset
+        ):
+            return self._later(action, outcome)
+        if gone:
+            return self._start_over(outcome)
         if offset is None or not answer.ok:
             raise self._unexpected("how much of the content arrived", answer)
         self._check_length(answer)
         return self._go_on_from(offset, answer, outcome)
+
+    def _is_foreign(self, outcome: Outcome, answer: Answer, *, gone: bool) -> bool:
+        """Whether *answer*, about the upload, is the network's and not the server's.
+
+        A page that says that it is *gone* is doubted a few times, and then believed: some
+        servers say so with a page.
+        """
+        if not is_foreign(answer, vouched=outcome.vouched):
+            self._pages = 0
+            return False
+        if gone:
+            self._pages += 1
+        return not gone or self._pages <= _DOUBTED_PAGES
+
+    def _is_bare_offset(self, answer: Answer, offset: int | None) -> bool:
+        """R12: the seed's own text has the offset in ``Content-Length`` and no mark.
+
+        It is believed for as long as it contradicts nothing. What is done with it shows
+        in the next answer whether it was true.
+        """
+        if offset is None or is_page(answer) or not answer.ok:
+            return False
+        length = self.content.length
+        return offset >= self.acknowledged and (length is None or offset <= length)
 
     def _check_length(self, answer: Answer) -> None:
         """What the server says of the whole's length must be true."""
@@ -156,7 +193,16 @@ class Resuming(ABC):
     ) -> Next:
         """The server has *offset* bytes, as *answer* says."""
         assert self.locations is not None
-        self.note_offset(offset)
+        if offset < self.acknowledged:
+            # C7: it never falls. Whatever this is, it is not progress: it costs budget.
+            again = self._resume_action(self.locations)
+            delay = max(delay, self._later(again, outcome).delay)
+        if has_mark(answer.fields):
+            self.note_offset(offset)
+        elif offset > self._bare:
+            # Enough to be patient, not enough to let go of bytes.
+            self._bare = offset
+            self.budget.note_progress()
         length = self.content.length
         if length is not None and offset > length:
             raise TransferFailed(
@@ -219,10 +265,16 @@ class Resuming(ABC):
             return self._later(self._resume_action(self.locations), outcome)
         if self.dialect.recorded(answer):
             return self._deliver(outcome, answer)
+        gone = answer.status in self.dialect.gone
+        if self._is_foreign(outcome, answer, gone=gone):
+            # If it was the server's after all, the length was told: the offset will show.
+            told_length = answer.ok and action.range.total is not None
+            self.declared_length = self.declared_length or told_length
+            return self._later(self._resume_action(self.locations), outcome)
         if self._settled is not None and not answer.ok:
             # It was only repeated, for a response that is not given twice.
             return Next(Finish(self._settled, bare=True))
-        if answer.status in self.dialect.gone:
+        if gone:
             return self._start_over(outcome)
         open_ended = action.range.first is not None and action.range.last is None
         if (
@@ -296,8 +348,13 @@ class Resuming(ABC):
             return self._later(action, outcome)
         if is_message:
             return self._deliver(outcome, answer)
+        gone = answer.status in self.dialect.gone
+        says_state = answer.status == 202 and outcome.state is not None
+        if not says_state and self._is_foreign(outcome, answer, gone=gone):
+            return self._later(action, outcome)
         if answer.status == 202:
             if outcome.state == "receiving":
+                self.declared_length = False
                 return self._later(self._resume_action(self.locations), outcome)
             # A server that processes is alive: patience for it is not for failures.
             self.budget.note_progress()
@@ -305,7 +362,7 @@ class Resuming(ABC):
             return Next(action, _DEFAULT_RETRY_AFTER if delay is None else delay)
         if self._settled is not None:
             return Next(Finish(self._settled, bare=True))
-        if answer.status in self.dialect.gone:
+        if gone:
             return self._start_over(outcome)
         raise self._unexpected("for the response", answer)
 
@@ -316,6 +373,9 @@ class Resuming(ABC):
         partial = answer is not None and answer.status in (200, 206)
         if answer is None or self.dialect.troubled(answer) or partial:
             return self._deliver(outcome, final)
+        gone = answer.status in self.dialect.gone
+        if self._is_foreign(outcome, answer, gone=gone):
+            return self._later(self._completing(outcome, final), outcome)
         length = count_of(final.fields.get("content-length"))
         if answer.status == 416 and outcome.received == length:
             return Next(Finish(final))
@@ -349,7 +409,8 @@ class Resuming(ABC):
         if self.locations is not None:
             if self.locations.result is not None:
                 tag = answer.strong_etag
-                return FetchResult(self.locations.result, outcome.received, tag)
+                result = self.locations.result
+                return FetchResult(result, outcome.received, tag, answer)
             may_have_message = self.all_sent or not self.dialect.settles
             if self.locations.message is not None and may_have_message:
                 return FetchMessage(self.locations.message)
@@ -378,6 +439,8 @@ class Resuming(ABC):
 
     def _start_over(self, outcome: Outcome) -> Next:
         """The server forgot the operation: send everything again, if that is safe."""
+        if outcome.answer is not None and is_page(outcome.answer) and self.all_sent:
+            raise self._doubtful(outcome.answer)
         if self.all_sent and not self._repeatable:
             raise UploadForgotten(
                 "the server no longer knows the upload, and may have acted on it"
@@ -396,6 +459,7 @@ class Resuming(ABC):
         self.all_sent = False
         self.acknowledged = 0
         self._settled = None
+        self._pages = 0
         self.choice.forget()
         return self._later(self._first, outcome)
 
@@ -405,11 +469,21 @@ class Resuming(ABC):
         wish = None if answer is None else answer.retry_after(outcome.wall_time)
         delay = self.budget.delay(outcome.now, wish)
         if delay is None:
-            reason = outcome.cause or f"the server answered {answer and answer.status}"
+            if answer is not None and is_foreign(answer, vouched=outcome.vouched):
+                raise self._doubtful(answer) from outcome.cause
+            reason = outcome.cause or f"the server answered {answer}"
             raise TransferFailed(
                 f"retries are used up: {reason}", resumable=True
             ) from outcome.cause
         return Next(action, delay)
+
+    def _doubtful(self, answer: Answer) -> TransferFailed:
+        """The error for an answer that may be a portal's."""
+        return TransferFailed(
+            f"the answer {answer} does not show that the server has stored the content;"
+            " it may be the page of a network that wants a login",
+            resumable=True,
+        )
 
     def _unexpected(self, asked: str, answer: Answer) -> TransferFailed:
         return TransferFailed(f"asked {asked}, the server answered {answer.status}")

@@ -20,6 +20,7 @@ from trioresume.client.exchange import (
     ResponseSink,
 )
 from trioresume.client.locations import Url
+from trioresume.client.marks import has_mark, is_page
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.sinks import IgnoringSink, Reading, sink_for
 from trioresume.client.steps import (
@@ -105,6 +106,8 @@ class Run(Observer):
         self._attempts = 0
         self._interrupted = True
         """Whether content that is sent now makes a new attempt."""
+        self._vouched = False
+        """Whether an interim response of the present exchange had a protocol's mark."""
         self._position = 0
         self._bytes_sent = 0
         self._reported_at = float("-inf")
@@ -144,6 +147,7 @@ class Run(Observer):
 
     async def _perform(self, action: WireAction) -> Outcome:
         self._prepare(action)
+        self._vouched = False
         request = self._builder.build(action)
         if isinstance(action, Send) and action.expect and request.outgoing is not None:
             request.outgoing.wait_for_continue = self._patience
@@ -214,6 +218,7 @@ class Run(Observer):
             sent=sent,
             received=self._content.received,
             state=reading.state,
+            vouched=self._vouched,
             cause=reading.cause,
             now=trio.current_time(),
             wall_time=time.time(),
@@ -242,6 +247,7 @@ class Run(Observer):
         """An offer (R1, C2), an acknowledgement (R30, C12), or neither."""
         dialect = self._transfer.dialect
         self._trouble = None
+        self._vouched = self._vouched or has_mark(fields)
         self._transfer.note_fields(fields)
         offset = dialect.acknowledged(status, fields)
         if offset is not None:

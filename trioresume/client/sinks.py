@@ -8,10 +8,12 @@ from typing import Protocol
 
 from trioresume.client.content import ResponseContent
 from trioresume.client.exchange import Exchange
+from trioresume.client.marks import is_page
 from trioresume.client.steps import (
     Answer,
     Append,
     AskOffset,
+    Confirm,
     Create,
     Discover,
     FetchMessage,
@@ -56,12 +58,12 @@ def sink_for(action: WireAction, content: ResponseContent) -> Sink:
     match action:
         case Send() | Create() | Append():
             return FinalSink(content)
-        case AskOffset() | Discover():
+        case AskOffset() | Confirm() | Discover():
             return IgnoringSink()
         case FetchMessage():
             return MessageSink(content)
         case FetchResult():
-            return ResultSink(content, action.start)
+            return ResultSink(content, action.start, action.final)
 
 
 class IgnoringSink:
@@ -150,9 +152,12 @@ class MessageSink:
 class ResultSink:
     """For the rest of a final response's content (R28)."""
 
-    def __init__(self, content: ResponseContent, start: int) -> None:
+    def __init__(
+        self, content: ResponseContent, start: int, final: Answer | None
+    ) -> None:
         self._content = content
         self._start = start
+        self._final = final
         self._usable = False
         self._end: int | None = None
         """Where the whole content ends, if the server said so."""
@@ -160,8 +165,9 @@ class ResultSink:
     async def begin(self, answer: Answer) -> None:
         if answer.status == 200:
             # It does not do ranges, or the validator did not match: all of it again.
-            await self._content.restart()
-            self._usable = True
+            self._usable = self._is_the_same(answer)
+            if self._usable:
+                await self._content.restart()
         elif answer.status == 206:
             try:
                 range_ = parse_content_range(answer.fields.get("content-range") or "")
@@ -169,6 +175,18 @@ class ResultSink:
                 return
             self._usable = range_.first == self._start
             self._end = range_.total
+
+    def _is_the_same(self, answer: Answer) -> bool:
+        """Whether *answer* has the content of the final response, and not of a portal."""
+        if self._final is None:
+            return True
+        tag = self._final.strong_etag
+        if tag is not None and answer.strong_etag == tag:
+            return True
+        if is_page(answer) and not is_page(self._final):
+            return False
+        length = self._final.fields.get("content-length")
+        return length is None or length == answer.fields.get("content-length")
 
     async def write(self, data: bytes | bytearray) -> None:
         if self._usable:
@@ -178,7 +196,7 @@ class ResultSink:
         whole, cause = exchange.whole, exchange.cause
         if exchange.answer is not None and exchange.answer.status in (200, 206):
             if not self._usable:
-                whole, cause = False, ValueError("the server sent another range")
+                whole, cause = False, ValueError("the server sent other content")
             elif self._end is not None and self._content.received < self._end:
                 whole = False  # a server may send less than was asked for
         return Reading(exchange.answer, whole, cause)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from trioresume.client.locations import Url
@@ -25,6 +25,7 @@ __all__ = [
     "Answer",
     "Append",
     "AskOffset",
+    "Confirm",
     "Create",
     "Discover",
     "FetchMessage",
@@ -70,6 +71,11 @@ class Discover:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirm:
+    """``HEAD`` on the request's URL: is the content of a plain PUT there?"""
+
+
+@dataclass(frozen=True, slots=True)
 class AskOffset:
     """``HEAD`` *url* (R12)."""
 
@@ -108,11 +114,15 @@ class FetchMessage:
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """``GET`` *url* from *start* on (R28); *if_range* is a strong entity-tag."""
+    """``GET`` *url* from *start* on (R28); *if_range* is a strong entity-tag.
+
+    *final* is the response whose content it completes.
+    """
 
     url: Url
     start: int
     if_range: str | None
+    final: Answer | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,16 @@ class Finish:
     bare: bool = False
 
 
-WireAction = Send | Create | Discover | AskOffset | Append | FetchMessage | FetchResult
+WireAction = (
+    Send
+    | Create
+    | Discover
+    | Confirm
+    | AskOffset
+    | Append
+    | FetchMessage
+    | FetchResult
+)
 """What is performed by an exchange with the server."""
 
 Action = WireAction | Gather | Finish
@@ -150,6 +169,14 @@ class Answer:
 
     status: int
     fields: Fields
+
+    def __str__(self) -> str:
+        """As messages name it: the status, and what else tells answers apart."""
+        location = self.fields.get("location")
+        if 300 <= self.status <= 399 and location is not None:
+            return f"{self.status} to {location}"
+        media_type = self.fields.get("content-type")
+        return f"{self.status}" if media_type is None else f"{self.status} {media_type}"
 
     @property
     def ok(self) -> bool:
@@ -181,8 +208,12 @@ class Answer:
         seconds = count_of(value)
         if seconds is not None:
             return float(seconds)
-        date = parse_http_date(value)
-        return None if date is None else max(0.0, date - wall_time)
+        date = parse_http_date(value.strip())
+        if date is None:
+            return None
+        # Both dates are of the server's clock, so a wrong clock here does not matter.
+        sent = parse_http_date(self.fields.get("date") or "")
+        return max(0.0, date - (wall_time if sent is None else sent))
 
 
 _INCREMENTAL_REFUSED = re.compile(r";\x20*error=incremental_refused(?![a-z0-9_])")
@@ -202,7 +233,8 @@ class Outcome:
 
     *answer* is the head of its final response, or for ``FetchMessage`` that of the
     message once it was read. *whole* says that the content after it came to its end;
-    if it did not, *cause* says why. *state* is the member of a 202's document.
+    if it did not, *cause* says why. *state* is the member of a 202's document. *vouched*
+    says that an interim response with a mark of the protocol came before the answer.
     *received* counts the bytes of the final response's content held by now.
     """
 
@@ -211,6 +243,7 @@ class Outcome:
     sent: Sent = Sent.NOTHING
     received: int = 0
     state: str | None = None
+    vouched: bool = False
     cause: Exception | None = None
     now: float = 0.0
     """Monotonic, for the budget."""

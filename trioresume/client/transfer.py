@@ -46,11 +46,17 @@ SEND             stopped: offered, but can only go in parts   ASK_OFFSET
 SEND             not understood, before its content           DISCOVER, or the same
 SEND             413, and appends may be smaller              CREATE
 SEND             it is a step (RUFH)                          APPEND the rest
+SEND             redirected, or 511                           SEND, later, if safe
+SEND             success, unmarked, of a PUT                  CONFIRM
+SEND             success, unmarked, nothing shows it          SEND, later, if safe
 SEND             final response                               finish
 SEND             final response, its content cut              FETCH_RESULT
+CONFIRM          the content is there                         finish
+CONFIRM          it is not                                    SEND, later
+CONFIRM          cut, trouble                                 CONFIRM, later
 DISCOVER         another dialect                              SEND or CREATE in it
 DISCOVER         nothing new                                  finish as refused
-CREATE           cut, trouble                                 CREATE, later
+CREATE           cut, trouble, foreign                        CREATE, later
 CREATE           the upload's location                        APPEND, or *complete*
 CREATE           not understood                               CREATE, older version
 CREATE           taken for all there is                       SEND, plain
@@ -58,9 +64,9 @@ CREATE           any other refusal                            finish
 ASK_OFFSET       offset below the end                         APPEND, perhaps GATHER
 ASK_OFFSET       all is there                                 *complete*
 ASK_OFFSET       404 410                                      SEND, if safe
-ASK_OFFSET       cut, trouble                                 ASK_OFFSET, later
+ASK_OFFSET       cut, trouble, foreign                        ASK_OFFSET, later
 GATHER           it is at hand                                APPEND
-APPEND           cut, trouble                                 ASK_OFFSET
+APPEND           cut, trouble, foreign                        ASK_OFFSET
 APPEND           409 with an offset                           APPEND from there
 APPEND           404 410                                      SEND, if safe
 APPEND           it is a step                                 APPEND the rest
@@ -72,14 +78,17 @@ FETCH_MESSAGE    202 "receiving"                              ASK_OFFSET
 FETCH_MESSAGE    202                                          FETCH_MESSAGE, later
 FETCH_MESSAGE    the message                                  finish
 FETCH_MESSAGE    the message, its content cut                 FETCH_RESULT
+FETCH_MESSAGE    cut, trouble, foreign                        FETCH_MESSAGE, later
 FETCH_MESSAGE    404 410                                      SEND, if safe
 FETCH_RESULT     206 200, whole                               finish
-FETCH_RESULT     cut                                          FETCH_RESULT
+FETCH_RESULT     cut, foreign                                 FETCH_RESULT
 FETCH_RESULT     404 410 412, 416 short of the end            FETCH_MESSAGE
 ===============  ===========================================  ======================
 
 *Trouble* is 408, 425, 429 or any 5xx that is not the target's own answer; tus adds 423
-and 460. The target's recorded answer shows itself, with the operation's locations (R5)
+and 460. *Foreign* is an answer that is not the server's but the network's, such as a
+captive portal's page; :mod:`~trioresume.client.marks` tells them apart. *Unmarked* are
+answers without a field of any protocol. The target's recorded answer shows itself, with the operation's locations (R5)
 or as complete (C11), so that such a 503 is final and a bare one is a server in passing
 trouble. Every "later", every cut and every repetition is charged to the retry budget,
 which progress refills.
@@ -94,12 +103,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from trioresume.client.dialects import Discovery, Rufh
+from trioresume.client.marks import (
+    Verdict,
+    confirms,
+    has_mark,
+    is_diverted,
+    is_page,
+    plain_verdict,
+    stores_content,
+)
 from trioresume.client.resuming import IDEMPOTENT_METHODS, ContentFacts, Resuming
 from trioresume.client.steps import (
     Action,
     Answer,
     Append,
     AskOffset,
+    Confirm,
     Create,
     Discover,
     FetchMessage,
@@ -131,6 +150,8 @@ class Transfer(Resuming):
     turned: bool = False
     """Whether the request was stopped before its content, to go on otherwise."""
     _refusal: Answer | None = None
+    _unconfirmed: Answer | None = None
+    """The answer that waits for the result of a CONFIRM."""
     _action: Action = field(default_factory=Send)
 
     # What is learnt in the middle of an action.
@@ -223,7 +244,8 @@ class Transfer(Resuming):
     def _was_handed_over(self, answer: Answer | None) -> bool:
         """Whether all of the content went to the server, now that a request is out."""
         if not isinstance(self._action, Append):
-            return True
+            # What the network took has not reached the server.
+            return answer is None or not is_diverted(answer)
         # A patch that met nothing to append to: its bytes went nowhere.
         lost = answer is not None and answer.status in self.dialect.gone
         return self._action.completes and not (
@@ -238,6 +260,8 @@ class Transfer(Resuming):
                 return self._after_create(outcome)
             case Discover():
                 return self._after_discover(outcome)
+            case Confirm():
+                return self._after_confirm(outcome)
             case AskOffset():
                 return self._after_ask(outcome, self._action)
             case Gather():
@@ -263,6 +287,10 @@ class Transfer(Resuming):
             return self._later(self._resume_action(locations), outcome)
         if answer.status in _REFUSED_FOR_NOW and self.dialect.troubled(answer):
             return self._send_later_or_finish(outcome, answer)
+        if not outcome.vouched and is_diverted(answer) and self._stores:
+            return self._send_later_or_finish(outcome, answer)
+        if answer.ok and self._stores and not self._is_marked(outcome, answer):
+            return self._after_unmarked(outcome, answer)
         if answer.status == 417 and self._expect and self._may_send_again(outcome.sent):
             # RFC 9110, section 10.1.1: repeat it without the expectation.
             self._expect = False
@@ -298,6 +326,52 @@ class Transfer(Resuming):
             return False
         return self.content.can_start_at(0) and (length is None or length > limit)
 
+    # An answer of success without a mark.
+
+    @property
+    def _stores(self) -> bool:
+        return stores_content(self.method, self.content.length)
+
+    @staticmethod
+    def _is_marked(outcome: Outcome, answer: Answer) -> bool:
+        return outcome.vouched or has_mark(answer.fields)
+
+    def _after_unmarked(self, outcome: Outcome, answer: Answer) -> Next:
+        length = self.content.length
+        verdict = plain_verdict(self.method, answer, outcome.sent, length)
+        if verdict is Verdict.STORED:
+            return self._deliver_plain(outcome, answer)
+        if verdict is Verdict.ASK:
+            self._unconfirmed = answer
+            return Next(Confirm())
+        return self._disbelieve(outcome, answer)
+
+    def _after_confirm(self, outcome: Outcome) -> Next:
+        answer, unconfirmed = outcome.answer, self._unconfirmed
+        assert unconfirmed is not None
+        if answer is None or self.dialect.troubled(answer):
+            return self._later(Confirm(), outcome)
+        if confirms(answer, self.content.length):
+            return self._deliver_plain(outcome, unconfirmed)
+        return self._disbelieve(outcome, unconfirmed)
+
+    def _deliver_plain(self, outcome: Outcome, answer: Answer) -> Next:
+        """*answer* comes from a server, which speaks nothing of resuming."""
+        if self.locations is None:
+            self.choice.note_plain()
+        return self._deliver(outcome, answer)
+
+    def _disbelieve(self, outcome: Outcome, answer: Answer) -> Next:
+        """Nothing shows that *answer* comes from the server: try again, if that is safe."""
+        if self.locations is not None:
+            return self._later(self._resume_action(self.locations), outcome)
+        self.all_sent = False
+        self.choice.reconsider()
+        sent = Sent.ALL if isinstance(self._action, Confirm) else outcome.sent
+        if not self._may_send_again(sent):
+            raise self._doubtful(answer)
+        return self._later(self._first, outcome)
+
     def _after_discover(self, outcome: Outcome) -> Next:
         if self._discover(outcome.answer):
             return Next(self._first)
@@ -310,10 +384,16 @@ class Transfer(Resuming):
             return self._send_again(outcome)
         if self.dialect.troubled(answer) or not outcome.whole:
             return self._send_later_or_finish(outcome, answer)
+        if not outcome.vouched and is_diverted(answer):
+            return self._send_later_or_finish(outcome, answer)
         if answer.ok:
             if self.locations is None and self._took_it_for_all(answer):
                 self.choice.give_up()
                 return Next(self._first)
+            created = answer.status == 201 and "location" in answer.fields
+            marked = created or self._is_marked(outcome, answer)
+            if self.locations is None and not marked:
+                return self._disbelieve(outcome, answer)
             if self.locations is None:
                 raise TransferFailed(
                     f"the server answered {answer.status} to the creation of an upload,"
@@ -326,8 +406,9 @@ class Transfer(Resuming):
 
     def _took_it_for_all(self, answer: Answer) -> bool:
         """Whether the server does not know what ``Upload-Complete`` is."""
-        dialect = self.dialect
-        return isinstance(dialect, Rufh) and not dialect.understood(answer.fields)
+        if not isinstance(self.dialect, Rufh) or is_page(answer):
+            return False
+        return not self.dialect.understood(answer.fields)
 
     def _send_again(self, outcome: Outcome) -> Next:
         if not self._may_send_again(outcome.sent):

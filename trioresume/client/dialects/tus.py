@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from trioresume.client.dialects.base import Dialect, Words
 from trioresume.client.locations import Locations
+from trioresume.client.marks import has_mark
 from trioresume.protocol.byteranges import OFFSET_STREAM
 from trioresume.protocol.dialects.tus import VERSION
 from trioresume.protocol.dialects.tus_fields import format_metadata, metadata_of
@@ -68,7 +69,8 @@ class Tus(Dialect):
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
         """D6; with it may come where the target's response will be (D8)."""
         value = answer.fields.get("location")
-        url = base.resolve(value) if value is not None and answer.ok else None
+        believed = answer.status == 201 or (answer.ok and has_mark(answer.fields))
+        url = base.resolve(value) if value is not None and believed else None
         if url is None:
             return None
         offered = Locations.offered(base, answer.fields) or Locations()

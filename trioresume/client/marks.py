@@ -1,0 +1,154 @@
+"""Which answers show that they come from the server (promise 13 of the design).
+
+Between a client and its server there may be a network that answers in the server's place:
+the captive portal of a hotel or a train, a company's filter. It answers any method on any
+URL, with a page and 200, with an empty 204, or with a redirect to its own page. None of
+these may count as "stored".
+
+An answer is believed for one of these reasons:
+
+* It carries a field that only a server of one of the protocols sends: :func:`has_mark`.
+* An interim response with such a field came before it, in the same exchange.
+* It answers a plain request, all of whose content was sent, in a way that RFC 9110
+  reserves for a server that stored it: see :func:`plain_verdict`.
+
+All other answers of success, all redirects, 511, and pages in HTML that answer a request to
+an upload's own resources are taken for the network's: see :func:`is_foreign`. The client then
+keeps the upload and tries again later.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from trioresume.client.steps import Answer, Sent, count_of
+from trioresume.protocol.fields import parse_entity_tag, parse_media_type
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import Fields
+
+__all__ = [
+    "Verdict",
+    "confirms",
+    "has_mark",
+    "is_diverted",
+    "is_foreign",
+    "is_page",
+    "plain_verdict",
+    "stores_content",
+]
+
+_MARKS = frozenset(
+    {
+        "acknowledge",
+        "request-content-location",
+        "response-message-location",
+        "tus-resumable",
+        "upload-complete",
+        "upload-draft-interop-version",
+        "upload-incomplete",
+        "upload-limit",
+        "upload-offset",
+    }
+)
+"""Fields of the seed, of RUFH and of tus that no other software has a reason to send."""
+
+_PAGES = frozenset({"text/html", "application/xhtml+xml"})
+
+_NETWORK_AUTHENTICATION_REQUIRED = 511
+"""RFC 6585, section 6: made for captive portals."""
+
+_TELLS_METHODS_APART = frozenset({401, 403, 405, 501})
+"""Answers to HEAD of a server that may well have stored what it was sent."""
+
+
+def has_mark(fields: Fields) -> bool:
+    """Whether *fields* are those of a server that speaks one of the protocols."""
+    if any(name in _MARKS for name, _ in fields):
+        return True
+    return "resume" in (fields.get("preference-applied") or "").lower()
+
+
+def is_page(answer: Answer) -> bool:
+    """Whether the content of *answer* is a page for people."""
+    media_type = parse_media_type(answer.fields.get("content-type") or "")
+    return media_type is not None and media_type.essence in _PAGES
+
+
+def is_diverted(answer: Answer) -> bool:
+    """Whether *answer* sends the client somewhere else, as portals do."""
+    if has_mark(answer.fields):
+        return False
+    redirected = 300 <= answer.status <= 399 and answer.status != 304
+    return redirected or answer.status == _NETWORK_AUTHENTICATION_REQUIRED
+
+
+def is_foreign(answer: Answer, *, vouched: bool = False) -> bool:
+    """Whether *answer* to a request for an upload's resource cannot be the server's.
+
+    *vouched* says that a marked interim response came before it. A status of refusal
+    without a page is the server's: it may well refuse without a mark.
+    """
+    if vouched or has_mark(answer.fields):
+        return False
+    return answer.ok or is_diverted(answer) or (is_page(answer) and answer.status < 500)
+
+
+# ------------------------------------------------------------------- plain requests
+
+
+class Verdict(Enum):
+    """What an unmarked answer of success to a plain request says."""
+
+    STORED = auto()
+    """The server has the content."""
+    ASK = auto()
+    """Perhaps; a HEAD on the URL will tell."""
+    DOUBTFUL = auto()
+    """Nothing shows that the server has the content."""
+
+
+def stores_content(method: str, length: int | None) -> bool:
+    """Whether success of such a request means that content is stored."""
+    return method in ("PATCH", "POST", "PUT") or length != 0
+
+
+def plain_verdict(
+    method: str, answer: Answer, sent: Sent, length: int | None
+) -> Verdict:
+    """What *answer*, unmarked and of success, says of a plain request's content.
+
+    A server that answers before it has all the content cannot have stored it. After that:
+
+    * 201 with ``Location`` says what was created (RFC 9110, section 15.3.2);
+    * a validator in the answer to a PUT says that the content was stored as it came
+      ("MUST NOT send a validator … unless", RFC 9110, section 9.3.4);
+    * any other success of a PUT can be checked: the content is at the URL now.
+    """
+    if sent is not Sent.ALL and length != 0:
+        return Verdict.DOUBTFUL
+    if answer.status == 201 and "location" in answer.fields:
+        return Verdict.STORED
+    if is_page(answer) or method != "PUT":
+        return Verdict.DOUBTFUL
+    return Verdict.STORED if _has_validator(answer) else Verdict.ASK
+
+
+def confirms(answer: Answer, length: int | None) -> bool:
+    """Whether *answer* to a HEAD shows content of *length* bytes, stored a moment ago."""
+    if has_mark(answer.fields) and answer.ok:
+        return True
+    if answer.status in _TELLS_METHODS_APART:
+        return not is_page(answer)
+    if answer.status != 200 or is_page(answer):
+        return False
+    stated = count_of(answer.fields.get("content-length"))
+    if stated is None or length is None:
+        return _has_validator(answer)
+    return stated == length
+
+
+def _has_validator(answer: Answer) -> bool:
+    tag = parse_entity_tag(answer.fields.get("etag") or "")
+    return tag is not None or "last-modified" in answer.fields
