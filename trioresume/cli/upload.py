@@ -307,6 +307,8 @@ class _Uploads:
             bytes_resent=response.bytes_resent,
         )
         if not response.ok:
+            if _is_for_now(response.status):
+                job.exit_code = ExitCode.UNFINISHED
             self._report_failure(job, _refusal(response))
             return
         job.exit_code = ExitCode.DONE
@@ -354,9 +356,21 @@ def _media_type(path: Path) -> str:
     return media_type or "application/octet-stream"
 
 
+# Answers that another run may not get. A network that wants a login redirects, or says 511
+# (RFC 6585, section 6).
+_FOR_NOW = frozenset({408, 425, 429, 502, 503, 504, 511})
+
+
+def _is_for_now(status: int) -> bool:
+    return 300 <= status <= 399 or status in _FOR_NOW
+
+
 def _refusal(response: ClientResponse) -> str:
     """What the server says against it: a problem's title and detail (RFC 9457)."""
     words = [f"the server answered {response.status}"]
+    location = response.headers.get("location")
+    if 300 <= response.status <= 399 and location is not None:
+        words.append(f"a redirect to {location}, which is not followed")
     if (response.headers.get("content-type") or "").startswith(
         "application/problem+json"
     ):

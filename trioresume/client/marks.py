@@ -35,6 +35,7 @@ __all__ = [
     "is_diverted",
     "is_foreign",
     "is_page",
+    "may_be_foreign",
     "plain_verdict",
     "stores_content",
 ]
@@ -93,6 +94,17 @@ def is_foreign(answer: Answer, *, vouched: bool = False) -> bool:
     if vouched or has_mark(answer.fields):
         return False
     return answer.ok or is_diverted(answer) or (is_page(answer) and answer.status < 500)
+
+
+def may_be_foreign(answer: Answer) -> bool:
+    """Whether *answer* ends a request in a way that says nothing of the upload.
+
+    It may come from the network, or refuse the credentials. The upload is worth keeping.
+    """
+    if has_mark(answer.fields) or answer.ok:
+        return False
+    unauthorised = answer.status in (401, 403, 407)
+    return unauthorised or is_diverted(answer) or is_page(answer)
 
 
 # ------------------------------------------------------------------- plain requests

@@ -20,7 +20,7 @@ from trioresume.client.exchange import (
     ResponseSink,
 )
 from trioresume.client.locations import Url
-from trioresume.client.marks import has_mark, is_page
+from trioresume.client.marks import has_mark, may_be_foreign
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.sinks import IgnoringSink, Reading, sink_for
 from trioresume.client.steps import (
@@ -310,11 +310,12 @@ class Run(Observer):
 
     async def _note_decision(self, following: Next) -> None:
         """After each decision: what is safe may be let go, what is over forgotten."""
-        if self._transfer.locations is None:
-            await self._journal_forget()
-        else:
+        # An upload that is gone stays in the journal until there is another, or an answer
+        # that is the server's: a network can say "gone", too.
+        locations = self._transfer.locations
+        if locations is not None:
             self._source.release(self._transfer.acknowledged, acknowledged=False)
-            known = self._entry is None or self._entry.locations is not None
+            known = self._entry is None or self._entry.locations == locations
             if not known and not isinstance(following.action, Finish):
                 # It was made by a request of its own, and its content is next.
                 await self._journal_save()
@@ -371,7 +372,8 @@ class Run(Observer):
         if action.bare:
             await self._content.begin(action.answer.status)
         body, saved_to = await self._content.finish()
-        await self._journal_forget()
+        if not may_be_foreign(action.answer):
+            await self._journal_forget()
         locations = self._transfer.locations
         if self._release and locations is not None and locations.message is not None:
             await self._release_message(locations.message)
