@@ -57,7 +57,7 @@ EARLY = [(portal, False) for portal in ("page", "nothing", "moved")]
 def test_portal_is_no_success(
     tmp_path: Path, portal: str, protocol: str, waits: bool
 ) -> None:
-    """Exit code 75 and a reason, whatever the portal says, however late it says it."""
+    """C20: exit code 75 and a reason, whatever the portal says, however late it is."""
     path, _ = file_of(tmp_path, 200_000)
     with Gateway(None, PORTALS[portal], waits=waits) as gateway:
         code, result = upload(

@@ -70,8 +70,8 @@ class ExitCode(IntEnum):
 
     EX_DATAERR of sysexits.h."""
     UNFINISHED = 75
-    """Retries are used up or the service ended, but what was done is kept: run the
-    command again.
+    """Retries are used up, the service ended, or the network answered in the server's
+    place. What was done is kept: run the command again.
 
     EX_TEMPFAIL of sysexits.h, which mail and batch systems retry on."""
     INTERRUPTED = 130

@@ -138,14 +138,7 @@ class Finish:
 
 
 WireAction = (
-    Send
-    | Create
-    | Discover
-    | Confirm
-    | AskOffset
-    | Append
-    | FetchMessage
-    | FetchResult
+    Send | Create | Discover | Confirm | AskOffset | Append | FetchMessage | FetchResult
 )
 """What is performed by an exchange with the server."""
 
