@@ -21,9 +21,9 @@ from tests.store.helpers import (
     response,
     store_content,
 )
-from trioresume.errors import FormatVersionUnsupported, StorageError
+from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
 from trioresume.protocol.heads import Fields
-from trioresume.store import inventory as inventory_module
+from trioresume.store import inventory as inventory_module, verification
 from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
     CreateOperation,
@@ -206,4 +206,19 @@ def test_catalog_of_another_version_is_not_read(
         Inventory(disk_stand.data_dir)
     with _raw(disk_stand) as raw:
         raw.execute(f"PRAGMA user_version = {known}")
+    disk_stand.store = disk_stand.open()
+
+
+def test_full_disk_for_temporary_files_is_called_that(
+    disk_stand: DiskStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verify sorts what it finds in a file of its own: it is not the catalog that is full."""
+    store_content(disk_stand.store, DATA)
+    disk_stand.store.close()
+    with Inventory(disk_stand.data_dir) as inventory:
+        full = "PRAGMA temp.max_page_count = 2; CREATE TEMP TABLE bad_chunks"
+        tables = verification._TEMPORARY.replace("CREATE TEMP TABLE bad_chunks", full)
+        monkeypatch.setattr(verification, "_TEMPORARY", tables)
+        with pytest.raises(StorageFull, match="temporary files is full"):
+            list(inventory.verify())
     disk_stand.store = disk_stand.open()

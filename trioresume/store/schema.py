@@ -31,10 +31,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
 from trioresume.store.accounts import ACCOUNTS
+from trioresume.store.read_only import connect_without_writing
 
 if TYPE_CHECKING:
     from trioresume.store.disk_io import Disk
@@ -148,6 +149,11 @@ _CACHE_KIB = 512
 """Memory for pages, of each connection. SQLite's own 2 MiB fill up with the catalog and are
 no faster: what is missing is in the system's page cache."""
 
+_CANNOT_WRITE = frozenset(
+    {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+)
+"""What SQLite says where it cannot make the files that it reads a log with."""
+
 _WAL_LIMIT = 64 * 1024 * 1024
 """Bytes the write-ahead log is cut back to after a burst."""
 
@@ -198,33 +204,43 @@ def connect_reading(path: str) -> sqlite3.Connection:
     """A connection that reads the catalog beside whoever serves it.
 
     A write-ahead log lets it: it neither waits for commits nor holds them up. What a
-    transaction of it is long for is the log, which cannot be cut back meanwhile.
+    transaction of it is long for is the log, which cannot be cut back meanwhile. The
+    directory need not be writable, and its disk may be full: see :mod:`.read_only`.
 
     Raises :class:`FormatVersionUnsupported` for any version but the newest, as only the
     service changes a catalog, and :class:`StorageError` if there is none to be read.
     """
+    options: dict[str, Any] = {
+        "timeout": _BUSY_TIMEOUT,
+        "isolation_level": None,
+        "check_same_thread": False,
+    }
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
     try:
-        connection = sqlite3.connect(
-            f"{Path(path).absolute().as_uri()}?mode=ro",
-            uri=True,
-            timeout=_BUSY_TIMEOUT,
-            isolation_level=None,
-            check_same_thread=False,
-        )
         try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > len(_MIGRATIONS):
-                raise FormatVersionUnsupported(f"the catalog has version {version}")
-            if version < len(_MIGRATIONS):
-                raise FormatVersionUnsupported(
-                    f"the catalog has version {version}, which the service brings to"
-                    f" {len(_MIGRATIONS)} when it is started next"
-                )
-        except BaseException:
-            connection.close()
-            raise
+            return _checked(sqlite3.connect(uri, uri=True, **options))
+        except sqlite3.Error as exc:
+            if _primary_code(exc) not in _CANNOT_WRITE:
+                raise
+            return _checked(connect_without_writing(path, options))
     except sqlite3.Error as exc:
         raise sqlite_error(exc) from exc
+
+
+def _checked(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """*connection*, if its catalog can be read and has the newest version."""
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(_MIGRATIONS):
+            raise FormatVersionUnsupported(f"the catalog has version {version}")
+        if version < len(_MIGRATIONS):
+            raise FormatVersionUnsupported(
+                f"the catalog has version {version}, which the service brings to"
+                f" {len(_MIGRATIONS)} when it is started next"
+            )
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -244,6 +260,14 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 def sqlite_error(exc: sqlite3.Error) -> StorageError:
     """The storage error that *exc* amounts to."""
-    if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return StorageFull(f"the catalog cannot grow: {exc}")
+    code = getattr(exc, "sqlite_errorcode", None)
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
+        # The second is what SQLite says where its third file has no room to grow.
+        return StorageFull(f"the disk is full: the catalog cannot grow ({exc})")
     return StorageError(f"the catalog failed: {exc}")
+
+
+def _primary_code(exc: sqlite3.Error) -> int | None:
+    """The error code without the details that the higher bits tell."""
+    code: int | None = getattr(exc, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF

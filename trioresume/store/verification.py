@@ -29,7 +29,7 @@ from enum import StrEnum
 
 from blake3 import blake3
 
-from trioresume.errors import ContentLost, TrioresumeError
+from trioresume.errors import ContentLost, StorageFull, TrioresumeError
 from trioresume.store.catalog import CatalogReader
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.disk_io import Descriptor
@@ -142,7 +142,14 @@ class Verification:
                 for table in _TABLES:
                     self._execute(f"DROP TABLE temp.{table}")
         except sqlite3.Error as exc:
-            raise sqlite_error(exc) from exc
+            error = sqlite_error(exc)
+            if isinstance(error, StorageFull):
+                # Nothing else is written here.
+                error = StorageFull(
+                    "the disk for temporary files is full; the variable SQLITE_TMPDIR"
+                    " names another directory for them"
+                )
+            raise error from exc
 
     def _passes(self) -> Iterator[Damage]:
         yield from self._bytes()

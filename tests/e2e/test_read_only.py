@@ -1,0 +1,259 @@
+"""Readers do not write: the keeper's commands on a directory that they may not change."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import trioresume
+from tests.e2e.command import SOURCE, Service
+from tests.e2e.test_full_disk import run
+from tests.e2e.wire import request_head
+
+MakeService = Callable[..., Service]
+CONTENT = random.Random(4).randbytes(300_000)
+READERS = ("ls", "show", "verify")
+
+
+def keep(
+    command: str, data_dir: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """One of the keeper's commands, as a process."""
+    words = [sys.executable, "-m", "trioresume", command, "--data-dir", str(data_dir)]
+    variables = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
+    variables |= {"PYTHONPATH": str(SOURCE), **environment}
+    return subprocess.run(
+        words, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def store(service: Service) -> None:
+    """A file, and an upload that is not done."""
+    with closing(socket.create_connection(service.address, timeout=20)) as sock:
+        fields = [("Content-Length", str(len(CONTENT)))]
+        sock.sendall(request_head("PUT", "/files/stored", fields) + CONTENT)
+        assert sock.recv(4096).startswith(b"HTTP/1.1 20")
+    with closing(socket.create_connection(service.address, timeout=20)) as sock:
+        fields = [("Prefer", "resume"), ("Content-Length", "100000")]
+        sock.sendall(request_head("PUT", "/files/unfinished", fields) + bytes(5000))
+        assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")
+        sock.shutdown(socket.SHUT_WR)
+        sock.recv(4096)
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every file of it, with its size and time."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+class ReadOnly:
+    """The view of a data directory through which nothing can be written."""
+
+    def __init__(self, data_dir: Path, place: Path) -> None:
+        self._data_dir = data_dir
+        self._mounted = False
+        self.path = place
+        if os.geteuid() == 0:
+            place.mkdir()
+            mounted = run("mount", "--bind", str(data_dir), str(place))
+            if not (mounted and run("mount", "-o", "remount,ro,bind", str(place))):
+                pytest.skip("no directory can be mounted read-only here")
+            self._mounted = True
+        else:
+            self.path = data_dir
+            self._set_writable(False)
+
+    def _set_writable(self, writable: bool) -> None:
+        for path in [self._data_dir, *self._data_dir.rglob("*")]:
+            mode = path.stat().st_mode
+            path.chmod(mode | 0o200 if writable else mode & ~0o222)
+
+    def close(self) -> None:
+        if self._mounted:
+            assert run("umount", str(self.path))
+        elif self.path == self._data_dir:
+            self._set_writable(True)
+
+
+def leave(service: Service, state: str) -> None:
+    """Bring the directory into one of the states in which somebody finds it."""
+    if state == "stopped":
+        service.stop()
+    elif state != "running":
+        service.kill()
+    catalog = service.data_dir / "catalog.sqlite3"
+    if state == "backup":
+        # What a backup of a killed service may leave out.
+        Path(f"{catalog}-shm").unlink()
+        assert Path(f"{catalog}-wal").stat().st_size > 0
+
+
+STATES = ("running", "killed", "backup", "stopped")
+
+
+@pytest.fixture(params=STATES)
+def view(
+    request: pytest.FixtureRequest, make_service: MakeService, tmp_path: Path
+) -> Iterator[Path]:
+    service = make_service()
+    service.start()
+    store(service)
+    leave(service, request.param)
+    read_only = ReadOnly(service.data_dir, tmp_path / "view")
+    try:
+        yield read_only.path
+    finally:
+        read_only.close()
+
+
+def test_readers_need_not_be_able_to_write(view: Path) -> None:
+    """They show what there is, and change nothing; what has to write says why it cannot."""
+    before = snapshot(view)
+    listed, shown, verified = (keep(command, view) for command in READERS)
+    assert listed.returncode == 0, listed.stderr
+    assert "stored" in listed.stdout
+    assert "/files/unfinished" in listed.stdout
+    assert shown.returncode == 0, shown.stderr
+    assert "files           1" in shown.stdout
+    assert verified.returncode == 0, verified.stderr
+    assert "Files: 1." in verified.stdout
+    assert snapshot(view) == before
+
+
+def test_what_must_write_says_that_it_cannot(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """Not as an error of the catalog."""
+    service = make_service()
+    service.start()
+    store(service)
+    service.stop()
+    read_only = ReadOnly(service.data_dir, tmp_path / "view")
+    try:
+        collected = keep("gc", read_only.path)
+        assert collected.returncode == 1
+        assert "Read-only" in collected.stderr or "Permission" in collected.stderr
+        assert "Traceback" not in collected.stderr
+    finally:
+        read_only.close()
+
+
+def test_copy_of_a_catalog_goes_with_its_reader(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """Nothing is left in the directory for temporary files."""
+    service = make_service()
+    service.start()
+    store(service)
+    leave(service, "backup")
+    read_only = ReadOnly(service.data_dir, tmp_path / "view")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    try:
+        for command in READERS:
+            assert keep(command, read_only.path, TMPDIR=str(temporary)).returncode == 0
+    finally:
+        read_only.close()
+    assert list(temporary.iterdir()) == []
+
+
+def test_service_that_starts_meanwhile_is_noticed(
+    make_service: MakeService, tmp_path: Path
+) -> None:
+    """What was taken for unchanging is not read on when somebody changes it."""
+    service = make_service()
+    service.start()
+    store(service)
+    service.stop()
+    read_only = ReadOnly(service.data_dir, tmp_path / "view")
+    try:
+        with trioresume.Inventory(read_only.path) as inventory:
+            assert [file.name for file in inventory.files()] == ["stored"]
+            if read_only.path == service.data_dir:
+                read_only.close()
+            service.start()
+            store(service)
+            with pytest.raises(trioresume.StorageError, match="run the command again"):
+                list(inventory.files())
+    finally:
+        read_only.close()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A place for a data directory, and no room beside it once it is filled."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not run("mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)):
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield place
+    finally:
+        assert run("umount", str(place))
+
+
+def fill(place: Path) -> None:
+    with (place / "ballast").open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+
+
+@pytest.mark.parametrize("state", ["killed", "stopped"])
+def test_full_disk_is_read_and_called_that(
+    make_service: MakeService, full_disk: Path, state: str
+) -> None:
+    """Readers need no room. What needs some says that there is none."""
+    service = make_service()
+    service.start()
+    store(service)
+    leave(service, state)
+    data_dir = full_disk / "data"
+    shutil.copytree(
+        service.data_dir, data_dir, ignore=shutil.ignore_patterns("control")
+    )
+    fill(full_disk)
+    for command in READERS:
+        done = keep(command, data_dir)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+    if state == "stopped":
+        collected = keep("gc", data_dir)
+        assert collected.returncode == 1
+        assert "the disk is full" in collected.stderr, collected.stderr
+        served = serve(data_dir)
+        assert served.returncode == 1
+        assert "the disk is full" in served.stderr, served.stderr
+    fresh = serve(full_disk / "new")
+    assert fresh.returncode == 1
+    assert "No space left on device" in fresh.stderr, fresh.stderr
+
+
+def serve(data_dir: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "trioresume", "serve", "--bind", "127.0.0.1:0"]
+    variables = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
+    variables |= {"PYTHONPATH": str(SOURCE)}
+    return subprocess.run(
+        [*words, "--data-dir", str(data_dir)],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
