@@ -3,6 +3,11 @@
 One thread, epoll, one buffer. Every response's bytes are hashed as they come and
 compared with what was stored; a server that sends wrong bytes is not fast, it is wrong.
 Another thread asks small questions meanwhile, to see how long those wait.
+
+A server may close a connection that is kept at any time between two answers (RFC 9112,
+section 9.5). nginx does so after a thousand requests. It may say so in the last answer, or
+the next question meets the end: both open another connection, and ask there. An end within
+an answer, or on a connection that has answered nothing yet, is an error.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ BUFFER = 1 << 20
 PAUSE = 0.02
 """Seconds between two questions of :class:`Question`."""
 
+_CLOSE = re.compile(rb"\r\nconnection:[^\r\n]*\bclose\b", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
@@ -64,28 +70,64 @@ class _Connection:
     def __init__(
         self, address: tuple[str, int], requests: Iterable[Request], scratch: memoryview
     ) -> None:
-        self.sock = socket.create_connection(address, timeout=30)
-        self.sock.setblocking(False)
+        self._address = address
         self._host = f"{address[0]}:{address[1]}"
         self._requests = deque(requests)
         self._scratch = scratch
         self.received = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.sock = socket.create_connection(self._address, timeout=30)
+        self.sock.setblocking(False)
+        self._answered = False
+        """Whether an answer has come on this connection, so that it may be closed."""
+        self._closing = False
+
+    def close(self) -> None:
+        self.sock.close()
 
     def ask(self) -> bool:
         """Send the next request; False when there is none."""
         if not self._requests:
             return False
         self._request = self._requests.popleft()
+        if self._closing:
+            self.close()
+            self._open()
+        self._send()
+        return True
+
+    def _send(self) -> None:
         self._head: bytes | None = b""
         self._left = self._request.length
         self._hasher = blake3()
-        self.sock.send(self._request.head(self._host))
-        return True
+        try:
+            self.sock.send(self._request.head(self._host))
+        except ConnectionError:
+            if not self._answered:
+                raise
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        """The server closed the connection before it saw the question."""
+        self.close()
+        self._open()
+        self._send()
 
     def read(self) -> bool:
         """Take what is there; whether that was the end of an answer."""
-        count = self.sock.recv_into(self._scratch)
+        may_be_closed = self._answered and self._head == b""
+        try:
+            count = self.sock.recv_into(self._scratch)
+        except ConnectionResetError:
+            if not may_be_closed:
+                raise
+            count = 0
         if not count:
+            if may_be_closed:
+                self._ask_again()
+                return False
             raise WrongAnswer(f"cut {self._left} bytes before the end")
         data = self._scratch[:count]
         if self._head is not None:
@@ -104,6 +146,7 @@ class _Connection:
         if self._hasher.digest() != self._request.digest:
             raise WrongAnswer(f"other bytes than those stored: {self._request}")
         self.received += self._request.length
+        self._answered = True
         return True
 
     def _check_head(self, head: bytes) -> None:
@@ -113,6 +156,7 @@ class _Connection:
             raise WrongAnswer(f"answered {head!r}")
         if int(said[1]) != self._request.length:
             raise WrongAnswer(f"announced {said[1]!r} bytes, not {self._left}")
+        self._closing = _CLOSE.search(head) is not None
 
 
 def fetch(address: tuple[str, int], requests: Sequence[Sequence[Request]]) -> Fetched:
@@ -125,19 +169,26 @@ def fetch(address: tuple[str, int], requests: Sequence[Sequence[Request]]) -> Fe
         connections = {}
         for each in requests:
             connection = _Connection(address, each, scratch)
-            stack.callback(connection.sock.close)
+            stack.callback(connection.close)
             connections[connection.sock.fileno()] = connection
             epoll.register(connection.sock, select.EPOLLIN)
         begun, busy = time.perf_counter(), time.thread_time()
-        running = sum(connection.ask() for connection in connections.values())
-        while running:
+        finished = [each for each in connections.values() if not each.ask()]
+        for connection in finished:
+            del connections[connection.sock.fileno()]
+        while connections:
             for number, _ in epoll.poll():
-                connection = connections[number]
+                connection = connections.pop(number)
+                sock = connection.sock
                 if connection.read() and not connection.ask():
                     epoll.unregister(number)
-                    running -= 1
+                    finished.append(connection)
+                    continue
+                if connection.sock is not sock:  # which closing took out of the epoll
+                    epoll.register(connection.sock, select.EPOLLIN)
+                connections[connection.sock.fileno()] = connection
         return Fetched(
-            sum(connection.received for connection in connections.values()),
+            sum(connection.received for connection in finished),
             time.perf_counter() - begun,
             time.thread_time() - busy,
         )
@@ -177,17 +228,39 @@ class Question:
     def _ask_until(self, stop: threading.Event) -> None:
         host, port = self.address
         question = f"HEAD {self.path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
-        with socket.create_connection(self.address, timeout=30) as sock:
+        sock = socket.create_connection(self.address, timeout=30)
+        answered = False
+        try:
             while not stop.wait(PAUSE):
                 begun = time.perf_counter()
-                sock.sendall(question)
-                answer = b""
-                while not answer.endswith(b"\r\n\r\n"):
-                    data = sock.recv(4096)
-                    if not data:
-                        raise WrongAnswer("a small question was not answered")
-                    answer += data
+                answer = _answer(sock, question)
+                if not answer and answered:
+                    # It was closed between two questions, as it may be.
+                    sock.close()
+                    sock = socket.create_connection(self.address, timeout=30)
+                    begun = time.perf_counter()
+                    answer = _answer(sock, question)
+                if not answer.endswith(b"\r\n\r\n"):
+                    raise WrongAnswer("a small question was not answered")
                 self.latencies.append(time.perf_counter() - begun)
+                answered = True
+        finally:
+            sock.close()
+
+
+def _answer(sock: socket.socket, question: bytes) -> bytes:
+    """What comes for *question*, up to the end of a head or of the connection."""
+    answer = b""
+    try:
+        sock.sendall(question)
+        while not answer.endswith(b"\r\n\r\n"):
+            data = sock.recv(4096)
+            if not data:
+                break
+            answer += data
+    except ConnectionError:
+        pass  # as an end
+    return answer
 
 
 def store(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import socket
+import struct
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,11 +19,11 @@ from blake3 import blake3
 from click.testing import CliRunner
 
 from bench.download import Measured, Work, forget, main, measure, report
-from bench.fetch import Request, WrongAnswer, fetch
+from bench.fetch import Question, Request, WrongAnswer, fetch
 from bench.peers import find
 from bench.server import Server
 from tests.bench.fakes import faulty
-from tests.platforms import linux_only
+from tests.platforms import linux_only, needs
 from trioresume.bench.content import Region
 
 pytestmark = linux_only("epoll and /proc")
@@ -111,6 +116,136 @@ def test_every_way_to_answer_wrongly_is_noticed(answer: bytes, problem: str) -> 
     with answering(b"HTTP/1.1 " + answer) as address:
         with pytest.raises(WrongAnswer, match=problem):
             fetch(address, [[Request("/", len(BODY), digest)]])
+
+
+class Keeping:
+    """A server that answers *each* requests on a connection and then closes it.
+
+    *says* whether the last answer has ``Connection: close``, *resets* whether the end is a
+    reset, *cut* whether it comes within an answer.
+    """
+
+    def __init__(
+        self, each: int, *, says: bool, resets: bool = False, cut: bool = False
+    ) -> None:
+        self._each, self._says, self._resets, self._cut = each, says, resets, cut
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = self._listener.getsockname()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()[0]
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=[connection], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            received = b""
+            for number in range(self._each):
+                while b"\r\n\r\n" not in received:
+                    data = connection.recv(65536)
+                    if not data:
+                        return
+                    received += data
+                head, _, received = received.partition(b"\r\n\r\n")
+                last = number == self._each - 1
+                fields = b"Connection: close\r\n" if last and self._says else b""
+                body = b"" if head.startswith(b"HEAD") else BODY
+                if last and self._cut:
+                    body = body[:4]
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n"
+                    + fields
+                    + b"\r\n"
+                    + body
+                )
+            if self._resets:
+                linger = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+ASKED = Request("/", len(BODY), blake3(BODY).digest())
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("says", [False, True])
+@pytest.mark.parametrize("each", [1, 3])
+def test_kept_connection_may_be_closed_between_two_answers(
+    each: int, says: bool, resets: bool
+) -> None:
+    """As nginx does after a thousand requests: the next one goes on another connection."""
+    with closing(Keeping(each, says=says, resets=resets)) as server:
+        fetched = fetch(server.address, [[ASKED] * 10, [ASKED] * 7])
+        assert fetched.bytes == 17 * len(BODY)
+        assert server.connections >= 17 // each
+
+
+def test_answer_that_is_cut_is_noticed_on_a_kept_connection() -> None:
+    """Only between answers may it end."""
+    with closing(Keeping(3, says=False, cut=True)) as server:
+        with pytest.raises(WrongAnswer, match="cut 6 bytes"):
+            fetch(server.address, [[ASKED] * 10])
+
+
+def test_connection_that_answers_nothing_is_noticed() -> None:
+    """It is not tried again for ever."""
+    with closing(Keeping(0, says=False)) as server:
+        with pytest.raises((WrongAnswer, ConnectionResetError)):
+            fetch(server.address, [[ASKED] * 2])
+        assert server.connections == 1
+
+
+def test_small_question_goes_on_too() -> None:
+    """On a connection of its own that is closed as well."""
+    with closing(Keeping(2, says=True)) as server:
+        question = Question(server.address, "/")
+        with question.asked():
+            deadline = time.monotonic() + 20
+            while len(question.latencies) < 7:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert server.connections >= 3
+
+
+@needs("nginx")
+def test_nginx_that_closes_kept_connections_is_fetched_from(tmp_path: Path) -> None:
+    """The real one, with a small number of requests for each connection."""
+    (tmp_path / "file").write_bytes(BODY)
+    os.chmod(tmp_path, 0o755)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = probe.getsockname()
+    config = tmp_path / "nginx.conf"
+    config.write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log stderr; user root;\n"
+        "events {} http { access_log off; keepalive_requests 3;\n"
+        f"server {{ listen 127.0.0.1:{address[1]}; root {tmp_path}; }} }}\n"
+    )
+    process = subprocess.Popen(
+        ["nginx", "-p", str(tmp_path), "-c", str(config)], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(address).close()
+                break
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        asked = Request("/file", len(BODY), blake3(BODY).digest())
+        fetched = fetch(address, [[asked] * 20] * 4)
+        assert fetched.bytes == 80 * len(BODY)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_report_sets_servers_in_relation_round_by_round() -> None:

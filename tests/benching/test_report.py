@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from tests.benching import invented
-from trioresume.bench import Check, CheckedBy, Ending, Protocol, Results
+from trioresume.bench import (
+    Check,
+    CheckedBy,
+    Ending,
+    Fault,
+    FaultKind,
+    FaultPlace,
+    Protocol,
+    Results,
+    ServerSample,
+    ServerUsage,
+)
 from trioresume.bench.report import doubts, units, words
+from trioresume.bench.report.curves import server_plots
 from trioresume.bench.report.series import bins
 from trioresume.bench.report.table import MAX_LISTED, print_results
+from trioresume.bench.report.timelines import timeline_plots
 from trioresume.bench.report.words import Mood
 
 
@@ -170,6 +184,94 @@ def test_what_a_cut_threw_away_is_not_goodput() -> None:
     assert curve.edges == (0.0, 0.5, 1.0, 1.5, 2.0)
     assert curve.throughput == (900.0, 900.0, 1000.0, 1000.0)
     assert curve.goodput == pytest.approx((0, 0, 1000, 1000))
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1.001, 1.25, 1.499, 1.5, 1.96, 2.0])
+def test_rest_of_a_stretch_is_no_spike(seconds: float) -> None:
+    """A tick that came late, in the little that is left of a stretch, is not its rate."""
+    base = invented.results(1, size=1000)
+    (upload,) = base.uploads
+    only = replace(upload.attempts[-1], begun=0.0, ended=seconds, first=0, last=1000)
+    ticks = int(seconds / 0.5 - 1e-9) + 1
+    sent = (*[500] * (ticks - 1), 400)
+    retold = replace(
+        base,
+        seconds=seconds,
+        uploads=(replace(upload, begun=0.0, ended=seconds, attempts=(only,)),),
+        series=replace(base.series, interval=0.5, sent=sent, finished=(1,), cuts=()),
+    )
+    curve = bins(retold)
+    assert curve.edges[-1] == seconds
+    widths = [b - a for a, b in pairwise(curve.edges)]
+    assert min(widths) >= 0.5 - 1e-9
+    assert max(curve.throughput) <= 1000 / 0.5
+    assert max(curve.throughput) <= 1.9 * min(curve.throughput)
+    areas = [rate * width for rate, width in zip(curve.throughput, widths, strict=True)]
+    assert sum(areas) == pytest.approx(sum(sent))
+    stayed = [rate * width for rate, width in zip(curve.goodput, widths, strict=True)]
+    assert sum(stayed) == pytest.approx(1000)
+    assert sum(curve.finished) == 1
+
+
+def test_run_without_a_tick_has_no_curve() -> None:
+    """Nothing was sent, and no time has passed."""
+    base = invented.results(1, size=1000)
+    empty = replace(base.series, sent=(), finished=(), cuts=())
+    curve = bins(replace(base, seconds=0.0, series=empty))
+    assert curve.throughput == ()
+
+
+def bars_of(results: Results) -> tuple[list[float | None], list[str]]:
+    """The times of the bars of connections that send, and the names of what is drawn."""
+    (plot,) = timeline_plots(results)
+    data = plot.figure["data"]
+    (sending,) = (trace for trace in data if trace["name"] == "sending")
+    return sending["x"], [trace["name"] for trace in data]
+
+
+def test_lock_of_the_server_is_not_drawn_as_sending() -> None:
+    """Neither a query that was refused with 423, nor one that waited for the lock."""
+    base = invented.results(1, size=1000)
+    (upload,) = base.uploads
+    cut = replace(
+        upload.attempts[-1], begun=0.0, ended=1.0, first=0, last=500, sending=0.1,
+        ending=Ending.CUT, fault=Fault(FaultKind.FIN, FaultPlace.BODY),
+    )  # fmt: skip
+    locked = replace(
+        cut, begun=1.0, ended=5.0, first=0, last=0, sending=None, status=423,
+        ending=Ending.REJECTED, fault=None,
+    )  # fmt: skip
+    waited = replace(
+        cut, begun=5.0, ended=9.0, first=500, last=1000, sending=8.0, status=201,
+        ending=Ending.DONE, fault=None,
+    )  # fmt: skip
+    attempts = (cut, locked, waited)
+    told = replace(base, uploads=(replace(upload, ended=9.0, attempts=attempts),))
+    times, names = bars_of(told)
+    assert times == [0.1, 1.0, None, 8.0, 9.0, None]
+    assert "locked by the server (1)" in names
+    assert not any(name.startswith("broke otherwise") for name in names)
+
+
+def test_results_of_an_older_version_are_drawn_as_before() -> None:
+    """They do not say when a connection began to send."""
+    base = invented.results(1, size=1000)
+    (upload,) = base.uploads
+    only = replace(upload.attempts[-1], begun=1.0, ended=2.0, first=0, last=1000)
+    told = replace(base, uploads=(replace(upload, attempts=(only,)),))
+    assert bars_of(told)[0] == [1.0, 2.0, None]
+
+
+def test_samples_that_nearly_coincide_are_no_spike() -> None:
+    """A restart is looked at at once: a tick of CPU time over nothing is not many cores."""
+    base = invented.results(2)
+    samples = [ServerSample(at / 4, at / 8, 0.0, 1000) for at in range(8)]
+    samples.insert(5, ServerSample(1.0001, 0.51, 0.0, 1000))
+    usage = ServerUsage(
+        pid=1, user=1.0, system=0.0, peak_resident=1000, samples=tuple(samples)
+    )
+    (plot,) = server_plots(replace(base, server=usage))
+    assert max(plot.figure["data"][0]["y"]) < 1
 
 
 def test_goodput_follows_what_was_sent_when() -> None:

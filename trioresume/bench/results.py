@@ -101,6 +101,8 @@ class Attempt:
     the first byte that was sent after it and taken by the server, *think* seconds
     of waiting on purpose not counted; it is on the attempt that succeeded in it.
     *status* is the last final status, *detail* says more about an unhappy ending.
+    *sending* is when the first byte of content went: before it the connection only asked,
+    or waited for a lock of the server. None if none went.
     """
 
     begun: Seconds
@@ -114,6 +116,7 @@ class Attempt:
     think: Seconds = 0.0
     status: int | None = None
     detail: str = ""
+    sending: Seconds | None = None
 
     @property
     def sent(self) -> int:

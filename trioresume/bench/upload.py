@@ -92,6 +92,7 @@ class _Running:
     last: int = 0
     offset_query: float | None = None
     resumed: float | None = None
+    sending: float | None = None
     status: int | None = None
 
 
@@ -263,8 +264,9 @@ class Uploader:
         running = self._running
         if running.first is None:
             running.first = position - count
+            running.sending = self._link.clock()
             if self._cut_at is not None:
-                running.resumed = self._link.clock()
+                running.resumed = running.sending
         running.last = position
         self._dialect.wrote(position)
         self._on_sent(count)
@@ -311,5 +313,6 @@ class Uploader:
                 think=running.thought,
                 status=running.status,
                 detail=detail,
+                sending=running.sending,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from trioresume.bench.report import units
 from trioresume.bench.report.series import bins, ecdf
 from trioresume.bench.report.style import Plot, axis, colour, kill_shapes, layout
-from trioresume.bench.results import Latency, Results
+from trioresume.bench.results import Latency, Results, ServerSample
 
 __all__ = ["latency_plots", "rate_plots", "server_plots"]
 
@@ -200,13 +200,25 @@ def _time_axis(low: float, high: float) -> dict[str, Any]:
 # --------------------------------------------------------------------------- server
 
 
+def _apart(samples: Sequence[ServerSample]) -> list[ServerSample]:
+    """Those that are not much nearer to the one before than usual.
+
+    A tick of CPU time between two that nearly coincide would be drawn as many cores.
+    """
+    gaps = sorted(b.at - a.at for a, b in pairwise(samples))
+    least = gaps[len(gaps) // 2] / 2
+    kept = [samples[0]]
+    kept += [b for a, b in pairwise(samples) if b.at - a.at >= least]
+    return kept
+
+
 def server_plots(results: Results) -> Iterator[Plot]:
     """CPU and memory of the server, where they were measured."""
     if results.server is None or len(results.server.samples) < 2:
         return
     samples = results.server.samples
     step = max(1, len(samples) // 400)
-    samples = samples[::step]
+    samples = _apart(samples[::step])
     pairs = list(pairwise(samples))
     # A restarted server's CPU time begins again at nothing.
     alive = [

@@ -70,10 +70,14 @@ def bins(results: Results) -> Bins:
     # The last tick may have passed without an interval of its own, and the reverse.
     needed = max(longest, ceil(results.seconds / series.interval - 1e-9))
     merged = max(1, ceil(needed / MAX_BINS))
-    width, count = merged * series.interval, ceil(needed / merged)
-    edges = [index * width for index in range(count + 1)]
-    if count and edges[-2] < results.seconds < edges[-1]:
-        edges[-1] = results.seconds  # the last stretch is only as long as the run
+    width = merged * series.interval
+    if not needed:
+        return Bins((0.0,), (), (), (), ())
+    # The last stretch ends with the run, and is not shorter than the others: a tick that
+    # came late would be a spike in what is left of a stretch. So the rest joins it.
+    count = max(1, int(results.seconds / width + 1e-9))
+    edges = [index * width for index in range(count)]
+    edges.append(results.seconds if results.seconds > edges[-1] else edges[-1] + width)
     sent = _merge(series.sent, merged, count)
     stayed = _stayed(results, edges)
     spans = [edges[index + 1] - edges[index] for index in range(count)]
@@ -87,7 +91,12 @@ def bins(results: Results) -> Bins:
 
 
 def _merge(values: Sequence[int], merged: int, count: int) -> list[int]:
-    return [sum(values[i * merged : (i + 1) * merged]) for i in range(count)]
+    """*values* summed up, *merged* at a time; the last sum has all that is left."""
+    starts = [index * merged for index in range(count)]
+    return [
+        sum(values[start:end])
+        for start, end in zip(starts, [*starts[1:], None], strict=True)
+    ]
 
 
 def _stayed(results: Results, edges: Sequence[float]) -> list[float]:

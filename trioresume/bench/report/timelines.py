@@ -16,6 +16,9 @@ __all__ = ["timeline_plots"]
 DETAILED_ROWS = 64
 """Up to here each upload has a line thick enough to be read."""
 
+LOCKED = 423
+"""What servers of tus answer while another request has the upload's lock."""
+
 _ENOUGH_FOR_TEXTS = 3000
 """Connections with a text of their own when pointed at; more would make the page slow."""
 
@@ -34,7 +37,8 @@ def timeline_plots(results: Results) -> Iterator[Plot]:
         return
     how = (
         "Each row is one upload, in the order they began. A bar is a connection that sends; "
-        "a thin line is waiting to go on. Marks say how a connection ended."
+        "a thin line is waiting to go on, for a lock of the server too. Marks say how a "
+        "connection ended."
     )
     if everything.total > len(everything.rows):
         how += (
@@ -119,14 +123,16 @@ def _waits(rows: Sequence[Upload], width: float) -> dict[str, Any]:
 
 
 def _spans(rows: Sequence[Upload], width: float, shade: str) -> dict[str, Any]:
-    """A bar for each connection, in one trace."""
+    """A bar for each connection, from its first byte of content on, in one trace."""
     texts = sum(len(upload.attempts) for upload in rows) <= _ENOUGH_FOR_TEXTS
     x: list[float | None] = []
     y: list[int | None] = []
     text: list[str] = []
     for row, upload in enumerate(rows):
         for number, attempt in enumerate(upload.attempts, 1):
-            x += [attempt.begun, attempt.ended, None]
+            if not attempt.sent:
+                continue  # it asked, and had to wait or was refused
+            x += [_sending_from(attempt), attempt.ended, None]
             y += [row, row, None]
             if texts:
                 said = _attempt_text(upload, number, attempt)
@@ -134,7 +140,7 @@ def _spans(rows: Sequence[Upload], width: float, shade: str) -> dict[str, Any]:
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",
-        "name": "connected",
+        "name": "sending",
         "x": x,
         "y": y,
         "line": {"color": colour(shade), "width": width},
@@ -143,6 +149,11 @@ def _spans(rows: Sequence[Upload], width: float, shade: str) -> dict[str, Any]:
     if texts:
         trace["text"] = text
     return trace
+
+
+def _sending_from(attempt: Attempt) -> float:
+    """When it began to send; of results of an older version when it was made."""
+    return attempt.begun if attempt.sending is None else attempt.sending
 
 
 def _attempt_text(upload: Upload, number: int, attempt: Attempt) -> str:
@@ -176,6 +187,7 @@ def _marks(
     }
     styles |= {
         "server killed": ("star-triangle-down-open", "killed"),
+        "locked by the server": ("hourglass-open", "muted"),
         "broke otherwise": ("square-open", "bad"),
         "finished": ("line-ns-open", "good"),
         "failed": ("x", "bad"),
@@ -229,4 +241,6 @@ def _mark_of(attempt: Attempt) -> str | None:
         return "server killed"
     if attempt.ending in (Ending.DONE, Ending.STOPPED):
         return None
+    if attempt.status == LOCKED and not attempt.sent:
+        return "locked by the server"
     return "broke otherwise"
