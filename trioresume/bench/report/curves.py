@@ -200,7 +200,7 @@ def _time_axis(low: float, high: float) -> dict[str, Any]:
 # --------------------------------------------------------------------------- server
 
 
-def _apart(samples: Sequence[ServerSample]) -> list[ServerSample]:
+def _apart(samples: Sequence[ServerSample]) -> tuple[ServerSample, ...]:
     """Those that are not much nearer to the one before than usual.
 
     A tick of CPU time between two that nearly coincide would be drawn as many cores.
@@ -209,7 +209,7 @@ def _apart(samples: Sequence[ServerSample]) -> list[ServerSample]:
     least = gaps[len(gaps) // 2] / 2
     kept = [samples[0]]
     kept += [b for a, b in pairwise(samples) if b.at - a.at >= least]
-    return kept
+    return tuple(kept)
 
 
 def server_plots(results: Results) -> Iterator[Plot]:
