@@ -11,6 +11,7 @@ from trioresume.protocol.forwarded import (
     Hop,
     Proxies,
     host_of,
+    origin_from,
 )
 from trioresume.protocol.heads import Fields
 
@@ -161,3 +162,25 @@ def test_host_of_a_peer_is_without_its_port() -> None:
     assert host_of("192.0.2.1:80") == "192.0.2.1"
     assert host_of("::1:80") == "::1"
     assert host_of("/run/socket") == ""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "authority", "origin"),
+    [
+        ("https", "up.example", "https://up.example"),
+        ("https", "up.example:443", "https://up.example"),
+        ("http", "up.example:80", "http://up.example"),
+        ("http", "up.example:", "http://up.example"),
+        ("http", "up.example:8080", "http://up.example:8080"),
+        ("https", "up.example:80", "https://up.example:80"),
+        ("http", "[::1]", "http://[::1]"),
+        ("http", "[fe80::80]", "http://[fe80::80]"),
+        ("http", "[::1]:80", "http://[::1]"),
+        ("http", "[::1]:81", "http://[::1]:81"),
+    ],
+)
+def test_origin_has_no_port_that_its_scheme_implies(
+    scheme: str, authority: str, origin: str
+) -> None:
+    """RFC 9110, section 4.2.3."""
+    assert origin_from(scheme, authority) == origin

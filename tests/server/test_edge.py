@@ -47,6 +47,20 @@ async def locations(client: Client, fields: Mapping[str, str]) -> set[str]:
         ({**SAID, "X-Forwarded-Proto": "javascript"}, ""),
         ({**SAID, "X-Forwarded-Host": "a/../b"}, "https://test"),
         ({"Forwarded": "for=192.0.2.1;proto=https;host=evil.example"}, ""),
+        ({**SAID, "X-Forwarded-Host": "up.example:443"}, "https://up.example"),
+        ({**SAID, "X-Forwarded-Host": "up.example:0443"}, "https://up.example"),
+        ({**SAID, "X-Forwarded-Host": "up.example:80"}, "https://up.example:80"),
+        ({**SAID, "X-Forwarded-Host": "up.example:8443"}, "https://up.example:8443"),
+        ({**SAID, "X-Forwarded-Host": "[2001:db8::80]"}, "https://[2001:db8::80]"),
+        ({**SAID, "X-Forwarded-Host": "[::1]:443"}, "https://[::1]"),
+        (
+            {**SAID, "X-Forwarded-Host": "up.example:80", "X-Forwarded-Proto": "http"},
+            "http://up.example",
+        ),
+        (
+            {**SAID, "X-Forwarded-Host": "up.example:443", "X-Forwarded-Proto": "http"},
+            "http://up.example:443",
+        ),
     ],
 )
 async def test_trusted_proxy_says_where_the_request_was_sent_to(

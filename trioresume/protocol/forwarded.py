@@ -35,7 +35,14 @@ from trioresume.protocol.fields import parse_parameters, split_list
 if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields
 
-__all__ = ["FORWARDED_FAMILIES", "ForwardedFamily", "Hop", "Proxies", "host_of"]
+__all__ = [
+    "FORWARDED_FAMILIES",
+    "ForwardedFamily",
+    "Hop",
+    "Proxies",
+    "host_of",
+    "origin_from",
+]
 
 ForwardedFamily = Literal["x-forwarded", "forwarded"]
 FORWARDED_FAMILIES: tuple[ForwardedFamily, ...] = ("x-forwarded", "forwarded")
@@ -102,6 +109,24 @@ class Proxies:
 def host_of(peer: str) -> str:
     """The address in ``HOST:PORT``, as a socket's peer is described."""
     return peer.rpartition(":")[0]
+
+
+_PORT = re.compile(r"(?P<host>.+?):(?P<port>[0-9]*)")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def origin_from(scheme: str, authority: str) -> str:
+    """``scheme://authority``, without a port that *scheme* implies.
+
+    With and without it, it is one origin (RFC 9110, section 4.2.3). But browsers and
+    clients compare strings, and the client did not write a port that a proxy added.
+    """
+    match = _PORT.fullmatch(authority)
+    if match is not None and not authority.endswith("]"):
+        port = match["port"]
+        if not port or int(port) == _DEFAULT_PORTS.get(scheme):
+            authority = match["host"]
+    return f"{scheme}://{authority}"
 
 
 # From the nearest proxy to the farthest.

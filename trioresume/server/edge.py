@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trioresume.protocol.forwarded import host_of
+from trioresume.protocol.forwarded import host_of, origin_from
 from trioresume.server.admission import address_of
 from trioresume.server.config import cross_origin, proxies
 
@@ -61,7 +61,7 @@ class Edge:
         return replace(
             head,
             peer=hop.client or head.peer,
-            origin=f"{hop.scheme}://{authority}" if known else "",
+            origin=origin_from(hop.scheme, authority or "") if known else "",
         )
 
     def preflight(self, head: RequestHead) -> Fields | None:
@@ -92,4 +92,4 @@ def _direct_origin(head: RequestHead) -> str:
     for name, _ in head.fields:
         if name in _SIGNS_OF_A_PROXY:
             return ""
-    return f"http://{host}"
+    return origin_from("http", host)
