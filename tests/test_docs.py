@@ -270,9 +270,9 @@ SUPPORTED = ROOT / "docs/supported-protocols.md"
 STATEMENTS = {
     *(f"R{number}" for number in range(1, 37)),
     *(f"B{number}" for number in range(1, 14)),
-    *(f"C{number}" for number in (*range(1, 17), 18, 20)),
+    *(f"C{number}" for number in range(1, 21)),
     *(f"D{number}" for number in range(1, 9)),
-    *(f"E{number}" for number in range(1, 10)),
+    *(f"E{number}" for number in range(1, 11)),
     *(f"G{number}" for number in range(1, 17)),
 }
 

@@ -181,7 +181,9 @@ def test_the_target_sees_what_the_metadata_says() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"Upload-Length": "1", "Upload-Metadata": "a !"},
+        {"Upload-Length": "1", "Upload-Metadata": "\xe4 YQ=="},
+        {"Upload-Length": "0100"},
+        {"Upload-Length": "00"},
         {"Upload-Length": "1", "Upload-Checksum": "crc32 AA=="},
         {"Upload-Length": "1", "Upload-Concat": "whole"},
         {"Upload-Length": "2", "Upload-Concat": "final;/a /b"},
@@ -205,11 +207,23 @@ def test_a_final_upload_is_made_of_others() -> None:
 
 
 def test_a_mark_alone_changes_no_other_request() -> None:
-    """A GET or PUT of a file may carry it; a POST in another's name is no creation."""
-    creation = TUS.creation(head("PUT", MARK, 5), LIMITS)
-    assert (creation.length, creation.completes, creation.offers) == (5, True, False)
-    stands_for = post({"X-HTTP-Method-Override": "DELETE", "Upload-Length": "1"})
-    assert refused(TUS.creation, stands_for, LIMITS).problem.status == 405
+    """E10: a GET or PUT of a file may carry it; a POST in another's name is no creation."""
+    for request in (head("PUT", MARK, 5), head("DELETE", MARK), head("GET", MARK)):
+        dialect = classify(request, on_upload=False)
+        assert dialect is not TUS
+        assert dialect.fields == TUS.fields
+        creation = dialect.creation(request, LIMITS)
+        assert creation.length == request.length
+        assert (creation.completes, creation.offers) == (True, False)
+        assert creation.fields == Fields()
+        assert not dialect.needs_upload(request)
+    for request in (
+        post({"X-HTTP-Method-Override": "DELETE", "Upload-Length": "1"}),
+        head("PATCH", MARK, 5),
+    ):
+        dialect = classify(request, on_upload=False)
+        assert dialect is not TUS
+        assert dialect.needs_upload(request)
 
 
 # Appending.
@@ -235,6 +249,8 @@ def test_an_append_is_offset_octets() -> None:
         ({}, 400),
         ({"Upload-Offset": "-3"}, 400),
         ({"Upload-Offset": "3;a=b"}, 400),
+        ({"Upload-Offset": "03"}, 400),
+        ({"Upload-Offset": "3", "Upload-Length": "010"}, 400),
         ({"Upload-Offset": "3", "Upload-Length": "x"}, 400),
         ({"Upload-Offset": "3", "Upload-Length": "2"}, 400),
         ({"Upload-Offset": "3", "Upload-Length": "1001"}, 413),

@@ -129,6 +129,38 @@ async def test_malformed_head_is_refused_and_the_connection_closed(
     assert handler.bodies == [b"x"]
 
 
+_HOST = b"Host: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "case", [c for c, (data, _) in MALFORMED.items() if _HOST in data]
+)
+async def test_refusal_of_a_malformed_head_is_said_in_tus(case: str) -> None:
+    """D1: where the request was marked, in any case of letters, and only there."""
+    data, status = MALFORMED[case]
+    for line in (b"Tus-Resumable: 1.0.0\r\n", b"tus-resumable:1.0.0\r\n", b""):
+        async with memory_service(Recorder()) as service:
+            client = service.connect()
+            await client.send(data.replace(_HOST, _HOST + line, 1))
+            reply = await client.reply()
+            assert reply.status == status
+            assert reply.get("tus-resumable") == ("1.0.0" if line else None)
+
+
+async def test_refusals_before_any_dialect_is_looked_for_are_said_in_tus(
+    autojump_clock: Clock,
+) -> None:
+    """D1: 417, and 408 for a head that never ends."""
+    mark = {"Tus-Resumable": "1.0.0"}
+    async with memory_service(Recorder()) as service:
+        reply = await service.connect().request("POST", "/", {**mark, "Expect": "tea"})
+        assert (reply.status, reply["tus-resumable"]) == (417, "1.0.0")
+        client = service.connect()
+        await client.send(head("POST", "/", mark)[:-2])
+        reply = await client.reply()
+        assert (reply.status, reply["tus-resumable"]) == (408, "1.0.0")
+
+
 @pytest.mark.parametrize(
     "chunks",
     [

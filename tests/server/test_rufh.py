@@ -648,14 +648,79 @@ async def test_complete_upload_takes_no_more(version: Version, what: str) -> Non
     assert handler.bodies == [BODY]
 
 
-async def test_location_of_the_target_s_response_stays() -> None:
-    """C4: with ?1 the fields are the target's, who may have made something else."""
-    handler = Recorder(response=lambda body: Response(201, {"Location": "/things/1"}))
-    async with memory_service(handler) as service:
+def makes_a_thing(status: int = 201) -> Recorder:
+    """A handler whose response has a Location of its own."""
+    response = Response(status, {"Location": "/things/1"})
+    return Recorder(response=lambda body: response)
+
+
+async def test_every_answer_to_one_request_has_the_same_location() -> None:
+    """C4, C19: the upload's, as the 104 said; where the target made something is told, too."""
+    async with memory_service(makes_a_thing()) as service:
         client = service.connect()
         reply = await client.request("POST", "/", says(NEWEST, True), BODY)
-        assert (reply.status, reply["location"]) == (201, "/things/1")
+        (early,) = reply.interims
+        assert (reply.status, early.status) == (201, 104)
+        assert reply.fields.get_all("location") == [early.fields.get("location")]
+        assert reply["content-location"] == "/things/1"
         assert reply["upload-complete"] == "?1"
+        with_both = {**says(NEWEST, True), **RESUME}
+        reply = await client.request("POST", "/", with_both, BODY)
+        told = {i.fields.get("location") for i in reply.interims} - {None}
+        assert reply.fields.get_all("location") == list(told)
+        assert reply["content-location"] == reply.result
+        # The target's response as it is stands at RML.
+        message = await client.request("GET", reply.message)
+        assert b"\r\nLocation: /things/1\r\n" in message.body
+
+
+async def test_location_of_the_target_stays_where_no_other_was_told() -> None:
+    """C19: without a 104, and in the answer to an append, it is the only one."""
+    complete = says(NEWEST, True)
+    unversioned = {"Upload-Complete": "?1"}
+    silent = Config(interim_responses="none")
+    for fields, version, config in (
+        (unversioned, "1.1", None),
+        (complete, "1.0", None),
+        (complete, "1.1", silent),
+    ):
+        async with memory_service(makes_a_thing(), config) as service:
+            client = service.connect()
+            reply = await client.request("POST", "/", fields, BODY, version=version)
+            assert (reply["location"], reply.interims) == ("/things/1", [])
+            assert "content-location" not in reply.fields
+    async with memory_service(makes_a_thing()) as service:
+        client = service.connect()
+        path = await begin(client, NEWEST, BODY[:5])
+        last = await client.request("PATCH", path, appends(NEWEST, 5, True), BODY[5:])
+        assert (last.status, last["location"]) == (201, "/things/1")
+
+
+async def test_redirect_keeps_its_location() -> None:
+    """C19: its meaning depends on it."""
+    async with memory_service(makes_a_thing(303)) as service:
+        client = service.connect()
+        reply = await client.request("POST", "/", says(NEWEST, True), BODY)
+        assert (reply.status, reply["location"]) == (303, "/things/1")
+
+
+async def test_answer_before_the_result_has_the_same_location(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """B11, C19: after a 104 the 202 says in another field where the message is."""
+    handler = makes_a_thing()
+    handler.gate = trio.Event()
+    async with memory_service(handler) as service:
+        client = service.connect()
+        prefer = {"Prefer": "respond-async, processing, wait=1"}
+        fields = {**says(NEWEST, True), **prefer}
+        reply = await client.request("POST", "/", fields, BODY)
+        handler.gate.set()
+        assert (reply.status, reply["upload-complete"]) == (202, "?1")
+        told = {i.fields.get("location") for i in reply.interims} - {None}
+        assert told == {reply["location"]}
+        message = await client.request("GET", reply.message, {"Prefer": "wait=9"})
+        assert b"HTTP/1.1 201 Created" in message.body
 
 
 class Admission:
@@ -1087,6 +1152,7 @@ async def test_host_of_one_request_is_told_to_nobody_else() -> None:
         client = service.connect()
         fields = {**says(NEWEST, True), **RESUME}
         reply = await client.request("POST", "/files/", fields, BODY)
-        assert reply["location"].startswith("/files/")
+        assert reply["location"].startswith("http://test/operations/")
         message = await client.request("GET", reply.message)
         assert b"http://test" not in message.body
+        assert b"\r\nLocation: /files/" in message.body

@@ -240,7 +240,7 @@ async def test_another_version_is_not_processed(method: str) -> None:
 
 
 async def test_options_tells_what_is_spoken() -> None:
-    """D2: on the target and on an upload; 204, whatever version is asked with."""
+    """D2, C17: on the target and on an upload; 200, whatever version is asked with."""
     config = Config(max_upload_size=1000)
     async with memory_service(FileService(), config) as service:
         client = service.connect()
@@ -248,7 +248,7 @@ async def test_options_tells_what_is_spoken() -> None:
         for target in ("/files/", path):
             for fields in ({}, {"Tus-Resumable": "7.0.0"}):
                 reply = await client.request("OPTIONS", target, fields)
-                assert reply.status == 204
+                assert reply.status == 200
                 assert reply["tus-version"] == "1.0.0"
                 assert "concatenation" in reply["tus-extension"].split(",")
                 assert reply["tus-max-size"] == "1000"
@@ -322,7 +322,9 @@ async def test_malformed_creation_leaves_nothing() -> None:
         for fields in (
             {},
             {"Upload-Length": "1", "Upload-Defer-Length": "1"},
-            {"Upload-Length": "1", "Upload-Metadata": "a !"},
+            {"Upload-Length": "0100"},
+            {"Upload-Length": "1", "Upload-Metadata": "\xe4 YQ=="},
+            {"Upload-Length": "1", "Upload-Metadata": "a YQ==,a YQ=="},
             {"Upload-Length": "1", "Upload-Concat": "half"},
         ):
             reply = await client.request("POST", "/files/", {**MARK, **fields}, b"")
@@ -337,6 +339,29 @@ async def test_empty_metadata_is_accepted() -> None:
         client = service.connect()
         path = await create(client, 5, {"Upload-Metadata": ""})
         assert (await client.request("HEAD", path, MARK)).status == 200
+
+
+async def test_metadata_that_is_not_base64_is_kept_or_refused() -> None:
+    """D6: kept as it came, and of no meaning; 400 with strict_metadata."""
+    metadata = "filename my file.txt,filetype dGV4dC9wbGFpbg==,x Zm8,y a_-b"
+    fields = {**MARK, "Upload-Length": "5", "Upload-Metadata": metadata}
+    async with memory_service(FileService()) as service:
+        client = service.connect()
+        path = await create(client, 5, fields)
+        assert (await append(client, path, 0, b"hello")).status == 204
+        shown = await client.request("HEAD", path, MARK)
+        assert shown["upload-metadata"] == metadata
+        stored = await client.request("GET", path, MARK)
+        assert (stored.body, stored["content-type"]) == (b"hello", "text/plain")
+        assert stored["content-disposition"] == "attachment"
+    async with memory_service(FileService(), Config(strict_metadata=True)) as service:
+        client = service.connect()
+        for member in metadata.split(","):
+            said = {**fields, "Upload-Metadata": member}
+            reply = await client.request("POST", "/files/", said, b"")
+            whole = member.startswith("filetype")
+            assert reply.status == (201 if whole else 400)
+            assert reply["tus-resumable"] == "1.0.0"
 
 
 async def test_target_learns_name_and_type_from_the_metadata() -> None:

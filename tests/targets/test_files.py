@@ -344,7 +344,7 @@ async def test_spellings_of_one_name_are_one_file(autojump_clock: Clock) -> None
         assert (await _get(service, "abc?query")).body == BODY
 
 
-@pytest.mark.parametrize("path", ["/", "/file", "/files", "/other/a", "/FILES/a"])
+@pytest.mark.parametrize("path", ["/", "/file", "/filesa", "/other/a", "/FILES/a"])
 async def test_other_paths_are_404_before_any_content(
     path: str, autojump_clock: Clock
 ) -> None:
@@ -362,6 +362,8 @@ async def test_other_paths_are_404_before_any_content(
     ("method", "path", "allow"),
     [
         ("PUT", "/files/", "OPTIONS, POST"),
+        ("PUT", "/files", "OPTIONS, POST"),
+        ("GET", "/files", "OPTIONS, POST"),
         ("GET", "/files/", "OPTIONS, POST"),
         ("DELETE", "/files/", "OPTIONS, POST"),
         ("POST", "/files/a", "DELETE, GET, HEAD, OPTIONS, PUT"),
@@ -377,7 +379,92 @@ async def test_other_methods_are_405_with_allow(
         reply = await client.request(method, path)
         assert (reply.status, reply["allow"]) == (405, allow)
         options = await client.request("OPTIONS", path)
-        assert (options.status, options["allow"]) == (204, allow)
+        assert (options.status, options["allow"]) == (200, allow)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"Tus-Resumable": "1.0.0", "Upload-Length": "0"},
+        {"Upload-Draft-Interop-Version": "10", "Upload-Complete": "?1"},
+    ],
+)
+async def test_collection_needs_no_slash(
+    fields: dict[str, str], autojump_clock: Clock
+) -> None:
+    """POST and OPTIONS, in each dialect; a query changes nothing."""
+    async with memory_service(FileService()) as service:
+        client = service.connect()
+        for path in ("/files", "/files/", "/files?a=b"):
+            assert (await client.request("POST", path, fields, b"")).status == 201
+            options = await client.request("OPTIONS", path, fields)
+            assert (options.status, options["allow"]) == (200, "OPTIONS, POST")
+    async with memory_service(FileService("/")) as service:
+        assert (await service.connect().request("POST", "/", {}, b"a")).status == 201
+
+
+TUS_PATCH = {
+    "Tus-Resumable": "1.0.0",
+    "Content-Type": "application/offset+octet-stream",
+    "Upload-Offset": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("PATCH", TUS_PATCH),
+        ("PATCH", {"Tus-Resumable": "1.0.0"}),
+        ("PATCH", {"Content-Type": "application/offset+octet-stream"}),
+        ("POST", {**TUS_PATCH, "X-HTTP-Method-Override": "PATCH"}),
+        ("PATCH", {"Content-Type": "application/partial-upload"}),
+        ("PATCH", {"Content-Type": "message/byterange"}),
+        (
+            "PATCH",
+            {
+                "Upload-Draft-Interop-Version": "5",
+                "Upload-Offset": "0",
+                "Upload-Complete": "?1",
+            },
+        ),
+        (
+            "POST",
+            {
+                "Upload-Draft-Interop-Version": "5",
+                "Upload-Offset": "0",
+                "Upload-Complete": "?1",
+                "X-HTTP-Method-Override": "PATCH",
+            },
+        ),
+    ],
+)
+async def test_append_to_an_unknown_name_is_404(
+    method: str, fields: dict[str, str], autojump_clock: Clock
+) -> None:
+    """E10: its client then begins anew; on a file that exists it is a 405."""
+    async with memory_service(FileService()) as service:
+        client = service.connect()
+        for body in (b"", BODY):
+            reply = await client.request(method, "/files/none", fields, body)
+            assert (reply.status, reply.code) == (404, "not-found")
+            assert ("tus-resumable" in reply.fields) == ("Tus-Resumable" in fields)
+        await _put(service, "real")
+        reply = await client.request(method, "/files/real", fields, BODY)
+        assert (reply.status, "PUT" in reply["allow"]) == (405, True)
+        assert (await _get(service, "real")).body == BODY
+        assert (await _get(service, "none")).status == 404
+
+
+async def test_partial_post_is_refused(autojump_clock: Clock) -> None:
+    """RFC 9110, 14.5: a part of a file is no file of its own."""
+    async with memory_service(FileService()) as service:
+        for value in ("bytes 0-4/10", "bytes 0-4/5", "bytes */5", "x"):
+            reply = await service.connect().request(
+                "POST", "/files/", {"Content-Range": value}, b"hello"
+            )
+            assert (reply.status, reply.code) == (400, "malformed-request")
+        assert service.store.stored_bytes == 0
 
 
 async def test_partial_put_is_refused(autojump_clock: Clock) -> None:

@@ -45,6 +45,11 @@ from trioresume.protocol.structured import boolean_item, integer_item
 
 __all__ = [
     "ACCEPT_PATCH",
+    "BINARY",
+    "MESSAGE",
+    "MULTIPART",
+    "OFFSET_STREAM",
+    "PARTIAL_UPLOAD",
     "MessageReader",
     "OffsetReader",
     "encode_message_byterange",

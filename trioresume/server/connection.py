@@ -16,6 +16,7 @@ import h11
 import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
+from trioresume.protocol.dialects import tus
 from trioresume.protocol.framing import (
     HeadLimits,
     check_head,
@@ -155,21 +156,27 @@ class Connection:
         parser = h11.Connection(
             h11.SERVER, max_incomplete_event_size=self._config.max_header_size
         )
+        raw: bytes | None = None
         try:
             raw = await self._read_head()
             if raw is None:
                 return None
             head = self._parse(parser, raw)
         except PeerError as exc:
-            await self._refuse(exc)
+            await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
             return None
         if head.length != 0:
             await self._admission.turnstile.wait()
         return self._exchange(head, parser)
 
-    async def _refuse(self, error: PeerError) -> None:
-        """Answer what cannot be read as a request with *error*: never another one."""
+    async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
+        """Answer what cannot be read as a request with *error*: never another one.
+
+        *came* is what there is of the request's head.
+        """
         refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
+        if tus.shows_mark(came):
+            refused.dialect = tus.TUS  # D1
         refused.close_after()
         await refused.respond_problem(error)
         await refused.finish()

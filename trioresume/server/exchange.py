@@ -15,7 +15,8 @@ import h11
 import trio
 
 from trioresume.errors import PeerError
-from trioresume.protocol.dialects import UNION
+from trioresume.protocol.continuing import takes_unasked_continue
+from trioresume.protocol.dialects import UNION, tus
 from trioresume.protocol.fields import format_http_date, split_list
 from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
@@ -53,10 +54,12 @@ class Exchange:
         "_config",
         "_cut_in_send",
         "_edge",
+        "_expects_continue",
         "_keep_alive",
         "_memory",
         "_owes_continue",
         "_parser",
+        "_told_location",
         "_transport",
         "body",
         "dialect",
@@ -79,7 +82,8 @@ class Exchange:
         self.body = BodyReceiver(head, transport, leftover, memory, config)
         self.responded = False
         """Whether the final response was begun."""
-        self.dialect = UNION
+        # D1: also what is refused before anything is looked at is said in tus.
+        self.dialect = tus.recognise(head, on_upload=True) or UNION
         """What the request is written in, and its answers are to be."""
         self._transport = transport
         self._memory = memory
@@ -89,13 +93,15 @@ class Exchange:
         self._clock = clock
         self._cut_in_send = False
         # R9: remembered here; h11 forgets it with the first interim response.
-        self._owes_continue = False
+        self._owes_continue = self._expects_continue = False
+        # What an interim response gave as Location (C19).
+        self._told_location: str | None = None
         connection = split_list((head.fields.get("connection") or "").lower())
         self._keep_alive = head.http_version == "1.1" and "close" not in connection
 
     def read_expectation(self) -> None:
         """Take note of an owed 100. Raises :class:`PeerError` 417 for others (R8)."""
-        self._owes_continue = expects_continue(self.head)
+        self._owes_continue = self._expects_continue = expects_continue(self.head)
 
     # Interim responses. Never to HTTP/1.0 (R7), which h11 does not prevent.
 
@@ -107,8 +113,9 @@ class Exchange:
         self, fields: Fields = NO_FIELDS, *, always: bool = False
     ) -> None:
         """The 100 that the client waits for; *always*: also if it does not wait (R5)."""
-        if self._config.interim_responses == "none":
-            always = False
+        if always:
+            allowed = self._config.interim_responses != "none"
+            always = allowed and self._takes_continue
         if self.can_interim and (self._owes_continue or always):
             await self._send_at_once(self._interim(100, fields))
         self._owes_continue = False
@@ -116,12 +123,25 @@ class Exchange:
     async def send_interim(self, interim: Interim) -> None:
         """Send an interim response that the client is to have before anything else."""
         if self.can_interim and self._config.interim_responses != "none":
+            location = interim.fields.get("location")
+            if location is not None:
+                self._told_location = location
             await self._send_at_once(self._interim(interim.status, interim.fields))
 
     def offer_interim(self, interim: Interim) -> None:
         """Send an interim response, unless the peer reads too slowly (R30)."""
+        if interim.status == 100 and not self._takes_continue:
+            return
         if self.can_interim and self._config.interim_responses == "all":
             self._transport.send_nowait(self._interim(interim.status, interim.fields))
+
+    @property
+    def _takes_continue(self) -> bool:
+        """Whether the client can be sent a 100 that it does not wait for."""
+        if self._expects_continue:
+            return True
+        settings, fields = self._config, self.head.fields
+        return settings.continue_without_expect and takes_unasked_continue(fields)
 
     def _interim(self, status: int, fields: Fields) -> bytes:
         event = h11.InformationalResponse(
@@ -154,6 +174,7 @@ class Exchange:
         Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing,
         what the iterable raises, and :class:`~trioresume.errors.StorageError`.
         """
+        fields = self._with_one_location(status, fields)
         bodiless = self.head.method == "HEAD" or not has_content(status)
         said = bodiless and "content-length" in fields
         if has_content(status) and not said and not isinstance(body, AsyncIterable):
@@ -179,6 +200,20 @@ class Exchange:
                 async for block in blocks:
                     await self._send_block(block)
             await self._send(self._parser.send(h11.EndOfMessage()))
+
+    def _with_one_location(self, status: int, fields: Fields) -> Fields:
+        """C19: *fields* with the ``Location`` that an interim response gave, if one did.
+
+        libcurl since 8.17 ends a transfer with an error when two responses to one request
+        have different ones. A redirect keeps its own: its meaning depends on it.
+        """
+        told, own = self._told_location, fields.get("location")
+        if told is None or own in (None, told) or 300 <= status < 400:
+            return fields
+        moved = fields.without("location").plus({"location": told})
+        if "content-location" in fields:
+            return moved
+        return moved.plus({"content-location": own or ""})
 
     def _start_response(self, status: int, fields: Fields) -> bytes:
         if "date" not in fields:

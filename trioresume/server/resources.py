@@ -141,7 +141,7 @@ class Resources:
             dialect.check_upload(exchange.head, record_head(operation.record))
             if named == "OPTIONS":
                 known = discovery_fields(self._rules.limits)
-                await exchange.respond(204, self._allowed(resource).plus(known))
+                await exchange.respond(200, self._allowed(resource).plus(known))
                 return
             method = self._methods.get((resource, named))
             if method is None or (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
-from trioresume.protocol.dialects import classify, discovery_fields, tus
+from trioresume.protocol.dialects import classify, discovery_fields
 from trioresume.protocol.dialects.tus_fields import is_partial
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import end_to_end_fields
@@ -53,6 +53,12 @@ __all__ = ["Service"]
 # Safe methods (RFC 9110, section 9.2.1) change nothing: nothing of them need survive.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
+# What a handler says that was never told of OPTIONS.
+_KNOWS_NO_OPTIONS = frozenset({405, 501})
+
+# Refusals of a sender who is not known, or who may not use the service.
+_NOT_KNOWN = frozenset({ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN})
+
 # Problems of the first request's content after which it is of no use to go on: what was
 # received is too large already, or not what its sender meant.
 _SPOILS = frozenset(
@@ -94,9 +100,13 @@ class Service:
         """
         if self._page is not None and self._page.has(exchange.head.path):
             return self._page.handle(exchange)
-        # D1: also what is refused before anything is looked at is said in tus.
-        exchange.dialect = tus.recognise(exchange.head) or exchange.dialect
-        principal = await self._authenticate(exchange)
+        try:
+            principal = await self._authenticate(exchange)
+        except PeerError as exc:
+            if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
+                # C17: what the server speaks is no secret. It tells nothing of a target.
+                return self._discover(exchange)
+            raise
         path = exchange.head.path
         if path.startswith(self._config.operation_path):
             place = locate(self._config, path)
@@ -132,11 +142,17 @@ class Service:
             head,
             on_upload=False,
             any_interop_version=not self._config.check_interop_version,
+            strict_metadata=self._config.strict_metadata,
         )
         exchange.dialect.check(head)
         if head.target == "*":
             # RFC 9110, section 9.3.7: about the server, not about any target.
-            return exchange.respond(204, discovery_fields(self._limits))
+            return self._discover(exchange)
+        if exchange.dialect.needs_upload(head):
+            # The target refuses it in its own words, or there is no upload of that name.
+            meant = exchange.dialect.method(head)
+            await self._target.admit(replace(head, method=meant), principal)
+            raise PeerError(ProblemCode.NOT_FOUND, "there is no upload here")
         creation = exchange.dialect.creation(head, self._limits)
         parts: Sequence[Content] = ()
         if creation.joins is not None:
@@ -147,7 +163,8 @@ class Service:
         preferences = parse_preferences(head.fields)
         if early is not None:
             return self._send(exchange, early)
-        if preferences.resume is None and head.method in _SAFE and not head.has_content:
+        resumes = preferences.resume is not None and head.method != "OPTIONS"
+        if head.method in _SAFE and not resumes and not head.has_content:
             return self._handle_safe(exchange, principal)
         if creation.joins is not None:
             return self._handle_join(exchange, principal, creation, parts)
@@ -195,13 +212,38 @@ class Service:
             answer = answer.response
         await self._send(exchange, answer)
 
+    async def _discover(self, exchange: Exchange) -> None:
+        """Answer OPTIONS for the server, and for no resource in particular."""
+        await exchange.respond(200, discovery_fields(self._limits))
+
+    async def _send_options(self, exchange: Exchange, answer: Response) -> None:
+        """C17: Apple's background upload wants a 200, whatever the target answers.
+
+        A target that knows no OPTIONS still takes resumable uploads. An answer without
+        content means the same as a 200 without content. Any other answer stands.
+        """
+        status, fields, body = (
+            answer.status,
+            end_to_end_fields(answer.fields),
+            answer.body,
+        )
+        if status in _KNOWS_NO_OPTIONS:
+            status, body = 200, b""
+            fields = Fields((n, v) for n, v in fields if n == "allow")
+        elif status == 204:
+            status = 200
+        if status < 300:
+            fields = fields.plus(discovery_fields(self._limits))
+        await exchange.respond(status, fields, body)
+
     async def _send(
         self, exchange: Exchange, answer: Response | Representation
     ) -> None:
+        if isinstance(answer, Response) and exchange.head.method == "OPTIONS":
+            await self._send_options(exchange, answer)
+            return
         if isinstance(answer, Response):
             fields = end_to_end_fields(answer.fields)
-            if exchange.head.method == "OPTIONS" and answer.status < 300:
-                fields = fields.plus(discovery_fields(self._limits))
             await exchange.respond(answer.status, fields, answer.body)
             return
         reader = await self._storage.run(

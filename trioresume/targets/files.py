@@ -24,6 +24,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate
+from trioresume.protocol.dialects.base import METHOD_OVERRIDE
+from trioresume.protocol.dialects.misplaced import is_patch_of_bytes
 from trioresume.protocol.disposition import content_disposition_attachment
 from trioresume.protocol.filenames import name_fault
 from trioresume.protocol.heads import Fields
@@ -75,24 +77,37 @@ class FileService:
         name = self._name(head.path, stores=head.method == "PUT")
         allowed = "OPTIONS, POST" if name is None else "DELETE, GET, HEAD, OPTIONS, PUT"
         if head.method == "OPTIONS":
-            return Response(204, {"allow": allowed})
+            return Response(200, {"allow": allowed})
         if head.method not in allowed.split(", "):
+            appends = name is not None and is_patch_of_bytes(head)
+            if appends and await self._find(principal, name or "") is None:
+                # 404 tells the client of an upload to begin anew, and 405 does not.
+                raise PeerError(ProblemCode.NOT_FOUND)
             raise PeerError(
                 ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", allowed),)
             )
+        if head.method in ("POST", "PUT"):
+            for field in ("content-range", "content-offset"):
+                if field in head.fields:
+                    # RFC 9110, section 14.5, and B13: such content is a part of a file.
+                    raise PeerError(
+                        ProblemCode.MALFORMED_REQUEST,
+                        f"{head.method} with {field.title()} is not supported: its"
+                        " content is the whole file",
+                    )
         if name is None:
+            if head.fields.get(METHOD_OVERRIDE, "post").lower() != "post":
+                raise PeerError(
+                    ProblemCode.METHOD_NOT_ALLOWED,
+                    "X-HTTP-Method-Override is not supported here",
+                    fields=(("allow", allowed),),
+                )
             return None
         file = await self._find(principal, name)
         if head.method in ("GET", "HEAD"):
             if file is None:
                 raise PeerError(ProblemCode.NOT_FOUND)
             return self._represent(file)
-        if "content-range" in head.fields or "content-offset" in head.fields:
-            # RFC 9110, section 14.5: a partial PUT must not replace the whole. B13: both
-            # fields say that the content is a part.
-            raise PeerError(
-                ProblemCode.MALFORMED_REQUEST, "a PUT replaces the whole file"
-            )
         self._check(head, file)
         return None
 
@@ -103,6 +118,8 @@ class FileService:
         (G12). A name under which no file can be kept is a 400 for a request that
         *stores* one, and a 404 for any other, because no such file exists.
         """
+        if path == self._base.removesuffix("/"):
+            return None
         if not path.startswith(self._base):
             raise PeerError(ProblemCode.NOT_FOUND)
         encoded = path[len(self._base) :]

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.appending import content_etag
 from trioresume.protocol.byteranges import ACCEPT_PATCH, patch_reader
+from trioresume.protocol.dialects.misplaced import (
+    check_whole,
+    is_append,
+    whole_length,
+)
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.structured import format_dictionary, integer_members
 
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.parts import PatchLimits, PatchReader
 
 __all__ = [
+    "METHOD_OVERRIDE",
     "PRIVATE",
     "Append",
     "AppendRules",
@@ -30,6 +36,10 @@ __all__ = [
 PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
 """Uploads and their responses are their owner's alone (R36)."""
 
+
+METHOD_OVERRIDE = "x-http-method-override"
+# A browser's or a proxy's POST can stand for any of these, and for nothing else.
+_OVERRIDDEN = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH"})
 
 _LIMITS = ("max_size", "min_size", "max_append_size", "min_append_size")
 
@@ -165,8 +175,24 @@ class Dialect:
         return frozenset()
 
     def method(self, head: RequestHead) -> str:
-        """The method that is meant, which may be written elsewhere than it is sent."""
-        return head.method
+        """The method that is meant by a request on an operation's resources.
+
+        There a POST may stand for another method (D3), in every dialect: clients of
+        Resumable Uploads for HTTP use the field as well. Raises :class:`PeerError` (400).
+        """
+        override = head.fields.get(METHOD_OVERRIDE)
+        if override is None or head.method != "POST":
+            return head.method
+        if override.upper() not in _OVERRIDDEN:
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST,
+                "X-HTTP-Method-Override names no method that a POST may stand for",
+            )
+        return override.upper()
+
+    def needs_upload(self, head: RequestHead) -> bool:
+        """Whether a request to a target makes sense on an upload's own URL only."""
+        return is_append(head)
 
     def check(self, head: RequestHead) -> None:
         """Judge a request before anything else is done for it. Raises :class:`PeerError`.
@@ -184,7 +210,8 @@ class Dialect:
 
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
         """What *head* begins, on a target. Raises :class:`PeerError`."""
-        return Creation(length=head.length)
+        check_whole(head)
+        return Creation(length=whole_length(head))
 
     def append(self, head: RequestHead, rules: AppendRules) -> Append:
         """What a PATCH with *head* adds. Raises :class:`PeerError`."""

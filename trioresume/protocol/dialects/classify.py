@@ -26,15 +26,19 @@ UNION = Dialect()
 
 
 def classify(
-    head: RequestHead, *, on_upload: bool, any_interop_version: bool = False
+    head: RequestHead,
+    *,
+    on_upload: bool,
+    any_interop_version: bool = False,
+    strict_metadata: bool = False,
 ) -> Dialect:
     """The dialect of a request, on an upload's own resources or on a target.
 
     *any_interop_version* treats requests without an interop version as those of the
-    RFC to be, which has none.
+    RFC to be, which has none. *strict_metadata* is about tus.
     """
     return (
-        tus.recognise(head)
+        tus.recognise(head, on_upload=on_upload, strict_metadata=strict_metadata)
         or rufh.recognise(
             head, on_upload=on_upload, any_interop_version=any_interop_version
         )

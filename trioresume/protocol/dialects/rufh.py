@@ -19,10 +19,14 @@ from typing import ClassVar
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.byteranges import (
     ACCEPT_PATCH,
+    BINARY,
+    MESSAGE,
+    MULTIPART,
     PARTIAL_UPLOAD,
     OffsetReader,
 )
 from trioresume.protocol.dialects.base import (
+    METHOD_OVERRIDE,
     PRIVATE,
     Append,
     AppendRules,
@@ -33,6 +37,7 @@ from trioresume.protocol.dialects.base import (
     Upload,
     UploadLimits,
 )
+from trioresume.protocol.dialects.misplaced import essence_of
 from trioresume.protocol.dialects.rufh_versions import (
     INTEROP_VERSION,
     UNVERSIONED,
@@ -40,13 +45,13 @@ from trioresume.protocol.dialects.rufh_versions import (
     Version,
 )
 from trioresume.protocol.digests import ContentDigest
-from trioresume.protocol.fields import parse_media_type
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.message import UPLOAD_RESUMPTION_SUPPORTED
 from trioresume.protocol.structured import integer_item
 
 __all__ = ["ResumableUpload", "recognise"]
 
+_NAMES_RANGE = frozenset({BINARY, MESSAGE, MULTIPART})
 _APPEND_FIELDS = ("upload-offset", "upload-complete", "upload-incomplete")
 # "All methods are allowed with the exception of" these (draft -01, section 4); later
 # drafts speak of methods that allow content.
@@ -64,8 +69,7 @@ def recognise(
     else:
         dialect = ResumableUpload(UNVERSIONED, interims=any_interop_version)
     if on_upload:
-        media_type = parse_media_type(head.fields.get("content-type") or "")
-        appends = media_type is not None and media_type.essence == PARTIAL_UPLOAD
+        appends = essence_of(head.fields) == PARTIAL_UPLOAD
         return dialect if version is not None or appends else None
     creates = head.method not in _NEVER_CREATES
     said = dialect.version.completeness(head.fields)
@@ -86,6 +90,12 @@ class ResumableUpload(Dialect):
         return self.version.fields
 
     def check(self, head: RequestHead) -> None:
+        if head.method not in _NEVER_CREATES and self.version.contradicted(head.fields):
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST,
+                "Upload-Complete and Upload-Incomplete belong to different draft"
+                " versions, and one says that more content is to come",
+            )
         if self.version.forbids_fields and head.method in ("HEAD", "DELETE"):
             # The Upload-Length of an offset retrieval is forbidden by -05 alone.
             for name in _APPEND_FIELDS:
@@ -97,7 +107,12 @@ class ResumableUpload(Dialect):
 
     # Requests.
 
+    def needs_upload(self, head: RequestHead) -> bool:
+        stands_for_another = head.method == "POST" and METHOD_OVERRIDE in head.fields
+        return stands_for_another or super().needs_upload(head)
+
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
+        self._check_beginning(head.fields)
         completes = self.version.completeness(head.fields)
         length = integer_item(head.fields, "upload-length")
         if completes and head.length is not None:
@@ -125,11 +140,39 @@ class ResumableUpload(Dialect):
             offers=not small,
             max_content=limits.max_append_size,
             check=ContentDigest.of(head.fields),
+            fields=self._recorded_fields(head.fields),
         )
+
+    def _recorded_fields(self, fields: Fields) -> Fields | None:
+        """Without a media type that is that of the request, and not of the content.
+
+        tus-js-client gives it to the request that begins an upload, too.
+        """
+        if essence_of(fields) != PARTIAL_UPLOAD:
+            return None
+        return fields.without("content-type")
+
+    def _check_beginning(self, fields: Fields) -> None:
+        """Refuse content that is not the beginning of an upload, or is a part in tus.
+
+        An ``Upload-Defer-Length`` is passed over: tus-js-client sends it here, too.
+        """
+        misplaced = "upload-concat" if "upload-concat" in fields else None
+        if integer_item(fields, "upload-offset") not in (None, 0):
+            misplaced = "upload-offset"
+        if misplaced is not None:
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST,
+                f"{misplaced.title()} does not belong to a request that begins an"
+                " upload",
+            )
 
     def append(self, head: RequestHead, rules: AppendRules) -> Append:
         if self.version.needs_media_type:
             self._check_media_type(head)
+        elif essence_of(head.fields) in _NAMES_RANGE:
+            # The content would be taken for the upload's, and is a document about it.
+            raise self._wrong_media_type()
         completes = self.version.completeness(head.fields)
         if completes is None:
             if not self.version.defaults_to_complete:
@@ -152,13 +195,15 @@ class ResumableUpload(Dialect):
         )
 
     def _check_media_type(self, head: RequestHead) -> None:
-        media_type = parse_media_type(head.fields.get("content-type") or "")
-        if media_type is None or media_type.essence != PARTIAL_UPLOAD:
-            raise PeerError(
-                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-                f"an append is {PARTIAL_UPLOAD}",
-                fields=(("accept-patch", ACCEPT_PATCH),),
-            )
+        if essence_of(head.fields) != PARTIAL_UPLOAD:
+            raise self._wrong_media_type()
+
+    def _wrong_media_type(self) -> PeerError:
+        return PeerError(
+            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            f"an append is {PARTIAL_UPLOAD}",
+            fields=(("accept-patch", ACCEPT_PATCH),),
+        )
 
     def _check_size(
         self, head: RequestHead, limits: UploadLimits, completes: bool

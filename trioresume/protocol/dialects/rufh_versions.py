@@ -65,6 +65,18 @@ class Version:
         said = boolean_item(fields, self.completeness_field)
         return said if said is None else said != self.says_incomplete
 
+    def contradicted(self, fields: Fields) -> bool:
+        """Whether another version's field says that more content is to come.
+
+        If this version does not say so as well, to go by it alone would take a part for
+        the whole.
+        """
+        if self.completeness(fields) is False:
+            return False
+        if self.says_incomplete:
+            return boolean_item(fields, "upload-complete") is False
+        return boolean_item(fields, "upload-incomplete") is True
+
     def completeness_line(self, *, complete: bool) -> tuple[str, str]:
         """The field that says whether the upload is, or will be, complete."""
         said = complete != self.says_incomplete

@@ -16,12 +16,14 @@ PATCH requests. It is complete when it is as long as was said. What is particula
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.byteranges import OFFSET_STREAM
 from trioresume.protocol.dialects.base import (
+    METHOD_OVERRIDE,
     PRIVATE,
     Append,
     AppendRules,
@@ -39,10 +41,10 @@ from trioresume.protocol.dialects.tus_fields import (
     parse_metadata,
     representation_fields,
     stated_length,
+    tus_integer,
 )
 from trioresume.protocol.fields import (
     format_http_date,
-    parse_integer,
     parse_media_type,
 )
 from trioresume.protocol.heads import Fields, RequestHead
@@ -50,7 +52,15 @@ from trioresume.protocol.heads import Fields, RequestHead
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EXTENSIONS", "TUS", "VERSION", "Tus", "recognise", "tus_discovery"]
+__all__ = [
+    "EXTENSIONS",
+    "TUS",
+    "VERSION",
+    "Tus",
+    "recognise",
+    "shows_mark",
+    "tus_discovery",
+]
 
 VERSION = "1.0.0"
 EXTENSIONS = (
@@ -65,9 +75,8 @@ EXTENSIONS = (
 )
 
 _MARK = "tus-resumable"
-_OVERRIDE = "x-http-method-override"
-# A browser's or a proxy's POST can stand for any of these, and for nothing else.
-_OVERRIDDEN = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH"})
+
+_MARKED_LINE = re.compile(rb"^tus-resumable[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 _WORDS: Mapping[ProblemCode, ProblemCode] = {
     ProblemCode.EXCESS_CONTENT: ProblemCode.CONTENT_TOO_LARGE,
@@ -76,15 +85,29 @@ _WORDS: Mapping[ProblemCode, ProblemCode] = {
 """Faults for which tus has another status (section E, "too long")."""
 
 
-def recognise(head: RequestHead) -> Tus | None:
-    """The dialect of a request that is in tus, else None.
+def recognise(
+    head: RequestHead, *, on_upload: bool, strict_metadata: bool = False
+) -> Dialect | None:
+    """The dialect of a request that is marked as tus, else None.
+
+    tus defines one request to a target: the POST that begins an upload. Any other request
+    there gets the plain answer, see :class:`MarkedOnly`.
 
     OPTIONS is nobody's: it carries no version (D1), and its answer tells of all. A
     PATCH with tus's media type alone is not tus, whose requests are all marked (D1): it
     is one of the union's formats (R15), and gets the target's response (R17).
     """
-    marked = _MARK in head.fields and head.method != "OPTIONS"
-    return TUS if marked else None
+    if _MARK not in head.fields or head.method == "OPTIONS":
+        return None
+    begins = head.method == "POST" and METHOD_OVERRIDE not in head.fields
+    if not (on_upload or begins):
+        return MARKED_ONLY
+    return _STRICT_TUS if strict_metadata else TUS
+
+
+def shows_mark(head: bytes) -> bool:
+    """Whether a head that cannot be read as a request has the line that marks tus (D1)."""
+    return _MARKED_LINE.search(head) is not None
 
 
 def tus_discovery(limits: UploadLimits) -> Fields:
@@ -102,25 +125,16 @@ def tus_discovery(limits: UploadLimits) -> Fields:
 
 
 class Tus(Dialect):
-    """tus 1.0.0. It holds nothing: see :data:`TUS`."""
+    """tus 1.0.0. *strict_metadata*: whether metadata that is not Base64 is refused."""
 
     awaits_target: ClassVar[bool] = False
+
+    def __init__(self, *, strict_metadata: bool = False) -> None:
+        self._strict_metadata = strict_metadata
 
     @property
     def fields(self) -> Fields:
         return Fields({_MARK: VERSION})
-
-    def method(self, head: RequestHead) -> str:
-        """D3: a POST may stand for another method."""
-        override = head.fields.get(_OVERRIDE)
-        if override is None or head.method != "POST":
-            return head.method
-        if override.upper() not in _OVERRIDDEN:
-            raise PeerError(
-                ProblemCode.MALFORMED_REQUEST,
-                "X-HTTP-Method-Override names no method that a POST may stand for",
-            )
-        return override.upper()
 
     def check(self, head: RequestHead) -> None:
         """D1: of another version nothing is processed."""
@@ -140,13 +154,8 @@ class Tus(Dialect):
     # Requests.
 
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
-        if head.method != "POST":
-            return super().creation(head, limits)  # merely marked
-        if self.method(head) != "POST":
-            # What the other method would be for is found under the upload's own URL.
-            raise PeerError(ProblemCode.METHOD_NOT_ALLOWED)
         references = joined_references(head.fields)
-        recorded = _recorded_fields(head.fields)
+        recorded = _recorded_fields(head.fields, strict=self._strict_metadata)
         if references is not None:
             return self._final(head, references, recorded)
         length = stated_length(head.fields)
@@ -194,7 +203,7 @@ class Tus(Dialect):
         for name in ("upload-offset", "upload-length"):
             value = head.fields.get(name)
             if value is not None:
-                parse_integer(value, what=name.title())
+                tus_integer(value, what=name.title())
         check = Checksum.of(head.fields)
         return replace(super().append(head, rules), check=check)
 
@@ -259,12 +268,12 @@ class Tus(Dialect):
         return fields
 
 
-def _recorded_fields(fields: Fields) -> Fields:
+def _recorded_fields(fields: Fields, *, strict: bool) -> Fields:
     """What the target gets to see: tus's fields as they came, and what HTTP has for them.
 
     The POST's own ``Content-Type`` is that of a piece of the upload, not of the whole.
     """
-    metadata = parse_metadata(fields.get("upload-metadata") or "")
+    metadata = parse_metadata(fields.get("upload-metadata") or "", strict=strict)
     about_the_whole = representation_fields(metadata)
     about_the_post = ("content-type", "content-disposition", "upload-checksum")
     return fields.without(*about_the_post).plus(about_the_whole)
@@ -281,4 +290,37 @@ def _check_media_type(head: RequestHead) -> None:
 
 
 TUS = Tus()
-"""The dialect, which has no state and no variants."""
+"""The dialect, which takes metadata as it comes."""
+
+_STRICT_TUS = Tus(strict_metadata=True)
+
+
+class MarkedOnly(Dialect):
+    """A request to a target that says that it is tus, and is none that tus defines.
+
+    It is a plain request, and its answer has tus's version (D1), and tus's words where it
+    is refused. A PATCH, and a POST that stands for another method, are meant for an upload.
+    """
+
+    @property
+    def fields(self) -> Fields:
+        return TUS.fields
+
+    def check(self, head: RequestHead) -> None:
+        TUS.check(head)
+
+    def needs_upload(self, head: RequestHead) -> bool:
+        stands_for_another = head.method == "POST" and METHOD_OVERRIDE in head.fields
+        return stands_for_another or head.method == "PATCH"
+
+    def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
+        # The mark in a record says that tus began the upload: see is_partial.
+        plain = head.fields.without(_MARK)
+        return replace(super().creation(head, limits), fields=plain)
+
+    def problem(self, error: PeerError, limits: UploadLimits) -> PeerError:
+        return TUS.problem(error, limits)
+
+
+MARKED_ONLY = MarkedOnly()
+"""The only one: it has no state."""

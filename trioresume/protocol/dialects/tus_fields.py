@@ -42,6 +42,7 @@ __all__ = [
     "parse_metadata",
     "representation_fields",
     "stated_length",
+    "tus_integer",
 ]
 
 CHECKSUM_ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
@@ -51,7 +52,8 @@ PARTIAL = "partial"
 """The value of ``Upload-Concat`` for a part of a later upload."""
 
 _FINAL = re.compile(r"final[ \t]*;[ \t]*([^ \t].*)", re.DOTALL)
-_KEY = re.compile(r"[^\x00-\x20,]++")
+_KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]++")
+_INTEGER = re.compile(r"0|[1-9][0-9]*")
 _CHECKSUM = re.compile(r"([^ ]+) +([^ ]+)")
 
 
@@ -75,27 +77,44 @@ def stated_length(fields: Fields) -> int | None:
         raise _malformed("one of Upload-Length and Upload-Defer-Length is needed")
     if length is None:
         return None
-    return parse_integer(length, what="Upload-Length")
+    return tus_integer(length, what="Upload-Length")
+
+
+def tus_integer(text: str, *, what: str) -> int:
+    """A number as tus writes it: without leading zeros.
+
+    Raises :class:`PeerError` (400).
+    """
+    if _INTEGER.fullmatch(text) is None:
+        raise _malformed(f"{what} is not a whole number, or begins with zeros")
+    return parse_integer(text, what=what)
 
 
 # ---------------------------------------------------------------- metadata
 
 
-def parse_metadata(value: str) -> dict[str, bytes]:
+def parse_metadata(value: str, *, strict: bool = False) -> dict[str, bytes]:
     """``Upload-Metadata``: keys and what their Base64 stands for (D6).
 
     Members without a value, empty members and an empty whole are accepted, as clients
-    in the wild send them. Raises :class:`PeerError` (400) for a key that repeats or
-    holds a control character, and for anything that is not Base64.
+    in the wild send them. A value that is not Base64 is left out, since nobody can tell
+    what it stands for; with *strict* it is refused. Raises :class:`PeerError` (400) for
+    that, and for a key that repeats or is not of printing ASCII.
     """
     metadata: dict[str, bytes] = {}
+    keys: set[str] = set()
     for member in value.split(","):
         key, _, encoded = member.strip(" \t").partition(" ")
         if not key and not encoded:
             continue
-        if _KEY.fullmatch(key) is None or key in metadata:
-            raise _malformed("a key of Upload-Metadata is malformed or repeats")
-        metadata[key] = _base64(encoded.strip(" \t"), "a value of Upload-Metadata")
+        if _KEY.fullmatch(key) is None or key in keys:
+            raise _malformed("a key of Upload-Metadata is not ASCII, or it repeats")
+        keys.add(key)
+        try:
+            metadata[key] = _base64(encoded.strip(" \t"), "a value of Upload-Metadata")
+        except PeerError:
+            if strict:
+                raise
     return metadata
 
 

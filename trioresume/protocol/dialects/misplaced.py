@@ -1,0 +1,109 @@
+"""Upload fields on a request for which their protocol defines nothing (section E).
+
+Such a request is refused, or it gets the plain answer. It never begins an upload, and it
+never changes a target with content that its sender takes for a part of something. So the
+content of a plain request counts as the whole only if nothing in its head says otherwise::
+
+    Upload-Offset, Upload-Defer-Length, Upload-Concat     the content is a part
+    Upload-Complete: ?0, Upload-Incomplete: ?1            more is to come
+    Upload-Length, other than the content's               more is to come, or something is wrong
+    a media type of patches                               the content is not the representation
+
+A ``Content-Range`` is HTTP's own field; the target judges it (RFC 9110, section 14.5).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.byteranges import (
+    BINARY,
+    MESSAGE,
+    MULTIPART,
+    OFFSET_STREAM,
+    PARTIAL_UPLOAD,
+)
+from trioresume.protocol.fields import parse_media_type
+from trioresume.protocol.structured import boolean_item, integer_item
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import Fields, RequestHead
+
+__all__ = [
+    "check_whole",
+    "essence_of",
+    "is_append",
+    "is_patch_of_bytes",
+    "whole_length",
+]
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_OF_UPLOADS = frozenset({OFFSET_STREAM, PARTIAL_UPLOAD})
+_OF_PATCHES = frozenset({BINARY, MESSAGE, MULTIPART}) | _OF_UPLOADS
+_SAYS_PART = ("upload-offset", "upload-defer-length", "upload-concat")
+
+
+def essence_of(fields: Fields) -> str | None:
+    """``type/subtype`` of ``Content-Type``; None if it is missing or malformed."""
+    media_type = parse_media_type(fields.get("content-type") or "")
+    return None if media_type is None else media_type.essence
+
+
+def is_append(head: RequestHead) -> bool:
+    """Whether *head* is a PATCH that only makes sense on an upload."""
+    if head.method != "PATCH":
+        return False
+    marked = "upload-offset" in head.fields or "tus-resumable" in head.fields
+    return marked or essence_of(head.fields) in _OF_UPLOADS
+
+
+def is_patch_of_bytes(head: RequestHead) -> bool:
+    """Whether *head* is a PATCH in a form in which uploads are continued, in any dialect."""
+    if head.method != "PATCH":
+        return False
+    return is_append(head) or essence_of(head.fields) in _OF_PATCHES
+
+
+def whole_length(head: RequestHead) -> int | None:
+    """The length of a plain request's content; None if nothing tells it."""
+    return (
+        integer_item(head.fields, "upload-length")
+        if head.length is None
+        else head.length
+    )
+
+
+def check_whole(head: RequestHead) -> None:
+    """Refuse a plain request whose content is not the whole.
+
+    Raises :class:`PeerError`: 400, or 415 for a media type of patches. A method that
+    changes nothing passes, and so does a DELETE without content.
+    """
+    if head.method in _SAFE or (head.method == "DELETE" and not head.has_content):
+        return
+    fields = head.fields
+    if head.method != "PATCH" and essence_of(fields) in _OF_PATCHES:
+        raise PeerError(
+            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            f"content of this type is sent with PATCH, and not with {head.method}",
+        )
+    for name in _SAYS_PART:
+        if name in fields:
+            raise PeerError(
+                ProblemCode.MALFORMED_REQUEST,
+                f"{name.title()} is not understood in this request",
+            )
+    unfinished = boolean_item(fields, "upload-complete") is False
+    if unfinished or boolean_item(fields, "upload-incomplete") is True:
+        raise PeerError(
+            ProblemCode.MALFORMED_REQUEST,
+            "the request says that more content is to come, in words that the draft"
+            " version it names does not know",
+        )
+    stated = integer_item(fields, "upload-length")
+    if stated is not None and head.length not in (None, stated):
+        raise PeerError(
+            ProblemCode.INCONSISTENT_LENGTH,
+            f"the content is {head.length} bytes long, and Upload-Length is {stated}",
+        )
