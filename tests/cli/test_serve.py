@@ -258,6 +258,7 @@ TWINS: dict[str, tuple[str, str, object]] = {
     "receive-memory": ("3MiB", "receive_memory", 3 << 20),
     "operation-path": ("/requests/", "operation_path", "/requests/"),
     "root-path": ("/up", "root_path", "/up"),
+    "continue-without-expect": ("no", "continue_without_expect", False),
     "interim-responses": ("locations", "interim_responses", "locations"),
     "trusted-proxy": ("10.0.0.0/8", "trusted_proxies", ("10.0.0.0/8",)),
     "forwarded-fields": ("forwarded", "forwarded_fields", "forwarded"),
@@ -269,7 +270,9 @@ TWINS: dict[str, tuple[str, str, object]] = {
 
 FLAGS = {
     # option: what has to be given with it, the setting's name, the value it gets
+    "lenient-range-unit": ((), "lenient_range_unit", True),
     "relative-locations": ((), "relative_locations", True),
+    "strict-metadata": ((), "strict_metadata", True),
     "cors-credentials": (
         ("--cors-origin", "https://a.example"),
         "cors_credentials",

@@ -169,6 +169,21 @@ def test_drafts(
 
 
 @DRAFTS
+@pytest.mark.parametrize("pieces", [{"chunkSize": 700_000}, {}])
+def test_drafts_method_override(
+    client: TusJs, shared_service: Service, protocol: str, pieces: dict[str, int]
+) -> None:
+    """D3: the field is taken in these modes as well; also to go on after a cut."""
+    options = {"protocol": protocol, "overridePatchMethod": True, **pieces}
+    stop = {"stop": 700_000} if pieces else {"cut": 500_000}
+    first = client.run(options=options, **stop)
+    assert first[-1]["event"] == "stopped"
+    second = client.run(options=options, resume=True)
+    assert second[-1]["url"] == first[-1]["url"]
+    check(shared_service, second)
+
+
+@DRAFTS
 @pytest.mark.parametrize("pieces", [{"chunkSize": 500_000}, {}])
 def test_drafts_resume_after_abort(
     client: TusJs, shared_service: Service, protocol: str, pieces: dict[str, int]

@@ -263,7 +263,7 @@ class Rufh(Dialect):
             self._go_on_from(request.stop)
 
     def _completed(self, response: Response) -> None:
-        """A final ``?1`` has the ``Location`` of what was made, not of the upload (C4)."""
+        """A final ``?1`` has the ``Location`` of what was made, or of the upload (C4, C19)."""
         self.complete = True
         self.result = self._location(response) or self.url
 

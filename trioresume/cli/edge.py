@@ -1,4 +1,4 @@
-"""The options of ``trioresume serve`` about proxies in front of it, and about browsers."""
+"""The options of ``trioresume serve`` about proxies, browsers, and what clients may write."""
 
 from __future__ import annotations
 
@@ -42,6 +42,24 @@ EDGE: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
         "interim_responses",
         click.Choice(["all", "locations", "none"]),
         "Unasked 1xx responses to send; a proxy may take few, or none.",
+    ),
+    (
+        "--continue-without-expect",
+        "continue_without_expect",
+        click.BOOL,
+        "Answer Prefer with 100 also where Expect is missing.",
+    ),
+    (
+        "--lenient-range-unit",
+        "lenient_range_unit",
+        click.BOOL,
+        "Take Content-Range: 3-9/10, without a unit.",
+    ),
+    (
+        "--strict-metadata",
+        "strict_metadata",
+        click.BOOL,
+        "Refuse a value of Upload-Metadata that is not Base64.",
     ),
     (
         "--trusted-proxy",

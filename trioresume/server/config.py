@@ -99,6 +99,13 @@ class Config:
     for the final response.
     """
 
+    continue_without_expect: bool = True
+    """Whether ``Prefer`` is answered with ``100`` where ``Expect`` is missing (R5, R30).
+
+    False for clients that take it for an error, and do not show what they are: Node's fetch
+    does, and is never sent one.
+    """
+
     trusted_proxies: Sequence[str] = ()
     """Addresses and networks of proxies that are believed about who sent a request (G13).
 
@@ -160,6 +167,10 @@ class Config:
     """How long a refused request's content is read so that its answer can be read."""
     lenient_range_unit: bool = False
     """Whether ``Content-Range: 3-9/10``, without a unit, is understood (B6)."""
+    strict_metadata: bool = False
+    """Whether a value of tus's ``Upload-Metadata`` that is not Base64 is refused (D6).
+
+    Else it is kept as it came, and means nothing here."""
     retain_content: bool = True
     """Whether GET serves the request's content (R13); else it is released once processed."""
 

@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["Follower", "processing"]
 
 
-def processing(progress: Progress | None, location: str | None = None) -> Interim:
-    """The 102 that tells *progress*; the first one has the *location* of the status."""
+def processing(progress: Progress | None, message: str | None = None) -> Interim:
+    """The 102 that tells *progress*; the first one has the URI of the *message*.
+
+    The draft would have it in ``Location``, with SHOULD. But the final response often has
+    another one, and libcurl takes the two for an error (C19). So it is in the seed's field
+    for the same resource.
+    """
     told = format_progress(0)
     if progress is not None:
         told = format_progress(progress.done, progress.total, progress.remark)
     fields = Fields({"progress": told})
-    return Interim(102, fields.plus({"location": location} if location else {}))
+    where = {"response-message-location": message} if message else {}
+    return Interim(102, fields.plus(where))
 
 
 class Follower:

@@ -142,14 +142,18 @@ async def _send_accepted(
     """B11: the operation goes on; what becomes of it is found at its message."""
     resume = asked.resume if created else None
     applied = Preferences(resume=resume, wait=asked.wait, respond_async=True)
+    message = location(config, operation.id, Resource.MESSAGE)
     fields = Fields(
         {
-            "location": location(config, operation.id, Resource.MESSAGE),
+            "location": message,
             "preference-applied": preference_applied(applied) or "",
         }
     )
     if resume is not None:
         fields = fields.plus(operation_fields(config, operation.id))
+    else:
+        # Location may have to be what a 104 said (C19).
+        fields = fields.plus({"response-message-location": message})
     upload = describe(config, exchange, operation, operation.durable_offset)
     further = exchange.dialect.completed(upload, fields, created=created)
     assert isinstance(further, Fields)
