@@ -13,11 +13,12 @@ from email.message import Message
 from email.parser import HeaderParser
 from urllib.parse import urlsplit
 
-import pycurl
 import pytest
 
 from tests.e2e.command import Service
 from tests.e2e.tus_uploads import request
+
+pycurl = pytest.importorskip("pycurl", reason="pycurl has no wheel for this system")
 
 CONTENT = secrets.token_bytes(300_000)
 

@@ -21,7 +21,13 @@ from typing import Literal
 import pytest
 import trio.testing
 
-from tests.server.harness import Client, MemoryService, Reply, memory_service
+from tests.server.harness import (
+    Client,
+    MemoryService,
+    Recorder,
+    Reply,
+    memory_service,
+)
 from trioresume.store.port import FileRecord, OperationId, request_key
 from trioresume.targets.files import FileService
 
@@ -290,6 +296,8 @@ def expected(cell: Cell) -> Outcome:
             return mark.post[index]
         if cell.method == "PUT" and cell.resource in (FILE, NAME):
             return mark.put[index]
+        if cell.method == "POST" and cell.name == "tus-partial":
+            return mark.post[index]  # no target is asked about a part (D7)
         if cell.method == "DELETE" and cell.content and cell.resource == FILE:
             # Content is judged in any request that changes something.
             only_of_put = "Content-Range" in mark.fields
@@ -415,3 +423,28 @@ async def test_server_itself_is_asked_with_any_mark(name: str) -> None:
         assert reply.status == 200
         assert reply["upload-limit"] == "min-size=0"
         assert reply["tus-version"] == "1.0.0"
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "REPORT", "DELETE"])
+@pytest.mark.parametrize("name", MARKS)
+async def test_handler_never_gets_a_part_for_the_whole(name: str, method: str) -> None:
+    """E10: whatever methods it takes. It is given a Content-Range, and judges it itself."""
+    mark, handler = MARKS[name], Recorder()
+    outcome = (mark.post if method == "POST" else mark.put)[1]
+    media_type = (mark.fields.get("Content-Type") or "").partition(";")[0]
+    if method == "PATCH":
+        if media_type.endswith(("/byterange", "/byteranges")) and len(mark.fields) == 1:
+            outcome = "plain"  # a patch of the target's own, which any target may take
+        elif "Tus-Resumable" in mark.fields:
+            outcome = "refused"
+    if "Content-Range" in mark.fields:
+        outcome = "plain"
+    if method == "POST" and mark.stands_for and len(mark.fields) == 1:
+        outcome = "plain"  # whether it understands the field is the handler's affair
+    async with memory_service(handler) as service:
+        reply = await service.connect().request(method, "/x", mark.fields, NEW)
+        await trio.testing.wait_all_tasks_blocked()
+    if outcome == "plain":
+        assert handler.requests == [(method, "/x", NEW)], reply
+    else:
+        assert handler.requests == [], reply

@@ -96,7 +96,7 @@ class FileService:
                         " content is the whole file",
                     )
         if name is None:
-            if head.fields.get(METHOD_OVERRIDE, "post").lower() != "post":
+            if (head.fields.get(METHOD_OVERRIDE) or "post").lower() != "post":
                 raise PeerError(
                     ProblemCode.METHOD_NOT_ALLOWED,
                     "X-HTTP-Method-Override is not supported here",

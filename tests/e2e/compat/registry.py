@@ -104,8 +104,6 @@ CLIENTS = (
 _TAKES_104 = "takes the `104` that it asked for to be the final response"
 
 LIMITS = {
-    ("pycurl", "interim"): "libcurl 8.17 or newer refuses a second `Location`",
-    ("fetch", "prefer"): "undici takes the `100` for an error",
     ("urllib3", "interim"): _TAKES_104,
     ("requests", "interim"): _TAKES_104,
     ("fetch", "expect"): "`fetch` refuses to send `Expect`",

@@ -211,7 +211,10 @@ class Dialect:
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
         """What *head* begins, on a target. Raises :class:`PeerError`."""
         check_whole(head)
-        return Creation(length=whole_length(head))
+        # In a record this mark says that tus began the upload: see is_partial.
+        marked = "tus-resumable" in head.fields
+        plain = head.fields.without("tus-resumable") if marked else None
+        return Creation(length=whole_length(head), fields=plain)
 
     def append(self, head: RequestHead, rules: AppendRules) -> Append:
         """What a PATCH with *head* adds. Raises :class:`PeerError`."""

@@ -313,11 +313,6 @@ class MarkedOnly(Dialect):
         stands_for_another = head.method == "POST" and METHOD_OVERRIDE in head.fields
         return stands_for_another or head.method == "PATCH"
 
-    def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
-        # The mark in a record says that tus began the upload: see is_partial.
-        plain = head.fields.without(_MARK)
-        return replace(super().creation(head, limits), fields=plain)
-
     def problem(self, error: PeerError, limits: UploadLimits) -> PeerError:
         return TUS.problem(error, limits)
 
