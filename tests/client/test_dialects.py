@@ -257,3 +257,22 @@ def test_discovery_reads_what_servers_show() -> None:
     assert not nothing.tus
     assert not nothing.rufh
     assert not nothing.takes_tus(5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "location"),
+    [
+        ({"location": "/up", "content-location": "/things/1"}, "/things/1"),
+        ({"location": str(UPLOAD), "content-location": "/things/1"}, "/things/1"),
+        ({"location": "/up"}, "/up"),
+        ({"location": "/things/1", "content-location": "/report"}, "/things/1"),
+        ({"content-location": "/report"}, None),
+    ],
+)
+def test_target_s_location_is_found_where_the_upload_s_took_its_place(
+    fields: dict[str, str], location: str | None
+) -> None:
+    """C19: the server must not tell two in one field."""
+    found = NEWEST_RUFH.of_target(answer(201, fields), UPLOAD)
+    assert found.fields.get("location") == location
+    assert SEED.of_target(answer(201, fields), UPLOAD).fields == Fields(fields)

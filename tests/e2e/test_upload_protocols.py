@@ -93,6 +93,21 @@ async def test_command_survives_cuts_and_a_kill_of_the_server(
     assert service.unfinished() == []
 
 
+@pytest.mark.parametrize("protocol", ["auto", "seed", "rufh", "tus"])
+async def test_command_says_where_the_file_is(
+    shared_service: Service, tmp_path: Path, protocol: str
+) -> None:
+    """C19: in each protocol, also where the response repeats the upload's address."""
+    path = tmp_path / "small.bin"
+    digest = await trio.to_thread.run_sync(make_file, path, 100_000)
+    uploader = Uploader(tmp_path)
+    uploader.environment["TRIORESUME_UPLOAD_PROTOCOL"] = protocol
+    completed = await uploader.run(path, shared_service.root + "/files/")
+    location = json.loads(completed.stdout)["location"]
+    assert location.startswith(shared_service.root + "/files/")
+    assert (await download(shared_service, location)).digest == digest
+
+
 # Servers of others.
 
 

@@ -399,6 +399,8 @@ class Resuming(ABC):
             # Not the target's word, so it may as well say where the upload is.
             own = outcome.state != "message" and not self.dialect.recorded(answer)
             answer = self._located(answer) if own else answer
+        if self.locations is not None and self.locations.content is not None:
+            answer = self.dialect.of_target(answer, self.locations.content)
         self._answer = answer
         if outcome.whole:
             return Next(Finish(answer))

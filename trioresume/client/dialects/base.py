@@ -128,6 +128,10 @@ class Dialect(ABC):
         """Whether *answer* is the target's own, whatever its status."""
         return False
 
+    def of_target(self, answer: Answer, upload: Url) -> Answer:
+        """The final *answer* of the upload at *upload*, as the target gave it."""
+        return answer
+
     def troubled(self, answer: Answer) -> bool:
         """Whether the server could not answer now, which says nothing of the request."""
         trouble = answer.status in self.busy or answer.status >= 500

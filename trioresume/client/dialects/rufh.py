@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from trioresume.client.dialects.base import Dialect, Words
@@ -114,6 +115,15 @@ class Rufh(Dialect):
     def recorded(self, answer: Answer) -> bool:
         """C11: the target's response, errors included, says that the upload is complete."""
         return self.completeness(answer.fields) is True
+
+    def of_target(self, answer: Answer, upload: Url) -> Answer:
+        """C19: with the target's ``Location``, where it had to make room for the upload's."""
+        moved = answer.fields.get("content-location")
+        location = answer.fields.get("location")
+        if moved is None or location is None or upload.resolve(location) != upload:
+            return answer
+        fields = answer.fields.without("location").plus({"location": moved})
+        return replace(answer, fields=fields)
 
     def understood(self, fields: Fields) -> bool:
         """Whether an answer shows that the server knows this version."""
