@@ -63,6 +63,11 @@ class Mark:
     """A status that every request but OPTIONS gets."""
 
     @property
+    def is_range(self) -> bool:
+        """Whether it is a field of HTTP's own, which the target judges."""
+        return "Content-Range" in self.fields or "Content-Offset" in self.fields
+
+    @property
     def says_whole(self) -> bool:
         """Whether it begins an upload that ends at once, and is answered as one."""
         said = self.fields.get("Upload-Complete"), self.fields.get("Upload-Incomplete")
@@ -128,6 +133,7 @@ MARKS: dict[str, Mark] = {
     # A range of the whole; RFC 9110, section 14.5, speaks of PUT.
     "range": Mark({"Content-Range": "bytes 0-4/10"}),
     "range-of-all": Mark({"Content-Range": "bytes 0-4/5"}),
+    "content-offset": Mark({"Content-Offset": "0;complete-length=10"}),
     # Media types of patches.
     "octets": Mark(OCTETS),
     "octets-at": Mark({**OCTETS, **AT}, patch=APPEND),
@@ -300,8 +306,7 @@ def expected(cell: Cell) -> Outcome:
             return mark.post[index]  # no target is asked about a part (D7)
         if cell.method == "DELETE" and cell.content and cell.resource == FILE:
             # Content is judged in any request that changes something.
-            only_of_put = "Content-Range" in mark.fields
-            return "plain" if only_of_put or mark.put[1] == "plain" else "refused"
+            return "plain" if mark.is_range or mark.put[1] == "plain" else "refused"
     elif cell.resource == "content" and cell.meant == "PATCH":
         return mark.patch[index]
     return "plain"
@@ -428,7 +433,7 @@ async def test_server_itself_is_asked_with_any_mark(name: str) -> None:
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "REPORT", "DELETE"])
 @pytest.mark.parametrize("name", MARKS)
 async def test_handler_never_gets_a_part_for_the_whole(name: str, method: str) -> None:
-    """E10: whatever methods it takes. It is given a Content-Range, and judges it itself."""
+    """E10: whatever methods it takes. A range of HTTP's own it judges itself."""
     mark, handler = MARKS[name], Recorder()
     outcome = (mark.post if method == "POST" else mark.put)[1]
     media_type = (mark.fields.get("Content-Type") or "").partition(";")[0]
@@ -437,7 +442,7 @@ async def test_handler_never_gets_a_part_for_the_whole(name: str, method: str) -
             outcome = "plain"  # a patch of the target's own, which any target may take
         elif "Tus-Resumable" in mark.fields:
             outcome = "refused"
-    if "Content-Range" in mark.fields:
+    if mark.is_range:
         outcome = "plain"
     if method == "POST" and mark.stands_for and len(mark.fields) == 1:
         outcome = "plain"  # whether it understands the field is the handler's affair
