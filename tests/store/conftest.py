@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.store.helpers import DiskStand, MemoryStand, Stand, boot_setter
+from tests.store.helpers import DiskStand, MemoryStand, Stand
 from tests.store.sqlite_calls import is_possible
 
 
 @pytest.fixture
-def disk_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiskStand]:
-    stand = DiskStand(tmp_path, boot_setter(monkeypatch.setattr))
+def disk_stand(tmp_path: Path) -> Iterator[DiskStand]:
+    stand = DiskStand(tmp_path)
     yield stand
     stand.close()
 
@@ -46,12 +46,6 @@ def ram(watched_sqlite: None) -> Iterator[Path]:
         prefix="trioresume-", dir=memory if os.access(memory, os.W_OK) else None
     ) as path:
         yield Path(path)
-
-
-@pytest.fixture
-def set_boot(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """What makes the store believe in a boot."""
-    return boot_setter(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from tests.store.scenarios import (
 from trioresume.protocol.operation import OperationState
 from trioresume.store.disk import DiskStore
 from trioresume.store.port import OperationId, request_key
+from trioresume.store.tails import PROOF
 
 __all__ = ["ROWS", "Look", "Row", "kinds_of"]
 
@@ -101,12 +102,19 @@ def _recorded(look: Look) -> bool:
     return look.told(durable) <= look.received <= look.told(accepted)
 
 
+def _proven(look: Look) -> bool:
+    return look.received >= look.told(look.announced.durable)
+
+
 def _sealed(look: Look) -> bool:
     return _accepted(look) and look.is_tidy()
 
 
 EVERY_BYTE = Found("every byte that was accepted", _accepted)
-RECORDED = Found("the bytes whose sync was recorded; the others are cut off", _recorded)
+RECORDED = Found(
+    "the bytes whose sync was recorded, and those that are proven; others are cut off",
+    _recorded,
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,8 @@ def _kind_of(call: Call, paths: dict[int, str]) -> str:
 def _place(path: str) -> str:
     if path.endswith("-wal"):
         return "log"
+    if path.endswith(PROOF):
+        return "proof"
     below = path.split("/")[1] if "/" in path else ""
     return {"tails": "tail", "chunks": "chunk"}.get(below, "catalog")
 
@@ -160,11 +170,20 @@ _UNNAMED = "nothing that the catalog names; the files that were left are removed
 
 ROWS = (
     Row(
-        "bytes written to a tail, not yet answered",
+        "bytes written to a tail, not yet their proof",
         receive,
         "write tail",
+        Found(
+            "every byte that was accepted before; those bytes are cut off", _accepted
+        ),
+        Found(RECORDED.words, _proven),
+    ),
+    Row(
+        "the proof of bytes in a tail, not yet answered",
+        receive,
+        "write proof",
         Found("those bytes, too: they are the client's, in their order", _unanswered),
-        RECORDED,
+        Found(RECORDED.words, _proven),
     ),
     Row("a tail synced, not yet recorded", receive, "sync tail", EVERY_BYTE, RECORDED),
     Row(
@@ -283,7 +302,6 @@ ROWS = (
         ),
         nothing,
         owed=lambda announced: announced.durable.get("two") == 6,
-        then="create tail",
     ),
     Row(
         "such a patch's chunks linked, the commit not yet made",

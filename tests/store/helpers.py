@@ -14,9 +14,7 @@ from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store import (
     catalog,
-    disk as disk_module,
     folding,
-    inventory as inventory_module,
     recipe,
     schema,
 )
@@ -40,6 +38,7 @@ from trioresume.store.port import (
     StoredResponse,
     request_key,
 )
+from trioresume.store.tails import PROOF
 from trioresume.testing.memory_store import MemoryStore
 
 CHUNK = 8
@@ -103,13 +102,10 @@ class FaultyDisk(Disk):
 class DiskStand:
     """A :class:`DiskStore`. To kill it is to go on with a copy of its files."""
 
-    def __init__(self, path: Path, set_boot: Callable[[str], None]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._set_boot = set_boot
-        self._boots = 0
         self._starts = 0
         self.disk = FaultyDisk()
-        self._set_boot("boot 0")
         self.data_dir = path / "data0"
         self.store: DiskStore = self.open()
 
@@ -125,8 +121,7 @@ class DiskStand:
         self.store.close()
         shutil.rmtree(killed)
         if power_loss:
-            self._boots += 1
-            self._set_boot(f"boot {self._boots}")
+            lose_unrecorded(self.data_dir)
         self.disk = FaultyDisk()
         self.store = self.open(chunk_size)
         return self.store
@@ -141,9 +136,10 @@ class DiskStand:
         self.disk.sync_error = None
 
     def files(self, under: str) -> list[str]:
-        """The paths of all files under *under*, relative to it."""
+        """The paths of all files under *under* but proofs, relative to it."""
         root = self.data_dir / under
-        return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return sorted(str(p.relative_to(root)) for p in paths if p.suffix != PROOF)
 
     def stored_bytes(self) -> int:
         paths = [self.data_dir / "tails" / name for name in self.files("tails")]
@@ -182,16 +178,22 @@ class MemoryStand:
         self.store.close()
 
 
-def boot_setter(
-    setattr_: Callable[[object, str, object], None],
-) -> Callable[[str], None]:
-    """What makes the store believe in a boot, by monkeypatch's *setattr_*."""
+def lose_unrecorded(data_dir: Path) -> None:
+    """What a file system may do to the tails in a loss, at its worst.
 
-    def set_boot(boot: str) -> None:
-        for module in (disk_module, inventory_module):
-            setattr_(module, "boot_id", lambda: boot)
-
-    return set_boot
+    The lengths survive, and of the bytes only those that were recorded as synced.
+    """
+    with closing(sqlite3.connect(data_dir / "catalog.sqlite3")) as catalog:
+        rows = catalog.execute(
+            "SELECT key, chunk_size, max(durable_offset, prefix_bytes) FROM contents"
+        ).fetchall()
+    for key, chunk_size, durable in rows:
+        for path in (data_dir / "tails").glob(f"{key}.*"):
+            index = path.name.rpartition(".")[2]
+            if index.isdecimal():
+                kept = max(0, durable - int(index) * chunk_size)
+                content = path.read_bytes()
+                path.write_bytes(content[:kept].ljust(len(content), b"\0"))
 
 
 def set_part_chunks(

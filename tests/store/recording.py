@@ -238,6 +238,12 @@ class Recording(Disk):
         assert written == len(data)
         return written
 
+    def overwrite(self, path: str, data: bytes) -> None:
+        if not os.path.exists(path):
+            self.create(path).close()
+        self._tell(Write(self._files[os.stat(path).st_ino], 0, data))
+        super().overwrite(path, data)
+
     def truncate(self, file: Descriptor, length: int) -> None:
         self._tell(Truncate(self._files[os.fstat(file.fileno()).st_ino], length))
         super().truncate(file, length)

@@ -54,6 +54,7 @@ from trioresume.store.port import (
     response_key,
 )
 from trioresume.store.recipe import digest_of
+from trioresume.store.tails import PROOF
 
 __all__ = [
     "DATA",
@@ -513,7 +514,7 @@ class _Check:
         names = {path.name for path in chunks.rglob("*") if path.is_file()}
         assert names == {name for (name,) in rows}
         for tail in (self._data_dir / "tails").iterdir():
-            key, _, index = tail.name.rpartition(".")
+            key, _, index = tail.name.removesuffix(PROOF).rpartition(".")
             found = self._store.operation(OperationId(key))
             assert found is not None
             assert found.state is OperationState.RECEIVING

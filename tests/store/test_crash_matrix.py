@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,11 +55,8 @@ def holds(found: Found, remains: Remains, owed: Announced, root: Path) -> bool:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.words)
-def test_row_says_what_is_found(
-    row: Row, ram: Path, set_boot: Callable[[str], None], draw: random.Random
-) -> None:
+def test_row_says_what_is_found(row: Row, ram: Path, draw: random.Random) -> None:
     """Killed, and without power, after the last call that the row names."""
-    set_boot("first boot")
     root = ram / "world"
     root.mkdir()
     start(root)
@@ -79,9 +75,7 @@ def test_row_says_what_is_found(
         for call in calls[played:at]:
             world.platter.play(call)
         played = at
-        set_boot("first boot")
         left = world.platter.remains(newest)
         assert holds(row.killed, left, owed, ram / "left")
-        set_boot("second boot")
         for left in some(world.platter, 4, draw):
             assert holds(row.unpowered, left, owed, ram / "left")

@@ -174,7 +174,7 @@ def test_tail_that_changed_while_nothing_came_is_not_written_on(tmp_path: Path) 
         writer = begin(store)
         writer.append(b"something")
         writer.relax()
-        (tail,) = (tmp_path / "tails").iterdir()
+        (tail,) = (tmp_path / "tails").glob("*.0")
         os.truncate(tail, 4)
         for _ in range(2):
             with pytest.raises(StorageError, match="not as it was left"):

@@ -1,4 +1,4 @@
-"""What is particular to the store on disk: its directory, its files, its boots."""
+"""What is particular to the store on disk: its directory, its files, its epochs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tests.store.helpers import (
     DiskStand,
     FaultyDisk,
     begin,
-    boot_setter,
     collect_all,
     conflicts,
     do,
@@ -41,9 +40,7 @@ from trioresume.errors import (
     StorageError,
     StoreLocked,
 )
-from trioresume.store import disk as disk_module
-from trioresume.store.data_dir import boot_id
-from trioresume.store.disk import open_store
+from trioresume.store.disk import Durability, open_store
 from trioresume.store.port import (
     Content,
     CreateOperation,
@@ -257,36 +254,7 @@ def test_real_disk_with_the_real_defaults(tmp_path: Path) -> None:
     store.close()
 
 
-# Boots and durability.
-
-
-def test_unknown_boot_trusts_nothing_unsynced(
-    disk_stand: DiskStand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the boot cannot be told, every start may follow a power loss."""
-    monkeypatch.setattr(disk_module, "boot_id", lambda: None)
-    store = disk_stand.restart()
-    writer = begin(store)
-    put(store, writer, DATA[:12])
-    make_durable(store, writer)
-    put(store, writer, DATA[12:14])
-    assert disk_stand.restart().offset(KEY) == 12
-
-
-def test_process_durability_survives_kills_where_the_boot_is_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """durability=process promises to survive the process, everywhere."""
-    monkeypatch.setattr(disk_module, "boot_id", lambda: None)
-    store = open_store(tmp_path / "data", chunk_size=CHUNK, durability="process")
-    writer = begin(store)
-    put(store, writer, DATA[:13])
-    assert writer.flush() is None
-    store.close()
-    store = open_store(tmp_path / "data", chunk_size=CHUNK, durability="process")
-    assert store.offset(KEY) == 13
-    assert read_prefix(store) == DATA[:13]
-    store.close()
+# Epochs and durability.
 
 
 def test_process_durability_syncs_nothing(
@@ -511,24 +479,20 @@ def test_clean_end_needs_no_sweep(disk_stand: DiskStand) -> None:
     assert disk_stand.files("tails") == []
 
 
-def test_reboot_after_unsynced_work_needs_a_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsynced_work_needs_a_sweep(tmp_path: Path) -> None:
     """durability=process ends cleanly without a sync: removals may have come undone."""
-    set_boot = boot_setter(monkeypatch.setattr)
-    set_boot("boot 0")
 
-    def left_after_a_start() -> list[str]:
-        store = open_store(tmp_path / "data", durability="process")
+    def start(durability: Durability) -> list[str]:
+        store = open_store(tmp_path / "data", durability=durability)
         collect_all(store)
         store.close()
         return os.listdir(tmp_path / "data" / "tails")
 
-    assert left_after_a_start() == []
-    (tmp_path / "data" / "tails" / "nobody.0").write_bytes(b"x")
-    assert left_after_a_start() == ["nobody.0"]
-    set_boot("boot 1")
-    assert left_after_a_start() == []
+    for first, left in (("disk", ["nobody.0"]), ("process", [])):
+        start("disk")
+        start(first)
+        (tmp_path / "data" / "tails" / "nobody.0").write_bytes(b"x")
+        assert start("disk") == left
 
 
 def test_conflict_after_publishing_leaves_no_chunk(disk_stand: DiskStand) -> None:
@@ -631,11 +595,8 @@ def test_reads_of_a_closed_store_are_storage_errors(tmp_path: Path) -> None:
 # Size does not matter.
 
 
-def test_start_does_not_look_at_operations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_does_not_look_at_operations(tmp_path: Path) -> None:
     """Opening costs the same with any number of unfinished uploads."""
-    boot_setter(monkeypatch.setattr)("a boot")
     store = open_store(tmp_path / "data", disk=FaultyDisk())
     creations = [CreateOperation(record(f"op{n}", expires_at=n)) for n in range(20_000)]
     do(store, *creations)
@@ -684,12 +645,3 @@ def test_stalled_uploads_cost_little(disk_stand: DiskStand) -> None:
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (after - before) / len(writers) < 4096
-
-
-def test_boot_is_told_on_linux() -> None:
-    """Where there is a boot id it is a stable one."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    if not path.exists():
-        assert boot_id() is None
-    else:
-        assert boot_id() == path.read_text().strip()

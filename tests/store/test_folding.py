@@ -28,7 +28,6 @@ from tests.store.helpers import (
     set_part_chunks,
     store_content,
 )
-from trioresume.store import inventory as inventory_module
 from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
     Content,
@@ -53,7 +52,6 @@ LATER = 9e9
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     set_part_chunks(monkeypatch.setattr, PART)
-    monkeypatch.setattr(inventory_module, "boot_id", lambda: "boot 0")
 
 
 def recipe_of(data: bytes) -> Recipe:

@@ -122,10 +122,9 @@ def kills(world: World, draw: random.Random, share: float) -> Iterator[Moment]:
 class Place:
     """Where worlds are built and crashed."""
 
-    def __init__(self, path: Path, set_boot: Callable[[str], None]) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._count = 0
-        self.set_boot = set_boot
 
     def new(self) -> Path:
         """A new, empty directory."""
@@ -161,9 +160,8 @@ class Place:
 
 
 @pytest.fixture
-def place(ram: Path, set_boot: Callable[[str], None]) -> Place:
-    set_boot("first boot")
-    return Place(ram, set_boot)
+def place(ram: Path) -> Place:
+    return Place(ram)
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +182,6 @@ def test_no_loss_of_power_breaks_a_promise(
 ) -> None:
     """Promises 1, 2, 7: any legal subset of what was not synced may be gone (G9)."""
     world = place.run(scenario, place.start())
-    place.set_boot("second boot")
     count = 0
     for moment in power_losses(world, draw):
         place.check(moment, killed=False)
@@ -211,13 +208,11 @@ def test_no_crash_of_a_recovery_breaks_a_promise(
     """A second crash while the first one is repaired loses nothing more (G9)."""
     first = list(power_losses(place.run(scenario, place.start()), draw))
     for remains, announced in draw.sample(first, 3):
-        place.set_boot("second boot")
         root = place.new()
         remains.put_into(root)
         owed = copy.deepcopy(announced)  # which other moments have, too
         owed.accepted.clear()
         second = place.run(go_on, root, owed)
-        place.set_boot("third boot")
         for moment in power_losses(second, draw, most=3):
             place.check(moment, killed=False)
 
@@ -227,7 +222,6 @@ def test_no_crash_of_the_first_start_breaks_a_promise(
 ) -> None:
     """From an empty directory on: what is left is a store, or becomes one."""
     world = place.run(receive, place.new())
-    place.set_boot("second boot")
     first = list(power_losses(world, draw, most=max(20, MOST)))
     for moment in first[: len(first) // 3]:
         place.check(moment, killed=False)
@@ -245,9 +239,7 @@ def test_no_crash_of_a_migration_breaks_a_promise(
     root = place.start()
     announced = place.run(receive, root).announced
     downgrade(root / "data", version)
-    place.set_boot("second boot")
     world = place.run(lambda world: None, root, announced)
-    place.set_boot("third boot")
     migrating = list(power_losses(world, draw))
     for moment in draw.sample(migrating, 12):
         place.check(moment, killed=False)
@@ -271,7 +263,6 @@ def test_no_loss_of_power_tears_large_writes(place: Place, draw: random.Random) 
                 make_durable(store, writer)
                 recording.note(writer.offset)
         store.close()
-    place.set_boot("second boot")
     offset = 0
     for call in recording.calls:
         if is_barrier(call) and draw.random() < 0.4:
@@ -354,7 +345,6 @@ def test_no_sync_can_be_left_out(what: str, place: Place, draw: random.Random) -
         world.open()
         scenario(world)
         world.store.close()
-    place.set_boot("second boot")
     with pytest.raises((AssertionError, TrioresumeError, sqlite3.Error, OSError)):
         for moment in power_losses(world, draw, most=6):
             place.check(moment, killed=False)
@@ -387,7 +377,6 @@ def failures(
     """A life for each *step*-th of the calls that are counted, which fails in it."""
     number = draw.randint(1, step)
     while True:
-        place.set_boot("first boot")
         root = place.start()
         fails = FailsOnce(number, counts)
         world = World(root, fails=fails)
@@ -422,7 +411,6 @@ def test_no_failed_sync_is_made_up_for(place: Place, draw: random.Random) -> Non
     sites = set()
     for world in failures(place, is_sync, draw, step=3):
         sites.add(site_of(world))
-        place.set_boot("second boot")
         for moment in power_losses(world, draw, most=3, share=0.05):
             place.check(moment, killed=False)
     assert sites == {"tails", "tails/", "chunks/", "catalog.sqlite3-wal"}

@@ -28,7 +28,6 @@ from tests.store.helpers import (
     store_content,
 )
 from trioresume.errors import ChunkCorrupt
-from trioresume.store import inventory as inventory_module
 from trioresume.store.disk_io import Disk
 from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
@@ -46,11 +45,6 @@ from trioresume.store.verification import Damage, DamageKind
 
 DATA = bytes(range(65, 91)) * 2
 K = DamageKind
-
-
-@pytest.fixture(autouse=True)
-def _same_boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inventory_module, "boot_id", lambda: "boot 0")
 
 
 def damages(stand: DiskStand, disk: Disk | None = None) -> list[Damage]:

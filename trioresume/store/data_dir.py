@@ -1,26 +1,23 @@
-"""The data directory: its lock, its format version, and which boot wrote it."""
+"""The data directory: its lock and its format version."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 from trioresume.errors import FormatVersionUnsupported, StoreLocked
 from trioresume.store.disk_io import Descriptor, Disk
 
-__all__ = ["FORMAT", "DataDir", "boot_id"]
+__all__ = ["FORMAT", "DataDir", "is_served"]
 
 FORMAT = b"trioresume data directory, format 1\n"
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
-
-def boot_id() -> str | None:
-    """What tells this boot of the machine from all others; None where that is unknown."""
-    try:
-        return Path(_BOOT_ID).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
+_PATIENCE = 0.2
+"""Seconds to try for the lock: a reader holds it for an instant (:func:`is_served`)."""
+_PAUSE = 0.01
 
 
 class DataDir:
@@ -79,14 +76,20 @@ def _lock(path: str) -> Descriptor:
     """Lock *path* until the descriptor is closed or the process ends, however it ends."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
     file = Descriptor(os.open(path, flags, 0o600))
-    try:
-        _lock_file(file.fileno())
-    except OSError as exc:
-        file.close()
-        raise StoreLocked(
-            f"another process serves this data directory, or collects in it ({path})"
-        ) from exc
-    return file
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            _lock_file(file.fileno())
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                file.close()
+                raise StoreLocked(
+                    "another process serves this data directory, or collects in it"
+                    f" ({path})"
+                ) from exc
+            time.sleep(_PAUSE)
+        else:
+            return file
 
 
 if sys.platform == "win32":
@@ -95,8 +98,29 @@ if sys.platform == "win32":
     def _lock_file(fd: int) -> None:
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
 
+    def is_served(path: str) -> bool:
+        """Whether a process serves the data directory *path*: here nobody can tell."""
+        return True
+
 else:
     import fcntl
 
     def _lock_file(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def is_served(path: str) -> bool:
+        """Whether a process serves the data directory *path*, or collects in it.
+
+        So it is taken to be where that cannot be told. A shared lock, held for an instant,
+        writes nothing and lets other readers ask at the same time.
+        """
+        try:
+            file = Descriptor(os.open(os.path.join(path, "lock"), os.O_RDONLY))
+        except OSError:
+            return True
+        with closing(file):
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False

@@ -23,14 +23,18 @@ each other (``_changing``), so a chunk found to exist already stays.
 What a tail's bytes are worth after a restart
 =============================================
 
-The kernel keeps written bytes when a process dies and loses some when the machine
-does. Every content remembers the *epoch*, a number that changes with the machine's
-boot, in which all its unsynced bytes were written. In the same epoch a tail's length
-is the truth. In another one only what was recorded as synced counts; the rest is cut
-off when the content is opened, and the epoch renewed. Where the boot cannot be told,
-every start is a new epoch, except with ``durability="process"``, which promises
-nothing about power loss. Nothing is looked at before it is asked for: starting costs
-the same with any number of unfinished uploads.
+The kernel keeps written bytes when a process dies, and loses some when the machine does.
+It also loses them, with no reboot, when a file system is shut down after an error, or is
+detached and mounted again. What happened between two processes nobody can tell for
+certain. So each start begins a new *epoch*, also after a clean end. A tail's length is
+the truth for content that was written in this epoch. For older content counts what was
+recorded as synced, and what is proven: beside a tail lies the hash of its bytes (see
+tails), and the bytes that are there must have it. The rest is cut off when the content is
+opened. Nothing is looked at before it is asked for: starting costs the same with any
+number of unfinished uploads.
+
+The same is true of chunks that were published with ``durability="process"``, where
+nothing is synced: see doubts.
 """
 
 from __future__ import annotations
@@ -46,9 +50,9 @@ from trioresume.errors import CallerError, StorageConflict, StorageError
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.collection import Sweep, collect_rows
-from trioresume.store.data_dir import DataDir, boot_id
+from trioresume.store.data_dir import DataDir
 from trioresume.store.disk_io import Disk, translated
-from trioresume.store.extent import Epoch, epoch_of
+from trioresume.store.extent import Epoch
 from trioresume.store.ledger import Effects, Ledger
 from trioresume.store.port import (
     Collected,
@@ -169,24 +173,21 @@ class DiskStore:
         )
 
     def _enter_epoch(self) -> None:
-        """Note that the store is in use, and the epoch. See the module's text."""
-        boot = boot_id()
-        epoch = epoch_of(self._catalog, boot, durable=self._disk.durable)
+        """Note that the store is in use, and begin an epoch. See the module's text."""
+        last = Epoch.kept_in(self._catalog)
+        self._epoch.begin(last.number + 1, last.provable)
         self._sweep: Sweep | None = None
         unsynced = self._catalog.store_value("durability") == "process"
-        rebooted = epoch != int(self._catalog.store_value("epoch") or 0)
-        if self._catalog.store_value("clean") != "yes" or (unsynced and rebooted):
+        if self._catalog.store_value("clean") != "yes" or unsynced:
             self._sweep_is_due()
         if unsynced:
             # What that process left in the page cache must not count as durable now.
             self._disk.sync_everything(self._dir.path)
         self._note(
-            epoch=str(epoch),
-            boot=boot or "",
+            **self._epoch.values(),
             clean="no",
             durability="disk" if self._disk.durable else "process",
         )
-        self._epoch.begin(epoch)
 
     def _note(self, **values: str) -> None:
         with self._catalog.transaction() as connection:
@@ -287,8 +288,11 @@ class DiskStore:
         # Outside the lock: ending a writer waits for one that is being opened, and
         # opening may wait for the lock. What was dropped never comes back, so nothing
         # can be taken wrongly meanwhile.
+        for key in effects.frozen:
+            self._recovery.standing.forget(key)
         with self._leftovers():
             for dropped in effects.dropped:
+                self._recovery.standing.forget(dropped.key)
                 self._writers.end(dropped.key)
                 self._tails.end_sealings(dropped.key)
                 self._tails.remove_from(dropped.key, dropped.first, dropped.last_sealed)

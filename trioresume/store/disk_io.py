@@ -26,7 +26,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from trioresume.errors import StorageError, StorageFull
@@ -231,6 +231,13 @@ class Disk:
     def write_all(self, file: Descriptor, view: memoryview) -> None:
         while view:
             view = view[self.write(file.fileno(), view) :]
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        """Have the small file *path* begin with *data*; it is made if it is not there."""
+        flags = os.O_WRONLY | os.O_CREAT | _OPEN_FLAGS
+        with closing(Descriptor(os.open(path, flags, 0o600))) as file:
+            if os.write(file.fileno(), data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def sync_data(self, file: Descriptor) -> None:
         """Make the file's bytes and length durable."""

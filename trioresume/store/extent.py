@@ -5,16 +5,22 @@ and tails. The catalog gives the first, the directory the second. Both change wh
 one looks (a seal commits, then its tail is unlinked), so a look counts only if the
 catalog said the same before and after it.
 
-Unsynced bytes count only in the *epoch* they were written in, which is a number that
-changes with the machine's boot. An epoch also ends when the names of tails could not be
-synced: whose they were nobody can tell, so what was not recorded by then counts for
-nobody, as after a power loss.
+Unsynced bytes are believed only in the *epoch* they were written in. Every start of a
+store begins a new epoch: whatever was written before it may have been lost, by a power
+loss or by a file system that was shut down or mounted anew. Of older bytes count
+
+* those that were recorded as synced,
+* and those that are proven (see :mod:`trioresume.store.tails`).
+
+An epoch also ends when the names of tails could not be synced: whose they were nobody can
+tell, so of what was written by then only what was recorded counts, proven or not.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Container
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trioresume.errors import ContentLost
@@ -22,43 +28,91 @@ from trioresume.store.catalog import CatalogReader
 from trioresume.store.folding import ContentRow
 from trioresume.store.port import ContentKey
 
-__all__ = ["NO_EPOCH", "Epoch", "Extent", "Part", "Survey", "epoch_of"]
+__all__ = ["NO_EPOCH", "Epoch", "Extent", "Part", "Standing", "Survey"]
 
 
 NO_EPOCH = -1
 """The epoch of content of which nothing counts that was not recorded."""
 
 
-def epoch_of(catalog: CatalogReader, boot: str | None, *, durable: bool) -> int:
-    """The epoch that a process is in that opens the store in this *boot*.
-
-    Where the boot cannot be told, every start is a new one, except where nothing about
-    power loss is promised (*durable* is false).
-    """
-    epoch = int(catalog.store_value("epoch") or 0)
-    same = boot is not None and boot == catalog.store_value("boot")
-    return epoch + (not same and (boot is not None or durable))
-
-
 class Epoch:
-    """The epoch that a store is in."""
+    """The epoch that a store is in.
 
-    def __init__(self, number: int = 0) -> None:
-        self.begin(number)
+    Unsynced bytes of the epochs from *provable* on count if they are proven, those of
+    earlier ones never.
+    """
 
-    def begin(self, number: int) -> None:
+    def __init__(self, number: int = 0, provable: int = 0) -> None:
+        self.begin(number, provable)
+
+    @classmethod
+    def kept_in(cls, catalog: CatalogReader) -> Epoch:
+        """The epoch of the process that opened the store last."""
+        number, provable = map(catalog.store_value, ("epoch", "provable"))
+        return cls(int(number or 0), int(provable or 0))
+
+    def begin(self, number: int, provable: int) -> None:
         self.number = number
+        self.provable = provable
         self._first = number
 
     def end(self) -> None:
         """What was not recorded until now does not count any more."""
         self.number += 1
+        self.provable = self.number
 
     def note(self, connection: sqlite3.Connection) -> None:
         """Have the open transaction keep it for the next process, if it is a new one."""
         if self.number != self._first:
-            value = str(self.number)
-            connection.execute("REPLACE INTO store VALUES ('epoch', ?)", (value,))
+            connection.executemany(
+                "REPLACE INTO store VALUES (?, ?)", self.values().items()
+            )
+
+    def values(self) -> dict[str, str]:
+        """What the catalog keeps of it, by name."""
+        return {"epoch": str(self.number), "provable": str(self.provable)}
+
+
+class Standing:
+    """Which contents' unsynced bytes this process believes, whatever their epoch."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._adopted: set[ContentKey] = set()
+        self._suspects: set[ContentKey] = set()
+
+    def adopt(self, key: ContentKey) -> None:
+        """Every byte of *key* was recorded or proven: from now on its length is the truth."""
+        with self._lock:
+            self._adopted.add(key)
+
+    def suspect(self, keys: Iterable[ContentKey]) -> None:
+        """Of *keys* only what was recorded counts."""
+        with self._lock:
+            self._suspects.update(keys)
+
+    def suspect_adopted(self) -> None:
+        """Of none of the older contents counts what was not recorded."""
+        with self._lock:
+            self._adopted.clear()
+
+    def acquit(self, key: ContentKey) -> None:
+        """What did not count of *key* was cut off."""
+        with self._lock:
+            self._suspects.discard(key)
+
+    def forget(self, key: ContentKey) -> None:
+        """*key* is not under construction any more."""
+        if self._adopted or self._suspects:
+            with self._lock:
+                self._adopted.discard(key)
+                self._suspects.discard(key)
+
+    def is_adopted(self, key: ContentKey) -> bool:
+        return key in self._adopted
+
+    def is_suspect(self, key: ContentKey) -> bool:
+        return key in self._suspects
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +120,8 @@ class Part:
     index: int
     length: int
     sealed: bool
+    proven: int = 0
+    """How many bytes of a tail are proven; looked up only if that matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +134,9 @@ class Extent:
     strays: bool
     """Whether there are sealed chunks past the last part."""
     trusted: bool
+    """Whether all that is there counts."""
+    provable: bool
+    """If not: whether what is proven counts."""
 
     @property
     def end(self) -> int:
@@ -90,16 +149,22 @@ class Extent:
     @property
     def kept(self) -> int:
         """The bytes that count."""
-        if self.trusted:
-            return self.end
-        kept = self.row.prefix_bytes
+        return self.end if self.trusted else self._count(proofs=True)
+
+    @property
+    def recorded(self) -> int:
+        """The bytes that count and are durable already."""
+        return self._count(proofs=False)
+
+    def _count(self, *, proofs: bool) -> int:
+        count = self.row.prefix_bytes
         for part in self.parts:
             start = part.index * self.row.chunk_size
-            if kept != start:
+            if count != start:
                 break
-            synced = part.length if part.sealed else max(0, self.row.durable - start)
-            kept += min(part.length, synced)
-        return kept
+            sure = part.length if part.sealed else max(0, self.row.durable - start)
+            count += min(part.length, max(sure, part.proven if proofs else 0))
+        return count
 
     @property
     def short(self) -> int | None:
@@ -123,34 +188,43 @@ class Extent:
 class Survey:
     """Looks at content under construction.
 
-    *tail_length* gives the bytes in a tail, or None where there is none. Of *suspects*
-    what is not recorded as synced does not count.
+    *tail_length* gives the bytes in a tail, or None where there is none; *proven* says
+    how many of them are.
     """
 
     def __init__(
         self,
         catalog: CatalogReader,
         tail_length: Callable[[ContentKey, int], int | None],
+        proven: Callable[[ContentKey, int], int],
         epoch: Epoch,
-        suspects: Container[ContentKey] = (),
+        standing: Standing | None = None,
     ) -> None:
         self._catalog = catalog
         self._tail_length = tail_length
+        self._proven = proven
         self._epoch = epoch
-        self._suspects = suspects
+        self._standing = standing or Standing()
 
-    def look(self, key: ContentKey) -> Extent | None:
-        """What is there of *key*; None if the catalog does not speak of it."""
+    def look(self, key: ContentKey, *, proofs: bool = True) -> Extent | None:
+        """What is there of *key*; None if the catalog does not speak of it.
+
+        Without *proofs* nothing is read, and unsynced bytes of older epochs do not count.
+        """
         before = self._catalog.known(key)
         while before is not None:
-            extent = self._walk(key, *before)
+            extent = self._walk(key, *before, proofs=proofs)
             after = self._catalog.known(key)
             if after == before:
                 return extent
             before = after
         return None
 
-    def _walk(self, key: ContentKey, row: ContentRow, pieces: dict[int, int]) -> Extent:
+    def _walk(
+        self, key: ContentKey, row: ContentRow, pieces: dict[int, int], *, proofs: bool
+    ) -> Extent:
+        trusted, provable = self._judge(key, row)
+        looks = provable and proofs
         parts: list[Part] = []
         index = row.prefix
         length: int | None = 0 if row.short_end else row.chunk_size
@@ -158,7 +232,18 @@ class Survey:
             sealed = index in pieces
             length = pieces[index] if sealed else self._tail_length(key, index)
             if length is not None:
-                parts.append(Part(index, length, sealed))
+                proven = self._proven(key, index) if looks and not sealed else 0
+                parts.append(Part(index, length, sealed, proven))
+                # What follows a gap in the proofs does not count, whatever it is.
+                looks = looks and (sealed or proven == length)
                 index += 1
-        trusted = row.epoch == self._epoch.number and key not in self._suspects
-        return Extent(row, tuple(parts), any(i >= index for i in pieces), trusted)
+        strays = any(i >= index for i in pieces)
+        return Extent(row, tuple(parts), strays, trusted, provable)
+
+    def _judge(self, key: ContentKey, row: ContentRow) -> tuple[bool, bool]:
+        """Whether the unsynced bytes of *key* count, and whether they do if proven."""
+        if row.epoch == NO_EPOCH or self._standing.is_suspect(key):
+            return False, False
+        if row.epoch == self._epoch.number or self._standing.is_adopted(key):
+            return True, False
+        return False, row.epoch >= self._epoch.provable

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +21,16 @@ from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store.catalog import CatalogReader
 from trioresume.store.chunks import ChunkFiles
-from trioresume.store.data_dir import FORMAT, boot_id
+from trioresume.store.data_dir import FORMAT, is_served
 from trioresume.store.disk_io import Disk
-from trioresume.store.extent import Epoch, Survey, epoch_of
-from trioresume.store.port import FileRecord, OperationId, OperationRecord, request_key
+from trioresume.store.extent import Epoch, Survey
+from trioresume.store.port import (
+    ContentKey,
+    FileRecord,
+    OperationId,
+    OperationRecord,
+    request_key,
+)
 from trioresume.store.rows import FILE_COLUMNS, file_from
 from trioresume.store.schema import connect_reading, sqlite_error
 from trioresume.store.tails import TailFiles
@@ -148,7 +154,7 @@ class Inventory:
         or has expired and still answers 410.
         """
         states = tuple(OperationState) if ended else _UNFINISHED
-        survey = self._survey()
+        survey = self._survey(_nothing_proven)  # a list must not read every tail
         after: OperationId | None = None
         while page := self._catalog.operations_in(states, _PAGE, after):
             for record in page:
@@ -160,7 +166,8 @@ class Inventory:
         if not _is_text(id):
             return None
         record = self._catalog.operation(OperationId(id))
-        return None if record is None else self._upload(record, self._survey())
+        survey = self._survey(self._tails.proven)
+        return None if record is None else self._upload(record, survey)
 
     def _upload(self, record: OperationRecord, survey: Survey) -> StoredUpload:
         received, lost = record.durable_offset, False
@@ -188,10 +195,12 @@ class Inventory:
             lost=lost,
         )
 
-    def _survey(self) -> Survey:
-        durable = self._catalog.store_value("durability") != "process"
-        epoch = epoch_of(self._catalog, boot_id(), durable=durable)
-        return Survey(self._catalog, self._tails.length, Epoch(epoch))
+    def _survey(self, proven: Callable[[ContentKey, int], int]) -> Survey:
+        epoch = Epoch.kept_in(self._catalog)
+        if not is_served(self.path):
+            # What a process left behind is looked at as the next one will do it.
+            epoch.begin(epoch.number + 1, epoch.provable)
+        return Survey(self._catalog, self._tails.length, proven, epoch)
 
     # Files.
 
@@ -241,7 +250,11 @@ class Inventory:
     def verify(self) -> Verification:
         """Re-read everything; see :class:`Verification`."""
         return Verification(
-            self._connection, self._catalog, self._chunks, self._tails, self._survey()
+            self._connection,
+            self._catalog,
+            self._chunks,
+            self._tails,
+            self._survey(self._tails.proven),
         )
 
     def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
@@ -249,6 +262,11 @@ class Inventory:
             return self._connection.execute(sql, values).fetchall()
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
+
+
+def _nothing_proven(key: ContentKey, index: int) -> int:
+    """Proofs are not looked at: what is not recorded does not count."""
+    return 0
 
 
 def _check_format(path: Path) -> None:

@@ -3,7 +3,8 @@
 What is there is a :class:`~trioresume.store.extent.Extent`, a row of parts without a gap.
 A part may have to be *repaired* before a writer can go on:
 
-* unsynced bytes from another epoch, or from before a sync that failed, are cut off;
+* unsynced bytes from another epoch that are not proven, or from before a sync that failed,
+  are cut off;
 * sealed chunks past a gap, which only such a cut leaves, are released;
 * content that was finished but never frozen ends in a short chunk, which is turned
   back into a tail, because all chunks but the last have the same length.
@@ -18,7 +19,7 @@ from trioresume.errors import ContentLost, StorageConflict, StorageError
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.disk_io import Disk, translated
-from trioresume.store.extent import NO_EPOCH, Epoch, Extent, Part, Survey
+from trioresume.store.extent import NO_EPOCH, Epoch, Extent, Part, Standing, Survey
 from trioresume.store.folding import release_pieces, unhold
 from trioresume.store.port import (
     ContentKey,
@@ -35,6 +36,9 @@ __all__ = ["Recovery"]
 _TRIES = 16
 """Looks and repairs until a writer can begin. Each failed one means that another
 thread made progress on the same content, which ends."""
+
+_MOST_PROOFS = 4096
+"""Tails of which it is remembered how much is proven."""
 
 
 class Recovery:
@@ -58,8 +62,26 @@ class Recovery:
         self._changing = changing
         self._chunk_size = chunk_size
         self._epoch = epoch
-        self._suspects: set[ContentKey] = set()
-        self._survey = Survey(catalog, tails.length, epoch, self._suspects)
+        self.standing = Standing()
+        self._survey = Survey(catalog, tails.length, self._proven, epoch, self.standing)
+        self._proofs: dict[tuple[ContentKey, int], int] = {}
+
+    def _proven(self, key: ContentKey, index: int) -> int:
+        """As :meth:`TailFiles.proven`, whose answer is remembered until somebody writes.
+
+        A client that asks for an offset again and again must not cost a read each time.
+        """
+        proven = self._proofs.get((key, index))
+        if proven is None:
+            if len(self._proofs) >= _MOST_PROOFS:
+                self._proofs.clear()
+            proven = self._proofs[key, index] = self._tails.proven(key, index)
+        return proven
+
+    def _adopt(self, key: ContentKey, extent: Extent) -> None:
+        for part in extent.parts:
+            self._proofs.pop((key, part.index), None)
+        self.standing.adopt(key)
 
     def offset(self, key: ContentKey) -> int | None:
         """Where a writer would begin; None if nothing was written, or it is frozen.
@@ -77,14 +99,14 @@ class Recovery:
         """
         if self._tails.is_being_sealed(key, index):
             return True
-        extent = None if is_response_key(key) else self._survey.look(key)
+        extent = None if is_response_key(key) else self._survey.look(key, proofs=False)
         return extent is not None and any(
             part.index == index and not part.sealed for part in extent.parts
         )
 
     def distrust(self, key: ContentKey) -> None:
         """A sync of *key* failed: what is not recorded as synced no longer counts."""
-        self._suspects.add(key)
+        self.standing.suspect([key])
         try:
             with self._changing, self._catalog.transaction() as connection:
                 connection.execute(
@@ -98,7 +120,8 @@ class Recovery:
 
     def suspect(self, keys: Iterable[ContentKey]) -> None:
         """The epoch has ended. Of *keys* the catalog may not speak yet."""
-        self._suspects.update(keys)
+        self.standing.suspect(keys)
+        self.standing.suspect_adopted()
 
     def tail(self, key: ContentKey, old: Tail | None) -> Tail:
         """What a new writer of *key* begins with; *old* is what the last one held."""
@@ -212,6 +235,8 @@ class Recovery:
             self._tails.end_sealing(key, short)
         if extent.short is not None and extent.kept == extent.end:
             self._unseal(key, extent, extent.short)
+        elif extent.provable and extent.kept == extent.end and not extent.strays:
+            self._adopt(key, extent)
         elif extent.strays or not extent.trusted:
             self._cut(key, extent)
 
@@ -219,10 +244,14 @@ class Recovery:
         size = extent.row.chunk_size
         index = extent.kept // size
         self._tails.end_sealings(key, index)
-        # The files first: once the epoch is renewed, what they hold is believed.
+        # The files first: once the epoch is renewed, what they hold is believed. They are
+        # synced, because what is cut off must not come back: it may be proven.
         for part in extent.parts:
-            if part.index >= index and not part.sealed:
-                self._tails.cut(key, part.index, extent.kept - part.index * size)
+            self._proofs.pop((key, part.index), None)
+            left = extent.kept - part.index * size
+            if left < part.length and not part.sealed:
+                self._tails.cut(key, part.index, left)
+        self._tails.sync_names()
         with self._catalog.transaction() as connection:
             at = (extent.row.cid, index)
             rows = connection.execute(
@@ -234,7 +263,7 @@ class Recovery:
                 "UPDATE contents SET epoch = ? WHERE cid = ?",
                 (self._epoch.number, extent.row.cid),
             )
-        self._suspects.discard(key)
+        self.standing.acquit(key)
 
     def _unseal(self, key: ContentKey, extent: Extent, index: int) -> None:
         """Turn the short chunk *index*, with which the content ends, back into a tail."""
@@ -251,7 +280,7 @@ class Recovery:
         self._tails.sync_names()
         # The copy is synced. If so is all before it, then what was durable as a chunk
         # must go on to count as durable.
-        all_synced = index < row.prefix or not extent.trusted
+        all_synced = index < row.prefix or extent.recorded == extent.end
         with self._catalog.transaction() as connection:
             unhold(connection, [digest])
             connection.execute(

@@ -8,14 +8,30 @@ that reached the chunk size is *full*; it is sealed, published under its chunk n
 Because a published chunk may share its inode with a tail that a crash left behind,
 a tail is never opened for writing over a file that was there before, except to go
 on where a partial tail ends: :meth:`TailFiles.create` always makes a new inode.
+
+Proofs
+======
+
+The length of a tail is the truth only for the process that wrote it. A file system can
+keep the length of a file and lose its bytes, and it needs no reboot for that: it may be
+shut down after an error, or detached and mounted again. So beside each tail there is a
+*proof*, ``tails/<key>.<index>.proof``: a length, and the BLAKE3 hash of so many bytes
+from the tail's start. :meth:`Tail.append` writes it after the bytes and before it returns.
+It is never synced, because it need not be true: a later process believes it only if the
+tail has those bytes. Whatever a crash makes of either file, wrong bytes are not believed.
+
+A proof proves bytes, and not that they count. Bytes that were cut off must not come back
+with their proof: see :meth:`trioresume.store.recovery.Recovery.tail`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,12 +40,32 @@ from blake3 import blake3
 from trioresume.errors import CallerError, StorageError
 from trioresume.store.disk_io import Descriptor, Disk, storage_error, translated
 from trioresume.store.extent import Epoch
-from trioresume.store.port import ContentKey, RecordOffset, Seal, SealChunk, check_key
+from trioresume.store.port import (
+    ContentKey,
+    RecordOffset,
+    Seal,
+    SealChunk,
+    check_key,
+    is_response_key,
+)
 from trioresume.store.recipe import Digest, wrap_hash
 from trioresume.store.room import Room
 
-__all__ = ["DiskFlush", "DiskSeal", "KnownSeal", "Sealing", "Tail", "TailFiles"]
+__all__ = [
+    "PROOF",
+    "DiskFlush",
+    "DiskSeal",
+    "KnownSeal",
+    "Proof",
+    "Sealing",
+    "Tail",
+    "TailFiles",
+]
 
+PROOF = ".proof"
+"""How the name of a proof ends."""
+
+_PROOF = struct.Struct(">Q32s")
 _READ_SIZE = 1024 * 1024
 
 
@@ -44,6 +80,14 @@ class Sealing:
     length: int
     digest: Digest | None = None
     """Known once the tail was synced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the first *length* bytes of a tail hash to."""
+
+    length: int
+    hash: bytes
 
 
 class TailFiles:
@@ -97,25 +141,62 @@ class TailFiles:
         try:
             return self.disk.create(path)
         except FileExistsError:
-            self.disk.unlink(path)
+            self.remove(key, index)
             return self.disk.create(path)
 
     def open(self, key: ContentKey, index: int) -> Descriptor:
         return self.disk.open(self.path(key, index), write=True)
 
     def cut(self, key: ContentKey, index: int, length: int) -> None:
-        """Cut the tail back to *length* bytes, or remove it when that is nothing."""
+        """Cut the tail back to *length* bytes, or remove it when that is nothing.
+
+        The new length is durable on return, but a removal is not before
+        :meth:`sync_names`. A proof of bytes that are cut off goes as well.
+        """
         if length <= 0:
             self.remove(key, index)
             return
-        file = self.open(key, index)
-        try:
+        proof = self.proof(key, index)
+        if proof is not None and proof.length > length:
+            self.disk.unlink(self.path(key, index) + PROOF)
+        with closing(self.open(key, index)) as file:
             self.disk.truncate(file, length)
-        finally:
-            file.close()
+            self.disk.sync_data(file)
 
     def remove(self, key: ContentKey, index: int) -> None:
-        self.disk.unlink(self.path(key, index))
+        """Remove the tail and its proof, if they are there."""
+        path = self.path(key, index)
+        self.disk.unlink(path)
+        self.disk.unlink(path + PROOF)
+
+    def write_proof(self, key: ContentKey, index: int, proof: Proof) -> None:
+        """Keep *proof*; the tail has the bytes already. Raises :class:`OSError`."""
+        record = _PROOF.pack(proof.length, proof.hash)
+        self.disk.overwrite(self.path(key, index) + PROOF, record)
+
+    def proof(self, key: ContentKey, index: int) -> Proof | None:
+        """The proof that was written last, whether or not the tail has those bytes."""
+        try:
+            file = self.disk.open(self.path(key, index) + PROOF)
+        except FileNotFoundError:
+            return None
+        with closing(file):
+            record = self.disk.read(file.fileno(), _PROOF.size)
+        return Proof(*_PROOF.unpack(record)) if len(record) == _PROOF.size else None
+
+    def proven(self, key: ContentKey, index: int) -> int:
+        """How many of the tail's first bytes are proven: it reads them.
+
+        None are if they cannot be read.
+        """
+        try:
+            proof = self.proof(key, index)
+            if proof is None:
+                return 0
+            with closing(self.open(key, index)) as file:
+                return proof.length if _has(file, self.disk, proof) else 0
+        except OSError:
+            return 0
 
     def remove_from(self, key: ContentKey, first: int, last_sealed: int) -> None:
         """Remove the tails from *first* on; up to *last_sealed* some may be missing."""
@@ -139,10 +220,13 @@ class TailFiles:
             raise
 
     def names(self) -> Iterator[tuple[str, ContentKey, int]]:
-        """Every tail there is: its path, key and index. Never all in memory at once."""
+        """Every tail there is: its path, key and index. Never all in memory at once.
+
+        A tail's proof is told as well, with the tail's key and index.
+        """
         with os.scandir(self._root) as entries:
             for entry in entries:
-                key, _, index = entry.name.rpartition(".")
+                key, _, index = entry.name.removesuffix(PROOF).rpartition(".")
                 if index.isdecimal():
                     yield entry.path, ContentKey(key), int(index)
 
@@ -303,6 +387,8 @@ class Tail:
         "_index",
         "_length",
         "_names_synced",
+        "_proven",
+        "_proves",
         "_synced",
         "_waiting",
         "broken",
@@ -335,6 +421,11 @@ class Tail:
         self._hasher: blake3 | None = None
         """Of what the file holds; None while that would have to be read again."""
         self._names_synced = False
+        self._proves = not is_response_key(
+            key
+        )  # response content is never gone on with
+        self._proven = 0
+        """How many bytes of the file the newest process may believe: all, but in append."""
         self._synced = synced
         self._waiting: list[DiskSeal | KnownSeal] = waiting or []
 
@@ -345,7 +436,7 @@ class Tail:
     def resume(self, length: int) -> None:
         """Go on after the *length* bytes of the partial tail that is on disk."""
         self._file = self.files.open(self.key, self._index)
-        self._length = length
+        self._length = self._proven = length
         self._hash_again(self._file)
 
     def relax(self) -> None:
@@ -363,23 +454,48 @@ class Tail:
     def append(self, data: memoryview) -> list[Seal]:
         if self.broken or self.finished:
             self._refuse()
-        position, size = 0, len(data)
         try:
-            while position < size:
-                file = self._file or self._begin()
-                hasher = self._hasher or self._hash_again(file)
-                part = data[position : position + self.chunk_size - self._length]
-                self.files.room.take(len(part))
-                written = self.files.write(file, part, self._length)
-                # Only what was written is hashed, so that both still agree after an error.
-                hasher.update(part if written == len(part) else part[:written])
-                self._length += written
-                position += written
-                if self._length == self.chunk_size:
-                    self._seal(file)
+            try:
+                self._write(data)
+            finally:
+                self._prove()
         except OSError as exc:
             raise storage_error(exc, "writing a tail") from exc
         return self._take() if self._waiting else []
+
+    def _write(self, data: memoryview) -> None:
+        position, size = 0, len(data)
+        while position < size:
+            file = self._file or self._begin()
+            hasher = self._hasher or self._hash_again(file)
+            part = data[position : position + self.chunk_size - self._length]
+            self.files.room.take(len(part))
+            written = self.files.write(file, part, self._length)
+            # Only what was written is hashed, so that both still agree after an error.
+            hasher.update(part if written == len(part) else part[:written])
+            self._length += written
+            position += written
+            if self._length == self.chunk_size:
+                self._prove()
+                self._seal(file)
+
+    def _prove(self) -> None:
+        """Write the proof of what the file holds, if that is more than was proven."""
+        file, hasher = self._file, self._hasher
+        if file is None or hasher is None or self._length == self._proven:
+            return
+        if self._proves:
+            try:
+                proof = Proof(self._length, hasher.digest())
+                self.files.write_proof(self.key, self._index, proof)
+            except OSError:
+                if self.files.disk.durable:
+                    return  # what is announced will be recorded, and needs no proof
+                # What is accepted may be announced now, and so must be proven: it is not.
+                self._length, self._hasher = self._proven, None
+                self.files.disk.truncate(file, self._length)
+                raise
+        self._proven = self._length
 
     def _refuse(self) -> NoReturn:
         if self.broken:
@@ -389,6 +505,7 @@ class Tail:
     def _begin(self) -> Descriptor:
         self._hasher = blake3()
         self._names_synced = False
+        self._proven = 0
         self._file = self.files.create(self.key, self._index)
         return self._file
 
@@ -452,6 +569,15 @@ class Tail:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _has(file: Descriptor, disk: Disk, proof: Proof) -> bool:
+    """Whether *file* begins with the bytes that *proof* speaks of."""
+    hasher, left = blake3(), proof.length
+    while left and (data := disk.read(file.fileno(), min(left, _READ_SIZE))):
+        hasher.update(data)
+        left -= len(data)
+    return not left and hasher.digest() == proof.hash
 
 
 def _hash_file(file: Descriptor, disk: Disk) -> blake3:
