@@ -1,41 +1,36 @@
-"""The service's clock: wall time that never steps while the service runs (G11).
+"""The service's clock: how long the service was there to serve (G11).
 
-Deadlines outlive the process, so they are Unix seconds. The wall clock that gives
-those may be set at any moment: forward, and everything would expire at once;
-backward, and things would be kept too long. The monotonic clock does neither, but
-means nothing after a restart. So one is steered by the other:
+A deadline says for how long a client may come back. It outlives the process, and the two
+clocks of a machine are both of no use for it alone. The wall clock may be set at any
+moment: a machine starts in 1970 and is told the time later, or starts in 2076 once. If
+deadlines followed, everything would expire at once, or nothing ever. The monotonic clock
+does neither, but means nothing after a restart.
 
-* at start, the service's time is the wall's, or the last time an earlier run had
-  seen if that is later: time never goes back over a restart;
-* from then on it advances with the monotonic clock, made up to :data:`SLEW_RATE`
-  faster or slower while it differs from the wall clock.
+So there are two kinds of time here:
 
-At one per cent, a deadline a day away moves by at most fifteen minutes, whatever is
-done to the wall clock; a wrong hour is made good in about four days. If an earlier
-run had seen a time far in the future, the service goes on from there: deadlines
-already given keep their meaning, new ones are counted from the same time, and
-nothing is kept for ever because the time advances, if one per cent slow.
+* **Service time**, :meth:`ServiceClock.now`, is for deadlines. It goes on from where the
+  last process left it, by the monotonic clock alone. Time does not pass for a deadline
+  while the service is down, or the machine suspended: nobody could have come back then.
+* **Dates**, :meth:`ServiceClock.date`, are for people and header fields. They are what the
+  wall clock says now. A deadline becomes a date only when it is shown, so that a date that
+  was too high is right again as soon as the wall clock is.
 
-What this cannot see is a wall clock that was wrong while the service was not
-running; and on systems whose monotonic clock stands still during suspension, that
-time is made good at the slew rate.
+Service time is counted in seconds from the Unix epoch, because it began as a date. It falls
+behind the date by as long as the service was down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["SLEW_RATE", "ServiceClock"]
-
-SLEW_RATE = 0.01
-"""How much faster or slower than the monotonic clock time may pass: one per cent."""
+__all__ = ["ServiceClock"]
 
 
 class ServiceClock:
-    """Unix seconds that only ever advance, at very nearly one per second.
+    """Service time and dates, in seconds.
 
-    *wall* and *monotonic* give seconds; *last_seen* is what :meth:`now` last gave
-    in an earlier run, as far as that was remembered.
+    *wall* and *monotonic* give seconds; *last_seen* is what :meth:`now` last gave in an
+    earlier run, as far as that was remembered.
     """
 
     def __init__(
@@ -47,15 +42,16 @@ class ServiceClock:
         self._wall = wall
         self._monotonic = monotonic
         self._ticked = monotonic()
-        self._now = wall() if last_seen is None else max(wall(), last_seen)
+        self._now = wall() if last_seen is None else last_seen
 
     def now(self) -> float:
-        """The time, in Unix seconds. Never less than it was before."""
+        """The service time. Never less than it was before."""
         ticked = self._monotonic()
-        # max: the promise below must not rest on an injected clock's.
-        elapsed = max(0.0, ticked - self._ticked)
+        # max: the promise above must not rest on an injected clock's.
+        self._now += max(0.0, ticked - self._ticked)
         self._ticked = ticked
-        on_time = self._now + elapsed
-        most = elapsed * SLEW_RATE
-        self._now = on_time + min(max(self._wall() - on_time, -most), most)
         return self._now
+
+    def date(self) -> float:
+        """What the wall clock says, in Unix seconds. It may go back."""
+        return self._wall()

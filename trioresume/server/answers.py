@@ -324,7 +324,7 @@ class Answering:
         operation = self._operation
         fields = end_to_end_fields(response.fields).without("content-length")
         if "date" not in fields:
-            fields = fields.plus({"date": format_http_date(self._clock.now())})
+            fields = fields.plus({"date": format_http_date(self._clock.date())})
         if has_content(response.status):
             fields = fields.plus({"content-length": str(content.length)})
         if self._told_digests:

@@ -217,7 +217,7 @@ class Exchange:
 
     def _start_response(self, status: int, fields: Fields) -> bytes:
         if "date" not in fields:
-            fields = fields.plus({"date": format_http_date(self._clock.now())})
+            fields = fields.plus({"date": format_http_date(self._clock.date())})
         if not self._can_drain:
             self._keep_alive = False
         if not self._keep_alive:

@@ -18,6 +18,7 @@ import trio
 from trioresume.errors import StorageError
 from trioresume.protocol.schedule import Schedule
 from trioresume.store.port import (
+    SERVICE_CLOCK,
     Collected,
     CreateOperation,
     EndOperation,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from trioresume.server.operations import Operations
     from trioresume.server.storage import Storage
 
-__all__ = ["LAST_SEEN", "Collector", "Expiry"]
+__all__ = ["LAST_SEEN", "Collector", "Expiry", "clock_reading"]
 
 logger = logging.getLogger("trioresume.expiry")
 
@@ -53,9 +54,18 @@ COLLECT_LIMIT = 200
 COLLECT_DELAY = 1.0
 """Seconds between a release and the collection, so that one collection serves many."""
 LAST_SEEN = "last-seen"
-"""The catalog's name for the latest time this service knows to have passed (G11)."""
+"""What earlier versions called what is :data:`SERVICE_CLOCK` now."""
+NOTE_EVERY = 60.0
+"""Seconds of service time that a kill may lose: by so much deadlines are later then."""
+NOTE_IDLE_EVERY = 12 * 3600.0
+"""The same for a service in which nothing happens, which is not woken for this alone."""
 
 _RELOAD = "reload"
+
+
+def clock_reading(clock: ServiceClock) -> SetMeta:
+    """What the catalog keeps of *clock* for the next process, and for the keeper."""
+    return SetMeta(SERVICE_CLOCK, f"{clock.now()!r} {clock.date()!r}")
 
 
 class Expiry:
@@ -71,6 +81,9 @@ class Expiry:
         self._reload_at = float("inf")
         self._reloads = 0
 
+        self._read_at = float("-inf")
+        """When the clock's reading was kept last."""
+
     def _note(self, deadline: float, token: str) -> None:
         """A deadline was set or moved; the catalog has it already, if it is its."""
         self._schedule.add(token, deadline)
@@ -83,6 +96,10 @@ class Expiry:
         And let go of those of operations that are forgotten: there may be thousands a
         second that nobody was told of, with deadlines a day from now.
         """
+        now = self._clock.now()
+        if now >= self._read_at + NOTE_EVERY:
+            self._read_at = now
+            self._storage.submit_later(clock_reading(self._clock))
         for mutation in mutations:
             if isinstance(mutation, CreateOperation):
                 record = mutation.record
@@ -107,6 +124,7 @@ class Expiry:
         while True:
             failed = False
             try:
+                await self._keep_time()
                 await self._expire_due(operations)
             except StorageError as exc:
                 # A full disk, most likely: it needs no traceback.
@@ -120,6 +138,13 @@ class Expiry:
             else:
                 await self._sleep()
 
+    async def _keep_time(self) -> None:
+        """Have the next process know how long this one was there to serve (G11)."""
+        now = self._clock.now()
+        if now >= self._read_at + NOTE_IDLE_EVERY:
+            self._read_at = now
+            await self._storage.commit(clock_reading(self._clock))
+
     async def _expire_due(self, operations: Operations) -> None:
         while True:
             if self._schedule.needs_load:
@@ -129,7 +154,6 @@ class Expiry:
                 return
             for first in range(0, len(due), AT_ONCE):
                 await self._expire_together(operations, due[first : first + AT_ONCE])
-            await self._storage.commit(SetMeta(LAST_SEEN, repr(self._clock.now())))
 
     async def _expire_together(
         self, operations: Operations, tokens: Sequence[str]
@@ -196,7 +220,8 @@ class Expiry:
         deadline = self._schedule.next_deadline()
         self._noted = trio.Event()
         self._wakes_at = float("inf") if deadline is None else deadline
-        seconds = max(SHORTEST_SLEEP, self._wakes_at - self._clock.now())
+        until = min(self._wakes_at, self._read_at + NOTE_IDLE_EVERY)
+        seconds = max(SHORTEST_SLEEP, until - self._clock.now())
         with trio.move_on_after(seconds):
             await self._noted.wait()
 

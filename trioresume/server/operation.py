@@ -218,7 +218,7 @@ class Operation:
     def guaranteed(self) -> tuple[int, float]:
         """Seconds for which it is kept at least from now on, without a further visit.
 
-        And until when that is, as a time of the service clock.
+        And until when that is, as a date.
         """
         now = self._around.clock.now()
         lifetime = self._lifetime
@@ -226,7 +226,7 @@ class Operation:
         if self.is_receiving:
             lifetime = min(lifetime, self._ends_at - now)
         seconds = max(0, int(lifetime))
-        return seconds, now + seconds
+        return seconds, self._around.clock.date() + seconds
 
     @property
     def _lifetime(self) -> float:

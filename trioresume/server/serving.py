@@ -33,7 +33,7 @@ from trioresume.server.config import Config
 from trioresume.server.connection import Connection
 from trioresume.server.control import serve_control
 from trioresume.server.edge import Edge
-from trioresume.server.expiry import LAST_SEEN, Collector, Expiry
+from trioresume.server.expiry import LAST_SEEN, Collector, Expiry, clock_reading
 from trioresume.server.memory import ReceiveMemory
 from trioresume.server.messages import Services, StoreTarget, as_target
 from trioresume.server.operations import Operations
@@ -44,6 +44,7 @@ from trioresume.server.storage import Storage
 from trioresume.server.transport import SocketTransport
 from trioresume.server.workers import Workers
 from trioresume.store.disk import open_store
+from trioresume.store.port import SERVICE_CLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,14 +166,25 @@ async def _serve(
     control: bool,
     page: UploadPage | None,
 ) -> None:
-    last_seen = await storage.run(storage.store.meta, LAST_SEEN)
-    clock = ServiceClock(
-        time.time, time.monotonic, float(last_seen) if last_seen is not None else None
-    )
-    async with running_service(
-        target, config, storage, clock, control=control, page=page
-    ) as doorman:
-        await doorman.run(listeners, task_status)
+    last_seen = await storage.run(_last_seen, storage.store)
+    clock = ServiceClock(time.time, time.monotonic, last_seen)
+    try:
+        async with running_service(
+            target, config, storage, clock, control=control, page=page
+        ) as doorman:
+            await doorman.run(listeners, task_status)
+    finally:
+        storage.submit(clock_reading(clock))
+
+
+def _last_seen(store: Store) -> float | None:
+    """What the service's clock showed last; None in a new data directory."""
+    reading = store.meta(SERVICE_CLOCK)
+    if reading is not None:
+        return float(reading.split()[0])
+    # Earlier versions followed the wall clock, and noted it now and then.
+    noted = store.meta(LAST_SEEN)
+    return None if noted is None else max(time.time(), float(noted))
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from trioresume.store.data_dir import FORMAT, is_served
 from trioresume.store.disk_io import Disk
 from trioresume.store.extent import Epoch, Survey
 from trioresume.store.port import (
+    SERVICE_CLOCK,
     ContentKey,
     FileRecord,
     OperationId,
@@ -52,7 +53,11 @@ _SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-coo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredUpload:
-    """One operation. Times are Unix seconds of the service's clock, sizes bytes."""
+    """One operation. Times are Unix seconds, sizes bytes.
+
+    The service counts the time in which it was there to serve. Times are dates made of
+    that: an expiry moves on while the service is down.
+    """
 
     id: str
     """Whoever knows it can go on with the upload: as good as a password."""
@@ -155,10 +160,11 @@ class Inventory:
         """
         states = tuple(OperationState) if ended else _UNFINISHED
         survey = self._survey(_nothing_proven)  # a list must not read every tail
+        behind = self._behind()
         after: OperationId | None = None
         while page := self._catalog.operations_in(states, _PAGE, after):
             for record in page:
-                yield self._upload(record, survey)
+                yield self._upload(record, survey, behind)
             after = page[-1].id
 
     def upload(self, id: str) -> StoredUpload | None:
@@ -167,9 +173,13 @@ class Inventory:
             return None
         record = self._catalog.operation(OperationId(id))
         survey = self._survey(self._tails.proven)
-        return None if record is None else self._upload(record, survey)
+        if record is None:
+            return None
+        return self._upload(record, survey, self._behind())
 
-    def _upload(self, record: OperationRecord, survey: Survey) -> StoredUpload:
+    def _upload(
+        self, record: OperationRecord, survey: Survey, behind: float
+    ) -> StoredUpload:
         received, lost = record.durable_offset, False
         if record.content is None and record.state in _UNFINISHED:
             try:
@@ -184,8 +194,8 @@ class Inventory:
             method=record.method,
             target=record.target,
             principal=record.principal,
-            created_at=record.created_at,
-            expires_at=record.expires_at,
+            created_at=record.created_at + behind,
+            expires_at=record.expires_at + behind,
             received=received,
             durable=record.durable_offset,
             length=record.length,
@@ -202,18 +212,26 @@ class Inventory:
             epoch.begin(epoch.number + 1, epoch.provable)
         return Survey(self._catalog, self._tails.length, proven, epoch)
 
+    def _behind(self) -> float:
+        """By how many seconds service time is behind the date, as far as was noted."""
+        reading = self._catalog.meta(SERVICE_CLOCK)
+        if reading is None:
+            return 0.0
+        now, date = map(float, reading.split())
+        return date - now
+
     # Files.
 
     def files(self) -> Iterator[StoredFile]:
         """The file service's files, oldest name first."""
-        after = 0
+        after, behind = 0, self._behind()
         while page := self._rows(
             f"SELECT id, {FILE_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?",
             after,
             _PAGE,
         ):
             for row in page:
-                yield _stored_file(file_from(row[1:]))
+                yield _stored_file(file_from(row[1:]), behind)
             after = page[-1][0]
 
     def files_called(self, name: str) -> list[StoredFile]:
@@ -221,7 +239,8 @@ class Inventory:
         if not _is_text(name):
             return []
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
-        return [_stored_file(file_from(row)) for row in rows]
+        behind = self._behind()
+        return [_stored_file(file_from(row), behind) for row in rows]
 
     # The whole.
 
@@ -280,14 +299,14 @@ def _check_format(path: Path) -> None:
         raise FormatVersionUnsupported(f"{path / 'format'} says {found[:80]!r}")
 
 
-def _stored_file(record: FileRecord) -> StoredFile:
+def _stored_file(record: FileRecord, behind: float) -> StoredFile:
     return StoredFile(
         name=record.name,
         owner=record.owner,
         length=record.content.length,
         digest=_hex(record.content.digest),
         modified_at=record.modified_at,
-        expires_at=record.expires_at,
+        expires_at=None if record.expires_at is None else record.expires_at + behind,
         fields=record.fields,
     )
 

@@ -58,6 +58,7 @@ from trioresume.protocol.operation import OperationState
 from trioresume.store.recipe import Digest, JoinedRecipe, cut, join
 
 __all__ = [
+    "SERVICE_CLOCK",
     "Collected",
     "Content",
     "ContentKey",
@@ -157,7 +158,7 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationRecord:
-    """One row of the catalog's operations. Times are Unix seconds of the service clock."""
+    """One row of the catalog's operations. Times are service time: see protocol.clock."""
 
     id: OperationId
     method: str
@@ -189,7 +190,9 @@ class FileRecord:
     fields: Fields
     """Representation metadata kept from the upload, such as ``content-type``."""
     modified_at: float
+    """A date, in Unix seconds."""
     expires_at: float | None = None
+    """Service time: see protocol.clock."""
 
 
 def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
@@ -201,6 +204,11 @@ def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
     recipes = cut(chunk_size, length, [seal.digest for seal in seals])
     joined = join(chunk_size, length, [recipe.digest for recipe in recipes])
     return Content(length, None, recipes[0].digest if joined is None else joined.digest)
+
+
+SERVICE_CLOCK = "service-clock"
+"""The name of the :class:`SetMeta` that says what the service's clock last showed, and after
+a blank which date that was."""
 
 
 # Mutations.
@@ -401,7 +409,7 @@ class SetFileExpiry:
 
 @dataclass(frozen=True, slots=True)
 class SetMeta:
-    """A named value of the service itself, such as the last seen time."""
+    """A named value of the service itself, such as :data:`SERVICE_CLOCK`."""
 
     name: str
     value: str

@@ -158,8 +158,15 @@ class FileService:
                 }
             ),
             etag=content_etag_of(file.content),
-            last_modified=file.modified_at,
+            last_modified=self._modified(file),
         )
+
+    def _modified(self, file: FileRecord) -> float:
+        """When the file was published, but not later than now (RFC 9110, section 8.8.2.1).
+
+        The machine's clock may have been wrong then.
+        """
+        return min(file.modified_at, self._services.clock.date())
 
     def _check(self, head: RequestHead, file: FileRecord | None) -> None:
         if head.method == "DELETE" and file is None:
@@ -168,7 +175,7 @@ class FileService:
             head.method,
             head.fields,
             etag=None if file is None else content_etag_of(file.content),
-            last_modified=None if file is None else file.modified_at,
+            last_modified=None if file is None else self._modified(file),
             exists=file is not None,
         )
         if outcome is not Outcome.PROCEED:
@@ -196,15 +203,15 @@ class FileService:
         if filename is not None:
             # Kept as the client's text, not as a field of the file.
             fields.append(("filename", filename))
-        now = self._services.clock.now()
+        clock = self._services.clock
         lifetime = self._services.config.file_lifetime
         return FileRecord(
             owner=request.principal,
             name=name,
             content=request.body.content,
             fields=Fields(fields),
-            modified_at=now,
-            expires_at=None if lifetime is None else now + lifetime,
+            modified_at=clock.date(),
+            expires_at=None if lifetime is None else clock.now() + lifetime,
         )
 
     def _publish(
