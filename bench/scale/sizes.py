@@ -63,8 +63,8 @@ class _NoFiles:
     def is_ready(self, seal: SealChunk) -> bool:
         return True
 
-    def publish(self, seal: SealChunk, *, known: bool) -> None:
-        pass
+    def publish(self, seal: SealChunk, *, known: bool) -> bool:
+        return True
 
 
 def operation_id(size: int, number: int) -> OperationId:
@@ -117,6 +117,10 @@ def build(data_dir: Path, size: int, repeat: int, commits: Times) -> None:
                 commits.cpu.append(time.process_time() - busy)
             with open(data_dir / "tails" / f"{key}.{chunks}", "wb") as tail:
                 tail.truncate(size - chunks * CHUNK_SIZE - REST)
+            connection.execute(
+                "UPDATE contents SET durable_offset = ? WHERE key = ?",
+                (size - REST, key),
+            )
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -61,8 +61,12 @@ def build(data_dir: Path, *, unfinished: int, finished: int, distinct: int) -> N
             ),
         )
         connection.executemany(
-            "INSERT INTO contents (key, chunk_size, epoch) VALUES (?, ?, ?)",
-            ((f"unfinished{n:012}", CHUNK_SIZE, int(epoch)) for n in range(unfinished)),
+            "INSERT INTO contents (key, chunk_size, epoch, durable_offset)"
+            " VALUES (?, ?, ?, ?)",
+            (
+                (f"unfinished{n:012}", CHUNK_SIZE, int(epoch), len(TAIL))
+                for n in range(unfinished)
+            ),
         )
         recipes = list(_contents(data_dir, distinct if finished else 0))
         holds = [
@@ -78,7 +82,7 @@ def build(data_dir: Path, *, unfinished: int, finished: int, distinct: int) -> N
             ),
         )
         connection.executemany(
-            "INSERT INTO chunks VALUES (?, ?, 1)",
+            "INSERT INTO chunks (digest, length, refs) VALUES (?, ?, 1)",
             ((recipe.chunk(0), recipe.length) for recipe in recipes),
         )
         connection.executemany(

@@ -2,9 +2,10 @@
 
 The rules are those that POSIX file systems keep to, and nothing beyond them:
 
-* Until its file was synced, each write is on the disk, or it is not, or half of it is, or
-  only the file's length shows it; whatever became of the writes before and after it. What
-  was there before is not damaged by a write that did not happen.
+* Until its file was synced, each write is on the disk, or it is not, or any of its blocks
+  are, or only the file's length shows it; whatever became of the writes before and after
+  it. What was there before is not damaged by a write that did not happen. A write has up to
+  four blocks here, however short it is.
 * So is each truncation, on its own.
 * Until its directory was synced, each name is what it was, or what it became at any time
   since, whatever became of the other names and of the bytes they lead to: a name may lead
@@ -15,7 +16,9 @@ The rules are those that POSIX file systems keep to, and nothing beyond them:
   for it: the kernel considers the pages written. They stay in doubt until something is
   written there anew.
 
-A crash of the process alone loses nothing: the newest state of everything.
+A crash of the process alone loses nothing: the newest state of everything. Power need not
+be lost for the rest: a file system that is shut down, or detached and mounted again, loses
+what a power loss does. Nothing here tells a store which of them it was.
 
 SQLite's files are files like others. It relies on two things more, which are kept here:
 that a write does not damage the bytes next to it, and, in its own words, that a sync is
@@ -48,6 +51,8 @@ from tests.store.recording import (
 )
 
 __all__ = ["Pick", "Platter", "Remains", "every", "newest", "some"]
+
+_MOST_BLOCKS = 4
 
 Pick = Callable[[int], int]
 """Chooses one of so many outcomes. The first is that nothing is lost."""
@@ -114,11 +119,15 @@ class _File:
 
 
 def _outcomes(call: Write | Truncate) -> int:
-    return 2 if isinstance(call, Truncate) else 5
+    return 2 if isinstance(call, Truncate) else 2 ** _blocks(call) + 1
+
+
+def _blocks(call: Write) -> int:
+    return min(len(call.data), _MOST_BLOCKS)
 
 
 def _apply(call: Write | Truncate, content: bytearray, outcome: int) -> None:
-    """All of it happened; the first half; the second half; only the length; nothing."""
+    """All of it happened; some of its blocks; only the length; nothing."""
     if outcome == _outcomes(call) - 1:
         return
     if isinstance(call, Truncate):
@@ -127,10 +136,12 @@ def _apply(call: Write | Truncate, content: bytearray, outcome: int) -> None:
         return
     end = call.at + len(call.data)
     content.extend(bytes(max(0, end - len(content))))
-    half = (len(call.data) + 1) // 2
-    start, stop = ((0, None), (0, half), (half, None), (0, 0))[outcome]
-    part = call.data[start:stop]
-    content[call.at + start : call.at + start + len(part)] = part
+    count = _blocks(call)
+    kept = 2**count - 1 - outcome
+    for block in range(count):
+        if kept & 1 << block:
+            start, stop = (len(call.data) * at // count for at in (block, block + 1))
+            content[call.at + start : call.at + stop] = call.data[start:stop]
 
 
 @dataclass(eq=False)

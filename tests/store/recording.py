@@ -139,8 +139,10 @@ class Recording(Disk):
         root: Path,
         fails: Callable[[Call], bool] = lambda call: False,
         omits: Callable[[Call], bool] = lambda call: False,
+        *,
+        durable: bool = True,
     ) -> None:
-        super().__init__(durable=True)
+        super().__init__(durable=durable)
         self.calls: list[Call] = []
         self._root = str(root)
         self._fails = fails
@@ -266,6 +268,8 @@ class Recording(Disk):
         super().replace(source, target)
 
     def sync_data(self, file: Descriptor) -> None:
+        if not self.durable:
+            return
         stat = os.fstat(file.fileno())
         if stat.st_nlink == 0:
             return  # its last name is gone: nothing of it can be left
@@ -273,11 +277,14 @@ class Recording(Disk):
         self._tell_sync(SyncFile(name), SyncFile(name, failed=True))
 
     def sync_directory(self, path: str) -> None:
+        if not self.durable:
+            return
         name = self._relative(path)
         self._tell_sync(SyncDirectory(name), SyncDirectory(name, failed=True))
 
     def sync_everything(self, path: str) -> None:
-        self._tell(SyncEverything())
+        if self.durable:
+            self._tell(SyncEverything())
 
     # SQLite's calls.
 

@@ -30,6 +30,7 @@ from tests.store.helpers import (
     read_content,
     read_prefix,
     record,
+    seal_all,
     store_content,
 )
 from trioresume.errors import (
@@ -41,6 +42,7 @@ from trioresume.errors import (
     StoreLocked,
 )
 from trioresume.store.disk import Durability, open_store
+from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
     Content,
     CreateOperation,
@@ -325,21 +327,82 @@ def test_chunk_file_that_the_catalog_does_not_name_is_replaced(
     assert len(disk_stand.files("chunks")) == 1
 
 
-@pytest.mark.parametrize("damage", ["short", "missing"])
+DAMAGES: dict[str, bytes | None] = {
+    "missing": None,
+    "short": DATA[8:11],
+    "long": DATA[8:17],
+    "flipped": bytes([DATA[8] ^ 1]) + DATA[9:16],
+    "zeros": bytes(8),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("durable", [True, False], ids=["disk", "process"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["small", "large"])
 def test_damaged_chunk_is_healed_by_an_equal_one(
-    disk_stand: DiskStand, damage: str
+    tmp_path: Path, damage: str, durable: bool, at_once: bool
 ) -> None:
-    """A chunk that lost its bytes gets them back from the next upload of the same."""
-    content = store_content(disk_stand.store, DATA[:20])
-    path = chunk_path(disk_stand, DATA[8:16])
-    if damage == "short":
-        path.write_bytes(DATA[8:11])
-    else:
+    """Good bytes in hand are kept, whatever became of the chunk that had them before."""
+    disk = FaultyDisk(durable=durable)
+    with closing(open_store(tmp_path / "data", chunk_size=CHUNK, disk=disk)) as store:
+        content = store_content(store, DATA[:20])
+        name = digest_of(DATA[8:16]).hex()
+        path = tmp_path / "data" / "chunks" / name[4:6] / name
         path.unlink()
-    with pytest.raises(ChunkCorrupt, match=path.name):
-        read_content(disk_stand.store, content)
-    store_content(disk_stand.store, DATA[:20], "again")
-    assert read_content(disk_stand.store, content) == DATA[:20]
+        damaged = DAMAGES[damage]
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with Inventory(tmp_path / "data") as inventory:
+            assert [d.name for d in inventory.verify() if d.kind == "chunk"] == [name]
+        if at_once:
+            store_content(store, DATA[:20], "again")
+        else:
+            writer = begin(store, "again")
+            seal_all(store, writer.append(DATA[:20]))
+            seal_all(store, writer.finish())
+        assert read_content(store, content) == DATA[:20]
+        with Inventory(tmp_path / "data") as inventory:
+            assert list(inventory.verify()) == []
+        collect_all(store)
+        assert len([p for p in path.parent.parent.rglob("*") if p.is_file()]) == 3
+
+
+def test_chunk_that_is_read_while_it_is_healed_is_read_on(
+    disk_stand: DiskStand,
+) -> None:
+    """Readers keep the file that they have open."""
+    content = store_content(disk_stand.store, DATA[:20])
+    with closing(disk_stand.store.open_reader(content)) as reader:
+        assert reader.read(0, 3) == DATA[:3]
+        store_content(disk_stand.store, DATA[:20], "again")
+        assert reader.read(3, 5) == DATA[3:8]
+        assert reader.read(8, 8) == DATA[8:16]
+
+
+@pytest.mark.parametrize("fails_at", ["names", "commit"])
+def test_failed_healing_leaves_the_chunk_that_was_there(
+    disk_stand: DiskStand, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    """The catalog names it: it is never without a file, and the next attempt is a new one."""
+    content = store_content(disk_stand.store, DATA[:8])
+
+    def fail(*_: object) -> None:
+        if fails_at == "commit":
+            raise sqlite3.OperationalError("disk I/O error")
+        raise OSError(5, "Input/output error")
+
+    writer = begin(disk_stand.store, "again")
+    seals = [seal.run() for seal in writer.append(DATA[:8])]
+    with monkeypatch.context() as patch:
+        name = {"names": "sync_directory", "commit": "commit"}[fails_at]
+        patch.setattr(disk_stand.disk, name, fail)
+        with pytest.raises(StorageError):
+            disk_stand.store.apply([seals])
+    assert read_content(disk_stand.store, content) == DATA[:8]
+    before = chunk_path(disk_stand, DATA[:8]).stat().st_ino
+    do(disk_stand.store, *seals)
+    assert chunk_path(disk_stand, DATA[:8]).stat().st_ino != before
+    assert read_content(disk_stand.store, content) == DATA[:8]
 
 
 def test_damaged_prefix_is_not_read_as_something_else(disk_stand: DiskStand) -> None:
@@ -488,7 +551,11 @@ def test_unsynced_work_needs_a_sweep(tmp_path: Path) -> None:
         store.close()
         return os.listdir(tmp_path / "data" / "tails")
 
-    for first, left in (("disk", ["nobody.0"]), ("process", [])):
+    cases: list[tuple[Durability, list[str]]] = [
+        ("disk", ["nobody.0"]),
+        ("process", []),
+    ]
+    for first, left in cases:
         start("disk")
         start(first)
         (tmp_path / "data" / "tails" / "nobody.0").write_bytes(b"x")

@@ -46,14 +46,17 @@ from tests.store.scenarios import (
     Scenario,
     World,
     check,
+    check_nothing_wrong,
     clear_away,
     go_on,
     live,
+    patch,
     receive,
     start,
     take_over,
 )
 from trioresume.errors import TrioresumeError
+from trioresume.store import disk as disk_module
 from trioresume.store.disk import open_store
 from trioresume.store.schema import _MIGRATIONS
 
@@ -186,6 +189,38 @@ def test_no_loss_of_power_breaks_a_promise(
     for moment in power_losses(world, draw):
         place.check(moment, killed=False)
         count += 1
+    assert count > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scenario",
+    [scenario for scenario in SCENARIOS if scenario is not patch],  # which syncs
+    ids=lambda scenario: scenario.__name__,
+)
+def test_without_syncs_no_loss_makes_a_byte_wrong(
+    scenario: Scenario,
+    place: Place,
+    draw: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """durability=process: bytes may be lost, and none is called right that is wrong."""
+    monkeypatch.setattr(disk_module, "mount_id", lambda path: None)
+    world = World(place.start(), durable=False)
+    with world.recording.watching():
+        world.open()
+        scenario(world)
+        world.store.close()
+    count = 0
+    for call in world.recording.calls:
+        if draw.random() < 0.2:
+            for remains in some(world.platter, MOST, draw):
+                root = place.new()
+                remains.put_into(root)
+                check_nothing_wrong(root / "data")
+                shutil.rmtree(root)
+                count += 1
+        world.platter.play(call)
     assert count > 50
 
 

@@ -33,6 +33,7 @@ from trioresume.store.recipe import (
     PART_CHUNKS,
     AnyRecipe,
     Digest,
+    Recipe,
     parse_recipe,
 )
 from trioresume.store.rows import (
@@ -209,6 +210,24 @@ class CatalogReader:
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
 
+    def sealed(self, key: ContentKey) -> Iterator[Digest]:
+        """The sealed chunks of what is under construction, those past a gap included."""
+        parts = self._all(
+            "SELECT p.digest FROM parts p JOIN contents c ON p.cid = c.cid"
+            " WHERE c.key = ? ORDER BY p.idx",
+            key,
+        )
+        for (part,) in parts:
+            recipe = self.recipe(Digest(part))
+            if isinstance(recipe, Recipe):
+                yield from map(recipe.chunk, range(recipe.chunk_count))
+        for (digest,) in self._all(
+            "SELECT p.digest FROM pieces p JOIN contents c ON p.cid = c.cid"
+            " WHERE c.key = ? ORDER BY p.idx",
+            key,
+        ):
+            yield Digest(digest)
+
     def recipe(self, digest: Digest) -> AnyRecipe | None:
         """The recipe, unless it is gone or half dismantled."""
         row = self._one(
@@ -218,6 +237,21 @@ class CatalogReader:
 
     def has_chunk(self, digest: Digest) -> bool:
         return self._one("SELECT 1 FROM chunks WHERE digest = ?", digest) is not None
+
+    def has_unsynced_before(self, epoch: int) -> bool:
+        """Whether a chunk was published without a sync, in an epoch before *epoch*."""
+        return (
+            self._one(
+                "SELECT 1 FROM chunks WHERE unsynced > 0 AND unsynced < ? LIMIT 1",
+                epoch,
+            )
+            is not None
+        )
+
+    def is_unsynced_before(self, digest: Digest, epoch: int) -> bool:
+        """The same of one chunk."""
+        row = self._one("SELECT unsynced FROM chunks WHERE digest = ?", digest)
+        return row is not None and 0 < row[0] < epoch
 
 
 class Catalog(CatalogReader):

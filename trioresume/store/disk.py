@@ -52,6 +52,7 @@ from trioresume.store.chunks import ChunkFiles
 from trioresume.store.collection import Sweep, collect_rows
 from trioresume.store.data_dir import DataDir
 from trioresume.store.disk_io import Disk, translated
+from trioresume.store.doubts import Doubts, mount_id
 from trioresume.store.extent import Epoch
 from trioresume.store.ledger import Effects, Ledger
 from trioresume.store.port import (
@@ -180,10 +181,23 @@ class DiskStore:
         unsynced = self._catalog.store_value("durability") == "process"
         if self._catalog.store_value("clean") != "yes" or unsynced:
             self._sweep_is_due()
+        mount = mount_id(self._dir.path)
+        same = mount is not None and mount == self._catalog.store_value("mount")
+        kept = self._catalog.store_value("mount_epoch")
+        mount_epoch = int(kept) if same and kept is not None else self._epoch.number
         if unsynced:
             # What that process left in the page cache must not count as durable now.
             self._disk.sync_everything(self._dir.path)
+        with self._catalog.transaction() as connection:
+            if unsynced and self._disk.durable:
+                connection.execute(
+                    "UPDATE chunks SET unsynced = 0 WHERE unsynced >= ? AND unsynced > 0",
+                    (mount_epoch,),
+                )
+        self._chunks.doubts = Doubts(self._catalog, self._disk, mount_epoch)
         self._note(
+            mount=mount or "",
+            mount_epoch=str(mount_epoch),
             **self._epoch.values(),
             clean="no",
             durability="disk" if self._disk.durable else "process",
@@ -271,6 +285,7 @@ class DiskStore:
                         self,
                         chunk_size=self._chunk_size,
                         epoch=self._epoch.number,
+                        durable=self._disk.durable,
                     )
                     results = [
                         ledger.submit(submission, effects) for submission in batch
@@ -311,9 +326,9 @@ class DiskStore:
     def is_ready(self, seal: SealChunk) -> bool:
         return self._tails.is_sealed(seal)
 
-    def publish(self, seal: SealChunk, *, known: bool) -> None:
+    def publish(self, seal: SealChunk, *, known: bool) -> bool:
         tail = self._tails.path(seal.key, seal.index)
-        self._chunks.publish(tail, seal.digest, seal.length, known=known)
+        return self._chunks.publish(tail, seal.digest, seal.length, known=known)
 
     def _distrust(self, key: ContentKey) -> None:
         tail = self._writers.tail(key)

@@ -85,8 +85,11 @@ class Publisher(Protocol):
         """Whether the tail that *seal* speaks of is there and was made durable."""
         ...
 
-    def publish(self, seal: SealChunk, *, known: bool) -> None:
-        """Make the tail a chunk; *known* says that the catalog names that chunk already."""
+    def publish(self, seal: SealChunk, *, known: bool) -> bool:
+        """Make the tail a chunk; *known* says that the catalog names that chunk already.
+
+        Whether the chunk is the tail now, and not a file that was there.
+        """
         ...
 
 
@@ -124,12 +127,15 @@ class Ledger:
         *,
         chunk_size: int,
         epoch: int,
+        durable: bool = True,
     ) -> None:
         self._execute = connection.execute
         self._connection = connection
         self._publisher = publisher
         self._chunk_size = chunk_size
         self._epoch = epoch
+        self._unsynced = 0 if durable else epoch
+        """What is noted of a chunk that is published now."""
         self._effects = Effects()
 
     def submit(
@@ -281,14 +287,17 @@ class Ledger:
                 f"chunk {seal.index} was discarded before it was sealed"
             )
         is_new = self._execute(
-            "INSERT INTO chunks VALUES (?, ?, 1) ON CONFLICT (digest) DO NOTHING",
-            (seal.digest, seal.length),
+            "INSERT INTO chunks (digest, length, refs, unsynced) VALUES (?, ?, 1, ?)"
+            " ON CONFLICT (digest) DO NOTHING",
+            (seal.digest, seal.length, self._unsynced),
         ).rowcount
+        replaced = self._publisher.publish(seal, known=not is_new)
         if not is_new:
             self._execute(
-                "UPDATE chunks SET refs = refs + 1 WHERE digest = ?", (seal.digest,)
+                "UPDATE chunks SET refs = refs + 1,"
+                " unsynced = CASE WHEN ? THEN ? ELSE unsynced END WHERE digest = ?",
+                (replaced, self._unsynced, seal.digest),
             )
-        self._publisher.publish(seal, known=not is_new)
 
     def _may_respond(self, key: ContentKey) -> bool:
         """Whether *key* is a response's, whose content the first seal begins."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from threading import Lock
 
-from trioresume.errors import ContentLost, StorageConflict, StorageError
+from trioresume.errors import ChunkCorrupt, ContentLost, StorageConflict, StorageError
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.disk_io import Disk, translated
@@ -89,7 +89,19 @@ class Recovery:
         Raises :class:`ContentLost`.
         """
         extent = self._survey.look(key)
-        return None if extent is None else extent.checked()
+        return None if extent is None else self._checked(key, extent)
+
+    def _checked(self, key: ContentKey, extent: Extent) -> int:
+        """The bytes that count. Raises :class:`ContentLost`."""
+        offset = extent.checked()
+        doubts = self._chunks.doubts
+        if doubts is not None and doubts.any and not extent.trusted:
+            try:
+                for digest in self._catalog.sealed(key):
+                    doubts.check(digest, self._chunks.path(digest))
+            except (ChunkCorrupt, OSError) as exc:
+                raise ContentLost(f"a chunk was lost: {exc}") from exc
+        return offset
 
     def holds_tail(self, key: ContentKey, index: int) -> bool:
         """Whether the tail *index* is a part of what *key* holds, if nobody writes it.
@@ -141,7 +153,7 @@ class Recovery:
                 if first is not None:
                     return first
                 continue
-            extent.checked()
+            self._checked(key, extent)
             if self._is_sound(key, extent):
                 try:
                     with translated("opening a tail"):

@@ -6,7 +6,8 @@ contents   content under construction: one row per key; ``key`` is null once it
            is *detached*, that is finished or released, and waits to be cleared
 pieces     the sealed chunks of a content, by index, but those that are in parts
 parts      the recipes of a content's first chunks, so many each: see folding.py
-chunks     every published chunk and how many pieces and recipes hold it
+chunks     every published chunk and how many pieces and recipes hold it;
+           ``unsynced`` is the epoch of one that was published without a sync
 recipes    finished content and how many operations, files and recipes hold it
 files      the file service's names
 accounts   what each principal takes, and all together: see accounts.py
@@ -139,8 +140,13 @@ CREATE TABLE parts (
 ALTER TABLE contents ADD COLUMN parts INTEGER NOT NULL DEFAULT 0;
 """
 
+_VERSION_6 = """
+ALTER TABLE chunks ADD COLUMN unsynced INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX chunks_unsynced ON chunks (unsynced) WHERE unsynced > 0;
+"""
+
 # Entry n brings a catalog of version n to version n + 1.
-_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, ACCOUNTS, _VERSION_5)
+_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, ACCOUNTS, _VERSION_5, _VERSION_6)
 
 _BUSY_TIMEOUT = 10.0
 """Seconds to wait for another process, such as a keeper's command that reads."""
