@@ -255,6 +255,7 @@ TWINS: dict[str, tuple[str, str, object]] = {
     "max-open-uploads-per-principal": ("9", "max_open_uploads_per_principal", 9),
     "max-upload-lifetime": ("3d", "max_upload_lifetime", 3 * 86400.0),
     "min-body-rate": ("1k", "min_body_rate", 1000),
+    "digest-budget": ("64MiB", "digest_budget", 64 << 20),
     "receive-memory": ("3MiB", "receive_memory", 3 << 20),
     "operation-path": ("/requests/", "operation_path", "/requests/"),
     "root-path": ("/up", "root_path", "/up"),

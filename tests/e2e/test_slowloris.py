@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import trio
 
 from tests.e2e.command import Service
 from tests.e2e.slowloris import Attack, Report
+from tests.e2e.wire import Cut, Wire, request_head
 
 BUSY_P99 = 0.5
 """Seconds. Tests run on busy machines, beside their own attackers; who is starved waits
 for several. The full form holds the service to a fifth of it, on an idle one."""
 pytestmark = pytest.mark.alone
 
+IDLE_TIMEOUT = 2.0
+HUNDREDS = 200
 SETTINGS = ("--header-timeout", "2s", "--idle-timeout", "2s", "--keep-alive-timeout=2s")
 
 
@@ -38,6 +42,38 @@ async def test_attacker_gets_no_more_than_its_share(
     )
     service.start()
     await _measured(service, connections=300, seconds=4)
+    service.stop()
+
+
+async def test_deadline_holds_for_each_of_hundreds(
+    make_service: Callable[..., Service],
+) -> None:
+    """G5: known length and endless extensions in turn, a byte each in one burst."""
+    service = make_service(*SETTINGS)
+    service.start()
+    starts = [
+        (request_head("POST", "/files/", [("Content-Length", "100000")]), b"x"),
+        (
+            request_head("POST", "/files/", [("Transfer-Encoding", "chunked")]) + b"1;",
+            b"a",
+        ),
+    ]
+    wires = [await Wire.connect(service.address) for _ in range(HUNDREDS)]
+    open_ones = dict(enumerate(wires))
+    for number, wire in enumerate(wires):
+        await wire.send(starts[number % 2][0])
+    began = trio.current_time()
+    while open_ones and trio.current_time() < began + 5 * IDLE_TIMEOUT:
+        for number, wire in list(open_ones.items()):
+            try:
+                await wire.send(starts[number % 2][1])
+            except Cut:
+                del open_ones[number]
+        await trio.sleep(IDLE_TIMEOUT / 4)
+    print(f"{len(open_ones)} of {HUNDREDS} are still open")  # noqa: T201 - shown with -s
+    for wire in wires:
+        wire.close()
+    assert not open_ones
     service.stop()
 
 

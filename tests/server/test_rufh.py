@@ -1112,7 +1112,7 @@ async def test_digests_nobody_wants_are_not_computed(
     def never(*args: object) -> None:
         raise AssertionError("it was computed")
 
-    monkeypatch.setattr("trioresume.server.answers._hash_slice", never)
+    monkeypatch.setattr("trioresume.server.hashing._hash_slice", never)
     async with memory_service(Recorder()) as service:
         fields = {**says(NEWEST, True), "Want-Repr-Digest": want}
         reply = await service.connect().request("POST", "/", fields, BODY)

@@ -88,6 +88,12 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
         "Bytes a second below which an upload counts as making no progress.",
     ),
     (
+        "--digest-budget",
+        "digest_budget",
+        Size(),
+        "Bytes of joined uploads that are hashed for each token's name in an hour.",
+    ),
+    (
         "--receive-memory",
         "receive_memory",
         Size(minimum=1),

@@ -105,17 +105,22 @@ class ReprDigest:
         self._expected = _known(byte_sequences(fields, "repr-digest"))
         wanted = integer_members(fields, "want-repr-digest")
         # RFC 9530, section 4: 0 means "not acceptable", 1 to 10 a preference.
-        self._wanted = {n for n in _ALGORITHMS if 1 <= wanted.get(n, 0) <= 10}
+        self._wanted = [n for n in _ALGORITHMS if 1 <= wanted.get(n, 0) <= 10]
 
     @property
-    def algorithms(self) -> set[str]:
-        """What has to be computed; empty when nobody asked for anything."""
-        return set(self._expected) | self._wanted
+    def expected(self) -> set[str]:
+        """The algorithms of the digests that are claimed, and have to be checked."""
+        return set(self._expected)
+
+    @property
+    def wanted(self) -> set[str]:
+        """The algorithms of the digests that are wished for."""
+        return set(self._wanted)
 
     def verify(self, digests: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """What to tell of *digests*. Raises :class:`PeerError` DIGEST_MISMATCH."""
         _compare(self._expected, digests, "Repr-Digest")
-        return {name: digests[name] for name in _ALGORITHMS if name in self._wanted}
+        return {name: digests[name] for name in self._wanted if name in digests}
 
 
 def repr_digest(digests: Mapping[str, bytes]) -> str:

@@ -29,16 +29,16 @@ from trioresume.errors import (
     StorageError,
     StorageFull,
 )
-from trioresume.protocol.digests import Hashes, ReprDigest, repr_digest
+from trioresume.protocol.digests import ReprDigest, repr_digest
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.message import end_to_end_fields, has_content
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.protocol.preferences import parse_preferences
 from trioresume.protocol.problem import problem_response
+from trioresume.server.hashing import WANTED_FOR
 from trioresume.server.locations import operation_fields
 from trioresume.server.messages import (
-    BLOCK_SIZE,
     CallPolicy,
     Progress,
     RecordedWith,
@@ -64,11 +64,11 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import Fields
     from trioresume.server.config import Config
+    from trioresume.server.hashing import Hashing
     from trioresume.server.messages import AnyTarget
     from trioresume.server.operation import Operation
     from trioresume.server.storage import Storage
     from trioresume.store.port import (
-        ContentReader,
         ContentWriter,
         OperationRecord,
     )
@@ -79,8 +79,6 @@ logger = logging.getLogger("trioresume.operations")
 
 INLINE_LIMIT = 64 * 1024
 """Response content up to this many bytes is kept in the catalog itself."""
-HASH_STEP = 16 * 1024 * 1024
-"""Bytes hashed in one step: some 30 ms, long against what a change of threads costs."""
 MOST_CONFLICTS = 10
 LONGEST_RETRY = 60.0
 
@@ -112,6 +110,7 @@ class Answering:
         config: Config,
         clock: ServiceClock,
         frozen: list[Mutation],
+        hashing: Hashing,
     ) -> None:
         self._operation = operation
         self._storage = storage
@@ -120,6 +119,7 @@ class Answering:
         self._clock = clock
         self._frozen = frozen
         """What freezes the content and is not committed yet."""
+        self._hashing = hashing
         self._told_digests: Mapping[str, bytes] = {}
 
     async def run(self) -> None:
@@ -148,31 +148,43 @@ class Answering:
         It comes before anything is committed, and so before any target's effect.
         """
         asked = ReprDigest(self._operation.record.fields)
-        if not asked.algorithms:
+        wished = asked.wanted if self._operation.tells_digest else set()
+        algorithms = asked.expected | wished
+        if not algorithms:
             return None
-        digests = await self._hash_content(asked.algorithms)
+        digests = await self._hash_content(algorithms, claimed=bool(asked.expected))
+        if digests is None:
+            return None
         try:
-            self._told_digests = asked.verify(digests)
+            told = asked.verify(digests)
         except PeerError as exc:
             return exc
+        self._told_digests = {name: told[name] for name in told if name in wished}
         return None
 
-    async def _hash_content(self, algorithms: set[str]) -> dict[str, bytes]:
+    async def _hash_content(
+        self, algorithms: set[str], *, claimed: bool
+    ) -> dict[str, bytes] | None:
+        """The digests; None if nobody wants them any more."""
         operation = self._operation
         content = operation.frozen_content or operation.record.content
         assert content is not None
-        hashes = Hashes(algorithms)
         store = self._storage.store
         reader = await self._storage.run(
             store.open_prefix, operation.incoming.key, content.length
         )
+
+        def is_wanted() -> bool:
+            if operation.is_abandoned:
+                return False
+            return claimed or operation.is_visited(within=WANTED_FOR)
+
         try:
-            for start in range(0, content.length, HASH_STEP):
-                end = min(start + HASH_STEP, content.length)
-                await self._storage.run(_hash_slice, reader, hashes, start, end)
+            return await self._hashing.digests(
+                operation.record.principal, reader, algorithms, is_wanted
+            )
         finally:
             reader.close()
-        return hashes.digests()
 
     async def record_indeterminate(self) -> None:
         """A crash cut the call: record that nobody knows what came of it (R31)."""
@@ -343,14 +355,6 @@ class Answering:
         return fields.plus(locations).plus(
             {"preference-applied": f"resume={mode}-incomplete"}
         )
-
-
-def _hash_slice(reader: ContentReader, hashes: Hashes, start: int, end: int) -> None:
-    """One step of hashing stored content, in a worker thread."""
-    while start < end:
-        block = reader.read(start, min(BLOCK_SIZE, end - start))
-        hashes.update(block)
-        start += len(block)
 
 
 class _Patience:

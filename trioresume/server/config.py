@@ -155,6 +155,10 @@ class Config:
     """What the uploads and files of each principal may take (G7, 507)."""
     max_open_uploads_per_principal: int | None = 10_000
     """Uploads of each principal that receive or can be resumed (G5, 429)."""
+    digest_budget: int = 1024 * MIB
+    """Bytes of joined uploads that each principal may have hashed within an hour (C15).
+
+    Beyond it ``Want-Repr-Digest`` is not answered and ``Repr-Digest`` is refused."""
     max_header_size: int = 16 * 1024
     max_header_fields: int = 100
     max_ranges: int = 16

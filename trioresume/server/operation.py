@@ -15,6 +15,7 @@ of the target and what is recorded of them are in :mod:`trioresume.server.answer
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -93,12 +94,15 @@ class Operation:
         "is_forgotten",
         "is_known",
         "is_loaded",
+        "left_at",
         "loading",
         "progress",
         "readmits",
         "record",
+        "tells_digest",
         "unoffered",
         "users",
+        "visitors",
     )
 
     def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
@@ -108,6 +112,12 @@ class Operation:
         self.is_loaded = False
         self.loading: trio.Lock | None = None
         self.users = 0
+        self.visitors = 0
+        """Requests among its users."""
+        self.left_at = -math.inf
+        """When the last visitor left, on trio's clock."""
+        self.tells_digest = True
+        """Whether ``Want-Repr-Digest`` is answered."""
         self.unoffered = False
         """Whether nobody was told of it: no resources, no replay, no tombstone."""
         self.is_known = False
@@ -194,6 +204,10 @@ class Operation:
     def is_abandoned(self) -> bool:
         """Whether the client gave up while the target ran."""
         return self.state is _S.ABANDONED
+
+    def is_visited(self, *, within: float) -> bool:
+        """Whether a request looks at it, or did so *within* the last seconds."""
+        return self.visitors > 0 or trio.current_time() - self.left_at <= within
 
     @property
     def is_frozen(self) -> bool:

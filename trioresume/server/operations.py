@@ -19,6 +19,7 @@ import trio
 from trioresume.errors import StorageError
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.server.answers import Answering
+from trioresume.server.hashing import Hashing
 from trioresume.server.operation import Operation, Surroundings
 from trioresume.server.signals import Holding
 from trioresume.store.port import (
@@ -64,15 +65,16 @@ class _Creating:
 
     async def __aenter__(self) -> Operation:
         self._operation.users += 1
+        self._operation.visitors += 1
         try:
             await self._operations.record(self._operation)
         except BaseException:
-            self._operations.release(self._operation)
+            self._operations.leave(self._operation)
             raise
         return self._operation
 
     async def __aexit__(self, *_: object) -> None:
-        self._operations.release(self._operation)
+        self._operations.leave(self._operation)
 
 
 class _Using:
@@ -90,16 +92,17 @@ class _Using:
 
     async def __aenter__(self) -> Operation | None:
         operation = self._operation = self._operations.enter(self._id)
+        operation.visitors += 1
         try:
             if not operation.is_loaded:
                 await self._operations.load(operation, self._asks_offset)
         except BaseException:
-            self._operations.release(operation)
+            self._operations.leave(operation)
             raise
         return operation if operation.is_loaded else None
 
     async def __aexit__(self, *_: object) -> None:
-        self._operations.release(self._operation)
+        self._operations.leave(self._operation)
 
 
 class Operations:
@@ -119,6 +122,7 @@ class Operations:
         self.target = target
         self.config = config
         self.clock = clock
+        self.hashing = Hashing(storage, config)
         self._surroundings = Surroundings(
             storage, config, clock, self.start, quotas, self._answer
         )
@@ -132,7 +136,13 @@ class Operations:
 
     def _answering(self, operation: Operation, frozen: list[Mutation]) -> Answering:
         return Answering(
-            operation, self.storage, self.target, self.config, self.clock, frozen
+            operation,
+            self.storage,
+            self.target,
+            self.config,
+            self.clock,
+            frozen,
+            self.hashing,
         )
 
     def start(
@@ -156,6 +166,12 @@ class Operations:
             operation.note_bug(exc)
         finally:
             self.release(operation)
+
+    def leave(self, operation: Operation) -> None:
+        """A request does not use it any more."""
+        operation.visitors -= 1
+        operation.left_at = trio.current_time()
+        self.release(operation)
 
     def release(self, operation: Operation) -> None:
         """Somebody does not use it any more."""
@@ -294,14 +310,20 @@ class Operations:
         ):
             for record in records:
                 after = record.id
-                async with self.use(record.id):
-                    pass  # loading it is all it takes
+                # Loading it is all it takes. That is no request's visit.
+                operation = self.enter(record.id)
+                try:
+                    if not operation.is_loaded:
+                        await self.load(operation, False)
+                finally:
+                    self.release(operation)
 
     async def _restart(self, operation: Operation) -> None:
         """RESTARTED: go on where the last process stopped."""
         was = operation.state
         operation.change(Event.RESTARTED)
         operation.frozen_content = operation.record.content
+        operation.tells_digest = False  # nobody waits for it any more
         if was is _S.ABANDONED:
             await operation.discard()
         elif was is _S.PROCESSING:

@@ -10,6 +10,7 @@ import trio
 from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
 from trioresume.protocol.dialects import classify, discovery_fields
 from trioresume.protocol.dialects.tus_fields import is_partial
+from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import end_to_end_fields
 from trioresume.protocol.preferences import ResumeMode, parse_preferences
@@ -323,12 +324,14 @@ class Service:
         parts: Sequence[Content],
     ) -> None:
         """An upload that is made of others: nothing is received, or copied (D7)."""
+        tells_digest = self._check_hashing(exchange.head, principal, parts)
         # Its bytes are stored already, and were let in with the parts: no space is
         # reserved for them. From then on they count as any content does (G7).
         creation = replace(creation, length=0)
         async with self._operations.create(
             exchange.head, principal, creation, offered=True, keep_incomplete=True
         ) as operation:
+            operation.tells_digest = tells_digest
             try:
                 await operation.join(tuple(parts))
             except StorageError as exc:
@@ -339,6 +342,25 @@ class Service:
                     ProblemCode.CONFLICT, "a partial upload was ended meanwhile"
                 ) from exc
             await self._send_outcome(exchange, operation)
+
+    def _check_hashing(
+        self, head: RequestHead, principal: str | None, parts: Sequence[Content]
+    ) -> bool:
+        """Whether the digest of what is joined is told, if the client wants to know it.
+
+        Raises :class:`PeerError` if the client claims a digest, and the server would have
+        to hash more than it does for bytes that nobody has sent.
+        """
+        asked = ReprDigest(head.fields)
+        if not asked.expected and not asked.wanted:
+            return True
+        size = sum(part.length for part in parts)
+        hashing = self._operations.hashing
+        if hashing.spend(principal, size):
+            return True
+        if asked.expected:
+            raise hashing.refusal(principal, size)
+        return False
 
     async def _announce(
         self, exchange: Exchange, operation: Operation, creation: Creation

@@ -19,6 +19,7 @@ A cancelled waiter does not take its submission back: what was submitted happens
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,6 +97,8 @@ class Storage:
         """For what a running download has to do there."""
         self.callers = workers(threads)
         """For what somebody waits for: looking things up, opening, syncing."""
+        self.hashers = workers(min(threads, max(1, (os.cpu_count() or 1) // 2)))
+        """For digests that clients ask for: nothing else waits behind them."""
         # Commits have a thread of their own: never behind a queue of slow syncs.
         self._committer = workers(min(1, threads))
         self._queue: list[Submission] = []
@@ -123,6 +126,10 @@ class Storage:
         """
         return await self._call(self.senders, step)
 
+    async def hash(self, step: Callable[[], T]) -> T:
+        """Call *step*, which hashes what it finds in the store, as by :meth:`run`."""
+        return await self._call(self.hashers, step)
+
     async def _call(self, workers: Workers, job: Callable[[], T]) -> T:
         if not self.store.blocking:
             await trio.lowlevel.checkpoint()
@@ -149,6 +156,7 @@ class Storage:
         with (
             self.workers.running(),
             self.senders.running(),
+            self.hashers.running(),
             self.callers.running(),
         ):
             yield
