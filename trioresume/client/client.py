@@ -134,6 +134,7 @@ class Client:
         on_progress: Callable[[Progress], object] | None = None,
         save_to: str | os.PathLike[str] | None = None,
         retry_unsafe: bool = False,
+        snapshot_size: bool = False,
     ) -> ClientResponse:
         """Send a request and return its final response, whatever its status is.
 
@@ -144,7 +145,11 @@ class Client:
         async iterable of bytes. *on_progress* is called a few times a second, and must
         not block. The content of a 2xx response goes to the file *save_to*, if given.
         *retry_unsafe* allows repeating a request whose method is not idempotent though
-        the server may have acted on it already.
+        the server may have acted on it already. *snapshot_size* is for a file that grows,
+        such as a log: what was there at the beginning is sent, and no more.
+
+        A file that is changed while it is sent is not called stored, nor is content whose
+        digest the server tells differently (``Repr-Digest``, RFC 9530).
 
         Raises :class:`~trioresume.errors.TransferFailed` when retries are used up,
         :class:`~trioresume.errors.UploadForgotten` when the server lost the upload and
@@ -160,9 +165,13 @@ class Client:
         )
         try:
             async with (
-                opened(body, self._buffer_size) as source,
+                opened(body, self._buffer_size, snapshot=snapshot_size) as source,
                 self._claimed(method, parsed, source) as entry,
             ):
+                stale = None
+                if entry is not None and entry.is_stale:
+                    stale = entry.locations, entry.dialect
+                    await trio.to_thread.run_sync(entry.forget)
                 choice = self._choice(method, parsed, source, entry)
                 builder = RequestBuilder(
                     method,
@@ -186,6 +195,8 @@ class Client:
                     release=self._release,
                     on_progress=on_progress,
                 )
+                if stale is not None:
+                    await run.cancel_stale(*stale)
                 if isinstance(source, IterableSource):
                     return await _run_beside(source, run)
                 return await run.run()
@@ -224,6 +235,7 @@ class Client:
             choice=choice,
             locations=None if entry is None else entry.locations,
             all_sent=entry is not None and entry.all_sent,
+            proven=None if entry is None or entry.doubt is None else entry.doubt.size,
             retry_unsafe=retry_unsafe,
             max_restarts=self._retry.restarts,
         )
@@ -265,6 +277,13 @@ def _claim(
     assert identity is not None
     try:
         entry = journal.claim(method, url, identity)
+        if entry.doubt is not None:
+            same_size = entry.size == source.length
+            if (same_size or source.snapshot) and source.proves(entry.doubt):
+                source.shorten(entry.size)
+                entry.trust()
+            else:
+                entry.is_stale, entry.doubt = True, None
         if entry.dialect and protocol not in ("auto", entry.dialect.protocol):
             entry.forget()  # that upload cannot go on in another protocol
         return entry

@@ -39,6 +39,11 @@ class ResponseContent:
         """Bytes held."""
         return self._written + len(self._memory)
 
+    @property
+    def in_memory(self) -> bytes:
+        """The content, or the part of it that is not in a file yet."""
+        return bytes(self._memory)
+
     async def begin(self, status: int) -> None:
         """A final response with *status* begins: forget what was there before."""
         self._memory.clear()

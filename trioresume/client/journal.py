@@ -3,12 +3,15 @@
 One file per upload, named by a digest of method, URL and path, so that a run finds
 what an earlier one left without reading all of them. A file is msgpack::
 
-    {"v": 2, "method", "url", "path", "size", "mtime_ns", "inode", "head",
+    {"v": 3, "method", "url", "path", "size", "mtime_ns", "inode", "head",
+     "ctime_ns", "device": what else tells the file from another,
+     "proof": [size, SHA-256] of the first bytes that were sent, or nil,
      "dialect": in which the upload was begun, as in "tus" or "rufh-10",
      "content", "message", "result": the locations, or nil,
      "sent": whether all content was handed over, "created", "used": Unix seconds}
 
-Version 1 knew only the seed, and had no "dialect".
+Version 1 knew only the seed, and had no "dialect". Version 2 had no "ctime_ns", "device"
+and "proof".
 
 It is written whole beside its place, synced, and renamed over it: after a crash there
 is the old one or the new one. It holds no credentials, but whoever reads it knows
@@ -29,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgpack
@@ -38,6 +41,7 @@ from blake3 import blake3
 
 from trioresume.client.bodies import (
     Identity,
+    Proof,
 )
 from trioresume.client.dialects import SEED, Dialect, dialect_named
 from trioresume.client.locations import Locations, Url
@@ -45,7 +49,8 @@ from trioresume.errors import CallerError
 
 __all__ = ["Journal", "JournalEntry"]
 
-VERSION = 2
+VERSION = 3
+_WITHOUT_PROOF = 2
 _SEED_ONLY = 1
 DAY = 86400.0
 _SUFFIX = ".upload"
@@ -142,6 +147,12 @@ class JournalEntry:
         """The one that an earlier run began it in."""
         self.all_sent = False
         """Whether all content was handed over, so that it may have been processed."""
+        self.size = identity.size
+        """The content's length, as the run that began it took it."""
+        self.doubt: Proof | None = None
+        """What the file has to begin with, as it is not surely the same as it was."""
+        self.is_stale = False
+        """Whether what is remembered is of another file than the one that is there now."""
         self._path = path
         self._lock: int | None = lock
         self._key = key
@@ -154,14 +165,22 @@ class JournalEntry:
         try:
             with self._path.open("rb") as file:
                 record = msgpack.unpackb(file.read(_MAX_ENTRY_BYTES))
-            if record["v"] not in (_SEED_ONLY, VERSION) or record["used"] < oldest:
+            known = (_SEED_ONLY, _WITHOUT_PROOF, VERSION)
+            if record["v"] not in known or record["used"] < oldest:
                 return
             seed = record["v"] == _SEED_ONLY
             dialect = SEED if seed else dialect_named(record["dialect"])
             if dialect is None:
                 return  # of a later version of this program
-            if self._describe() != {name: record[name] for name in self._describe()}:
+            told = self._describe()
+            if record["v"] != VERSION:
+                del told["ctime_ns"], told["device"]
+            if any(record[name] != told[name] for name in ("method", "url", "path")):
                 return
+            if any(record[name] != value for name, value in told.items()):
+                proof = record.get("proof")
+                self.is_stale = proof is None
+                self.doubt = None if proof is None else Proof(*proof)
             base = Url.parse(self._key.url)
             locations = Locations(
                 *(
@@ -173,12 +192,14 @@ class JournalEntry:
                 return
             self.locations, self.dialect = locations, dialect
             self.all_sent = record["sent"]
+            self.size = record["size"]
             self._created = record["created"]
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, msgpack.UnpackException):
             # A damaged entry costs an upload from the start, no more.
             self.locations = self.dialect = None
+            self.doubt, self.is_stale = None, False
 
     def _describe(self) -> dict[str, object]:
         identity = self._identity
@@ -189,11 +210,22 @@ class JournalEntry:
             "size": identity.size,
             "mtime_ns": identity.mtime_ns,
             "inode": identity.inode,
+            "ctime_ns": identity.ctime_ns,
+            "device": identity.device,
             "head": identity.head,
         }
 
+    def trust(self) -> None:
+        """The file was found to begin with what was sent: go on, with its new dates."""
+        self._identity = replace(self._identity, size=self.size)
+
     def save(
-        self, locations: Locations, *, all_sent: bool, dialect: Dialect = SEED
+        self,
+        locations: Locations,
+        *,
+        all_sent: bool,
+        dialect: Dialect = SEED,
+        proof: Proof | None = None,
     ) -> None:
         """Remember the operation; durable on return. Raises :class:`OSError`."""
         self.locations, self.all_sent, self.dialect = locations, all_sent, dialect
@@ -205,6 +237,7 @@ class JournalEntry:
             "message": locations.message and str(locations.message),
             "result": locations.result and str(locations.result),
             "sent": all_sent,
+            "proof": None if proof is None else [proof.size, proof.digest],
             "created": self._created,
             "used": self._wall_clock(),
         }

@@ -30,6 +30,7 @@ from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
     from trioresume.client.choice import Choice
+    from trioresume.client.dialects import Dialect
 
 __all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
 
@@ -128,6 +129,11 @@ class RequestBuilder:
                     wish["if-range"] = if_range
                 return self._resource("GET", url, wish)
 
+    def cancel(self, url: Url, dialect: Dialect | None = None) -> WireRequest:
+        """``DELETE`` an upload that cannot become whole any more (R25, C14, D7)."""
+        words = (dialect or self._choice.dialect).query()
+        return self._resource("DELETE", url, words)
+
     def release(self, url: Url) -> WireRequest:
         """``DELETE`` the response message: it was consumed (R29)."""
         return self._resource("DELETE", url, {})
@@ -144,8 +150,12 @@ class RequestBuilder:
         return self._source.window is not None
 
     def _begin(self, *, whole: bool) -> Fields:
+        own = self._own
+        if self._source.length != 0 and "want-repr-digest" not in own:
+            # So that the client can tell whether what is stored is what it sent.
+            own = own.plus({"want-repr-digest": "sha-256=10"})
         return self._choice.dialect.begin(
-            self._own, self._source.length, whole=whole, acknowledge=self._acknowledge
+            own, self._source.length, whole=whole, acknowledge=self._acknowledge
         )
 
     def _incremental(self, fields: Fields) -> Fields:

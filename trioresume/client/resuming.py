@@ -78,6 +78,8 @@ class Resuming(ABC):
     choice: Choice
     locations: Locations | None = None
     """The offer; given at the start to go on with what an earlier run began."""
+    proven: int | None = None
+    """How many bytes of an earlier run's are known to be this file's; None for all."""
     all_sent: bool = False
     """Whether everything was handed over once, so that it may have been processed."""
     retry_unsafe: bool = False
@@ -203,6 +205,10 @@ class Resuming(ABC):
             # Enough to be patient, not enough to let go of bytes.
             self._bare = offset
             self.budget.note_progress()
+        if self.proven is not None and offset > self.proven:
+            # What follows the bytes that were compared may be of another version.
+            return self._start_over(outcome)
+        self.proven = None
         length = self.content.length
         if length is not None and offset > length:
             raise TransferFailed(
@@ -462,6 +468,7 @@ class Resuming(ABC):
         self.acknowledged = 0
         self._settled = None
         self._pages = 0
+        self.proven = None
         self.choice.forget()
         return self._later(self._first, outcome)
 

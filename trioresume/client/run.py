@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trioresume.client.bodies import FileSource, SourceChanged
 from trioresume.client.exchange import (
     BARE_CONTINUE_SECONDS,
     Exchange,
@@ -19,7 +21,7 @@ from trioresume.client.exchange import (
     RateLimiter,
     ResponseSink,
 )
-from trioresume.client.locations import Url
+from trioresume.client.locations import Locations, Url
 from trioresume.client.marks import has_mark, may_be_foreign
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.sinks import IgnoringSink, Reading, sink_for
@@ -41,12 +43,14 @@ from trioresume.client.transfer import Transfer
 from trioresume.client.trouble import trouble_of
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.structured import byte_sequences
 
 if TYPE_CHECKING:
     from trioresume.client.bodies import (
         Source,
     )
     from trioresume.client.content import ResponseContent
+    from trioresume.client.dialects import Dialect
     from trioresume.client.journal import JournalEntry
     from trioresume.client.pool import Pool
     from trioresume.client.requests import RequestBuilder, WireRequest
@@ -133,6 +137,22 @@ class Run(Observer):
         except UploadForgotten:
             await self._journal_forget()
             raise
+        except SourceChanged as exc:
+            if exc.useless:
+                await self._cancel_upload()
+            else:
+                await self._journal_save_proof()
+            raise
+        except BaseException:
+            await self._journal_save_proof()
+            raise
+
+    async def cancel_stale(
+        self, locations: Locations | None, dialect: Dialect | None
+    ) -> None:
+        """Have the server drop what an earlier run began with another version of the file."""
+        if locations is not None and locations.content is not None:
+            await self._ask_once(self._builder.cancel(locations.content, dialect))
 
     # One action.
 
@@ -350,12 +370,20 @@ class Run(Observer):
             self._transfer.locations,
             all_sent=self._transfer.all_sent,
             dialect=self._transfer.dialect,
+            proof=self._source.proof()
+            if isinstance(self._source, FileSource)
+            else None,
         )
         with trio.CancelScope(shield=True):
             try:
                 await trio.to_thread.run_sync(save)
             except OSError as exc:
                 logger.warning("the journal cannot be written: %s", exc)
+
+    async def _journal_save_proof(self) -> None:
+        """Remember what was sent, for a next run whose file has another date."""
+        if isinstance(self._source, FileSource) and self._source.proof().size:
+            await self._journal_save()
 
     async def _journal_forget(self) -> None:
         if self._entry is None or self._entry.locations is None:
@@ -371,6 +399,7 @@ class Run(Observer):
     async def _finish(self, action: Finish) -> ClientResponse:
         if action.bare:
             await self._content.begin(action.answer.status)
+        await self._compare_digest(action.answer)
         body, saved_to = await self._content.finish()
         if not may_be_foreign(action.answer):
             await self._journal_forget()
@@ -389,11 +418,47 @@ class Run(Observer):
             protocol=self._transfer.protocol,
         )
 
+    async def _compare_digest(self, answer: Answer) -> None:
+        """Compare what the server says that it stored with what was sent.
+
+        Raises :class:`TransferFailed` if it is something else.
+        """
+        source = self._source
+        told = byte_sequences(answer.fields, "repr-digest").get("sha-256")
+        if not answer.ok or source.length == 0:
+            return
+        if told is None:
+            if isinstance(source, FileSource) and source.snapshot:
+                await source.digest()  # it may have been changed meanwhile
+            return
+        if await source.digest() in (told, None) or self._is_of_response(told):
+            return
+        await self._journal_forget()
+        raise TransferFailed(
+            "the server stored something else than was sent: the SHA-256 of what it has"
+            f" is {told.hex()}",
+            resumable=True,
+        )
+
+    def _is_of_response(self, told: bytes) -> bool:
+        """Whether the digest is of the answer's own content (RFC 9530, section 3)."""
+        return hashlib.sha256(self._content.in_memory).digest() == told
+
+    async def _cancel_upload(self) -> None:
+        """Have the server drop an upload that nobody can finish. A courtesy."""
+        locations = self._transfer.locations
+        await self._journal_forget()
+        if locations is not None and locations.content is not None:
+            await self._ask_once(self._builder.cancel(locations.content))
+
     async def _release_message(self, url: Url) -> None:
         """Tell the server that it may forget (R29). A courtesy: it would expire anyway."""
-        request = self._builder.release(url)
+        await self._ask_once(self._builder.release(url))
+
+    async def _ask_once(self, request: WireRequest) -> None:
+        """Perform *request*, whatever comes of it."""
         with trio.move_on_after(RELEASE_SECONDS):
             try:
                 await self._exchange(request, IgnoringSink(), Observer())
             except OSError as exc:
-                logger.debug("%s was not released: %s", url, exc)
+                logger.debug("%s was not told: %s", request.url, exc)

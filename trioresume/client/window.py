@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable
 
+import hashlib
+
 import trio
 
 from trioresume.errors import CallerError
@@ -51,6 +53,7 @@ class IterableSource:
         self._wanted: int | None = None
         """The offset that a sender waits for; None while none does."""
         self._changed = trio.Event()
+        self._hash = hashlib.sha256()
 
     @property
     def length(self) -> int | None:
@@ -96,6 +99,7 @@ class IterableSource:
                 while view:
                     room = await self._room()
                     self._window += view[:room]
+                    self._hash.update(view[:room])
                     view = view[room:]
                     self._announce()
         except Exception as exc:  # noqa: BLE001 - the caller's own code; raised by pieces()
@@ -143,6 +147,9 @@ class IterableSource:
         del self._window[: offset - self._base]
         self._base = offset
         self._announce()
+
+    async def digest(self) -> bytes | None:
+        return None if self._length is None else self._hash.digest()
 
     async def pieces(self, offset: int) -> AsyncGenerator[memoryview]:
         while True:
