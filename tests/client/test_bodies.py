@@ -22,6 +22,7 @@ from trioresume.client.bodies import (
     FileSpan,
     SeekableSource,
     Source,
+    SourceChanged,
     opened,
 )
 from trioresume.client.exchange import Outgoing
@@ -113,13 +114,15 @@ async def test_pipe_is_read_once(tmp_path: Path) -> None:
 
 async def test_what_is_no_content_is_the_callers_error(tmp_path: Path) -> None:
     """Said before anything is connected."""
-    os.mkfifo(tmp_path / "fifo")
-    for body in (tmp_path, tmp_path / "fifo", 5, io.StringIO("text")):
+    for body in (5, io.StringIO("text")):
         with pytest.raises(CallerError):
             async with opened(body, 1):  # type: ignore[arg-type]
                 pass
     with pytest.raises(FileNotFoundError):
         async with opened(tmp_path / "missing", 1):
+            pass
+    with pytest.raises(IsADirectoryError):
+        async with opened(tmp_path, 1):
             pass
     with pytest.raises(CallerError):
         IterableSource(pulled([]), 0)
@@ -135,8 +138,10 @@ async def test_changed_file_is_not_sent_on(change: str, tmp_path: Path) -> None:
             os.utime(path, ns=(1, 1))
         else:
             os.truncate(path, 2 * len(DATA) if change == "grow" else 5)
-        with pytest.raises(CallerError):
+        with pytest.raises(SourceChanged) as caught:
             await read(source, 10)
+        assert caught.value.resumable
+        assert caught.value.useless == (change != "rewrite")
 
 
 async def test_file_that_shrinks_under_the_sender_is_told(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ async def test_file_that_shrinks_under_the_sender_is_told(tmp_path: Path) -> Non
             span = await anext(pieces)
             os.truncate(path, 5)
             assert isinstance(span, FileSpan)
-            with pytest.raises(CallerError, match="shorter"):
+            with pytest.raises(SourceChanged, match="shorter"):
                 span.read()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import random
 import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -19,6 +23,7 @@ from tests.client.peer import (
     PLAIN,
     TARGET,
     Cut,
+    CutStream,
     Dialogue,
     Model,
     Peer,
@@ -822,3 +827,117 @@ def test_cancelled_at_any_step_it_leaves_nothing(
     while trio.run(run, steps, clock=trio.testing.MockClock(autojump_threshold=0)):
         steps += 1 + steps // 40
     assert steps > 60
+
+
+# What the server says of the content that it stored.
+
+
+def digest_field(content: bytes) -> dict[str, str]:
+    value = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    return {"Repr-Digest": f"sha-256=:{value}:"}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "path", "file", "iterable"])
+@pytest.mark.parametrize(
+    ("stored", "believed"),
+    [(b"hello", True), (b"hellO", False), (b"the answer", True)],
+)
+async def test_digest_of_what_is_stored_is_compared(
+    tmp_path: Path, kind: str, stored: bytes, believed: bool
+) -> None:
+    """RFC 9530: asked for with the request; one of the answer's own content says nothing."""
+
+    async def serve(dialogue: Dialogue) -> None:
+        request = await dialogue.read_head()
+        assert request.fields.get("want-repr-digest") == "sha-256=10"
+        await dialogue.interim()
+        assert await dialogue.read_body() == b"hello"
+        fields = {**RECORDED, **digest_field(stored)}
+        await dialogue.respond(201, fields, b"the answer")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"hello")
+    bodies: dict[str, Callable[[], BodyInput]] = {
+        "bytes": lambda: b"hello",
+        "path": lambda: path,
+        "file": lambda: io.BytesIO(b"hello"),
+        "iterable": lambda: blocks(b"hello", 2),
+    }
+    async with scripted(serve) as peer, client(peer, release=False) as c:
+        if believed:
+            response = await c.request("POST", TARGET, body=bodies[kind]())
+            assert response.status == 201
+        else:
+            with pytest.raises(TransferFailed, match="something else") as caught:
+                await c.request("POST", TARGET, body=bodies[kind]())
+            assert caught.value.resumable
+
+
+async def test_surplus_response_answers_no_later_request() -> None:
+    """RFC 9112, section 9.2: what nobody asked for makes the connection useless."""
+
+    async def surplus(dialogue: Dialogue) -> None:
+        await dialogue.read_head()
+        await dialogue.read_body()
+        own = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nown"
+        other = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
+        await dialogue.stream.send_all(own + other)
+        await dialogue.read_head()
+
+    async def serve(dialogue: Dialogue) -> None:
+        await dialogue.read_head()
+        await dialogue.read_body()
+        await dialogue.respond(200, {}, b"right")
+
+    async with scripted(surplus, serve) as peer, client(peer) as c:
+        assert (await c.request("GET", TARGET)).body == b"own"
+        assert (await c.request("GET", TARGET)).body == b"right"
+
+
+@pytest.mark.parametrize("protocol", ["seed", "rufh", "tus"])
+async def test_server_that_stays_at_one_offset_is_given_up(
+    protocol: Literal["seed", "rufh", "tus"], autojump_clock: Clock
+) -> None:
+    """It takes each append, says so, and never has a byte more."""
+    appends = 0
+
+    async def serve(dialogue: Dialogue) -> None:
+        nonlocal appends
+        await dialogue.read_head()
+        marks = {"Upload-Offset": "3", "Upload-Complete": "?0"}
+        if protocol == "tus":
+            marks = {"Upload-Offset": "3", "Tus-Resumable": "1.0.0"}
+        if dialogue.request.method == "POST":
+            if protocol == "seed":
+                await dialogue.interim()
+                await dialogue.read_body()
+                await dialogue.cut()
+            if protocol == "rufh":
+                offer = {"Location": "/up", "Upload-Draft-Interop-Version": "10"}
+                await dialogue.interim(104, offer)
+                await dialogue.read_body()
+                await dialogue.cut()
+            await dialogue.read_body()
+            await dialogue.respond(201, {**marks, "Location": "/up"})
+        elif dialogue.request.method == "HEAD":
+            await dialogue.read_body()
+            await dialogue.respond(200, marks)
+        else:
+            appends += 1
+            assert appends < 20
+            await dialogue.read_body()
+            await dialogue.respond(204, marks)
+
+    async def serve_all(number: int, stream: trio.abc.Stream) -> None:
+        dialogue = Dialogue(CutStream(stream))
+        while True:
+            await serve(dialogue)
+
+    async with trio.open_nursery() as nursery:
+        peer = Peer(nursery, serve_all)
+        async with client(peer, protocol=protocol, attempts=6) as c:
+            with pytest.raises(TransferFailed, match="retries are used up") as caught:
+                await c.request("POST", TARGET, body=b"hello")
+        assert caught.value.resumable
+        nursery.cancel_scope.cancel()
+    assert 5 <= appends <= 8

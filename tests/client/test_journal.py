@@ -11,9 +11,10 @@ import msgpack
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from trioresume.client import Journal
+from trioresume.client import Journal, journal as journal_module
 from trioresume.client.bodies import (
     Identity,
+    Proof,
 )
 from trioresume.client.dialects import SEED, TUS, Rufh
 from trioresume.client.journal import DAY
@@ -64,13 +65,39 @@ def test_next_run_finds_what_this_one_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "members", [{"size": 1}, {"mtime_ns": 1}, {"inode": 1}, {"head": b"x"}]
+    "members",
+    [
+        {"size": 1},
+        {"mtime_ns": 1},
+        {"ctime_ns": 1},
+        {"inode": 1},
+        {"device": 1},
+        {"head": b"x"},
+    ],
 )
 def test_changed_file_starts_over(tmp_path: Path, members: dict[str, object]) -> None:
     """The rest of another version is not the rest of this one."""
     journal = Journal(tmp_path)
     remember(journal)
-    assert recalled(journal, changed(**members)) is None
+    entry = journal.claim("POST", URL, changed(**members))
+    entry.close()
+    # The client has the server drop it, as nothing proves that it may go on.
+    assert entry.is_stale
+    assert entry.locations == OFFER
+
+
+def test_what_was_sent_can_prove_that_the_file_is_the_same(tmp_path: Path) -> None:
+    """The digest of the bytes that were sent is kept, and asked for in case of doubt."""
+    journal = Journal(tmp_path)
+    entry = journal.claim("POST", URL, IDENTITY)
+    entry.save(OFFER, all_sent=False, proof=Proof(50, b"sha"))
+    entry.close()
+    entry = journal.claim("POST", URL, changed(mtime_ns=1))
+    entry.close()
+    assert (entry.is_stale, entry.doubt) == (False, Proof(50, b"sha"))
+    entry = journal.claim("POST", URL, IDENTITY)
+    entry.close()
+    assert entry.doubt is None
 
 
 def test_all_sent_is_remembered(tmp_path: Path) -> None:
@@ -223,7 +250,7 @@ def test_first_format_version_is_read_as_the_seed_s(tmp_path: Path) -> None:
     assert recalled(journal) is None
 
 
-@pytest.mark.parametrize("version", [0, 3, "1"])
+@pytest.mark.parametrize("version", [0, 4, "1"])
 def test_other_format_versions_are_not_guessed_at(
     tmp_path: Path, version: object
 ) -> None:
@@ -263,3 +290,32 @@ def test_default_place_is_the_users_state_directory(
     """XDG_STATE_HOME on this kind of system."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert Journal().directory == tmp_path / "trioresume" / "uploads"
+
+
+def test_lock_on_an_unlinked_file_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last owner unlinked it between our open and our lock: a third would find another."""
+    journal = Journal(tmp_path)
+    first = journal.claim("POST", URL, IDENTITY)
+    real_lock = journal_module.fcntl.flock
+
+    def lock_late(fd: int, operation: int) -> None:
+        monkeypatch.setattr(journal_module.fcntl, "flock", real_lock)
+        first.close()
+        real_lock(fd, operation)
+
+    monkeypatch.setattr(journal_module.fcntl, "flock", lock_late)
+    second = journal.claim("POST", URL, IDENTITY)
+    with pytest.raises(CallerError, match="another run"):
+        journal.claim("POST", URL, IDENTITY)
+    second.close()
+
+
+def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made in the working directory instead."""
+    monkeypatch.setattr(
+        journal_module.platformdirs, "user_state_path", lambda _: Path("~/.local/state")
+    )
+    with pytest.raises(CallerError, match="no home directory"):
+        Journal()

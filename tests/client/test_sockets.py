@@ -347,3 +347,32 @@ def replace(path: Path, data: bytes) -> None:
 def make_sparse(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.truncate(size)
+
+
+async def test_surplus_response_that_comes_later_answers_no_later_request() -> None:
+    """It arrives while the connection is idle, which is closed then."""
+    came = trio.Event()
+    served = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal served
+        served += 1
+        await stream.receive_some(65536)
+        own = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nown"
+        await stream.send_all(own)
+        if served == 1:
+            await trio.sleep(0.1)
+            await stream.send_all(own.replace(b"own", b"odd"))
+            came.set()
+        await stream.receive_some(65536)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, serve, 0)
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        async with Client(protocol="seed") as c:
+            assert (await c.request("GET", url)).body == b"own"
+            await came.wait()
+            await trio.sleep(0.1)
+            assert (await c.request("GET", url)).body == b"own"
+        nursery.cancel_scope.cancel()
+    assert served == 2

@@ -6,11 +6,12 @@ import json
 import mimetypes
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+import stat
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
-from typing import get_args
+from typing import BinaryIO, cast, get_args
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import click
@@ -46,9 +47,21 @@ __all__ = ["upload"]
     metavar="FILE...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True, allow_dash=True),
 )
 @click.argument("url")
+@click.option(
+    "--recursive",
+    "-r",
+    is_flag=True,
+    help="Send the files in each FILE that is a directory. With PUT their names are "
+    "DIRECTORY/NAME; links to directories are not followed.",
+)
+@click.option(
+    "--snapshot-size",
+    is_flag=True,
+    help="Send what is in each file at the beginning, though it grows meanwhile.",
+)
 @click.option(
     "--method",
     metavar="METHOD",
@@ -98,6 +111,8 @@ __all__ = ["upload"]
 def upload(
     files: tuple[Path, ...],
     url: str,
+    recursive: bool,
+    snapshot_size: bool,
     method: str | None,
     protocol: ProtocolName,
     token_file: str | None,
@@ -109,32 +124,52 @@ def upload(
     quiet: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Send each FILE to URL; print where it is to be found.
+    """Send each FILE to URL; print where it is to be found. - is standard input.
 
     When the connection breaks, sending goes on from the last byte the server has. When
     retries are used up, or after Ctrl-C, run the same command again.
     """
     output.never_wait()
-    jobs = _jobs(files, url, method, protocol)
+    entries = list(_entries(files, recursive=recursive))
+    jobs = _jobs(entries, url, method, protocol, recursive=recursive)
+    remembered = _journal() if journal else None
     # Attempts are not what runs out: only time is, as the option says.
     retry = RetryPolicy(attempts=10**9, seconds=retry_for)
     client = Client(
         protocol=protocol,
         token=token_file,
-        journal=Journal() if journal else None,
+        journal=remembered,
         retry=retry,
         idle_timeout=idle_timeout,
         limit_rate=limit_rate,
     )
-    size = sum(job.size for job in jobs)
+    size = sum(job.size or 0 for job in jobs)
     with display(quiet=quiet, count=len(jobs), size=size) as shown:
-        upload = _Uploads(client, jobs, concurrency, shown, as_json=as_json)
+        upload = _Uploads(
+            client, jobs, concurrency, shown, as_json=as_json, snapshot=snapshot_size
+        )
         trio.run(upload.run, restrict_keyboard_interrupt_to_checkpoints=True)
     if upload.interrupted:
-        hint = "run the same command again to go on" if journal else "nothing was kept"
+        keeps = remembered is not None
+        hint = "run the same command again to go on" if keeps else "nothing was kept"
         click.echo(f"Stopped; {hint}.", err=True)
         return ExitCode.INTERRUPTED
-    return max((job.exit_code for job in jobs), key=_SEVERITY.index)
+    return max(
+        (job.exit_code for job in jobs), key=_SEVERITY.index, default=ExitCode.DONE
+    )
+
+
+def _journal() -> Journal | None:
+    """The journal; None, and a warning, where there is no place for one."""
+    try:
+        return Journal()
+    except TrioresumeError as exc:
+        click.echo(
+            f"Warning: {exc}. This run works, but another run cannot resume its uploads. "
+            "Set HOME or XDG_STATE_HOME.",
+            err=True,
+        )
+        return None
 
 
 # From the least to the most that went wrong, over all files.
@@ -148,36 +183,112 @@ class _Job:
     path: Path
     url: str
     method: str
-    size: int
+    size: int | None
+    """None for a pipe and the like, and where only reading tells."""
     exit_code: ExitCode = ExitCode.FAILED
     result: dict[str, object] = field(default_factory=dict)
     shown: FileProgress = field(init=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A file to be sent, and its name below a collection."""
+
+    path: Path
+    name: PurePath
+
+
+def _entries(files: Sequence[Path], *, recursive: bool) -> Iterator[_Entry]:
+    """The files that are named, and those in directories that are.
+
+    Raises :class:`click.UsageError` for a directory without ``--recursive``.
+    """
+    for path in files:
+        if path == _STDIN or not path.is_dir():
+            yield _Entry(path, PurePath(path.name))
+        elif recursive:
+            yield from _entries_in(path)
+        else:
+            raise click.UsageError(
+                f"{printable(str(path))} is a directory; --recursive sends what is in it"
+            )
+
+
+def _entries_in(directory: Path) -> Iterator[_Entry]:
+    """All regular files below *directory*, in order; what cannot be listed is told."""
+    above = directory.resolve().parent
+
+    def complain(exc: OSError) -> None:
+        raise click.UsageError(
+            f"{printable(str(exc.filename))} cannot be listed: {exc.strerror}"
+        )
+
+    for folder, folders, names in os.walk(directory, onerror=complain):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file() or path.is_symlink():
+                yield _Entry(path, (path.parent.resolve() / name).relative_to(above))
+            else:
+                click.echo(
+                    f"{printable(str(path))} is no regular file and is left out",
+                    err=True,
+                )
+
+
+_STDIN = Path("-")
+
+
 def _jobs(
-    files: Sequence[Path], url: str, method: str | None, protocol: ProtocolName
+    entries: Sequence[_Entry],
+    url: str,
+    method: str | None,
+    protocol: ProtocolName,
+    *,
+    recursive: bool,
 ) -> list[_Job]:
     """What to do. Raises :class:`click.UsageError` for what cannot be meant."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise click.UsageError(f"{url!r} is not an http:// URL")
+    if "@" in parts.netloc:
+        raise click.UsageError(
+            f"the URL for {parts.hostname} has a user name or a password in it; "
+            "--token-file names a file with a token"
+        )
     collection = parts.path.endswith("/") or not parts.path
-    if len(files) > 1 and not collection:
+    if (len(entries) > 1 or recursive) and not collection:
         raise click.UsageError("several files need a URL that ends with a slash")
     posts = collection or protocol == "tus"
     method = (method or ("POST" if posts else "PUT")).upper()
     if protocol == "tus" and method != "POST":
         raise click.UsageError("in tus an upload begins with POST")
     jobs = []
-    for path in files:
-        target = url
+    for entry in entries:
+        path, target = entry.path, url
         if collection and method == "PUT":
-            name = quote(_name_bytes(path), safe="")
+            if path == _STDIN:
+                raise click.UsageError(
+                    "standard input has no name: put one behind the URL, or use POST"
+                )
+            name = "/".join(
+                quote(_name_bytes(PurePath(part)), safe="") for part in entry.name.parts
+            )
             # The query stays behind the name: it may be what permits the upload.
             target = urlunsplit(parts._replace(path=(parts.path or "/") + name))
-        jobs.append(_Job(path, target, method, path.stat().st_size))
+        jobs.append(_Job(path, target, method, _size_of(path)))
     _check_targets(jobs)
     return jobs
+
+
+def _size_of(path: Path) -> int | None:
+    """The size that a file says it has; it may say 0 for what only reading tells."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    regular = path != _STDIN and stat.S_ISREG(status.st_mode)
+    return status.st_size if regular and status.st_size else None
 
 
 def _check_targets(jobs: Sequence[_Job]) -> None:
@@ -202,7 +313,7 @@ def _check_targets(jobs: Sequence[_Job]) -> None:
         )
 
 
-def _name_bytes(path: Path) -> bytes:
+def _name_bytes(path: PurePath) -> bytes:
     """The name of the file, as UTF-8 where it is text, else the bytes that it has."""
     try:
         return path.name.encode("utf-8", "surrogateescape")
@@ -234,8 +345,10 @@ class _Uploads:
         display: Display,
         *,
         as_json: bool,
+        snapshot: bool,
     ) -> None:
         self.interrupted = False
+        self._snapshot = snapshot
         self._client = client
         self._jobs = jobs
         self._slots = trio.Semaphore(concurrency)
@@ -275,23 +388,24 @@ class _Uploads:
         job.shown = shown
         self._display.begin(shown)
         job.result = {"file": str(job.path), "url": job.url}
+        headers = {"content-type": _media_type(job.path)}
+        if not _is_nameless(job.path):
+            headers["content-disposition"] = _disposition(job.path)
         try:
             response = await self._client.request(
                 job.method,
                 job.url,
-                body=job.path,
-                headers={
-                    "content-type": _media_type(job.path),
-                    "content-disposition": _disposition(job.path),
-                },
+                body=_content_of(job.path),
+                headers=headers,
                 on_progress=lambda progress: self._display.show(shown, progress),
+                snapshot_size=self._snapshot,
             )
         except TrioresumeError as exc:
             resumable = isinstance(exc, TransferFailed) and exc.resumable
             job.exit_code = ExitCode.UNFINISHED if resumable else ExitCode.FAILED
-            self._report_failure(job, str(exc))
+            self._report_failure(job, f"{job.url}: {exc}")
         except OSError as exc:
-            self._report_failure(job, str(exc))
+            self._report_failure(job, exc.strerror or str(exc))
         else:
             self._report_response(job, response, trio.current_time() - start)
 
@@ -301,7 +415,7 @@ class _Uploads:
         job.result.update(
             status=response.status,
             protocol=response.protocol,
-            bytes=job.size,
+            bytes=job.shown.size if job.size is None else job.size,
             seconds=round(seconds, 3),
             attempts=response.attempts,
             bytes_resent=response.bytes_resent,
@@ -309,7 +423,7 @@ class _Uploads:
         if not response.ok:
             if _is_for_now(response.status):
                 job.exit_code = ExitCode.UNFINISHED
-            self._report_failure(job, _refusal(response))
+            self._report_failure(job, f"{job.url}: {_refusal(response)}")
             return
         job.exit_code = ExitCode.DONE
         location = urljoin(response.url, response.headers.get("location") or "")
@@ -329,6 +443,22 @@ class _Uploads:
         self._display.write(
             json.dumps(job.result) if self._as_json else printable(line)
         )
+
+
+def _is_nameless(path: Path) -> bool:
+    """Whether the name is only a descriptor's, as for standard input and ``<(command)``."""
+    return path == _STDIN or path.parent in (
+        Path("/dev"),
+        Path("/dev/fd"),
+        Path("/proc/self/fd"),
+    )
+
+
+def _content_of(path: Path) -> Path | BinaryIO:
+    if path != _STDIN:
+        return path
+    # Unbuffered, and left open: it is the process's own.
+    return cast("BinaryIO", open(0, "rb", buffering=0, closefd=False))
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:

@@ -420,10 +420,8 @@ async def opened(
         path = os.fspath(body)
         fd = await trio.to_thread.run_sync(_open_path, path)
         try:
-            if await trio.to_thread.run_sync(_has_true_size, fd):
-                yield FileSource(fd, path=os.path.realpath(path), snapshot=snapshot)
-            else:
-                yield IterableSource(_read_descriptor(fd), window_bytes)
+            file = await trio.to_thread.run_sync(_file_source, fd, path, snapshot)
+            yield file or IterableSource(_read_descriptor(fd), window_bytes)
         finally:
             os.close(fd)
     elif isinstance(body, AsyncIterable):
@@ -441,6 +439,12 @@ def _open_path(path: str) -> int:
         os.close(fd)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     return fd
+
+
+def _file_source(fd: int, path: str, snapshot: bool) -> FileSource | None:
+    if not _has_true_size(fd):
+        return None
+    return FileSource(fd, path=os.path.realpath(path), snapshot=snapshot)
 
 
 def _has_true_size(fd: int) -> bool:

@@ -288,7 +288,11 @@ def _claim(
             entry.forget()  # that upload cannot go on in another protocol
         return entry
     except OSError as exc:
-        logger.warning("the journal cannot be used: %s", exc)
+        logger.warning(
+            "unfinished uploads cannot be remembered in %s: %s",
+            journal.directory,
+            exc.strerror or exc,
+        )
         return None
 
 

@@ -32,7 +32,10 @@ class TcpConnector:
 
     async def connect(self, origin: Origin) -> trio.abc.Stream:
         if origin.scheme != "http":
-            raise CallerError(f"{origin.scheme}:// is not supported by this connector")
+            raise CallerError(
+                f"{origin.scheme}://{origin.authority} cannot be reached: only http:// is"
+                " spoken"
+            )
         with trio.move_on_after(self._timeout):
             return await trio.open_tcp_stream(origin.host, origin.port)
         raise TimeoutError(

@@ -85,7 +85,7 @@ class Journal:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         if directory is None:
-            directory = platformdirs.user_state_path("trioresume") / "uploads"
+            directory = _default_directory()
         self.directory = Path(directory)
         self._max_age = max_age
         self._max_entries = max_entries
@@ -128,6 +128,17 @@ class Journal:
         for path in doomed:
             path.unlink(missing_ok=True)
         return len(doomed)
+
+
+def _default_directory() -> Path:
+    """Raises :class:`CallerError` if the user has no home directory."""
+    try:
+        directory = platformdirs.user_state_path("trioresume") / "uploads"
+        if directory.is_absolute():
+            return directory
+    except (KeyError, RuntimeError):
+        pass  # neither HOME nor an entry in the password file
+    raise CallerError("there is no home directory to remember unfinished uploads in")
 
 
 class JournalEntry:

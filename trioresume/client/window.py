@@ -13,9 +13,8 @@ that needs them makes the upload fail.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
-
 import hashlib
+from collections.abc import AsyncGenerator, AsyncIterable
 
 import trio
 
