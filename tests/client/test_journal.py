@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import tempfile
 from pathlib import Path
 
 import msgpack
+import platformdirs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from trioresume.client import Journal, journal as journal_module
+from trioresume.client import Journal
 from trioresume.client.bodies import (
     Identity,
     Proof,
@@ -298,14 +300,14 @@ def test_lock_on_an_unlinked_file_is_no_lock(
     """Its last owner unlinked it between our open and our lock: a third would find another."""
     journal = Journal(tmp_path)
     first = journal.claim("POST", URL, IDENTITY)
-    real_lock = journal_module.fcntl.flock
+    real_lock = fcntl.flock
 
     def lock_late(fd: int, operation: int) -> None:
-        monkeypatch.setattr(journal_module.fcntl, "flock", real_lock)
+        monkeypatch.setattr(fcntl, "flock", real_lock)
         first.close()
         real_lock(fd, operation)
 
-    monkeypatch.setattr(journal_module.fcntl, "flock", lock_late)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
     second = journal.claim("POST", URL, IDENTITY)
     with pytest.raises(CallerError, match="another run"):
         journal.claim("POST", URL, IDENTITY)
@@ -315,7 +317,7 @@ def test_lock_on_an_unlinked_file_is_no_lock(
 def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is made in the working directory instead."""
     monkeypatch.setattr(
-        journal_module.platformdirs, "user_state_path", lambda _: Path("~/.local/state")
+        platformdirs, "user_state_path", lambda _: Path("~/.local/state")
     )
     with pytest.raises(CallerError, match="no home directory"):
         Journal()
