@@ -171,6 +171,31 @@ def test_failed_save_leaves_the_old_entry_whole(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_entry_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power loss leaves the old entry or the new one, and never an empty file."""
+    steps: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_sync(fd: int) -> None:
+        found = os.fstat(fd)
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "file"
+        steps.append((kind, found.st_size if kind == "file" else 0))
+        fsync(fd)
+
+    def note_name(source: str, target: Path) -> None:
+        steps.append(("name", os.stat(source).st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_name)
+    remember(Journal(tmp_path))
+    (entry,) = tmp_path.glob("*[!k]")
+    size = entry.stat().st_size
+    assert steps == [("file", size), ("name", size), ("folder", 0)]
+
+
 def test_old_and_surplus_entries_are_pruned(tmp_path: Path) -> None:
     """The directory does not grow for ever."""
     now = os.stat(tmp_path).st_mtime

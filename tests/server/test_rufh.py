@@ -261,6 +261,28 @@ async def test_version_check_can_be_turned_off() -> None:
         assert "upload-draft-interop-version" not in interim.fields
 
 
+@pytest.mark.parametrize("checks", [True, False])
+async def test_version_check_is_the_same_on_the_upload(checks: bool) -> None:
+    """C3: what began without a version goes on without one, a 104 included or not."""
+    config = Config(check_interop_version=checks, acknowledge_interval=0.05)
+    async with memory_service(Recorder(), config) as service:
+        fields = {"Upload-Complete": "?0"}
+        reply = await service.connect().request("POST", "/", fields, BODY[:5])
+        path = path_of(reply["location"])
+        client = service.connect()
+        append = {
+            "Upload-Complete": "?0",
+            "Upload-Offset": "5",
+            "Content-Type": "application/partial-upload",
+        }
+        await client.send(head("PATCH", path, append, length=10) + BODY[5:10])
+        await trio.sleep(0.3)
+        await client.send(BODY[10:15])
+        last = await client.reply()
+        assert (last.status, last["upload-offset"]) == (204, "15")
+        assert bool(last.interims) != checks
+
+
 async def test_104_does_not_replace_an_owed_100() -> None:
     """C3, R9: whoever waits for a 100 gets it, and the 104 as well."""
     async with memory_service(Recorder()) as service:
