@@ -533,6 +533,15 @@ def field_section(*strings: bytes) -> bytes:
         (b"\x0a\x00", ProblemCode.BAD_CONTENT_RANGE),
         (b"\x08\x03\x05ab", ProblemCode.BAD_PATCH),
         (b"\x08\x02\x00\x00", ProblemCode.BAD_PATCH),
+        # A byte too many in a section whose length is told: half a field.
+        (b"\x08\x01\x00", ProblemCode.BAD_PATCH),
+        (
+            b"\x08"
+            + encode_varint(len(field_section(b"content-range", b"bytes 0-0/1")) + 1)
+            + field_section(b"content-range", b"bytes 0-0/1", b"")
+            + b"\x01x",
+            ProblemCode.BAD_PATCH,
+        ),
         (b"\x08" + encode_varint(16385), ProblemCode.HEADER_TOO_LARGE),
         (b"\x0a" + encode_varint(16385), ProblemCode.HEADER_TOO_LARGE),
         (b"\x0a" + field_section(b"x", b"y") * 101, ProblemCode.HEADER_TOO_LARGE),

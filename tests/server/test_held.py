@@ -470,3 +470,19 @@ async def test_upload_that_is_overdue_but_whole_is_completed(
         assert reply.status == 201
         got = await service.connect().request("GET", "/files/a")
         assert got.body == b"123456789"
+
+
+# What nobody waits for.
+
+
+async def test_collection_in_the_background_does_not_look_at_every_file(
+    autojump_clock: Clock,
+) -> None:
+    """That is for a keeper to ask for: it costs as much as there is in the store."""
+    store = held_store()
+    async with memory_service(Recorder(), store=store) as service:
+        location = await cut_upload(service, BODY, 100)
+        await service.connect().request("DELETE", location)
+        await trio.sleep(10)
+        assert store.count("collect") >= 2
+        assert store.count("sweep") == 0

@@ -28,7 +28,7 @@ from tests.store.helpers import (
     store_content,
 )
 from trioresume.errors import ChunkCorrupt
-from trioresume.store.disk_io import Disk
+from trioresume.store.disk_io import Descriptor, Disk
 from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
     CreateOperation,
@@ -180,6 +180,36 @@ def test_unreadable_chunk_is_named(full: DiskStand) -> None:
     found = damages(full, UnreadableDisk(chunk_path(full, b"other")))
     assert found[0].problem == "cannot be read: Input/output error"
     assert {d.name for d in found} == {digest_of(b"other").hex(), "two", "joined"}
+
+
+def test_every_chunk_is_read_from_the_disk_and_not_from_memory(full: DiskStand) -> None:
+    """What the page cache holds may be sound while the disk is not."""
+
+    class Noting(Disk):
+        def __init__(self) -> None:
+            super().__init__(durable=True)
+            self.steps: dict[str, list[str]] = {}
+            self.read = self._read
+
+        def forget_cached(self, file: Descriptor) -> None:
+            self._note(file.fileno(), "forget")
+            super().forget_cached(file)
+
+        def _read(self, fd: int, size: int) -> bytes:
+            self._note(fd, "read")
+            return os.read(fd, size)
+
+        def _note(self, fd: int, step: str) -> None:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            self.steps.setdefault(path, []).append(step)
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("there is no other way to tell which file a descriptor is of")
+    disk = Noting()
+    assert damages(full, disk) == []
+    chunks = {path: s for path, s in disk.steps.items() if "/chunks/" in path}
+    assert len(chunks) >= 3
+    assert all(steps[:2] == ["forget", "read"] for steps in chunks.values())
 
 
 def test_unreadable_tail_is_named(full: DiskStand) -> None:
