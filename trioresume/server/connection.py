@@ -40,6 +40,9 @@ __all__ = ["Connection"]
 
 logger = logging.getLogger("trioresume.connection")
 
+LAST_WORDS_SECONDS = 1.0
+"""How long after the grace period a 503 may take to be sent and read."""
+
 RETRY_AFTER = 1
 """Seconds after which a client may come back whose request a shutdown has ended."""
 
@@ -74,22 +77,25 @@ class Connection:
         self._leftover = bytearray()
         self.stopping = False
         """Whether no further request is to be read, because the server shuts down."""
-        self._serving = trio.CancelScope()
-        """Ends whatever is being answered, when the grace period of a shutdown is over."""
+        self._deadline = float("inf")
+        """When the grace period of a shutdown is over, on trio's clock."""
         self._answering: Exchange | None = None
         self._idle_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
         """Serve until the peer or the server ends it; then close."""
         try:
-            with self._serving:
-                await self._serve()
-            if self._serving.cancelled_caught and self._answering is not None:
-                await self._say_unavailable(self._answering)
+            await self._serve()
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
         except Exception:
             logger.exception("the connection of %s failed", self._transport.peer)
+        except BaseException:
+            # Cancelled, perhaps in a group; at the end of the grace period, or at once.
+            if trio.current_time() >= self._deadline and self._answering is not None:
+                with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
+                    await self._say_unavailable(self._answering)
+            raise
         finally:
             await self._transport.aclose()
 
@@ -108,19 +114,22 @@ class Connection:
     async def _say_unavailable(self, exchange: Exchange) -> None:
         """Answer a request that was ended by a shutdown, if that is still possible.
 
-        What has arrived of its content is kept as after any cut. The client learns that
-        it should come back, and to whom it is to ask for the offset, at once.
+        What has arrived of its content is kept as after any cut. The client learns at once
+        that it should come back, instead of waiting for a dead connection.
         """
-        if exchange.can_respond:
-            await exchange.respond_problem(
-                PeerError(
-                    ProblemCode.SERVICE_UNAVAILABLE,
-                    "the service is shutting down",
-                    fields=(("retry-after", str(RETRY_AFTER)),),
-                    close=True,
-                )
-            )
+        if not exchange.can_respond:
+            return
+        error = PeerError(
+            ProblemCode.SERVICE_UNAVAILABLE,
+            "the service is shutting down",
+            fields=(("retry-after", str(RETRY_AFTER)),),
+            close=True,
+        )
+        try:
+            await exchange.respond_problem(error)
             await exchange.finish()
+        except trio.BrokenResourceError:
+            logger.debug("%s went away", self._transport.peer)
 
     async def turn_away(self, error: PeerError) -> None:
         """Answer with *error* whatever it was going to ask; then close."""
@@ -139,10 +148,10 @@ class Connection:
     def stop(self, deadline: float) -> None:
         """Read no further request; the running one may take until *deadline*.
 
-        Then it is ended, and answered with 503 if its response has not begun.
+        Whoever cancels it then has it answered with 503, if its response has not begun.
         """
         self.stopping = True
-        self._serving.deadline = deadline
+        self._deadline = deadline
         self.dismiss()
 
     async def _next_exchange(self) -> Exchange | None:

@@ -57,9 +57,6 @@ __all__ = ["Server", "serve"]
 
 logger = logging.getLogger("trioresume.server")
 
-LAST_WORDS_SECONDS = 1.0
-"""How long after the grace period a 503 may take to be sent and read."""
-
 MOST_TURNED_AWAY = 32
 """Connections over the limit that are being told so at a time; others are just closed."""
 
@@ -289,7 +286,7 @@ class Doorman:
                 listener.socket.close()
             logger.info("shutting down, %d connections open", len(self._connections))
             self.deadline = trio.current_time() + self._config.grace_timeout
-            connections.cancel_scope.deadline = self.deadline + LAST_WORDS_SECONDS
+            connections.cancel_scope.deadline = self.deadline
             for connection in list(self._connections):
                 connection.stop(self.deadline)
 
