@@ -177,7 +177,7 @@ class _Worker:
         for _ in range(count):
             sock = self._connect()
             self._open.append(sock)
-            self._ask(sock, 204, "OPTIONS /files/")
+            self._ask(sock, 200, "OPTIONS /files/")
 
     def stalled(self, count: int) -> None:
         """*count* more connections in the middle of an upload."""
