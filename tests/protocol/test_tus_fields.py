@@ -170,6 +170,17 @@ def test_any_text_is_metadata_or_refused(value: str) -> None:
         ({"filename": b"a\r\nSet-Cookie: b"}, "aSet-Cookie: b", None),
         ({"filename": b"..", "type": b"text/html\r\nX: y"}, None, None),
         ({"filename": b"\xff\xfe", "filetype": b"\xff"}, None, None),
+        (
+            {"filename": b"\xff", "name": b"b", "filetype": b"x", "type": b"a/b"},
+            "b",
+            "a/b",
+        ),
+        ({"filename": b"..", "name": b"nul.txt"}, "_nul.txt", None),
+        (
+            {"filename": "a\u202f\u200d\u0378.png".encode()},
+            "a\u202f\u200d\u0378.png",
+            None,
+        ),
         ({"filetype": b"text"}, None, None),
         ({"filetype": "text/plän".encode()}, None, None),
         ({}, None, None),

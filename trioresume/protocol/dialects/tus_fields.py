@@ -25,9 +25,10 @@ from trioresume.protocol.fields import (
     parse_media_type,
     split_list,
 )
+from trioresume.protocol.filenames import safe_filename
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from trioresume.protocol.heads import Fields
 
@@ -142,18 +143,14 @@ def representation_fields(metadata: Mapping[str, bytes]) -> dict[str, str]:
     media type is left out: it is only a client's opinion, and still in the metadata.
     """
     fields: dict[str, str] = {}
-    name = _text(metadata, "filename", "name")
-    if name is not None:
-        disposition = content_disposition_attachment(name)
-        if disposition != content_disposition_attachment(None):
-            fields["content-disposition"] = disposition
-    media_type = _text(metadata, "filetype", "type")
-    if (
-        media_type is not None
-        and header_safe(media_type)
-        and parse_media_type(media_type) is not None
-    ):
-        fields["content-type"] = media_type
+    for name in _texts(metadata, "filename", "name"):
+        if safe_filename(name) is not None:
+            fields["content-disposition"] = content_disposition_attachment(name)
+            break
+    for media_type in _texts(metadata, "filetype", "type"):
+        if header_safe(media_type) and parse_media_type(media_type) is not None:
+            fields["content-type"] = media_type
+            break
     return fields
 
 
@@ -172,15 +169,13 @@ def metadata_of(fields: Fields) -> dict[str, bytes]:
     return metadata
 
 
-def _text(metadata: Mapping[str, bytes], *keys: str) -> str | None:
-    """The first of *keys* that has a value; None if that is not UTF-8."""
-    value = next((metadata[key] for key in keys if metadata.get(key)), None)
-    if value is None:
-        return None
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return None
+def _texts(metadata: Mapping[str, bytes], *keys: str) -> Iterator[str]:
+    """The values of *keys* that are UTF-8, in that order."""
+    for key in keys:
+        try:
+            yield metadata.get(key, b"").decode()
+        except UnicodeDecodeError:
+            continue
 
 
 # ---------------------------------------------------------------- concatenation
