@@ -42,7 +42,8 @@ class Recorder(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.targets.append((self.command, self.path, content))
-        self.send_response(201)
+        self.send_response(200)
+        self.send_header("ETag", '"like-an-object-store"')
         self.send_header("Content-Length", "0")
         self.end_headers()
 

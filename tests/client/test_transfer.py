@@ -24,6 +24,7 @@ from trioresume.client.steps import (
     Answer,
     Append,
     AskOffset,
+    Confirm,
     FetchMessage,
     FetchResult,
     Finish,
@@ -459,3 +460,13 @@ def test_offset_that_does_not_rise_is_no_progress() -> None:
 def test_earlier_run_is_gone_on_with() -> None:
     """The journal's locations are where it begins."""
     assert transfer(locations=OFFER).begin() == AskOffset(CONTENT)
+
+
+@pytest.mark.parametrize("status", [401, 403, 405, 501])
+def test_server_that_knows_no_head_may_have_stored_a_put(status: int) -> None:
+    """A refusal of the question is the server's; 501 is one too, and no trouble."""
+    made = transfer("PUT")
+    made.begin()
+    asked = made.after(answered(200, {}, sent=Sent.ALL))
+    assert isinstance(asked.action, Confirm)
+    assert isinstance(made.after(answered(status)).action, Finish)

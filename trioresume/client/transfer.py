@@ -349,10 +349,11 @@ class Transfer(Resuming):
     def _after_confirm(self, outcome: Outcome) -> Next:
         answer, unconfirmed = outcome.answer, self._unconfirmed
         assert unconfirmed is not None
+        # Before trouble is looked for: a 501 says that HEAD is not known here.
+        if answer is not None and confirms(answer, self.content.length):
+            return self._deliver_plain(outcome, unconfirmed)
         if answer is None or self.dialect.troubled(answer):
             return self._later(Confirm(), outcome)
-        if confirms(answer, self.content.length):
-            return self._deliver_plain(outcome, unconfirmed)
         return self._disbelieve(outcome, unconfirmed)
 
     def _deliver_plain(self, outcome: Outcome, answer: Answer) -> Next:
