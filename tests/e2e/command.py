@@ -139,6 +139,13 @@ class Service:
         if self._process is not None:
             self.kill()
 
+    def wait_for_log(self, text: str, seconds: float = 20.0) -> None:
+        """Wait until the log says *text*."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
     def check_log(self) -> None:
         """No bug has reached the log."""
         log = self.log.read_text()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +18,7 @@ from trioresume.errors import StorageFull
 from trioresume.store.disk import open_store
 from trioresume.store.port import ContentKey
 from trioresume.store.room import HEADROOM, Room
+from trioresume.store.schema import write_error
 
 MIB = 1024 * 1024
 
@@ -112,3 +117,51 @@ def test_the_disk_is_looked_at_less_often_while_there_is_plenty(
     room.take(20 * MIB - 1)
     with pytest.raises(OSError):
         room.take(1)
+
+
+LIMITED = """
+import resource, signal, sys
+from trioresume.errors import StorageFull
+from trioresume.store.disk import open_store
+from trioresume.store.port import SetMeta
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = open_store(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, resource.RLIM_INFINITY))
+try:
+    for number in range(100):
+        store.apply([[SetMeta(str(number), "x" * 10_000)]])
+except StorageFull as exc:
+    print(exc)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+assert store.apply([[SetMeta("after", "there is room again")]]) == [None]
+store.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_limit_in_the_catalog_is_a_full_disk(tmp_path: Path) -> None:
+    """SQLite calls EFBIG and EDQUOT an I/O error; for a client they are a 507 (G8)."""
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the disk is full" in done.stdout
+    assert not (tmp_path / "data" / "catalog.sqlite3.probe").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC, errno.EFBIG, errno.EIO])
+def test_failed_write_of_the_catalog_is_told_by_a_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Only what is full is called so; a broken disk is not."""
+    path = tmp_path / "catalog.sqlite3"
+    path.write_bytes(b"page")
+    failed = sqlite3.OperationalError("disk I/O error")
+    failed.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+
+    def fail(fd: int, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "write", fail)
+    error = write_error(failed, str(path))
+    assert isinstance(error, StorageFull) == (code != errno.EIO)

@@ -45,6 +45,9 @@ __all__ = ["Operations"]
 
 logger = logging.getLogger("trioresume.operations")
 
+RECOVER_DELAY = 60.0
+"""Seconds until a recovery that failed is tried again."""
+
 _S = OperationState
 _CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
 """States on disk of an operation whose target is being called."""
@@ -303,7 +306,21 @@ class Operations:
             self.start(operation, self._restart, operation)
 
     async def recover(self) -> None:
-        """Go on with what the last process left between complete and done (R31)."""
+        """Go on with what the last process left between complete and done (R31).
+
+        A catalog that cannot be read does not end the service: what can be read is served,
+        and this is tried again.
+        """
+        while True:
+            try:
+                await self._recover()
+            except StorageError as exc:
+                logger.error("recovery is postponed: %s", exc)
+            else:
+                return
+            await trio.sleep(RECOVER_DELAY)
+
+    async def _recover(self) -> None:
         after: OperationId | None = None
         while records := await self.storage.run(
             self.storage.store.operations_in, _CALLING, 100, after

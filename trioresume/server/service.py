@@ -101,6 +101,7 @@ class Service:
         """
         if self._page is not None and self._page.has(exchange.head.path):
             return self._page.handle(exchange)
+        self._storage.store.check()
         try:
             principal = await self._authenticate(exchange)
         except PeerError as exc:

@@ -10,6 +10,7 @@ process that serves the directory, which neither waits for it nor notices.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any
 
+from trioresume.errors import StorageError
 from trioresume.store.disk_io import Disk
 from trioresume.store.folding import ContentRow, part_digests, piece_digests
 from trioresume.store.port import (
@@ -43,7 +45,7 @@ from trioresume.store.rows import (
     namespace_of,
     operation_from,
 )
-from trioresume.store.schema import connect, create, migrate, sqlite_error
+from trioresume.store.schema import connect, create, migrate, sqlite_error, write_error
 
 __all__ = ["Catalog", "CatalogReader"]
 
@@ -259,6 +261,7 @@ class Catalog(CatalogReader):
 
     def __init__(self, path: str, disk: Disk) -> None:
         self._disk = disk
+        self._path = path
         try:
             create(path, disk)
             self._writer = connect(path, disk.synchronous)
@@ -282,8 +285,22 @@ class Catalog(CatalogReader):
             self._reader.close()
             self._writer.close()
             raise sqlite_error(exc) from exc
+        opened = os.stat(path)
+        self._identity = (opened.st_dev, opened.st_ino)
         self._accountant.execute("PRAGMA query_only = 1")
         self._accountant.execute("PRAGMA cache_size = -64")
+
+    def check(self) -> None:
+        """Raise :class:`StorageError` if the catalog's file was removed or replaced.
+
+        SQLite keeps it open and would go on, for nobody to find what it writes.
+        """
+        try:
+            found = os.stat(self._path)
+        except OSError as exc:
+            raise StorageError(f"the catalog is gone: {exc}") from exc
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise StorageError(f"the catalog was replaced ({self._path})")
 
     def close(self) -> None:
         super().close()
@@ -293,6 +310,7 @@ class Catalog(CatalogReader):
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of the block's changes, or none. Raises :class:`StorageError`."""
+        self.check()
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -303,7 +321,7 @@ class Catalog(CatalogReader):
                     self._writer.execute("ROLLBACK")
                 raise
         except sqlite3.Error as exc:
-            raise sqlite_error(exc) from exc
+            raise write_error(exc, self._path) from exc
 
     def usage(self, namespace: str) -> Usage:
         """An account; ``*`` is that of all together."""

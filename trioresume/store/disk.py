@@ -362,6 +362,9 @@ class DiskStore:
         with self._changing:
             self._sweep_is_due()
 
+    def check(self) -> None:
+        self._catalog.check()
+
     # Reading.
 
     def operation(self, id: OperationId) -> OperationRecord | None:

@@ -9,7 +9,7 @@ Durability
 
 * ``fdatasync`` makes a file's bytes and its length durable, not its name. A new
   name is durable only when its directory was synced as well.
-* macOS' ``fsync`` leaves the data in the drive's cache; ``F_FULLFSYNC`` does not.
+* macOS' ``fsync`` leaves the data in the drive's cache; ``FFULLFSYNC`` does not.
 * Windows has no way to sync a directory; its file systems journal the names.
 * Large writes from memory that lies as the file does, modulo :data:`PAGE_SIZE`, bypass
   the page cache (``O_DIRECT``): the disk reads them where they are, nothing has to be
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PAGE_SIZE", "Descriptor", "Disk", "storage_error", "translated"]
+__all__ = ["FULL", "PAGE_SIZE", "Descriptor", "Disk", "storage_error", "translated"]
 
 PAGE_SIZE = 4096
 """What direct writes begin and end on; at least a disk's block."""
@@ -50,7 +50,7 @@ _NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 # EFBIG: a file size limit of the process or the file system; for whoever uploads
 # it is the same as a full disk.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -71,7 +71,7 @@ _COPY_SIZE = 1024 * 1024
 
 def storage_error(exc: OSError, what: str) -> StorageError:
     """The storage error that *exc* amounts to; *what* says what was attempted."""
-    kind = StorageFull if exc.errno in _FULL else StorageError
+    kind = StorageFull if exc.errno in FULL else StorageError
     return kind(f"{what}: {exc.strerror or exc}")
 
 
@@ -293,7 +293,7 @@ def _check_file_system(path: str) -> None:
 if sys.platform == "darwin":
 
     def _sync(fd: int) -> None:
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        fcntl.fcntl(fd, fcntl.FFULLFSYNC)
 
 elif hasattr(os, "fdatasync"):
     _sync = os.fdatasync

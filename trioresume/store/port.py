@@ -6,7 +6,7 @@ Rules
 1. **Synchronous.** Nothing here awaits. Where an implementation may block on a
    disk, ``blocking`` is true and the server makes the call in a worker thread.
    The exceptions are :meth:`Store.new_writer`, which touches nothing,
-   :meth:`Store.usage`, which looks up a row, and :meth:`ContentWriter.append`,
+   :meth:`Store.usage`, which looks up a row, :meth:`Store.check`, and :meth:`ContentWriter.append`,
    which writes to the page cache and must not sync: the server calls them on its
    event loop.
 2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
@@ -607,6 +607,13 @@ class Store(Protocol):
         A mutation of an operation that no longer exists, or is a tombstone, is
         dropped silently (its effects were released with the operation), except
         that :class:`CreateOperation` of an existing id is a conflict.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raise :class:`StorageError` if what the store is kept in was removed.
+
+        The server calls it on its event loop before each request: it looks up a name.
         """
         ...
 

@@ -29,6 +29,7 @@ rules: once for every time it lists one, but for those below ``dismantled``; its
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -36,12 +37,20 @@ from typing import TYPE_CHECKING, Any
 
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
 from trioresume.store.accounts import ACCOUNTS
+from trioresume.store.disk_io import FULL
 from trioresume.store.read_only import connect_without_writing
 
 if TYPE_CHECKING:
     from trioresume.store.disk_io import Disk
 
-__all__ = ["connect", "connect_reading", "create", "migrate", "sqlite_error"]
+__all__ = [
+    "connect",
+    "connect_reading",
+    "create",
+    "migrate",
+    "sqlite_error",
+    "write_error",
+]
 
 _VERSION_1 = """
 CREATE TABLE operations (
@@ -270,7 +279,46 @@ def sqlite_error(exc: sqlite3.Error) -> StorageError:
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
         # The second is what SQLite says where its third file has no room to grow.
         return StorageFull(f"the disk is full: the catalog cannot grow ({exc})")
+    if _primary_code(exc) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StorageError(
+            f"the catalog failed: {exc}. Stop the service and run trioresume verify; see"
+            ' "A damaged catalog" in docs/howto/keep.md'
+        )
     return StorageError(f"the catalog failed: {exc}")
+
+
+_PROBE_SIZE = 64 * 1024
+
+
+def write_error(exc: sqlite3.Error, path: str) -> StorageError:
+    """The storage error that *exc* amounts to, which a change of the catalog *path* met.
+
+    SQLite tells a full disk from other failures, but not a quota that is used up (EDQUOT)
+    or a limit of a file's size (EFBIG). So the write is tried on a file beside the catalog,
+    as far out as the catalog's files reach.
+    """
+    if _primary_code(exc) == sqlite3.SQLITE_IOERR:
+        probe = f"{path}.probe"
+        try:
+            reached = max(
+                os.path.getsize(name)
+                for name in (path, f"{path}-wal")
+                if os.path.exists(name)
+            )
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.lseek(fd, reached, os.SEEK_SET)
+                if os.write(fd, bytes(_PROBE_SIZE)) < _PROBE_SIZE:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(fd)
+                os.unlink(probe)
+        except OSError as found:
+            if found.errno in FULL:
+                return StorageFull(
+                    f"the disk is full: the catalog cannot grow ({found.strerror})"
+                )
+    return sqlite_error(exc)
 
 
 def _primary_code(exc: sqlite3.Error) -> int | None:

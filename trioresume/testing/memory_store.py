@@ -479,6 +479,9 @@ class MemoryStore(MemoryContents):
 
         return _MemoryReader(length, read)
 
+    def check(self) -> None:
+        """Memory is not removed."""
+
     def sweep(self) -> None:
         """There are no files here that nothing speaks of."""
 

@@ -1,0 +1,79 @@
+"""The real service, when its catalog or its whole data directory breaks under it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
+
+import pytest
+
+from tests.e2e.command import Service
+
+MakeService = Callable[..., Service]
+
+pytestmark = pytest.mark.slow
+
+
+def ask(service: Service, method: str, path: str, body: bytes | None = None) -> int:
+    connection = HTTPConnection(*service.address, timeout=60)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("what", ["removed", "moved", "replaced"])
+def test_nothing_succeeds_in_a_data_directory_that_is_gone(
+    make_service: MakeService, what: str
+) -> None:
+    """No 2xx leaves for what nobody can find again (promise 1)."""
+    service = make_service()
+    service.start()
+    assert ask(service, "PUT", "/files/a", b"content") == 201
+    if what == "removed":
+        shutil.rmtree(service.data_dir)
+    else:
+        moved = service.data_dir.with_name("moved")
+        service.data_dir.rename(moved)
+        if what == "replaced":
+            shutil.copytree(moved, service.data_dir, ignore=lambda *_: ["control"])
+    for method, path, body in [
+        ("HEAD", "/files/a", None),
+        ("GET", "/files/a", None),
+        ("PUT", "/files/b", b""),
+        ("PUT", "/files/c", b"more"),
+        ("POST", "/files/", b""),
+        ("DELETE", "/files/a", None),
+    ]:
+        assert ask(service, method, path, body) == 500, (method, path)
+    assert service.is_running
+
+
+def test_damaged_index_does_not_end_the_service(make_service: MakeService) -> None:
+    """Promise 10: what can be read is served, and the log says what to do."""
+    service = make_service()
+    service.start()
+    assert ask(service, "PUT", "/files/a", b"content") == 201
+    service.stop()
+    path = service.data_dir / "catalog.sqlite3"
+    with closing(sqlite3.connect(path)) as catalog:
+        (page,) = catalog.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'operations_by_state'"
+        ).fetchone()
+        (size,) = catalog.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    service.start()
+    for _ in range(3):
+        assert ask(service, "GET", "/files/a") == 200
+    service.wait_for_log("recovery is postponed")
+    assert "trioresume verify" in service.log.read_text()
+    assert ask(service, "GET", "/files/a") == 200
+    service.check_log()
