@@ -349,3 +349,33 @@ def test_upload_that_goes_on_meanwhile_is_no_damage(full: DiskStand) -> None:
         verification = inventory.verify()
         verification.on_progress = lambda: put(full.store, writer, DATA)
         assert list(verification) == []
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["served", "ended"])
+def test_flipped_bit_in_a_tail_is_found(disk_stand: DiskStand, ended: bool) -> None:
+    """The bytes of a tail that were recorded are compared with its proof."""
+    writer = begin(disk_stand.store)
+    put(disk_stand.store, writer, DATA[:21])
+    make_durable(disk_stand.store, writer)
+    if ended:
+        disk_stand.store.close()
+    assert damages(disk_stand) == []
+    tail = disk_stand.data_dir / "tails" / f"{OP}.2"
+    content = tail.read_bytes()
+    tail.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    found = damages(disk_stand)
+    assert [(d.kind, d.name) for d in found] == [
+        (K.TAIL, f"{OP}.2"),
+        (K.UPLOAD, OP),
+    ]
+    if ended:
+        disk_stand.store = disk_stand.open()
+
+
+def test_what_a_loss_took_of_unrecorded_bytes_is_no_damage(
+    disk_stand: DiskStand,
+) -> None:
+    """Nobody was told of them, and nobody will be: they are cut off."""
+    put(disk_stand.store, begin(disk_stand.store), DATA[:21])
+    disk_stand.restart(power_loss=True)
+    assert damages(disk_stand) == []

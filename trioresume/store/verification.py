@@ -11,8 +11,10 @@ Three passes, because they bear company differently:
    operation must have its content. Less than a minute for a million files, and for that
    long the service's write-ahead log cannot be cut back.
 3. **What is being written.** The sealed chunks and the tails of unfinished uploads must
-   have every byte that was recorded as durable, and must let themselves be read. Tails
-   have no digest yet: more cannot be said of them.
+   have every byte that was recorded as durable, and must let themselves be read. Tails are
+   compared with the proofs beside them. A proof that speaks of bytes beyond those that were
+   recorded says nothing where the service has been started since: those bytes are cut off if
+   they are wrong, and were announced to nobody.
 
 What the first pass found is kept in temporary tables, and the others tell whom it
 concerns: memory is bounded by pages, also when all is lost. Nothing is repaired, and
@@ -33,7 +35,7 @@ from trioresume.errors import ContentLost, StorageFull, TrioresumeError
 from trioresume.store.catalog import CatalogReader
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.disk_io import Descriptor
-from trioresume.store.extent import Extent, Survey
+from trioresume.store.extent import Extent, Part, Survey
 from trioresume.store.port import ContentKey, is_response_key
 from trioresume.store.recipe import (
     AnyRecipe,
@@ -398,19 +400,34 @@ class Verification:
             try:
                 with closing(self._disk.open(path)) as file:
                     self._hash(file)
+                if self._is_proven(key, extent, part) or self._is_proven(
+                    key, extent, part
+                ):  # again: it may have been cut and written anew meanwhile
+                    continue
+                problem = "does not have the bytes that were written"
             except FileNotFoundError:
                 continue  # a chunk by now
             except OSError as exc:
                 problem = f"cannot be read: {exc.strerror or exc}"
-                yield Damage(
-                    kind=DamageKind.TAIL,
-                    name=f"{key}.{part.index}",
-                    problem=problem,
-                    path=path,
-                )
-                yield Damage(
-                    kind=DamageKind.UPLOAD, name=key, problem=f"its tail {problem}"
-                )
+            yield Damage(
+                kind=DamageKind.TAIL,
+                name=f"{key}.{part.index}",
+                problem=problem,
+                path=path,
+            )
+            yield Damage(
+                kind=DamageKind.UPLOAD, name=key, problem=f"its tail {problem}"
+            )
+
+    def _is_proven(self, key: ContentKey, extent: Extent, part: Part) -> bool:
+        """Whether the tail has the bytes of its proof, if that matters."""
+        proof = self._tails.proof(key, part.index)
+        if proof is None:
+            return True
+        end = part.index * extent.row.chunk_size + proof.length
+        if not extent.trusted and end > extent.row.durable:
+            return True
+        return self._tails.proven(key, part.index) == proof.length
 
 
 def _listed(recipe: AnyRecipe, first: int = 0) -> Iterator[Digest]:
