@@ -89,6 +89,37 @@ async def test_principal_cannot_store_more_than_its_quota(tmp_path: Path) -> Non
             assert reply.status == 201
 
 
+@pytest.mark.parametrize("prefer", ["resume", "processing", "respond-async, wait=0"])
+async def test_deletion_at_the_quota_leaves_no_record(
+    tmp_path: Path, prefer: str
+) -> None:
+    """G7: it is let through, or nothing could be removed; its preferences are ignored."""
+    limits = {"max_stored_bytes": 2 * ROW + 100 * KIB}
+    async with _files(tmp_path, **limits) as (service, client):
+        long = {"X-Name": "a", "Prefer": prefer, "X-Long": "x" * 10_000}
+        for number in range(2):
+            body = bytes([number]) * 40 * KIB
+            reply = await client.request(
+                "PUT", f"/files/{number}", {"X-Name": "a"}, body
+            )
+            assert reply.status == 201
+        upload = head("POST", "/files/", _as("a"), length=ROW)
+        await client.send(upload)
+        assert (await client.interim()).status == 100
+        async with service.connect() as other:
+            refused = await other.request(
+                "PUT", "/files/x", {"X-Name": "a"}, b"x" * ROW * 5
+            )
+            assert refused.status == 507
+        async with service.connect() as other:
+            reply = await other.request("DELETE", "/files/0", long)
+            assert reply.status == 204
+            assert reply.interims == []
+            for name in ("preference-applied", "content-location", "location"):
+                assert reply.get(name) is None
+            assert (await other.request("HEAD", "/files/0", long)).status == 404
+
+
 async def test_everybody_together_cannot_store_more_than_the_whole(
     tmp_path: Path,
 ) -> None:

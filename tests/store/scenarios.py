@@ -35,10 +35,10 @@ from trioresume.errors import (
     StorageError,
 )
 from trioresume.protocol.operation import OperationState
-from trioresume.store.accounts import RECORD_SIZE
 from trioresume.store.disk import DiskStore, open_store
 from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
+    RECORD_SIZE,
     Content,
     CreateOperation,
     EndOperation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from trioresume.errors import StorageError, StoreLocked
 from trioresume.server.control import ask_to_collect
 from trioresume.store.disk import open_store
 from trioresume.store.port import Collected
+from trioresume.store.reserve import RESERVE_SIZE
 
 if TYPE_CHECKING:
     from trioresume.store.port import Store
@@ -62,10 +64,12 @@ async def collect(
 
     if not (Path(data_dir) / "format").exists():
         raise StorageError(f"{os.fspath(data_dir)} is no data directory of trioresume")
+    # On a full disk, too: it is what makes space.
+    opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
     deadline = trio.current_time() + PATIENCE
     while True:
         try:
-            store = await trio.to_thread.run_sync(open_store, data_dir)
+            store = await trio.to_thread.run_sync(opened)
         except StoreLocked as locked:
             try:
                 await ask_to_collect(data_dir, add)

@@ -274,6 +274,11 @@ class Operation:
             # Look at what it is now.
             return await self.make_durable()
 
+    def forget_preferences(self) -> None:
+        """What the request preferred of its answer is ignored; nobody was told of it."""
+        fields = self.record.fields.without("prefer")
+        self.record = replace(self.record, fields=fields)
+
     def learn_length(self, length: int | None) -> None:
         """Somebody stated the content's length; it was checked against what is known.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import StorageError
+from trioresume.errors import PeerError, StorageError, StorageFull
 from trioresume.protocol.operation import Event, OperationState
 from trioresume.server.answers import Answering
 from trioresume.server.hashing import Hashing
@@ -26,6 +26,7 @@ from trioresume.store.port import (
     CreateOperation,
     OperationId,
     OperationRecord,
+    record_size,
     request_key,
 )
 
@@ -60,17 +61,26 @@ MOST_RESTING = 1024
 class _Creating:
     """A new operation, used within the block. (A class: a generator would hold more.)"""
 
-    __slots__ = ("_operation", "_operations")
+    __slots__ = ("_may_be_unoffered", "_operation", "_operations")
 
-    def __init__(self, operations: Operations, operation: Operation) -> None:
+    def __init__(
+        self, operations: Operations, operation: Operation, may_be_unoffered: bool
+    ) -> None:
         self._operations = operations
         self._operation = operation
+        self._may_be_unoffered = may_be_unoffered
 
     async def __aenter__(self) -> Operation:
         self._operation.users += 1
         self._operation.visitors += 1
         try:
-            await self._operations.record(self._operation)
+            try:
+                await self._operations.record(self._operation)
+            except StorageFull:
+                if not self._may_be_unoffered or self._operation.unoffered:
+                    raise
+                self._operation.unoffered = True
+                await self._operations.record(self._operation)
         except BaseException:
             self._operations.leave(self._operation)
             raise
@@ -205,13 +215,18 @@ class Operations:
         *,
         offered: bool,
         keep_incomplete: bool,
+        must_be_offered: bool = False,
     ) -> AbstractAsyncContextManager[Operation]:
         """A new operation for *head*, used within the block.
 
         When it is *offered* (its locations will be told) the record is durable on
         entry: a client that was told of an operation finds it again.
 
-        Raises :class:`PeerError` (429, 507) at a quota.
+        A request that removes something is let through at a limit, but not offered
+        then, which raises all the same if it *must_be_offered*.
+
+        Raises :class:`PeerError` (429, 507) at a quota, :class:`StorageFull` if too
+        little of the disk is free.
         """
         now = self.clock.now()
         record = OperationRecord(
@@ -227,16 +242,37 @@ class Operations:
             explicit_completion=creation.explicit_completion,
             length=creation.length,
         )
-        # Who is at a limit must still be able to remove something.
+        # Who is at a limit must still be able to remove something. But nothing of such a
+        # request may stay then, or long heads of them would fill the disk.
         removes = head.method == "DELETE" and not head.has_content
-        reserved = self._quotas.admit(record, exempt=removes)
+        may_be_unoffered = removes and not must_be_offered
+        try:
+            reserved = self._admit(record)
+        except (PeerError, StorageFull):
+            if not may_be_unoffered:
+                raise
+            reserved, offered = self._quotas.admit(record, exempt=True), False
         record = replace(record, reserved=reserved)
         operation = self._loaded[record.id] = Operation(record.id, self._surroundings)
         operation.unoffered = not offered
         operation.readmits = record.length is None
         operation.load(record)
         operation.incoming.begin()
-        return _Creating(self, operation)
+        return _Creating(self, operation, may_be_unoffered)
+
+    def _admit(self, record: OperationRecord) -> int:
+        """Let a new operation begin; the bytes that are reserved for it.
+
+        Raises :class:`PeerError` at a quota, :class:`StorageFull` if the disk has no room
+        for its record.
+        """
+        reserved = self._quotas.admit(record, exempt=False)
+        try:
+            self.storage.store.take_room(record_size(record))
+        except StorageFull:
+            self._quotas.withdraw(record.id)
+            raise
+        return reserved
 
     async def record(self, operation: Operation) -> None:
         """Have the catalog know a new operation: if it is offered, on return."""

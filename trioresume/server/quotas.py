@@ -13,7 +13,8 @@ bytes lead to, and submissions take effect in order: an announced byte is a coun
 When it is used up, nothing that is stored is touched. A new upload is refused before
 its content is asked for; a running one of unknown length is cut where the quota ends,
 and goes on when there is space. A request without content that removes something
-(``DELETE``) is always let through, or a full account could not be emptied.
+(``DELETE``) is always let through, or a full account could not be emptied; but then
+nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
-from trioresume.store.accounts import RECORD_SIZE
-from trioresume.store.port import CreateOperation, SetReserved
+from trioresume.store.port import CreateOperation, SetReserved, record_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -57,10 +57,12 @@ class _Pending:
     counted: int
     """What the store has, or will have when it has all that was submitted before."""
     reserved: int
+    record: int = 0
+    """What the operation is charged besides, if the store does not have it yet."""
 
     @property
     def bytes(self) -> int:
-        return max(0, self.reserved - self.counted) + self.uploads * RECORD_SIZE
+        return max(0, self.reserved - self.counted) + self.record
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,15 @@ class Quotas:
         Raises :class:`PeerError`: 429 for too many open uploads, 507 for too many bytes.
         """
         length = record.length
+        size = record_size(record)
         if not exempt:
             self._check_uploads(record.principal)
-            space = self._space(record.principal, max(1, length or 0) + RECORD_SIZE)
+            space = self._space(record.principal, max(1, length or 0) + size)
             if length is None:
-                spare = FIRST_STEP if space is None else space - RECORD_SIZE
+                spare = FIRST_STEP if space is None else space - size
                 length = min(FIRST_STEP, spare)
         length = length or 0
-        self._note(record.id, _Pending(record.principal, 1, 0, length))
+        self._note(record.id, _Pending(record.principal, 1, 0, length, size))
         return length
 
     def extend(self, record: OperationRecord, needed: int, *, exact: bool) -> int:
@@ -124,8 +127,10 @@ class Quotas:
         reserved = record.reserved + more
         known = self._pending.get(record.id)
         counted = record.reserved if known is None else known.counted
-        uploads = 0 if known is None else known.uploads
-        self._note(record.id, _Pending(record.principal, uploads, counted, reserved))
+        uploads, size = (0, 0) if known is None else (known.uploads, known.record)
+        self._note(
+            record.id, _Pending(record.principal, uploads, counted, reserved, size)
+        )
         return reserved
 
     # Giving back.
@@ -178,6 +183,12 @@ class Quotas:
         known = self._pending.get(id)
         if known is not None:
             self._note(id, _Pending(known.principal, 0, counted, known.reserved))
+
+    def withdraw(self, id: OperationId) -> None:
+        """The operation that was admitted will not begin."""
+        known = self._pending.get(id)
+        if known is not None:
+            self._note(id, _Pending(known.principal, 0, 0, 0))
 
     def forget(self, id: OperationId) -> None:
         """Nothing of the operation is on its way to the store any more."""

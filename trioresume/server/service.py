@@ -271,7 +271,13 @@ class Service:
             creation,
             offered=creation.offers or resume is not None or followed,
             keep_incomplete=creation.offers or resume is ResumeMode.SAVE_INCOMPLETE,
+            must_be_offered=creation.offers,
         ) as operation:
+            if operation.unoffered and (resume is not None or followed):
+                # At a limit: it is let through, and the preferences are ignored.
+                exchange.head = replace(head, fields=head.fields.without("prefer"))
+                preferences, resume = parse_preferences(exchange.head.fields), None
+                operation.forget_preferences()
             if resume is None:
                 await exchange.send_continue()
             else:

@@ -45,6 +45,7 @@ from trioresume.server.transport import SocketTransport
 from trioresume.server.workers import Workers
 from trioresume.store.disk import open_store
 from trioresume.store.port import SERVICE_CLOCK
+from trioresume.store.reserve import RESERVE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,7 @@ def _open_store(config: Config) -> Store:
         chunk_size=config.chunk_size,
         durability=config.durability,
         min_free_space=config.min_free_space,
+        reserve=RESERVE_SIZE,
     )
 
 

@@ -5,6 +5,9 @@ summed up, but once, when a catalog from before there were accounts is migrated.
 
 * An operation that is no tombstone, and a file, take :data:`RECORD_SIZE` each: a
   million empty files are not free.
+* What their rows hold of the peer's beyond :data:`FREE_HEAD` bytes counts too: the head of
+  the request, the response that is kept with it, a file's name and fields. So it is with
+  a tombstone, which has kept nothing but the request's target.
 * An upload takes what is reserved for it, from its creation to its end.
 * Finished content takes its length, once for each principal who keeps it in any
   number of operations and files. What chunks share is not subtracted: whether a
@@ -15,10 +18,9 @@ summed up, but once, when a catalog from before there were accounts is migrated.
 
 from __future__ import annotations
 
-__all__ = ["ACCOUNTS", "RECORD_SIZE"]
+from trioresume.store.port import FREE_HEAD, RECORD_SIZE
 
-RECORD_SIZE = 4096
-"""Bytes that an operation or a file is charged besides content: its rows, a file's block."""
+__all__ = ["ACCOUNTS", "COUNT_RECORDS"]
 
 _OWNER = "CASE WHEN {0}.principal IS NULL THEN '' ELSE '=' || {0}.principal END"
 _HELD = (
@@ -122,6 +124,62 @@ WHEN OLD.content_digest IS NOT NEW.content_digest BEGIN
 END;
 CREATE TRIGGER file_removed AFTER DELETE ON files BEGIN
     INSERT INTO charge VALUES (OLD.namespace, -{RECORD_SIZE}, 0);
+    {_let_go("OLD.namespace", "OLD.content_digest")}
+END;
+"""
+
+_EXTRA = (
+    "max(0, length(CAST({0}.target AS BLOB)) + length({0}.fields)"
+    " + ifnull(length({0}.response_head), 0) + ifnull(length({0}.response_inline), 0)"
+    f" - {FREE_HEAD})"
+)
+_FILE_EXTRA = (
+    "max(0, length(CAST({0}.name AS BLOB)) + length({0}.fields)"
+    f" + ifnull(length({{0}}.content_inline), 0) - {FREE_HEAD})"
+)
+_ALL_HELD = f"({_HELD} + {_EXTRA})"
+_FILE_HELD = f"({RECORD_SIZE} + {_FILE_EXTRA})"
+
+COUNT_RECORDS = f"""
+DROP TRIGGER operation_created;
+DROP TRIGGER operation_changed;
+DROP TRIGGER operation_forgotten;
+DROP TRIGGER file_published;
+DROP TRIGGER file_removed;
+
+INSERT INTO charge SELECT {_OWNER.format("o")}, {_EXTRA.format("o")}, 0
+    FROM operations o WHERE {_EXTRA.format("o")} > 0;
+INSERT INTO charge SELECT namespace, {_FILE_EXTRA.format("files")}, 0
+    FROM files WHERE {_FILE_EXTRA.format("files")} > 0;
+
+CREATE TRIGGER operation_created AFTER INSERT ON operations BEGIN
+    INSERT INTO charge
+        VALUES ({_NEW}, {_ALL_HELD.format("NEW")}, NEW.state = 'receiving');
+    {_keep(_NEW, "NEW.content_digest")} {_keep(_NEW, "NEW.response_digest")}
+END;
+CREATE TRIGGER operation_changed
+AFTER UPDATE OF state, reserved, fields, response_head, response_inline ON operations
+WHEN OLD.state != NEW.state OR {_ALL_HELD.format("OLD")} != {_ALL_HELD.format("NEW")} BEGIN
+    INSERT INTO charge VALUES ({_NEW},
+        {_ALL_HELD.format("NEW")} - {_ALL_HELD.format("OLD")},
+        (NEW.state = 'receiving') - (OLD.state = 'receiving'));
+END;
+CREATE TRIGGER operation_forgotten AFTER DELETE ON operations BEGIN
+    INSERT INTO charge
+        VALUES ({_OLD}, -{_ALL_HELD.format("OLD")}, -(OLD.state = 'receiving'));
+    {_let_go(_OLD, "OLD.content_digest")} {_let_go(_OLD, "OLD.response_digest")}
+END;
+CREATE TRIGGER file_published AFTER INSERT ON files BEGIN
+    INSERT INTO charge VALUES (NEW.namespace, {_FILE_HELD.format("NEW")}, 0);
+    {_keep("NEW.namespace", "NEW.content_digest")}
+END;
+CREATE TRIGGER file_changed AFTER UPDATE OF fields, content_inline ON files
+WHEN {_FILE_HELD.format("OLD")} != {_FILE_HELD.format("NEW")} BEGIN
+    INSERT INTO charge VALUES (NEW.namespace,
+        {_FILE_HELD.format("NEW")} - {_FILE_HELD.format("OLD")}, 0);
+END;
+CREATE TRIGGER file_removed AFTER DELETE ON files BEGIN
+    INSERT INTO charge VALUES (OLD.namespace, -{_FILE_HELD.format("OLD")}, 0);
     {_let_go("OLD.namespace", "OLD.content_digest")}
 END;
 """

@@ -50,6 +50,11 @@ from trioresume.store.schema import connect, create, migrate, sqlite_error, writ
 __all__ = ["Catalog", "CatalogReader"]
 
 
+_USUAL_LOG = 1000
+"""Pages of the log after which SQLite begins it anew: its own default."""
+_SCARCE_LOG = 100
+
+
 def _of(alias: str, columns: str) -> str:
     return ", ".join(f"{alias}.{column.strip()}" for column in columns.split(","))
 
@@ -322,6 +327,19 @@ class Catalog(CatalogReader):
                 raise
         except sqlite3.Error as exc:
             raise write_error(exc, self._path) from exc
+
+    def hasten_checkpoints(self, hastened: bool) -> None:
+        """Use the log's space again much earlier, while there is little of it.
+
+        Beginning with that, the log is emptied as far as nobody reads it.
+        """
+        pages = _SCARCE_LOG if hastened else _USUAL_LOG
+        try:
+            self._writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            if hastened:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error:
+            pass  # a full disk may refuse that as well: the log is as it was
 
     def usage(self, namespace: str) -> Usage:
         """An account; ``*`` is that of all together."""

@@ -4,6 +4,7 @@ What is on disk::
 
     format            the version of all this
     lock              held while a process serves the directory
+    reserve           space for releasing something on a full disk (see reserve)
     catalog.sqlite3   operations, chunk lists, holds, recorded responses, files
     chunks/xx/…       finished chunks (see chunks)
     tails/…           bytes that are no chunk yet (see tails)
@@ -46,7 +47,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from trioresume.errors import CallerError, StorageConflict, StorageError
+from trioresume.errors import (
+    CallerError,
+    StorageConflict,
+    StorageError,
+    StorageFull,
+)
 from trioresume.store.catalog import Catalog
 from trioresume.store.chunks import ChunkFiles
 from trioresume.store.collection import Sweep, collect_rows
@@ -72,12 +78,14 @@ from trioresume.store.port import (
     Usage,
     check_key,
     content_of,
+    grows,
     is_response_key,
     operation_of,
 )
 from trioresume.store.readers import InlineReader, Pins, PrefixReader, open_recipe
 from trioresume.store.recipe import JoinedRecipe, cut, join
 from trioresume.store.recovery import Recovery
+from trioresume.store.reserve import Reserve
 from trioresume.store.rows import namespace_of
 from trioresume.store.tails import Tail, TailFiles
 from trioresume.store.writers import Writers
@@ -98,13 +106,15 @@ def open_store(
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     durability: Durability = "disk",
     min_free_space: int = 0,
+    reserve: int = 0,
     disk: Disk | None = None,
 ) -> DiskStore:
     """Open the store in *data_dir*, which is made if it is not there.
 
     *chunk_size* is in bytes and holds for what is begun from now on. Content stops where
-    *min_free_space* bytes of the disk are left, or a twentieth of it. *disk* is for
-    tests: it performs the changes instead of the operating system.
+    *min_free_space* bytes of the disk are left, or a twentieth of it. *reserve* bytes are
+    kept in a file, to be given up so that something can be released on a full disk. *disk*
+    is for tests: it performs the changes instead of the operating system.
 
     Raises :class:`StoreLocked`, :class:`FormatVersionUnsupported` and other
     :class:`StorageError`.
@@ -117,6 +127,7 @@ def open_store(
             chunk_size=chunk_size,
             disk=disk or Disk(durable=durability == "disk"),
             min_free_space=min_free_space,
+            reserve=reserve,
         )
 
 
@@ -130,6 +141,7 @@ class DiskStore:
         chunk_size: int,
         disk: Disk,
         min_free_space: int = 0,
+        reserve: int = 0,
     ) -> None:
         self._disk = disk
         self._chunk_size = chunk_size
@@ -152,7 +164,12 @@ class DiskStore:
             )
             self._chunks.prepare()
             self._tails.prepare()
+            self._reserve = Reserve(self._dir.join("reserve"), disk, reserve)
+            self._reserve.open()
+            self._tails.room.held = self._reserve.held
             self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
+            if self._reserve.is_spent:
+                self._catalog.hasten_checkpoints(True)
             disk.sync_directory(self._dir.path)
         except BaseException:
             self._dir.close()
@@ -275,6 +292,36 @@ class DiskStore:
     def apply(
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]:
+        grown = any(grows(submission) for submission in batch)
+        if self._reserve.is_spent and not self._restore_reserve() and grown:
+            raise StorageFull("what is left of the disk is for releasing something")
+        try:
+            return self._apply(batch)
+        except StorageFull:
+            self._tails.room.look_again()
+            if grown or not self._spend_reserve():
+                raise
+            return self._apply(batch)
+
+    def _spend_reserve(self) -> bool:
+        spent = self._reserve.spend()
+        if spent:
+            self._tails.room.held = 0
+            with self._changing:
+                self._catalog.hasten_checkpoints(True)
+        return spent
+
+    def _restore_reserve(self) -> bool:
+        restored = self._reserve.restore()
+        if restored:
+            self._tails.room.held = self._reserve.held
+            with self._changing:
+                self._catalog.hasten_checkpoints(False)
+        return restored
+
+    def _apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
         effects = Effects()
         with self._changing:
             try:
@@ -340,6 +387,14 @@ class DiskStore:
         self._recovery.suspect(self._writers.break_all())
 
     def collect(self, limit: int) -> Collected:
+        try:
+            return self._collect(limit)
+        except StorageFull:
+            if not self._spend_reserve():
+                raise
+            return self._collect(limit)
+
+    def _collect(self, limit: int) -> Collected:
         with self._changing:
             try:
                 with self._catalog.transaction() as connection:
@@ -395,6 +450,10 @@ class DiskStore:
 
     def total_usage(self) -> Usage:
         return self._catalog.usage("*")
+
+    def take_room(self, size: int) -> None:
+        with translated("making a record"):
+            self._tails.room.take(size)
 
     # Content.
 

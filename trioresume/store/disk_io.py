@@ -146,6 +146,20 @@ class Disk:
             os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS)
         )
 
+    def allocate(self, path: str, size: int) -> None:
+        """A new file under *path*, of *size* bytes that are taken from the disk.
+
+        Raises :class:`OSError` if they are not to be had; then there is no file.
+        """
+        file = self.create(path)
+        try:
+            _allocate(file.fileno(), size)
+        except BaseException:
+            self.unlink(path)
+            raise
+        finally:
+            file.close()
+
     def forget_cached(self, file: Descriptor) -> None:
         """Have the next read of *file* come from the disk, where the system can do that.
 
@@ -265,6 +279,21 @@ class Disk:
 
     def commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
+
+
+def _allocate(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as exc:
+            if exc.errno not in _NO_DIRECT:
+                raise
+        else:
+            return
+    # Random, or a file system that compresses would keep almost nothing.
+    written = 0
+    while written < size:
+        written += os.write(fd, os.urandom(min(_COPY_SIZE, size - written)))
 
 
 def _lies_as(view: memoryview, position: int) -> bool:

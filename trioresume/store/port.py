@@ -6,9 +6,10 @@ Rules
 1. **Synchronous.** Nothing here awaits. Where an implementation may block on a
    disk, ``blocking`` is true and the server makes the call in a worker thread.
    The exceptions are :meth:`Store.new_writer`, which touches nothing,
-   :meth:`Store.usage`, which looks up a row, :meth:`Store.check`, and :meth:`ContentWriter.append`,
-   which writes to the page cache and must not sync: the server calls them on its
-   event loop.
+   :meth:`Store.usage`, which looks up a row, :meth:`Store.check`, :meth:`Store.take_room`,
+   which now and then asks how much of the disk is free, and
+   :meth:`ContentWriter.append`, which writes to the page cache and must not sync: the
+   server calls them on its event loop.
 2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
    performs a batch of them: each *submission* (a sequence of mutations) happens
    whole or not at all, submissions take effect in order, and when ``apply``
@@ -58,6 +59,8 @@ from trioresume.protocol.operation import OperationState
 from trioresume.store.recipe import Digest, JoinedRecipe, cut, join
 
 __all__ = [
+    "FREE_HEAD",
+    "RECORD_SIZE",
     "SERVICE_CLOCK",
     "Collected",
     "Content",
@@ -95,8 +98,10 @@ __all__ = [
     "Usage",
     "check_key",
     "content_of",
+    "grows",
     "is_response_key",
     "operation_of",
+    "record_size",
     "request_key",
     "response_key",
 ]
@@ -437,13 +442,36 @@ Mutation = (
 )
 
 
+_GROWING = (CreateOperation, SealChunk, JoinContents, PublishFile, RecordResponse)
+
+
+def grows(submission: Sequence[Mutation]) -> bool:
+    """Whether *submission* adds something to the catalog for longer than its own time."""
+    return any(isinstance(mutation, _GROWING) for mutation in submission)
+
+
+RECORD_SIZE = 4096
+"""Bytes that an operation or a file is charged besides content: its rows, a file's block."""
+FREE_HEAD = 1024
+"""Bytes of its head that are included in that."""
+
+
+def record_size(record: OperationRecord) -> int:
+    """About what *record* is charged when it is made, besides its content."""
+    head = len(record.target) + sum(
+        len(name) + len(value) + 4 for name, value in record.fields
+    )
+    return RECORD_SIZE + max(0, head - FREE_HEAD)
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a principal takes, or all of them together (G7)."""
 
     bytes: int = 0
-    """4096 for each operation but tombstones and for each file; what uploads reserve;
-    the length of each distinct finished content that is kept."""
+    """4096 for each operation but tombstones and for each file; what is longer than 1024
+    bytes of their heads and of the responses that are kept with them; what uploads
+    reserve; the length of each distinct finished content that is kept."""
     open_uploads: int = 0
     """Operations that are receiving."""
 
@@ -607,6 +635,9 @@ class Store(Protocol):
         A mutation of an operation that no longer exists, or is a tombstone, is
         dropped silently (its effects were released with the operation), except
         that :class:`CreateOperation` of an existing id is a conflict.
+
+        Where a disk is full, submissions that do not grow (see :func:`grows`) may still
+        be done if they come alone.
         """
         ...
 
@@ -651,6 +682,14 @@ class Store(Protocol):
         """As :meth:`usage`, of all principals together.
 
         A byte counts for each principal who keeps it, though it is stored once.
+        """
+        ...
+
+    def take_room(self, size: int) -> None:
+        """Claim *size* bytes of the disk for a record that is about to be made.
+
+        Raises :class:`StorageFull` if that much must stay free. It is a measure, not a
+        reservation, and never waits for other calls.
         """
         ...
 

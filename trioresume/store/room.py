@@ -5,6 +5,8 @@ before anything shrinks. If uploads could take the last byte, nothing could be d
 expired or even started any more until somebody made space by hand. So tails stop a
 little earlier than the disk does, and with the same error.
 
+New records stop there, too: a million empty uploads with long heads are gigabytes.
+
 They stop much earlier where the disk is large: whatever else writes to it, a log or a
 database, must not fail because somebody uploaded.
 """
@@ -35,22 +37,28 @@ class Room:
     *min_free* is how many bytes are to stay free, if that is not more than a twentieth.
     """
 
-    __slots__ = ("_left", "_min_free", "_path")
+    __slots__ = ("_left", "_min_free", "_path", "held")
 
     def __init__(self, path: str, min_free: int = 0) -> None:
         self._path = path
         self._min_free = min_free
         self._left = 0
+        self.held = 0
+        """Bytes of the space that stays free which a file keeps (see reserve)."""
+
+    def look_again(self) -> None:
+        """The disk was full somewhere else: look at it when more is wanted next."""
+        self._left = 0
 
     def take(self, size: int) -> None:
-        """Claim *size* bytes. Raises :class:`OSError` ENOSPC if they are not to be had.
+        """Claim *size* bytes, of content or of a record. Raises :class:`OSError` ENOSPC if they are not to be had.
 
         Others may write to the disk, too: this is a measure, not a reservation.
         """
         if size > self._left:
             disk = shutil.disk_usage(self._path)
             others = min(self._min_free, disk.total // _LARGEST_SHARE)
-            free = disk.free - max(HEADROOM, others)
+            free = disk.free + self.held - max(HEADROOM, others)
             if free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             until = max(_LOOK_EVERY, min(free // 16, _LOOK_LEAST))

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
-from trioresume.store.accounts import ACCOUNTS
+from trioresume.store.accounts import ACCOUNTS, COUNT_RECORDS
 from trioresume.store.disk_io import FULL
 from trioresume.store.read_only import connect_without_writing
 
@@ -155,7 +155,15 @@ CREATE INDEX chunks_unsynced ON chunks (unsynced) WHERE unsynced > 0;
 """
 
 # Entry n brings a catalog of version n to version n + 1.
-_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, ACCOUNTS, _VERSION_5, _VERSION_6)
+_MIGRATIONS = (
+    _VERSION_1,
+    _VERSION_2,
+    _VERSION_3,
+    ACCOUNTS,
+    _VERSION_5,
+    _VERSION_6,
+    COUNT_RECORDS,
+)
 
 _BUSY_TIMEOUT = 10.0
 """Seconds to wait for another process, such as a keeper's command that reads."""

@@ -24,6 +24,8 @@ from trioresume.errors import (
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store.port import (
+    FREE_HEAD,
+    RECORD_SIZE,
     Collected,
     Content,
     ContentKey,
@@ -58,12 +60,26 @@ from trioresume.store.port import (
     response_key,
 )
 from trioresume.store.recipe import AnyRecipe, Digest, JoinedRecipe, Recipe
+from trioresume.store.rows import pack_fields, response_columns
 from trioresume.testing.memory_content import Building, MemoryContents
 
 __all__ = ["MemoryStore"]
 
 _S = OperationState
-_RECORD_SIZE = 4096
+
+
+def _extra(record: OperationRecord) -> int:
+    """What *record* is charged for its head and its response, if they are long."""
+    head, _, inline, _ = response_columns(record.response)
+    size = len(record.target.encode()) + len(pack_fields(record.fields))
+    return max(0, size + len(head or b"") + len(inline or b"") - FREE_HEAD)
+
+
+def _file_extra(file: FileRecord) -> int:
+    size = len(file.name.encode()) + len(pack_fields(file.fields))
+    return max(0, size + len(file.content.inline or b"") - FREE_HEAD)
+
+
 _FileKey = tuple[str | None, str]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -383,18 +399,16 @@ class MemoryStore(MemoryContents):
         return self._meta.get(name)
 
     def usage(self, principal: str | None) -> Usage:
-        operations = [
-            record
-            for record in self._operations.values()
-            if record.principal == principal and record.state is not _S.GONE
-        ]
+        known = [r for r in self._operations.values() if r.principal == principal]
+        operations = [record for record in known if record.state is not _S.GONE]
         files = [file for file in self._files.values() if file.owner == principal]
         receiving = [r for r in operations if r.state is _S.RECEIVING]
         contents = [record.content for record in operations]
         contents += [record.response.body for record in operations if record.response]
         contents += [file.content for file in files]
         kept = {c.digest: c.length for c in contents if c is not None and c.digest}
-        size = _RECORD_SIZE * (len(operations) + len(files))
+        size = RECORD_SIZE * (len(operations) + len(files))
+        size += sum(map(_extra, known)) + sum(map(_file_extra, files))
         size += sum(record.reserved for record in receiving) + sum(kept.values())
         return Usage(size, len(receiving))
 
@@ -406,6 +420,9 @@ class MemoryStore(MemoryContents):
             sum(usage.bytes for usage in usages),
             sum(usage.open_uploads for usage in usages),
         )
+
+    def take_room(self, size: int) -> None:
+        """There is always room for a record."""
 
     def sealed_content(
         self, key: ContentKey, seals: Sequence[SealChunk] = ()

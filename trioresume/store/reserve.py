@@ -1,0 +1,73 @@
+"""A file that keeps some of the disk for releasing things when the disk is full.
+
+Deleting, cancelling and expiring change the catalog before they free anything, and a
+change needs space. Uploads stop early (see room), but a log or a database on the same disk
+does not. So a file of a few MiB lies beside the catalog. It is given up when the catalog
+cannot grow, and made again when there is space. In between nothing may grow: what the file
+gave up is for changes that release something.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from trioresume.store.disk_io import Disk
+
+__all__ = ["RESERVE_SIZE", "Reserve"]
+
+RESERVE_SIZE = 4 * 1024 * 1024
+"""Bytes. A release takes some ten pages of the log, which is used again after a hundred of
+them while the reserve is spent."""
+
+_LEAST_FREE = 8 * 1024 * 1024
+"""Bytes that have to be free for the file to be made."""
+
+_SCARCE = 1024 * 1024
+"""With fewer bytes free a catalog cannot be counted on to open."""
+
+
+class Reserve:
+    """The file at *path*, of *size* bytes; of none, there is no file."""
+
+    def __init__(self, path: str, disk: Disk, size: int) -> None:
+        self._path = path
+        self._disk = disk
+        self._size = size
+        self.held = 0
+        """Bytes that the file keeps now."""
+
+    def open(self) -> None:
+        """Find or make the file, or give it up at once if the disk is full."""
+        if self._size == 0:
+            return
+        try:
+            self.held = os.stat(self._path).st_size
+        except FileNotFoundError:
+            self.held = 0
+        if self.held != self._size or self._free() < _SCARCE:
+            self.spend()
+            self.restore()
+
+    @property
+    def is_spent(self) -> bool:
+        return self.held < self._size
+
+    def spend(self) -> bool:
+        """Give the file up; whether there was one."""
+        held, self.held = self.held, 0
+        self._disk.unlink(self._path)
+        return held > 0
+
+    def restore(self) -> bool:
+        """Make the file again if there is space for it; whether it is there."""
+        if self._free() >= _LEAST_FREE:
+            try:
+                self._disk.allocate(self._path, self._size)
+            except OSError:
+                return False  # somebody else was faster
+            self.held = self._size
+        return not self.is_spent
+
+    def _free(self) -> int:
+        return shutil.disk_usage(os.path.dirname(self._path)).free
