@@ -201,3 +201,41 @@ async def test_the_command_killed_and_run_again_goes_on(
     assert json.loads(completed.stdout)["status"] == 201
     assert (await download(service, "/files/file.bin")).digest == digest
     assert sent < size * 1.1
+
+
+@pytest.mark.parametrize("when", ["during the run", "between two runs"])
+async def test_an_upload_of_an_old_version_is_not_left_behind(
+    service: Service, tmp_path: Path, when: str
+) -> None:
+    """The server is told to drop what no version of the file can complete."""
+    size = 16 * MIB
+    path = tmp_path / "file.bin"
+    await trio.to_thread.run_sync(make_file, path, size)
+    uploader = Uploader(tmp_path)
+    slow = ConnectionPlan((), 4 * MIB)
+    async with ChaosProxy(service.address, lambda _: slow) as proxy:
+        url = proxy.url + "/files/file.bin"
+        results = []
+
+        async def upload(
+            *, task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED
+        ) -> None:
+            results.append(await uploader.run(path, url, task_status=task_status))
+
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(upload)
+            await reach(proxy, size // 4)
+            if when == "between two runs":
+                process.kill()
+                await process.wait()
+            with path.open("ab") as file:
+                file.write(b"one line more")
+        proxy.schedule = lambda _: ConnectionPlan()
+        if when == "during the run":
+            assert results[0].returncode == 75, results[0]
+        completed = await uploader.run(path, url)
+    assert completed.returncode == 0, completed
+    stored = await download(service, "/files/file.bin")
+    assert stored.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    service.stop()
+    assert service.unfinished() == []
