@@ -470,3 +470,23 @@ def test_server_that_knows_no_head_may_have_stored_a_put(status: int) -> None:
     asked = made.after(answered(200, {}, sent=Sent.ALL))
     assert isinstance(asked.action, Confirm)
     assert isinstance(made.after(answered(status)).action, Finish)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+        "Sunday, 06-Nov-94 08:49:37 GMT",
+        "Sun Nov  6 08:49:37 1994",
+    ],
+)
+@pytest.mark.parametrize("clock", [0.0, 784111770.0, 4e9])
+def test_retry_after_as_a_date_is_counted_from_the_answers_date(
+    value: str, clock: float
+) -> None:
+    """RFC 9110, section 10.2.3: a wrong clock on this side changes nothing."""
+    fields = {"retry-after": value, "date": "Sun, 06 Nov 1994 08:49:30 GMT"}
+    assert Answer(503, Fields(fields)).retry_after(clock) == 7.0
+    alone = Answer(503, Fields({"retry-after": value}))
+    assert alone.retry_after(784111770.0) == 7.0
+    assert alone.retry_after(4e9) == 0.0
