@@ -153,7 +153,10 @@ def check_head(raw: bytes, limits: HeadLimits = DEFAULT_LIMITS) -> None:
         raise _too_large(raw, limits)
     request_line, _, rest = raw.partition(b"\r\n")
     _check_request_line(request_line, limits)
-    _check_lengths(_field_lines(rest, limits.max_fields))
+    lines = _field_lines(rest, limits.max_fields)
+    _check_lengths(lines)
+    if len(raw) > MAX_MEMBERS:  # a shorter one has no room for so many
+        _check_lists(lines)
 
 
 def _check_request_line(line: bytes, limits: HeadLimits) -> None:
@@ -247,6 +250,57 @@ def check_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     return name, value.strip(b" \t")
 
 
+MAX_MEMBERS = 1024
+"""Members that a list in a request's head may have."""
+
+# The fields that are read here as lists, parameters or references. Others may hold any
+# number of commas. Structured fields have a bound of their own.
+_LISTS = frozenset(
+    {
+        b"access-control-request-headers",
+        b"connection",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-type",
+        b"expect",
+        b"forwarded",
+        b"if-match",
+        b"if-none-match",
+        b"prefer",
+        b"range",
+        b"trailer",
+        b"transfer-encoding",
+        b"upload-concat",
+        b"upload-metadata",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+    }
+)
+
+
+def _check_lists(lines: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a list that would take the event loop long to read.
+
+    It must not be ignored: RFC 9110, section 5.4 wants a 4xx for a field that is larger
+    than the server wishes to process. Quoted separators count as well.
+    """
+    members: dict[bytes, int] = {}
+    for line, value in lines:
+        name = line.lower()
+        if name in _LISTS:
+            separators = value.count(b",") + value.count(b";")
+            if name == b"upload-concat":
+                separators = value.count(b" ")
+            members[name] = members.get(name, 0) + 1 + separators
+    for name, count in members.items():
+        if count > MAX_MEMBERS:
+            raise _refusal(
+                f"{name.decode('ascii')} has more than {MAX_MEMBERS} members",
+                problem=ProblemCode.HEADER_TOO_LARGE,
+            )
+
+
 # ---------------------------------------------------------------- judging its meaning
 
 
@@ -267,7 +321,6 @@ def request_head(
     if http_version not in (b"1.0", b"1.1"):
         raise _bad_version()
     _check_target(target, limits)
-    _check_lists(fields)
     if method == b"CONNECT":
         raise _refusal("", problem=ProblemCode.NOT_IMPLEMENTED)
     _check_host(fields, http_version)
@@ -279,56 +332,6 @@ def request_head(
         length=_content_length(fields, http_version),
         peer=peer,
     )
-
-
-MAX_MEMBERS = 1024
-"""Members that a list in a request's head may have."""
-
-# The fields that are read here as lists, parameters or references. Others may hold any
-# number of commas. Structured fields have a bound of their own.
-_LISTS = frozenset(
-    {
-        "access-control-request-headers",
-        "connection",
-        "content-disposition",
-        "content-encoding",
-        "content-type",
-        "expect",
-        "forwarded",
-        "if-match",
-        "if-none-match",
-        "prefer",
-        "range",
-        "trailer",
-        "transfer-encoding",
-        "upload-concat",
-        "upload-metadata",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-proto",
-    }
-)
-
-
-def _check_lists(fields: Fields) -> None:
-    """Refuse a list that would take the event loop long to read.
-
-    It must not be ignored: RFC 9110, section 5.4 wants a 4xx for a field that is larger
-    than the server wishes to process. Quoted separators count as well.
-    """
-    members: dict[str, int] = {}
-    for name, value in fields:
-        if name in _LISTS:
-            separators = value.count(",") + value.count(";")
-            if name == "upload-concat":
-                separators = value.count(" ")
-            members[name] = members.get(name, 0) + 1 + separators
-    for name, count in members.items():
-        if count > MAX_MEMBERS:
-            raise _refusal(
-                f"{name} has more than {MAX_MEMBERS} members",
-                problem=ProblemCode.HEADER_TOO_LARGE,
-            )
 
 
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?]+(?P<rest>[/?].*)?", re.IGNORECASE)

@@ -374,18 +374,22 @@ class BodyReceiver:
                 piece = await self._take_in_line()
                 last = trio.current_time()
                 waiting = self._transport.readable
-            content, work = sink.taken, sink.work
-            count = self._read_once(sink, piece, waiting)
+            plain = sink.plain
+            content = work = 0
+            if plain is not None:
+                content, work = sink.taken, sink.work
+            count = self._read_once(sink, piece, waiting, plain)
             if count is None:
                 continue
             if count == 0:
                 raise ContentCut(timed_out=False)
             now = trio.current_time()
-            self._renew(now, sink.taken - content)
-            if sink.plain is None:
+            if plain is None:
+                self._renew(now, count)
                 self._adapt(count, now - last)
                 last = now
                 continue
+            self._renew(now, sink.taken - content)
             self._set_low_water(1)  # a share may be less than what has come
             if self._next_share(sink.work - work):
                 await self._give_way()
@@ -417,19 +421,23 @@ class BodyReceiver:
                 # Who is silent has nothing on its way.
                 waiting = self._transport.readable
                 piece = self._memory.take_nowait(waiting)
-                more = self._read_once(sink, piece, waiting)
+                more = self._read_once(sink, piece, waiting, sink.plain)
                 while more and self._remaining > stop:
                     with trio.move_on_after(LAST_PAUSE):
                         await self._transport.wait_readable()
                     piece = await self._memory.take(first=True)
-                    more = self._read_once(sink, piece, self._transport.readable)
+                    waiting = self._transport.readable
+                    more = self._read_once(sink, piece, waiting, sink.plain)
         except (trio.BrokenResourceError, StorageError, PeerError):
             pass  # what was read before is in order
 
-    def _read_once(self, sink: Sink, piece: Piece | None, waiting: int) -> int | None:
+    def _read_once(
+        self, sink: Sink, piece: Piece | None, waiting: int, plain: int | None
+    ) -> int | None:
         """Receive and append what there is, without a checkpoint; let go of *piece*.
 
-        That is about *waiting* bytes. Without a piece it is a little at most.
+        That is about *waiting* bytes. Without a piece it is a little at most. *plain* is
+        what the sink says of what comes next.
         """
         assert self._remaining is not None
         try:
@@ -439,7 +447,6 @@ class BodyReceiver:
                 start = piece.start(sink.offset)
                 view = piece.view[start:]
             view = view[: self._remaining]
-            plain = sink.plain
             if plain is not None:
                 view = view[: max(plain, self._share)]
             if LEAST_ROUNDED <= waiting < len(view):
