@@ -89,7 +89,19 @@ class Tree:
         until = time.monotonic() + seconds
         first = first_tests(module)
         noticed = self._pytest(first, until) if first else None
-        return noticed or self._pytest(further_tests(module), until)
+        if noticed is not None:
+            return noticed
+        # Among so many tests one may fail by chance: it has to fail twice.
+        chance: list[str] = []
+        while True:
+            skipped = [f"--deselect={test}" for test in chance]
+            noticed = self._pytest([*further_tests(module), *skipped], until)
+            if noticed is None or not noticed.startswith("FAILED ") or len(chance) > 3:
+                return noticed
+            test = noticed.removeprefix("FAILED ")
+            if self._pytest([test], until) is not None:
+                return noticed
+            chance.append(test)
 
     def _pytest(self, paths: list[str], until: float) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--no-header"]

@@ -696,6 +696,21 @@ def test_writer_may_precede_its_operation(stand: Stand) -> None:
     assert stand.stored_bytes() == 5
 
 
+def test_seal_from_before_its_operation_dies_with_its_writer(stand: Stand) -> None:
+    """A key that the catalog does not know holds nothing, for whoever opens it anew."""
+    writer = stand.store.open_writer(KEY)
+    (seal,) = writer.append(DATA[:CHUNK])
+    sealed = seal.run()
+    writer.finish()
+    writer.close()
+    writer = stand.store.open_writer(KEY)
+    assert writer.offset == 0
+    do(stand.store, CreateOperation(record()))
+    assert conflicts(stand.store, sealed)
+    put(stand.store, writer, b"other bytes")
+    assert read_prefix(stand.store) == b"other bytes"
+
+
 def test_prefix_reader_follows_moving_bytes(stand: Stand) -> None:
     """An open prefix reads the same while tails become chunks and the content freezes."""
     writer = begin(stand.store)

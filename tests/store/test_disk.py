@@ -492,6 +492,23 @@ def test_sweep_takes_what_nothing_speaks_of(disk_stand: DiskStand) -> None:
     assert read_prefix(store) == DATA[:20]
 
 
+@pytest.mark.parametrize("limit", [1, 3, 4, 100])
+def test_sweep_looks_at_as_many_files_as_it_is_told(
+    limit: int, disk_stand: DiskStand
+) -> None:
+    """Commits wait for one step of it: each is as long as asked for, the last one aside."""
+    for number in range(10):
+        (disk_stand.data_dir / "tails" / f"nobody.{number}").write_bytes(b"x")
+    store = disk_stand.restart()
+    steps: list[int] = []
+    while (done := store.collect(limit)).steps:
+        steps.append(done.steps)
+    assert sum(steps) >= 10
+    assert all(step == limit for step in steps[:-1])
+    assert max(steps) <= limit
+    assert disk_stand.files("tails") == []
+
+
 def test_tail_past_a_gap_goes_with_its_upload(disk_stand: DiskStand) -> None:
     """A sweep that meets it while the upload has a writer leaves it to the upload's end."""
     do(disk_stand.store, CreateOperation(record()))
