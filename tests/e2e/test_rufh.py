@@ -38,8 +38,10 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 
+import trioresume
 from tests.e2e.command import Service
 from tests.e2e.test_curl import PATIENCE_SECONDS, PATIENT, curl
+from tests.e2e.tus_uploads import request
 from tests.platforms import needs
 from tests.server.harness import Client, Reply, chunked
 from trioresume.protocol.dialects.rufh_versions import VERSIONS
@@ -345,3 +347,30 @@ def test_curl_uploads_in_parts_and_has_a_lost_answer_again(
     assert re.fullmatch(r"/files/[\w-]+", stored)
     ran = curl(tmp_path, service.root + stored)
     assert ran.body == body
+
+
+@pytest.mark.parametrize("credentials", ["right", "wrong", None])
+@pytest.mark.parametrize("number", AGENTS)
+def test_question_before_a_background_upload_is_answered(
+    number: int,
+    credentials: str | None,
+    make_service: Callable[..., Service],
+    tmp_path: Path,
+) -> None:
+    """C17: 200 with Upload-Limit, although nothing else is answered without a token."""
+    token, line = trioresume.new_token("ann")
+    tokens = tmp_path / "tokens"
+    tokens.write_text(line + "\n")
+    service = make_service("--tokens-file", str(tokens), "--max-upload-size", "1MB")
+    service.start()
+    fields = {**URLSESSION, "User-Agent": AGENTS[number]}
+    if credentials is not None:
+        said = token if credentials == "right" else "x" * 43
+        fields["Authorization"] = f"Bearer {said}"
+    for path in ("/files/", "/files", "/files/name"):
+        response, _ = request("OPTIONS", service.root + path, fields)
+        assert response.status == 200
+        assert response.getheader("Upload-Limit") == "max-size=1000000"
+        assert response.getheader("Tus-Version") == "1.0.0"
+    response, _ = request("POST", f"{service.root}/files/", fields, b"content")
+    assert response.status == (201 if credentials == "right" else 401)
