@@ -78,6 +78,7 @@ class FaultyDisk(Disk):
     def __init__(self, *, durable: bool = True) -> None:
         super().__init__(durable=durable)
         self.synchronous = "OFF"
+        self.attaches = False  # proofs in files, which tests can change
         self.space: int | None = None
         self.sync_error: OSError | None = None
         self.write = self._write

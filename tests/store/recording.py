@@ -143,6 +143,7 @@ class Recording(Disk):
         durable: bool = True,
     ) -> None:
         super().__init__(durable=durable)
+        self.attaches = False  # attributes are not recorded
         self.calls: list[Call] = []
         self._root = str(root)
         self._fails = fails

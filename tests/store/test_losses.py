@@ -29,6 +29,7 @@ from tests.store.helpers import (
 from trioresume.errors import ChunkCorrupt, ContentLost, StorageFull
 from trioresume.store import disk as disk_module
 from trioresume.store.disk import DiskStore, Durability, open_store
+from trioresume.store.disk_io import Disk
 from trioresume.store.doubts import mount_id
 from trioresume.store.port import Content, HoldBack
 from trioresume.store.recipe import digest_of
@@ -253,3 +254,26 @@ def test_offset_that_is_asked_for_again_and_again_is_proven_once(
     for _ in range(5):
         assert store.offset(KEY) == 20
     assert 0 < reads < 6
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("attaches", [True, False])
+def test_proof_is_kept_with_the_inode_or_beside_it(
+    tmp_path: Path, lost: bool, attaches: bool
+) -> None:
+    """Where the file system has no attributes a file of its own does the same."""
+    disk = Disk(durable=False)
+    disk.attaches = attaches and disk.attaches
+    with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
+        put(store, begin(store), DATA[:21])
+        attached = disk.attaches
+    tail = tmp_path / "tails" / f"{KEY}.2"
+    assert tail.with_name(tail.name + PROOF).exists() != attached
+    if lost:
+        tail.write_bytes(DATA[16:18] + b"\0" + DATA[19:21])
+    with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
+        assert store.offset(KEY) == (16 if lost else 21)
+        disk.attaches = False  # the rest of the proofs are files
+        put(store, store.open_writer(KEY), DATA[store.offset(KEY) : 23])
+    with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
+        assert store.offset(KEY) == 23

@@ -14,9 +14,9 @@ Proofs
 
 The length of a tail is the truth only for the process that wrote it. A file system can
 keep the length of a file and lose its bytes, and it needs no reboot for that: it may be
-shut down after an error, or detached and mounted again. So beside each tail there is a
-*proof*, ``tails/<key>.<index>.proof``: a length, and the BLAKE3 hash of so many bytes
-from the tail's start. :meth:`Tail.append` writes it after the bytes and before it returns.
+shut down after an error, or detached and mounted again. So with each tail there is a
+*proof*: a length, and the BLAKE3 hash of so many bytes from the tail's start. It is an
+attribute of the file, or where there are no attributes ``tails/<key>.<index>.proof``. :meth:`Tail.append` writes it after the bytes and before it returns.
 It is never synced, because it need not be true: a later process believes it only if the
 tail has those bytes. Whatever a crash makes of either file, wrong bytes are not believed.
 
@@ -169,20 +169,38 @@ class TailFiles:
         self.disk.unlink(path)
         self.disk.unlink(path + PROOF)
 
-    def write_proof(self, key: ContentKey, index: int, proof: Proof) -> None:
-        """Keep *proof*; the tail has the bytes already. Raises :class:`OSError`."""
+    def write_proof(
+        self, key: ContentKey, index: int, file: Descriptor, proof: Proof
+    ) -> None:
+        """Keep *proof*; *file*, the tail, has the bytes. Raises :class:`OSError`."""
         record = _PROOF.pack(proof.length, proof.hash)
-        self.disk.overwrite(self.path(key, index) + PROOF, record)
+        if not self.disk.attach(file, record):
+            self.disk.overwrite(self.path(key, index) + PROOF, record)
 
     def proof(self, key: ContentKey, index: int) -> Proof | None:
-        """The proof that was written last, whether or not the tail has those bytes."""
-        try:
-            file = self.disk.open(self.path(key, index) + PROOF)
-        except FileNotFoundError:
-            return None
-        with closing(file):
-            record = self.disk.read(file.fileno(), _PROOF.size)
-        return Proof(*_PROOF.unpack(record)) if len(record) == _PROOF.size else None
+        """The proof that was written last, whether or not the tail has those bytes.
+
+        With the tail's inode, or in a file of its own: if both are there, because the file
+        system changed its mind, that of more bytes is the later one.
+        """
+        path = self.path(key, index)
+        records = []
+        for name in (path, path + PROOF):
+            try:
+                with closing(self.disk.open(name)) as file:
+                    records.append(
+                        self.disk.attached(file)
+                        if name == path
+                        else self.disk.read(file.fileno(), _PROOF.size)
+                    )
+            except FileNotFoundError:
+                continue
+        proofs = [
+            Proof(*_PROOF.unpack(record))
+            for record in records
+            if len(record) == _PROOF.size
+        ]
+        return max(proofs, key=lambda proof: proof.length, default=None)
 
     def proven(self, key: ContentKey, index: int) -> int:
         """How many of the tail's first bytes are proven: it reads them.
@@ -487,7 +505,7 @@ class Tail:
         if self._proves:
             try:
                 proof = Proof(self._length, hasher.digest())
-                self.files.write_proof(self.key, self._index, proof)
+                self.files.write_proof(self.key, self._index, file, proof)
             except OSError:
                 if self.files.disk.durable:
                     return  # what is announced will be recorded, and needs no proof
