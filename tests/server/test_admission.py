@@ -11,7 +11,8 @@ import trio
 
 from tests.server.harness import Client, Recorder, SocketService, head, socket_service
 from trioresume import Config, PeerError
-from trioresume.server.admission import Admission, address_of
+from trioresume.errors import CallerError
+from trioresume.server.admission import Admission, address_of, affordable
 
 
 class Guest:
@@ -182,3 +183,17 @@ async def test_idle_connections_cannot_be_hoarded(tmp_path: Path) -> None:
         for _ in range(20):
             async with service.connect() as good:
                 assert (await good.request("GET", "/")).status == 200
+
+
+@pytest.mark.parametrize(("limit", "most"), [(64, None), (159, None), (160, 16)])
+def test_too_few_open_files_are_said_at_the_start(
+    limit: int, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service with room for one connection would answer the others with 503."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
+    if most is None:
+        with pytest.raises(CallerError, match=f"is {limit}: at least 160 are needed"):
+            affordable(10_000)
+    else:
+        assert affordable(10_000) == most

@@ -19,7 +19,7 @@ from tests.server.harness import (
     memory_service,
 )
 from tests.server.test_content import BODY, cut_upload
-from trioresume import Config, FileService
+from trioresume import Config, FileService, Principal, RequestHead
 from trioresume.errors import StorageConflict
 from trioresume.protocol.clock import ServiceClock
 from trioresume.protocol.schedule import Schedule
@@ -363,3 +363,28 @@ async def test_bug_in_expiry_is_logged_and_the_service_lives_on(
         await trio.sleep(2 * HOUR)
         assert (await service.connect().request("HEAD", location)).status in (404, 410)
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PATCH", "DELETE", "OPTIONS"])
+async def test_stranger_does_not_renew_an_upload(
+    method: str, autojump_clock: Clock
+) -> None:
+    """R35: whether it rests or has to be loaded; its owner does renew it."""
+
+    async def authenticate(request: RequestHead) -> Principal:
+        return Principal(request.fields.get("x-name") or "owner")
+
+    config = Config(authenticate=authenticate, incomplete_lifetime=1000.0)
+    async with memory_service(Recorder(), config) as service:
+        client = service.connect()
+        interim = await client.start(100, b"x" * 10)
+        location = interim.fields.get("request-content-location") or ""
+        await client.aclose()
+        for _ in range(4):
+            await trio.sleep(300)
+            other = service.connect()
+            reply = await other.request(method, location, {"X-Name": "stranger"})
+            assert reply.status == 404
+            await other.aclose()
+        owner = service.connect()
+        assert (await owner.request("HEAD", location)).status == 410

@@ -26,7 +26,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.server.turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ RETRY_AFTER = 5
 
 STORE_DESCRIPTORS = 128
 """Left for the store, the listeners and connections that are being turned away."""
+
+LEAST_CONNECTIONS = 16
+"""A service with room for fewer is not started: most of its clients would get a 503."""
 
 _IPV6_NETWORK = 64
 """Bits of an IPv6 address that name a network: one customer has all the rest."""
@@ -196,6 +199,8 @@ def affordable(wanted: int) -> int:
 
     An upload takes two, and the store needs some. Without this a flood of connections
     would have the store fail to open its files.
+
+    Raises :class:`CallerError` if that is too few to be of use.
     """
     try:
         import resource
@@ -204,4 +209,10 @@ def affordable(wanted: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, (soft - STORE_DESCRIPTORS) // 2))
+    most = (soft - STORE_DESCRIPTORS) // 2
+    if most < LEAST_CONNECTIONS:
+        needed = STORE_DESCRIPTORS + 2 * LEAST_CONNECTIONS
+        raise CallerError(
+            f"the limit of open files is {soft}: at least {needed} are needed (ulimit -n)"
+        )
+    return min(wanted, most)

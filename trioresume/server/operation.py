@@ -103,6 +103,7 @@ class Operation:
         "unoffered",
         "users",
         "visitors",
+        "was_visited",
     )
 
     def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
@@ -130,6 +131,8 @@ class Operation:
         It was asked when the upload began. But since then it may have changed its mind,
         or the length was not known then.
         """
+        self.was_visited = False
+        """Whether its owner asked for it since it was loaded, or went to rest."""
         self.progress: Progress | None = None
         self.frozen_content: Content | None = None
         """The content as it will be frozen, known before it is."""
@@ -168,13 +171,13 @@ class Operation:
         self.incoming.rest()
         self.readmits = True
         self.progress = None
-        self.renew()
+        self._renew_for_owner()
 
     def unload(self) -> None:
         """Nobody uses it any more."""
         self.incoming.close()
         if not self.unoffered:
-            self.renew()
+            self._renew_for_owner()
         elif not self.is_forgotten:
             self._around.storage.submit_later(ForgetOperation(self.id))
         # It calls this back: a circle, which only the garbage collector would undo.
@@ -404,6 +407,17 @@ class Operation:
             self.record, content=None, response=None, expires_at=expires_at
         )
         await self._around.storage.commit(ended)
+
+    def is_visited_by(self, principal: str | None) -> bool:
+        """Whether *principal* owns it; a stranger's visit changes nothing of it (R35)."""
+        is_owner = self.record.principal == principal
+        self.was_visited = self.was_visited or is_owner
+        return is_owner
+
+    def _renew_for_owner(self) -> None:
+        if self.was_visited:
+            self.was_visited = False
+            self.renew()
 
     def renew(self) -> None:
         """Move the expiry on, after activity."""

@@ -256,6 +256,7 @@ class Operations:
         operation = self._loaded[record.id] = Operation(record.id, self._surroundings)
         operation.unoffered = not offered
         operation.readmits = record.length is None
+        operation.was_visited = True
         operation.load(record)
         operation.incoming.begin()
         return _Creating(self, operation, may_be_unoffered)
@@ -292,6 +293,11 @@ class Operations:
         With *asks_offset* one look at the disk finds both it and how far its content is.
         """
         return _Using(self, id, asks_offset)
+
+    def remembers(self, id: OperationId) -> bool:
+        """Whether it is found in memory, without a look into the store."""
+        operation = self._loaded.get(id)
+        return operation is not None and operation.is_loaded
 
     def enter(self, id: OperationId) -> Operation:
         """Somebody uses the operation, which need not be loaded yet."""

@@ -131,9 +131,14 @@ class Resources:
             )
         named = dialect.method(exchange.head)
         asks = resource is Resource.CONTENT and named == "HEAD"
+        remembered = self._operations.remembers(operation_id)
         using = self._operations.use(operation_id, asks_offset=asks)
         async with using as operation:
-            if operation is None or operation.record.principal != principal:
+            if operation is None or not operation.is_visited_by(principal):
+                if remembered:
+                    # It takes as long as to find nothing: one look into the store.
+                    store = self._storage.store
+                    await self._storage.run(store.operation, operation_id)
                 raise PeerError(ProblemCode.NOT_FOUND)
             dialect.check(exchange.head)
             if named in ("HEAD", "PATCH"):
