@@ -1,9 +1,8 @@
-"""Taking in connections, several in each round of the event loop.
+"""Accept connections, several in each round of the event loop.
 
-trio's ``serve_listeners`` takes in one a round. While a thousand uploads keep the loop
-busy a round takes some milliseconds, and of a thousand clients that come at once the last
-one would wait for seconds before its request is so much as read: among them whoever only
-wants to know an offset.
+trio's ``serve_listeners`` accepts one connection in each round. A thousand busy uploads make
+a round last some milliseconds. If a thousand clients connect at once, the last one would
+wait for seconds before the server reads its request, even if it only asks for an offset.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ __all__ = ["accept_from"]
 logger = logging.getLogger("trioresume.server")
 
 MOST_AT_ONCE = 32
-"""Connections taken in before others have their turn: some 2 ms of work."""
+"""Connections accepted before other tasks get their turn: some 2 ms of work."""
 PAUSE = 0.1
-"""Seconds until the next try when there is no descriptor, or no memory, for another one."""
+"""Seconds until the next try when there is no descriptor or no memory for a connection."""
 
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
@@ -33,10 +32,10 @@ async def accept_from(
 ) -> None:
     """Call *take* with each connection that comes to *listener*, until cancelled.
 
-    A connection that ended before it was taken in is passed over. Raises
-    :class:`OSError` if the listener is closed.
+    A connection that ended before it was accepted is skipped. Raises :class:`OSError` if
+    the listener is closed.
     """
-    # Its accept without trio's checkpoint; the descriptor stays the listener's.
+    # A socket of our own, to accept without trio's checkpoint. The listener owns the descriptor.
     raw = socket.socket(fileno=listener.socket.fileno())
     raw.setblocking(False)
     try:
@@ -54,7 +53,10 @@ async def accept_from(
 def _accept_some(
     raw: socket.socket, take: Callable[[trio.socket.SocketType], object]
 ) -> bool:
-    """Take in those that wait, within bounds; whether there is room for more."""
+    """Accept waiting connections, at most ``MOST_AT_ONCE``.
+
+    Returns False if there is no descriptor or no memory for another one.
+    """
     for _ in range(MOST_AT_ONCE):
         try:
             connection, _address = raw.accept()
@@ -65,6 +67,6 @@ def _accept_some(
                 return False
             if exc.errno in _CLOSED:
                 raise
-            continue  # it is that connection's trouble
+            continue  # only this connection has failed
         take(trio.socket.from_stdlib_socket(connection))
     return True

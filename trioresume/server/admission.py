@@ -1,22 +1,24 @@
-"""Which connections are let in: how many there may be, in all and from one address.
+"""Decide which connections are accepted, with a limit for all and a limit per address.
 
-Every connection costs memory and a descriptor, and whoever holds all there may be keeps
-the others out (G5). So there are two limits, and a rule for what happens at them:
+Every connection costs memory and a descriptor. A client that holds all the allowed
+connections would keep the others out (G5 in docs/supported-protocols.md). So there are two
+limits, and a rule for a new connection at a limit:
 
-* of the connections that wait for a request, the one that has waited longest is closed
-  for the newcomer. HTTP lets a server close an idle connection at any time; this one
-  costs its peer a reconnect, and makes hoarding idle connections pointless;
-* if none is idle, the newcomer is told so (503, or 429 at the limit of its address),
-  and closed.
+* The server closes the connection that has waited longest for a request. HTTP lets a server
+  close an idle connection at any time. The peer of that connection has to reconnect, and
+  hoarding idle connections becomes pointless.
+* If no connection is idle, the new one gets a 503, or a 429 at the limit of its address, and
+  is closed.
 
-At the limit of an address only connections of that address are closed for a newcomer:
-nobody can push out others that way.
+At the limit of an address the server closes only connections of that address: a client
+cannot push out connections of other addresses that way.
 
-A connection of a trusted proxy has no address of its own. While it carries a request it
-counts as one of the client that the proxy names, and a request above the client's limit is
-answered with 429. The connection stays: the next request on it may be another client's.
+A connection of a trusted proxy has no address of its own. While it carries a request, it
+counts as a connection of the client that the proxy names. A request above that client's
+limit is answered with 429. The connection stays open: its next request may come from another
+client.
 
-Everything here is decided at once and in constant time, without awaiting anything.
+Every decision here takes constant time and awaits nothing.
 """
 
 from __future__ import annotations
@@ -37,38 +39,38 @@ __all__ = ["Admission", "Guest", "address_of", "affordable"]
 logger = logging.getLogger("trioresume.server")
 
 RETRY_AFTER = 5
-"""Seconds after which somebody who was not let in may try again."""
+"""Seconds after which a client that was turned away may try again."""
 
 STORE_DESCRIPTORS = 128
-"""Left for the store, the listeners and connections that are being turned away."""
+"""Descriptors left for the store, the listeners and connections that are turned away."""
 
 LEAST_CONNECTIONS = 16
-"""A service with room for fewer is not started: most of its clients would get a 503."""
+"""A service with room for fewer connections does not start: most clients would get a 503."""
 
 _IPV6_NETWORK = 64
-"""Bits of an IPv6 address that name a network: one customer has all the rest."""
+"""Bits of an IPv6 address that name a network: one customer has all its addresses."""
 
 
 class Guest(Protocol):
-    """A connection, as far as admission is concerned."""
+    """A connection, as admission sees it."""
 
     address: str
-    """What connections are counted by, see :func:`address_of`; "" for no count."""
+    """The address this connection counts for, from :func:`address_of`; "" if it has none."""
 
     def dismiss(self) -> None:
-        """End: it waits for a request that somebody else's will be instead of."""
+        """Close this idle connection, because a new connection needs its place."""
         ...
 
 
 @dataclass(slots=True)
 class _Address:
     connections: int = 0
-    # Ordered by how long they have been idle, the longest first.
+    # In the order of idle time; the longest idle connection is first.
     idle: dict[Guest, None] = field(default_factory=dict)
 
 
 class Admission:
-    """Counts connections and decides who is let in."""
+    """Counts the connections and decides whether a new one is accepted."""
 
     def __init__(self, config: Config) -> None:
         self._most = affordable(config.max_connections)
@@ -83,17 +85,17 @@ class Admission:
         self._idle: dict[Guest, None] = {}
         self._addresses: dict[str, _Address] = {}
         self.turnstile = Turnstile()
-        """For requests with content, of those that were let in."""
+        """The turnstile for requests with content, on accepted connections."""
 
     @property
     def connections(self) -> int:
-        """How many there are."""
+        """The number of accepted connections."""
         return len(self._guests)
 
     def enter(self, guest: Guest) -> None:
-        """Let *guest* in, closing an idle connection if need be.
+        """Let *guest* in. At a limit, close an idle connection for it.
 
-        Raises :class:`PeerError` (429, 503) if it must stay outside.
+        Raises :class:`PeerError` (429, 503) if there is no place for *guest*.
         """
         address = self._addresses.get(guest.address)
         if (
@@ -129,7 +131,7 @@ class Admission:
         longest.dismiss()
 
     def leave(self, guest: Guest) -> None:
-        """*guest* is gone, or is being closed. Idempotent."""
+        """Stop counting *guest*, because it is closed or being closed. Idempotent."""
         if guest not in self._guests:
             return
         self._guests.discard(guest)
@@ -137,7 +139,7 @@ class Admission:
         self._uncount(guest)
 
     def count_as(self, guest: Guest, address: str) -> None:
-        """*guest* counts as a connection of *address* from now on; "" for no count.
+        """Count *guest* as a connection of *address* from now on; "" means no address.
 
         Raises :class:`PeerError` (429) at the limit of *address*; nothing changes then.
         """
@@ -166,46 +168,47 @@ class Admission:
             del self._addresses[guest.address]
 
     def note_idle(self, guest: Guest) -> None:
-        """*guest* waits for a request from now on."""
+        """Note that *guest* waits for a request from now on."""
         if guest in self._guests:
             self._idle[guest] = self._addresses[guest.address].idle[guest] = None
 
     def note_busy(self, guest: Guest) -> None:
-        """A request of *guest*'s has begun."""
+        """Note that a request of *guest* has begun."""
         if self._idle.pop(guest, guest) is None:
             del self._addresses[guest.address].idle[guest]
 
 
 def address_of(peer: str) -> str:
-    """What connections from *peer*, ``HOST:PORT``, are counted by; "" if they are not.
+    """Return the address that connections from *peer* (``HOST:PORT``) count for.
 
-    An IPv4 address, or the /64 network of an IPv6 one.
+    That is an IPv4 address, or the /64 network of an IPv6 address. Returns "" for a peer
+    without an IP address.
     """
     try:
         address = ipaddress.ip_address(peer.rpartition(":")[0])
     except ValueError:
-        return ""  # a Unix socket's path, say
+        return ""  # for example the path of a Unix socket
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    # Without the scope that a link-local address may have.
+    # The integer leaves out the scope that a link-local address may have.
     network = (int(address) >> (128 - _IPV6_NETWORK)) << (128 - _IPV6_NETWORK)
     return str(ipaddress.IPv6Address(network))
 
 
 def affordable(wanted: int) -> int:
-    """*wanted* connections, or as many as the process has descriptors for.
+    """Return *wanted*, or the lower number of connections that the process can open.
 
-    An upload takes two, and the store needs some. Without this a flood of connections
-    would have the store fail to open its files.
+    An upload takes two descriptors, and the store needs some. Without this limit a flood of
+    connections would make the store fail to open its files.
 
-    Raises :class:`CallerError` if that is too few to be of use.
+    Raises :class:`CallerError` if the process can open too few connections to be of use.
     """
     try:
         import resource
     except ImportError:
-        return wanted  # not on this system
+        return wanted  # this system has no such limit
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted

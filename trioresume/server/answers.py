@@ -1,6 +1,6 @@
-"""The target's call and the recording of its response, at most once (R31, promise 4).
+"""Call the target and record its response, at most once for each operation (R31).
 
-What is committed when depends on the target's policy:
+The target's policy decides what is committed before the call and after it:
 
 ============== ============================ =====================================
 policy          before the call              after it
@@ -10,9 +10,11 @@ IDEMPOTENT      content, state COMPLETE      response
 TRANSACTIONAL   nothing                      content, effects, response: together
 ============== ============================ =====================================
 
-Before any of it, the content is compared with the digests that the client announced
-(C15). A crash before the first commit leaves an incomplete upload that has all its bytes;
-the client's next visit completes it.
+Before any commit, the content is compared with the digests that the client announced
+(C15). A crash before the first commit leaves an incomplete upload that has all its bytes.
+The client's next visit completes it.
+
+The numbered statements (R31, C15, G8 …) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -78,13 +80,13 @@ __all__ = ["Answering", "content_etag_of", "error_response"]
 logger = logging.getLogger("trioresume.operations")
 
 INLINE_LIMIT = 64 * 1024
-"""Response content up to this many bytes is kept in the catalog itself."""
+"""Response content up to this many bytes is stored in the catalog itself."""
 MOST_CONFLICTS = 10
 LONGEST_RETRY = 60.0
 
 
 def content_etag_of(content: Content) -> str:
-    """The strong validator of finished content: its digest (DESIGN, store)."""
+    """Return the strong validator of finished content: its digest, in quotes."""
     digest = (
         content.digest
         if content.digest is not None
@@ -94,13 +96,13 @@ def content_etag_of(content: Content) -> str:
 
 
 def error_response(error: PeerError) -> Response:
-    """The problem document of *error* as a handler's response (RFC 9457)."""
+    """Return the problem document of *error* as a handler's response (RFC 9457)."""
     status, fields, body = problem_response(error)
     return Response(status, fields, body)
 
 
 class Answering:
-    """One call of the target for one complete operation."""
+    """One call of the target, for one complete operation."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class Answering:
         self._config = config
         self._clock = clock
         self._frozen = frozen
-        """What freezes the content and is not committed yet."""
+        """The mutations that freeze the content, until they are committed."""
         self._hashing = hashing
         self._told_digests: Mapping[str, bytes] = {}
 
@@ -137,15 +139,16 @@ class Answering:
 
     @property
     def _policy(self) -> CallPolicy:
-        # What is said to a part of a later upload has no effects at all.
+        # The request for a part of a later upload calls no target, so it has no effects.
         if self._operation.is_partial:
             return CallPolicy.TRANSACTIONAL
         return self._target.policy
 
     async def _check_digests(self) -> PeerError | None:
-        """C15: what the content fails; computes nothing unless the client asked for it.
+        """Compare the content with the announced digests (C15); return the mismatch.
 
-        It comes before anything is committed, and so before any target's effect.
+        This happens before any commit, and so before the target has any effect. Nothing is
+        hashed unless the client asked for a digest.
         """
         asked = ReprDigest(self._operation.record.fields)
         wished = asked.wanted if self._operation.tells_digest else set()
@@ -165,7 +168,7 @@ class Answering:
     async def _hash_content(
         self, algorithms: set[str], *, claimed: bool
     ) -> dict[str, bytes] | None:
-        """The digests; None if nobody wants them any more."""
+        """Return the digests of the content, or None if no client wants them any more."""
         operation = self._operation
         content = operation.frozen_content or operation.record.content
         assert content is not None
@@ -187,13 +190,13 @@ class Answering:
             reader.close()
 
     async def record_indeterminate(self) -> None:
-        """A crash cut the call: record that nobody knows what came of it (R31)."""
+        """Record the outcome of a call that a crash cut: it is unknown (R31)."""
         error = PeerError(ProblemCode.INDETERMINATE)
         await self._record(error_response(error), ())
         await self._discard_abandoned()
 
     async def _discard_abandoned(self) -> None:
-        """The target is through; what came of it goes with an operation given up."""
+        """Discard the result of the call if the client gave the operation up meanwhile."""
         operation = self._operation
         if operation.is_abandoned:
             operation.change(Event.ANSWERED)
@@ -204,7 +207,7 @@ class Answering:
         once = self._policy is CallPolicy.AT_MOST_ONCE
         state = OperationState.PROCESSING if once else OperationState.COMPLETE
         mutations = self._frozen
-        # Once the client gave up, a restart must not find it in any other state (R25).
+        # Once the client gave up, a restart must not find any other state (R25).
         if not operation.unoffered and not operation.is_abandoned:
             mutations = [*mutations, SetState(operation.id, state)]
         if mutations:
@@ -226,7 +229,7 @@ class Answering:
                 return
             except StorageConflict:
                 self._operation.incoming.check_created()
-                # Something the target looked at has changed meanwhile: it looks again.
+                # Something that the target has read was changed meanwhile: call it again.
                 continue
         await self._record(error_response(PeerError(ProblemCode.CONFLICT)), ())
 
@@ -245,8 +248,8 @@ class Answering:
         )
         try:
             if operation.readmits:
-                # C16: what was allowed when it began may not be any more; and only now
-                # is the length of every upload known.
+                # C16: the target may have changed its mind since the upload began, and only
+                # now is the length of every upload known.
                 refusal = await self._target.admit(request.head, record.principal)
                 if isinstance(refusal, Response):
                     return refusal
@@ -290,11 +293,13 @@ class Answering:
             operation.note_answer(stored, expires_at)
 
     async def _committed(self, *mutations: Mutation) -> bool:
-        """Commit; where the target cannot be called again, until it succeeds.
+        """Commit *mutations*. If the target must not be called again, retry for ever.
 
-        A response that cannot be recorded must not be sent, and the call that gave it
-        must not be repeated: so it waits for space (G8). Returns False, and commits
-        nothing, as soon as the client has given the operation up: it may have its 204.
+        A response that cannot be recorded must not be sent, and the call that gave it must
+        not be repeated: so this waits for space (G8). Returns False, and commits nothing,
+        as soon as the client has given the operation up: its DELETE may be answered then.
+        Raises :class:`StorageError` if the target's policy is TRANSACTIONAL, and
+        :class:`StorageConflict` with any policy.
         """
         patience = _Patience(self._operation)
         while True:
@@ -342,9 +347,9 @@ class Answering:
         if self._told_digests:
             fields = fields.plus({"repr-digest": repr_digest(self._told_digests)})
         if parse_preferences(operation.record.fields).resume is None:
-            return fields  # the other dialects say theirs when it is sent
+            return fields  # other dialects add theirs when it is sent
         if "etag" not in fields and response.status != 201:
-            # R28; a 201's ETag is that of what was created (RFC 9110, section 15.3.2).
+            # R28. The ETag of a 201 is for the created resource (RFC 9110, section 15.3.2).
             fields = fields.plus({"etag": content_etag_of(content)})
         locations = operation_fields(
             self._config, operation.id, operation.record.length != 0
@@ -373,7 +378,7 @@ class _Patience:
 
 
 class _ResponseWriter:
-    """Puts response content that is too large for the catalog into chunks."""
+    """Writes response content that is too large for the catalog into chunks."""
 
     def __init__(self, operation: Operation, storage: Storage) -> None:
         self._operation = operation
@@ -396,7 +401,7 @@ class _ResponseWriter:
             writer.close()
 
     async def _append(self, writer: ContentWriter, block: bytes) -> None:
-        """Append *block*. The call that gives it is not repeated: wait for space (G8)."""
+        """Append *block*, waiting for space (G8): the target's call is not repeated."""
         patience = _Patience(self._operation)
         end = writer.offset + len(block)
         while True:
@@ -416,7 +421,7 @@ class _ResponseWriter:
 
 
 def record_head(record: OperationRecord) -> RequestHead:
-    """The head of the request that began the operation, as it was recorded."""
+    """Return the recorded head of the request that began the operation."""
     return RequestHead(
         method=record.method,
         target=record.target,

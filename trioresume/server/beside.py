@@ -1,4 +1,4 @@
-"""Something that goes on beside a request, in the server's nursery."""
+"""Run a task in the server's nursery for as long as a block runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ async def beside(
     *args: _P.args,
     **kwargs: _P.kwargs,
 ) -> AsyncIterator[None]:
-    """Run *function* while the block runs, and no longer.
+    """Run *function* in *nursery* while the block runs, and cancel it at the block's end.
 
-    In a *nursery* of others, so that what it raises is no concern of the block: a bug
-    in it reaches the log, and ends neither the request nor the server.
+    *nursery* is not the block's own. So an exception of *function* does not reach the block:
+    it is logged, and ends neither the request nor the server.
     """
     scope = trio.CancelScope()
 

@@ -1,4 +1,7 @@
-"""The server's settings, each with its unit, its default and its reason."""
+"""The server's settings, each with its unit, its default and its reason.
+
+The numbered statements (R4, G5, C13 …) are in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -35,21 +38,21 @@ _ROOT_PATH = re.compile(r"/(?!/)[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
 HOUR = 3600.0
 
 UI_PATH = "/ui/"
-"""Where the page for browsers is, if there is one."""
+"""The path of the page for browsers, if the service has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who sent a request, as far as the server needs to know: a stable name."""
+    """The sender of a request. The server needs only a stable name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A request that is refused before any byte of its content is asked for.
+    """The refusal of a request, before any byte of its content is asked for.
 
-    ``headers`` might carry a challenge (``WWW-Authenticate``), which a 401 needs
+    ``headers`` can carry a challenge (``WWW-Authenticate``), which a 401 needs
     (RFC 9110, section 11.6.1).
     """
 
@@ -59,10 +62,10 @@ class Rejection:
 
 
 Authenticator = Callable[[RequestHead], Awaitable[Principal | Rejection]]
-"""From a request's head to who sent it, or to a refusal (R34 to R36).
+"""A function from a request's head to its sender, or to a refusal (R34 to R36).
 
-Called once for each request on each resource, before the 100 and before any byte
-of content is read. It runs inside the connection's task and is cancelled after
+The server calls it once for each request on each resource, before the 100 and before it
+reads any byte of content. The call runs in the connection's task and is cancelled after
 ``header_timeout`` (503). An exception is a bug (500).
 """
 
@@ -77,115 +80,116 @@ class Config:
     bind: Sequence[str] = ("127.0.0.1:8080",)
     """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes a free one."""
     data_dir: str | os.PathLike[str] = "data"
-    """Where uploads, files and the catalog live; made if missing."""
+    """The directory of the uploads, the files and the catalog; created if missing."""
     durability: Literal["disk", "process"] = "disk"
     """What an announced offset survives: power loss, or ``kill -9`` only."""
     authenticate: Authenticator | None = None
-    """None: everyone is the same, anonymous principal."""
+    """Tells the sender of each request; None: all senders are one anonymous principal."""
 
     operation_path: str = "/operations/"
-    """Where the three resources of each operation live; starts and ends with ``/``."""
+    """The path of the three resources of each operation; starts and ends with ``/``."""
     public_url: str | None = None
-    """``https://host[/root]`` put before the locations; None keeps them path-absolute (R4)."""
+    """``https://host[/root]``, the start of all locations; None: they are path-absolute (R4)."""
     root_path: str = ""
-    """Put before the locations: what a proxy takes off the front of each path, as ``/up``."""
+    """The start of all locations: the prefix that a proxy removes from paths, as ``/up``."""
     relative_locations: bool = False
-    """Whether no location is absolute, also where a dialect's clients may need it (R4)."""
+    """Whether no location is absolute, even if a dialect's clients may need it (R4)."""
     interim_responses: Literal["all", "locations", "none"] = "all"
-    """Which unasked interim responses are sent; a ``100`` that is waited for always is.
+    """Which interim responses are sent to a client that does not wait for one.
 
-    ``"locations"``: those that tell where the upload is, and none that tell how far it
-    is, for proxies that take no more than a few. ``"none"``: for those that take them
-    for the final response.
+    A ``100`` that the client waits for is always sent. ``"locations"`` sends those that tell
+    where the upload is, and none that tell how far it is. It is for proxies that accept only
+    a few interim responses. ``"none"`` is for proxies that take an interim response for the
+    final one.
     """
 
     continue_without_expect: bool = True
-    """Whether ``Prefer`` is answered with ``100`` where ``Expect`` is missing (R5, R30).
+    """Whether ``Prefer`` is answered with ``100`` if ``Expect`` is missing (R5, R30).
 
-    False for clients that take it for an error, and do not show what they are: Node's fetch
-    does, and is never sent one.
+    Set this to False for clients that take such a ``100`` for an error and that the server
+    cannot recognise. Node's fetch is one that it recognises and never sends a ``100``.
     """
 
     trusted_proxies: Sequence[str] = ()
-    """Addresses and networks of proxies that are believed about who sent a request (G13).
+    """Addresses and networks of proxies that are believed about a request's sender (G13).
 
-    While one of their connections carries a request, it counts for
-    ``max_connections_per_address`` as a connection of the client that they name."""
+    While a connection of a proxy carries a request, it counts for
+    ``max_connections_per_address`` as a connection of the client that the proxy names."""
     forwarded_fields: ForwardedFamily = "x-forwarded"
-    """What these proxies write: ``X-Forwarded-*``, or ``Forwarded`` (RFC 7239)."""
+    """The fields that these proxies write: ``X-Forwarded-*``, or ``Forwarded`` (RFC 7239)."""
 
     cors_origins: Sequence[str] = ()
     """Origins whose pages may use the service, ``https://host``; ``*`` for any (G15)."""
     cors_credentials: bool = False
-    """Whether they may have cookies and client certificates sent along."""
+    """Whether these pages may let the browser send cookies and client certificates."""
     cors_max_age: float = 2 * HOUR
-    """How long a browser may remember that; Chromium does for two hours at most."""
+    """Seconds a browser may remember these permissions; Chromium's limit is two hours."""
     cors_request_fields: Sequence[str] = ()
-    """Fields that pages may send, beside those of HTTP and of the dialects."""
+    """Request fields that pages may send, beside those of HTTP and of the dialects."""
     cors_response_fields: Sequence[str] = ()
-    """Fields that pages may read, beside those of HTTP and of the dialects."""
+    """Response fields that pages may read, beside those of HTTP and of the dialects."""
 
     ui: str | None = None
-    """Path to which the page at ``/ui/`` uploads, as ``/files/``; None: there is no page.
+    """The path to which the page at ``/ui/`` uploads, as ``/files/``; None: no page.
 
-    The page itself needs no authentication, what it does needs it as ever."""
+    The page itself needs no authentication. The requests of the page need it."""
 
     max_upload_size: int | None = None
-    """Longest content accepted, None for no limit (413, and 400 in a patch: B7)."""
+    """The longest content that is accepted, None for no limit (413; 400 in a patch: B7)."""
     min_resumable_size: int = 0
-    """Shorter content that is sent whole gets no upload resource of its own (C13)."""
+    """Shorter content that comes in one request gets no upload resource (C13)."""
     max_append_size: int | None = None
-    """Most content that one request of a resumable upload may carry, None for no limit.
+    """The most content in one request of a resumable upload, None for no limit (413).
 
-    It is told to clients of Resumable Uploads for HTTP, such as those behind a proxy
-    that takes no more (413).
+    The server tells this limit to clients of Resumable Uploads for HTTP. It helps clients
+    behind a proxy that limits the size of a request.
     """
     min_append_size: int = 0
-    """Least content of such a request, unless it is empty or completes the upload (400)."""
+    """The least content of such a request, unless it is empty or completes the upload (400)."""
     check_interop_version: bool = True
-    """Whether ``104`` is sent only to clients that name a draft's interop version.
+    """Whether ``104`` is sent only to clients that name a draft's interop version (C3).
 
-    The RFC to be has no versions; until it is there, its drafts demand this (C3).
+    The drafts demand this. The future RFC will have no versions.
     """
     max_stored_bytes: int | None = None
-    """What all uploads and files together may take (G7, 507); None: what the disk holds."""
+    """Space for all uploads and files together (G7, 507); None: all that the disk has."""
     min_free_space: int = 1024 * MIB
-    """Bytes of the disk that content leaves free (507); at most a twentieth of it (G7)."""
+    """Bytes of the disk that content leaves free (507), at most a twentieth of it (G7)."""
     max_stored_bytes_per_principal: int | None = None
-    """What the uploads and files of each principal may take (G7, 507)."""
+    """Space for the uploads and files of each principal (G7, 507)."""
     max_open_uploads_per_principal: int | None = 10_000
-    """Uploads of each principal that receive or can be resumed (G5, 429)."""
+    """Uploads of each principal that are receiving or can be resumed (G5, 429)."""
     digest_budget: int = 1024 * MIB
-    """Bytes of joined uploads that each principal may have hashed within an hour (C15).
+    """Bytes of joined uploads that are hashed for each principal within an hour (C15).
 
-    Beyond it ``Want-Repr-Digest`` is not answered and ``Repr-Digest`` is refused."""
+    Beyond it, ``Want-Repr-Digest`` is ignored and ``Repr-Digest`` is refused."""
     max_header_size: int = 16 * 1024
     max_header_fields: int = 100
     max_ranges: int = 16
-    """Ranges answered in one response; more are answered with the whole (G16)."""
+    """The most ranges in one response; a request for more gets the whole content (G16)."""
     max_wait: float = 30.0
-    """Upper bound of ``Prefer: wait`` (R27)."""
+    """The longest ``Prefer: wait`` that is respected (R27)."""
     drain_size: int = 64 * 1024
-    """Content of a refused request that is read so that the connection can be kept (R10)."""
+    """Bytes of a refused request's content that are read to keep the connection (R10)."""
     drain_timeout: float = 2.0
-    """How long a refused request's content is read so that its answer can be read."""
+    """How long a refused request's content is read, so that the client can read the answer."""
     lenient_range_unit: bool = False
     """Whether ``Content-Range: 3-9/10``, without a unit, is understood (B6)."""
     strict_metadata: bool = False
-    """Whether a value of tus's ``Upload-Metadata`` that is not Base64 is refused (D6).
+    """Whether a value of tus's ``Upload-Metadata`` must be Base64 (D6).
 
-    Else it is kept as it came, and means nothing here."""
+    If not, the server keeps a value that is not Base64 as it came and does not use it."""
     retain_content: bool = True
-    """Whether GET serves the request's content (R13); else it is released once processed."""
+    """Whether GET serves the request's content (R13); if not, processing releases it."""
 
     max_connections: int = 10_000
-    """Connections at a time; at the limit idle ones are closed for new ones, else 503 (G5).
+    """The most connections at a time. At the limit an idle one is closed, or else 503 (G5).
 
-    Fewer if the process may not open two files for each."""
+    The limit is lower if the process cannot open two files for each connection."""
     max_connections_per_address: int | None = 4_000
-    """The same for each IPv4 address or IPv6 /64 (429), None for no limit.
+    """The same limit for each IPv4 address or IPv6 /64 network (429), None for no limit.
 
-    Behind a proxy that is not trusted all connections have the proxy's address."""
+    Behind a proxy that is not trusted, all connections have the proxy's address."""
 
     header_timeout: float = 15.0
     """From a request's first byte to the end of its head."""
@@ -194,20 +198,20 @@ class Config:
     body_timeout: float = 60.0
     """How long content may make no progress before the request counts as cut."""
     min_body_rate: int = 256
-    """Bytes a second below which content counts as making no progress; 0: any will do (G5)."""
+    """Bytes a second that content needs to count as progress; 0: any byte counts (G5)."""
     send_timeout: float = 60.0
     """How long a response may make no progress before the connection is closed."""
     acknowledge_interval: float = 1.0
     """Shortest time between two ``Acknowledge`` (R30), or two ``Progress`` (B10)."""
     grace_timeout: float = 7.0
-    """How long running requests may take once a shutdown was asked for.
+    """How long running requests may go on once a shutdown has begun.
 
     The whole shutdown takes up to two seconds more. Container runtimes kill after ten."""
 
     incomplete_lifetime: float = 24 * HOUR
     """How long an incomplete upload is kept after its last request (R22)."""
     max_upload_lifetime: float = 7 * 24 * HOUR
-    """How long an upload may take in all, however often it is resumed (G5)."""
+    """How long an upload may take in all, even if it is resumed again and again (G5)."""
     response_lifetime: float = 24 * HOUR
     """How long a recorded response is replayed."""
     tombstone_lifetime: float = HOUR
@@ -217,7 +221,7 @@ class Config:
 
     chunk_size: int = 4 * MIB
     receive_memory: int = 16 * MIB
-    """Memory for content between the network and the disk, of all uploads together."""
+    """Memory for the content of all uploads, between the network and the disk."""
     storage_threads: int = 4
     """Threads for disk work other than commits."""
     backlog: int = 1024
@@ -228,7 +232,7 @@ class Config:
             value = getattr(self, setting.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            # Written so that NaN, which compares false with everything, is refused.
+            # NaN compares false with everything: in this form the check refuses it.
             if not (value >= 0 and math.isfinite(value)):
                 raise CallerError(
                     f"{setting.name} must be a finite number, not negative"
@@ -283,7 +287,7 @@ class Config:
 
 
 def upload_limits(config: Config) -> UploadLimits:
-    """The settings that clients are told as limits (C13)."""
+    """Return the limits that clients are told (C13)."""
     return UploadLimits(
         max_size=config.max_upload_size,
         min_size=config.min_resumable_size or None,
@@ -293,12 +297,12 @@ def upload_limits(config: Config) -> UploadLimits:
 
 
 def proxies(config: Config) -> Proxies:
-    """The proxies that are believed. Raises :class:`ValueError`."""
+    """Return the proxies that are trusted. Raises :class:`ValueError`."""
     return Proxies(config.trusted_proxies, config.forwarded_fields)
 
 
 def cross_origin(config: Config) -> CrossOrigin | None:
-    """What pages of other origins may do, None for nothing. Raises :class:`ValueError`."""
+    """Return the rights of pages of other origins, or None. Raises :class:`ValueError`."""
     if not config.cors_origins:
         return None
     return CrossOrigin(

@@ -1,8 +1,9 @@
-"""A connection: heads read one after the other, each exchange ended before the next.
+"""A connection: read a head, answer the request, and only then read the next head.
 
-Request N+1 starts after the final response of N (R33); what a pipelining client sent
-ahead waits in the connection's own buffer. No exception leaves a connection but
-cancellation: a failing request, a dead peer, a bug hurt this connection alone.
+Request N+1 starts after the final response of N (R33 in docs/supported-protocols.md). The
+bytes that a pipelining client sent ahead wait in the connection's buffer. Only cancellation
+leaves a connection as an exception: a failing request, a dead peer or a bug hurts this
+connection alone.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ __all__ = ["Connection"]
 logger = logging.getLogger("trioresume.connection")
 
 LAST_WORDS_SECONDS = 1.0
-"""How long after the grace period a 503 may take to be sent and read."""
+"""Seconds after the grace period in which a 503 may be sent and read."""
 
 RETRY_AFTER = 1
-"""Seconds after which a client may come back whose request a shutdown has ended."""
+"""Seconds after which a client whose request a shutdown ended may come back."""
 
 HEAD_READ = 16 * 1024
-"""Bytes read at once while a head is expected: little of the content comes along."""
+"""Bytes read at once while a head is expected: little content comes with them."""
 
 
 class Connection:
@@ -65,7 +66,7 @@ class Connection:
     ) -> None:
         self._is_proxy = edge.is_proxy(transport.peer)
         self.address = "" if self._is_proxy else address_of(transport.peer)
-        """What it is counted by, see :class:`Admission`."""
+        """The address this connection counts for, see :class:`Admission`."""
         self._admission = admission
         self._transport = transport
         self._handle = handle
@@ -76,14 +77,14 @@ class Connection:
         self._limits = _limits(config.max_header_size, config.max_header_fields)
         self._leftover = bytearray()
         self.stopping = False
-        """Whether no further request is to be read, because the server shuts down."""
+        """Whether the server shuts down, so that no further request is read."""
         self._deadline = float("inf")
-        """When the grace period of a shutdown is over, on trio's clock."""
+        """The end of a shutdown's grace period, on trio's clock."""
         self._answering: Exchange | None = None
         self._idle_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
-        """Serve until the peer or the server ends it; then close."""
+        """Serve until the peer or the server ends the connection; then close it."""
         try:
             await self._serve()
         except trio.BrokenResourceError:
@@ -91,7 +92,7 @@ class Connection:
         except Exception:
             logger.exception("the connection of %s failed", self._transport.peer)
         except BaseException:
-            # Cancelled, perhaps in a group; at the end of the grace period, or at once.
+            # Cancelled, at the end of the grace period or at once; perhaps in a group.
             if trio.current_time() >= self._deadline and self._answering is not None:
                 with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
                     await self._say_unavailable(self._answering)
@@ -107,15 +108,15 @@ class Connection:
                 break
             if self._is_proxy:
                 self._admission.count_as(self, "")
-            # It would be held until the next request comes.
+            # Otherwise the exchange would stay in memory until the next request comes.
             del exchange
             self._answering = None
 
     async def _say_unavailable(self, exchange: Exchange) -> None:
-        """Answer a request that was ended by a shutdown, if that is still possible.
+        """Answer a request that a shutdown ended with 503, if that is still possible.
 
-        What has arrived of its content is kept as after any cut. The client learns at once
-        that it should come back, instead of waiting for a dead connection.
+        The content that has arrived is kept, as after any cut. The client learns at once
+        that it should come back, and does not wait for a dead connection.
         """
         if not exchange.can_respond:
             return
@@ -132,7 +133,7 @@ class Connection:
             logger.debug("%s went away", self._transport.peer)
 
     async def turn_away(self, error: PeerError) -> None:
-        """Answer with *error* whatever it was going to ask; then close."""
+        """Answer with *error*, whatever the request will be; then close."""
         try:
             await self._refuse(error)
         except trio.BrokenResourceError:
@@ -141,24 +142,25 @@ class Connection:
             await self._transport.aclose()
 
     def dismiss(self) -> None:
-        """Close it, if it waits for a request: another connection needs the place."""
+        """Close this connection if it is idle: another one needs its place."""
         if self._idle_scope is not None:
             self._idle_scope.cancel()
 
     def stop(self, deadline: float) -> None:
-        """Read no further request; the running one may take until *deadline*.
+        """Read no further request. The running one may take until *deadline*.
 
-        Whoever cancels it then has it answered with 503, if its response has not begun.
+        A cancellation after *deadline* makes :meth:`run` answer 503, unless the response has
+        begun.
         """
         self.stopping = True
         self._deadline = deadline
         self.dismiss()
 
     async def _next_exchange(self) -> Exchange | None:
-        """The next request, to be answered; None if there will be no other one."""
-        # Nothing is made for a request before it comes: thousands may be waited for.
+        """Return the next request, to be answered; None if no request will come."""
+        # Allocate nothing before a request comes: thousands of connections may be idle.
         if self._leftover:
-            # Whatever is answered at once: a peer may send requests without end.
+            # A checkpoint: a peer may send requests without end that are answered at once.
             await trio.lowlevel.checkpoint()
         elif not await self._wait_for_request():
             return None
@@ -179,13 +181,13 @@ class Connection:
         return self._exchange(head, parser)
 
     async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
-        """Answer what cannot be read as a request with *error*: never another one.
+        """Answer with *error* and close, if no request could be read.
 
-        *came* is what there is of the request's head.
+        *came* is the received part of the request's head.
         """
         refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
         if tus.shows_mark(came):
-            refused.dialect = tus.TUS  # D1
+            refused.dialect = tus.TUS  # D1 (docs/supported-protocols.md)
         refused.close_after()
         await refused.respond_problem(error)
         await refused.finish()
@@ -216,7 +218,7 @@ class Connection:
             else:
                 await exchange.respond(204, granted)
         except ContentCut as exc:
-            # A peer that ended its side wants no answer; a silent one might.
+            # A peer that closed its side wants no answer. A silent one might want it.
             exchange.close_after()
             if exc.timed_out and not exchange.responded:
                 await exchange.respond_problem(
@@ -243,19 +245,19 @@ class Connection:
 
     async def _problem(self, exchange: Exchange, error: PeerError) -> None:
         if exchange.responded:
-            # Its length was announced; only closing shows that it is not whole.
+            # The length was announced: only a close shows that the content is not whole.
             raise trio.BrokenResourceError("the response failed after its start")
         await exchange.respond_problem(error)
 
     # Reading a head.
 
     async def _read_head(self) -> bytes | None:
-        """The next request's head; None when none will come."""
+        """Return the next request's head, or None if none will come."""
         if not self._leftover and self._receive() is False:
             return None
         end = find_head_end(self._leftover, 0, self._limits)
         if end < 0:
-            # Seldom: mostly all of it is there at once, and needs no deadline.
+            # This is rare. Mostly the whole head is there at once and needs no deadline.
             with trio.move_on_after(self._config.header_timeout) as scope:
                 found = await self._find_end(len(self._leftover))
             if scope.cancelled_caught:
@@ -277,14 +279,15 @@ class Connection:
             await self._transport.wait_readable()
         idle, self._idle_scope = self._idle_scope, None
         self._admission.note_busy(self)
-        # Not cancelled_caught: a request that comes in the moment of the dismissal is
-        # that of a connection whose place is taken.
+        # Not cancelled_caught: if a request comes at the moment of the dismissal, another
+        # connection has taken this one's place already.
         return not idle.cancel_called
 
     async def _find_end(self, searched: int) -> int | None:
-        """Receive until a head has come; None if nothing came but the end of the stream.
+        """Receive until the head is complete; return its end.
 
-        The first *searched* bytes of what came before have no end of a head.
+        Returns None if the stream ended before any byte of a head. The first *searched*
+        bytes of the buffer are known not to contain the end.
         """
         end = -1
         while end < 0:
@@ -301,7 +304,7 @@ class Connection:
         return end
 
     def _receive(self) -> bool | None:
-        """Take what is there: whether the stream goes on, None if nothing is there yet."""
+        """Receive what is there now. Returns None if nothing is, False at the stream's end."""
         scratch = self._memory.scratch[:HEAD_READ]
         count = self._transport.receive_nowait(scratch)
         if count is None:
@@ -335,9 +338,9 @@ class Connection:
 
 
 _limits = lru_cache(maxsize=8)(HeadLimits)
-"""One for all connections of a service, instead of one for each."""
+"""Share one object between all connections of a service."""
 
 _NO_HEAD = RequestHead(
     method="", target="", fields=Fields(), http_version="1.0", length=None
 )
-"""Stands for a request whose head could not be read: nothing after it can be, either."""
+"""Stands for a request whose head could not be read. Nothing after it can be read, either."""

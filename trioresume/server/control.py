@@ -1,20 +1,20 @@
-"""The control socket: how a keeper's command asks the process that serves a directory.
+"""The control socket: how ``trioresume gc`` asks the process that serves a directory.
 
-Collection must be done by the process that holds the directory's lock: it alone knows
-which contents are being read and which chunks are about to be named, and unlinking a
-chunk excludes publishing it within that process only. So ``trioresume gc`` opens the
-store where nobody has it open, and asks whoever has.
+The process that holds the directory's lock has to do the collection. Only this process knows
+which contents are being read and which chunks are about to be named, and only within one
+process does unlinking a chunk exclude publishing it. So ``trioresume gc`` opens the store
+itself if no process has it open, and asks the process that has it open otherwise.
 
-``data/control`` is a Unix socket; the directory's mode (0700) says who may use it. A
-client sends one line and gets lines back, each a JSON object of at most
-:data:`MAX_LINE` bytes::
+``data/control`` is a Unix socket. The directory's mode (0700) says who may use it. A client
+sends one line and receives lines. Each line is a JSON object of at most :data:`MAX_LINE`
+bytes::
 
     → {"do": "collect"}
     ← {"chunks": 12, "recipes": 3, "bytes": 50331648, "steps": 30}    per step
     ← {"done": true}                    or {"error": "why it could not go on"}
 
-A client that goes away ends what it asked for, between two steps. At most
-:data:`MAX_CLIENTS` are heard at a time; others wait in the kernel's queue.
+If a client goes away, its collection ends after the current step. At most
+:data:`MAX_CLIENTS` are served at a time; others wait in the kernel's queue.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ CONTROL = "control"
 MAX_LINE = 4096
 MAX_CLIENTS = 4
 BACKLOG = 128
-"""Clients that wait. Beyond, connecting fails at once: Unix sockets do not queue it."""
+"""Clients that wait. Beyond this, connecting fails at once: Unix sockets do not queue it."""
 CLIENT_TIMEOUT = 10.0
-"""Seconds for a client to say what it wants, or to take a line."""
+"""Seconds for a client to send its line, or to take a line."""
 _MAX_ADDRESS = 100
 """Bytes of a socket's address: sun_path has 104 on some systems, 108 on Linux."""
 
 
 @contextmanager
 def _address(data_dir: str | os.PathLike[str]) -> Iterator[str]:
-    """The socket's address, valid within the block, however long the path is."""
+    """The socket's address, valid within the block, whatever the length of the path."""
     path = os.path.join(os.path.abspath(data_dir), CONTROL)
     if len(os.fsencode(path)) <= _MAX_ADDRESS:
         yield path
         return
-    # Linux resolves this like any path, so the directory may be as deep as it likes.
+    # Linux resolves this like any path, so the directory may be at any depth.
     directory = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}/{CONTROL}"
@@ -72,10 +72,10 @@ def _address(data_dir: str | os.PathLike[str]) -> Iterator[str]:
 
 
 async def serve_control(data_dir: str | os.PathLike[str], collector: Collector) -> None:
-    """Answer the keeper's commands until cancelled. The caller holds the directory's lock.
+    """Answer the commands of ``trioresume gc`` until cancelled.
 
-    Where there are no Unix sockets, or none can be made, there is no answering: that is
-    logged, and everything else works.
+    The caller holds the directory's lock. If the system has no Unix sockets, or the socket
+    cannot be made, this logs a warning and returns; the service works without it.
     """
     try:
         listener = _listen(data_dir)
@@ -101,7 +101,7 @@ def _listen(data_dir: str | os.PathLike[str]) -> trio.socket.SocketType:
     raw = socket.socket(socket.AF_UNIX)
     try:
         with _address(data_dir) as path:
-            _remove(path)  # what a killed process left; the lock says that it is gone
+            _remove(path)  # left by a killed process: this process holds the lock now
             raw.bind(path)
             os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
         raw.listen(BACKLOG)
@@ -115,7 +115,7 @@ def _remove(path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:
-        pass  # what is wanted is that it is gone
+        pass  # it is gone already
 
 
 async def _serve_client(
@@ -128,7 +128,7 @@ async def _serve_client(
             try:
                 await _obey(stream, collector)
             except (trio.BrokenResourceError, trio.TooSlowError):
-                pass  # it went away, or says nothing
+                pass  # the client went away, or sends no command
             except Exception:
                 logger.exception("a keeper's command failed")
     finally:
@@ -168,16 +168,16 @@ async def _collect(stream: trio.SocketStream, collector: Collector) -> None:
         else:
             await _say(stream, {"done": True})
     except (trio.BrokenResourceError, trio.TooSlowError):
-        pass  # it went away, or takes nothing
+        pass  # the client went away, or takes no line
 
 
 async def _watch(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-    """Cancel *scope* when the client goes away; what else it says is not listened to."""
+    """Cancel *scope* when the client goes away; ignore whatever else it sends."""
     try:
         while await stream.receive_some(MAX_LINE):
             pass
     except trio.BrokenResourceError:
-        pass  # gone as well
+        pass  # the client is gone, too
     scope.cancel()
 
 
@@ -186,17 +186,17 @@ async def _say(stream: trio.SocketStream, message: dict[str, object]) -> None:
         await stream.send_all(json.dumps(message).encode() + b"\n")
 
 
-# The keeper.
+# The command's side.
 
 
 async def ask_to_collect(
     data_dir: str | os.PathLike[str], on_step: Callable[[Collected], None]
 ) -> None:
-    """Have the process that serves *data_dir* collect; return when nothing is left.
+    """Ask the process that serves *data_dir* to collect; return when nothing is left.
 
-    If cancelled, the service stops after the step it is at. Raises :class:`OSError` if
-    nobody listens, :class:`~trioresume.CollectionCut` if whoever did went away, and
-    :class:`~trioresume.StorageError` with what the service says that went wrong.
+    If this is cancelled, the service stops after the current step. Raises :class:`OSError`
+    if no process listens, :class:`~trioresume.CollectionCut` if the service ended meanwhile,
+    and :class:`~trioresume.StorageError` with the error that the service reports.
     """
     with trio.socket.socket(socket.AF_UNIX) as raw:
         with _address(data_dir) as path:

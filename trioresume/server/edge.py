@@ -1,6 +1,7 @@
-"""What lies between the service and its clients: proxies, and browsers with their rules.
+"""The rules for proxies and browsers, applied to each request and each final response.
 
-A request passes here first, and every final response last; nothing in between knows.
+They apply first to a request and last to a response; no other module knows of them. G13 is
+in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Edge"]
 
-# Whoever sends one of these is a proxy, or pretends to be.
+# Only a proxy sends one of these, or a client that pretends to be one.
 _SIGNS_OF_A_PROXY = frozenset(
     {
         "forwarded",
@@ -31,7 +32,7 @@ _SIGNS_OF_A_PROXY = frozenset(
 
 
 class Edge:
-    """The settings about proxies and browsers, made ready."""
+    """The settings about proxies and browsers, parsed."""
 
     def __init__(self, config: Config) -> None:
         self._proxies = proxies(config)
@@ -42,17 +43,17 @@ class Edge:
         return self._proxies.trusts(host_of(peer))
 
     def client_address(self, head: RequestHead, proxy: str) -> str:
-        """What the client of *head*, which *proxy* handed on, is counted by; "" for nothing.
+        """Return the address that the client of *head* counts for; *proxy* forwarded it.
 
-        A made-up name (RFC 7239, section 6.3) may be new for each request, and a proxy
-        that says nothing, or that names itself, stands for everybody: none is counted.
+        Returns "" if the client is not counted: if the proxy names no client, names itself,
+        or invents a name (RFC 7239, section 6.3), which may be new for each request.
         """
         if head.peer == proxy or self._proxies.trusts(head.peer):
             return ""
         return address_of(f"{head.peer}:0")
 
     def identify(self, head: RequestHead) -> RequestHead:
-        """*head* with who sent it and where to, as far as that can be told (G13)."""
+        """Return *head* with its sender and its origin, as far as they are known (G13)."""
         if not self._proxies.trusts(host_of(head.peer)):
             return replace(head, origin=_direct_origin(head))
         hop = self._proxies.first_hop(head.fields)
@@ -65,7 +66,7 @@ class Edge:
         )
 
     def preflight(self, head: RequestHead) -> Fields | None:
-        """The fields of the answer if *head* is a browser's question; else None.
+        """Return the fields of the answer if *head* is a CORS preflight; else None.
 
         Raises :class:`PeerError` (403).
         """
@@ -74,17 +75,17 @@ class Edge:
         return self._cross_origin.preflight(head)
 
     def finish(self, head: RequestHead, fields: Fields) -> Fields:
-        """*fields* of a final response to *head*, with what a browser needs."""
+        """Return *fields* of a final response to *head*, plus those that a browser needs."""
         if self._cross_origin is None:
             return fields
         return self._cross_origin.marked(head, fields)
 
 
 def _direct_origin(head: RequestHead) -> str:
-    """Where a client that is no proxy sent *head* to; "" if one may have had it before.
+    """Return the origin to which a client sent *head*; "" if a proxy may have forwarded it.
 
-    Proxies keep back the scheme, and some put their own name for the server in Host.
-    Those that show no sign of themselves speak HTTP/1.0, as nginx does.
+    Many proxies do not tell the scheme, and some put another name for the server in Host.
+    A proxy that adds no field of its own speaks HTTP/1.0, as nginx does.
     """
     host = head.fields.get("host")
     if not host or head.http_version == "1.0":

@@ -1,8 +1,10 @@
-"""One request and its answer on a connection: interims, the response, the rest.
+"""One request and its answer: interim responses, the final response, the rest of the body.
 
-h11 writes the heads and guards the order of events; content of known length is sent
-past it, since there is nothing to frame. Each exchange has an h11 connection of its
-own, because a body that h11 never saw cannot bring it to its next cycle.
+h11 writes the heads and checks the order of events. Content of known length is sent without
+h11, because it needs no framing. Each exchange has its own h11 connection: if h11 has not
+seen the body, it cannot begin the next cycle.
+
+The numbered statements (R10, C19, D1 …) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ logger = logging.getLogger("trioresume.connection")
 NO_FIELDS = Fields()
 
 LINGER_SIZE = 64 * 1024 * 1024
-"""Most bytes read and dropped so that a peer still sending can read its answer (R10)."""
+"""The most bytes that are read and dropped so that a sending peer can read its answer (R10)."""
 
 
 class Exchange:
@@ -81,10 +83,10 @@ class Exchange:
         self.head = head
         self.body = BodyReceiver(head, transport, leftover, memory, config)
         self.responded = False
-        """Whether the final response was begun."""
-        # D1: also what is refused before anything is looked at is said in tus.
+        """Whether the final response has begun."""
+        # D1: a refusal before anything else is looked at uses tus's form, too.
         self.dialect = tus.recognise(head, on_upload=True) or UNION
-        """What the request is written in, and its answers are to be."""
+        """The dialect of the request, and so of its answers."""
         self._transport = transport
         self._memory = memory
         self._parser = parser
@@ -92,18 +94,18 @@ class Exchange:
         self._config = config
         self._clock = clock
         self._cut_in_send = False
-        # R9: remembered here; h11 forgets it with the first interim response.
+        # R9: remembered here, because h11 forgets it with the first interim response.
         self._owes_continue = self._expects_continue = False
-        # What an interim response gave as Location (C19).
+        # The Location that an interim response gave (C19).
         self._told_location: str | None = None
         connection = split_list((head.fields.get("connection") or "").lower())
         self._keep_alive = head.http_version == "1.1" and "close" not in connection
 
     def read_expectation(self) -> None:
-        """Take note of an owed 100. Raises :class:`PeerError` 417 for others (R8)."""
+        """Note whether a 100 is owed. Raises :class:`PeerError` 417 for others (R8)."""
         self._owes_continue = self._expects_continue = expects_continue(self.head)
 
-    # Interim responses. Never to HTTP/1.0 (R7), which h11 does not prevent.
+    # Interim responses. HTTP/1.0 never gets one (R7); h11 does not prevent it.
 
     @property
     def can_interim(self) -> bool:
@@ -112,7 +114,7 @@ class Exchange:
     async def send_continue(
         self, fields: Fields = NO_FIELDS, *, always: bool = False
     ) -> None:
-        """The 100 that the client waits for; *always*: also if it does not wait (R5)."""
+        """Send the 100 if the client waits for it, or if *always* is true (R5)."""
         if always:
             allowed = self._config.interim_responses != "none"
             always = allowed and self._takes_continue
@@ -121,7 +123,7 @@ class Exchange:
         self._owes_continue = False
 
     async def send_interim(self, interim: Interim) -> None:
-        """Send an interim response that the client is to have before anything else."""
+        """Send an interim response and wait until it is sent."""
         if self.can_interim and self._config.interim_responses != "none":
             location = interim.fields.get("location")
             if location is not None:
@@ -137,7 +139,7 @@ class Exchange:
 
     @property
     def _takes_continue(self) -> bool:
-        """Whether the client can be sent a 100 that it does not wait for."""
+        """Whether the client accepts a 100 that it does not wait for."""
         if self._expects_continue:
             return True
         settings, fields = self._config, self.head.fields
@@ -153,7 +155,7 @@ class Exchange:
 
     @property
     def can_respond(self) -> bool:
-        """Whether no part of a response was sent, and nothing was cut within a send."""
+        """Whether no part of a response was sent, and no send was cut in the middle."""
         return not self.responded and not self._cut_in_send
 
     async def respond(
@@ -164,15 +166,15 @@ class Exchange:
     ) -> None:
         """Send the final response.
 
-        Bytes and stored content get their ``Content-Length``. An iterable has the one
-        that is in *fields*, which h11 holds it to, or is chunked. To HEAD, and with a
-        status that has no content, none is sent whatever *body* is.
+        Bytes and stored content get their ``Content-Length``. An iterable is sent with the
+        ``Content-Length`` in *fields*, which h11 enforces, or else chunked. The response to
+        HEAD, or with a status that has no content, is sent without *body*.
 
-        The first bytes of an iterable and of stored content are awaited before the head
-        is sent: what cannot be read can still be answered with an error.
+        The first bytes of an iterable or of stored content are awaited before the head is
+        sent. So a failure to read them can still be answered with an error.
 
-        Raises :class:`trio.BrokenResourceError` if the peer is gone or reads nothing,
-        what the iterable raises, and :class:`~trioresume.errors.StorageError`.
+        Raises :class:`trio.BrokenResourceError` if the peer is gone or does not read,
+        any exception of the iterable, and :class:`~trioresume.errors.StorageError`.
         """
         fields = self._with_one_location(status, fields)
         bodiless = self.head.method == "HEAD" or not has_content(status)
@@ -189,7 +191,7 @@ class Exchange:
         elif isinstance(body, StoredBody):
             begun, rest = await body.begin()
             await self._send_at_once(self._start_response(status, fields) + begun)
-            del begun  # a peer that reads no further must not hold it
+            del begun  # not kept in memory if the peer stops reading
             seconds = self._config.send_timeout
             await rest.send(self._transport.files, self._send, seconds)
         else:
@@ -202,10 +204,10 @@ class Exchange:
             await self._send(self._parser.send(h11.EndOfMessage()))
 
     def _with_one_location(self, status: int, fields: Fields) -> Fields:
-        """C19: *fields* with the ``Location`` that an interim response gave, if one did.
+        """Give *fields* the ``Location`` that an interim response had, if one did (C19).
 
-        libcurl since 8.17 ends a transfer with an error when two responses to one request
-        have different ones. A redirect keeps its own: its meaning depends on it.
+        libcurl since 8.17 ends a transfer with an error if two responses to one request
+        have different ones. A redirect keeps its own, because its meaning depends on it.
         """
         told, own = self._told_location, fields.get("location")
         if told is None or own in (None, told) or 300 <= status < 400:
@@ -230,21 +232,21 @@ class Exchange:
         return head
 
     async def _send_block(self, block: bytes) -> None:
-        # Not copied: with a Content-Length h11 only counts it, hands it back.
+        # h11 copies nothing here: with a Content-Length it counts the block and returns it.
         event = h11.Data(data=block)
         for data in self._parser.send_with_data_passthrough(event) or ():
             await self._send(data)
 
     async def _send_at_once(self, data: bytes) -> None:
-        """As :meth:`_send`, but mostly neither a checkpoint nor a deadline is needed."""
+        """Like :meth:`_send`, but mostly without a checkpoint and without a deadline."""
         sent = self._transport.send_some_nowait(data) or 0
         if sent < len(data):
             await self._send(memoryview(data)[sent:])
 
     async def _send(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        self._cut_in_send = True  # and so it stays, if it is cancelled
-        # In pieces, so that the deadline is about progress and not about size.
+        self._cut_in_send = True  # it stays true if the send is cancelled
+        # In pieces, so that the deadline limits the lack of progress and not the size.
         for start in range(0, len(view), 256 * 1024):
             with trio.move_on_after(self._config.send_timeout) as scope:
                 await self._transport.send_all(view[start : start + 256 * 1024])
@@ -261,17 +263,17 @@ class Exchange:
         await self.respond(status, fields, body)
 
     def close_after(self) -> None:
-        """Close the connection once this exchange is over."""
+        """Have the connection closed after this exchange."""
         self._keep_alive = False
 
     # The end.
 
     @property
     def _can_drain(self) -> bool:
-        """Whether content left unread is little enough to read it and go on (R10).
+        """Whether the unread content is little enough to read it and go on (R10).
 
-        A client that still waits for its 100 may send the content or not: only closing
-        tells the one from the other.
+        A client that still waits for its 100 may send the content or may not. Only closing
+        the connection resolves that.
         """
         remaining = self.body.remaining
         return self.body.finished or (
@@ -281,13 +283,13 @@ class Exchange:
         )
 
     async def finish(self) -> bool:
-        """Leave the connection ready for the next request; whether it is.
+        """Prepare the connection for the next request. Returns False if that is impossible.
 
-        If it is not, what the peer still sends is read for a while: a reset would
-        destroy the response before the peer has read it (RFC 9112, section 9.6).
+        In that case this reads for a while what the peer still sends: a reset would destroy
+        the response before the peer has read it (RFC 9112, section 9.6).
         """
         if self._keep_alive and self.body.finished:
-            return True  # as it mostly is: nothing to wait for
+            return True  # the usual case
         with trio.move_on_after(self._config.drain_timeout):
             try:
                 if self._keep_alive:
@@ -300,7 +302,7 @@ class Exchange:
         return False
 
     def _more_came(self) -> bool:
-        """Whether a pipelined request waits unread: to close on it is a reset, too."""
+        """Whether a pipelined request is unread: closing would send a reset then, too."""
         return bool(self._transport.receive_nowait(self._memory.scratch))
 
     async def _linger(self) -> None:

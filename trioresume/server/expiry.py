@@ -1,10 +1,11 @@
-"""The expiry task and the collector: what ends by itself, and what that leaves behind.
+"""The expiry task and the collector: end what has expired, and release its bytes.
 
-The catalog's index is the schedule; a window of its soonest deadlines is in memory
-(:class:`~trioresume.protocol.schedule.Schedule`). One task sleeps until the soonest,
-or until an earlier one is noted: nothing polls, however many deadlines there are.
+The catalog's index is the schedule. A window of its soonest deadlines is in memory
+(:class:`~trioresume.protocol.schedule.Schedule`). One task sleeps until the soonest
+deadline, or until an earlier one is noted. Nothing polls, whatever the number of deadlines.
 
-What is in use does not expire (promise 9): its expiry is moved on instead.
+An operation in use does not expire (G11 in docs/supported-protocols.md): its expiry is moved
+to a later time instead.
 """
 
 from __future__ import annotations
@@ -43,33 +44,33 @@ logger = logging.getLogger("trioresume.expiry")
 
 WINDOW = 1024
 SHORTEST_SLEEP = 0.001
-"""Seconds. Unix time as a float has steps of a quarter of a microsecond: a sleep for
-what is left to a deadline may end before it, again and again."""
+"""Seconds. Unix time as a float has steps of a quarter of a microsecond. Without this minimum,
+a sleep for the time left might end again and again just before the deadline."""
 RETRY_DELAY = 60.0
 """Seconds until an expiry that failed is tried again."""
 AT_ONCE = 64
-"""Uploads and files expired side by side."""
+"""Uploads and files that expire at the same time."""
 COLLECT_LIMIT = 200
-"""Rows and files let go of in one step: as long, some milliseconds, commits wait for it."""
+"""Rows and files released in one step. Commits wait for a step, which takes some milliseconds."""
 COLLECT_DELAY = 1.0
-"""Seconds between a release and the collection, so that one collection serves many."""
+"""Seconds between a release and the collection, so that one collection serves many releases."""
 LAST_SEEN = "last-seen"
-"""What earlier versions called what is :data:`SERVICE_CLOCK` now."""
+"""The key that earlier versions used for :data:`SERVICE_CLOCK`."""
 NOTE_EVERY = 60.0
-"""Seconds of service time that a kill may lose: by so much deadlines are later then."""
+"""Seconds of service time that a kill may lose. Deadlines come later by that time."""
 NOTE_IDLE_EVERY = 12 * 3600.0
-"""The same for a service in which nothing happens, which is not woken for this alone."""
+"""The same if nothing happens, so that an idle service is not woken more often."""
 
 _RELOAD = "reload"
 
 
 def clock_reading(clock: ServiceClock) -> SetMeta:
-    """What the catalog keeps of *clock* for the next process, and for the keeper."""
+    """Return the reading of *clock* that the catalog keeps for the next process and for gc."""
     return SetMeta(SERVICE_CLOCK, f"{clock.now()!r} {clock.date()!r}")
 
 
 class Expiry:
-    """Expires operations and files when their time has come."""
+    """Expires operations and files at their deadlines."""
 
     def __init__(self, storage: Storage, clock: ServiceClock) -> None:
         self._storage = storage
@@ -77,24 +78,24 @@ class Expiry:
         self._schedule = Schedule(WINDOW)
         self._noted = trio.Event()
         self._wakes_at = 0.0
-        # The soonest deadline of a file that is published but not in the schedule.
+        # The soonest deadline of a published file that is not in the schedule.
         self._reload_at = float("inf")
         self._reloads = 0
 
         self._read_at = float("-inf")
-        """When the clock's reading was kept last."""
+        """When the clock's reading was last written to the catalog."""
 
     def _note(self, deadline: float, token: str) -> None:
-        """A deadline was set or moved; the catalog has it already, if it is its."""
+        """Add or move a deadline in the schedule. A deadline of the catalog is there already."""
         self._schedule.add(token, deadline)
         if deadline < self._wakes_at:
             self._noted.set()
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
-        """Note the deadlines that were committed, as the schedule asks for.
+        """Note the deadlines that were committed, as the schedule demands.
 
-        And let go of those of operations that are forgotten: there may be thousands a
-        second that nobody was told of, with deadlines a day from now.
+        This also drops the deadlines of operations that are forgotten. There may be thousands
+        of these in a second that no client was told of, with deadlines a day from now.
         """
         now = self._clock.now()
         if now >= self._read_at + NOTE_EVERY:
@@ -113,21 +114,21 @@ class Expiry:
                 and mutation.file.expires_at is not None
                 and mutation.file.expires_at < self._reload_at
             ):
-                # Its token only the catalog knows, so that this stands for it, with a
-                # name of its own, as a later one must not put off this one.
+                # Only the catalog knows the file's token. This entry stands for it. Its
+                # unique name keeps a later file from postponing it.
                 self._reload_at = mutation.file.expires_at
                 self._reloads += 1
                 self._note(self._reload_at, f"{_RELOAD}:{self._reloads}")
 
     async def run(self, operations: Operations) -> None:
-        """The expiry task. Runs until cancelled."""
+        """Run the expiry task until cancelled."""
         while True:
             failed = False
             try:
                 await self._keep_time()
                 await self._expire_due(operations)
             except StorageError as exc:
-                # A full disk, most likely: it needs no traceback.
+                # Most likely the disk is full: that needs no traceback.
                 logger.error("expiry is postponed: %s", exc)
                 failed = True
             except Exception:
@@ -139,7 +140,7 @@ class Expiry:
                 await self._sleep()
 
     async def _keep_time(self) -> None:
-        """Have the next process know how long this one was there to serve (G11)."""
+        """Tell the next process how long this one was running (G11)."""
         now = self._clock.now()
         if now >= self._read_at + NOTE_IDLE_EVERY:
             self._read_at = now
@@ -158,10 +159,10 @@ class Expiry:
     async def _expire_together(
         self, operations: Operations, tokens: Sequence[str]
     ) -> None:
-        """Expire *tokens* side by side, so that they share commits.
+        """Expire *tokens* at the same time, so that they share commits.
 
-        One that fails does not keep the others from it, and is due still; the first
-        failure is raised.
+        If one fails, the others go on. The failed one stays due, and the first failure is
+        raised.
         """
         failures: list[Exception] = []
 
@@ -193,14 +194,14 @@ class Expiry:
                 if operation is None:
                     return
                 if operation.record.expires_at > now:
-                    # It was moved on, which the hint did not know.
+                    # It was moved to a later time, which the schedule did not know.
                     self._note(operation.record.expires_at, token)
                 elif operation.users == 1:
                     await operation.expire()
                 else:
                     operation.renew()
                     if operation.record.expires_at <= now:
-                        # A tombstone, which is not renewed: it goes a little later.
+                        # A tombstone, which cannot be renewed: it expires a little later.
                         self._note(now + RETRY_DELAY, token)
         else:
             await self._load()
@@ -231,19 +232,19 @@ class Collector:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        # A crash may have left something: look once at the start.
+        # A crash may have left garbage: look once at the start.
         self._released = trio.Event()
         self._released.set()
-        # One at a time, so that "nothing was left" is true for whoever is told so.
+        # One collection at a time, so that "nothing was left" is true for each caller.
         self._collecting = trio.Lock()
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
-        """Something may have been released."""
+        """Wake the task if *mutations* may have released something."""
         if any(isinstance(mutation, _RELEASING) for mutation in mutations):
             self._released.set()
 
     async def run(self) -> None:
-        """The collecting task. Runs until cancelled."""
+        """Run the collecting task until cancelled."""
         while True:
             await self._released.wait()
             await trio.sleep(COLLECT_DELAY)
@@ -252,7 +253,7 @@ class Collector:
             try:
                 await self.collect(_ignore)
             except StorageError as exc:
-                # A full disk, most likely: it needs no traceback.
+                # Most likely the disk is full: that needs no traceback.
                 logger.error("collection is postponed: %s", exc)
                 failed = True
             except Exception:
@@ -265,9 +266,9 @@ class Collector:
     async def collect(
         self, on_step: Callable[[Collected], Awaitable[None]], *, sweep: bool = False
     ) -> None:
-        """Collect until nothing is left. May be cancelled between two steps.
+        """Collect until nothing is left. Cancellation takes effect between two steps.
 
-        With *sweep* every file is looked at as well. Raises :class:`StorageError`.
+        With *sweep* this looks at every file as well. Raises :class:`StorageError`.
         """
         store, run = self._storage.store, self._storage.run
         async with self._collecting:
@@ -279,7 +280,7 @@ class Collector:
 
 
 async def _ignore(done: Collected) -> None:
-    """The background collection tells nobody."""
+    """Ignore a step of the background collection."""
 
 
 _MOVING = (SetExpiry, RecordResponse, EndOperation)
