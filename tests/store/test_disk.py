@@ -42,8 +42,10 @@ from trioresume.errors import (
     StoreLocked,
 )
 from trioresume.store.disk import Durability, open_store
+from trioresume.store.folding import AT_ONCE
 from trioresume.store.inventory import Inventory
 from trioresume.store.port import (
+    Collected,
     Content,
     CreateOperation,
     EndOperation,
@@ -490,6 +492,27 @@ def test_sweep_takes_what_nothing_speaks_of(disk_stand: DiskStand) -> None:
     assert disk_stand.files("tails") == [f"{OP}.2"]
     assert len(disk_stand.files("chunks")) == 2
     assert read_prefix(store) == DATA[:20]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_release_of_what_others_hold_goes_to_its_end(
+    limit: int, disk_stand: DiskStand
+) -> None:
+    """A step that frees no byte is a step all the same: it does not mean the end."""
+    store = disk_stand.store
+    count = AT_ONCE + 5  # so many are not released with the end itself
+    data = b"".join(b"%08d" % number for number in range(count))
+    for name in (OP, "operation-2"):
+        put(store, begin(store, name), data)
+    do(store, EndOperation(OP, 9.0))
+    while (done := store.collect(limit)) != Collected():
+        assert 1 <= done.steps <= limit + 1
+        assert done.chunks == 0
+    left = store._catalog._reader.execute(
+        "SELECT count(*), count(key), (SELECT count(*) FROM pieces),"
+        " (SELECT sum(refs) FROM chunks) FROM contents"
+    ).fetchone()
+    assert left == (1, 1, count, count)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 100])
