@@ -58,7 +58,7 @@ class Counting:
         self.relaxed.append(self.offset)
 
 
-def _receiver(size: int) -> tuple[Marked, BodyReceiver, MemoryTransport]:
+def _receiver(size: int | None) -> tuple[Marked, BodyReceiver, MemoryTransport]:
     """What receives content of *size* bytes, and where to send it."""
     ours, theirs = memory_transport_pair(capacity=4 * MIB)
     marked = Marked(ours)
@@ -159,3 +159,33 @@ async def test_who_is_silent_holds_less_but_not_who_stutters(
     sink = await _receive_into(Counting(), body, theirs, send)
     assert sink.offset == 30 * KIB
     assert sink.relaxed == [21 * KIB]
+
+
+class _Fickle(Marked):
+    """A transport that has nothing each other time that it said it had something."""
+
+    calls = 0
+
+    def receive_nowait(self, view: memoryview) -> int | None:
+        self.calls += 1
+        return None if self.calls % 2 else self._transport.receive_nowait(view)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_wake_up_without_a_byte_is_not_the_end(
+    chunked: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The system may wake a task for nothing; the rest of the content is waited for."""
+
+    async def send(theirs: MemoryTransport) -> None:
+        for _ in range(4):
+            await theirs.send_all(b"400\r\n" * chunked + bytes(KIB) + b"\r\n" * chunked)
+            await trio.sleep(1)
+        await theirs.send_all(b"0\r\n\r\n" * chunked)
+
+    marked, body, theirs = _receiver(None if chunked else 4 * KIB)
+    fickle = _Fickle(marked._transport)
+    body._transport = fickle  # type: ignore[assignment]  # the rest is delegated
+    assert await _receive(body, theirs, send) == 4 * KIB
+    assert body.finished
+    assert fickle.calls >= 8

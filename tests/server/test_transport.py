@@ -50,3 +50,20 @@ async def test_who_waits_is_interrupted_and_the_connection_lives_on(pair: Pair) 
 async def _is_broken(transport: Transport) -> None:
     with pytest.raises(trio.BrokenResourceError):
         await transport.wait_readable()
+
+
+@pytest.mark.parametrize("pair", [_sockets, _memory])
+async def test_one_side_may_end_and_the_other_go_on(pair: Pair) -> None:
+    """So a peer reads its answer to the end before it is cut off from sending."""
+    async with pair() as (ours, theirs):
+        await ours.send_all(b"last words")
+        await ours.send_eof()
+        buffer = bytearray(16)
+        with trio.fail_after(5):
+            await theirs.wait_readable()
+            assert theirs.receive_nowait(memoryview(buffer)) == len(b"last words")
+            await theirs.wait_readable()
+            assert theirs.receive_nowait(memoryview(buffer)) == 0
+            await theirs.send_all(b"heard")
+            await ours.wait_readable()
+        assert ours.receive_nowait(memoryview(buffer)) == len(b"heard")
