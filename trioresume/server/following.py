@@ -1,4 +1,7 @@
-"""Whoever waits for the target is told how far it is: ``102 Processing`` (B10)."""
+"""Send ``102 Processing`` with the target's progress to a client that waits for it (B10).
+
+The numbered statements (B10, C19) are in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ __all__ = ["Follower", "processing"]
 
 
 def processing(progress: Progress | None, message: str | None = None) -> Interim:
-    """The 102 that tells *progress*; the first one has the URI of the *message*.
+    """Return the 102 that tells *progress*. The first 102 also gives the URI *message*.
 
-    The draft would have it in ``Location``, with SHOULD. But the final response often has
-    another one, and libcurl takes the two for an error (C19). So it is in the seed's field
-    for the same resource.
+    The draft says that this URI SHOULD be in ``Location``. But the final response often has
+    another ``Location``, and libcurl takes the difference for an error (C19). So the URI is
+    in ``Response-Message-Location``, the field for the same resource in resumable requests.
     """
     told = format_progress(0)
     if progress is not None:
@@ -38,10 +41,11 @@ def processing(progress: Progress | None, message: str | None = None) -> Interim
 
 
 class Follower:
-    """Sends each progress of an operation to an exchange that waits for its outcome.
+    """Sends the progress of an operation to an exchange that waits for its outcome.
 
-    At most one in *interval* seconds, and then the latest; it never waits for the peer.
-    *nursery* is the server's, so that its tasks are no concern of those who wait.
+    It sends at most one 102 in *interval* seconds, with the latest progress, and never waits
+    for the peer. *nursery* is the server's: an error in a task there does not reach the
+    exchange.
     """
 
     def __init__(self, nursery: trio.Nursery, interval: float) -> None:
@@ -52,7 +56,7 @@ class Follower:
     async def during(
         self, exchange: Exchange, operation: Operation, told: Progress | None = None
     ) -> AsyncIterator[None]:
-        """Tell while the block runs, if the client asked for it; *told* it knows."""
+        """Send progress while the block runs, if the client wants it; it knows *told*."""
         wanted = parse_preferences(exchange.head.fields).processing
         if not (wanted and exchange.can_interim):
             yield

@@ -1,24 +1,26 @@
-"""Digests of stored content, computed because a client asks (C15, RFC 9530).
+"""Hash stored content, because a client asks for its digest (C15, RFC 9530).
 
-To hash a gibibyte takes a processor a second or two. That is little for content that its
-client has sent: to receive it takes as much. But an upload may be joined from others (D7),
-and a request of 16 KiB may name one part of 64 MiB some 370 times. So:
+C15 and D7 are statements in docs/supported-protocols.md.
 
-- **A budget.** What a principal has hashed without having sent it counts against
-  ``Config.digest_budget``. It is full again after an hour. A wish (``Want-Repr-Digest``)
-  beyond the budget is not answered: RFC 9530, section 4 makes it a preference, which a
-  server may ignore. A claim (``Repr-Digest``) beyond the budget is refused before the
-  parts are joined, because whoever sends it counts on its being checked.
-- **Turns.** Threads of their own hash, at most half as many as there are processors, in
-  steps of :data:`HASH_STEP`. Of each principal one step is on its way at a time. Other
-  principals, and what is not hashing, do not wait behind it.
-- **An end.** Before each step it is asked whether anybody wants the digest any more. A
-  deleted upload is not hashed on. A wish ends when no request has looked at the upload for
-  :data:`WANTED_FOR` seconds; so it does not survive a restart. A claim is checked whoever
-  is there, since the target must not be called for other content.
+A processor needs a second or two to hash a gibibyte. That is little for content that the
+client has sent: receiving it takes as long. But an upload may be joined from others (D7),
+and a request of 16 KiB may name one part of 64 MiB some 370 times. So there are:
 
-The digest of joined content cannot be made of the digests of its parts: SHA-2 hashes the
-bytes in their order, each block with the state of all blocks before it.
+- **A budget.** Bytes that are hashed for a principal without being sent count against
+  ``Config.digest_budget``. An hour fills the budget again. A wish (``Want-Repr-Digest``)
+  beyond the budget is ignored: RFC 9530, section 4 makes it a preference, which a server may
+  ignore. A claim (``Repr-Digest``) beyond the budget is refused before the parts are joined,
+  because its sender relies on the check.
+- **Turns.** Hashing has threads of its own, at most half as many as there are processors. It
+  works in steps of :data:`HASH_STEP`. Each principal has one step at work at a time. Other
+  principals do not wait behind it, and neither does work other than hashing.
+- **An end.** Each step first checks whether the digest is still wanted. Hashing stops when
+  the upload is deleted. A wish ends when no request has looked at the upload for
+  :data:`WANTED_FOR` seconds, so it does not survive a restart. A claim is always checked,
+  because the target must not be called for other content.
+
+The digest of joined content cannot be computed from the digests of its parts: SHA-2 hashes
+the bytes in order, and each block depends on the state after all blocks before it.
 """
 
 from __future__ import annotations
@@ -43,26 +45,26 @@ if TYPE_CHECKING:
 __all__ = ["Hashing"]
 
 HASH_STEP = 4 * 1024 * 1024
-"""Bytes hashed in one step: some 10 ms, long against what a change of threads costs."""
+"""Bytes hashed in one step: some 10 ms, long compared with a change of threads."""
 WANTED_FOR = 10.0
 """Seconds for which a wish holds after the last request looked at the upload."""
 HOUR = 3600.0
 
 
 class Hashing:
-    """Hashes stored content in turn, and counts what was not sent."""
+    """Hashes stored content in turns, and counts the bytes that no client has sent."""
 
     def __init__(self, storage: Storage, config: Config) -> None:
         self._storage = storage
         self._budget = config.digest_budget
         self.step = HASH_STEP
         self._turns: dict[str | None, tuple[trio.Lock, int]] = {}
-        """For each principal that waits: the turn, and how many want it."""
+        """For each principal that waits: the lock of its turn, and the number of waiters."""
         self._spent: dict[str | None, tuple[float, float]] = {}
-        """What each principal has spent, in bytes, and when that was so."""
+        """For each principal: the bytes it has spent, and the time of that count."""
 
     def spend(self, principal: str | None, size: int) -> bool:
-        """Have *size* bytes that were not sent counted; False if they are too many."""
+        """Count *size* bytes that were not sent. Returns False if they exceed the budget."""
         now = trio.current_time()
         self._forgive(now)
         spent, _ = self._spent.get(principal, (0.0, now))
@@ -73,7 +75,7 @@ class Hashing:
         return True
 
     def refusal(self, principal: str | None, size: int) -> PeerError:
-        """Why ``Repr-Digest`` of so many bytes is not checked, after :meth:`spend`."""
+        """Return the refusal of a ``Repr-Digest``, after :meth:`spend` has returned False."""
         if size > self._budget:
             return PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
@@ -92,7 +94,7 @@ class Hashing:
         return self._budget * seconds / HOUR
 
     def _forgive(self, now: float) -> None:
-        """Let time pay: who has nothing left to pay is forgotten."""
+        """Refill the budgets for the time that has passed."""
         for principal, (spent, since) in list(self._spent.items()):
             left = spent - self._refilled_in(now - since)
             if left > 0:
@@ -107,9 +109,9 @@ class Hashing:
         algorithms: set[str],
         is_wanted: Callable[[], bool],
     ) -> dict[str, bytes] | None:
-        """The digests of all that *reader* has, by their names in RFC 9530.
+        """Return the digests of all the content of *reader*, by their names in RFC 9530.
 
-        None as soon as it is not wanted any more. Raises
+        Returns None as soon as *is_wanted* returns False. Raises
         :class:`~trioresume.errors.StorageError`.
         """
         hashes = Hashes(algorithms)
@@ -118,7 +120,7 @@ class Hashing:
         try:
             for start in range(0, reader.length, self.step):
                 end = min(start + self.step, reader.length)
-                async with lock:  # in the order of asking: all of them advance in step
+                async with lock:  # first come, first served: all advance together
                     if not is_wanted():
                         return None
                     await self._storage.hash(
@@ -134,7 +136,7 @@ class Hashing:
 
 
 def _hash_slice(reader: ContentReader, hashes: Hashes, start: int, end: int) -> None:
-    """One step of hashing stored content, in a worker thread."""
+    """Hash one step of stored content, in a worker thread."""
     while start < end:
         block = reader.read(start, min(BLOCK_SIZE, end - start))
         hashes.update(block)

@@ -1,4 +1,4 @@
-"""Finding what a concatenation is made of (D7)."""
+"""Find the parts of a concatenation (D7; D and R are in docs/supported-protocols.md)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["find_parts"]
 async def find_parts(
     operations: Operations, references: Sequence[str], principal: str | None
 ) -> tuple[Content, ...]:
-    """What the partial uploads that *references* name consist of, in their order.
+    """Return the contents of the partial uploads that *references* name, in their order.
 
-    Raises :class:`PeerError`: 400 unless each is a partial upload of *principal*, with
-    one answer for whatever it is instead (R35), and 409 for one that is not finished.
+    Raises :class:`PeerError`: 400 if a reference names anything but a partial upload of
+    *principal*, without saying what it names (R35); 409 if a part is not finished.
     """
     found = {
         reference: await _find_part(operations, reference, principal)

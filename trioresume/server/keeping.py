@@ -1,4 +1,4 @@
-"""``collect``: release what nothing refers to, wherever the data directory is open."""
+"""``collect``: release bytes that nothing refers to, whether or not a service is running."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["collect"]
 
 STEP = 1000
-"""Rows released in one transaction; see also the service's own collector."""
+"""Rows released in one transaction. The service's own collector takes smaller steps."""
 PATIENCE = 10.0
-"""Seconds to wait for whoever holds the lock to listen: a service that just starts or
-stops does so for a moment."""
+"""Seconds to wait until the process that holds the lock listens on its control socket. A
+service that is starting or stopping holds the lock for a moment without listening."""
 RETRY_DELAY = 0.2
 
 
@@ -33,21 +33,21 @@ async def collect(
     data_dir: str | os.PathLike[str],
     on_progress: Callable[[Collected], None] | None = None,
 ) -> Collected:
-    """Release the bytes in *data_dir* that nothing refers to any more; what that was.
+    """Release the bytes in *data_dir* that nothing refers to any more; return the totals.
 
-    A running service does the same by itself, a second after something was released.
-    This also looks at every file for what a crash may have left, and returns when
-    nothing is left to do. A service that runs is asked to do it, beside its uploads and
-    downloads. Where none runs, the directory is locked meanwhile, and a service that is
-    started then fails with :class:`~trioresume.StoreLocked`.
+    A running service does the same by itself, a second after a release. This also looks at
+    every file for what a crash may have left, and returns when nothing is left to do. If a
+    service is running, this asks the service to do it, beside its uploads and downloads. If
+    none is running, this locks the directory meanwhile, and a service that starts then fails
+    with :class:`~trioresume.StoreLocked`.
 
-    *on_progress* is called after each step with the sum so far. Steps are transactions:
-    when this is cancelled or killed, what was done is done and the rest is found again.
-    What has expired is not ended here: that is up to the service, whose clock it is.
+    *on_progress* is called after each step with the sum so far. Each step is a transaction:
+    if this is cancelled or killed, the finished steps remain, and the next call finds the
+    rest. This does not end expired uploads: only the service does, by its own clock.
 
-    Raises :class:`~trioresume.StoreLocked` if the process that has it open cannot be
-    asked, :class:`~trioresume.CollectionCut` if it ended meanwhile, and another
-    :class:`~trioresume.StorageError` if there is no data directory or the disk failed.
+    Raises :class:`~trioresume.StoreLocked` if another process has the directory open and
+    cannot be asked, :class:`~trioresume.CollectionCut` if that process ended meanwhile, and
+    another :class:`~trioresume.StorageError` if there is no data directory or the disk failed.
     """
     total = Collected()
 
@@ -64,7 +64,7 @@ async def collect(
 
     if not (Path(data_dir) / "format").exists():
         raise StorageError(f"{os.fspath(data_dir)} is no data directory of trioresume")
-    # On a full disk, too: it is what makes space.
+    # The reserve lets this work on a full disk, too: it makes space.
     opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
     deadline = trio.current_time() + PATIENCE
     while True:

@@ -1,8 +1,10 @@
-"""Where an operation's three resources live, and back from a path to them.
+"""The paths of an operation's three resources, and the way back from a path to them.
 
-``{operation_path}{token}/content``, ``/message`` and ``/result``. The token is the
-only variable part, and it has a strict form: nothing else ever leads to an
-operation, and nothing of it becomes a path on disk without that check (G12).
+They are ``{operation_path}{token}/content``, ``/message`` and ``/result``. Only the token
+varies, and its form is strict. No other path leads to an operation, and no token becomes a
+path on disk without that check (G12).
+
+The numbered statements (G12, G13, R1 …) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
 class Resource(Enum):
-    """The resources of an operation: the value is the last segment of the path."""
+    """The resources of an operation. The value is the last segment of the path."""
 
     CONTENT = "content"
     MESSAGE = "message"
@@ -40,23 +42,22 @@ class Resource(Enum):
 
 
 def location(config: Config, id: OperationId, resource: Resource) -> str:
-    """A path-absolute reference, or an absolute URI if configured so (R4)."""
+    """Return a resource's path-absolute location; an absolute URI with ``public_url`` (R4)."""
     return f"{root_of(config)}{config.operation_path}{id}/{resource.value}"
 
 
 def root_of(config: Config) -> str:
-    """What stands before the path of every location that clients are told."""
+    """Return the part that precedes the path in every location that clients are told."""
     if config.public_url is None:
         return config.root_path
     return config.public_url.rstrip("/")
 
 
 def origin_of(config: Config, head: RequestHead) -> str:
-    """What makes a location absolute for the sender of *head*, if it is to be.
+    """Return the origin that makes a location absolute for the sender of *head*, or "".
 
-    Without ``public_url`` it is the authority that the request was sent to, given back
-    to whoever sent it and to nobody else: nothing that is stored, or told to others,
-    holds it (G13).
+    Without ``public_url`` it is the authority that the request was sent to. Only the sender
+    gets it back: it is not stored, and not told to any other client (G13).
     """
     if config.public_url is not None or config.relative_locations:
         return ""
@@ -66,7 +67,7 @@ def origin_of(config: Config, head: RequestHead) -> str:
 def operation_fields(
     config: Config, id: OperationId, with_content: bool = True
 ) -> Fields:
-    """The three fields of R1; without content there is no content to locate (R5)."""
+    """Return the three fields of R1, or two if the request has no content (R5)."""
     places = {
         "request-content-location": Resource.CONTENT,
         "response-message-location": Resource.MESSAGE,
@@ -80,7 +81,7 @@ def operation_fields(
 
 
 def locate(config: Config, path: str) -> tuple[OperationId, Resource] | None:
-    """The operation and resource that *path* names, None if it names none."""
+    """Return the operation and the resource that *path* names; None if it names none."""
     token, _, last = path.removeprefix(config.operation_path).partition("/")
     if not _TOKEN.fullmatch(token):
         return None
@@ -93,10 +94,10 @@ def locate(config: Config, path: str) -> tuple[OperationId, Resource] | None:
 def locate_reference(
     config: Config, reference: str
 ) -> tuple[OperationId, Resource] | None:
-    """The operation and resource that a URI reference names, None if it names none.
+    """Return the operation and the resource that a URI reference names; None if it is none.
 
-    It is absolute or path-absolute. Its authority proves nothing and is passed over
-    (G13): the token is what is unguessable. What a proxy takes off its path goes too.
+    The reference is absolute or path-absolute. Its authority proves nothing and is ignored
+    (G13): only the token is unguessable. The prefix that a proxy removes is removed here, too.
     """
     path = _ORIGIN.sub("", reference, count=1)
     root = _ORIGIN.sub("", root_of(config), count=1)

@@ -1,15 +1,15 @@
-"""The memory that content passes through on its way from the network to the disk.
+"""The memory for content on its way from the network to the disk.
 
-All uploads together have ``Config.receive_memory`` bytes of it, cut into pieces. A task
-takes a piece only when its connection has something to read, so silent ones have none,
-and gives it back when the bytes are written. Whoever finds none waits in line, while the
-kernel's buffer fills and TCP slows the peer down.
+All uploads share ``Config.receive_memory`` bytes, cut into pieces. A task takes a piece only
+when its connection has bytes to read, so silent connections hold no piece. It gives the piece
+back when the bytes are written. If no piece is free, the task waits in line; the kernel's
+buffer fills meanwhile, and TCP slows the peer down.
 
-A piece begins on a page, and is filled from where the content's place in its page is:
-that lets the store write it past the page cache. What is small shares a piece with what
-others received just before. The pieces given back last are taken
-first, so that a service with little to do touches little of this. Linux is asked for
-huge pages: they make it cheaper to receive into the memory and to write from it.
+A piece begins on a page. Content is put at the same place within a page as it has in the
+upload: so the store can write it past the page cache. Small content shares a piece with the
+content that others have just received. The piece that was given back last is taken first, so
+a service with little to do uses little of this memory. Linux is asked for huge pages, which
+make receiving into the memory and writing from it cheaper.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ __all__ = ["PAGE_SIZE", "PIECE_SIZE", "Piece", "ReceiveMemory"]
 PIECE_SIZE = 2 * 1024 * 1024
 SCRATCH_SIZE = 64 * 1024
 SMALL = 64 * 1024
-"""Bytes up to which content does not get a piece of its own."""
+"""Content of at most this many bytes shares a piece."""
 
 LOW_WATER_SUM = 256 * 1024 * 1024
-"""Bytes that all uploads' low-water marks together may leave waiting in the kernel."""
+"""Bytes that the low-water marks of all uploads together may leave in the kernel."""
 USUAL_LOW_WATER = 1024 * 1024
-"""From this on a larger mark saves less than it costs, unless uploads are few."""
+"""A larger mark saves less than it costs, unless there are few uploads."""
 
 
 class Piece:
-    """Some of the memory, held by whoever took it and whoever else said ``hold``."""
+    """A part of the memory. The task that took it holds it, and each caller of ``hold``."""
 
     __slots__ = ("_holders", "_memory", "used", "view")
 
     def __init__(self, memory: ReceiveMemory, view: memoryview) -> None:
         self.view = view
         self.used = 0
-        """Up to where there is content of others."""
+        """Bytes at the start that contain content of others."""
         self._memory = memory
         self._holders = 0
 
     def hold(self) -> None:
-        """Keep it until a ``release`` more."""
+        """Keep the piece until one more ``release``."""
         self._holders += 1
 
     def start(self, offset: int) -> int:
-        """Where content that belongs at *offset* begins in it."""
+        """Return the place in the piece where content for *offset* begins."""
         return self.used + -self.used % PAGE_SIZE + offset % PAGE_SIZE
 
     def release(self) -> None:
@@ -63,9 +63,9 @@ class Piece:
 
 
 class ReceiveMemory:
-    """At least one piece, and no more than *size* bytes beyond that.
+    """The memory of all uploads: *size* bytes, but at least one piece.
 
-    *uploads* is how many content is being received of, which whoever receives counts.
+    *uploads* is the number of requests that are receiving content. The receivers count it.
     """
 
     def __init__(self, size: int) -> None:
@@ -77,22 +77,22 @@ class ReceiveMemory:
             for start in range(0, count * piece_size, piece_size)
         ]
         self._shared: Piece | None = None
-        """One that is held, but has room left for more that is small."""
+        """A piece that is in use, but has room for more small content."""
         self._waiting: deque[trio.lowlevel.Task] = deque()
         self._served: dict[trio.lowlevel.Task, Piece] = {}
-        """For those that waited, until they run."""
+        """Pieces for tasks that have waited, until these tasks run."""
         self.scratch = memoryview(bytearray(SCRATCH_SIZE))
-        """For what is consumed before the next checkpoint."""
+        """A buffer for bytes that are consumed before the next checkpoint."""
         self.piece_size = piece_size
         self.uploads = 0
         self.watch = Watch()
-        """Of all that receive into it."""
+        """Looks at the deadlines of all receivers."""
         self.busy = Turnstile(width=1)
-        """For those whose bytes are much work: one of them goes on in each round."""
+        """Lets one receiver go on in each round, of those whose bytes are much work."""
 
     @property
     def low_water(self) -> int:
-        """For how many bytes the task of a fast upload is to be woken: a piece at most."""
+        """Bytes for which the task of a fast upload is woken: one piece at most."""
         share = LOW_WATER_SUM // max(1, self.uploads)
         return min(self.piece_size, max(share // 2, min(share, USUAL_LOW_WATER)))
 
@@ -102,9 +102,9 @@ class ReceiveMemory:
         return not self._free
 
     def take_nowait(self, expected: int | None = None) -> Piece | None:
-        """A piece, if there is one that nobody waits for.
+        """Return a piece if one is free, else None.
 
-        If no more than a little is *expected*, it may be one of which some is used.
+        If only little content is *expected*, the piece may be partly used.
         """
         if not self._free:
             return None
@@ -116,15 +116,16 @@ class ReceiveMemory:
         return piece
 
     def share(self, piece: Piece, used: int) -> None:
-        """Who took *piece* used it as far as *used*: the rest is for others with little."""
+        """Offer the rest of *piece*, beyond the byte *used*, to others with little content."""
         if used + SMALL + 2 * PAGE_SIZE <= self.piece_size:
             self._shared = piece
             piece.used = used
 
     async def take(self, *, first: bool = False) -> Piece:
-        """A piece; who came first is served first. A checkpoint if there is none.
+        """Return a piece; wait in line if there is none. A checkpoint only if this waits.
 
-        Who asks to be *first* is served before those: somebody else waits for its end.
+        With *first* the caller goes to the head of the line, because a newcomer waits for the
+        caller to end.
         """
         piece = self.take_nowait()
         if piece is not None:
@@ -139,7 +140,7 @@ class ReceiveMemory:
             self._waiting.remove(task)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        # An event for each wait would cost as much as everything else here.
+        # A trio.Event for each wait would cost as much as the rest of this method.
         await trio.lowlevel.wait_task_rescheduled(give_up)
         return self._served.pop(task)
 
@@ -157,13 +158,13 @@ class ReceiveMemory:
 
 
 def _pages(size: int) -> mmap.mmap:
-    """*size* bytes that begin on a page, in huge ones if they are to be had."""
+    """Return *size* bytes that begin on a page, in huge pages if possible."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return mmap.mmap(-1, size)
-    # Not the default of sharing it with child processes: that has no huge pages.
+    # Private memory: the default, memory shared with child processes, has no huge pages.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
-        pass  # a kernel without them
+        pass  # this kernel has no huge pages
     return memory

@@ -1,4 +1,7 @@
-"""What a handler sees and gives back: requests, their content, responses."""
+"""The types that a handler receives and returns: requests, their content, responses.
+
+The numbered statements (R31, B10, G4) are in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +50,16 @@ __all__ = [
 ]
 
 BLOCK_SIZE = 256 * 1024
-"""Bytes per step when content is read for sending or iterated over."""
+"""Bytes per step when stored content is read for sending or for iteration."""
 
 
 @asynccontextmanager
 async def closing_iterator(
     body: AsyncIterable[bytes],
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Iterate over *body* within the block; a generator is closed at its end.
+    """Iterate over *body* within the block; close a generator at the block's end.
 
-    Otherwise one that was left early would be ended by the garbage collector.
+    Otherwise the garbage collector would have to end a generator that was left early.
     """
     iterator = aiter(body)
     try:
@@ -70,7 +73,7 @@ async def closing_iterator(
 class RequestBody:
     """The whole content of a request, in the store. Immutable.
 
-    ``async for block in body`` gives it in order, in blocks of bytes.
+    ``async for block in body`` yields it in order, in blocks of bytes.
     """
 
     def __init__(self, content: Content, storage: Storage) -> None:
@@ -79,20 +82,20 @@ class RequestBody:
 
     @property
     def content(self) -> Content:
-        """What the store knows it by."""
+        """The content's description in the store."""
         return self._content
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """The length in bytes."""
         return self._content.length
 
     @property
     def digest(self) -> str | None:
         """The content's address: hexadecimal multihash of its recipe, None if empty.
 
-        Equal content has an equal digest, under equal ``chunk_size`` and if it came in
-        one piece: content that tus concatenated is named by its parts.
+        Equal content has an equal digest if ``chunk_size`` is equal and it was not joined:
+        content that tus concatenated is named by its parts.
         """
         digest = self._content.digest
         return None if digest is None else digest.hex()
@@ -109,7 +112,7 @@ class RequestBody:
             reader.close()
 
     async def read(self, limit: int = 16 * 1024 * 1024) -> bytes:
-        """All of it, for content known to be small.
+        """Return all of it, for content that is known to be small.
 
         Raises :class:`~trioresume.errors.CallerError` if it is longer than *limit* bytes.
         """
@@ -130,7 +133,7 @@ class RequestBody:
             reader.close()
 
     async def open(self) -> ContentFile:
-        """A seekable, readable binary file, for libraries that want one.
+        """Return a seekable, readable binary file, for libraries that need one.
 
         Its methods block on the disk: use it in a worker thread
         (:func:`trio.to_thread.run_sync`), and close it.
@@ -184,14 +187,14 @@ class ContentFile(io.RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a handler is: ``done`` of ``total`` steps and what it is doing (B10)."""
+    """The progress of a handler: ``done`` of ``total`` steps, and a remark (B10)."""
 
     done: int
     total: int | None = None
     remark: str = ""
 
     def following(self, earlier: Progress | None) -> Progress:
-        """The same, but never behind *earlier*: tasks of a handler may overtake."""
+        """Return this progress, but never behind *earlier*: a handler's tasks may overtake."""
         done = max(self.done, 0 if earlier is None else earlier.done)
         total = None if self.total is None else max(self.total, done)
         return Progress(done, total, self.remark)
@@ -204,7 +207,7 @@ class Request:
     head: RequestHead
     body: RequestBody
     principal: str | None
-    """Who sent it, as ``Config.authenticate`` said; None when there is none."""
+    """The sender's name from ``Config.authenticate``; None without authentication."""
     on_progress: Callable[[Progress], None]
 
     @property
@@ -227,10 +230,10 @@ class Request:
     async def progress(
         self, done: int, total: int | None = None, remark: str = ""
     ) -> None:
-        """Tell whoever asks how far the work is: *done* of *total* steps. A checkpoint.
+        """Report that *done* of *total* steps are done. A checkpoint.
 
-        Shown in the 202 at ``Response-Message-Location``, and in a 102 to clients that
-        asked for it (``Prefer: processing``). Raises
+        The progress is shown in the 202 at ``Response-Message-Location``, and in a 102 to
+        clients that asked for it (``Prefer: processing``). Raises
         :class:`~trioresume.errors.CallerError` if *done* is negative or above *total*.
         """
         if done < 0 or (total is not None and total < done):
@@ -244,14 +247,14 @@ _FIELD_NAME = re.compile(TOKEN)
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A final response. ``Date`` and framing are added by the server.
+    """A final response. The server adds ``Date`` and the framing.
 
     Framing fields among ``headers`` are dropped. Raises
     :class:`~trioresume.errors.CallerError` for a status that is not final and for
     fields that cannot be sent.
 
-    ``body`` is bytes or an async iterable of bytes; it is stored before its first
-    byte is sent when the request can be resumed.
+    ``body`` is bytes or an async iterable of bytes. If the request can be resumed, the body
+    is stored before its first byte is sent.
     """
 
     status: int = 200
@@ -275,7 +278,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Representation:
-    """Stored content served with Range and conditional requests (RFC 9110, 13 and 14)."""
+    """Stored content, for Range and conditional requests (RFC 9110, sections 13 and 14)."""
 
     content: Content
     fields: Fields
@@ -287,11 +290,10 @@ class Representation:
 
 @dataclass(frozen=True, slots=True)
 class RecordedWith:
-    """A response whose effects are mutations of the store itself.
+    """A response, and its effects as mutations of the store.
 
-    They are applied in the same commit that records the response: both happen or
-    neither does, which makes the target exactly-once. On a conflict the target is
-    asked again.
+    The commit that records the response applies them, too: both happen or neither does. So
+    the target's effects happen exactly once. On a conflict the target is called again.
     """
 
     response: Response
@@ -299,19 +301,19 @@ class RecordedWith:
 
 
 class CallPolicy(Enum):
-    """What a crash in the middle of a call means for the next one (R31)."""
+    """The consequence of a crash in the middle of a call (R31)."""
 
     AT_MOST_ONCE = "at most once"
-    """The state is made durable before the call; the outcome of a cut call is unknown."""
+    """The state is durable before the call. The outcome of a cut call is unknown."""
     IDEMPOTENT = "idempotent"
-    """A cut call is simply made again, at the next start."""
+    """A cut call is made again at the next start."""
     TRANSACTIONAL = "transactional"
     """All effects are in :class:`RecordedWith`: a cut call has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the server offers a target that keeps things in its store."""
+    """The parts of the server that a target needs to keep things in its store."""
 
     storage: Storage
     clock: ServiceClock
@@ -320,28 +322,28 @@ class Services:
 
 @runtime_checkable
 class Target(Protocol):
-    """What complete requests are handed to, when a plain handler is not enough."""
+    """A receiver of complete requests, if a plain handler is not enough."""
 
     @property
     def policy(self) -> CallPolicy:
-        """What a crash in the middle of ``respond`` means. TRANSACTIONAL is not for you:
-        its effects would have to be in this server's own store."""
+        """The consequence of a crash in the middle of ``respond``. Do not use TRANSACTIONAL:
+        it needs all effects to be in this server's own store."""
         ...
 
     async def admit(self, head: RequestHead, principal: str | None) -> Response | None:
-        """Called before any content is asked for: None to go on, or the final answer.
+        """Called before any content is asked for. Return None to go on, or the final answer.
 
-        *head* is that of the whole upload, in whatever dialect it is made: its length
-        (None while it is not known), its media type, its name. So it is called once for
-        an upload, however many requests send its content, and once more before
-        ``respond`` if the upload took more than one request or its length was not known.
-        It is not called for tus's partial uploads, but for what is made of them.
-        :class:`~trioresume.PeerError` is answered with its problem document.
+        *head* describes the whole upload, in any dialect: its length (None while unknown),
+        its media type, its name. So the server calls this once for an upload, even if many
+        requests send its content. It calls this once more before ``respond`` if the upload
+        took more than one request or its length was not known. For tus's partial uploads it
+        calls this only when they are joined, with the head of the joined upload.
+        A :class:`~trioresume.PeerError` is answered with its problem document.
         """
         ...
 
     async def respond(self, request: Request) -> Response:
-        """Called with the complete request, as a :data:`Handler` is."""
+        """Called with the complete request, like a :data:`Handler`."""
         ...
 
 
@@ -359,11 +361,11 @@ class StoreTarget(Protocol):
     async def admit(
         self, head: RequestHead, principal: str | None
     ) -> Response | Representation | None:
-        """As :meth:`Target.admit`, or stored content as the final answer."""
+        """As :meth:`Target.admit`, or return stored content as the final answer."""
         ...
 
     async def respond(self, request: Request) -> Response | RecordedWith:
-        """As :meth:`Target.respond`, or with the effects to be recorded."""
+        """As :meth:`Target.respond`, or return the effects to be recorded as well."""
         ...
 
 
@@ -373,9 +375,9 @@ AnyTarget = Target | StoreTarget
 Handler = Callable[[Request], Awaitable[Response]]
 """An async function from a complete request to its response.
 
-Called at most once for each request, over any number of reconnects and restarts,
-unless it is marked with :func:`idempotent`. It runs in the server's nursery and goes
-on when the client is gone; it is cancelled only when the server stops.
+The server calls it at most once for each request, over any number of reconnects and
+restarts, unless it is marked with :func:`idempotent`. It runs in the server's nursery and
+goes on when the client is gone. Only the end of the server cancels it.
 """
 
 _H = TypeVar("_H", bound=Handler)
@@ -384,7 +386,7 @@ _H = TypeVar("_H", bound=Handler)
 def idempotent(handler: _H) -> _H:
     """Declare that calling *handler* again for the same request does no harm.
 
-    After a crash in the middle of a call the server then calls it again instead of
+    After a crash in the middle of a call the server then calls it again, instead of
     reporting the outcome as indeterminate (R31).
     """
     handler.__trioresume_idempotent__ = True  # type: ignore[attr-defined]
@@ -392,7 +394,7 @@ def idempotent(handler: _H) -> _H:
 
 
 class HandlerTarget:
-    """A :class:`Target` from a plain handler: it is asked only when all is there."""
+    """A :class:`Target` from a plain handler, which is called only with complete requests."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -400,7 +402,7 @@ class HandlerTarget:
         self.policy = CallPolicy.IDEMPOTENT if repeatable else CallPolicy.AT_MOST_ONCE
 
     async def admit(self, head: RequestHead, principal: str | None) -> None:
-        """Everything is admitted. Which requests make sense, the handler says later."""
+        """Admit everything. The handler refuses requests later, in ``respond``."""
 
     async def respond(self, request: Request) -> Response:
         response = await self._handler(request)
@@ -410,7 +412,7 @@ class HandlerTarget:
 
 
 def as_target(handler: Handler | AnyTarget) -> AnyTarget:
-    """*handler* as the server uses it."""
+    """Return *handler* as a target."""
     if isinstance(handler, (Target, StoreTarget)):
         return handler
     return HandlerTarget(handler)
