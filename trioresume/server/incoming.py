@@ -1,36 +1,41 @@
-"""Content on its way in: the writer's turn, seals, durability.
+"""The content of an upload on its way in: one writer, jobs in order, durable offsets.
 
-The writer's turn (R21, promise 3)
-==================================
+The numbered statements (R21, B8 …) are in docs/supported-protocols.md. docs/durability.md
+says which announced offsets survive.
 
-At most one request writes. Its receive loop runs inside the cancel scope of its
-*turn*. A newcomer takes a place, cancels the scope and waits until the old writer has
-left it; since the loop's only checkpoints are waits for the network or for room, it
-does so at once even if the old connection is silent and open, and then at most two
-pieces are still being written. Of several newcomers the last one gets the turn. Bytes
-are handed on without a checkpoint after reading, and the turn is left when they are
-written, so a cancelled writer has either written what it read, or not read it: nothing
-of it arrives later. (The store's own generations guard the same from below.)
+The writer's turn (R21)
+=======================
+
+At most one request writes. Its receive loop runs inside the cancel scope of its *turn*. A
+newcomer takes a number, its *place*, cancels the scope and waits until the old writer has
+left it. The loop's only checkpoints are waits for the network or for room. So the writer
+leaves at once, even if the old connection is silent and open; at most two pieces are still
+being written then. Of several newcomers the last one gets the turn. The loop hands bytes on
+without a checkpoint after reading, and it leaves the turn when they are written. So a
+cancelled writer has either written what it read, or not read it; nothing of it arrives
+later. (The store guards the same with its own generations.)
 
 Writing
 =======
 
-Writes are jobs of the upload's lane: worker threads hash and write in their order, and
-:attr:`Incoming.offset` counts them in already. When one fails, those behind it are
-dropped, and the offset is what the next writer finds. The event loop itself touches no
-file: even a write of a few bytes waits for the disk now and then, and all others with it.
+Writes are jobs in the upload's lane: worker threads hash and write in order.
+:attr:`Incoming.offset` includes the jobs that are still waiting. If one fails, those behind
+it are dropped, and the next writer finds the offset on the disk. The event loop itself
+touches no file: even a write of a few bytes waits for the disk now and then, and all other
+connections would wait with it.
 
-Durability (promises 1 and 2)
-=============================
+Durability
+==========
 
-Full chunks are sealed while the upload goes on: synced in the lane, where they became
-full, then named in the catalog. :meth:`Incoming.make_durable` asks the writer for a
-flush, in the lane too, so that all the chunks before it are synced; waits until they are
-named, syncs the tail and records the offset; only what it returns may be announced.
+Full chunks are sealed while the upload goes on: the lane syncs each one when it is full,
+then the catalog names it. :meth:`Incoming.make_durable` asks the writer for a flush, in the
+lane too, so that all the chunks before it are synced. Then it waits until the catalog names
+them, syncs the tail and records the offset. Only the offset that it returns may be announced.
 
-After a failed sync the page cache proves nothing: the writer is given up, and the next
-one starts from what was recorded. Beside a running writer that must not happen, so
-whoever meets the failure there gets it raised, and the writer's own end clears it.
+After a failed sync the page cache proves nothing: the writer is given up, and the next one
+starts from the recorded offset. That must not happen beside a running writer. So a caller of
+:meth:`Incoming.make_durable` that meets the failure then gets it raised. The writer's own
+end clears the failure.
 """
 
 from __future__ import annotations
@@ -70,17 +75,17 @@ __all__ = ["MOST_PIECES", "Incoming", "kept"]
 MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
 MOST_PIECES = 2
-"""Pieces of an upload on their way: one is written while the next one is received."""
+"""Pieces of an upload in the lane: one is written while the next one is received."""
 MOST_AT_ONCE = 64
-"""Chunks named in one commit where they need not all be: others wait for it."""
+"""Chunks named in one commit if not all must be: other commits wait for it."""
 
 logger = logging.getLogger("trioresume.operations")
 
 
 class _Turn:
-    """A writer's right to write, held in the block: its place, and when it has left it.
+    """A writer's turn, held in the block, with its place and a signal of its end.
 
-    (A class, not a generator: those of all silent uploads are in memory.)
+    (A class, not a generator, to save memory: each silent upload has one.)
     """
 
     __slots__ = ("_incoming", "_scope", "left", "place")
@@ -92,7 +97,7 @@ class _Turn:
         self._scope = trio.CancelScope()
 
     def end(self) -> None:
-        """A newer request wants it."""
+        """End the turn, because a newer request wants it."""
         self._scope.cancel()
 
     async def __aenter__(self) -> None:
@@ -122,22 +127,22 @@ class _Turn:
 
 
 class Owner(Protocol):
-    """Whose content it is."""
+    """The operation that the content belongs to."""
 
     def start(self, function: Callable[..., object], *args: object) -> None:
-        """Run *function* in the server's nursery, keeping the operation in use."""
+        """Run *function* in the server's nursery; the operation is in use meanwhile."""
         ...
 
     def reserve(self, end: int) -> None:
-        """The content will reach as far as *end*; may refuse it."""
+        """Reserve space for the bytes below *end*. Raises if there is none."""
         ...
 
 
 class Incoming:
-    """The request content of one operation, while it is under construction.
+    """The request content of one operation, while it is being received.
 
-    *found* is where a writer would begin, if that was looked up just now.
-    It holds until one is opened: nobody else writes.
+    *found* is the offset of the next writer, if it was looked up just now. It holds until a
+    writer is opened, because nobody else writes.
     """
 
     __slots__ = (
@@ -174,11 +179,11 @@ class Incoming:
     ) -> None:
         self.key = key
         self.durable_offset = durable_offset
-        """Bytes that are known to be durable; never falls."""
+        """Bytes that are known to be durable. Never falls."""
         self.ended = False
-        """Whether nothing more is to come: nobody gets the turn any more."""
+        """Whether the content has ended, so that nobody gets the turn any more."""
         self.failure: StorageError | None = None
-        """Why the last writer cannot go on."""
+        """The failure because of which the last writer cannot go on."""
         self.creation: Submission | None = None
         """The operation's record on its way into the catalog, if nobody waited for it."""
         self._storage = storage
@@ -186,9 +191,9 @@ class Incoming:
         self._found = found
         self._writer: ContentWriter | None = None
         self._failed: ContentWriter | None = None
-        """A writer that did not write something: nothing may follow by it."""
+        """A writer that has missed a write: nothing more may be written through it."""
         self._offset = 0
-        """The writer's, and what its lane is about to add."""
+        """The writer's offset, including the bytes that wait in its lane."""
         self._lane = Lane(storage.workers)
         self._opening: trio.Lock | None = None
         self._turn: _Turn | None = None
@@ -196,21 +201,21 @@ class Incoming:
         self._unnamed: list[tuple[int, Submission]] = []
         """Full chunks that the catalog does not name yet, in the order of submission."""
         self._held: list[SealChunk] | None = None
-        """Chunks whose names wait for the end of what is to count as a whole."""
+        """Chunks that are named only when the content that is held back counts."""
         self._cuts_back = False
-        """Whether the disk has content that was held back and given up."""
+        """Whether the disk has content that was held back and then given up."""
         self._named = 0
-        """How many chunks it names by now, or has refused to."""
+        """How many chunks the catalog has named by now, or has refused to name."""
         self._naming = Signal()
         self._sealed: list[SealChunk] | None = None
-        """All chunks so far, in order, as long as they are few and all are known."""
+        """All chunks so far, in order; None if they are too many or not all are known."""
 
     def new_lane(self) -> Lane:
-        """For what else is to be done with the content, in worker threads."""
+        """Return a lane for other work with the content, in worker threads."""
         return Lane(self._storage.workers)
 
     def begin(self) -> None:
-        """The operation is new: its first writer needs no look at the disk."""
+        """Open the first writer of a new operation, without looking at the disk."""
         self._writer = self._storage.store.new_writer(self.key)
         self._sealed = []
 
@@ -224,19 +229,19 @@ class Incoming:
     async def end_writer(self) -> int:
         """End a running writer; on return it has left and writes no more (R21).
 
-        What is returned is the caller's place among the newcomers, for :meth:`writing`.
+        Returns the caller's place among the newcomers, for :meth:`writing`.
         """
         self._places += 1
         place = self._places
-        # Woken together, a newer request may have the turn before an older one looks.
+        # Several waiters wake together: a newer request may have taken the turn already.
         while self._turn is not None and self._turn.place < place:
             self._turn.end()
-            self._lane.hasten()  # behind hundreds of others it might take that long
+            self._lane.hasten()  # otherwise it might wait behind hundreds of other lanes
             await self._turn.left.wait()
         return place
 
     async def end_writers(self) -> None:
-        """Nothing more is to come (:attr:`ended`): end whoever writes, however new it is.
+        """End any writer, however new it is. The caller has set :attr:`ended`.
 
         On return nobody writes, and nobody will.
         """
@@ -246,7 +251,7 @@ class Incoming:
             await self._turn.left.wait()
 
     def refusal(self) -> PeerError:
-        """Why a request does not have the turn any more, or does not get it."""
+        """Return the reason why a request loses the turn or does not get it."""
         if self.ended:
             return PeerError(ProblemCode.GONE, close=True)
         return PeerError(
@@ -256,10 +261,10 @@ class Incoming:
         )
 
     def writing(self, place: int) -> AbstractAsyncContextManager[None]:
-        """Hold the writer's turn in the block; *place* is a claim to it.
+        """Hold the writer's turn in the block; *place* comes from :meth:`end_writer`.
 
-        Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants it, and GONE
-        as soon as the upload is ended.
+        Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants the turn, and
+        GONE as soon as the upload is ended.
         """
         return _Turn(self, place)
 
@@ -275,21 +280,21 @@ class Incoming:
         self._turn = None
         turn.left.fire()
         if self._unnamed:
-            self._storage.hurry()  # nothing of it is to come any more
+            self._storage.hurry()  # no more chunks will come to share the commit
 
     def is_stale(self, turn: _Turn) -> bool:
-        """Whether a newer request wants the turn; after the end it is not needed."""
+        """Whether a newer request wants the turn. After the end there is no turn to want."""
         return self._places != turn.place and not self.ended
 
     async def open_writer(self) -> ContentWriter:
         if self._writer is not None and self.failure is None:
             return self._writer
-        # One opens: a second writer would make the first one stale.
+        # Only one task opens: a second writer would make the first one stale.
         if self._opening is None:
             self._opening = trio.Lock()
         async with Holding(self._opening):
             if self.failure is not None:
-                # After a failed sync only what was recorded counts: look again.
+                # After a failed sync only the recorded bytes count: look again.
                 await self._settle()
                 self.failure = None
                 self._cuts_back = False
@@ -303,13 +308,13 @@ class Incoming:
             return self._writer
 
     def rest(self) -> None:
-        """Let go of the writer, but remember where the next one will begin."""
+        """Close the writer, but remember where the next one will begin."""
         if self._writer is not None:
             self._found = self._writer.offset
         self.close()
 
     def close(self) -> None:
-        """Let go of the writer; bytes stay. Idempotent."""
+        """Close the writer; its bytes stay. Idempotent."""
         self._sealed = None
         if self._writer is not None:
             self._writer.close()
@@ -319,7 +324,7 @@ class Incoming:
 
     @property
     def offset(self) -> int:
-        """Bytes accepted. Known only within the turn; may be ahead of what is durable."""
+        """Bytes accepted. Known only within the turn; may be ahead of the durable bytes."""
         return self._offset
 
     def append(
@@ -328,11 +333,11 @@ class Incoming:
         piece: Piece | None = None,
         check: ContentCheck | None = None,
     ) -> None:
-        """Write *data* at the offset, soon; no checkpoint. Only within the turn.
+        """Write *data* at the offset, soon. Not a checkpoint. Only within the turn.
 
-        It lies in *piece*, which is held until it is written, or is copied if it could
-        change; *check* sees it first. Errors are raised by :meth:`room` and
-        :meth:`written`.
+        *data* lies in *piece*, which is held until the write is done. Without a piece, *data*
+        is copied if it could change. *check* sees the data first. :meth:`room` and
+        :meth:`written` raise the errors.
         """
         writer = self._writer
         assert writer is not None
@@ -344,9 +349,9 @@ class Incoming:
         )
 
     def show(self, data: memoryview, piece: Piece | None, check: ContentCheck) -> None:
-        """Have *check* see *data*, after what was appended or shown before; as ``append``.
+        """Let *check* see *data*, after everything that was appended or shown before.
 
-        For bytes that frame content and are none.
+        This is for bytes that frame content, and are no content. *piece* is as in ``append``.
         """
         self._lane.put(
             partial(check.update, kept(data, piece)), partial(self._shown, piece)
@@ -360,18 +365,18 @@ class Incoming:
     def _write(
         self, writer: ContentWriter, data: memoryview, check: ContentCheck | None
     ) -> list[SealChunk]:
-        """Called in a worker thread."""
+        """Write in a worker thread."""
         self._check_gap(writer)
         try:
             if check is not None:
                 check.update(data)
             return _run(writer.append(data))
         except BaseException:
-            self._failed = writer  # now: what comes behind does not wait for the loop
+            self._failed = writer  # at once: the next job starts without the loop
             raise
 
     def _check_gap(self, writer: ContentWriter) -> None:
-        """Raise if bytes before those that are to follow were not written."""
+        """Raise if the bytes just before the next ones were not written."""
         if self._failed is writer:
             raise StorageError("what came before was not written")
 
@@ -390,7 +395,7 @@ class Incoming:
                 if self._held is not None:
                     self._held.append(chunk)
                     continue
-                # Its bytes are safe in the tail: the name can wait for company.
+                # Its bytes are safe in the tail, so its name can share a later commit.
                 self._unnamed.append((chunk.index, self._storage.submit_later(chunk)))
                 if len(self._unnamed) == 1:
                     self._owner.start(self._name)
@@ -398,7 +403,7 @@ class Incoming:
             if not isinstance(error, StorageError):
                 logger.error("a bug in writing %s", self.key, exc_info=error)
                 error = StorageError("the content was not written")
-            elif not self.ended:  # the end of an operation takes its chunks along
+            elif not self.ended:  # the end of an operation removes its chunks
                 logger.error("%s could not be written: %s", self.key, error)
             self.failure = error
 
@@ -414,22 +419,22 @@ class Incoming:
             raise self.failure
 
     def relax(self) -> None:
-        """Nothing comes for a while: hold less memory."""
+        """Hold less memory, because no data comes for a while."""
         if self._writer is not None and not self._lane.pending:
             self._writer.relax()
 
     async def room(self) -> None:
-        """Wait until few enough pieces are on their way to the disk.
+        """Wait until only a few pieces are on their way to the disk.
 
-        This is what bounds dirty memory and pushes back into the peer's TCP window.
-        Raises :class:`StorageError` if one of them did not get there.
+        This bounds dirty memory and pushes back into the peer's TCP window. Raises
+        :class:`StorageError` if a piece could not be written.
         """
         await self._lane.until(MOST_PIECES - 1)
         if self.failure is not None:
             raise self.failure
 
     async def _name(self) -> None:
-        """Wait until the catalog names the chunks; one task does that for all of them."""
+        """Wait until the catalog names the chunks. One task does this for all of them."""
         try:
             while self._unnamed:
                 index, submission = self._unnamed[0]
@@ -445,14 +450,14 @@ class Incoming:
                 self._named += 1
                 self._naming.fire()
         finally:
-            if self._unnamed:  # cancelled: nobody may wait for them, or count on them
+            if self._unnamed:  # cancelled: no task may wait for these or rely on them
                 self.failure = self.failure or StorageError("the service was ended")
                 self._named += len(self._unnamed)
                 self._unnamed.clear()
                 self._naming.fire()
 
     async def _settle(self) -> None:
-        """Wait until the catalog names the chunks that were sealed so far."""
+        """Wait until the catalog names the chunks that are sealed now."""
         target = self._named + len(self._unnamed)
         while self._named < target:
             self._storage.hurry()
@@ -461,14 +466,14 @@ class Incoming:
     # Durability.
 
     async def make_durable(self) -> int:
-        """Make all that was accepted so far durable; the offset that may be announced.
+        """Make all accepted bytes durable; return the offset that may be announced.
 
         Works beside a running writer. Raises :class:`StorageError`.
         """
         if self._held is not None:
-            return self.durable_offset  # what is being appended does not count yet
+            return self.durable_offset  # content that is held back does not count yet
         if self.failure is not None and self._turn is not None:
-            # The running writer has yet to learn of it; only its end may reopen.
+            # The running writer has not seen the failure yet; only its end may reopen.
             raise self.failure
         if self._writer is None:
             offset = self._found
@@ -494,10 +499,10 @@ class Incoming:
         return self.durable_offset
 
     async def _begin_flush(self, writer: ContentWriter) -> tuple[Flush | None, int]:
-        """The flush of all that is accepted now, and the offset that it makes durable.
+        """Return the flush of all bytes accepted now, and the offset that it makes durable.
 
-        What is accepted later has no part in it: the seals of its chunks may not even
-        be known here.
+        Bytes accepted later do not belong to it: the seals of their chunks may not even be
+        known here.
         """
         if not self._lane.pending:
             return writer.flush(), writer.offset
@@ -507,17 +512,17 @@ class Incoming:
         try:
             await self._storage.commit(await self._storage.run(flush.run))
         except StorageError as exc:
-            # The writer is broken now, or might be: the next one opens another.
+            # The writer may be broken now: open another one next time.
             self.failure = exc
             raise
 
-    # What is to be judged before it counts (B8, D7, C15).
+    # Content that is held back until it is judged as a whole (B8, D7, C15).
 
     async def hold_back(self) -> None:
-        """From now on what is appended does not count, until :meth:`let_count`.
+        """Hold back everything that is appended from now on, until :meth:`let_count`.
 
-        A crash, a full disk or :meth:`end_hold` takes all of it away. It lies on the disk
-        like any content in the meantime, so that memory, free space and quotas hold for
+        A crash, a full disk or :meth:`end_hold` removes all of it. Meanwhile it lies on the
+        disk like any content, so that the limits of memory, free space and quotas apply to
         it. Only within the turn. Raises :class:`StorageError`.
         """
         await self.make_durable()
@@ -526,17 +531,17 @@ class Incoming:
         self._held = []
 
     async def let_count(self, *, at_once: bool) -> None:
-        """What was held back counts, and is durable on return.
+        """Let the content count that was held back; it is durable on return.
 
-        With *at_once* a crash leaves all of it or nothing. Otherwise it may leave a part,
-        and other commits pass between. Raises :class:`StorageError`.
+        With *at_once* a crash leaves all of it or nothing. Without it a crash may leave a
+        part, and other commits may come in between. Raises :class:`StorageError`.
         """
         held = self._held
         assert held is not None
         await self.written()
         flush, offset = await self._begin_flush(await self.open_writer())
         recorded = [] if flush is None else [await self._storage.run(flush.run)]
-        # If this were given up, it might be done after the next writer has looked.
+        # A shield: a cancelled commit might still take effect after the next writer's look.
         with trio.CancelScope(shield=True):
             while not at_once and len(held) > MOST_AT_ONCE:
                 await self._storage.commit(*held[:MOST_AT_ONCE])
@@ -546,7 +551,7 @@ class Incoming:
         self._held = None
 
     def end_hold(self) -> None:
-        """Give up what is still held back. The next writer starts where the hold began."""
+        """Give up the content that is still held back. The next writer starts before it."""
         if self._held is not None:
             self._held = None
             self._cuts_back = True
@@ -554,9 +559,9 @@ class Incoming:
                 self.failure = StorageError("the patch was not applied as a whole")
 
     async def cut_back(self) -> None:
-        """Free the space of what was given up, unless somebody went on meanwhile.
+        """Free the space of content that was given up, unless another writer has begun.
 
-        Otherwise it would lie there until somebody asks for the upload, or it expires.
+        Otherwise it would stay there until a request for the upload comes, or it expires.
         """
         if self._cuts_back and self._turn is None and not self.ended:
             try:
@@ -566,10 +571,10 @@ class Incoming:
                     logger.warning("%s was not cut back: %s", self.key, exc)
 
     async def finish(self) -> tuple[Content, list[Mutation]]:
-        """Seal the rest: the content, and the mutations that freeze it.
+        """Seal the rest; return the content, and the mutations that freeze it.
 
-        They are not committed yet. Raises :class:`StorageError`; then the content can
-        be finished later, by a new writer.
+        The mutations are not committed yet. Raises :class:`StorageError`; then a new writer
+        can finish the content later.
         """
         writer = await self.open_writer()
         seals = await self._lane.call(partial(self._finish, writer))
@@ -581,17 +586,17 @@ class Incoming:
         return await self._storage.finish_content(writer, self.key, earlier, seals)
 
     def check_created(self) -> None:
-        """Raise the :class:`StorageError` because of which there is no operation.
+        """Raise the :class:`StorageError` that kept the operation from being created.
 
-        To be called after a later commit. Without a record most changes are dropped
-        silently, and others conflict: neither says what is wrong.
+        Call this after a later commit. Without the operation's record most changes are
+        dropped silently, and others conflict: neither shows the cause.
         """
         error = None if self.creation is None else self.creation.error
         if error is not None:
             raise type(error)(*error.args) from error
 
     def _finish(self, writer: ContentWriter) -> list[SealChunk]:
-        """Called in a worker thread, after what was appended."""
+        """Finish in a worker thread, after everything appended."""
         if self.failure is not None:
             raise self.failure
         self._check_gap(writer)
@@ -599,7 +604,7 @@ class Incoming:
 
 
 def kept(data: memoryview, piece: Piece | None) -> memoryview:
-    """*data* as it may be read later: its *piece* is held, what could change is copied."""
+    """Return *data* in a form that can be read later: hold its *piece*, or copy it."""
     if piece is not None:
         piece.hold()
     elif not data.readonly:

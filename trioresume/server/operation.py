@@ -1,15 +1,17 @@
 """An operation in memory: its state, its endings, its completion.
 
-An :class:`Operation` is in memory while somebody *uses* it: a request, a seal on its
-way to the disk, the target's call; and for a while after that, if it is unfinished and
-the catalog has all that is known of it. The catalog is the truth for all others. Whoever
-submits a change of state holds a use until it is committed, so that an operation
-loaded anew is never older than what was done to it.
+An :class:`Operation` is in memory while something *uses* it: a request, a seal on its way to
+the disk, the target's call. It stays for a while after that if it is unfinished and the
+catalog knows everything about it. For all other operations only the catalog has the truth. A
+task that submits a change of state uses the operation until the change is committed. So an
+operation that is loaded again is never older than the changes made to it.
 
-Completion (promise 4): the end of the content is where the request's fate leaves its
-connection. The rest runs in the server's nursery, and the connection merely waits for
-the outcome. The steps are the rows of :mod:`trioresume.protocol.operation`; the calls
-of the target and what is recorded of them are in :mod:`trioresume.server.answers`.
+Completion: with the end of its content a request no longer depends on its connection. The
+rest runs in the server's nursery, and the connection only waits for the outcome. The steps
+are the rows of :mod:`trioresume.protocol.operation`. :mod:`trioresume.server.answers` calls
+the target and records its response.
+
+The numbered statements (R22, G11, C16 …) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -64,12 +66,12 @@ logger = logging.getLogger("trioresume.operations")
 _S = OperationState
 
 EXPIRY_SLACK = 60.0
-"""An expiry is moved on only by more than about this many seconds: fewer commits."""
+"""An expiry moves only by more than about this many seconds, to save commits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What an operation needs of the service around it."""
+    """The parts of the service that an operation needs."""
 
     storage: Storage
     config: Config
@@ -78,11 +80,11 @@ class Surroundings:
     """``start(operation, function, *args)``: run it in the server's nursery, in use."""
     quotas: Quotas
     answer: Callable[[Operation, list[Mutation]], Awaitable[None]]
-    """Call the target and record its response; the mutations freeze the content."""
+    """Call the target and record its response. The mutations freeze the content."""
 
 
 class Operation:
-    """One operation while it is in use."""
+    """One operation while it is in memory."""
 
     __slots__ = (
         "_around",
@@ -114,36 +116,36 @@ class Operation:
         self.loading: trio.Lock | None = None
         self.users = 0
         self.visitors = 0
-        """Requests among its users."""
+        """The number of requests among its users."""
         self.left_at = -math.inf
         """When the last visitor left, on trio's clock."""
         self.tells_digest = True
         """Whether ``Want-Repr-Digest`` is answered."""
         self.unoffered = False
-        """Whether nobody was told of it: no resources, no replay, no tombstone."""
+        """Whether no client was told of it: then no resources, no replay, no tombstone."""
         self.is_known = False
-        """Whether the catalog has it, and everything that was submitted for it."""
+        """Whether the catalog has it, with every change that was submitted for it."""
         self.is_forgotten = False
-        """Whether the catalog has nothing of it any more."""
+        """Whether the catalog has removed it."""
         self.readmits = True
         """Whether the target is asked again before it is called (C16).
 
-        It was asked when the upload began. But since then it may have changed its mind,
-        or the length was not known then.
+        The target was asked when the upload began. Since then it may have changed its mind,
+        or the length was not known at that time.
         """
         self.was_visited = False
-        """Whether its owner asked for it since it was loaded, or went to rest."""
+        """Whether its owner has asked for it since it was loaded or began to rest."""
         self.progress: Progress | None = None
         self.frozen_content: Content | None = None
-        """The content as it will be frozen, known before it is."""
+        """The content that will be frozen, as soon as it is known."""
         self._around = surroundings
         self._bug: Exception | None = None
         self._changed = Signal()
 
     def load(self, record: OperationRecord, offset: int | None = None) -> None:
-        """Begin with what the catalog has, or is about to have.
+        """Begin with *record*, which the catalog has or will soon have.
 
-        *offset* is how far its content is, if that was just looked up.
+        *offset* is the offset of the content, if it was looked up just now.
         """
         self.record = record
         self.incoming = Incoming(
@@ -158,7 +160,7 @@ class Operation:
 
     @property
     def may_rest(self) -> bool:
-        """Whether it is worth keeping, and no newer than what the catalog has."""
+        """Whether it is worth keeping in memory, and equal to its record in the catalog."""
         return (
             self.is_known
             and self.is_receiving
@@ -167,27 +169,27 @@ class Operation:
         )
 
     def rest(self) -> None:
-        """Nobody uses it for now; as if it were loaded anew when somebody does."""
+        """Note that nothing uses it now. The next use finds it as if it were loaded again."""
         self.incoming.rest()
         self.readmits = True
         self.progress = None
         self._renew_for_owner()
 
     def unload(self) -> None:
-        """Nobody uses it any more."""
+        """Let go of everything, because the operation leaves memory."""
         self.incoming.close()
         if not self.unoffered:
             self._renew_for_owner()
         elif not self.is_forgotten:
             self._around.storage.submit_later(ForgetOperation(self.id))
-        # It calls this back: a circle, which only the garbage collector would undo.
+        # The content refers back to this: only the garbage collector would end the cycle.
         del self.incoming
 
     def start(self, function: Callable[..., object], *args: object) -> None:
-        """Run *function* in the server's nursery, keeping this in use."""
+        """Run *function* in the server's nursery; the operation is in use meanwhile."""
         self._around.start(self, function, *args)
 
-    # What it is now.
+    # Its present state.
 
     @property
     def state(self) -> OperationState:
@@ -200,7 +202,7 @@ class Operation:
 
     @property
     def is_working(self) -> bool:
-        """Whether its content has ended, and its response is to come."""
+        """Whether its content has ended, and its response is still to come."""
         return self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None
 
     @property
@@ -233,9 +235,9 @@ class Operation:
         return is_partial(self.record.fields)
 
     def guaranteed(self) -> tuple[int, float]:
-        """Seconds for which it is kept at least from now on, without a further visit.
+        """Return the seconds for which it is kept at least, and the date of that time.
 
-        And until when that is, as a date.
+        They hold if no further request for it comes.
         """
         now = self._around.clock.now()
         lifetime = self._lifetime
@@ -259,12 +261,12 @@ class Operation:
         return self.incoming.durable_offset
 
     async def make_durable(self) -> int:
-        """Make all that was accepted so far durable; the offset that may be announced.
+        """Make all accepted bytes durable; return the offset that may be announced.
 
         Raises :class:`StorageError`.
         """
         while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
-            # It has ended and is being frozen: soon all of it is durable.
+            # The content has ended and is being frozen: all of it will be durable soon.
             await self.wait_change()
         if not self.is_receiving:
             return self.durable_offset
@@ -273,19 +275,19 @@ class Operation:
         except (StaleWriter, StorageConflict):
             if not self.incoming.ended:
                 raise
-            # It ended while this waited: its writer is stale, and there can be no other.
-            # Look at what it is now.
+            # The content ended meanwhile: its writer is stale, and there can be no other.
+            # Look at the new state.
             return await self.make_durable()
 
     def forget_preferences(self) -> None:
-        """What the request preferred of its answer is ignored; nobody was told of it."""
+        """Drop the request's preferences for its answer; the client was told nothing yet."""
         fields = self.record.fields.without("prefer")
         self.record = replace(self.record, fields=fields)
 
     def learn_length(self, length: int | None) -> None:
-        """Somebody stated the content's length; it was checked against what is known.
+        """Note the content's length, which the caller has checked against the known one.
 
-        Raises :class:`PeerError` 507 if there is no room for so much.
+        Raises :class:`PeerError` 507 if there is no room for so many bytes.
         """
         if length is not None and length != self.record.length:
             reserved = self._around.quotas.extend(self.record, length, exact=True)
@@ -293,7 +295,7 @@ class Operation:
             self._submit(SetLength(self.id, length), SetReserved(self.id, reserved))
 
     def reserve(self, end: int) -> None:
-        """Have the bytes below *end* counted, before they arrive (G7).
+        """Reserve the bytes below *end* before they arrive (G7).
 
         Raises :class:`PeerError` 507 if there is no room for them.
         """
@@ -303,7 +305,7 @@ class Operation:
             self._submit(SetReserved(self.id, reserved))
 
     def _submit(self, *mutations: Mutation) -> None:
-        # Used until it is committed, or a newcomer would load what was before.
+        # In use until the commit: otherwise a newcomer would load the old state.
         submission = self._around.storage.submit(*mutations)
         self.start(self._note_applied, submission)
 
@@ -314,10 +316,10 @@ class Operation:
             logger.error("a change of %s was not recorded: %s", self.id, exc)
             self.is_known = False
 
-    # Changes of state, in memory; whoever makes one makes it true on disk.
+    # Changes of state, in memory. The caller makes each change durable.
 
     def change(self, event: Event) -> OperationState:
-        """Apply *event*; the new state. Its effects are left to the caller."""
+        """Apply *event* and return the new state. The caller performs the effects."""
         new_state = step(self.state, event).state
         self.record = replace(self.record, state=new_state)
         self.incoming.ended = new_state is not _S.RECEIVING
@@ -325,7 +327,7 @@ class Operation:
         return new_state
 
     def announce_change(self) -> None:
-        """Wake whoever waits for a change of state or of progress."""
+        """Wake the tasks that wait for a change of state or of progress."""
         self._changed.fire()
 
     async def wait_change(self) -> None:
@@ -333,29 +335,29 @@ class Operation:
         await self._changed.wait()
 
     def note_bug(self, exc: Exception) -> None:
-        """The operation cannot go on in this process; its waiters must not wait."""
+        """Note that a bug stops the operation in this process, and wake its waiters."""
         self._bug = exc
         self.announce_change()
 
-    # Endings. The state changes first: from then on nobody gets the writer's turn. Then
-    # whoever has it is ended, also a request that is newer than the one that ends all.
+    # Endings. The state changes first: from then on no request gets the writer's turn. Then
+    # the present writer is ended, even if its request is newer than the one that ends all.
 
     async def cut(self) -> None:
-        """The writer's connection ended before the content did (R22, R23)."""
+        """Handle that the writer's connection ended before the content did (R22, R23)."""
         if self.record.keep_incomplete:
             await self.incoming.cut_back()
         elif self.is_receiving:
             await self._end(Event.CUT_FOR_GOOD)
 
     async def cancel(self) -> None:
-        """The client wants it gone (R25, R29); on return a restart cannot bring it back."""
+        """End it for the client (R25, R29). On return a restart cannot bring it back."""
         if self.state in (_S.GONE, _S.ABANDONED):
             await self.incoming.end_writers()
         elif await self._end(Event.CANCELLED) is not _S.GONE:
             await self._around.storage.commit(SetState(self.id, self.state))
 
     async def expire(self) -> None:
-        """Its time has come, and nobody moved it on (promise 9)."""
+        """End it at its expiry. One that must not expire now is renewed (G11)."""
         if self.state is _S.GONE:
             self.change(Event.EXPIRED)
             await self._around.storage.commit(ForgetOperation(self.id))
@@ -363,7 +365,7 @@ class Operation:
             self.renew()
 
     async def _end(self, event: Event) -> OperationState:
-        """Apply *event*, which may end the operation: then nothing of it is left."""
+        """Apply *event*. If it ends the operation, discard everything."""
         new_state = self.change(event)
         if new_state is not _S.RECEIVING:
             await self.incoming.end_writers()
@@ -373,28 +375,28 @@ class Operation:
 
     @property
     def _ends_at(self) -> float:
-        """When an upload that goes on and on ends all the same."""
+        """When an upload ends, even if it is resumed again and again."""
         return self.record.created_at + self._around.config.max_upload_lifetime
 
     async def end_overdue(self) -> None:
-        """A request for an upload that has lived too long ends it instead (G5).
+        """End an upload that has lived too long, because a request for it came (G5).
 
-        Whoever still writes is not cut by time alone (promise 9), only by newcomers. An
-        upload that has all its bytes is spared: it only has to be completed. Raises
+        Time alone does not cut a running writer (G11), only a newcomer does. An upload that
+        has all its bytes is spared: it only lacks the completion. Raises
         :class:`StorageError` if the bytes cannot be made durable; then nothing has ended.
         """
         overdue = self.is_receiving and self._around.clock.now() >= self._ends_at
         if overdue:
             await self.incoming.end_writer()
             try:
-                await self.make_durable()  # or it could not be known to be whole
+                await self.make_durable()  # it must be known whether it is whole
             except ContentLost:
                 pass
             if self.is_receiving and not self.is_whole:
                 await self._end(Event.EXPIRED)
 
     async def discard(self) -> None:
-        """Release everything, leave a tombstone if it was offered. The state is GONE."""
+        """Release everything; leave a tombstone if it was offered. The state is GONE."""
         self.incoming.close()
         ended: Mutation
         expires_at = self._around.clock.now() + self._around.config.tombstone_lifetime
@@ -409,7 +411,7 @@ class Operation:
         await self._around.storage.commit(ended)
 
     def is_visited_by(self, principal: str | None) -> bool:
-        """Whether *principal* owns it; a stranger's visit changes nothing of it (R35)."""
+        """Whether *principal* owns it. A stranger's visit changes nothing (R35)."""
         is_owner = self.record.principal == principal
         self.was_visited = self.was_visited or is_owner
         return is_owner
@@ -420,7 +422,7 @@ class Operation:
             self.renew()
 
     def renew(self) -> None:
-        """Move the expiry on, after activity."""
+        """Move the expiry to a later time, after activity."""
         lifetime = self._lifetime
         expires_at = self._around.clock.now() + lifetime
         if self.is_receiving:
@@ -433,13 +435,13 @@ class Operation:
     # Completion.
 
     def complete(self) -> None:
-        """The content has ended: freeze it and call the target, in the background."""
+        """End the content: freeze it and call the target, in the background."""
         if self.is_receiving:
             self.change(Event.CONTENT_ENDED)
             self.start(self._complete)
 
     async def _complete(self) -> None:
-        """CONTENT_ENDED's effects: FREEZE, then CALL_TARGET."""
+        """Perform CONTENT_ENDED's effects: FREEZE, then CALL_TARGET."""
         try:
             content, frozen = await self.incoming.finish()
             self.frozen_content = content
@@ -454,14 +456,14 @@ class Operation:
             self.change(Event.STORAGE_FAILED)
 
     async def join(self, parts: tuple[Content, ...]) -> None:
-        """The content is that of *parts*: freeze it so, and call the target (D7).
+        """Freeze *parts* as the content, and call the target (D7).
 
-        Returns when that is durable. Raises :class:`StorageConflict` if a part was
+        Returns when the content is durable. Raises :class:`StorageConflict` if a part was
         released meanwhile, and other :class:`StorageError`; then nothing was done.
         """
         join = JoinContents(self.id, parts)
         length = join.content.length
-        # COMPLETE on disk: the target was not called yet, and will be after a crash.
+        # COMPLETE on disk: the target was not called yet. After a crash it will be called.
         await self._around.storage.commit(
             join, SetLength(self.id, length), SetState(self.id, _S.COMPLETE)
         )
@@ -472,7 +474,7 @@ class Operation:
         self.start(self._around.answer, self, [])
 
     async def frozen(self) -> int:
-        """Wait until the content is immutable and durable; its length.
+        """Wait until the content is immutable and durable; return its length.
 
         Raises as :meth:`outcome` does.
         """
@@ -485,10 +487,10 @@ class Operation:
         return self.durable_offset
 
     async def outcome(self) -> StoredResponse:
-        """The final response, once it is recorded; waits while the target runs.
+        """Return the final response once it is recorded; wait while the target runs.
 
-        Raises what prevented it: :class:`StorageError` when the content could not be
-        completed (it can be tried again), :class:`PeerError` GONE when it was ended.
+        If there is none, raises the reason: :class:`StorageError` if the content could not be
+        completed (a new try is possible), :class:`PeerError` GONE if the operation was ended.
         """
         while self.is_working:
             await self.wait_change()
@@ -498,7 +500,7 @@ class Operation:
         raise problem or PeerError(ProblemCode.GONE)
 
     def note_frozen(self) -> None:
-        """The content is frozen in the catalog."""
+        """Note that the content is frozen in the catalog."""
         self.incoming.close()
         content = self.frozen_content
         assert content is not None
@@ -506,7 +508,7 @@ class Operation:
         self.announce_change()
 
     def note_answer(self, response: StoredResponse, expires_at: float) -> None:
-        """The response is recorded."""
+        """Note that the response is recorded."""
         keep = self._around.config.retain_content or self.is_partial
         content = self.record.content if keep else None
         self.record = replace(

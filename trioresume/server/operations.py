@@ -1,9 +1,11 @@
-"""All operations: makes and loads them, and remembers who uses which.
+"""All operations: create them, load them, and count their users.
 
-An upload that nobody uses any more, but that was not finished, *rests*: it stays in
-memory until others came after it. Its client was cut, most likely, and will ask how far
-it came, perhaps more than once; then neither the catalog nor the disk is asked. It holds
-no file and no lock, and what is known of it is what the catalog has.
+An unfinished upload that nothing uses any more *rests*: it stays in memory until others have
+come after it. Most likely its client was cut and will ask for the offset, perhaps more than
+once. Such a question then needs neither the catalog nor the disk. A resting upload holds no
+file and no lock, and the catalog has everything that is known about it.
+
+R31 is in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -55,11 +57,11 @@ _CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
 
 
 MOST_RESTING = 1024
-"""Uploads that rest in memory, each with 2.3 KB, and more if its head was large."""
+"""Uploads that rest in memory. Each takes 2.3 KB, and more if its head was large."""
 
 
 class _Creating:
-    """A new operation, used within the block. (A class: a generator would hold more.)"""
+    """Use a new operation in the block. (A class, because a generator would hold more.)"""
 
     __slots__ = ("_may_be_unoffered", "_operation", "_operations")
 
@@ -91,7 +93,7 @@ class _Creating:
 
 
 class _Using:
-    """An operation that is there already, used within the block."""
+    """Use an operation that exists already, in the block."""
 
     __slots__ = ("_asks_offset", "_id", "_operation", "_operations")
 
@@ -119,7 +121,7 @@ class _Using:
 
 
 class Operations:
-    """All operations: finds, makes and loads them, and remembers who uses which."""
+    """All operations: finds, creates and loads them, and counts their users."""
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class Operations:
         self._background = background
         self._loaded: dict[OperationId, Operation] = {}
         self._resting: dict[OperationId, None] = {}
-        """Those of them that nobody uses, the one that came first in front."""
+        """The loaded operations that nothing uses; the one that has rested longest is first."""
 
     async def _answer(self, operation: Operation, frozen: list[Mutation]) -> None:
         await self._answering(operation, frozen).run()
@@ -161,7 +163,7 @@ class Operations:
     def start(
         self, operation: Operation, function: Callable[..., object], *args: object
     ) -> None:
-        """Run *function* in the server's nursery, using *operation* meanwhile."""
+        """Run *function* in the server's nursery; *operation* is in use meanwhile."""
         operation.users += 1
         self._background.start_soon(self._run, operation, function, args)
 
@@ -174,20 +176,20 @@ class Operations:
         try:
             await function(*args)  # type: ignore[misc]
         except Exception as exc:
-            # A bug, but of one operation: the log has it, the service lives on.
+            # A bug, but of one operation only: log it, and let the service go on.
             logger.exception("operation %s failed", operation.id)
             operation.note_bug(exc)
         finally:
             self.release(operation)
 
     def leave(self, operation: Operation) -> None:
-        """A request does not use it any more."""
+        """End a request's use of *operation*."""
         operation.visitors -= 1
         operation.left_at = trio.current_time()
         self.release(operation)
 
     def release(self, operation: Operation) -> None:
-        """Somebody does not use it any more."""
+        """End one use of *operation*."""
         operation.users -= 1
         if operation.users:
             return
@@ -217,16 +219,16 @@ class Operations:
         keep_incomplete: bool,
         must_be_offered: bool = False,
     ) -> AbstractAsyncContextManager[Operation]:
-        """A new operation for *head*, used within the block.
+        """Create an operation for *head*, used within the block.
 
-        When it is *offered* (its locations will be told) the record is durable on
-        entry: a client that was told of an operation finds it again.
+        If it is *offered* (the client will be told its locations), its record is durable on
+        entry: the client will find the operation again, even after a crash.
 
-        A request that removes something is let through at a limit, but not offered
-        then, which raises all the same if it *must_be_offered*.
+        At a limit a request that removes something is still admitted, but it is not offered.
+        With *must_be_offered* it is refused like any other request.
 
-        Raises :class:`PeerError` (429, 507) at a quota, :class:`StorageFull` if too
-        little of the disk is free.
+        Raises :class:`PeerError` (429, 507) at a quota, :class:`StorageFull` if too little of
+        the disk is free.
         """
         now = self.clock.now()
         record = OperationRecord(
@@ -242,8 +244,8 @@ class Operations:
             explicit_completion=creation.explicit_completion,
             length=creation.length,
         )
-        # Who is at a limit must still be able to remove something. But nothing of such a
-        # request may stay then, or long heads of them would fill the disk.
+        # A client at its limit must still be able to remove something. But such a request
+        # must leave nothing behind, or requests with long heads would fill the disk.
         removes = head.method == "DELETE" and not head.has_content
         may_be_unoffered = removes and not must_be_offered
         try:
@@ -262,7 +264,7 @@ class Operations:
         return _Creating(self, operation, may_be_unoffered)
 
     def _admit(self, record: OperationRecord) -> int:
-        """Let a new operation begin; the bytes that are reserved for it.
+        """Admit a new operation; return the number of bytes reserved for it.
 
         Raises :class:`PeerError` at a quota, :class:`StorageFull` if the disk has no room
         for its record.
@@ -276,10 +278,10 @@ class Operations:
         return reserved
 
     async def record(self, operation: Operation) -> None:
-        """Have the catalog know a new operation: if it is offered, on return."""
+        """Put a new operation into the catalog. If it is offered, this waits for the commit."""
         creation = CreateOperation(operation.record)
         if operation.unoffered:
-            # Nobody else can look for it: mostly it is over before this is due.
+            # No other request can look for it. Mostly it is over before the commit is due.
             operation.incoming.creation = self.storage.submit_later(creation)
         else:
             await self.storage.commit(creation)
@@ -288,19 +290,19 @@ class Operations:
     def use(
         self, id: OperationId, *, asks_offset: bool = False
     ) -> AbstractAsyncContextManager[Operation | None]:
-        """The operation called *id*, used within the block; None if there is none.
+        """Use the operation called *id* in the block; None if there is none.
 
-        With *asks_offset* one look at the disk finds both it and how far its content is.
+        With *asks_offset* one look at the disk finds both the operation and its offset.
         """
         return _Using(self, id, asks_offset)
 
     def remembers(self, id: OperationId) -> bool:
-        """Whether it is found in memory, without a look into the store."""
+        """Whether the operation is in memory, so that the store is not asked."""
         operation = self._loaded.get(id)
         return operation is not None and operation.is_loaded
 
     def enter(self, id: OperationId) -> Operation:
-        """Somebody uses the operation, which need not be loaded yet."""
+        """Begin a use of the operation, which may not be loaded yet."""
         operation = self._loaded.get(id)
         if operation is None:
             operation = self._loaded[id] = Operation(id, self._surroundings)
@@ -310,8 +312,8 @@ class Operations:
         return operation
 
     async def load(self, operation: Operation, asks_offset: bool) -> None:
-        """Load it, if there is one in the store."""
-        # One loads, the others wait: two copies of an operation must never be.
+        """Load the operation, if the store has it."""
+        # One task loads, the others wait: there must never be two copies of an operation.
         if operation.loading is None:
             operation.loading = trio.Lock()
         async with Holding(operation.loading):
@@ -328,7 +330,7 @@ class Operations:
     def _look(
         self, id: OperationId, asks_offset: bool
     ) -> tuple[OperationRecord | None, int | None]:
-        """Called in a worker thread."""
+        """Look into the store, in a worker thread."""
         store = self.storage.store
         record = store.operation(id)
         if record is None or record.state is not _S.RECEIVING or not asks_offset:
@@ -336,22 +338,22 @@ class Operations:
         try:
             return record, store.offset(request_key(id))
         except StorageError:
-            return record, None  # it will come again, where it is dealt with
+            return record, None  # it will fail again in a place that handles the error
 
     def _resume_call(self, operation: Operation) -> None:
         """Go on with the target's call if the last process stopped in it.
 
-        A call that runs uses its operation. So one that is loaded in the middle of a
-        call has nobody who drives it, whoever loads it first: recovery or a client.
+        A running call uses its operation. So an operation that is loaded in the middle of a
+        call has no task that drives it, whether recovery or a client loads it first.
         """
         if operation.state in _CALLING:
             self.start(operation, self._restart, operation)
 
     async def recover(self) -> None:
-        """Go on with what the last process left between complete and done (R31).
+        """Go on with operations that the last process left between complete and done (R31).
 
-        A catalog that cannot be read does not end the service: what can be read is served,
-        and this is tried again.
+        A catalog that cannot be read does not end the service. The service serves what can be
+        read, and tries this again.
         """
         while True:
             try:
@@ -369,7 +371,7 @@ class Operations:
         ):
             for record in records:
                 after = record.id
-                # Loading it is all it takes. That is no request's visit.
+                # Loading it is enough. This is no request, so it is no visit.
                 operation = self.enter(record.id)
                 try:
                     if not operation.is_loaded:
@@ -378,11 +380,11 @@ class Operations:
                     self.release(operation)
 
     async def _restart(self, operation: Operation) -> None:
-        """RESTARTED: go on where the last process stopped."""
+        """Apply RESTARTED: go on where the last process stopped."""
         was = operation.state
         operation.change(Event.RESTARTED)
         operation.frozen_content = operation.record.content
-        operation.tells_digest = False  # nobody waits for it any more
+        operation.tells_digest = False  # no client waits for it any more
         if was is _S.ABANDONED:
             await operation.discard()
         elif was is _S.PROCESSING:

@@ -1,20 +1,23 @@
-"""Quotas: who may begin an upload, and how much it may bring (G7).
+"""Quotas: limit how many uploads a principal may begin, and how many bytes they take (G7).
 
-What is taken is in the store's accounts, committed with what it counts. This module
-adds what is on its way there: a reservation is made here at once, without an ``await``
-between looking and taking, and given back when the store has it or never will. So two
-uploads cannot both get the last byte, and a crash forgets nothing but reservations of
-uploads that it forgets as well.
+G7 is in docs/supported-protocols.md.
 
-An upload reserves its length as soon as that is known. Until then it reserves in steps,
-each before the first byte beyond the last one. The step is submitted before what those
-bytes lead to, and submissions take effect in order: an announced byte is a counted one.
+The store's accounts count what is stored, in the same commit that stores it. This module
+adds what is on its way there. It makes a reservation at once, without an ``await`` between
+looking and taking, and gives it back when the store has counted the bytes or never will. So
+two uploads cannot both get the last byte. After a crash reservations are forgotten only
+together with their uploads.
 
-When it is used up, nothing that is stored is touched. A new upload is refused before
-its content is asked for; a running one of unknown length is cut where the quota ends,
-and goes on when there is space. A request without content that removes something
-(``DELETE``) is always let through, or a full account could not be emptied; but then
-nothing of it is kept.
+An upload reserves its length as soon as the length is known. Until then it reserves in
+steps, each before the first byte beyond the last step. The step is submitted before the
+changes that its bytes cause, and submissions take effect in order. So an announced byte is
+always a counted byte.
+
+If a quota is used up, stored content is not touched. A new upload is refused before its
+content is asked for. A running upload of unknown length is cut where the quota ends, and can
+go on when there is space. A request without content that removes something (``DELETE``) is
+always admitted, because otherwise a full account could not be emptied; but nothing of this
+request is kept then.
 """
 
 from __future__ import annotations
@@ -45,20 +48,20 @@ FIRST_STEP = 1024 * 1024
 """Bytes reserved at first for content of unknown length."""
 LARGEST_STEP = 64 * 1024 * 1024
 MOST_FOLLOWED = 16
-"""Principals whose accounts are read after each commit, for each costs a statement."""
+"""Principals whose accounts are read after each commit. Each one costs an SQL statement."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """What an operation has reserved here and not yet in the store."""
+    """The reservation of an operation, as far as the store does not have it yet."""
 
     principal: str | None
     uploads: int
     counted: int
-    """What the store has, or will have when it has all that was submitted before."""
+    """Bytes that the store has counted, or will count after all earlier submissions."""
     reserved: int
     record: int = 0
-    """What the operation is charged besides, if the store does not have it yet."""
+    """Bytes of the operation's record, while the store does not have it."""
 
     @property
     def bytes(self) -> int:
@@ -67,11 +70,11 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What the store has."""
+    """The counts in the store's accounts."""
 
     usages: dict[str | None, Usage]
     total: int | None
-    """Bytes of all; None if that was not asked for."""
+    """Bytes of all principals; None if nobody asked for them."""
 
 
 class Quotas:
@@ -81,20 +84,20 @@ class Quotas:
         self._store = store
         self._config = config
         self._pending: dict[OperationId, _Pending] = {}
-        # The sums of what is pending: for each principal, and of all.
+        # The sums of the pending reservations: for each principal, and of all.
         self._uploads: dict[str | None, int] = {}
         self._bytes: dict[str | None, int] = {}
         self._all_bytes = 0
         self._known: dict[str | None, Usage] = {}
-        """What the store has, by principal, since it last took something."""
+        """The store's account of each principal, since the store's last change."""
         self._known_total: int | None = None
         self._asked: dict[str | None, None] = {}
-        """Who was asked for lately, the last one at the end."""
+        """The principals that were looked up lately, the latest at the end."""
 
     # Taking.
 
     def admit(self, record: OperationRecord, *, exempt: bool) -> int:
-        """Let a new upload begin; the bytes that are reserved for it.
+        """Admit a new upload; return the number of bytes reserved for it.
 
         Raises :class:`PeerError`: 429 for too many open uploads, 507 for too many bytes.
         """
@@ -111,10 +114,10 @@ class Quotas:
         return length
 
     def extend(self, record: OperationRecord, needed: int, *, exact: bool) -> int:
-        """Reserve *needed* bytes in all for a running upload; what it has from now on.
+        """Reserve *needed* bytes in all for a running upload; return its new reservation.
 
-        Some more is taken along unless that is *exact*; what is too many is given back.
-        Raises :class:`PeerError` 507.
+        Unless *exact* is true, this reserves some more if there is space. If *needed* is less
+        than the reservation, the rest is given back. Raises :class:`PeerError` 507.
         """
         more = needed - record.reserved
         if more > 0:
@@ -136,15 +139,16 @@ class Quotas:
     # Giving back.
 
     def brace(self) -> Callable[[], Counted | None]:
-        """The store is about to take something, and :meth:`observe` will say what.
+        """Prepare for a commit of the store; :meth:`observe` will be called for its mutations.
 
-        What it has so far is asked for now, if it is not known: in between nobody could
-        tell whether the answer holds what is pending here, and it would be counted twice.
+        This reads the accounts that are not known yet. During the commit nobody could tell
+        whether the store's answer includes the reservations pending here, and they might be
+        counted twice.
 
-        What is returned counts anew. It is to be called when the store has taken it, in
-        the thread that had it do so, before anything else is taken; the result is for
-        :meth:`learn`. So whoever uploads one after the other is asked for beside the event
-        loop only.
+        Returns a function that reads the accounts again. Call it after the commit, in the
+        thread of the commit, before the next one, and give its result to :meth:`learn`. So
+        the accounts of a principal with one upload after the other are not read in the event
+        loop.
         """
         for principal in self._uploads.keys() | self._bytes.keys():
             self._usage(principal)
@@ -153,7 +157,7 @@ class Quotas:
         return partial(self._count, list(self._asked), self._known_total is not None)
 
     def _count(self, principals: Collection[str | None], total: bool) -> Counted | None:
-        """Called in the committing thread."""
+        """Read the accounts in the committing thread."""
         store = self._store
         try:
             return Counted(
@@ -161,16 +165,16 @@ class Quotas:
                 store.total_usage().bytes if total else None,
             )
         except StorageError:
-            return None  # what was taken is taken: whoever needs to know asks again
+            return None  # the commit is done: a later caller reads the accounts again
 
     def learn(self, counted: Counted | None) -> None:
-        """After all was observed that the store took: what it has now."""
+        """Take over the accounts, after all mutations of the commit were observed."""
         if counted is not None:
             self._known = counted.usages
             self._known_total = counted.total
 
     def observe(self, mutations: Sequence[Mutation]) -> None:
-        """The store has what these say."""
+        """Note that the store has applied *mutations*."""
         self._known.clear()
         self._known_total = None
         for mutation in mutations:
@@ -185,13 +189,13 @@ class Quotas:
             self._note(id, _Pending(known.principal, 0, counted, known.reserved))
 
     def withdraw(self, id: OperationId) -> None:
-        """The operation that was admitted will not begin."""
+        """Give everything back, because the admitted operation will not begin."""
         known = self._pending.get(id)
         if known is not None:
             self._note(id, _Pending(known.principal, 0, 0, 0))
 
     def forget(self, id: OperationId) -> None:
-        """Nothing of the operation is on its way to the store any more."""
+        """Drop the rest, because nothing of the operation is on its way to the store."""
         known = self._pending.get(id)
         if known is not None:
             self._note(id, _Pending(known.principal, 0, known.reserved, known.reserved))
@@ -199,7 +203,7 @@ class Quotas:
     # Counting.
 
     def _usage(self, principal: str | None) -> Usage:
-        # To ask the store for each upload would hold up the event loop each time.
+        # The accounts are cached: a query for each upload would hold up the event loop.
         self._asked.pop(principal, None)
         self._asked[principal] = None
         if len(self._asked) > MOST_FOLLOWED:
@@ -225,9 +229,9 @@ class Quotas:
             )
 
     def _space(self, principal: str | None, needed: int) -> int | None:
-        """Bytes that *principal* may still reserve; None if nothing limits them.
+        """Return the bytes that *principal* may still reserve; None if nothing limits them.
 
-        Raises :class:`PeerError` 507 if they are not as many as are *needed*.
+        Raises :class:`PeerError` 507 if they are fewer than *needed*.
         """
         own = self._config.max_stored_bytes_per_principal
         if own is not None:
