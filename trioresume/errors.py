@@ -1,15 +1,15 @@
 """One tree of errors, split by fault, and one table of problem codes.
 
-Whose fault an error is decides what happens next:
+The side at fault decides what happens next:
 
-* :class:`PeerError`: the other side of the wire sent something it must not. It
-  becomes an ``application/problem+json`` answer (RFC 9457) and changes nothing.
+* :class:`PeerError`: the peer sent something that it must not send. The error becomes
+  an ``application/problem+json`` answer (RFC 9457), and the request changes nothing.
 * :class:`CallerError`: the embedding program misused the Python API.
-* :class:`StorageError`: the disk or the catalog could not do what was asked.
-  Inside a request it becomes a 5xx answer; the service lives on.
+* :class:`StorageError`: the disk or the catalog could not do what was asked. Inside a
+  request the error becomes a 5xx answer, and the service goes on.
 
-Everything else that escapes a request is a bug: a 500 with a log line and a
-traceback.
+Any other exception that leaves a request is a bug. The answer is a 500, and the log
+gets a traceback.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ __all__ = [
 
 
 class ProblemCode(Enum):
-    """Every problem this server reports: a stable code, its status, its title.
+    """Every problem that this server reports: a stable code, a status and a title.
 
-    The code is what a client may rely on; it is the ``code`` member of the problem
-    document, and the last part of its ``type`` unless *Resumable Uploads for HTTP*
-    registers a type for the problem. The title is for people and may be reworded.
+    Clients may rely on the code. It is the ``code`` member of the problem document. It
+    is also the last part of ``type``, unless *Resumable Uploads for HTTP* registers a
+    type for the problem. The title is for people, and its wording may change.
     """
 
     MALFORMED_REQUEST = ("malformed-request", 400, "The request is malformed")
@@ -165,7 +165,7 @@ class ProblemCode(Enum):
         self.status = status
         self.title = title
         self.registered = registered
-        """The problem type's name in IANA's registry, where the drafts put one there."""
+        """The name of the problem type in IANA's registry; None if the drafts register none."""
 
     @property
     def type_uri(self) -> str:
@@ -181,13 +181,13 @@ class TrioresumeError(Exception):
 
 @dataclass(eq=False)
 class PeerError(TrioresumeError):
-    """The peer sent something that is answered with a problem document.
+    """The peer sent something wrong. The answer is a problem document.
 
-    ``detail`` is shown to the peer: it says what was wrong with *this* request
-    and never repeats the peer's bytes unescaped (G4). ``fields`` are header
-    fields of the answer, such as ``Upload-Offset``; ``members`` are further
-    members of the problem document. ``close`` asks for the connection to be
-    closed after the answer, because its framing can no longer be trusted.
+    ``detail`` is shown to the peer. It says what was wrong with *this* request, and
+    never repeats the peer's bytes unescaped (G4). ``fields`` are header fields of the
+    answer, such as ``Upload-Offset``. ``members`` are further members of the problem
+    document. With ``close`` the connection is closed after the answer, because its
+    framing can no longer be trusted.
     """
 
     problem: ProblemCode
@@ -205,15 +205,15 @@ class CallerError(TrioresumeError):
 
 
 class StorageError(TrioresumeError):
-    """The store could not do what was asked; nothing was half done."""
+    """The store could not do what was asked. No part of it was done."""
 
 
 class StorageFull(StorageError):
-    """No space is left (ENOSPC, EDQUOT or a full catalog); answered with 507."""
+    """No space is left (ENOSPC, EDQUOT or a full catalog). The answer is a 507."""
 
 
 class StorageConflict(StorageError):
-    """A compare-and-set found another value than was expected; nothing changed."""
+    """A compare-and-set did not find the expected value. Nothing changed."""
 
 
 class StoreLocked(StorageError):
@@ -221,11 +221,11 @@ class StoreLocked(StorageError):
 
 
 class CollectionCut(StorageError):
-    """The service that was asked to collect ended before it was through: ask again."""
+    """The service ended before the collection that it was asked for. Ask again."""
 
 
 class FormatVersionUnsupported(StorageError):
-    """The data directory was written by a version whose format is not known."""
+    """The data directory has a format that this version does not know."""
 
 
 class ChunkCorrupt(StorageError):
@@ -233,22 +233,22 @@ class ChunkCorrupt(StorageError):
 
 
 class ContentLost(StorageError):
-    """Bytes that were durable once are gone; the upload cannot go on (C7)."""
+    """Bytes that were durable are gone. The upload cannot go on (C7)."""
 
 
 class StaleWriter(StorageError):
-    """A newer writer exists; this one may not write any more (promise 3)."""
+    """A newer writer exists. This writer may not write any more (R21)."""
 
 
 class ClientError(TrioresumeError):
-    """The root of what :class:`trioresume.Client` raises."""
+    """The root of the errors that :class:`trioresume.Client` raises."""
 
 
 class TransferFailed(ClientError):
-    """The request was given up; the last cause is ``__cause__``.
+    """The client gave up the request. ``__cause__`` is the last cause.
 
-    ``resumable`` says that nothing is lost: the retries are used up, and the same
-    request, made again, goes on where this one ended or safely begins again.
+    ``resumable`` says that nothing is lost. Make the same request again: it goes on
+    where this one ended, or it safely begins again.
     """
 
     def __init__(self, message: str, *, resumable: bool = False) -> None:

@@ -1,8 +1,7 @@
-"""Whether a patch may be applied to an upload: decided from values, nothing done.
+"""Decide whether a patch may be applied to an upload. Nothing is done here.
 
-Writes append (R16): a range is accepted only where the content ends now. The
-statements about the length must agree with each other (B2, C9), however many
-requests they are spread over.
+Writes append (R16): a range must start where the content ends now. All statements about
+the length must agree (B2, C9), also across several requests.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class UploadProgress:
-    """What is known of an upload's content. Sizes are in bytes.
+    """What is known about an upload's content. Sizes are in bytes.
 
-    ``length`` is None until somebody states it. ``max_length`` is the server's
-    limit, None for none.
+    ``length`` is None until a request states it. ``max_length`` is the server's limit;
+    None means no limit.
     """
 
     offset: int
@@ -39,12 +38,15 @@ class UploadProgress:
 
 
 def content_etag(offset: int) -> str:
-    """The strong validator of the received prefix: it changes with the offset (R20)."""
+    """Return the strong validator of the received prefix. It changes with the offset (R20)."""
     return f'"{offset}"'
 
 
 def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
-    """The length once *part* was believed. Raises when statements contradict (B2, B3, B7)."""
+    """Return the upload's length, with what *part* states.
+
+    Raises :class:`PeerError` if two statements contradict each other (B2, B3, B7).
+    """
     total = part.total
     if total is None:
         return progress.length
@@ -54,7 +56,7 @@ def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
             f"the length was stated as {progress.length} before, and now as {total}",
         )
     if progress.max_length is not None and total > progress.max_length:
-        # B7: 413 would say that this patch is too large and a smaller one might do.
+        # B7: a 413 would say that a smaller patch could succeed.
         raise PeerError(
             ProblemCode.LENGTH_OVER_LIMIT,
             f"at most {progress.max_length} bytes are taken",
@@ -70,10 +72,11 @@ def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
 def check_part(
     progress: UploadProgress, part: ContentRange, size: int | None = None
 ) -> int | None:
-    """The upload's length if *part* may be appended now; raises :class:`PeerError` if not.
+    """Return the upload's length if *part* may be appended now.
 
-    *size* is how many bytes will come, where that is known before they do. A range that starts elsewhere than the current offset is a 409 that tells the
-    right one (R16); one that goes beyond the length is a 422 (B13).
+    *size* is how many bytes will come, if that is known in advance. Raises
+    :class:`PeerError`: 409 with the right offset if the range starts elsewhere (R16),
+    422 if it goes beyond the length (B13).
     """
     length = length_after(progress, part)
     if part.first is None:
@@ -86,7 +89,8 @@ def check_part(
             raise PeerError(
                 ProblemCode.LENGTH_OVER_LIMIT, f"at most {bound} bytes are taken"
             )
-        # B13: well-formed, but not to be met in the state that the upload is in.
+        # B13: the range is well-formed, but the upload's present state does not allow
+        # it.
         raise PeerError(
             ProblemCode.RANGE_BEYOND_LENGTH,
             f"the range ends at {part.last}, beyond the length of {length}",
@@ -97,7 +101,7 @@ def check_part(
 
 
 def excess_content(length: int) -> PeerError:
-    """The 400 of C10: more content than the upload's length, in bytes."""
+    """Return the 400 of C10: the content is longer than *length* bytes."""
     return PeerError(
         ProblemCode.EXCESS_CONTENT,
         f"the content goes beyond {length} bytes",
@@ -106,7 +110,7 @@ def excess_content(length: int) -> PeerError:
 
 
 def offset_mismatch(expected: int, provided: int) -> PeerError:
-    """The 409 of R16 and C8, which tells where to go on."""
+    """Return the 409 of R16 and C8. It tells the client where to go on."""
     return PeerError(
         ProblemCode.OFFSET_MISMATCH,
         f"the content ends at {expected}, the range starts at {provided}",

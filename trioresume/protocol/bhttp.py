@@ -1,8 +1,8 @@
 """``application/byteranges``: parts in the binary framing of RFC 9292 (B12).
 
-A patch is one or more messages, one after the other, each with a range. Integers
-(i) are QUIC's variable-length ones (RFC 9000, section 16): the first byte's two high
-bits say whether 1, 2, 4 or 8 bytes make up the number::
+A patch is a sequence of messages, each with a range. Integers (i) are QUIC's
+variable-length integers (RFC 9000, section 16): the two high bits of the first byte say
+whether the number has 1, 2, 4 or 8 bytes::
 
     known length                        indeterminate length
     ------------                        --------------------
@@ -13,8 +13,8 @@ bits say whether 1, 2, 4 or 8 bytes make up the number::
     length of the content (i)           { length of a chunk (i), chunk } …
     content                             0 (i)
 
-Every length is checked before anything of that length is awaited: sections and
-names against the limits of G3, contents against their range.
+The reader checks every length before it waits for that many bytes: sections and names
+against the limits of G3, content against its range.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __all__ = [
 _KNOWN_LENGTH = 8
 _INDETERMINATE_LENGTH = 10
 _LARGEST = 10**MAX_DIGITS - 1
-# The most input that is searched at a time for short chunks, which are one event.
+# How much input is searched for short chunks at a time. Their content is one event.
 _MAX_GATHERED = 128 * 1024
-# Longer chunks are events of their own: to copy them would cost more.
+# A longer chunk is an event of its own, because copying it would cost more.
 _LONGEST_GATHERED = 4096
 
 
@@ -57,9 +57,9 @@ class BinaryReader(PatchReader):
     """Reads the messages of a patch in the binary format."""
 
     _between = False
-    """Whether a message has just ended, so that the patch may end as well."""
+    """Whether a message has just ended, so that the patch may end here."""
     _in_message = False
-    """Whether a message's framing indicator was read, and its end was not."""
+    """Whether the reader is between a message's framing indicator and its end."""
 
     def _parse(self) -> Steps[None]:
         while True:
@@ -84,7 +84,7 @@ class BinaryReader(PatchReader):
             yield PatchEnd()
         elif self._in_message and self._parts:
             yield PatchCut()
-        else:  # before the first part, or within a byte or two of garbage at the end
+        else:  # before the first part, or after a byte or two of garbage
             raise bad_patch("the patch ends where no message has begun")
 
     def _known_message(self) -> Steps[None]:
@@ -94,8 +94,8 @@ class BinaryReader(PatchReader):
         fields = yield from self._field_section(size)
         length, _ = yield from self._varint()
         start = self._begin(fields, length)
-        # The framing says before any byte what a Content-Length would say, so it is
-        # held to the same rule (B4).
+        # The framing states the length as a Content-Length would: the same rule holds
+        # (B4).
         if self._expected not in (None, length):
             raise bad_patch("a message's content is not as long as its range")
         yield start
@@ -124,12 +124,12 @@ class BinaryReader(PatchReader):
         self.plain = 0
 
     def _small_chunks(self) -> bytes:
-        """The content of the short chunks that the input holds whole, next to come.
+        """Take the next short chunks that are whole in the input; return their content.
 
-        Without this shortcut, a hostile patch of one-byte chunks would cost an event
-        for each byte, whatever the width of their lengths.
+        Without this shortcut, a hostile patch of one-byte chunks would cost one event
+        for each byte.
         """
-        # The first one is looked at alone: if it is long, nothing is copied.
+        # Look at the first chunk alone: if it is long, nothing is copied.
         size, start = _varint_at(self._input[:8], 0)
         if not 0 < size <= _LONGEST_GATHERED or start + size > len(self._input):
             return b""
@@ -153,7 +153,7 @@ class BinaryReader(PatchReader):
     # ------------------------------------------------------------ fields and numbers
 
     def _field_section(self, size: int | None) -> Steps[Fields]:
-        """The field lines of a section of *size* bytes, or up to its terminator."""
+        """Read the field lines of a section of *size* bytes; None: up to its terminator."""
         if size is not None:
             section = yield from self._exactly(size)
             lines, end = self._field_lines(section, 0)
@@ -163,7 +163,7 @@ class BinaryReader(PatchReader):
         lines = []
         left = self._limits.max_header_size
         while True:
-            # What is there as a whole is read at once, and step by step what is not.
+            # Lines that are whole are read at once, the others step by step.
             known = bytes(self._input[:left])
             more, end = self._field_lines(known, len(lines))
             lines += more
@@ -178,9 +178,9 @@ class BinaryReader(PatchReader):
     def _field_lines(
         self, raw: bytes, count: int
     ) -> tuple[list[tuple[bytes, bytes]], int]:
-        """The field lines at the beginning of *raw*, and where they end.
+        """Return the field lines at the beginning of *raw*, and where they end.
 
-        They end before a terminator and before a line that *raw* does not hold whole.
+        The lines end before a terminator, and before a line that is not whole in *raw*.
         *count* is how many lines were read before.
         """
         lines: list[tuple[bytes, bytes]] = []
@@ -207,7 +207,7 @@ class BinaryReader(PatchReader):
             raise as_patch_problem(error) from None
 
     def _string(self, left: int) -> Steps[tuple[bytes, int]]:
-        """A string of at most *left* bytes, its length included; what is left then."""
+        """Read a string, with its length at most *left* bytes. Also return the rest of *left*."""
         size, width = yield from self._varint()
         left -= width + size
         if left < 0:
@@ -216,7 +216,7 @@ class BinaryReader(PatchReader):
         return string, left
 
     def _varint(self) -> Steps[tuple[int, int]]:
-        """A number, and how many bytes it took."""
+        """Read a number. Also return how many bytes it took."""
         first = yield from self._exactly(1)
         width = 1 << (first[0] >> 6)
         rest = yield from self._exactly(width - 1)
@@ -227,7 +227,7 @@ class BinaryReader(PatchReader):
 
 
 def _varint_at(raw: bytes | memoryview, position: int) -> tuple[int, int]:
-    """The number at *position*, and where it ends: beyond *raw* if it is not all there."""
+    """Return the number at *position*, and where it ends: beyond *raw* if it is cut."""
     if position >= len(raw):
         return 0, len(raw) + 1
     width = 1 << (raw[position] >> 6)
@@ -242,7 +242,7 @@ _MASKS = {width: (1 << (8 * width - 2)) - 1 for width in (1, 2, 4, 8)}
 
 
 def encode_varint(value: int) -> bytes:
-    """*value* in the fewest bytes; ValueError beyond 62 bits."""
+    """Encode *value* in the fewest bytes. Raises ValueError beyond 62 bits."""
     for exponent in range(4):
         bits = 8 * (1 << exponent) - 2
         if 0 <= value < 1 << bits:
@@ -253,10 +253,10 @@ def encode_varint(value: int) -> bytes:
 def encode_binary_part(
     range_: ContentRange, length: int | None, fields: Fields = NO_FIELDS
 ) -> bytes:
-    """What stands before a part's content of *length* bytes.
+    """Encode what stands before a part's content of *length* bytes.
 
-    None makes the length indeterminate: the content is then sent in chunks (see
-    :func:`encode_binary_chunk`) and ends with an empty one.
+    With None the length is indeterminate. The content is then sent in chunks (see
+    :func:`encode_binary_chunk`); an empty chunk ends it.
     """
     lines = Fields([format_part_range(range_)]).plus(fields)
     section = b"".join(
@@ -277,5 +277,5 @@ def encode_binary_part(
 
 
 def encode_binary_chunk(data: bytes) -> bytes:
-    """A chunk of indeterminate-length content; an empty one ends the content."""
+    """Encode a chunk of indeterminate-length content. An empty chunk ends the content."""
     return encode_varint(len(data)) + data

@@ -1,8 +1,8 @@
-"""Patches with one range, and the choice of a reader by media type (R15).
+"""Patches with one range, and :func:`patch_reader`, which chooses a reader (R15).
 
-``message/byterange`` is field lines, a blank line, content. The media types of tus
-and of RUFH carry content alone; their range stands in the request's own fields, so
-it is known before a byte of the body is asked for.
+``message/byterange`` is field lines, a blank line, and content. The media types of tus
+and of RUFH carry content alone. Their range is in the request's own fields, so it is
+known before the body is read.
 
     media type                        range from           all or nothing
     message/byterange                 the part's fields    no
@@ -11,9 +11,9 @@ it is known before a byte of the body is asked for.
     application/partial-upload        Upload-Offset …      no (C8)
     application/offset+octet-stream   Upload-Offset        no (D5)
 
-``application/byteranges`` is not all-or-nothing, although it too can carry several
-parts: unlike multipart it is a natural format for one part, whose bytes should
-survive a cut, and parts here always append to one another (R16).
+``application/byteranges`` is not all-or-nothing, although it can carry several parts,
+as multipart can. It is a natural format for a single part, whose bytes should survive a
+cut. And parts always append to one another here (R16).
 """
 
 from __future__ import annotations
@@ -76,12 +76,13 @@ def patch_reader(
     limits: PatchLimits = _DEFAULT_LIMITS,
     lenient_unit: bool = False,
 ) -> PatchReader:
-    """The reader for a PATCH whose ``Content-Type`` is *content_type*.
+    """Return the reader for a PATCH whose ``Content-Type`` is *content_type*.
 
-    *fields* are the request's. *content_length* is the body's, in bytes, None when it
-    is chunked: with it, much is refused before any content is read. *lenient_unit*
-    accepts ranges without a unit (B6). Raises :class:`PeerError`: 415 for any other
-    media type, 400 for a request whose own fields make no sense.
+    *fields* are the request's fields. *content_length* is the body's length in bytes;
+    None if the body is chunked. If it is known, many errors are found before any
+    content is read. *lenient_unit* accepts ranges without a unit (B6). Raises
+    :class:`PeerError`: 415 for any other media type, 400 for a request whose own fields
+    make no sense.
     """
     media_type = None if content_type is None else parse_media_type(content_type)
     essence = None if media_type is None else media_type.essence
@@ -92,8 +93,8 @@ def patch_reader(
             limits=limits,
             completes=_completeness(fields) if essence == PARTIAL_UPLOAD else None,
         )
-    # Here a content coding would hide the patch itself, and none is ever undone
-    # (G16). RFC 9110, section 12.5.3: the answer names the codings accepted.
+    # A content coding would hide the patch itself, and this server undoes none (G16).
+    # RFC 9110, section 12.5.3: the answer names the accepted codings.
     if split_list(fields.get("content-encoding") or ""):
         raise PeerError(
             ProblemCode.UNSUPPORTED_MEDIA_TYPE,
@@ -115,7 +116,7 @@ def patch_reader(
 
 
 class _SingleReader(PatchReader):
-    """What the formats with one range share: content runs to the body's end."""
+    """The base of the formats with one range: content goes on to the body's end."""
 
     _started = False
 
@@ -130,7 +131,7 @@ class _SingleReader(PatchReader):
 
 
 class MessageReader(_SingleReader):
-    """``message/byterange``. Give the whole body's length as *content_length*."""
+    """Reads ``message/byterange``. *content_length* is the whole body's length."""
 
     def __init__(
         self,
@@ -155,9 +156,10 @@ class MessageReader(_SingleReader):
 
 
 class OffsetReader(_SingleReader):
-    """Content alone; where it belongs stands in the request's fields.
+    """Reads content alone. The request's fields say where it belongs.
 
-    *completes* is whether its end is the upload's, None if that is for the length to say.
+    *completes* says whether the content's end is the upload's end. With None the length
+    decides.
     """
 
     plain: int | None = None
@@ -224,8 +226,8 @@ def _completeness(fields: Fields) -> bool:
 def encode_message_byterange(
     range_: ContentRange, fields: Fields = NO_FIELDS, *, ranges_only: bool = False
 ) -> bytes:
-    """What stands before the content in a ``message/byterange`` document.
+    """Encode what stands before the content in a ``message/byterange`` document.
 
-    With *ranges_only* a range whose end is not known is a ``Content-Range`` as well.
+    With *ranges_only*, a range with an unknown end is a ``Content-Range`` too.
     """
     return encode_part_header(range_, fields, ranges_only=ranges_only)

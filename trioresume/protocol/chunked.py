@@ -1,17 +1,17 @@
-"""The chunked transfer coding (RFC 9112, section 7.1), undone as the bytes come.
+"""Decodes the chunked transfer coding (RFC 9112, section 7.1) as the bytes come.
 
-h11 has a reader of its own. It takes chunk sizes of up to 20 hexadecimal digits, which
-no body here can have (G6), white space after them, and bare line feeds in the trailer
-section (G2); whoever stands between a client and this server may read those in another
-way. So the body is read here, as strictly as the head before it::
+h11 has a reader too. It accepts chunk sizes of up to 20 hexadecimal digits, which no
+body here can have (G6), white space after them, and bare line feeds in the trailer
+section (G2). A proxy between client and server may read those bytes in another way. So
+this module reads the body as strictly as the head::
 
     chunk  = 1*15HEXDIG [ *WSP ";" extension ] CRLF size OCTETs CRLF
     body   = *chunk 1*"0" [ … ] CRLF *( field-line CRLF ) CRLF
 
-Extensions mean nothing to this server and are dropped; how much of a body they may be
-is bounded, or a peer could keep it busy with a kilobyte for each byte of content.
+Extensions mean nothing to this server, which drops them. Their size is bounded.
+Otherwise a peer could send a kilobyte of them for each byte of content.
 
-A fault has ``close`` set: where the next request would begin is not known any more.
+Every fault has ``close`` set: nobody knows where the next request begins.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trioresume.protocol.heads import Fields
 __all__ = ["ChunkedReader"]
 
 LONGEST_LINE = 4096
-"""Bytes of a chunk's size, its extensions and their line end."""
+"""The most bytes of one size line: size, extensions and line end."""
 EXTENSIONS = 16 * 1024
-"""Bytes that all extensions of a body may take beyond those of its content."""
+"""By how many bytes all extensions of a body may exceed its content."""
 LARGEST_CHUNK = 10**MAX_DIGITS - 1
 COPIED = 1024
-"""Bytes up to which a chunk's content is copied: that costs less than a view of it."""
+"""Content of at most this many bytes is copied, which costs less than a view."""
 
 _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,%d})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)\r\n" % MAX_DIGITS
@@ -56,18 +56,18 @@ class ChunkedReader:
 
     def __init__(self, limits: HeadLimits) -> None:
         self.trailers = Fields()
-        """The trailer section; kept apart from the head's fields (RFC 9110, 6.5.1)."""
+        """The trailer section. It is kept apart from the head's fields (RFC 9110, 6.5.1)."""
         self.excess = b""
-        """What came after the body's end: the beginning of the next request."""
+        """The bytes after the body's end: the beginning of the next request."""
         self.fault: PeerError | None = None
-        """Why the body cannot be read on: 400, or 431 for trailers over the limits."""
+        """Why the rest of the body cannot be read: 400, or 431 for too many trailers."""
         self.work = 0
-        """How many chunks it has read."""
+        """How many chunks were read."""
         self._limits = limits
         self._expects = _Expects.SIZE
         self._left = 0
         self._partial = bytearray()
-        """The beginning of what is not content: a line, or the trailer section."""
+        """The beginning of a size line, of a chunk's end or of the trailer section."""
         self._spare = EXTENSIONS
 
     @property
@@ -76,9 +76,10 @@ class ChunkedReader:
         return self._expects is _Expects.NOTHING
 
     def feed(self, data: memoryview) -> memoryview:
-        """The content that *data* brings, as one piece; it may be a part of *data*.
+        """Return the content in *data* as one piece, which may be a part of *data*.
 
-        Where *data* goes wrong, :attr:`fault` is set and the content before it returned.
+        If *data* is malformed, set :attr:`fault` and return the content before the
+        fault.
         """
         if self._expects is _Expects.CONTENT and len(data) < self._left:
             self._left -= len(data)
@@ -89,10 +90,10 @@ class ChunkedReader:
         try:
             self.excess = raw[self._read(raw, pieces) :]
         except PeerError as exc:
-            # Its traceback holds this reader, and whatever called it, in a circle.
+            # The traceback would hold this reader and its callers in a reference cycle.
             self.fault = exc.with_traceback(None)
-        # One piece for the store: a write for each of ten thousand tiny chunks would
-        # cost as much as ten thousand uploads.
+        # The store gets one piece: ten thousand writes of tiny chunks would cost as
+        # much as ten thousand uploads.
         return memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def _read(self, raw: bytes, pieces: list[bytes | memoryview]) -> int:
@@ -121,10 +122,10 @@ class ChunkedReader:
     def _read_whole_chunks(
         self, raw: bytes, at: int, pieces: list[bytes | memoryview]
     ) -> int:
-        """Read the chunks that *raw* holds from their size to their end, from *at* on.
+        """Read the chunks that are whole in *raw*, from *at* on.
 
-        A peer may send thousands of them, of a byte each, in a single packet. What is
-        wrong, and the last chunk, is left to the readers of one step each.
+        A peer may send thousands of one-byte chunks in a single packet. This method
+        stops at a fault and at the last chunk; the methods of one step each read those.
         """
         chunks, spare = 0, self._spare
         while (line := _SIZE_LINE.match(raw, at)) is not None:
@@ -179,8 +180,8 @@ class ChunkedReader:
         return min(end, len(raw))
 
     def _read_trailers(self, raw: bytes, at: int) -> int:
-        # The line end of the last chunk's size stands before the section, so that an
-        # empty section ends like any other: with an empty line.
+        # The section begins with the line end of the last chunk's size. So an empty
+        # section ends with an empty line, like any other.
         if not self._partial:
             self._partial += b"\r\n"
         held = len(self._partial)

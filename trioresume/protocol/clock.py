@@ -1,22 +1,22 @@
-"""The service's clock: how long the service was there to serve (G11).
+"""The service's clock: it counts the time in which the service was running (G11).
 
-A deadline says for how long a client may come back. It outlives the process, and the two
-clocks of a machine are both of no use for it alone. The wall clock may be set at any
-moment: a machine starts in 1970 and is told the time later, or starts in 2076 once. If
-deadlines followed, everything would expire at once, or nothing ever. The monotonic clock
-does neither, but means nothing after a restart.
+A deadline says for how long a client may come back. It outlives the process. Neither of
+a machine's two clocks can measure it alone. The wall clock may be set at any moment: a
+machine may start in 1970 and learn the time later, or start once in 2076. With
+deadlines on that clock everything would expire at once, or nothing ever. The monotonic
+clock has no such jumps, but means nothing after a restart.
 
-So there are two kinds of time here:
+So this module has two kinds of time:
 
-* **Service time**, :meth:`ServiceClock.now`, is for deadlines. It goes on from where the
-  last process left it, by the monotonic clock alone. Time does not pass for a deadline
-  while the service is down, or the machine suspended: nobody could have come back then.
-* **Dates**, :meth:`ServiceClock.date`, are for people and header fields. They are what the
-  wall clock says now. A deadline becomes a date only when it is shown, so that a date that
-  was too high is right again as soon as the wall clock is.
+* **Service time**, :meth:`ServiceClock.now`, is for deadlines. It goes on from where
+  the last process left it, by the monotonic clock alone. It stands still while the
+  service is down or the machine suspended, because no client could come back then.
+* **Dates**, :meth:`ServiceClock.date`, are for people and header fields. They come from
+  the wall clock. A deadline becomes a date only when it is shown. So a wrong date
+  becomes right as soon as the wall clock is right.
 
-Service time is counted in seconds from the Unix epoch, because it began as a date. It falls
-behind the date by as long as the service was down.
+Service time is counted in seconds from the Unix epoch, because it began as a date. It
+lags behind the date by the time that the service was down.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = ["ServiceClock"]
 class ServiceClock:
     """Service time and dates, in seconds.
 
-    *wall* and *monotonic* give seconds; *last_seen* is what :meth:`now` last gave in an
-    earlier run, as far as that was remembered.
+    *wall* and *monotonic* return seconds. *last_seen* is the last value of :meth:`now`
+    that an earlier run saved; None if there is none.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class ServiceClock:
         self._now = wall() if last_seen is None else last_seen
 
     def now(self) -> float:
-        """The service time. Never less than it was before."""
+        """Return the service time. It never goes back."""
         ticked = self._monotonic()
-        # max: the promise above must not rest on an injected clock's.
+        # max() keeps this promise even if the injected clock goes back.
         self._now += max(0.0, ticked - self._ticked)
         self._ticked = ticked
         return self._now
 
     def date(self) -> float:
-        """What the wall clock says, in Unix seconds. It may go back."""
+        """Return the wall clock's time in Unix seconds. It may go back."""
         return self._wall()

@@ -24,7 +24,7 @@ class Outcome(Enum):
 
     PROCEED = "proceed"
     NOT_MODIFIED = "not modified"
-    """Answer 304; only for GET and HEAD."""
+    """Answer 304. Only for GET and HEAD."""
     FAILED = "failed"
     """Answer 412."""
 
@@ -39,12 +39,12 @@ def evaluate(
 ) -> Outcome:
     """Evaluate the preconditions of a request against the current representation.
 
-    *etag* is the value of its ``ETag`` field, quotes included; *last_modified* is in
-    Unix seconds. ``exists`` is false when there is no current representation.
+    *etag* is the value of the ``ETag`` field, with its quotes. *last_modified* is in
+    Unix seconds. *exists* is false if there is no current representation.
     Raises :class:`~trioresume.errors.PeerError` (400) for a malformed list of tags.
     """
     current = None if etag is None or not exists else parse_entity_tag(etag)
-    # The field has whole seconds, so what it is compared with must have them too.
+    # The field has whole seconds, so it is compared with whole seconds.
     modified = None if last_modified is None else math.floor(last_modified)
     if not exists:
         modified = None
@@ -95,12 +95,12 @@ def _modified_since(fields: Fields, modified: int | None) -> bool:
 
 
 def range_applies(fields: Fields, *, etag: str | None) -> bool:
-    """Whether ``Range`` is to be honoured, as far as ``If-Range`` is concerned.
+    """Return whether ``If-Range`` allows the server to honour ``Range``.
 
-    True without the field. With a tag, only a strong match counts (section 13.1.5).
-    A date never matches: it is a strong validator only for who knows that the
-    content did not change twice within that second (section 8.8.2.2), and whoever
-    has our ETag should have sent that.
+    True without the field. With a tag, only a strong match counts (section 13.1.5). A
+    date never matches. It is a strong validator only if the content did not change
+    twice within that second (section 8.8.2.2), and this server cannot know that. A
+    client that has the ETag should send the ETag.
     """
     value = fields.get("if-range")
     if value is None:

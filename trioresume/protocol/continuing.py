@@ -1,18 +1,18 @@
-"""Which clients take a ``100 Continue`` that they did not ask for with ``Expect``.
+"""Decide which clients can take a ``100 Continue`` without having sent ``Expect``.
 
-RFC 9110, section 15.2, has every client take any interim response, and ``Prefer: resume``
-and ``Prefer: acknowledge`` are answered with 100s (R5, R30). But undici, the HTTP client
-in Node, closes the connection at a 100, and reports an error: it never sends ``Expect``. It
-takes other interim responses.
+RFC 9110, section 15.2, requires every client to accept any interim response. So
+``Prefer: resume`` and ``Prefer: acknowledge`` are answered with 100s (R5, R30). But
+undici, the HTTP client in Node, never sends ``Expect``. It closes the connection at a
+100 and reports an error. It accepts other interim responses.
 
-Two marks tell such a client, and cost others nothing:
+Two marks show such a client. Other clients lose nothing by them:
 
-* ``Sec-Fetch-Mode`` comes from an implementation of fetch: a browser's, or undici's. None
-  of them shows its caller an interim response, so a 100 is of no use to any.
-* ``User-Agent`` names Node's fetch or undici. A program that uses another interface of
-  undici, which sends neither field, can send this one.
+* ``Sec-Fetch-Mode`` comes from an implementation of fetch: a browser's, or undici's.
+  None of them shows interim responses to its caller, so none of them needs a 100.
+* ``User-Agent`` names Node's fetch or undici. undici's other interfaces send neither
+  field. A program that uses them can set this one.
 
-For the rest there is a setting: ``Config.continue_without_expect``.
+For all other clients there is a setting: ``Config.continue_without_expect``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PRODUCTS = frozenset({"node", "undici"})
 
 
 def takes_unasked_continue(fields: Fields) -> bool:
-    """Whether the sender of a request with *fields* can be sent a 100 without ``Expect``."""
+    """Return whether the sender of *fields* accepts a 100 without ``Expect``."""
     if "sec-fetch-mode" in fields:
         return False
     product, _, _ = (fields.get("user-agent") or "").partition(" ")

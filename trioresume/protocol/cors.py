@@ -1,15 +1,16 @@
-"""Which pages of other origins may read the answers: CORS (the Fetch standard, 3.2).
+"""CORS: which pages of other origins may read the answers (the Fetch standard, 3.2).
 
-A browser lets a page of one origin read what another origin answers only where that
-answer says so. Before a request that a plain form could not send, and every resumable
-upload is one, it asks whether it may: a *preflight*, an ``OPTIONS`` with
-``Access-Control-Request-Method`` and no credentials.
+A browser lets a page read an answer of another origin only if the answer allows it.
+A plain HTML form can send some requests without asking. A resumable upload is not one
+of them: the browser first asks for permission with a *preflight*. That is an
+``OPTIONS`` with ``Access-Control-Request-Method`` and without credentials.
 
-Which origins there are is a closed list, and what is sent back is the list's entry and
-never the request's field (G15). With more than one possible answer each answer depends
-on ``Origin``, and says so in ``Vary``, also to those who sent none.
+The allowed origins are a closed list. The answer repeats the list's entry, never the
+request's field (G15). If several answers are possible, each answer depends on
+``Origin``. It says so in ``Vary``, also if the request has no ``Origin``.
 
-What a page may see of an answer, and say in a request, is listed here, by dialect.
+The tables list, by dialect, which response fields a page may read and which request
+fields it may send.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ EXPOSED: Mapping[str, tuple[str, ...]] = {
         "Upload-Offset",
     ),
 }
-"""What a page may see of a response, by dialect; beside what it always may.
+"""The response fields that a page may read, by dialect.
 
 ``Cache-Control``, ``Content-Language``, ``Content-Length``, ``Content-Type``,
-``Expires``, ``Last-Modified`` and ``Pragma`` need no permission.
+``Expires``, ``Last-Modified`` and ``Pragma`` need no permission, so they are not here.
 """
 
 SENDABLE: Mapping[str, tuple[str, ...]] = {
@@ -124,7 +125,7 @@ SENDABLE: Mapping[str, tuple[str, ...]] = {
         "X-HTTP-Method-Override",
     ),
 }
-"""What a page may say in a request, by dialect."""
+"""The request fields that a page may send, by dialect."""
 
 _ALLOWED = "access-control-allow-origin"
 _OURS = (
@@ -135,7 +136,7 @@ _OURS = (
 _PREFLIGHT = ("origin", "access-control-request-method")
 
 _NAME = re.compile(TOKEN)
-# As a browser writes it: scheme, host in lower case, port unless it is the scheme's.
+# As a browser writes it: scheme, host in lower case, port if it is not the default.
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://"
     r"(?P<host>[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
@@ -144,15 +145,15 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class CrossOrigin:
-    """What pages of other origins may do.
+    """The rules for pages of other origins.
 
-    *origins* are those of the pages: ``https://app.example``, or ``*`` alone for any.
-    With *credentials* a page may have the browser send cookies and certificates along,
-    which cannot be had for any origin. *max_age* is for how many seconds a browser may
-    remember the answer to a preflight. *request_fields* and *response_fields* come on
-    top of :data:`SENDABLE` and :data:`EXPOSED`.
+    *origins* are the origins of the pages, such as ``https://app.example``, or ``*``
+    alone for any. With *credentials*, the browser may send cookies and certificates
+    along; this cannot be combined with ``*``. *max_age* is for how many seconds a
+    browser may remember the answer to a preflight. *request_fields* and
+    *response_fields* are added to :data:`SENDABLE` and :data:`EXPOSED`.
 
-    Raises :class:`ValueError` for what does not make sense.
+    Raises :class:`ValueError` for values that make no sense.
     """
 
     def __init__(
@@ -184,9 +185,11 @@ class CrossOrigin:
         )
 
     def preflight(self, head: RequestHead) -> Fields | None:
-        """What to answer to *head*, before it is :meth:`marked`; None if it is no preflight.
+        """Return the fields of the answer to a preflight *head*; None if it is none.
 
-        Raises :class:`PeerError` (403) for one of an origin that is not allowed.
+        They still have to be :meth:`marked`.
+
+        Raises :class:`PeerError` (403) if the origin is not allowed.
         """
         if head.method != "OPTIONS" or not all(n in head.fields for n in _PREFLIGHT):
             return None
@@ -195,9 +198,9 @@ class CrossOrigin:
         return self._asked
 
     def marked(self, head: RequestHead, fields: Fields) -> Fields:
-        """*fields* of a response to *head*, with what lets a page read it, or does not.
+        """Return *fields* of a response to *head* with the CORS fields for its sender.
 
-        What a handler might have said about that itself is replaced.
+        They replace CORS fields that a handler has set itself.
         """
         fields = fields.without(*_OURS)
         origin = self._origin(head)
@@ -206,7 +209,7 @@ class CrossOrigin:
         return fields if self._any else _varying(fields)
 
     def _origin(self, head: RequestHead) -> str | None:
-        """The entry of the list that the sender's origin is, None if it is none."""
+        """Return the list's entry for the sender's origin; None if it is not allowed."""
         said = head.fields.get_all("origin")
         if len(said) != 1:
             return None
@@ -223,7 +226,7 @@ def _varying(fields: Fields) -> Fields:
 
 
 def _checked_origin(text: str) -> str:
-    """*text* as browsers write it; raises ValueError unless it is an origin."""
+    """Return *text* as browsers write it. Raises ValueError unless it is an origin."""
     if text == ANY_ORIGIN:
         return text
     match = _ORIGIN.fullmatch(text.lower())

@@ -1,8 +1,8 @@
-"""Digests of content and of representations (RFC 9530), computed only when asked for.
+"""Digests of content and of representations (RFC 9530), computed only on request.
 
-``Content-Digest`` is about the content of one request, ``Repr-Digest`` about the whole
-of what is uploaded, over however many requests. Of the registered algorithms the two
-that resist an attacker are known here; a field that names only others asks nothing.
+``Content-Digest`` covers the content of one request. ``Repr-Digest`` covers the whole
+upload, over however many requests. This module knows the two registered algorithms that
+resist an attacker. A field that names only others has no effect.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512"}
-"""RFC 9530, section 7.2: those of status "Active", and hashlib's names for them."""
+"""The algorithms of status "Active" (RFC 9530, section 7.2), and hashlib's names."""
 
 
 class ContentCheck(Protocol):
-    """What a dialect wants verified of one request's content before it counts."""
+    """A check of one request's content that must succeed before the content counts."""
 
     @property
     def keeps_prefix(self) -> bool:
-        """Whether what came of a request that was cut is kept, though unverified."""
+        """Whether the content of a request that was cut is kept, though unverified."""
         ...
 
     def update(self, data: memoryview) -> None:
@@ -48,7 +48,7 @@ class ContentCheck(Protocol):
         ...
 
     def verify(self, trailers: Fields) -> None:
-        """The content is over. Raises :class:`PeerError` if it is not what was announced."""
+        """Judge the whole content. Raises :class:`PeerError` if it is not as announced."""
         ...
 
 
@@ -74,8 +74,9 @@ class Hashes:
 class ContentDigest:
     """The check of a request that carries ``Content-Digest`` (C15).
 
-    It is computed once the request is complete; of one that is cut the draft wants as
-    much kept as arrived. What guards the whole against that is ``Repr-Digest``.
+    The digest is compared once the request is complete. If a request is cut, the draft
+    wants the server to keep what arrived. ``Repr-Digest`` protects the whole upload
+    then.
     """
 
     keeps_prefix = True
@@ -86,7 +87,7 @@ class ContentDigest:
 
     @classmethod
     def of(cls, fields: Fields) -> ContentDigest | None:
-        """The check that *fields* ask for, None if they ask for none."""
+        """Return the check that *fields* ask for; None if they ask for none."""
         expected = _known(byte_sequences(fields, "content-digest"))
         return cls(expected) if expected else None
 
@@ -99,7 +100,7 @@ class ContentDigest:
 
 
 class ReprDigest:
-    """What the request that began an upload says and wants of the whole's digests."""
+    """The digests of the whole that an upload's first request claims and wants."""
 
     def __init__(self, fields: Fields) -> None:
         self._expected = _known(byte_sequences(fields, "repr-digest"))
@@ -109,22 +110,22 @@ class ReprDigest:
 
     @property
     def expected(self) -> set[str]:
-        """The algorithms of the digests that are claimed, and have to be checked."""
+        """The algorithms of the claimed digests, which have to be checked."""
         return set(self._expected)
 
     @property
     def wanted(self) -> set[str]:
-        """The algorithms of the digests that are wished for."""
+        """The algorithms of the digests that the client wants to be told."""
         return set(self._wanted)
 
     def verify(self, digests: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """What to tell of *digests*. Raises :class:`PeerError` DIGEST_MISMATCH."""
+        """Return the wanted ones of *digests*. Raises :class:`PeerError` DIGEST_MISMATCH."""
         _compare(self._expected, digests, "Repr-Digest")
         return {name: digests[name] for name in self._wanted if name in digests}
 
 
 def repr_digest(digests: Mapping[str, bytes]) -> str:
-    """The value of ``Repr-Digest``."""
+    """Return the value of ``Repr-Digest``."""
     return format_dictionary(dict(digests))
 
 
