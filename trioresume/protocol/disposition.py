@@ -1,8 +1,8 @@
-"""``Content-Disposition``: file names out of requests and into responses.
+"""``Content-Disposition``: reads file names from requests, writes them to responses.
 
-A name that came from a peer is only a suggestion for whoever saves the file. It never
-becomes a path here (G12). It is made safe when it is read and when it is written, see
-:mod:`trioresume.protocol.filenames` (G4, G14).
+A peer's file name is only a suggestion for the program that saves the file. It never
+becomes a path here (G12). :mod:`trioresume.protocol.filenames` makes it safe, both when
+it is read and when it is written (G4, G14).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = [
 
 
 def content_disposition_attachment(filename: str | None) -> str:
-    """``attachment``, with *filename* as the name to save under, if it is a usable one.
+    """Return ``attachment``, with *filename* as the name to save under if it is usable.
 
-    RFC 6266, section 4.3 and appendix D: a plain ``filename`` for everyone, and a
-    ``filename*`` (RFC 8187) when the plain one had to lose something.
+    RFC 6266, section 4.3 and appendix D: a plain ``filename`` for all clients, and a
+    ``filename*`` (RFC 8187) if the plain one lost characters.
     """
     name = None if filename is None else safe_filename(filename)
     if name is None:
         return "attachment"
-    # Not only quote and backslash: some agents decode a per cent sign here.
+    # The per cent sign too, because some clients decode it here.
     plain = "".join(
         char if char.isascii() and char not in '"\\%' else "_" for char in name
     )
@@ -43,7 +43,7 @@ def content_disposition_attachment(filename: str | None) -> str:
 
 
 def parse_content_disposition_filename(value: str) -> str | None:
-    """The file name that *value* suggests, made safe; None without a usable one.
+    """Return the file name that *value* suggests, made safe; None without a usable one.
 
     ``filename*`` goes before ``filename`` (RFC 6266, section 4.3).
     """
@@ -55,7 +55,7 @@ def parse_content_disposition_filename(value: str) -> str | None:
 
 
 def suggested_filename(value: str) -> str | None:
-    """The file name that *value* suggests, exactly as it says; None without one.
+    """Return the file name that *value* suggests, unchanged; None without one.
 
     For a client that only passes on what its own caller wrote.
     """
@@ -70,7 +70,7 @@ def _suggestions(value: str) -> Iterator[str]:
 
 
 def _decode_extended(value: str) -> str | None:
-    """An ext-value (RFC 8187, section 3.2): ``charset'language'percent-encoded``."""
+    """Decode an ext-value (RFC 8187, section 3.2): ``charset'language'percent-encoded``."""
     charset, _, rest = value.partition("'")
     encoded = rest.partition("'")[2]
     if charset.lower() not in ("utf-8", "iso-8859-1"):
@@ -82,7 +82,7 @@ def _decode_extended(value: str) -> str | None:
 
 
 def _decode_plain(value: str) -> str:
-    """Browsers send UTF-8 here, which reached us as latin-1 (see ``Fields``)."""
+    """Decode a plain name: browsers send UTF-8, which ``Fields`` holds as latin-1."""
     try:
         return value.encode("latin-1").decode()
     except UnicodeError:

@@ -1,13 +1,13 @@
-"""Names of files, as peers send them, made safe for whoever saves a file.
+"""Makes file names from peers safe for the programs that save a file.
 
-A name never becomes a path on this server (promise 8 in DESIGN.md). But a client may save
-a download under it, and a person reads it. So a name is made safe by removing what is
-dangerous, and nothing else; the list does not depend on Python's version of Unicode:
+A name never becomes a path on this server (G12). But a client may save a download under
+it, and people read it. So this module removes what is dangerous, and nothing else. The
+list does not depend on Python's version of Unicode:
 
 * controls, and marks that reverse the writing direction (:data:`trioresume.text.CONTROLS`);
 * everything up to the last path separator, ``/`` or ``\\``;
-* dots and spaces at the end: Windows drops them, so that the name that was checked would
-  not be the name that is created. This also leaves nothing of ``.`` and ``..``;
+* dots and spaces at the end. Windows drops them, so the created name would differ from
+  the checked one. This also leaves nothing of ``.`` and ``..``;
 * the names of devices on Windows, with any suffix: ``CON``, ``nul.txt``. A ``_`` is put in
   front of them;
 * bytes beyond :data:`MAX_NAME_BYTES`. They are cut out in front of the suffix, because the
@@ -36,13 +36,13 @@ _DEVICE = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 
-# One to three suffixes, such as ``.gz`` or ``.tar.gz``. A long one is no suffix, nor is
-# one with a space: that is a full stop in a sentence.
+# One to three suffixes, such as ``.gz`` or ``.tar.gz``. Longer text after a dot is no
+# suffix. Text with a space is none either: the dot is a full stop.
 _SUFFIX = re.compile(r"(?<=[^.])(?:\.[^.\x20]{1,16}){1,3}\Z")
 
 
 def safe_filename(name: str) -> str | None:
-    """*name* without what is dangerous in it; None if nothing of it is left."""
+    """Return *name* without what is dangerous in it; None if nothing is left."""
     name = _SEPARATOR.split(name)[-1]
     name = _CONTROL.sub("", name)
     name = _bounded(name, MAX_NAME_BYTES)
@@ -52,7 +52,7 @@ def safe_filename(name: str) -> str | None:
 
 
 def _bounded(name: str, most: int) -> str:
-    """*name* in at most *most* bytes, with its suffix, without dots and spaces at the end."""
+    """Shorten *name* to *most* bytes. Keep its suffix; drop dots and spaces at the end."""
     name = name.rstrip(" .")
     size = len(name.encode())
     if size <= most:
@@ -66,7 +66,7 @@ def _bounded(name: str, most: int) -> str:
 
 
 def name_fault(name: str) -> str | None:
-    """Why *name* cannot be a file's name on this server; None if it can be."""
+    """Return why *name* cannot be a file's name on this server; None if it can."""
     if _CONTROL.search(name):
         return "the name holds a control character or reverses the writing direction"
     if len(name.encode()) > MAX_NAME_BYTES:

@@ -1,8 +1,9 @@
-"""Dialects: how one engine is spoken to, and how it answers.
+"""Dialects: how clients speak to the one engine, and how it answers them.
 
-There is one kind of upload, one record of it, one receive path. A *dialect* is the part
-of a protocol that differs: which fields a request says things with, and which fields,
-statuses and interim responses say them back. It is sans-IO and holds no state::
+There is one kind of upload, one record of it and one receive path. A *dialect* is the
+part in which the protocols differ: the fields in which a request states something, and
+the fields, statuses and interim responses of the answer. It is sans-IO and holds no
+state::
 
     request head ──creation()──► Creation   what a request to a target begins
                  ──append()────► Append     what a PATCH of an upload's content adds
@@ -18,24 +19,26 @@ statuses and interim responses say them back. It is sans-IO and holds no state::
     PeerError ──problem()───► PeerError     the same fault in the dialect's words
 
 The server (:mod:`trioresume.server.service`, :mod:`~trioresume.server.resources`) asks
-:func:`classify` once for each request, keeps the answer in ``Exchange.dialect``, and
-then does for all dialects the same: takeover, receiving, durability, completion.
+:func:`classify` once for each request and keeps the answer in ``Exchange.dialect``.
+Takeover, receiving, durability and completion are then the same for all dialects.
 
-:class:`Dialect` itself is the seed's: what no other dialect overrides is what a client
-without any marker gets, the *union answer* (PROTOCOL, section E). Its resources and
-preferences combine with any other dialect, and are therefore not here but in the
-server, under ``Prefer: resume``.
+:class:`Dialect` itself is the seed's. What no other dialect overrides is the answer to
+a client without any marker, the *union answer* (section E of
+docs/supported-protocols.md). The seed's resources and preferences combine with any
+other dialect. So they are not here but in the server, under ``Prefer: resume``.
 
-When an upload is complete is the one thing in which the dialects disagree about an
-upload rather than about words. Three rules decide, for whoever writes its end:
+The dialects disagree about an upload itself in one point only: when it is complete.
+Three rules decide, by the request that writes its end:
 
-* a request that says it completes (RUFH's ``Upload-Complete: ?1``, and the seed's first
-  request, whose end is the end) completes;
-* one that says it does not (``?0``) does not, wherever it ends;
-* one that says nothing (a byte range, a tus PATCH) completes if it ends at the length.
+* a request that says so (RUFH's ``Upload-Complete: ?1``) completes the upload, and so
+  does the seed's first request;
+* a request that denies it (``?0``) does not complete the upload, wherever it ends;
+* a request that says nothing (a byte range, a tus PATCH) completes the upload if it
+  ends at the length.
 
-``Creation.explicit_completion`` is remembered with the upload: without it, an upload
-found whole after a crash or a full disk is completed by the next visit.
+``Creation.explicit_completion`` is stored with the upload. If it is not set, and an
+upload is found whole after a crash or a full disk, the next request for it completes
+it.
 """
 
 from trioresume.protocol.dialects.base import (

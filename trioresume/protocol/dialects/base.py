@@ -1,4 +1,4 @@
-"""What the server asks of a dialect, answered as for a client without a marker."""
+"""The interface of a dialect, implemented for clients without a marker."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
-"""Uploads and their responses are their owner's alone (R36)."""
+"""Uploads and their responses belong to their owner alone (R36)."""
 
 
 METHOD_OVERRIDE = "x-http-method-override"
-# A browser's or a proxy's POST can stand for any of these, and for nothing else.
+# A POST can stand for one of these methods, and for no other.
 _OVERRIDDEN = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH"})
 
 _LIMITS = ("max_size", "min_size", "max_append_size", "min_append_size")
@@ -46,22 +46,25 @@ _LIMITS = ("max_size", "min_size", "max_append_size", "min_append_size")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadLimits:
-    """The server's limits, in bytes and seconds; None for none (C13)."""
+    """The server's limits in bytes (C13). None means no limit."""
 
     max_size: int | None = None
     min_size: int | None = None
-    """Shorter content that is sent whole gets no upload resource."""
+    """Content that is shorter and is sent whole gets no upload resource."""
     max_append_size: int | None = None
     min_append_size: int | None = None
 
     @classmethod
     def parse(cls, fields: Fields) -> UploadLimits:
-        """What an ``Upload-Limit`` says; a member that is malformed sets no limit."""
+        """Read ``Upload-Limit``. A malformed member sets no limit."""
         members = integer_members(fields, "upload-limit")
         return cls(**{name: members.get(name.replace("_", "-")) for name in _LIMITS})
 
     def field(self, lifetime: tuple[str, int] | None = None) -> str:
-        """The value of ``Upload-Limit``; *lifetime* is the member for it, and seconds."""
+        """Return the value of ``Upload-Limit``.
+
+        *lifetime* is the name of the member for the lifetime, and the seconds.
+        """
         members: dict[str, int | bytes] = {}
         for name in _LIMITS:
             value: int | None = getattr(self, name)
@@ -69,53 +72,53 @@ class UploadLimits:
                 members[name.replace("_", "-")] = value
         if lifetime is not None:
             members[lifetime[0]] = lifetime[1]
-        # An empty Dictionary cannot be sent; this is what stands for "no limits".
+        # An empty Dictionary cannot be sent. This member stands for "no limits".
         return format_dictionary(members or {"min-size": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """An upload as a dialect may speak of it. What is in it may be announced."""
+    """An upload as a dialect sees it. Every value in it may be announced."""
 
     content: str
-    """A URI reference of the upload (RCL): path-absolute unless configured otherwise."""
+    """A URI reference to the upload (RCL): path-absolute unless configured otherwise."""
     absolute_content: str
-    """The same as an absolute URI, as far as the server can tell it."""
+    """The same as an absolute URI, if the server can tell it."""
     message: str
-    """A URI reference of the response message (RML)."""
+    """A URI reference to the response message (RML)."""
     offset: int
-    """Durable bytes."""
+    """How many bytes are durable."""
     length: int | None
     is_complete: bool
-    """Whether the content has ended; the target may still be at work."""
+    """Whether the content has ended. The target may still be at work."""
     lifetime: int
-    """Seconds for which the upload is kept at least, without a further request."""
+    """For at least this many seconds the upload is kept without a further request."""
     expires_at: float
-    """The Unix second until when that is."""
+    """The Unix time in seconds at which this lifetime ends."""
     limits: UploadLimits
     request: RequestHead
-    """The head of the request that began it, in whatever dialect."""
+    """The head of the request that began it, in any dialect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
-    """What a request to a target begins."""
+    """The upload that a request to a target begins."""
 
     length: int | None
-    """Bytes of the whole, as stated; None if not."""
+    """The stated length of the whole in bytes; None if it is not stated."""
     completes: bool | None = True
-    """Whether the end of the request's content ends the upload; None: at the length."""
+    """Whether the end of the request's content ends the upload; None: the length decides."""
     explicit_completion: bool = False
-    """Whether reaching the length is not enough."""
+    """Whether the end must be said: reaching the length is not enough."""
     offers: bool = False
-    """Whether the dialect itself makes it resumable, without ``Prefer: resume``."""
+    """Whether the dialect makes the upload resumable without ``Prefer: resume``."""
     max_content: int | None = None
-    """Most bytes that this request may carry."""
+    """The most bytes that this request may carry."""
     check: ContentCheck | None = None
     fields: Fields | None = None
-    """What is recorded, and shown to the target, in the place of the request's fields."""
+    """The fields to record and to show to the target instead of the request's fields."""
     joins: tuple[str, ...] | None = None
-    """The URI references of uploads whose content, in this order, is this one's."""
+    """URI references of the uploads that make up this one's content, in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +132,7 @@ class AppendRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Append:
-    """What a PATCH of an upload's content adds; ``reader.completes`` says how it ends."""
+    """What a PATCH adds to an upload. ``reader.completes`` says whether it completes it."""
 
     reader: PatchReader
     max_content: int | None = None
@@ -146,7 +149,7 @@ class Interim:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A final response of the protocol's own, as opposed to the target's."""
+    """A final response that the protocol makes itself; it is not the target's."""
 
     status: int
     fields: Fields
@@ -154,31 +157,32 @@ class Reply:
 
 
 class Dialect:
-    """The union: what is said to, and understood of, a client without a marker."""
+    """The union: the dialect for a client without a marker."""
 
     takes_over: ClassVar[bool] = False
-    """Whether a GET of the content ends a running writer, as HEAD does anyway."""
+    """Whether a GET of the content ends a running writer. A HEAD always does."""
     awaits_target: ClassVar[bool] = True
     """Whether the request that completes an upload waits for the target's response.
 
-    If not, it is answered as soon as the content is frozen.
+    If not, the answer goes out as soon as the content is frozen.
     """
 
     @property
     def fields(self) -> Fields:
-        """What every final response to a request of this dialect carries."""
+        """The fields of every final response to a request of this dialect."""
         return Fields()
 
     @property
     def invalidated_by(self) -> frozenset[ProblemCode]:
-        """Problems of an append after which the upload cannot go on at all."""
+        """The problems of an append after which the upload cannot go on."""
         return frozenset()
 
     def method(self, head: RequestHead) -> str:
-        """The method that is meant by a request on an operation's resources.
+        """Return the method that a request to an operation's resources means.
 
-        There a POST may stand for another method (D3), in every dialect: clients of
-        Resumable Uploads for HTTP use the field as well. Raises :class:`PeerError` (400).
+        A POST may stand for another method there (D3). This holds in every dialect,
+        because clients of Resumable Uploads for HTTP use the field too. Raises
+        :class:`PeerError` (400).
         """
         override = head.fields.get(METHOD_OVERRIDE)
         if override is None or head.method != "POST":
@@ -191,17 +195,17 @@ class Dialect:
         return override.upper()
 
     def needs_upload(self, head: RequestHead) -> bool:
-        """Whether a request to a target makes sense on an upload's own URL only."""
+        """Return whether a request to a target makes sense only on an upload's own URL."""
         return is_append(head)
 
     def check(self, head: RequestHead) -> None:
-        """Judge a request before anything else is done for it. Raises :class:`PeerError`.
+        """Judge a request before anything else happens. Raises :class:`PeerError`.
 
-        Called for requests on an upload's content and for those to a target.
+        The server calls it for requests to an upload's content and to a target.
         """
 
     def check_upload(self, head: RequestHead, began: RequestHead) -> None:
-        """Judge a request on the content of an upload that *began* was the first of.
+        """Judge a request to the content of an upload whose first request was *began*.
 
         Raises :class:`PeerError`.
         """
@@ -209,15 +213,15 @@ class Dialect:
     # Requests.
 
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
-        """What *head* begins, on a target. Raises :class:`PeerError`."""
+        """Return what *head* begins on a target. Raises :class:`PeerError`."""
         check_whole(head)
-        # In a record this mark says that tus began the upload: see is_partial.
+        # In an upload's record this field would say that tus began it: see is_partial.
         marked = "tus-resumable" in head.fields
         plain = head.fields.without("tus-resumable") if marked else None
         return Creation(length=whole_length(head), fields=plain)
 
     def append(self, head: RequestHead, rules: AppendRules) -> Append:
-        """What a PATCH with *head* adds. Raises :class:`PeerError`."""
+        """Return what a PATCH with *head* adds. Raises :class:`PeerError`."""
         reader = patch_reader(
             head.fields.get("content-type"),
             head.fields,
@@ -230,58 +234,61 @@ class Dialect:
     # Answers.
 
     def announcement(self, upload: Upload) -> Interim | None:
-        """Tell at once where the upload is, if the dialect has words for it."""
+        """Return the interim response that says where the upload is; None if there is none."""
         return None
 
     @property
     def shows_progress(self) -> bool:
-        """Whether :meth:`progress` is to be sent while content arrives."""
+        """Whether the server sends :meth:`progress` while content arrives."""
         return False
 
     def progress(self, offset: int) -> Interim:
-        """Tell that *offset* bytes are durable. Of dialects with :attr:`shows_progress`.
+        """Return the interim response that says that *offset* bytes are durable.
 
-        Nothing is missing here: to ask another dialect would be a bug, and raises.
+        Only dialects with :attr:`shows_progress` have it. Calling it on another one is
+        a bug, so this method raises.
         """
         raise NotImplementedError("only a dialect with a word for it is asked")
 
     def created(self, upload: Upload) -> Reply:
-        """The first request's content is over, and the upload is not complete.
+        """Return the answer to a first request that leaves the upload incomplete.
 
-        Of dialects whose :meth:`creation` can say that more is to come. Without a marker
-        the content's end is the upload's, whatever the request: nothing is missing here,
-        to ask such a dialect would be a bug, and raises.
+        Only dialects whose :meth:`creation` can say that more will come have it.
+        Without a marker the content's end is always the upload's end. Calling it on
+        such a dialect is a bug, so this method raises.
         """
         raise NotImplementedError("without a marker the content's end is the upload's")
 
     def offset(self, upload: Upload) -> Reply:
-        """R12: how much arrived, as ``Content-Length`` and as ``Upload-Offset``."""
+        """Return the answer to HEAD (R12): ``Content-Length`` and ``Upload-Offset``
+        tell how much arrived.
+        """
         fields = self.content_fields(upload)
         return Reply(200, fields.plus({"content-length": str(upload.offset)}))
 
     def appended(self, upload: Upload) -> Reply:
-        """R17: a PATCH is over, and the upload is not complete."""
+        """Return the answer to a PATCH that leaves the upload incomplete (R17)."""
         return Reply(204, self.content_fields(upload))
 
     def completed(
         self, upload: Upload, recorded: Fields, *, created: bool
     ) -> Fields | Reply:
-        """The target has answered with *recorded*: further fields, or another answer.
+        """Return fields to add to the target's answer *recorded*, or another answer.
 
-        *created* tells the first request's answer from a PATCH's.
+        *created* says that this answers the upload's first request, not a PATCH.
         """
         return Fields()
 
     def cancelled(self) -> Reply:
-        """R25: the upload is gone."""
+        """Return the answer to a DELETE (R25)."""
         return Reply(204, PRIVATE)
 
     def problem(self, error: PeerError, limits: UploadLimits) -> PeerError:
-        """*error* in the dialect's words."""
+        """Return *error* as the dialect reports it."""
         return error
 
     def content_fields(self, upload: Upload) -> Fields:
-        """What every answer about the content has in common."""
+        """Return the fields that all answers about the content share."""
         fields = {
             "etag": content_etag(upload.offset),
             "upload-offset": str(upload.offset),

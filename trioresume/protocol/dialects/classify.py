@@ -1,4 +1,4 @@
-"""Which dialect a request is in: decided once, the first that recognises it wins.
+"""Decide a request's dialect, once for each request. The first that recognises it wins.
 
 ::
 
@@ -32,10 +32,10 @@ def classify(
     any_interop_version: bool = False,
     strict_metadata: bool = False,
 ) -> Dialect:
-    """The dialect of a request, on an upload's own resources or on a target.
+    """Return the dialect of a request to an upload's own resources or to a target.
 
-    *any_interop_version* treats requests without an interop version as those of the
-    RFC to be, which has none. *strict_metadata* is about tus.
+    With *any_interop_version*, a request without an interop version is in the dialect
+    of the future RFC, which has no version. *strict_metadata* is for tus.
     """
     return (
         tus.recognise(head, on_upload=on_upload, strict_metadata=strict_metadata)
@@ -47,5 +47,5 @@ def classify(
 
 
 def discovery_fields(limits: UploadLimits) -> Fields:
-    """What the answer to an OPTIONS on a target tells of every dialect (C13, D2)."""
+    """Return what the answer to an OPTIONS to a target says about all dialects (C13, D2)."""
     return tus.tus_discovery(limits).plus({"upload-limit": limits.field()})

@@ -1,8 +1,8 @@
-"""Upload fields on a request for which their protocol defines nothing (section E).
+"""Upload fields on a request for which their protocol defines nothing (E10).
 
-Such a request is refused, or it gets the plain answer. It never begins an upload, and it
-never changes a target with content that its sender takes for a part of something. So the
-content of a plain request counts as the whole only if nothing in its head says otherwise::
+Such a request is refused, or it gets the plain answer. It never begins an upload. It
+never changes a target with content that is only a part for its sender. So a plain
+request's content counts as the whole only if nothing in the head contradicts that::
 
     Upload-Offset, Upload-Defer-Length, Upload-Concat     the content is a part
     Upload-Complete: ?0, Upload-Incomplete: ?1            more is to come
@@ -63,14 +63,14 @@ def is_append(head: RequestHead) -> bool:
 
 
 def is_patch_of_bytes(head: RequestHead) -> bool:
-    """Whether *head* is a PATCH in a form in which uploads are continued, in any dialect."""
+    """Whether *head* is a PATCH in a form that continues uploads in some dialect."""
     if head.method != "PATCH":
         return False
     return is_append(head) or essence_of(head.fields) in _OF_PATCHES
 
 
 def whole_length(head: RequestHead) -> int | None:
-    """The length of a plain request's content; None if nothing tells it."""
+    """Return the length of a plain request's content; None if nothing states it."""
     return (
         integer_item(head.fields, "upload-length")
         if head.length is None
@@ -79,16 +79,16 @@ def whole_length(head: RequestHead) -> int | None:
 
 
 def _of_patches(fields: Fields) -> bool:
-    """Whether the media type is one of patches."""
+    """Whether the media type is that of a patch."""
     value = fields.get("content-type")
-    # Most are not, and to parse one costs a dozen calls.
+    # Most are not, and parsing one costs a dozen calls.
     if value is None or _MAY_BE_OF_PATCHES.search(value) is None:
         return False
     return essence_of(fields) in _OF_PATCHES
 
 
 def check_whole(head: RequestHead) -> None:
-    """Refuse a plain request whose content is not the whole.
+    """Refuse a plain request whose content is only a part.
 
     Raises :class:`PeerError`: 400, or 415 for a media type of patches. A method that
     changes nothing passes, and so does a DELETE without content.
@@ -105,7 +105,7 @@ def check_whole(head: RequestHead) -> None:
         if name.startswith("upload-"):
             break
     else:
-        return  # a plain request of a plain client: each one passes here
+        return  # the usual case: a plain client's plain request
     for name in _SAYS_PART:
         if name in fields:
             raise PeerError(

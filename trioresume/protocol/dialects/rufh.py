@@ -1,14 +1,15 @@
 """Resumable Uploads for HTTP: draft-ietf-httpbis-resumable-upload, section C.
 
-An upload begins with any request that says whether its content is all there is
-(``Upload-Complete``). The target's own response, which ``?1`` marks, ends it, whichever
-request completed it. Everything else is the upload resource's: ``?0``.
+A request begins an upload if it says whether its content is all there is
+(``Upload-Complete``). The target's own response ends the upload, whichever request
+completed it; ``?1`` marks this response. All other responses are the upload resource's:
+``?0``.
 
-What the drafts disagree about is in :mod:`trioresume.protocol.dialects.rufh_versions`.
-Two things are sent in more places than the newest draft asks, because clients in the
-wild look for them: ``Upload-Offset`` on each answer that is not an error (required up
-to interop version 6, expected by tus-js-client), and ``Location`` on each answer to the
-first request.
+The table of the drafts' differences is in
+:mod:`trioresume.protocol.dialects.rufh_versions`. Two fields go out more often than the
+newest draft asks, because existing clients look for them: ``Upload-Offset`` on each
+answer that is not an error (required up to interop version 6, expected by
+tus-js-client), and ``Location`` on each answer to the first request.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ _NEVER_CREATES = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
 def recognise(
     head: RequestHead, *, on_upload: bool, any_interop_version: bool
 ) -> ResumableUpload | None:
-    """The dialect of a request that is in one of RUFH's versions, else None."""
+    """Return the dialect if the request is in one of RUFH's versions, else None."""
     number = integer_item(head.fields, INTEROP_VERSION)
     version = VERSIONS.get(number) if number is not None else None
     if version is not None:
@@ -77,7 +78,7 @@ def recognise(
 
 
 class ResumableUpload(Dialect):
-    """One version of RUFH. *interims*: whether 104s may be sent (C3)."""
+    """One version of RUFH. *interims* says whether 104s may be sent (C3)."""
 
     takes_over: ClassVar[bool] = True
 
@@ -144,18 +145,19 @@ class ResumableUpload(Dialect):
         )
 
     def _recorded_fields(self, fields: Fields) -> Fields | None:
-        """Without a media type that is that of the request, and not of the content.
+        """Drop a ``Content-Type`` that describes the request and not the content.
 
-        tus-js-client gives it to the request that begins an upload, too.
+        tus-js-client sends it also with the request that begins an upload. Returns None
+        if nothing has to be dropped.
         """
         if essence_of(fields) != PARTIAL_UPLOAD:
             return None
         return fields.without("content-type")
 
     def _check_beginning(self, fields: Fields) -> None:
-        """Refuse content that is not the beginning of an upload, or is a part in tus.
+        """Refuse content that does not begin an upload, and tus's partial uploads.
 
-        An ``Upload-Defer-Length`` is passed over: tus-js-client sends it here, too.
+        ``Upload-Defer-Length`` is ignored, because tus-js-client sends it here too.
         """
         misplaced = "upload-concat" if "upload-concat" in fields else None
         if integer_item(fields, "upload-offset") not in (None, 0):
@@ -171,7 +173,7 @@ class ResumableUpload(Dialect):
         if self.version.needs_media_type:
             self._check_media_type(head)
         elif essence_of(head.fields) in _NAMES_RANGE:
-            # The content would be taken for the upload's, and is a document about it.
+            # This content is a document about the upload's content, not that content itself.
             raise self._wrong_media_type()
         completes = self.version.completeness(head.fields)
         if completes is None:
@@ -208,7 +210,7 @@ class ResumableUpload(Dialect):
     def _check_size(
         self, head: RequestHead, limits: UploadLimits, completes: bool
     ) -> None:
-        """C13: what one request may carry, as far as its head tells."""
+        """Check the request's size against the limits (C13), as far as the head tells it."""
         size = head.length
         if size is None:
             return
@@ -258,7 +260,7 @@ class ResumableUpload(Dialect):
         self, upload: Upload, recorded: Fields, *, created: bool
     ) -> Fields | Reply:
         fields = self._state(replace(upload, is_complete=True))
-        # Whether it may be cached is for the target's response to say.
+        # No PRIVATE here: the target's response says whether it may be cached.
         if created and "location" not in recorded:
             fields = fields.plus({"location": upload.absolute_content})
         return fields

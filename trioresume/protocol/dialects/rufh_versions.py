@@ -1,7 +1,7 @@
 """The drafts of *Resumable Uploads for HTTP*, as one table of their differences.
 
-Draft versions are told apart by ``Upload-Draft-Interop-Version``. What all of them share
-is code, in :mod:`trioresume.protocol.dialects.rufh`; what differs is a column here.
+``Upload-Draft-Interop-Version`` tells the drafts apart. What they share is code in
+:mod:`trioresume.protocol.dialects.rufh`. Each difference is a column here.
 """
 
 from __future__ import annotations
@@ -18,35 +18,37 @@ INTEROP_VERSION = "upload-draft-interop-version"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """How one version of the drafts says things. The defaults are the newest one's."""
+    """How one version of the drafts works. The defaults are those of the newest version."""
 
     number: int | None
-    """The interop version; None for a request that names none that is known."""
+    """The interop version; None for a request that names no known version."""
     drafts: str = ""
     completeness_field: str = "upload-complete"
-    """The name of the Boolean; ``upload-incomplete`` means the opposite."""
+    """The name of the Boolean field; ``upload-incomplete`` means the opposite."""
     defaults_to_complete: bool = False
-    """Whether an append that does not say so is the last one."""
+    """Whether an append without that field is the last one."""
     needs_media_type: bool = True
     """Whether an append must be ``application/partial-upload``."""
     forbids_fields: bool = False
     """Whether HEAD and DELETE with a field of an append are refused."""
     head_status: int = 200
-    """204 has no ``Content-Length``; where both are allowed, 200 says more (R12)."""
+    """The answer to HEAD. A 204 has no ``Content-Length``, so where both are allowed it
+    is 200 (R12).
+    """
     partial_status: int = 204
     """The answer to an append that leaves the upload incomplete."""
     shows_progress: bool = True
     """Whether 104s tell the offset while content arrives."""
     limits: bool = True
-    """Whether there is ``Upload-Limit``."""
+    """Whether the version has ``Upload-Limit``."""
     lifetime_limit: str = "max-age"
-    """The limit that tells the lifetime."""
+    """The member of ``Upload-Limit`` for the lifetime."""
     invalidates: bool = True
     """Whether content beyond the length ends the upload for good (C10)."""
     refuses_completed_with_400: bool = False
-    """Whether an append to a complete upload is a 400, else a 409."""
+    """Whether an append to a complete upload gets a 400; otherwise it gets a 409."""
     forgets: bool = False
-    """Whether an upload that is not active must be a 404, also if it is known to be gone."""
+    """Whether an inactive upload must be a 404, also if the server knows that it is gone."""
 
     @property
     def says_incomplete(self) -> bool:
@@ -55,21 +57,21 @@ class Version:
 
     @property
     def fields(self) -> Fields:
-        """What marks every message of this version."""
+        """The fields that mark every message of this version."""
         if self.number is None:
             return Fields()
         return Fields({INTEROP_VERSION: str(self.number)})
 
     def completeness(self, fields: Fields) -> bool | None:
-        """What *fields* say of the upload's end; None if nothing valid (C1)."""
+        """Return whether *fields* say that the upload ends; None if nothing valid (C1)."""
         said = boolean_item(fields, self.completeness_field)
         return said if said is None else said != self.says_incomplete
 
     def contradicted(self, fields: Fields) -> bool:
         """Whether another version's field says that more content is to come.
 
-        If this version does not say so as well, to go by it alone would take a part for
-        the whole.
+        If this version's own field does not say the same, believing that field would
+        take a part for the whole.
         """
         if self.completeness(fields) is False:
             return False
@@ -78,7 +80,7 @@ class Version:
         return boolean_item(fields, "upload-incomplete") is True
 
     def completeness_line(self, *, complete: bool) -> tuple[str, str]:
-        """The field that says whether the upload is, or will be, complete."""
+        """Return the field that says whether the upload is, or will be, complete."""
         said = complete != self.says_incomplete
         return self.completeness_field, "?1" if said else "?0"
 
@@ -144,4 +146,4 @@ VERSIONS: dict[int, Version] = {
 }
 
 UNVERSIONED = Version(number=None)
-"""What the RFC will have; while drafts last, it gets no 104 (C3)."""
+"""The future RFC's behaviour. As long as there are drafts, it gets no 104 (C3)."""

@@ -1,17 +1,17 @@
 """tus 1.0.0, core protocol and extensions: https://tus.io/protocols/resumable-upload.
 
-An upload is made by a POST that says how long it will be, and only then filled, by
-PATCH requests. It is complete when it is as long as was said. What is particular:
+A POST makes an upload and says how long it will be. PATCH requests then fill it. It is
+complete when it has that length. Particular to tus are:
 
-* A response to a PATCH is a 204 and never the target's own, which is found at
-  ``Response-Message-Location`` (D8). So the client need not wait for the target
-  either: it has its answer as soon as the content is frozen.
-* What the content is called and what it is stands in ``Upload-Metadata``. The target
-  finds it where HTTP has it, in ``Content-Type`` and ``Content-Disposition``; the
-  metadata stays beside them as it came.
-* *Partial* uploads are parts of a later one. Nobody but that one ever gets them: no
-  target is called for them. A *final* upload shares the content of its parts.
-* A checksum is verified before a byte of what it is about counts.
+* The response to a PATCH is a 204, never the target's own. That one is at
+  ``Response-Message-Location`` (D8). So the client does not wait for the target: it
+  gets its answer as soon as the content is frozen.
+* ``Upload-Metadata`` has the content's name and type. The target finds them in HTTP's
+  own fields, ``Content-Type`` and ``Content-Disposition``, with the metadata unchanged
+  beside them.
+* *Partial* uploads are parts of a later upload. Only that upload uses them; no target
+  is called for them. A *final* upload shares the content of its parts.
+* Content with a checksum counts only after the checksum was verified.
 """
 
 from __future__ import annotations
@@ -82,20 +82,21 @@ _WORDS: Mapping[ProblemCode, ProblemCode] = {
     ProblemCode.EXCESS_CONTENT: ProblemCode.CONTENT_TOO_LARGE,
     ProblemCode.LENGTH_OVER_LIMIT: ProblemCode.CONTENT_TOO_LARGE,
 }
-"""Faults for which tus has another status (section E, "too long")."""
+"""Faults for which tus has another status (E6)."""
 
 
 def recognise(
     head: RequestHead, *, on_upload: bool, strict_metadata: bool = False
 ) -> Dialect | None:
-    """The dialect of a request that is marked as tus, else None.
+    """Return the dialect of a request that is marked as tus, else None.
 
     tus defines one request to a target: the POST that begins an upload. Any other request
-    there gets the plain answer, see :class:`MarkedOnly`.
+    there gets the plain answer: see :class:`MarkedOnly`.
 
-    OPTIONS is nobody's: it carries no version (D1), and its answer tells of all. A
-    PATCH with tus's media type alone is not tus, whose requests are all marked (D1): it
-    is one of the union's formats (R15), and gets the target's response (R17).
+    OPTIONS belongs to no dialect: it carries no version (D1), and its answer is about
+    all of them. A PATCH that only has tus's media type is not tus, because all requests
+    of tus are marked (D1). It is one of the union's formats (R15) and gets the target's
+    response (R17).
     """
     if _MARK not in head.fields or head.method == "OPTIONS":
         return None
@@ -106,12 +107,12 @@ def recognise(
 
 
 def shows_mark(head: bytes) -> bool:
-    """Whether a head that cannot be read as a request has the line that marks tus (D1)."""
+    """Whether a head that is no valid request has the line that marks tus (D1)."""
     return _MARKED_LINE.search(head) is not None
 
 
 def tus_discovery(limits: UploadLimits) -> Fields:
-    """What an answer to OPTIONS tells of tus (D2)."""
+    """Return what the answer to OPTIONS says about tus (D2)."""
     fields = Fields(
         {
             "tus-version": VERSION,
@@ -125,7 +126,7 @@ def tus_discovery(limits: UploadLimits) -> Fields:
 
 
 class Tus(Dialect):
-    """tus 1.0.0. *strict_metadata*: whether metadata that is not Base64 is refused."""
+    """tus 1.0.0. With *strict_metadata*, metadata that is not Base64 is refused."""
 
     awaits_target: ClassVar[bool] = False
 
@@ -137,7 +138,7 @@ class Tus(Dialect):
         return Fields({_MARK: VERSION})
 
     def check(self, head: RequestHead) -> None:
-        """D1: of another version nothing is processed."""
+        """Refuse another version of tus (D1)."""
         if head.fields.get(_MARK, VERSION) != VERSION:
             raise PeerError(
                 ProblemCode.TUS_VERSION_NOT_SUPPORTED,
@@ -146,7 +147,7 @@ class Tus(Dialect):
             )
 
     def check_upload(self, head: RequestHead, began: RequestHead) -> None:
-        """D7: nothing is added to what was put together from parts."""
+        """Refuse to append to an upload that was made from parts (D7)."""
         is_final = _MARK in began.fields and bool(joined_references(began.fields))
         if is_final and self.method(head) == "PATCH":
             raise PeerError(ProblemCode.FORBIDDEN, "a final upload takes no content")
@@ -215,7 +216,7 @@ class Tus(Dialect):
         return Reply(201, self._state(upload).plus(location))
 
     def offset(self, upload: Upload) -> Reply:
-        """D4, as for everyone else with what tus adds to it."""
+        """Return the union's answer with the fields that tus adds (D4)."""
         return Reply(
             200,
             self.content_fields(upload).plus({"content-length": str(upload.offset)}),
@@ -261,7 +262,7 @@ class Tus(Dialect):
                 "response-message-location": upload.message,
             }
         )
-        # What is complete was handed to its target; a part waits here to be used.
+        # A complete upload was handed to its target. A partial one waits for its use.
         if not upload.is_complete or is_partial(upload.request.fields):
             expires = format_http_date(upload.expires_at)
             fields = fields.plus({"upload-expires": expires})
@@ -269,9 +270,9 @@ class Tus(Dialect):
 
 
 def _recorded_fields(fields: Fields, *, strict: bool) -> Fields:
-    """What the target gets to see: tus's fields as they came, and what HTTP has for them.
+    """Return the fields for the target: tus's own, and the HTTP fields they stand for.
 
-    The POST's own ``Content-Type`` is that of a piece of the upload, not of the whole.
+    The POST's own ``Content-Type`` describes a piece of the upload, not the whole.
     """
     metadata = parse_metadata(fields.get("upload-metadata") or "", strict=strict)
     about_the_whole = representation_fields(metadata)
@@ -290,16 +291,16 @@ def _check_media_type(head: RequestHead) -> None:
 
 
 TUS = Tus()
-"""The dialect, which takes metadata as it comes."""
+"""The dialect that accepts any metadata."""
 
 _STRICT_TUS = Tus(strict_metadata=True)
 
 
 class MarkedOnly(Dialect):
-    """A request to a target that says that it is tus, and is none that tus defines.
+    """A request to a target that has tus's mark, but is no request that tus defines.
 
-    It is a plain request, and its answer has tus's version (D1), and tus's words where it
-    is refused. A PATCH, and a POST that stands for another method, are meant for an upload.
+    It is a plain request. Its answer has tus's version (D1), and a refusal is in tus's
+    words. A PATCH, and a POST that stands for another method, are meant for an upload.
     """
 
     @property
@@ -318,4 +319,4 @@ class MarkedOnly(Dialect):
 
 
 MARKED_ONLY = MarkedOnly()
-"""The only one: it has no state."""
+"""The only instance, since it has no state."""

@@ -1,8 +1,8 @@
-"""What tus's fields say: lengths, metadata, checksums, parts of a concatenation.
+"""The values of tus's fields: lengths, metadata, checksums, parts of a concatenation.
 
-Values only; what they mean for an upload is in :mod:`trioresume.protocol.dialects.tus`.
-Where tus leaves the form of a value open the stricter reading is taken, and every
-number has the bound that all numbers have (G6).
+:mod:`trioresume.protocol.dialects.tus` says what they mean for an upload. Where tus
+leaves the form of a value open, this module takes the stricter reading. Numbers are
+bounded like all others (G6).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 CHECKSUM_ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
-"""In the order of ``Tus-Checksum-Algorithm``: sha1 is the one that tus demands (D7)."""
+"""In the order of ``Tus-Checksum-Algorithm``. tus requires sha1 (D7)."""
 
 PARTIAL = "partial"
 """The value of ``Upload-Concat`` for a part of a later upload."""
@@ -66,7 +66,7 @@ def _malformed(detail: str) -> PeerError:
 
 
 def stated_length(fields: Fields) -> int | None:
-    """The whole's length, None if it is deferred (D6).
+    """Return the length of the whole; None if it is deferred (D6).
 
     Raises :class:`PeerError` (400) unless exactly one of ``Upload-Length`` and
     ``Upload-Defer-Length: 1`` is there.
@@ -82,7 +82,7 @@ def stated_length(fields: Fields) -> int | None:
 
 
 def tus_integer(text: str, *, what: str) -> int:
-    """A number as tus writes it: without leading zeros.
+    """Read a number as tus writes it: without leading zeros.
 
     Raises :class:`PeerError` (400).
     """
@@ -95,12 +95,12 @@ def tus_integer(text: str, *, what: str) -> int:
 
 
 def parse_metadata(value: str, *, strict: bool = False) -> dict[str, bytes]:
-    """``Upload-Metadata``: keys and what their Base64 stands for (D6).
+    """Read ``Upload-Metadata``: keys and their decoded Base64 values (D6).
 
-    Members without a value, empty members and an empty whole are accepted, as clients
-    in the wild send them. A value that is not Base64 is left out, since nobody can tell
-    what it stands for; with *strict* it is refused. Raises :class:`PeerError` (400) for
-    that, and for a key that repeats or is not of printing ASCII.
+    Members without a value, empty members and an empty field are accepted, because
+    existing clients send them. A value that is not Base64 is left out, because its
+    meaning is unknown; with *strict* it is refused. Raises :class:`PeerError` (400) for
+    that, and for a key that repeats or is not printable ASCII.
     """
     metadata: dict[str, bytes] = {}
     keys: set[str] = set()
@@ -136,11 +136,11 @@ def _base64(text: str, what: str) -> bytes:
 
 
 def representation_fields(metadata: Mapping[str, bytes]) -> dict[str, str]:
-    """The fields that HTTP has for what common metadata says of the content (G14).
+    """Return the HTTP fields for common metadata about the content (G14).
 
     ``filename`` or ``name`` becomes a ``Content-Disposition``, ``filetype`` or ``type``
-    a ``Content-Type``; both names of each are in use. What is no usable name or no
-    media type is left out: it is only a client's opinion, and still in the metadata.
+    a ``Content-Type``; both names of each are in use. An unusable name or media type is
+    left out. It is only a suggestion, and the metadata still has it.
     """
     fields: dict[str, str] = {}
     for name in _texts(metadata, "filename", "name"):
@@ -155,9 +155,10 @@ def representation_fields(metadata: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def metadata_of(fields: Fields) -> dict[str, bytes]:
-    """The metadata that says what HTTP's fields say: :func:`representation_fields` back.
+    """Return the metadata for HTTP's fields: the inverse of :func:`representation_fields`.
 
-    A client calls this. The name goes as its caller wrote it; the server makes it safe.
+    A client calls this. It sends the name as its caller wrote it; the server makes the
+    name safe.
     """
     metadata: dict[str, bytes] = {}
     name = suggested_filename(fields.get("content-disposition") or "")
@@ -170,7 +171,7 @@ def metadata_of(fields: Fields) -> dict[str, bytes]:
 
 
 def _texts(metadata: Mapping[str, bytes], *keys: str) -> Iterator[str]:
-    """The values of *keys* that are UTF-8, in that order."""
+    """Yield the values of *keys* that are UTF-8, in that order."""
     for key in keys:
         try:
             yield metadata.get(key, b"").decode()
@@ -182,18 +183,18 @@ def _texts(metadata: Mapping[str, bytes], *keys: str) -> Iterator[str]:
 
 
 def is_partial(fields: Fields) -> bool:
-    """Whether the request with *fields* began a part of a later upload (D7)."""
+    """Whether the request with *fields* began a partial upload (D7)."""
     if "tus-resumable" not in fields:
         return False
     return (fields.get("upload-concat") or "").strip(" \t") == PARTIAL
 
 
 def joined_references(fields: Fields) -> tuple[str, ...] | None:
-    """The URI references that a *final* upload is made of, in their order (D7).
+    """Return the URI references of a *final* upload's parts, in order (D7).
 
-    None if it is none: a partial upload, or one without ``Upload-Concat``. Raises
-    :class:`PeerError` (400) for any other value. There are no more of them than fit
-    into a head.
+    Returns None for a partial upload and without ``Upload-Concat``. Raises
+    :class:`PeerError` (400) for any other value. The size of a head bounds their
+    number.
     """
     value = fields.get("upload-concat")
     if value is None or value.strip(" \t") == PARTIAL:
@@ -210,9 +211,9 @@ def joined_references(fields: Fields) -> tuple[str, ...] | None:
 class Checksum:
     """The check of content that came with ``Upload-Checksum`` (D7).
 
-    Until it is verified nothing of the content counts, so what is cut is dropped: its
-    checksum would never be seen. A checksum that is announced as a trailer names its
-    algorithm only then, so that all of them are computed meanwhile.
+    Nothing of the content counts until the checksum is verified. Content that is cut is
+    dropped, because its checksum would never be verified. A checksum in a trailer names
+    its algorithm only there, so all algorithms are computed until then.
     """
 
     keeps_prefix = False
@@ -227,7 +228,7 @@ class Checksum:
 
     @classmethod
     def of(cls, fields: Fields) -> Checksum | None:
-        """The check that *fields* ask for; None if none. Raises :class:`PeerError` (400)."""
+        """Return the check that *fields* ask for; None if none. Raises :class:`PeerError` (400)."""
         announced = split_list((fields.get("trailer") or "").lower())
         value = fields.get("upload-checksum")
         if "upload-checksum" in announced:
@@ -242,7 +243,7 @@ class Checksum:
             hash_.update(data)
 
     def verify(self, trailers: Fields) -> None:
-        """The content is over. Raises :class:`PeerError`: 460, or 400 for a bad trailer."""
+        """Judge the whole content. Raises :class:`PeerError`: 460, or 400 for a bad trailer."""
         algorithm, digest = self._algorithm, self._digest
         if algorithm is None:
             value = trailers.get("upload-checksum")
@@ -257,7 +258,7 @@ class Checksum:
 
 
 def _parse_checksum(value: str) -> tuple[str, bytes]:
-    """``algorithm base64``. Raises :class:`PeerError` (400), also for other algorithms."""
+    """Read ``algorithm base64``. Raises :class:`PeerError` (400), also for an unknown algorithm."""
     match = _CHECKSUM.fullmatch(value.strip(" \t"))
     if match is None:
         raise _malformed("Upload-Checksum is not an algorithm and a Base64 value")
