@@ -10,6 +10,8 @@ The side at fault decides what happens next:
 
 Any other exception that leaves a request is a bug. The answer is a 500, and the log
 gets a traceback.
+
+Statement numbers such as G4 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Writes append (R16): a range must start where the content ends now. All statements about
 the length must agree (B2, C9), also across several requests.
+
+Statement numbers such as R16 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

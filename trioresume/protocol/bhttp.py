@@ -15,6 +15,8 @@ whether the number has 1, 2, 4 or 8 bytes::
 
 The reader checks every length before it waits for that many bytes: sections and names
 against the limits of G3, content against its range.
+
+Statement numbers such as B12 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ known before the body is read.
 ``application/byteranges`` is not all-or-nothing, although it can carry several parts,
 as multipart can. It is a natural format for a single part, whose bytes should survive a
 cut. And parts always append to one another here (R16).
+
+Statement numbers such as R15 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ Extensions mean nothing to this server, which drops them. Their size is bounded.
 Otherwise a peer could send a kilobyte of them for each byte of content.
 
 Every fault has ``close`` set: nobody knows where the next request begins.
+
+Statement numbers such as G6 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

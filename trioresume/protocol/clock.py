@@ -17,6 +17,8 @@ So this module has two kinds of time:
 
 Service time is counted in seconds from the Unix epoch, because it began as a date. It
 lags behind the date by the time that the service was down.
+
+Statement numbers such as G11 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

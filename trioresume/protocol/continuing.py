@@ -13,6 +13,8 @@ Two marks show such a client. Other clients lose nothing by them:
   field. A program that uses them can set this one.
 
 For all other clients there is a setting: ``Config.continue_without_expect``.
+
+Statement numbers such as R5 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

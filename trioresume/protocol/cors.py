@@ -11,6 +11,8 @@ request's field (G15). If several answers are possible, each answer depends on
 
 The tables list, by dialect, which response fields a page may read and which request
 fields it may send.
+
+Statement numbers such as G15 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 ``Content-Digest`` covers the content of one request. ``Repr-Digest`` covers the whole
 upload, over however many requests. This module knows the two registered algorithms that
 resist an attacker. A field that names only others has no effect.
+
+Statement numbers such as C15 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A peer's file name is only a suggestion for the program that saves the file. It never
 becomes a path here (G12). :mod:`trioresume.protocol.filenames` makes it safe, both when
 it is read and when it is written (G4, G14).
+
+Statement numbers such as G12 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""What field values mean: numbers, lists, ranges, tags, dates, names, preferences.
+"""Reads and writes field values: numbers, lists, ranges, tags, media types, dates.
 
-Three habits run through this module:
+Three rules hold in this module:
 
-* **Numbers are bounded before they are read** (G6): at most 15 ASCII digits, so
-  that every number fits a structured-field Integer (RFC 9651, section 3.3.1), a
-  double and a 64-bit column, and so that converting one costs nothing.
+* **Numbers are bounded before they are read** (G6): at most 15 ASCII digits. Such a
+  number fits a structured-field Integer (RFC 9651, section 3.3.1), a double and a
+  64-bit column, and is cheap to convert.
 * **Splitting is linear.** The patterns use possessive quantifiers and alternatives
-  that begin with different characters: there is nothing to backtrack into.
-* **Refuse or ignore, as the field asks.** Where a wrong guess would damage data
-  (``Content-Range``, ``If-Match``) malformed input is a :class:`PeerError`; where
-  the field is only a wish (``Prefer``, ``Range``, dates) it counts as absent.
+  that begin with different characters. So they never backtrack.
+* **Refuse or ignore, as the field needs it.** Malformed input is a :class:`PeerError`
+  where a wrong guess would damage data (``Content-Range``, ``If-Match``). It counts as
+  absent where the field is only a wish (``Prefer``, ``Range``, dates).
+
+Statement numbers such as G6 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 """RFC 9110, section 5.6.2, as a pattern."""
 
 QUOTED_STRING = r'"(?:[^"\\]++|\\.)*+"'
-"""RFC 9110, section 5.6.4, as a pattern; the text is free of CR, LF and NUL by now."""
+"""RFC 9110, section 5.6.4, as a pattern. The text has no CR, LF or NUL any more."""
 
 _INTEGER = re.compile(r"[0-9]{1,15}")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -75,11 +77,11 @@ def parse_integer(
     what: str = "number",
     problem: ProblemCode = ProblemCode.MALFORMED_REQUEST,
 ) -> int:
-    """``1*DIGIT``, at most 15 of them (G6); a sign or a space is an error.
+    """Read ``1*DIGIT``, at most 15 digits (G6). A sign or a space is an error.
 
     Raises :class:`PeerError` with *problem*.
     """
-    # fullmatch on [0-9], not str.isdigit: that accepts digits of every script.
+    # Not str.isdigit, which accepts the digits of every script.
     if _INTEGER.fullmatch(text) is None:
         raise PeerError(
             problem, f"the {what} is not a whole number of at most {MAX_DIGITS} digits"
@@ -90,8 +92,8 @@ def parse_integer(
 def header_safe(value: str) -> bool:
     """Whether *value* may stand in a field of a response (G4).
 
-    False for every control character but the tab (CR, LF and NUL could end the
-    field and begin another) and for what latin-1 cannot carry.
+    False for control characters other than the tab, because CR, LF and NUL could end
+    the field and begin another. False for characters that latin-1 does not have.
     """
     return _HEADER_SAFE.fullmatch(value) is not None
 
@@ -100,10 +102,10 @@ _HEADER_SAFE = re.compile(r"[\t\x20-\x7e\x80-\xff]*+")
 
 
 def split_list(value: str, separator: Literal[",", ";"] = ",") -> list[str]:
-    """The members of a list, without the spaces around them; empty ones are dropped.
+    """Return the members of a list without the spaces around them. Drop empty ones.
 
-    A separator within a quoted string does not separate; a quoted string that
-    never ends takes the rest. RFC 9110, section 5.6.1.2.
+    A separator within a quoted string does not count. A quoted string that never ends
+    takes the rest of *value*. RFC 9110, section 5.6.1.2.
     """
     members = (part.strip(_OWS) for part in _SPLITTERS[separator].findall(value))
     return [member for member in members if member]
@@ -116,19 +118,19 @@ _SPLITTERS: dict[str, re.Pattern[str]] = {
 
 
 def unquote_string(text: str) -> str:
-    """The meaning of a token (itself) or of a quoted string."""
+    """Return the text that a token or a quoted string stands for."""
     if len(text) >= 2 and text[0] == text[-1] == '"':
         return _ESCAPED.sub(r"\1", text[1:-1])
     return text
 
 
 def quote_string(text: str) -> str:
-    """A quoted string that means *text*, which is printable ASCII."""
+    """Return *text*, which is printable ASCII, as a quoted string."""
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def format_ext_value(text: str) -> str:
-    """An ext-value (RFC 8187, section 3.2), for text that is not only ASCII."""
+    """Return *text* as an ext-value (RFC 8187, section 3.2); it need not be ASCII."""
     return f"UTF-8''{quote(text, safe=_ATTR_CHARS)}"
 
 
@@ -137,10 +139,10 @@ _ATTR_CHARS = "!#$&+-.^_`|~"
 
 
 def parse_parameters(members: list[str]) -> dict[str, str] | None:
-    """``name=value`` pairs, names in lower case; None if one is malformed or repeated.
+    """Read ``name=value`` pairs, names in lower case. None if one is malformed or repeated.
 
-    A repeated parameter is refused because two recipients may disagree which of
-    the two counts, which with ``boundary`` would let one patch be read in two ways.
+    A repeated parameter is refused, because two recipients may disagree on which one
+    counts. With ``boundary`` they would read one patch in two ways.
     """
     parameters: dict[str, str] = {}
     for member in members:
@@ -161,10 +163,9 @@ _PARAMETER = re.compile(rf"({TOKEN})=({TOKEN}|{QUOTED_STRING})", re.DOTALL)
 class ContentRange:
     """Where content belongs in the whole, in bytes; ``last`` is inclusive.
 
-    Four shapes: closed (*first* and *last*), open-ended (*first* alone: the content
-    goes on to wherever it ends) and unsatisfied (neither: ``*/N``, which sets the
-    length and carries no content, B3). ``total`` is the length of the whole, None
-    when it is not known.
+    A range is closed (*first* and *last*), open-ended (only *first*: the end of the
+    content is not known) or unsatisfied (neither: ``*/N`` sets the length and carries
+    no content, B3). ``total`` is the length of the whole; None if it is not known.
     """
 
     first: int | None
@@ -173,21 +174,21 @@ class ContentRange:
 
     @property
     def start(self) -> int:
-        """Where its content begins, or would, if it had any."""
+        """Where the content begins, or would begin if there were any."""
         start = self.total if self.first is None else self.first
         assert start is not None
         return start
 
     @property
     def length(self) -> int | None:
-        """How many bytes of content the range announces; None when open-ended."""
+        """The number of content bytes that the range announces; None if it is open-ended."""
         if self.first is None:
             return 0
         return None if self.last is None else self.last - self.first + 1
 
     @property
     def room(self) -> int | None:
-        """How many bytes of content may come at most; None when nothing limits them."""
+        """The most content bytes that may come; None if nothing limits them."""
         if self.first is None or self.last is not None or self.total is None:
             return self.length
         return self.total - self.first
@@ -201,7 +202,7 @@ _CONTENT_RANGE = re.compile(
 
 
 def parse_content_range(value: str, *, lenient_unit: bool = False) -> ContentRange:
-    """``bytes a-b/total``, ``a-b/*``, ``a-/total``, ``a-/*`` or ``*/total``.
+    """Read ``bytes a-b/total``, ``a-b/*``, ``a-/total``, ``a-/*`` or ``*/total``.
 
     *lenient_unit* accepts a missing unit, as the drafts' own demonstration client
     sends it (B6). Raises :class:`PeerError` (400): B1, B2, B6, G6.
@@ -225,10 +226,11 @@ def parse_content_range(value: str, *, lenient_unit: bool = False) -> ContentRan
 
 
 def parse_content_offset(value: str) -> ContentRange:
-    """``N`` or ``N;complete-length=M``: a range whose end is not known (B13).
+    """Read ``N`` or ``N;complete-length=M``: a range with an unknown end (B13).
 
-    *Byte Range PATCH* (draft -05) defines it for a part whose length is not known when it
-    begins; ``Content-Range`` has no standard form for that. Raises :class:`PeerError` (400).
+    *Byte Range PATCH* (draft -05) defines it for a part that begins before its length
+    is known. ``Content-Range`` has no standard form for that. Raises :class:`PeerError`
+    (400).
     """
     item = parameterised_integer(value)
     if item is None:
@@ -248,7 +250,7 @@ def parse_content_offset(value: str) -> ContentRange:
 def format_part_range(
     range_: ContentRange, *, ranges_only: bool = False
 ) -> tuple[str, str]:
-    """The field, name and value, that says where a part belongs.
+    """Return the name and value of the field that says where a part belongs.
 
     That is ``Content-Offset`` if the end is not known, else ``Content-Range``. With
     *ranges_only* it is ``Content-Range`` in any case, as before draft -05.
@@ -271,14 +273,14 @@ def _check_order(range_: ContentRange) -> None:
         return
     if range_.last is not None and range_.last >= range_.total:
         raise _bad_range("the range goes beyond the length it states")
-    # An open-ended range may begin at the very end: it then has no content, which
-    # is how a completing patch is repeated without content (R24).
+    # An open-ended range may begin at the very end, without content. A client repeats a
+    # completing patch in this form (R24).
     if range_.first > range_.total:
         raise _bad_range("the range begins beyond the length it states")
 
 
 def format_content_range(range_: ContentRange) -> str:
-    """The field's value; the inverse of :func:`parse_content_range`."""
+    """Return the field's value: the inverse of :func:`parse_content_range`."""
     total = "*" if range_.total is None else str(range_.total)
     if range_.first is None:
         return f"bytes */{total}"
@@ -295,7 +297,7 @@ def _bad_range(detail: str) -> PeerError:
 
 @dataclass(frozen=True, slots=True)
 class EntityTag:
-    """A validator (RFC 9110, section 8.8.3); ``opaque`` is what stands in the quotes."""
+    """A validator (RFC 9110, section 8.8.3). ``opaque`` is the text between the quotes."""
 
     opaque: str
     weak: bool = False
@@ -312,24 +314,24 @@ class EntityTag:
         return f'{"W/" if self.weak else ""}"{self.opaque}"'
 
 
-# A backslash does not escape here, and a comma may stand inside: split_list would
-# get both wrong, so tags have a pattern of their own.
+# In a tag a backslash does not escape, and a comma may stand inside the quotes.
+# split_list would read both wrong, so tags have a pattern of their own.
 _ENTITY_TAG = r'(W/)?+"([\x21\x23-\x7e\x80-\xff]*+)"'
 _ONE_TAG = re.compile(_ENTITY_TAG)
 _NEXT_TAG = re.compile(rf"[ \t,]*+{_ENTITY_TAG}[ \t]*+(?:,[ \t,]*+|\Z)")
 
 
 def parse_entity_tag(value: str) -> EntityTag | None:
-    """One tag; None if it is malformed."""
+    """Read one tag; None if it is malformed."""
     match = _ONE_TAG.fullmatch(value)
     return None if match is None else EntityTag(match[2], match[1] is not None)
 
 
 def parse_entity_tags(value: str) -> tuple[EntityTag, ...] | Literal["*"]:
-    """The value of ``If-Match`` or ``If-None-Match``: ``*`` or a list of tags.
+    """Read the value of ``If-Match`` or ``If-None-Match``: ``*`` or a list of tags.
 
-    Raises :class:`PeerError` (400) when malformed: a precondition that cannot be
-    understood must not be taken for one that holds.
+    Raises :class:`PeerError` (400) if it is malformed: such a precondition must not
+    count as met.
     """
     if value.strip(_OWS) == "*":
         return "*"
@@ -359,7 +361,7 @@ class MediaType:
 
     @property
     def essence(self) -> str:
-        """``type/subtype``, which is what decides."""
+        """``type/subtype``, without the parameters."""
         return f"{self.type}/{self.subtype}"
 
 
@@ -367,7 +369,7 @@ _ESSENCE = re.compile(rf"({TOKEN})/({TOKEN})")
 
 
 def parse_media_type(value: str) -> MediaType | None:
-    """A ``Content-Type``; None when it, or one of its parameters, is malformed."""
+    """Read a ``Content-Type``; None if it or one of its parameters is malformed."""
     members = split_list(value, ";")
     match = _ESSENCE.fullmatch(members[0]) if members else None
     parameters = parse_parameters(members[1:])
@@ -380,18 +382,18 @@ def parse_media_type(value: str) -> MediaType | None:
 
 
 def format_http_date(seconds: float) -> str:
-    """Unix seconds as an IMF-fixdate (RFC 9110, section 5.6.7); fractions are dropped."""
+    """Return Unix seconds as an IMF-fixdate (RFC 9110, section 5.6.7), without fractions."""
     return _date_of(int(seconds))
 
 
 @lru_cache(maxsize=64)
 def _date_of(seconds: int) -> str:
-    # Every response has the present second's.
+    # Cached, because every response of one second has the same date.
     return formatdate(seconds, usegmt=True)
 
 
-# email.utils reads far more than the three forms of an HTTP-date, so these stand
-# before it: day name, then IMF-fixdate, RFC 850 or asctime.
+# email.utils accepts far more than the three forms of an HTTP-date. This pattern lets
+# only those three through: IMF-fixdate, RFC 850 and asctime.
 _MONTH = r"[A-Z][a-z]{2}"
 _TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}"
 _HTTP_DATE = re.compile(
@@ -402,11 +404,11 @@ _HTTP_DATE = re.compile(
 
 
 def parse_http_date(value: str) -> int | None:
-    """Unix seconds; None for what is no valid date, which its fields have us ignore."""
+    """Return a date in Unix seconds; None if it is invalid, which means: ignore it."""
     if _HTTP_DATE.fullmatch(value) is None:
         return None
-    # The asctime form names no zone but means GMT as well. A ValueError is a
-    # field out of range, such as 30 February; an OverflowError an absurd year.
+    # The asctime form names no zone and means GMT too. A ValueError is a value out of
+    # range, such as 30 February. An OverflowError is an absurd year.
     text = value if value.endswith("GMT") else f"{value} GMT"
     try:
         return int(parsedate_to_datetime(text).timestamp())

@@ -12,6 +12,8 @@ list does not depend on Python's version of Unicode:
   front of them;
 * bytes beyond :data:`MAX_NAME_BYTES`. They are cut out in front of the suffix, because the
   suffix says which program opens the file.
+
+Statement numbers such as G12 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

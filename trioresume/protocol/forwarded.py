@@ -1,25 +1,25 @@
-"""What proxies tell of the requests they hand on: who sent one, by which name.
+"""What proxies say about requests that they forward: the sender and the server's name.
 
-Two families of fields say it. RFC 7239 has one field for everything; every proxy on the
-way appends an element::
+There are two families of fields. RFC 7239 has one field for everything, to which each
+proxy on the way appends an element::
 
     Forwarded: for=203.0.113.7;proto=https;host=up.example, for=10.0.0.1
 
-The older ones say one thing each, and are what most proxies send::
+The older fields have one value each. Most proxies send these::
 
     X-Forwarded-For: 203.0.113.7, 10.0.0.1
     X-Forwarded-Proto: https
     X-Forwarded-Host: up.example
 
-Anybody can send either, and proxies hand on what they do not know. So three things have
-to be told to the server and cannot be found out: whether the peer is a proxy, which of
-its own peers are, and which family it writes. What is in the other family came from the
-client.
+Anybody can send either, and proxies forward fields that they do not know. So the
+operator has to configure three things that the server cannot find out: whether the peer
+is a proxy, which of the proxy's own peers are proxies, and which family it writes. The
+other family's fields came from the client.
 
-What proxies wrote is read from its end, because each appends. The last element is the
-peer's own, and tells who the peer was sent the request by. If that was a proxy too, the
-element before is that one's, and so on, up to the first sender that is no proxy. What is
-further left is that sender's own invention, and is never looked at.
+The fields are read from their end, because each proxy appends. The peer wrote the last
+element. It names the sender from which the peer got the request. If that sender is a
+proxy too, the element before is its own, and so on, up to the first sender that is no
+proxy. All elements further left were made up by that sender. They are ignored.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ FORWARDED_FAMILIES: tuple[ForwardedFamily, ...] = ("x-forwarded", "forwarded")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# An address with the port that RFC 7239, section 6, and some proxies allow for.
+# An address with an optional port, as RFC 7239, section 6, and some proxies have it.
 _WITH_PORT = re.compile(
     r"(?P<v4>[0-9.]++)(?::[0-9]{1,5})?|\[(?P<v6>[0-9A-Fa-f:.]++)\](?::[0-9]{1,5})?"
 )
-# Whoever wants to hide an address gives it a made-up name (RFC 7239, section 6.3).
+# A proxy may hide an address behind a made-up name (RFC 7239, section 6.3).
 _OBFUSCATED = re.compile(r"_[A-Za-z0-9._-]{1,255}")
 _AUTHORITY = re.compile(
     r"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
@@ -63,21 +63,22 @@ _AUTHORITY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """What one proxy says of a request it received; "" for what it does not say."""
+    """What one proxy says about a request that it received; "" if it does not say it."""
 
     client: str = ""
-    """Who sent it: an address without its port, or a made-up name."""
+    """The sender: an address without its port, or a made-up name."""
     scheme: str = ""
     """``http`` or ``https``."""
     authority: str = ""
-    """The host, and port if there was one, that it was sent to."""
+    """The host that the request was sent to, with the port if there was one."""
 
 
 class Proxies:
-    """The proxies whose word is believed.
+    """The proxies that the server trusts.
 
-    *trusted* has addresses and networks, such as ``127.0.0.1`` and ``10.0.0.0/8``;
-    *family* is what these proxies write. Raises :class:`ValueError` for anything else.
+    *trusted* has addresses and networks, such as ``127.0.0.1`` and ``10.0.0.0/8``.
+    *family* is the family of fields that they write. Raises :class:`ValueError` for
+    other values.
     """
 
     def __init__(self, trusted: Iterable[str], family: ForwardedFamily) -> None:
@@ -87,16 +88,16 @@ class Proxies:
         self._hops = _FAMILIES[family]
 
     def trusts(self, address: str) -> bool:
-        """Whether *address*, without a port, is that of a trusted proxy."""
+        """Whether *address*, which has no port, belongs to a trusted proxy."""
         if not self._networks:
             return False
         found = _parse_address(address)
         return found is not None and any(found in each for each in self._networks)
 
     def first_hop(self, fields: Fields) -> Hop:
-        """What a trusted peer's *fields* say of the first proxy that the request met.
+        """Return what a trusted peer's *fields* say about the first proxy on the way.
 
-        That is the one which has it from somebody who is no trusted proxy.
+        The first proxy got the request from a sender that is no trusted proxy.
         """
         found = Hop()
         for hop in self._hops(fields):
@@ -107,7 +108,7 @@ class Proxies:
 
 
 def host_of(peer: str) -> str:
-    """The address in ``HOST:PORT``, as a socket's peer is described."""
+    """Return the address in ``HOST:PORT``, the form in which a socket names its peer."""
     return peer.rpartition(":")[0]
 
 
@@ -116,10 +117,11 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def origin_from(scheme: str, authority: str) -> str:
-    """``scheme://authority``, without a port that *scheme* implies.
+    """Return ``scheme://authority``, without the default port of *scheme*.
 
-    With and without it, it is one origin (RFC 9110, section 4.2.3). But browsers and
-    clients compare strings, and the client did not write a port that a proxy added.
+    The origin is the same with and without that port (RFC 9110, section 4.2.3). But
+    browsers and clients compare strings, and a proxy may have added a port that the
+    client did not write.
     """
     match = _PORT.fullmatch(authority)
     if match is not None and not authority.endswith("]"):
@@ -129,7 +131,7 @@ def origin_from(scheme: str, authority: str) -> str:
     return f"{scheme}://{authority}"
 
 
-# From the nearest proxy to the farthest.
+# The readers of both families begin with the nearest proxy.
 
 
 def _forwarded(fields: Fields) -> Iterator[Hop]:
@@ -137,7 +139,7 @@ def _forwarded(fields: Fields) -> Iterator[Hop]:
         for element in reversed(split_list(line)):
             pairs = parse_parameters(split_list(element, ";"))
             if pairs is None:
-                return  # what is left of it cannot be told apart from it
+                return  # malformed: the elements left of it cannot be separated from it
             yield _hop(
                 pairs.get("for", ""), pairs.get("proto", ""), pairs.get("host", "")
             )
@@ -149,7 +151,7 @@ def _x_forwarded(fields: Fields) -> Iterator[Hop]:
         for name in ("for", "proto", "host")
     )
     for index in range(max(map(len, (clients, schemes, authorities)))):
-        # Not every proxy repeats them: the farthest one that is there still holds.
+        # Not every proxy repeats scheme and host: the farthest value holds on.
         yield _hop(
             clients[index] if index < len(clients) else "",
             schemes[min(index, len(schemes) - 1)] if schemes else "",
@@ -158,7 +160,7 @@ def _x_forwarded(fields: Fields) -> Iterator[Hop]:
 
 
 def _members(value: str) -> list[str]:
-    # These lists know no quotation: a quote is a client's, and must hide nothing.
+    # These lists have no quotation. A quote comes from a client; it must not hide commas.
     members = (part.strip(" \t") for part in value.split(","))
     return [member for member in members if member]
 
@@ -167,7 +169,7 @@ _FAMILIES = {"x-forwarded": _x_forwarded, "forwarded": _forwarded}
 
 
 def _hop(client: str, scheme: str, authority: str) -> Hop:
-    """A hop of what can be believed to be one: anything malformed is not said."""
+    """Make a hop of the valid values. A malformed one counts as not said."""
     address = _parse_address(client)
     if address is not None:
         client = str(address)
@@ -190,7 +192,7 @@ def _parse_address(text: str) -> _Address | None:
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped  # as a socket for both versions shows IPv4
+        return address.ipv4_mapped  # how a socket for IPv4 and IPv6 shows an IPv4 peer
     return address
 
 

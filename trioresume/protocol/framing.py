@@ -1,10 +1,10 @@
-"""Request heads, before and after h11: what h11 0.16 lets pass and we must not.
+"""Judges request heads before and after h11, which accepts too much (h11 0.16).
 
-Two servers that read one byte stream differently can be played against each other
-(request smuggling). h11 is lenient where RFC 9112 permits it: it takes a bare LF
-for a line end, unfolds obs-fold, merges equal ``Content-Length`` lines and accepts
-``Content-Length`` beside ``Transfer-Encoding``. None of that can be seen in the
-event it returns, so the raw bytes of a head are judged first::
+If two servers read one byte stream differently, an attacker can play them off against
+each other (request smuggling). h11 is lenient where RFC 9112 permits it. It accepts a
+bare LF as a line end, unfolds obs-fold, merges equal ``Content-Length`` lines and
+accepts ``Content-Length`` beside ``Transfer-Encoding``. The event that it returns shows
+none of that, so this module judges the raw bytes of a head first::
 
     end = find_head_end(buffer, searched)        # -1: read more
     raw = bytes(buffer[head_start(buffer) : end])
@@ -12,8 +12,10 @@ event it returns, so the raw bytes of a head are judged first::
     …                                            # h11 parses raw
     head = request_head(event.method, event.target, fields, event.http_version)
 
-Every :class:`PeerError` raised here has ``close`` set: once the framing is in doubt
-nothing that follows on the connection can be trusted (RFC 9112, section 11.2).
+Every :class:`PeerError` raised here has ``close`` set. Once the framing is in doubt,
+the rest of the connection cannot be trusted (RFC 9112, section 11.2).
+
+Statement numbers such as G3 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -49,18 +51,18 @@ class HeadLimits:
 
 DEFAULT_LIMITS = HeadLimits()
 
-# RFC 9112, section 2.2 wants at least one empty line before a request ignored; old
+# RFC 9112, section 2.2: ignore at least one empty line before a request, because old
 # clients send one after a body. More than a few are no accident.
 _MAX_EMPTY_LINES = 4
 
 _TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
-# Either the end of the head, or a line end that is none: a bare LF, a bare CR. To
-# find the latter early gives such a client its 400 at once instead of a timeout.
+# The end of the head, or a wrong line end: a bare LF or a bare CR. Finding a wrong one
+# early gives the client its 400 at once, instead of a timeout.
 _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n|\r[^\n]")
 _REQUEST_LINE = re.compile(rb"([%b]++) ([^ ]++) HTTP/([0-9]\.[0-9])" % _TCHAR)
 _VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+\Z")
-# A target is a URI reference without a fragment (RFC 9112, section 3.2). Raw
-# non-ASCII and control characters are not part of any; neither is "#".
+# A target is a URI reference without a fragment (RFC 9112, section 3.2). It has no raw
+# non-ASCII characters, no control characters and no "#".
 _TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")
 # Field names and values: RFC 9110, section 5.5, with obs-text kept as it is.
 _NAME = re.compile(rb"[%b]++" % _TCHAR)
@@ -80,9 +82,9 @@ def _refusal(
 
 
 def head_start(buffer: bytes | bytearray | memoryview) -> int:
-    """How many bytes of empty lines stand before the request line.
+    """Return how many bytes of empty lines stand before the request line.
 
-    Raises :class:`PeerError` (400) when there are too many of them.
+    Raises :class:`PeerError` (400) if there are too many of them.
     """
     start = 0
     while buffer[start : start + 2] == b"\r\n":
@@ -97,12 +99,12 @@ def find_head_end(
     searched: int = 0,
     limits: HeadLimits = DEFAULT_LIMITS,
 ) -> int:
-    """The index after the first blank line, or -1 if it has not arrived yet.
+    """Return the index after the first blank line, or -1 if it has not arrived yet.
 
-    *searched* is how many bytes an earlier call has seen already, which makes the
-    whole search linear. Empty lines before the request line are skipped (see
-    :func:`head_start`). Raises :class:`PeerError` as soon as the bytes cannot
-    become a head: 400 for a bad line end, 414 or 431 when it grows too large.
+    *searched* is how many bytes an earlier call has already seen. It makes the whole
+    search linear. Empty lines before the request line are skipped (see
+    :func:`head_start`). Raises :class:`PeerError` as soon as the bytes cannot become a
+    head: 400 for a bad line end, 414 or 431 if it grows too large.
     """
     start = head_start(buffer)
     if buffer[start : start + 1] == b"\r" and len(buffer) == start + 1:
@@ -114,15 +116,15 @@ def find_head_end(
 
 
 def find_block_end(buffer: bytes | bytearray | memoryview, start: int) -> int:
-    """The index after the first blank line at or after *start*, or -1.
+    """Return the index after the first blank line at or after *start*, or -1.
 
     Raises :class:`PeerError` (400) at the first line end that is not CRLF.
     """
     match = _HEAD_END.search(buffer, start)
     if match is None:
         return -1
-    # A match object exports the buffer, whose owner could not resize it meanwhile;
-    # an exception's traceback would keep it alive.
+    # A match object exports the buffer, and its owner cannot resize an exported buffer.
+    # Delete it, because an exception's traceback would keep it alive.
     end, found = match.end(), match.group()
     del match
     if found != b"\r\n\r\n":
@@ -189,8 +191,7 @@ def _check_target(target: bytes, limits: HeadLimits) -> None:
 def _field_lines(block: bytes, max_fields: int) -> list[tuple[bytes, bytes]]:
     """The lines of a header block that ends with its blank line."""
     # Split on CRLF alone, so that a bare CR or LF stays within its line and fails
-    # there. The last two pieces are what follows the last line's end: nothing, and
-    # nothing again after the blank line.
+    # there. The last two pieces are empty: one is the blank line, one follows it.
     lines = block.split(b"\r\n", max_fields + 2)
     if len(lines) > max_fields + 2:
         raise _refusal(
@@ -209,7 +210,7 @@ def _field_line(line: bytes) -> tuple[bytes, bytes]:
     if line[:1] in (b" ", b"\t"):
         raise _refusal("a field is folded over several lines")
     if _NAME_BEFORE_SPACE.match(line) is not None:
-        # RFC 9112, section 5.1: to be refused, as proxies disagree on such a name.
+        # RFC 9112, section 5.1, requires a refusal, because proxies disagree on such a name.
         raise _refusal("there is a space between a field's name and its colon")
     if b"\r" in line or b"\n" in line:
         raise _refusal("a line of the head does not end in CRLF")
@@ -217,7 +218,7 @@ def _field_line(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _check_lengths(lines: list[tuple[bytes, bytes]]) -> None:
-    """G1 and G6, which h11's merged fields no longer show."""
+    """Check G1 and G6, which h11's merged fields no longer show."""
     lengths = [value for name, value in lines if name.lower() == b"content-length"]
     if len(lengths) > 1:
         raise _refusal("Content-Length is repeated")
@@ -232,18 +233,18 @@ def _check_lengths(lines: list[tuple[bytes, bytes]]) -> None:
 def parse_field_block(
     block: bytes, max_fields: int = DEFAULT_LIMITS.max_fields
 ) -> Fields:
-    """Field lines and their blank line, CRLF each, as strictly as in a head.
+    """Read field lines and their blank line, each with CRLF, as strictly as in a head.
 
-    For header sections within content, such as those of a patch's parts (G3).
+    It is for header sections within content, such as those of a patch's parts (G3).
     Raises :class:`PeerError`.
     """
     return Fields.from_wire(_field_lines(block, max_fields))
 
 
 def check_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A field that came without a line of its own, as binary formats carry it.
+    """Check a field of a binary format, which has no line of its own.
 
-    Raises :class:`PeerError` when it could not stand in a head.
+    Raises :class:`PeerError` if it could not stand in a head.
     """
     if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
         raise _refusal("a field is malformed")
@@ -251,10 +252,10 @@ def check_field(name: bytes, value: bytes) -> tuple[bytes, bytes]:
 
 
 MAX_MEMBERS = 1024
-"""Members that a list in a request's head may have."""
+"""The most members that a list in a request's head may have."""
 
-# The fields that are read here as lists, parameters or references. Others may hold any
-# number of commas. Structured fields have a bound of their own.
+# The fields that the server reads as lists, parameters or references. Other fields may
+# have any number of commas. Structured fields have a bound of their own.
 _LISTS = frozenset(
     {
         b"access-control-request-headers",
@@ -280,10 +281,10 @@ _LISTS = frozenset(
 
 
 def _check_lists(lines: list[tuple[bytes, bytes]]) -> None:
-    """Refuse a list that would take the event loop long to read.
+    """Refuse a list that would occupy the event loop for long.
 
-    It must not be ignored: RFC 9110, section 5.4 wants a 4xx for a field that is larger
-    than the server wishes to process. Quoted separators count as well.
+    RFC 9110, section 5.4, requires a 4xx for a field that is larger than the server
+    wants to process, so such a list is not ignored. Quoted separators count too.
     """
     members: dict[bytes, int] = {}
     for line, value in lines:
@@ -313,9 +314,9 @@ def request_head(
     peer: str = "",
     limits: HeadLimits = DEFAULT_LIMITS,
 ) -> RequestHead:
-    """What h11 parsed, validated together, as a :class:`RequestHead`.
+    """Validate what h11 parsed and return it as a :class:`RequestHead`.
 
-    The target comes out in origin form, except for ``OPTIONS *``. Raises
+    The target of the result is in origin form, except for ``OPTIONS *``. Raises
     :class:`PeerError`: 400, 414, 501 or 505 (G1, G2, G6).
     """
     if http_version not in (b"1.0", b"1.1"):
@@ -339,7 +340,7 @@ _HOST = re.compile(r"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*+")
 
 
 def _origin_form(target: str, method: bytes) -> str:
-    """RFC 9112, section 3.2: every server must accept the absolute form as well."""
+    """Return *target* in origin form; servers must accept absolute form (RFC 9112, 3.2)."""
     if target.startswith("/"):
         return target
     if target == "*" and method == b"OPTIONS":
@@ -356,7 +357,7 @@ def _origin_form(target: str, method: bytes) -> str:
 
 
 def _check_host(fields: Fields, http_version: bytes) -> None:
-    """RFC 9112, section 3.2. What the field says is not believed (G13)."""
+    """Check ``Host`` (RFC 9112, section 3.2). The server does not believe its value (G13)."""
     hosts = fields.get_all("host")
     if len(hosts) > 1:
         raise _refusal("Host is repeated")
@@ -383,15 +384,16 @@ def _content_length(fields: Fields, http_version: bytes) -> int | None:
 
 
 def expects_continue(head: RequestHead) -> bool:
-    """Whether a 100 is owed because ``Expect: 100-continue`` asked for it.
+    """Whether the server must send a 100, because ``Expect: 100-continue`` asks for it.
 
-    False on HTTP/1.0, where the field is to be ignored (R7). Raises
-    :class:`PeerError` (417) for any other expectation (R8); h11 passes those on.
+    False on HTTP/1.0, where the server ignores the field (R7). Raises
+    :class:`PeerError` (417) for any other expectation (R8), because h11 lets those
+    pass.
     """
     if head.http_version == "1.0":
         return False
     members = split_list(head.fields.get("expect") or "")
     if any(member.lower() != "100-continue" for member in members):
-        # The content may or may not follow, so the connection cannot be kept.
+        # Nobody knows whether the content follows, so the connection is closed.
         raise _refusal("", problem=ProblemCode.EXPECTATION_FAILED)
     return bool(members)

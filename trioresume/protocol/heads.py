@@ -1,8 +1,8 @@
 """Header fields and request heads as values.
 
-``Fields`` keeps the order and repetition of field lines and compares names
-without case (RFC 9110, section 5.1). Values are text decoded as latin-1, which
-maps every byte to the character of the same number, so nothing is lost.
+``Fields`` keeps the order and the repetition of field lines. It compares names without
+case (RFC 9110, section 5.1). Values are decoded as latin-1, which maps each byte to the
+character with the same number, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -26,47 +26,48 @@ class Fields:
         self, lines: Mapping[str, str] | Iterable[tuple[str, str]] = ()
     ) -> None:
         pairs = lines.items() if isinstance(lines, Mapping) else lines
-        # Names are few and are kept with each upload: equal ones are one object.
-        # And a list is made at half the cost of a generator's steps, for each request.
+        # There are few names, and each upload keeps them, so equal names share one
+        # object. A list costs half as much as a generator, and this runs for each
+        # request.
         self._lines = tuple(
             [(sys.intern(name.lower()), value) for name, value in pairs]
         )
 
     @classmethod
     def from_wire(cls, lines: Iterable[tuple[bytes, bytes]]) -> Fields:
-        """From byte pairs as h11 gives them."""
+        """Make fields from byte pairs as h11 gives them."""
         return cls([(n.decode("latin-1"), v.decode("latin-1")) for n, v in lines])
 
     def to_wire(self) -> list[tuple[bytes, bytes]]:
-        """As byte pairs for h11, names in the usual capitalisation."""
+        """Return byte pairs for h11, with names in the usual capitalisation."""
         return [
             (name.title().encode("latin-1"), value.encode("latin-1"))
             for name, value in self._lines
         ]
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """All values of *name* joined by a comma (RFC 9110, section 5.3)."""
+        """Return all values of *name*, joined by commas (RFC 9110, section 5.3)."""
         wanted = name.lower()
         joined: str | None = None
-        # Asked a dozen times for each request: no list is made for it.
+        # This runs a dozen times for each request, so it makes no list.
         for line, value in self._lines:
             if line == wanted:
                 joined = value if joined is None else f"{joined}, {value}"
         return default if joined is None else joined
 
     def get_all(self, name: str) -> list[str]:
-        """The values of every line called *name*, in order."""
+        """Return the values of all lines called *name*, in order."""
         wanted = name.lower()
         return [value for line, value in self._lines if line == wanted]
 
     def without(self, *names: str) -> Fields:
-        """A copy that lacks every line called one of *names*."""
+        """Return a copy without the lines called one of *names*."""
         unwanted = {name.lower() for name in names}
         lines = [line for line in self._lines if line[0] not in unwanted]
         return self if len(lines) == len(self._lines) else Fields._of(tuple(lines))
 
     def plus(self, lines: Mapping[str, str] | Iterable[tuple[str, str]]) -> Fields:
-        """A copy with *lines* appended."""
+        """Return a copy with *lines* appended."""
         more = lines if isinstance(lines, Fields) else Fields(lines)
         if not self._lines or not more._lines:
             return more if more._lines else self
@@ -74,7 +75,7 @@ class Fields:
 
     @classmethod
     def _of(cls, lines: tuple[tuple[str, str], ...]) -> Fields:
-        """Of lines that are as this class keeps them; a copy is cheap then."""
+        """Make fields from lines in this class's own form, which is cheap."""
         fields = cls.__new__(cls)
         fields._lines = lines
         return fields
@@ -109,15 +110,15 @@ class Fields:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestHead:
-    """A request without its content, as it came, already validated.
+    """A request without its content, unchanged but validated.
 
     ``target`` is the request target in origin form as it was sent; ``path`` and
     ``query`` are its two sides of the first ``?``, still percent-encoded.
-    ``length`` is the content's length in bytes: ``None`` when it is chunked and
-    so unknown, 0 when there is none. ``peer`` is the sender's address, for logs
-    and limits: the connection's other end, or the client that a trusted proxy
-    names, without a port. ``origin`` is what makes a path absolute for this sender,
-    ``https://host``; "" when the server cannot tell. It proves nothing to anybody else.
+    ``length`` is the content's length in bytes: ``None`` if it is chunked and so
+    unknown, 0 if there is no content. ``peer`` is the sender's address without a port,
+    for logs and limits: the connection's other end, or the client that a trusted proxy
+    names. ``origin`` makes a path absolute for this sender: ``https://host``, or "" if
+    the server cannot tell. It proves nothing to others.
     """
 
     method: str
@@ -144,9 +145,9 @@ class RequestHead:
 
     @property
     def filename(self) -> str | None:
-        """The name that the request suggests for the content, made safe; None without one.
+        """The file name that the request suggests, made safe; None without one.
 
-        It comes from ``Content-Disposition``. It is a suggestion, and no path.
+        It comes from ``Content-Disposition``. It is a suggestion, not a path.
         """
         disposition = self.fields.get("content-disposition") or ""
         return parse_content_disposition_filename(disposition)

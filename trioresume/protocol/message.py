@@ -1,10 +1,11 @@
-"""``message/http``: a recorded response as bytes, and read back (RFC 9112, section 10.1).
+"""``message/http``: writes a recorded response and reads it (RFC 9112, section 10.1).
 
-What is recorded of a response is its end-to-end part. Hop-by-hop fields describe
-one connection, which is gone by the time the message is read; the content's framing
-is rewritten as ``Content-Length``, whatever it was on the wire (R26). The same
-bytes come out each time, the ``Date`` included, because nothing here depends on
-when it is asked.
+The record of a response is its end-to-end part. Hop-by-hop fields describe one
+connection, which is gone when the message is read. ``Content-Length`` replaces the
+content's framing, whatever it was on the wire (R26). The bytes are the same each time,
+also the ``Date``, because nothing here depends on the time of the request.
+
+Statement numbers such as R26 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ MEDIA_TYPE = "message/http"
 """Exactly this, without parameters (R26)."""
 
 UPLOAD_RESUMPTION_SUPPORTED = 104
-"""An interim status of Resumable Uploads for HTTP, in drafts since 2022."""
+"""The interim status of Resumable Uploads for HTTP, in its drafts since 2022."""
 
 _UNREGISTERED = {
     UPLOAD_RESUMPTION_SUPPORTED: "Upload Resumption Supported",
     460: "Checksum Mismatch",  # tus 1.0.0, checksum extension
 }
 
-# RFC 9110, section 7.6.1, and those that only ever meant one connection.
+# RFC 9110, section 7.6.1, and older fields that only concern one connection.
 _HOP_BY_HOP = (
     "connection",
     "keep-alive",
@@ -57,18 +58,18 @@ _MAX_HEAD = 64 * 1024
 
 
 def has_content(status: int) -> bool:
-    """Whether a final response of this status has content (RFC 9112, section 6.3)."""
+    """Whether a final response with this status has content (RFC 9112, section 6.3)."""
     return status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 def end_to_end_fields(fields: Fields) -> Fields:
-    """*fields* without the hop-by-hop ones and those that ``Connection`` names."""
+    """Return *fields* without hop-by-hop ones and those that ``Connection`` names."""
     named = split_list(fields.get("connection") or "")
     return fields.without(*_HOP_BY_HOP, *named)
 
 
 def reason_phrase(status: int) -> str:
-    """The usual words for *status*; empty for one that is not registered."""
+    """Return the usual words for *status*; empty if it is not registered."""
     if status in _UNREGISTERED:
         return _UNREGISTERED[status]
     try:
@@ -80,9 +81,9 @@ def reason_phrase(status: int) -> str:
 def serialise_response(
     status: int, fields: Fields, body_length: int, *, reason: str | None = None
 ) -> bytes:
-    """The head of a response as ``message/http``; its *body_length* bytes follow.
+    """Return the head of a response as ``message/http``. *body_length* bytes follow it.
 
-    Raises :class:`CallerError` for an interim status, for content where the status
+    Raises :class:`CallerError` for an interim status, for content with a status that
     has none, and for a field that would not stay on its line (G4).
     """
     if not 200 <= status <= 599:
@@ -105,7 +106,7 @@ def serialise_response(
 
 @dataclass(frozen=True)
 class ResponseMessage:
-    """A recorded response as one resource of bytes: its head, then its body."""
+    """A recorded response as one sequence of bytes: its head, then its body."""
 
     status: int
     fields: Fields
@@ -114,29 +115,29 @@ class ResponseMessage:
 
     @cached_property
     def head(self) -> bytes:
-        """See :func:`serialise_response`."""
+        """The head in bytes: see :func:`serialise_response`."""
         return serialise_response(
             self.status, self.fields, self.body_length, reason=self.reason
         )
 
     @property
     def length(self) -> int:
-        """Bytes of the whole message."""
+        """The length of the whole message in bytes."""
         return len(self.head) + self.body_length
 
 
 def parse_response_head(data: bytes) -> tuple[int, Fields, int] | None:
-    """Status, fields and where the body begins in *data*; None if the head goes on.
+    """Return status, fields and the body's start in *data*; None if the head goes on.
 
-    *data* is the beginning of a ``message/http`` document; pass no more than its
-    first 64 KiB, within which a head must end. Raises :class:`PeerError` when it
-    is not that of a final response.
+    *data* is the beginning of a ``message/http`` document. Pass no more than its first
+    64 KiB, within which a head must end. Raises :class:`PeerError` if it is not the
+    beginning of a final response.
     """
     if not data:
-        return None  # which h11 would take for the end of the stream
+        return None  # h11 would take this for the end of the stream
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
-    # h11 reads a response only after a request was sent. Which one decides how it
-    # would frame the body; that is not asked of it.
+    # h11 reads a response only after a request. The request's method would decide how
+    # the body is framed, but h11 does not read the body here.
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "-")]))
     try:
         connection.receive_data(data)

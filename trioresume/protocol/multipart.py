@@ -1,22 +1,24 @@
 """``multipart/byteranges`` as a patch: several ranges, all or nothing (B8).
 
-The syntax is RFC 2046, section 5.1.1, without a preamble (but for empty lines, which
-RFC 9110, section 14.6 foresees) and without an epilogue: a patch has no room for
-text that nobody reads.
+The syntax is RFC 2046, section 5.1.1, without a preamble and without an epilogue,
+because a patch has no room for text that nobody reads. Only empty lines may stand
+before the first boundary, as RFC 9110, section 14.6, allows.
 
 Finding the delimiter
 =====================
 
-Content ends at CRLF, two hyphens and the boundary. No boundary contains a CR, so CR
-occurs in the delimiter once, as its first byte. Therefore at most one beginning of
-a delimiter can be pending when input runs out, at the last CR; it is kept not as
-bytes but as a count (``_matched``), since the bytes are known to equal the
-delimiter's. When the next input contradicts it, no shorter match can hide within
-what was held back. Every byte is looked at once by the search and at most once more
-by the comparison: linear, whatever the content.
+Content ends at CRLF, two hyphens and the boundary. No boundary contains a CR, so the
+delimiter has exactly one CR, its first byte. When input runs out, at most one beginning
+of a delimiter can be pending: the one at the last CR. It is stored as a count
+(``_matched``), not as bytes, because its bytes equal the delimiter's. If the next input
+does not continue it, no shorter match can hide within the pending bytes. The search
+looks at each byte once, and the comparison at most once more. So the work is linear,
+whatever the content.
 
-The delimiter's line end may be the one that ended the header section, or the
-body's beginning: both are a match of two that is owed to no content (``_virtual``).
+The delimiter's line end may be the end of the header section, or the beginning of the
+body. Both count as two matched bytes that are not content (``_virtual``).
+
+Statement numbers such as B8 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -47,13 +49,13 @@ _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=?\x20]{0,69}[0-9A-Za-z'()+_,\-./:
 _AFTER_DELIMITER = re.compile(rb"(?P<closing>--)|[ \t]*+\r\n")
 _AFTER_DELIMITER_SO_FAR = re.compile(rb"-|[ \t]*+\r?")
 _EPILOGUE_SO_FAR = re.compile(rb"[ \t]*+(?:\r\n?)?")
-# More than anyone pads with; it only keeps the padding from growing without end.
+# More padding than any client sends. It only bounds the padding.
 _MAX_PADDING = 128
 _MAX_EMPTY_LINES = 4
 
 
 class MultipartReader(PatchReader):
-    """Reads the parts between *boundary*; raises at once if that is not one (400)."""
+    """Reads the parts between boundaries. Raises a 400 at once if *boundary* is invalid."""
 
     atomic = True
 
@@ -100,7 +102,7 @@ class MultipartReader(PatchReader):
                     raise bad_patch("the patch does not begin with its boundary")
 
     def _is_closing(self) -> Steps[bool]:
-        """Take what follows a boundary on its line: two hyphens end the patch."""
+        """Take the rest of a boundary's line. Return whether two hyphens end the patch."""
         self.work += 1
         line = b""
         while True:
@@ -122,7 +124,7 @@ class MultipartReader(PatchReader):
             pieces, found = self._split((yield from self._available()))
             for piece in pieces:
                 yield from self._content(piece)
-            # Content is searched for the delimiter, which is quick. It ends only there.
+            # Content ends only at the delimiter, and searching for that is quick.
             self.plain = 0 if self._room is None else self._room - self._received
 
     def _epilogue(self) -> Steps[None]:
@@ -144,7 +146,7 @@ class MultipartReader(PatchReader):
     # ------------------------------------------------------------ the delimiter
 
     def _split(self, available: memoryview) -> tuple[list[memoryview], bool]:
-        """Take content up to the delimiter and the delimiter, or all there is.
+        """Take content up to and including the delimiter, or all input there is.
 
         Returns the content, in at most two pieces, and whether the delimiter came.
         """
@@ -159,7 +161,7 @@ class MultipartReader(PatchReader):
                 if found:
                     self._matched = self._virtual = 0
                 return [], found
-            # It was content after all, but for a line end that was none of it.
+            # The pending bytes were content, except for a line end that was none.
             held = self._delimiter[self._virtual : self._matched]
             pieces.append(memoryview(held))
             self._matched = self._virtual = 0
@@ -179,7 +181,7 @@ class MultipartReader(PatchReader):
         return (-1, -1) if match is None else match.span()
 
     def _begun(self, data: memoryview) -> int:
-        """How many of the last bytes may be the beginning of a delimiter."""
+        """Return how many of the last bytes may begin a delimiter."""
         tail = bytes(data[-(len(self._delimiter) - 1) :])
         candidate = tail[tail.rfind(b"\r") :] if b"\r" in tail else b""
         return len(candidate) if self._delimiter.startswith(candidate) else 0
@@ -191,10 +193,10 @@ class MultipartReader(PatchReader):
 def encode_multipart_part(
     boundary: str, range_: ContentRange, fields: Fields = NO_FIELDS
 ) -> bytes:
-    """What stands before a part's content."""
+    """Encode what stands before a part's content."""
     return f"\r\n--{boundary}\r\n".encode("ascii") + encode_part_header(range_, fields)
 
 
 def encode_multipart_end(boundary: str) -> bytes:
-    """What stands after the last part's content."""
+    """Encode what stands after the last part's content."""
     return f"\r\n--{boundary}--\r\n".encode("ascii")

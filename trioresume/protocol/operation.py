@@ -5,37 +5,39 @@ One operation is one request made resumable::
     head → content arriving → complete → processed once by its target
          → response recorded → replayed until released
 
-Rule 1: every change of an operation's state is a row of :data:`TRANSITIONS`. The
-row names the *effects*: what has to be done, in this order, for the change to be
-true. Whoever drives the machine performs them; nothing here does anything.
+Rule 1: every change of an operation's state is a row of :data:`TRANSITIONS`. The row
+names the *effects*: the work that makes the change true, in this order. The driver of
+the machine performs them. This module does nothing itself.
 
-Rule 2: a pair of state and event that has no row is a bug of the driver, and
-:func:`step` says so. Requests that come at the wrong time (a PATCH after the end,
-a DELETE of a tombstone) are answered from the state without an event.
+Rule 2: a pair of state and event without a row is a bug of the driver, and :func:`step`
+raises. Requests at the wrong time (a PATCH after the end, a DELETE of a tombstone)
+cause no event. The driver answers them from the state.
 
 Theory
 ======
 
-Three promises hang on this table.
+Four promises depend on this table.
 
-*At most once* (R31). The target may run in COMPLETE only if running it again does
-no harm; any other target is preceded by STARTED, whose effect SAVE_STATE makes
-PROCESSING durable *before* the call. A restart that finds PROCESSING therefore
-cannot know whether the target's effects happened, and records just that; a restart
-that finds COMPLETE calls the target again.
+*At most once* (R31). In COMPLETE only a target that may run twice is called. Before any
+other target, STARTED comes first. Its effect SAVE_STATE makes PROCESSING durable
+*before* the call. So a restart that finds PROCESSING cannot know whether the target's
+effects happened, and records that. A restart that finds COMPLETE calls the target
+again.
 
-*Nothing comes back* (R25). DELETE while the target runs cannot stop it, nor may the
-content be released under its hands; the operation is ABANDONED: gone for clients,
-and gone for good when the target is through.
+*Nothing comes back* (R25). A DELETE cannot stop a running target, and the content may
+not be released while the target uses it. So the operation becomes ABANDONED: it is gone
+for clients at once, and gone for good when the target ends.
 
-*Expiry never takes what is busy* (promise 9). Only RECEIVING without a writer, DONE
-and GONE have an EXPIRED row that ends something; elsewhere it renews.
+*Expiry never ends a busy operation* (G11). Only RECEIVING without a writer, DONE and
+GONE have an EXPIRED row that ends something. In other states EXPIRED renews.
 
-*A full disk is not an end* (G8). If the content cannot be frozen, the operation is
-RECEIVING again with every byte it had; the client's next visit completes it.
+*A full disk is not the end* (G8). If the content cannot be frozen, the operation is
+RECEIVING again with all its bytes. The client's next request completes it.
 
 An operation that keeps no incomplete content (``resume=ignore-incomplete``, or no
-``resume`` at all) is driven by CUT_FOR_GOOD where the others get CUT.
+``resume`` at all) gets CUT_FOR_GOOD where others get CUT.
+
+Statement numbers such as R31 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ __all__ = ["TRANSITIONS", "Effect", "Event", "OperationState", "Transition", "st
 
 
 class OperationState(StrEnum):
-    """Where an operation stands, as the catalog remembers it."""
+    """The state of an operation, as the catalog stores it."""
 
     RECEIVING = "receiving"
     """Content is missing; there may or may not be a writer now."""
@@ -102,7 +104,7 @@ class Effect(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The new state, and what makes it true."""
+    """The new state, and the effects that make it true."""
 
     state: OperationState
     effects: tuple[Effect, ...]
@@ -127,7 +129,7 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
     (_S.PROCESSING, _E.ANSWERED): Transition(_S.DONE, (_F.RECORD,)),
     (_S.PROCESSING, _E.CANCELLED): Transition(_S.ABANDONED, (_F.SAVE_STATE,)),
     (_S.PROCESSING, _E.EXPIRED): Transition(_S.PROCESSING, (_F.RENEW,)),
-    # What is recorded is an answer, too: DONE follows once it is durable.
+    # The record is an answer too: DONE follows once it is durable.
     (_S.PROCESSING, _E.RESTARTED): Transition(
         _S.PROCESSING, (_F.RECORD_INDETERMINATE,)
     ),
@@ -141,9 +143,9 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
 
 
 def step(state: OperationState, event: Event) -> Transition:
-    """The transition of *state* on *event*.
+    """Return the transition of *state* on *event*.
 
-    Raises :class:`AssertionError` for a pair without a row: a bug of the driver.
+    Raises :class:`AssertionError` for a pair without a row, which is a bug of the driver.
     """
     try:
         return TRANSITIONS[state, event]

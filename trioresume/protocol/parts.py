@@ -1,24 +1,25 @@
-"""Byte-range patches: the events all readers give, and the rules all parts obey.
+"""Byte-range patches: the events of all readers, and the rules for all parts.
 
-A reader is fed a patch's bytes as they arrive, cut anywhere, and gives::
+A reader takes a patch's bytes as they arrive, cut anywhere, and gives::
 
     ( PartStart PartData* PartEnd )+  PatchEnd      the patch is whole
     ( PartStart PartData* PartEnd? )+ PatchCut      it ended early, or a part did
 
-``PatchEnd`` comes from :meth:`PatchReader.end` alone, because only the end of the
-body shows that no garbage follows: a consumer completes nothing before it. A patch
-that is malformed raises :class:`PeerError`; what was given before stays true, and
-whether it is kept is for the consumer to say (``PatchReader.atomic``: all or
-nothing, B8).
+``PatchEnd`` comes from :meth:`PatchReader.end` alone, because only the end of the body
+shows that no garbage follows. A consumer completes nothing before it. A malformed patch
+raises :class:`PeerError`. The events before that stay valid, and the consumer decides
+whether to keep their content (``PatchReader.atomic``: all or nothing, B8).
 
-Content is not copied (but for tiny chunks, see ``bhttp``): a ``PartData`` is a slice
-of what was fed, to be consumed before more is fed. A reader holds back at most one
-part's header section (G3) or one boundary.
+Content is not copied, except for tiny chunks (see ``bhttp``). A ``PartData`` is a slice
+of the input; the consumer has to use it before it feeds more. A reader holds back at
+most one part's header section (G3) or one boundary.
 
-A reader is written as a generator, ``_parse``, that yields events, and ``None`` when
-it has run out of input; the input is then replaced and the generator resumed. So
-the code of a format reads like its grammar, and where the bytes are cut cannot
-matter: nothing but the input's end is a suspension.
+A reader is written as a generator, ``_parse``. It yields events, and ``None`` when it
+has no input left. Then the input is replaced and the generator resumed. So the code of
+a format reads like its grammar. The places where the bytes are cut cannot matter,
+because the generator only stops at the input's end.
+
+Statement numbers such as B8 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class PartStart:
-    """A part begins. ``length`` is how many bytes of content it will carry at most.
+    """A part begins. ``length`` is the most bytes of content that it will carry.
 
-    None means that this cannot be told before the content ends.
+    None means that nobody knows before the content ends.
     """
 
     range: ContentRange
@@ -72,7 +73,7 @@ class PartStart:
 
 @dataclass(frozen=True, slots=True)
 class PartData:
-    """Content of the current part, never empty. Valid until the next feed."""
+    """Content of the current part, never empty. It is valid until the next feed."""
 
     data: memoryview
 
@@ -89,7 +90,7 @@ class PatchEnd:
 
 @dataclass(frozen=True, slots=True)
 class PatchCut:
-    """The patch ends here, short of what it announced (B5); more input is ignored."""
+    """The patch ends before the length it announced (B5). More input is ignored."""
 
 
 PatchEvent = PartStart | PartData | PartEnd | PatchEnd | PatchCut
@@ -97,10 +98,10 @@ PatchEvent = PartStart | PartData | PartEnd | PatchEnd | PatchCut
 
 @dataclass(frozen=True, slots=True)
 class PatchLimits:
-    """What a patch may ask of the server.
+    """The limits of a patch.
 
-    The first two hold for each part's header section (G3). ``max_total`` bounds the
-    total length that a part may declare, in bytes (B7); None leaves it unbounded.
+    The first two are for each part's header section (G3). ``max_total`` is the largest
+    total length that a part may declare, in bytes (B7); None means no limit.
     """
 
     max_header_size: int = 16 * 1024
@@ -113,25 +114,25 @@ NO_FIELDS = Fields()
 
 _Result = TypeVar("_Result")
 Steps = Generator[PatchEvent | None, None, _Result]
-"""A step of a reader: yields events, None for "no input left", and returns a result."""
+"""A step of a reader: yields events, yields None if no input is left, returns a result."""
 
 _NOTHING = memoryview(b"")
 
 
 class PatchReader(ABC):
-    """Reads one patch. See the module's text for the order of events."""
+    """Reads one patch. The module's docstring has the order of events."""
 
     atomic = False
-    """Whether the patch is to be applied as a whole or not at all (B8)."""
+    """Whether the patch applies as a whole or not at all (B8)."""
 
     range: ContentRange | None = None
-    """The current part's range; known before any byte where the request gives it."""
+    """The current part's range. It is known before any byte if the request's fields give it."""
 
     completes: bool | None = None
     """Whether the request says that it completes the upload (RUFH, C8); None if silent."""
 
     plain: int | None = 0
-    """How many of the next bytes are content alone, and cost nothing to read; None: all."""
+    """How many of the next bytes are only content, which costs nothing to read; None: all."""
 
     def __init__(self, limits: PatchLimits, *, lenient_unit: bool = False) -> None:
         self._limits = limits
@@ -141,8 +142,8 @@ class PatchReader(ABC):
         self._failure: PeerError | None = None
         self._cut = False
         self.work = 0
-        """How much framing it has read: parts, fields, chunks and lines."""
-        # The current part's account, in bytes; see _begin.
+        """How much framing was read: the number of parts, fields, chunks and lines."""
+        # The current part's counts in bytes: see _begin.
         self._parts = 0
         self._total: int | None = None
         self._received = 0
@@ -152,17 +153,17 @@ class PatchReader(ABC):
     # ------------------------------------------------------------ for the consumer
 
     def feed(self, data: bytes | memoryview) -> Iterator[PatchEvent]:
-        """The events that *data* completes. The iterator must be exhausted.
+        """Return the events that *data* completes. The caller must exhaust the iterator.
 
-        Raises :class:`PeerError` while iterating, then and at every later call.
+        Raises :class:`PeerError` while iterating, and again at every later call.
         """
         return self._guarded(self._advance(data))
 
     def end(self) -> Iterator[PatchEvent]:
-        """The events that the end of the body completes. Call it once, at the end.
+        """Return the events that the end of the body completes. Call it once, at the end.
 
-        To be called when the body was received whole; a broken connection needs no
-        call, as what came is all there is. Raises :class:`PeerError`.
+        Call it if the body was received whole, not if the connection broke. Raises
+        :class:`PeerError`.
         """
         return self._guarded(self._finish())
 
@@ -174,38 +175,38 @@ class PatchReader(ABC):
 
     @abstractmethod
     def _finish(self) -> Iterator[PatchEvent]:
-        """The events of the body's end."""
+        """Yield the events of the body's end."""
 
     def _available(self) -> Steps[memoryview]:
-        """Wait for input; at least a byte. Nothing is taken."""
+        """Wait for at least one byte of input, and take nothing."""
         while not self._input:
-            self._input = _NOTHING  # let go of the buffer that was fed
+            self._input = _NOTHING  # release the buffer that was fed
             yield None
         return self._input
 
     def _some(self, most: int | None = None) -> Steps[memoryview]:
-        """Take the input there is: at least a byte, at most *most* bytes."""
+        """Take the input there is: at least one byte, at most *most* bytes."""
         available = yield from self._available()
         taken = available[:most]
         self._input = available[len(taken) :]
         return taken
 
     def _exactly(self, size: int) -> Steps[bytes]:
-        """Take *size* bytes, copied; the caller has bounded *size*."""
+        """Take a copy of *size* bytes. The caller has bounded *size*."""
         taken = bytearray()
         while len(taken) < size:
             taken += yield from self._some(size - len(taken))
         return bytes(taken)
 
     def _header_section(self) -> Steps[tuple[Fields, int]]:
-        """Take field lines and their blank line; also how many bytes they took."""
-        # It begins after a line end, so that a section without fields is found too.
+        """Take field lines and their blank line. Also return how many bytes they took."""
+        # With a line end in front, a section without fields is found too.
         block = bytearray(b"\r\n")
         most = len(block) + self._limits.max_header_size
         while True:
             before = len(block)
             available = yield from self._available()
-            # One byte beyond the limit is what shows that it is exceeded.
+            # One byte beyond the limit shows that it is exceeded.
             block += available[: most + 1 - before]
             with as_patch_problems():
                 end = find_block_end(block, max(0, before - 3))
@@ -235,7 +236,7 @@ class PatchReader(ABC):
         )
 
     def _begin(self, fields: Fields, available: int | None) -> PartStart:
-        """Begin a part; *available* is the content's length by its framing, if known."""
+        """Begin a part. *available* is the content's length by its framing, if known."""
         self._parts += 1
         self.work += 1
         if self._parts > self._limits.max_parts:
@@ -251,13 +252,13 @@ class PatchReader(ABC):
         declared: int | None,
         available: int | None,
     ) -> PartStart:
-        """Begin a part whose fields say *range_* and, if not None, *declared* bytes."""
+        """Begin a part whose fields state *range_* and a length of *declared* bytes, if any."""
         self._check_total(range_.total)
         self.range = range_
         self._received = 0
         self._expected = range_.length if declared is None else declared
         self._room = range_.room if self._expected is None else self._expected
-        # What can be refused before a byte of content is read, is.
+        # Refuse as much as possible before a byte of content is read.
         if available is not None and self._room is not None and available > self._room:
             raise self._too_long()
         known = [size for size in (self._expected, available) if size is not None]
@@ -279,7 +280,7 @@ class PatchReader(ABC):
         if total is None:
             return
         if self._limits.max_total is not None and total > self._limits.max_total:
-            raise PeerError(  # 400 and not 413: it is not this patch that is too large
+            raise PeerError(  # 400, not 413: this patch itself is not too large
                 ProblemCode.LENGTH_OVER_LIMIT,
                 f"no more than {self._limits.max_total} bytes are accepted in all",
             )
@@ -291,7 +292,7 @@ class PatchReader(ABC):
         self._total = total
 
     def _content(self, piece: memoryview) -> Steps[None]:
-        """Give *piece* as content of the current part, as far as there is room."""
+        """Yield *piece* as content of the current part, as far as the range has room."""
         kept = piece
         if self._room is not None:
             kept = piece[: self._room - self._received]
@@ -331,7 +332,7 @@ class PatchReader(ABC):
 
 
 def _declared_length(fields: Fields, range_: ContentRange) -> int | None:
-    """A part's Content-Length, checked against its range (B4); None without one."""
+    """Return a part's Content-Length, checked against its range (B4); None without one."""
     values = fields.get_all("content-length")
     if not values:
         return None
@@ -352,9 +353,9 @@ def _declared_length(fields: Fields, range_: ContentRange) -> int | None:
 def encode_part_header(
     range_: ContentRange, fields: Fields = NO_FIELDS, *, ranges_only: bool = False
 ) -> bytes:
-    """A part's header section: its range, its length where known, then *fields*.
+    """Encode a part's header section: its range, its length if known, then *fields*.
 
-    For *ranges_only* see :func:`format_part_range`.
+    :func:`format_part_range` explains *ranges_only*.
     """
     lines = [format_part_range(range_, ranges_only=ranges_only)]
     if range_.length is not None:
@@ -370,7 +371,10 @@ def bad_patch(detail: str) -> PeerError:
 
 @contextmanager
 def as_patch_problems() -> Iterator[None]:
-    """Translate: what is wrong with a nested head is wrong with the patch, not the connection."""
+    """Turn the errors of a part's header section into errors of the patch.
+
+    They are no errors of the connection, which can go on.
+    """
     try:
         yield
     except PeerError as error:
@@ -378,7 +382,7 @@ def as_patch_problems() -> Iterator[None]:
 
 
 def as_patch_problem(error: PeerError) -> PeerError:
-    """What is wrong with a nested head, as what is wrong with the patch."""
+    """Return *error* of a part's header section as an error of the patch."""
     if error.problem is ProblemCode.HEADER_TOO_LARGE:
         return PeerError(error.problem, f"in a part: {error.detail}")
     return bad_patch(f"in a part: {error.detail}")

@@ -1,4 +1,7 @@
-"""``Prefer`` and ``Preference-Applied`` (RFC 7240), for the preferences known here."""
+"""``Prefer`` and ``Preference-Applied`` (RFC 7240), for the preferences known here.
+
+Statement numbers such as R22 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ __all__ = [
 
 
 class ResumeMode(Enum):
-    """What becomes of a request that is cut (R22, R23)."""
+    """What happens to a request that is cut (R22, R23)."""
 
     SAVE_INCOMPLETE = "save-incomplete"
     IGNORE_INCOMPLETE = "ignore-incomplete"
@@ -45,7 +48,7 @@ class Transaction(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preferences:
-    """What a client would like; also what a server says it did (Preference-Applied).
+    """What a client wishes, or what a server says that it did (Preference-Applied).
 
     ``wait`` is in seconds.
     """
@@ -64,16 +67,16 @@ _PREFERENCE = re.compile(
 
 
 def parse_preferences(fields: Fields) -> Preferences:
-    """The preferences among *fields*; never an error, since they are only wishes.
+    """Return the preferences in *fields*. They are only wishes, so nothing raises.
 
     Names are compared without case, and the first of duplicates wins (RFC 7240,
-    section 2). What is malformed, unknown or has an unknown value counts as
-    absent (R11), also where a duplicate with a known value follows.
+    section 2). A preference that is malformed, unknown or has an unknown value counts
+    as absent (R11), also if a duplicate with a known value follows.
     """
     return _parse(tuple(fields.get_all("prefer")))
 
 
-# A request's are looked at several times, and clients say the same each time.
+# The preferences of a request are read several times, and clients repeat the same ones.
 @lru_cache(maxsize=256)
 def _parse(lines: tuple[str, ...]) -> Preferences:
     asked = _first_values(lines)
@@ -88,12 +91,12 @@ def _parse(lines: tuple[str, ...]) -> Preferences:
 
 
 def _first_values(lines: tuple[str, ...]) -> dict[str, str]:
-    """Name to value, "" where there is none: the two mean the same (section 2)."""
+    """Return the values by name. A missing value is "", which means the same (section 2)."""
     values: dict[str, str] = {}
-    # Line by line, so that a quoted string which never ends spoils one line only.
+    # Line by line, so that an unterminated quoted string spoils only its own line.
     for line in lines:
         for member in split_list(line):
-            # Parameters follow the first semicolon; none of ours has any.
+            # Parameters follow the first semicolon. The known preferences have none.
             parts = split_list(member, ";")
             match = _PREFERENCE.fullmatch(parts[0]) if parts else None
             if match is not None:
@@ -127,7 +130,7 @@ def _seconds(value: str | None) -> int | None:
 
 
 def preference_applied(applied: Preferences) -> str | None:
-    """The value of ``Preference-Applied``; None when there is nothing to say."""
+    """Return the value of ``Preference-Applied``; None if nothing was applied."""
     said: list[str] = []
     if applied.resume is not None:
         said.append(f"resume={applied.resume.value}")

@@ -1,4 +1,7 @@
-"""Errors as problem documents: ``application/problem+json`` (RFC 9457)."""
+"""Errors as problem documents: ``application/problem+json`` (RFC 9457).
+
+Statement numbers such as G4 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem_response(error: PeerError) -> tuple[int, Fields, bytes]:
-    """The status, fields and body of the answer to *error*.
+    """Return the status, fields and body of the answer to *error*.
 
-    ``Content-Length`` and what ``error.close`` asks for are the sender's part, since
-    both belong to the connection. The body is ASCII: the encoder escapes everything
-    else, so nothing in it can be taken for a line end or a control sequence (G4).
+    The sender adds ``Content-Length`` and obeys ``error.close``, because both belong to
+    the connection. The body is ASCII. The encoder escapes all other characters, so
+    nothing in it can act as a line end or a control sequence (G4).
     """
     problem = error.problem
     document: dict[str, object] = {

@@ -1,9 +1,11 @@
-"""Range requests and how their answers are framed (RFC 9110, section 14).
+"""Range requests and the framing of their answers (RFC 9110, section 14).
 
-``Range`` is a wish: what is malformed, names another unit or asks for too much is
-ignored, which answers with the whole representation. That costs no more than a
-request without the field, while many small or overlapping ranges would (section
+``Range`` is a wish. It is ignored if it is malformed, names another unit or asks for
+too much. The answer is then the whole representation, which costs no more than a
+request without the field. Many small or overlapping ranges would cost more (section
 17.15, G16). Ranges that overlap or touch are joined, so no byte is sent twice.
+
+Statement numbers such as G16 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ __all__ = [
 
 
 class ByteRange(NamedTuple):
-    """A range of bytes; ``last`` is inclusive."""
+    """A range of bytes. ``last`` is inclusive."""
 
     first: int
     last: int
@@ -48,11 +50,11 @@ _SPEC = re.compile(r"([0-9]{1,15})-([0-9]{1,15})?|-([0-9]{1,15})")
 def parse_range(
     value: str | None, length: int, *, max_ranges: int = 16
 ) -> list[ByteRange] | None:
-    """The ranges of a representation of *length* bytes that *value* asks for.
+    """Return the ranges that *value* asks for, in a representation of *length* bytes.
 
-    None means to ignore the field and to send everything: it is absent or
-    malformed, or holds more than *max_ranges* ranges. Ranges beyond the end are
-    left out; raises :class:`PeerError` (416) when none remains.
+    None means: ignore the field and send everything. The field is then absent or
+    malformed, or has more than *max_ranges* ranges. Ranges beyond the end are left out.
+    Raises :class:`PeerError` (416) if none is left.
     """
     match = None if value is None else _RANGES.fullmatch(value)
     if match is None:
@@ -74,8 +76,8 @@ def parse_range(
 
 
 def _resolve(parts: re.Match[str], length: int) -> ByteRange | None:
-    """One range within *length* bytes; None when none of its bytes exists."""
-    if parts[3] is not None:  # the last so many bytes, or all if there are fewer
+    """Return one range within *length* bytes; None if none of its bytes exists."""
+    if parts[3] is not None:  # the last N bytes, or all if there are fewer
         first, last = max(0, length - int(parts[3])), length - 1
     else:
         first = int(parts[1])
@@ -84,7 +86,7 @@ def _resolve(parts: re.Match[str], length: int) -> ByteRange | None:
 
 
 def _joined(ranges: list[ByteRange]) -> list[ByteRange]:
-    """As asked, in the order asked, unless some overlap or touch: then ascending."""
+    """Join ranges that overlap or touch. If there are none, keep the order as asked."""
     joined: list[ByteRange] = []
     for range_ in sorted(ranges):
         if joined and range_.first <= joined[-1].last + 1:
@@ -95,7 +97,7 @@ def _joined(ranges: list[ByteRange]) -> list[ByteRange]:
 
 
 def range_not_satisfiable(length: int) -> PeerError:
-    """The 416 for a representation of *length* bytes (section 15.5.17)."""
+    """Return the 416 for a representation of *length* bytes (section 15.5.17)."""
     return PeerError(
         ProblemCode.RANGE_NOT_SATISFIABLE,
         fields=(("Content-Range", f"bytes */{length}"),),
@@ -106,8 +108,8 @@ def range_not_satisfiable(length: int) -> PeerError:
 class MultipartRanges:
     """The framing of a ``multipart/byteranges`` response (section 14.6).
 
-    The content is, for each part, its head and then the bytes of its range, and
-    at last ``closing``; in all ``length`` bytes.
+    The content is the head and the bytes of the range of each part, and then
+    ``closing``. In all these are ``length`` bytes.
     """
 
     content_type: str
@@ -125,9 +127,9 @@ def multipart_ranges(
 ) -> MultipartRanges:
     """Frame *ranges* of a representation of *total* bytes whose type is *part_type*.
 
-    *boundary* is made of letters and digits, at most 70, and random enough not to
-    occur in the content: it cannot be searched for, and here it need not be, since
-    whoever stores content could otherwise forge parts.
+    *boundary* has at most 70 letters and digits. It must be so random that it does not
+    occur in the content, because nobody searches the content for it. An uploader that
+    could guess it could forge parts.
     """
     type_line = ""
     if part_type is not None and header_safe(part_type):

@@ -1,38 +1,39 @@
-"""The expiry schedule: which deadline comes next, without holding all of them.
+"""The expiry schedule: it knows the next deadline without holding all of them.
 
-The catalog has an index of every deadline. This schedule holds the soonest of them
-in memory, so that whoever waits can sleep until the next one and never polls, and
-so that memory does not grow with the number of uploads (DESIGN: 1,000,000
-deadlines, O(log n) each, memory independent of how many there are).
+The catalog has an index of all deadlines. This schedule holds the soonest of them in
+memory. So its user can sleep until the next deadline and never polls. Memory does not
+grow with the number of uploads: with 1,000,000 deadlines a change costs O(log n), and
+the memory is that of one window.
 
 The horizon
 ===========
 
-One number makes a partial view trustworthy: **every deadline before the horizon is
-held here**; what lies at or beyond it may be in the catalog alone. Hence:
+One number makes a partial view trustworthy: **every deadline before the horizon is held
+here**. Deadlines at or beyond it may be in the catalog alone. Hence:
 
-* a new deadline at or beyond the horizon need not be held, and is not;
-* when too many are held, the later half is let go and the horizon drawn in to the
-  first of those; that costs each of the additions that led there O(log n);
+* a new deadline at or beyond the horizon is not held;
+* when too many are held, the schedule drops the later half, and the first dropped
+  deadline becomes the horizon. Spread over the additions before, this costs O(log n)
+  for each;
 * when none is held and the horizon is finite, the catalog has to be asked for its
-  soonest deadlines (``needs_load``). The last of the answer becomes the horizon,
-  unless the answer was everything.
+  soonest deadlines (``needs_load``). The last deadline of the answer becomes the
+  horizon, unless the answer had all deadlines.
 
-An answer is as old as its question, so between ``begin_load`` and ``load`` the
-horizon is infinite: what is added meanwhile is held, and the answer does not
-replace what is held.
+An answer is as old as its question. So between ``begin_load`` and ``load`` the horizon
+is infinite: deadlines that are added meanwhile are held, and the answer does not
+replace them.
 
 Hints
 =====
 
-A token that is ``due`` is a *hint*. The answer of a load may be out of date, and
-deadlines may be moved in the catalog without a word here, if only to later times.
-So the catalog decides what expires; whatever it keeps must get a later deadline
-there, or each load would bring the same token again.
+A token that is ``due`` is only a *hint*. The answer of a load may be out of date. And
+the catalog may move a deadline to a later time without telling the schedule. So the
+catalog decides what expires. An operation that it keeps must get a later deadline
+there, or each load would return the same token again.
 
-Deletion is lazy: the heap keeps an entry whose token was discarded or moved until it
-surfaces, or until such entries outnumber the live ones and the heap is rebuilt.
-Each rebuild removes at least half of it, which again is O(log n) for each change.
+Deletion is lazy. The heap keeps the stale entry of a discarded or moved token until it
+surfaces, or until stale entries outnumber live ones and the heap is rebuilt. Each
+rebuild removes at least half of the heap, so it too costs O(log n) for each change.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ from collections.abc import Iterable
 __all__ = ["Schedule"]
 
 _FEW = 64
-"""Stale entries of which there are no more than this do not call for a rebuild."""
+"""Up to this number of stale entries the heap is not rebuilt."""
 
 
 class Schedule:
-    """The soonest deadlines, in Unix seconds, by token; at most *window* of them.
+    """The soonest deadlines by token, in Unix seconds; at most *window* of them.
 
-    A deadline is told to the catalog first and then here, so that a load begun
+    Write a deadline to the catalog first and then here, so that a load that begins
     later finds it there.
     """
 
@@ -65,18 +66,18 @@ class Schedule:
         self._loading = False
 
     def __len__(self) -> int:
-        """How many deadlines are held."""
+        """Return how many deadlines are held."""
         return len(self._held)
 
     @property
     def pending(self) -> int:
-        """How many entries the heap has, stale ones included."""
+        """The number of entries in the heap, with the stale ones."""
         return len(self._heap)
 
     # ------------------------------------------------------------ changes
 
     def add(self, token: str, deadline: float) -> None:
-        """*token* is due at *deadline*, which replaces an earlier one of its."""
+        """Set the deadline of *token*, which replaces its earlier one."""
         if deadline < self._horizon:
             self._hold(token, deadline)
         else:
@@ -84,7 +85,7 @@ class Schedule:
         self._tidy()
 
     def discard(self, token: str) -> None:
-        """*token* has no deadline any more. Does nothing if none is held."""
+        """Remove the deadline of *token*, if it is held."""
         self._held.pop(token, None)
         self._tidy()
 
@@ -100,15 +101,15 @@ class Schedule:
         return not self._held and self._horizon < math.inf and not self._loading
 
     def begin_load(self) -> None:
-        """The catalog is about to be asked for its ``window`` soonest deadlines."""
+        """Note that the catalog will now be asked for its ``window`` soonest deadlines."""
         self._loading = True
         self._horizon = math.inf
 
     def load(self, entries: Iterable[tuple[float, str]], *, complete: bool) -> None:
         """Take the catalog's answer: its soonest deadlines, ascending.
 
-        *complete* says that it has no others. Raises ValueError for an answer that
-        is neither complete nor has an entry, since it says nothing.
+        *complete* says that the catalog has no others. Raises ValueError for an answer
+        that is not complete and has no entry.
         """
         latest = math.inf if complete else -math.inf
         for deadline, token in entries:
@@ -123,7 +124,7 @@ class Schedule:
         self._tidy()
 
     def abandon_load(self) -> None:
-        """The catalog could not be asked. ``needs_load`` wants it asked again."""
+        """Note that the catalog could not be asked. ``needs_load`` is true again."""
         self._loading = False
         self._held.clear()
         self._heap.clear()
@@ -132,14 +133,14 @@ class Schedule:
     # ------------------------------------------------------------ what is due
 
     def next_deadline(self) -> float | None:
-        """When to call :meth:`due` next; None if nothing is held (see ``needs_load``)."""
+        """Return when to call :meth:`due` next; None if nothing is held (see ``needs_load``)."""
         heap = self._heap
         while heap and self._held.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
     def due(self, now: float) -> list[str]:
-        """The tokens whose deadline is not after *now*, soonest first; they are let go."""
+        """Remove and return the tokens whose deadline is not after *now*, soonest first."""
         tokens: list[str] = []
         while (deadline := self.next_deadline()) is not None and deadline <= now:
             _, token = heapq.heappop(self._heap)
@@ -158,7 +159,7 @@ class Schedule:
             self._rebuild()
 
     def _draw_in(self, horizon: float, *, most: int | None = None) -> None:
-        """Let go of what lies beyond *horizon*, and of all but the *most* soonest."""
+        """Drop the deadlines beyond *horizon*, and all but the *most* soonest ones."""
         self._horizon = min(self._horizon, horizon)
         ordered = sorted(
             (deadline, token)

@@ -1,12 +1,15 @@
-"""Structured fields (RFC 9651): the few shapes that the dialects' fields have.
+"""Structured fields (RFC 9651): the few types that the dialects' fields have.
 
-http-sf parses. This module says what a value of another type means: a field that does
-not parse, or that has another type than its definition says, is ignored as a whole, as if
-it were not there (RFC 9651, section 4.2). So nothing here raises. Parameters are ignored
-too, because the definitions of these fields have none; ``Content-Offset`` is the exception.
+http-sf parses the fields. A field that does not parse, or that does not have the type
+of its definition, is ignored as a whole (RFC 9651, section 4.2). So nothing here
+raises. Parameters are ignored too, because these fields define none, except for
+``Content-Offset``.
 
-The work is bounded: http-sf takes some 16 µs for a member of a Dictionary, so a value of
-more than :data:`MOST_CHARACTERS` is ignored unread. The fields have a few members each.
+The work is bounded. http-sf takes about 16 µs for a member of a Dictionary, so a value
+of more than :data:`MOST_CHARACTERS` is ignored without parsing it. The real fields have
+few members.
+
+Statement numbers such as C1 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -36,15 +39,15 @@ MOST_CHARACTERS = 2048
 
 
 def integer_item(fields: Fields, name: str) -> int | None:
-    """A non-negative Integer; None, as if absent, for anything else (C1)."""
+    """Return a non-negative Integer; None, as if absent, for anything else (C1)."""
     value = _item(fields, name)
     return value if is_natural(value) else None
 
 
 def parameterised_integer(text: str) -> tuple[int, Mapping[str, object]] | None:
-    """A non-negative Integer and its parameters; None for anything else.
+    """Return a non-negative Integer and its parameters; None for anything else.
 
-    A Token among the parameters is a ``str``, as a String is.
+    Tokens and Strings among the parameters are both ``str``.
     """
     parsed = _parse(text, "item")
     if not isinstance(parsed, tuple) or not is_natural(parsed[0]):
@@ -57,23 +60,23 @@ def parameterised_integer(text: str) -> tuple[int, Mapping[str, object]] | None:
 
 
 def boolean_item(fields: Fields, name: str) -> bool | None:
-    """A Boolean; None, as if absent, for anything else (C1)."""
+    """Return a Boolean; None, as if absent, for anything else (C1)."""
     value = _item(fields, name)
     return value if isinstance(value, bool) else None
 
 
 def integer_members(fields: Fields, name: str) -> Mapping[str, int]:
-    """The members of a Dictionary whose values are non-negative Integers."""
+    """Return the members of a Dictionary whose values are non-negative Integers."""
     return {k: v for k, v in _members(fields, name) if is_natural(v)}
 
 
 def byte_sequences(fields: Fields, name: str) -> Mapping[str, bytes]:
-    """The members of a Dictionary whose values are Byte Sequences (``:base64:``)."""
+    """Return the members of a Dictionary whose values are Byte Sequences (``:base64:``)."""
     return {k: v for k, v in _members(fields, name) if isinstance(v, bytes)}
 
 
 def format_dictionary(members: Mapping[str, int | bytes]) -> str:
-    """A Dictionary of Integers and Byte Sequences."""
+    """Write a Dictionary of Integers and Byte Sequences."""
     return ", ".join(f"{key}={_bare(value)}" for key, value in members.items())
 
 
@@ -84,12 +87,12 @@ def _bare(value: int | bytes) -> str:
 
 
 def is_natural(value: object) -> TypeGuard[int]:
-    """Whether *value* is a non-negative Integer, and no Boolean."""
+    """Whether *value* is a non-negative Integer and not a Boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _item(fields: Fields, name: str) -> object:
-    """The value of an Item. Two lines of a field make a List, which is no Item."""
+    """Return the value of an Item; None for two field lines, which make a List."""
     lines = fields.get_all(name)
     parsed = _parse(lines[0], "item") if len(lines) == 1 else None
     return parsed[0] if isinstance(parsed, tuple) else None

@@ -1,4 +1,7 @@
-"""The interface of a dialect, implemented for clients without a marker."""
+"""The interface of a dialect, implemented for clients without a marker.
+
+Statement numbers such as R36 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 

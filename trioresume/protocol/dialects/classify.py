@@ -7,6 +7,8 @@
     a valid Upload-Complete                           the newest RUFH, without 104s
     PATCH of an upload                                by media type
     anything else                                     the union: Dialect
+
+Statement numbers such as C13 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ request's content counts as the whole only if nothing in the head contradicts th
     a media type of patches                               the content is not the representation
 
 A ``Content-Range`` is HTTP's own field; the target judges it (RFC 9110, section 14.5).
+
+Statement numbers such as E10 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

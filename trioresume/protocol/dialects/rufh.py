@@ -10,6 +10,8 @@ The table of the drafts' differences is in
 newest draft asks, because existing clients look for them: ``Upload-Offset`` on each
 answer that is not an error (required up to interop version 6, expected by
 tus-js-client), and ``Location`` on each answer to the first request.
+
+Statement numbers such as C3 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

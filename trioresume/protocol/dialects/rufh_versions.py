@@ -2,6 +2,8 @@
 
 ``Upload-Draft-Interop-Version`` tells the drafts apart. What they share is code in
 :mod:`trioresume.protocol.dialects.rufh`. Each difference is a column here.
+
+Statement numbers such as R12 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ complete when it has that length. Particular to tus are:
 * *Partial* uploads are parts of a later upload. Only that upload uses them; no target
   is called for them. A *final* upload shares the content of its parts.
 * Content with a checksum counts only after the checksum was verified.
+
+Statement numbers such as D8 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 :mod:`trioresume.protocol.dialects.tus` says what they mean for an upload. Where tus
 leaves the form of a value open, this module takes the stricter reading. Numbers are
 bounded like all others (G6).
+
+Statement numbers such as G6 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
