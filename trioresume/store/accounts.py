@@ -1,19 +1,20 @@
-"""What principals take, counted where the rows change (G7).
+"""The accounts: how many bytes each principal uses, counted where the rows change (G7).
 
-Triggers do it, in the same transaction, whatever changes the rows. Nothing is ever
-summed up, but once, when a catalog from before there were accounts is migrated.
+G7 is a statement of docs/supported-protocols.md. Triggers do the counting, in the same
+transaction as the change, whatever changes the rows. The rows are summed up only once:
+when a catalog from before the accounts is migrated.
 
-* An operation that is no tombstone, and a file, take :data:`RECORD_SIZE` each: a
+* A file, and an operation that is no tombstone, are charged :data:`RECORD_SIZE` each: a
   million empty files are not free.
-* What their rows hold of the peer's beyond :data:`FREE_HEAD` bytes counts too: the head of
-  the request, the response that is kept with it, a file's name and fields. So it is with
-  a tombstone, which has kept nothing but the request's target.
-* An upload takes what is reserved for it, from its creation to its end.
-* Finished content takes its length, once for each principal who keeps it in any
-  number of operations and files. What chunks share is not subtracted: whether a
-  principal may store something must not tell what others have stored.
+* The client's data in their rows beyond :data:`FREE_HEAD` bytes is charged too: the head
+  of the request, the response that is kept with it, a file's name and fields. This also
+  holds for a tombstone, which keeps only the request's target.
+* An upload is charged its reserved bytes, from its creation to its end.
+* Finished content is charged its length, once for each principal who keeps it in any
+  number of operations and files. Chunks that contents share are not subtracted. Otherwise
+  the answer to an upload could tell a principal what others have stored.
 
-``accounts`` has a row for each namespace and one, ``*``, for all of them together.
+``accounts`` has a row for each namespace, and the row ``*`` for all of them together.
 """
 
 from __future__ import annotations

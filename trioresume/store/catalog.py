@@ -1,11 +1,12 @@
 """The catalog: one SQLite connection that writes, one that reads.
 
 Readers see committed transactions only. With ``synchronous = FULL`` SQLite syncs
-its log before a commit becomes visible to another connection, so what
-:class:`Catalog` returns is durable and may be announced (promise 1).
+its log before a commit becomes visible to another connection. So every row that
+:class:`Catalog` returns is durable and may be announced (promise 1 of
+docs/durability.md).
 
-A :class:`CatalogReader` alone is what the keeper's commands have: it reads beside the
-process that serves the directory, which neither waits for it nor notices.
+The administrator's commands use a :class:`CatalogReader` alone. It reads beside the
+process that serves the directory; that process neither waits for it nor notices it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ __all__ = ["Catalog", "CatalogReader"]
 
 
 _USUAL_LOG = 1000
-"""Pages of the log after which SQLite begins it anew: its own default."""
+"""Pages after which SQLite starts its log from the beginning again: SQLite's default."""
 _SCARCE_LOG = 100
 
 
@@ -74,7 +75,7 @@ _KNOWN = (
 
 @contextmanager
 def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """What the block reads is of one instant."""
+    """Have everything that the block reads come from one instant."""
     connection.execute("BEGIN")
     try:
         yield
@@ -83,7 +84,7 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 class CatalogReader:
-    """Reads, from any thread, by the connection *reader*, which it closes in the end."""
+    """Reads the catalog from any thread. :meth:`close` closes the connection *reader*."""
 
     def __init__(self, reader: sqlite3.Connection) -> None:
         self._reading = threading.Lock()
@@ -115,8 +116,8 @@ class CatalogReader:
     def operations_in(
         self, states: Sequence[OperationState], limit: int, after: OperationId | None
     ) -> list[OperationRecord]:
-        # One ordered walk of the index (state, id) per state, merged: SQLite itself
-        # would sort all rows of the states for an IN.
+        # Walk the index (state, id) once per state, in order, and merge the walks. For an
+        # IN, SQLite would sort all rows of the states.
         walks = [
             self._all(
                 f"{_OPERATION} WHERE o.state = ? AND o.id > ? ORDER BY o.id LIMIT ?",
@@ -158,7 +159,7 @@ class CatalogReader:
         return None if row is None else str(row[0])
 
     def store_value(self, name: str) -> str | None:
-        """A value the store keeps for itself."""
+        """Return a value that the store keeps for itself."""
         row = self._one("SELECT value FROM store WHERE name = ?", name)
         return None if row is None else str(row[0])
 
@@ -167,9 +168,9 @@ class CatalogReader:
         return None if row is None else ContentRow(*row)
 
     def known(self, key: ContentKey) -> tuple[ContentRow, dict[int, int]] | None:
-        """The row, and index and length of the sealed chunks after its prefix.
+        """Return the row of *key*, and the lengths by index of sealed chunks after its prefix.
 
-        Those are past a gap. None if nothing of *key* is under construction.
+        Those chunks come after a gap. Returns None if *key* is not under construction.
         """
         rows = self._all(_KNOWN, key)
         if not rows:
@@ -179,14 +180,15 @@ class CatalogReader:
         }
 
     def piece(self, key: ContentKey, index: int) -> Digest | None:
-        """What names chunk *index* of what is under construction, if it is sealed."""
+        """Return the digest of chunk *index* of content under construction, if it is sealed."""
         row = self._one(
             "SELECT p.digest FROM contents c JOIN pieces p ON p.cid = c.cid AND p.idx = ?"
             " WHERE c.key = ?",
             index,
             key,
         ) or self._one(
-            # The digests end the serialised recipe. A piece is folded, never unfolded.
+            # The digests are the end of the serialised recipe. Pieces are folded, and
+            # never unfolded, so the chunk cannot go back to the table just searched.
             "SELECT substr(r.body, ?, ?) FROM contents c"
             " JOIN parts p ON p.cid = c.cid AND p.idx = ?"
             " JOIN recipes r ON r.digest = p.digest WHERE c.key = ?",
@@ -236,7 +238,7 @@ class CatalogReader:
             yield Digest(digest)
 
     def recipe(self, digest: Digest) -> AnyRecipe | None:
-        """The recipe, unless it is gone or half dismantled."""
+        """Return the recipe, or None if it is gone or half dismantled."""
         row = self._one(
             "SELECT body FROM recipes WHERE digest = ? AND dismantled = 0", digest
         )
@@ -246,7 +248,7 @@ class CatalogReader:
         return self._one("SELECT 1 FROM chunks WHERE digest = ?", digest) is not None
 
     def has_unsynced_before(self, epoch: int) -> bool:
-        """Whether a chunk was published without a sync, in an epoch before *epoch*."""
+        """Return whether any chunk was published without a sync before *epoch*."""
         return (
             self._one(
                 "SELECT 1 FROM chunks WHERE unsynced > 0 AND unsynced < ? LIMIT 1",
@@ -256,13 +258,13 @@ class CatalogReader:
         )
 
     def is_unsynced_before(self, digest: Digest, epoch: int) -> bool:
-        """The same of one chunk."""
+        """Return whether chunk *digest* was published without a sync before *epoch*."""
         row = self._one("SELECT unsynced FROM chunks WHERE digest = ?", digest)
         return row is not None and 0 < row[0] < epoch
 
 
 class Catalog(CatalogReader):
-    """Reads from any thread; :meth:`transaction` from one at a time."""
+    """Reads from any thread. One thread at a time may have a :meth:`transaction`."""
 
     def __init__(self, path: str, disk: Disk) -> None:
         self._disk = disk
@@ -272,8 +274,8 @@ class Catalog(CatalogReader):
             self._writer = connect(path, disk.synchronous)
             try:
                 migrate(self._writer)
-                # Savepoints and triggers keep the pages as they were, 50 an upload. By
-                # default more than 16 of them are written to a file, one call a page.
+                # Savepoints and triggers keep copies of the changed pages, 50 per upload.
+                # By default SQLite writes more than 16 of them to a file, one call a page.
                 self._writer.execute("PRAGMA temp_store = MEMORY")
                 super().__init__(connect(path, disk.synchronous))
             except BaseException:
@@ -284,7 +286,7 @@ class Catalog(CatalogReader):
         self._reader.execute("PRAGMA query_only = 1")
         self._accounting = threading.Lock()
         try:
-            # A connection of its own, so that it never waits for a long list.
+            # A separate connection, so that usage() never waits for a long list.
             self._accountant = connect(path, disk.synchronous)
         except sqlite3.Error as exc:
             self._reader.close()
@@ -298,7 +300,8 @@ class Catalog(CatalogReader):
     def check(self) -> None:
         """Raise :class:`StorageError` if the catalog's file was removed or replaced.
 
-        SQLite keeps it open and would go on, for nobody to find what it writes.
+        SQLite keeps the old file open and would go on writing to it, although nobody
+        could find those writes later.
         """
         try:
             found = os.stat(self._path)
@@ -314,7 +317,7 @@ class Catalog(CatalogReader):
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block's changes, or none. Raises :class:`StorageError`."""
+        """Commit all of the block's changes, or none. Raises :class:`StorageError`."""
         self.check()
         try:
             self._writer.execute("BEGIN IMMEDIATE")
@@ -329,9 +332,10 @@ class Catalog(CatalogReader):
             raise write_error(exc, self._path) from exc
 
     def hasten_checkpoints(self, hastened: bool) -> None:
-        """Use the log's space again much earlier, while there is little of it.
+        """Have SQLite reuse the log's space much earlier, because the disk is nearly full.
 
-        Beginning with that, the log is emptied as far as nobody reads it.
+        With *hastened* the log is also emptied at once, except for the part that somebody
+        still reads. Without it SQLite's usual setting comes back.
         """
         pages = _SCARCE_LOG if hastened else _USUAL_LOG
         try:
@@ -339,10 +343,10 @@ class Catalog(CatalogReader):
             if hastened:
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error:
-            pass  # a full disk may refuse that as well: the log is as it was
+            pass  # a full disk may refuse this as well; the log stays as it was
 
     def usage(self, namespace: str) -> Usage:
-        """An account; ``*`` is that of all together."""
+        """Return the account of *namespace*; ``*`` is the account of all together."""
         try:
             with self._accounting:
                 row = self._accountant.execute(

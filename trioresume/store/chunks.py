@@ -3,19 +3,19 @@
 ``xx`` is the first byte of the hash, so that the files spread evenly over 256
 directories, and ``<digest>`` is the whole multihash; both are hexadecimal.
 
-A chunk file that the catalog names had its bytes made durable before it got this name.
-One that the catalog does not name may be anything, such as what a power loss left.
+If the catalog names a chunk file, the file's bytes were durable before it got this name.
+A file that the catalog does not name may have any bytes, for example after a power loss.
 
-A chunk that is there already is not believed when the same bytes arrive again: disks lose
-bits. The bytes in hand are right, because they were just hashed and synced, so the new
-file takes the name. This costs no read, and it heals a chunk that is damaged or missing.
-Nobody can tell by the time it takes whether the chunk was there. With
-``durability="process"`` the new file is not synced and must not replace one that is: then
-the old one is read, and kept if it has the right bytes.
+When the same bytes arrive again, the chunk file that is there is not believed, because
+disks lose bits. The new bytes are right: they were just hashed and synced. So the new file
+takes the name. This costs no read, and it heals a chunk that is damaged or missing. It
+also takes the same time whether or not the chunk was there, so the time tells a client
+nothing. With ``durability="process"`` the new file is not synced and must not replace a
+synced one. Then the old file is read, and kept if it has the right bytes.
 
-When a directory cannot be synced, the names that were to become durable are taken back.
-Whoever tries again gives them anew, and syncs that: a second sync of the same names might
-succeed because the system has given them up, and reported it once.
+When a directory cannot be synced, the names that the sync was for are removed. The next
+attempt creates and syncs them again. A second sync of the same names would prove nothing:
+it may succeed because the system has given them up, and reports an error only once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["SHARDS", "ChunkFiles"]
 SHARDS = tuple(f"{number:02x}" for number in range(256))
 
 _SHARD_AT = 2
-"""Where the hash begins in a multihash; the bytes before are the same in all."""
+"""Where the hash begins in a multihash. The bytes before it are the same in every digest."""
 
 _TEMPORARY = ".new"
 
@@ -49,15 +49,15 @@ class ChunkFiles:
         self._published: list[str] = []
         self._made: list[str] = []
         self._fresh: set[str] = set()
-        """The chunks whose file was put there since the last sync."""
+        """The paths of the chunks whose file was put there since the last sync."""
         self.doubts: Doubts | None = None
         self._removed_from: set[str] = set()
         self.doubted = False
-        """The same as of the tails' directory, see there."""
+        """Whether a directory could not be synced: see ``TailFiles.doubted``."""
 
     def prepare(self) -> None:
         self.disk.make_directory(self._root)
-        # Directories that a killed process made, but did not live to sync.
+        # A killed process may have made directories that it did not sync.
         self.disk.sync_directory(self._root)
 
     def path(self, digest: Digest) -> str:
@@ -66,9 +66,9 @@ class ChunkFiles:
         )
 
     def open(self, digest: Digest) -> Descriptor:
-        """Raises :class:`FileNotFoundError`.
+        """Open the chunk's file. Raises :class:`FileNotFoundError`.
 
-        Raises :class:`ChunkCorrupt` if the chunk was in doubt, and is wrong.
+        Raises :class:`ChunkCorrupt` if the chunk was in doubt and has wrong bytes.
         """
         path = self.path(digest)
         if self.doubts is not None:
@@ -76,9 +76,10 @@ class ChunkFiles:
         return self.disk.open(path)
 
     def publish(self, tail: str, digest: Digest, length: int, *, known: bool) -> bool:
-        """Name the file *tail* as the chunk *digest*; :meth:`sync` makes that durable.
+        """Name the file *tail* as the chunk *digest*; :meth:`sync` makes the name durable.
 
-        *known* says that the catalog names the chunk. Whether the chunk is that file now.
+        *known* says that the catalog names the chunk. Returns whether the chunk is the
+        file *tail* now, and not a file that was there before.
         """
         path = self.path(digest)
         with translated("publishing a chunk"):
@@ -99,7 +100,7 @@ class ChunkFiles:
         return True
 
     def _is_right(self, path: str, digest: Digest, length: int) -> bool:
-        """Whether the chunk that is there may be kept; see the module's text."""
+        """Return whether the present chunk file may be kept; see the module docstring."""
         if path in self._fresh:
             return True
         if self.disk.durable or _size(path) != length:
@@ -123,8 +124,9 @@ class ChunkFiles:
         if not os.path.samefile(tail, path):
             self.disk.link_or_copy(tail, temporary)
         elif known:
-            # Linked for a commit that failed; rename() does nothing to two names of one
-            # file. The name must be given anew, and the chunk must never be without one.
+            # The tail was linked for a commit that failed. rename() does nothing to two
+            # names of one file, so a copy takes the name: it must be created anew, and the
+            # chunk must never be without a name.
             self.disk.copy(tail, temporary)
         else:
             self.disk.unlink(path)
@@ -135,7 +137,7 @@ class ChunkFiles:
     def sync(self) -> None:
         """Make every name published since the last call durable.
 
-        Raises :class:`StorageError`; then none of them is there any more.
+        Raises :class:`StorageError`; all of these names are removed then.
         """
         with translated("syncing the chunks' directories"):
             try:
@@ -152,9 +154,10 @@ class ChunkFiles:
                 self._made.clear()
 
     def _take_back(self) -> None:
-        """Remove the names that were given since the last sync.
+        """Remove the names that were published since the last sync.
 
-        Not those of chunks that the catalog names: what they were before is no better.
+        The names of chunks that the catalog names stay: their earlier files are gone, and
+        would be no better.
         """
         for path in self._published:
             self.disk.unlink(path)
@@ -166,18 +169,18 @@ class ChunkFiles:
         self.remove_file(self.path(digest))
 
     def remove_file(self, path: str) -> None:
-        """Remove what lies at *path* among the chunks."""
+        """Remove the file *path*, which is in the chunk directory."""
         self._removed_from.add(os.path.dirname(path))
         self.disk.unlink(path)
 
     def sync_removals(self) -> None:
-        """Make all removals durable, which they need not be before a clean end."""
+        """Make all removals durable. This is needed only before a clean end."""
         for directory in list(self._removed_from):
             self.disk.sync_directory(directory)
             self._removed_from.discard(directory)
 
     def names(self, shard: str) -> Iterator[tuple[str, Digest | None]]:
-        """The paths in *shard*; the digest is None for what is no chunk."""
+        """Yield the paths in *shard* with their digests: None for a file that is no chunk."""
         directory = os.path.join(self._root, shard)
         if not os.path.isdir(directory):
             return

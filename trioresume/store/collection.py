@@ -1,13 +1,14 @@
-"""Collection: releasing what nothing holds any more, a slice at a time.
+"""Collection: releasing contents, recipes and chunks that nothing holds, slice by slice.
 
-In this order, each in slices: pieces of detached contents let go of their chunks;
-recipes that nobody holds are dismantled; chunks that nobody holds leave the catalog
-and then the disk. Only what the catalog has let go of, committed, is unlinked, so a
-crash leaves at worst files that the catalog does not know.
+Collection works in this order, each step in slices. The pieces of detached contents
+release their chunks. Recipes that nothing holds are dismantled. Chunks that nothing
+holds leave the catalog and then the disk. A file is unlinked only after the catalog has
+committed its release, so the worst a crash leaves is files that the catalog does not
+know.
 
-Those are what the *sweep* is for. It is due after an unclean end and after failures,
-goes through the tails and then through the 256 directories of chunks, and removes
-the files that the catalog does not speak of.
+The *sweep* removes such files. It is due after an unclean end and after failures. It
+walks through the tails and then through the 256 directories of chunks, and removes the
+files that the catalog does not name.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["Step", "Sweep", "collect_rows"]
 
 @dataclass(slots=True)
 class Step:
-    """What one transaction of collection did, and what is to be unlinked after it."""
+    """What one transaction of collection did, and the chunks to unlink after it."""
 
     steps: int = 0
     recipes: int = 0
@@ -44,7 +45,7 @@ class Step:
 
 
 def collect_rows(connection: sqlite3.Connection, pins: Pins, limit: int) -> Step:
-    """Release up to *limit* rows in the transaction that is open."""
+    """Release up to *limit* rows in the open transaction."""
     step = Step()
     for act in (_clear_pieces, _dismantle_recipe, _drop_chunks):
         left = limit - step.steps
@@ -67,7 +68,8 @@ def _clear_pieces(
 def _dismantle_recipe(
     connection: sqlite3.Connection, pins: Pins, step: Step, limit: int
 ) -> None:
-    # Pinned recipes are passed over; one more than there are pins finds another one.
+    # Pinned recipes are skipped. With one row more than there are pins, at least one row
+    # is not pinned, if there is such a recipe.
     unheld = connection.execute(
         "SELECT digest FROM recipes WHERE refs = 0 ORDER BY digest LIMIT ?",
         (pins.count() + 1,),
@@ -77,7 +79,8 @@ def _dismantle_recipe(
     )
     if digest is None:
         return
-    # The digests end the serialised recipe, so the last -n bytes begin at one of them.
+    # The digests are the end of the serialised recipe, so its last n digests can be cut
+    # off by a negative position.
     count, done, joined = connection.execute(
         "SELECT chunk_count, dismantled, joined FROM recipes WHERE digest = ?",
         (digest,),
@@ -117,7 +120,7 @@ def _drop_chunks(
 
 
 class Sweep:
-    """One walk over the files, looking for those that nothing speaks of.
+    """One walk over the files that removes those which the catalog does not name.
 
     The caller serialises :meth:`advance` with everything that publishes chunks.
     """
@@ -137,11 +140,11 @@ class Sweep:
         self._writers = writers
         self._holds_tail = holds_tail
         self._passed_over = passed_over
-        """Tails that nothing speaks of, of contents that have a writer: for their ends."""
+        """Unknown tails of contents that have a writer: removed when the content ends."""
         self._looks: Iterator[Callable[[], int | None]] = self._walk()
 
     def advance(self, limit: int) -> Collected:
-        """Look at up to *limit* files; at none when the walk is over."""
+        """Look at up to *limit* files, or at none when the walk is over."""
         looked = chunks = size = 0
         for look in self._looks:
             looked += 1
@@ -160,11 +163,11 @@ class Sweep:
             for path, digest in self._chunks.names(shard):
                 yield partial(self._look_at_chunk, path, digest)
 
-    # A look returns how many bytes the chunk had that it removed; None if it did not.
+    # Each look returns the size in bytes of the chunk that it removed, or None.
 
     def _look_at_tail(self, path: str, key: ContentKey, index: int) -> None:
         def remove() -> None:
-            # Once more, as there may have been a writer since.
+            # Look once more: a writer may have been here since.
             if not self._holds_tail(key, index):
                 self._tails.disk.unlink(path)
 

@@ -16,12 +16,12 @@ __all__ = ["FORMAT", "DataDir", "is_served"]
 FORMAT = b"trioresume data directory, format 1\n"
 
 _PATIENCE = 0.2
-"""Seconds to try for the lock: a reader holds it for an instant (:func:`is_served`)."""
+"""Seconds to try for the lock, because :func:`is_served` holds it for an instant."""
 _PAUSE = 0.01
 
 
 class DataDir:
-    """A data directory that this process alone serves."""
+    """A data directory that only this process serves."""
 
     def __init__(self, path: str | os.PathLike[str], disk: Disk) -> None:
         self.path = os.path.abspath(path)
@@ -45,10 +45,11 @@ class DataDir:
         else:
             if found == FORMAT:
                 return
-            # With durability="process" it is not synced: a loss may leave its length alone.
+            # With durability="process" the file is not synced. A power loss may keep its
+            # length and lose its bytes: then it has only zeros, and is written again.
             if found.strip(b"\0"):
                 raise FormatVersionUnsupported(f"{path} says {found[:80]!r}")
-        # Written aside and renamed: a crash must not leave half a version behind.
+        # Written under another name and renamed: a crash must not leave half a version.
         temporary = self.join("format.new")
         disk.unlink(temporary)
         file = disk.create(temporary)
@@ -65,7 +66,7 @@ class DataDir:
 
 
 def _make_durably(path: str, disk: Disk) -> None:
-    """Make the directory *path* and those above it, if they are not there."""
+    """Make the directory *path* and its missing parents, durably."""
     if not os.path.isdir(path):
         parent = os.path.dirname(path)
         if parent != path:
@@ -75,7 +76,10 @@ def _make_durably(path: str, disk: Disk) -> None:
 
 
 def _lock(path: str) -> Descriptor:
-    """Lock *path* until the descriptor is closed or the process ends, however it ends."""
+    """Lock *path* until the descriptor is closed or the process ends in any way.
+
+    Raises :class:`StoreLocked`.
+    """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
     file = Descriptor(os.open(path, flags, 0o600))
     deadline = time.monotonic() + _PATIENCE
@@ -101,7 +105,7 @@ if sys.platform == "win32":
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
 
     def is_served(path: str) -> bool:
-        """Whether a process serves the data directory *path*: here nobody can tell."""
+        """Return True: Windows cannot tell whether a process serves the data directory."""
         return True
 
 else:
@@ -111,10 +115,10 @@ else:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def is_served(path: str) -> bool:
-        """Whether a process serves the data directory *path*, or collects in it.
+        """Return whether a process serves the data directory *path*, or collects in it.
 
-        So it is taken to be where that cannot be told. A shared lock, held for an instant,
-        writes nothing and lets other readers ask at the same time.
+        Returns True as well if the lock cannot be tried. The shared lock is held for an
+        instant: it writes nothing, and other readers can ask at the same time.
         """
         try:
             file = Descriptor(os.open(os.path.join(path, "lock"), os.O_RDONLY))

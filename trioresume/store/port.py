@@ -1,33 +1,38 @@
-"""The store's port: what the server needs of storage, and who guarantees what.
+"""The store's port: the operations that the server needs, and who guarantees their results.
 
 Rules
 =====
 
 1. **Synchronous.** Nothing here awaits. Where an implementation may block on a
    disk, ``blocking`` is true and the server makes the call in a worker thread.
-   The exceptions are :meth:`Store.new_writer`, which touches nothing,
-   :meth:`Store.usage`, which looks up a row, :meth:`Store.check`, :meth:`Store.take_room`,
-   which now and then asks how much of the disk is free, and
-   :meth:`ContentWriter.append`, which writes to the page cache and must not sync: the
-   server calls them on its event loop.
+   The server calls these methods on its event loop all the same:
+   :meth:`Store.new_writer`, which touches nothing; :meth:`Store.usage`, which looks up
+   a row; :meth:`Store.check`, which looks up a name; :meth:`Store.take_room`, which now
+   and then asks how much of the disk is free; and :meth:`ContentWriter.append`, which
+   writes to the page cache and must not sync.
 2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
    performs a batch of them: each *submission* (a sequence of mutations) happens
    whole or not at all, submissions take effect in order, and when ``apply``
    returns, every submission without an error is durable.
 3. **Durable** means: survives power loss with ``durability="disk"``, survives
    ``kill -9`` with ``durability="process"``.
-4. **The offset derives from the data.** A writer's offset is what lies on disk:
-   sealed chunks plus the tail's length. The recorded offset only bounds it from
-   above after a power loss, when unsynced bytes in a tail cannot be trusted.
+4. **The offset derives from the data.** A writer's offset is the number of bytes on
+   disk: the sealed chunks plus the tail's length. The recorded offset matters only
+   after a power loss. Unsynced bytes in a tail cannot be trusted then, and the recorded
+   offset bounds the writer's offset from above.
 5. **One writer.** Opening a writer for a key makes every older writer of that
    key stale at once; a stale writer's ``append`` raises and writes nothing.
 
-6. **Responses start anew.** Request content is resumed; response content is the
-   work of one run of the target. Opening a writer for a response key discards
-   what an earlier one left there.
+6. **Responses start anew.** Request content is resumed. Response content comes from
+   one run of the target, so opening a writer for a response key discards the bytes
+   that an earlier writer left there.
 
-Threads: ``apply`` is called from one thread at a time; reads, ``Seal.run`` and
-``Flush.run`` from any; a writer's other methods from one thread at a time.
+Threads: ``apply`` is called from one thread at a time. Reads, ``Seal.run`` and
+``Flush.run`` may be called from any thread. A writer's other methods are called from
+one thread at a time.
+
+Numbers such as G7 and R34 are statements of docs/supported-protocols.md. The promises
+are numbered in docs/durability.md.
 
 The life of content under construction
 ======================================
@@ -37,13 +42,13 @@ tail holds ``chunk_size`` bytes it becomes a *chunk*, named by its digest::
 
     append → Seal ──run (thread: sync the tail)──► SealChunk ──apply──► chunk published
     flush  → Flush ─run (thread: sync the tail)──► RecordOffset ─apply─► offset durable
-    finish → Seal for the last, shorter chunk, then FreezeContent with what that makes
+    finish → Seal for the last, shorter chunk, then FreezeContent with the whole content
 
-A chunk is published (linked under its name, its directory synced) inside
-``apply``, which is serialised with :meth:`Store.collect`: this is why collection
-cannot take a chunk that a writer just found to exist already. The tail is
-unlinked only after the catalog's commit, so at each instant every accepted byte
-lies in a tail or in a published chunk that the catalog names.
+``apply`` publishes a chunk: it links the chunk under its name and syncs the directory.
+``apply`` is serialised with :meth:`Store.collect`, so collection cannot remove a chunk
+that a writer just found to exist already. The tail is unlinked only after the catalog's
+commit. So at each instant every accepted byte lies in a tail or in a published chunk
+that the catalog names.
 """
 
 from __future__ import annotations
@@ -110,30 +115,30 @@ OperationId = NewType("OperationId", str)
 """The unguessable name of an operation: URL-safe base64 without padding (R34, G12)."""
 
 ContentKey = NewType("ContentKey", str)
-"""What content is built under; see :func:`request_key` and :func:`response_key`."""
+"""The key of content under construction: see :func:`request_key`, :func:`response_key`."""
 
 
 def request_key(operation: OperationId) -> ContentKey:
-    """The key of an operation's request content."""
+    """Return the key of an operation's request content."""
     return ContentKey(operation)
 
 
 def response_key(operation: OperationId) -> ContentKey:
-    """The key of an operation's response content, when it is too large to inline."""
+    """Return the key of an operation's response content that is too large to inline."""
     return ContentKey(f"{operation}.r")
 
 
 def is_response_key(key: ContentKey) -> bool:
-    """Whether *key* names response content."""
+    """Return whether *key* names response content."""
     return key.endswith(".r")
 
 
 def operation_of(key: ContentKey) -> OperationId:
-    """The operation that content under *key* belongs to."""
+    """Return the operation that content under *key* belongs to."""
     return OperationId(key.removesuffix(".r"))
 
 
-# Keys become file names: nothing but this may reach a path (G12, promise 8).
+# Keys become file names: only text that matches this may reach a path (G12, promise 8).
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}(\.r)?")
 
 
@@ -145,7 +150,7 @@ def check_key(key: ContentKey) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Finished bytes: inline when small, else a recipe's digest. Immutable."""
+    """Finished bytes: inline when small, else named by a recipe's digest. Immutable."""
 
     length: int
     inline: bytes | None = None
@@ -154,7 +159,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
-    """A final response: recorded before its first byte is sent, replayed after."""
+    """A final response: recorded before its first byte is sent, and replayed later."""
 
     status: int
     fields: Fields
@@ -163,7 +168,7 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationRecord:
-    """One row of the catalog's operations. Times are service time: see protocol.clock."""
+    """One operation as the catalog has it. Times are service time: see protocol.clock."""
 
     id: OperationId
     method: str
@@ -178,9 +183,9 @@ class OperationRecord:
     """Whether the content is complete only when a client says so, whatever its length."""
     length: int | None = None
     durable_offset: int = 0
-    """Every byte below it was made durable and recorded so; never falls."""
+    """Every byte below this offset is durable and recorded as durable. It never falls."""
     reserved: int = 0
-    """Bytes that count for its principal while it is receiving, whatever arrived (G7)."""
+    """Bytes charged to the principal while the operation is receiving (G7)."""
     content: Content | None = None
     response: StoredResponse | None = None
 
@@ -201,9 +206,9 @@ class FileRecord:
 
 
 def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
-    """What content is that has these chunks and no others.
+    """Return the content that consists of exactly these chunks.
 
-    Raises :class:`ValueError` if one but the last is short.
+    Raises :class:`ValueError` if a chunk other than the last is short.
     """
     length = sum(seal.length for seal in seals)
     recipes = cut(chunk_size, length, [seal.digest for seal in seals])
@@ -212,8 +217,8 @@ def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
 
 
 SERVICE_CLOCK = "service-clock"
-"""The name of the :class:`SetMeta` that says what the service's clock last showed, and after
-a blank which date that was."""
+"""The name of a :class:`SetMeta`. Its value is the last reading of the service's clock, a
+blank, and the date of that reading."""
 
 
 # Mutations.
@@ -226,11 +231,11 @@ class CreateOperation:
 
 @dataclass(frozen=True, slots=True)
 class SealChunk:
-    """Chunk *index* of *key* is full (or the last): publish it, release its tail.
+    """Publish chunk *index* of *key*, which is full or the last, and release its tail.
 
-    Only a :class:`Seal` of this store makes one. Applying it again for an index
-    that is sealed already changes nothing; if the tail it speaks of was discarded
-    meanwhile, it is a conflict.
+    Only a :class:`Seal` of this store makes this mutation. Applying it again for an
+    index that is sealed already changes nothing. It is a conflict if the chunk's tail
+    was discarded meanwhile.
     """
 
     key: ContentKey
@@ -241,7 +246,7 @@ class SealChunk:
 
 @dataclass(frozen=True, slots=True)
 class RecordOffset:
-    """Every byte of *key* below *offset* has been synced. Dropped for response keys."""
+    """Record that every byte of *key* below *offset* is synced. Ignored for response keys."""
 
     key: ContentKey
     offset: int
@@ -249,11 +254,11 @@ class RecordOffset:
 
 @dataclass(frozen=True, slots=True)
 class HoldBack:
-    """What request content *key* has from *offset* on does not count after a crash.
+    """Have a crash discard the bytes of request content *key* from *offset* on.
 
-    So it is until :class:`LetCount`: what is appended in between is there as a whole or,
-    if the writer was lost or given up, not at all. Every byte below *offset* must be
-    durable; the seals of what follows are applied together with :class:`LetCount`.
+    This holds until :class:`LetCount`: the bytes appended in between either all count or,
+    if the writer was lost or given up, none of them counts. Every byte below *offset* must
+    be durable. The seals of the later bytes are applied together with :class:`LetCount`.
     """
 
     key: ContentKey
@@ -262,9 +267,9 @@ class HoldBack:
 
 @dataclass(frozen=True, slots=True)
 class LetCount:
-    """The end of :class:`HoldBack`: all of *key* counts from now on.
+    """End :class:`HoldBack`: every byte of *key* counts from now on.
 
-    With ``durability="disk"`` its offset is recorded in the same submission.
+    With ``durability="disk"`` the same submission records its offset.
     """
 
     key: ContentKey
@@ -278,7 +283,7 @@ class SetLength:
 
 @dataclass(frozen=True, slots=True)
 class SetReserved:
-    """The upload counts as *bytes* for its principal, until it is no longer receiving."""
+    """Charge *bytes* to the upload's principal until the upload stops receiving."""
 
     operation: OperationId
     bytes: int
@@ -292,12 +297,12 @@ class SetExpiry:
 
 @dataclass(frozen=True, slots=True)
 class FreezeContent:
-    """The content of *key* is whole: keep its recipe, drop its working state.
+    """Keep the recipe of *key*'s content, which is whole, and drop its working state.
 
-    For a request key the operation's ``content`` becomes *content*. For a
-    response key it is only kept until :class:`RecordResponse` in the same submission
-    names it. *content* must be what :meth:`Store.sealed_content` says of the chunks
-    whose seals were applied, in this submission or before; otherwise it is a conflict.
+    For a request key, the operation's ``content`` becomes *content*. For a response
+    key, the recipe is kept only if :class:`RecordResponse` in the same submission names
+    it. *content* must equal :meth:`Store.sealed_content` of the chunks whose seals were
+    applied, in this submission or before; otherwise it is a conflict.
     """
 
     key: ContentKey
@@ -306,12 +311,13 @@ class FreezeContent:
 
 @dataclass(frozen=True, slots=True)
 class JoinContents:
-    """The operation's content is that of *parts*, one after the other (D7).
+    """Make the operation's content the contents *parts*, one after the other (D7).
 
-    Nothing is copied and no chunk is counted: the cost is the number of parts. What
-    was under construction is dropped. It is a conflict if a part was released
-    meanwhile, or if one of several parts is joined itself: :meth:`Store.parts_of` tells
-    of what. Parts may repeat. Raises :class:`CallerError` for inline parts and for none.
+    Nothing is copied and no chunk is counted: the cost is proportional to the number of
+    parts. The operation's content under construction is dropped. It is a conflict if a
+    part was released meanwhile, or if one of several parts is joined itself;
+    :meth:`Store.parts_of` returns the parts of joined content. Parts may repeat.
+    Raises :class:`CallerError` for inline parts and for an empty sequence.
     """
 
     operation: OperationId
@@ -323,7 +329,7 @@ class JoinContents:
 
     @property
     def recipe(self) -> JoinedRecipe | None:
-        """What names the parts; None when a single one of them has all the bytes."""
+        """The recipe that names the parts; None when a single part has all the bytes."""
         named = [(part.digest, part.length) for part in self.parts if part.length]
         digests = tuple(digest for digest, _ in named if digest is not None)
         if len(digests) < 2:
@@ -332,7 +338,7 @@ class JoinContents:
 
     @property
     def content(self) -> Content:
-        """What the operation's content becomes."""
+        """The operation's content after this mutation."""
         recipe = self.recipe
         if recipe is None:
             return next((part for part in self.parts if part.length), self.parts[0])
@@ -347,11 +353,11 @@ class SetState:
 
 @dataclass(frozen=True, slots=True)
 class RecordResponse:
-    """The operation is done: keep its final response until *expires_at*.
+    """End the operation as done, and keep its final response until *expires_at*.
 
-    With ``keep_content`` false the request's content is released as well, also
-    when it is still under construction. What else was built under the response
-    key is dropped.
+    With ``keep_content`` false the request's content is released as well, even
+    when it is still under construction. Other content under the response key is
+    dropped.
     """
 
     operation: OperationId
@@ -362,10 +368,10 @@ class RecordResponse:
 
 @dataclass(frozen=True, slots=True)
 class EndOperation:
-    """Release content, response and tails; leave a tombstone until *expires_at*.
+    """Release content, response and tails, and leave a tombstone until *expires_at*.
 
-    Writers of the operation become stale. The tombstone keeps the method, target
-    and principal (R35 holds for it too) and nothing else of the request.
+    Writers of the operation become stale. Of the request, the tombstone keeps only
+    the method, target and principal (R35 applies to it too).
     """
 
     operation: OperationId
@@ -381,12 +387,12 @@ class ForgetOperation:
 
 @dataclass(frozen=True, slots=True)
 class PublishFile:
-    """Put *file* under its owner and name, if what is there now is *expected*.
+    """Put *file* under its owner and name, if the present file is the *expected* one.
 
-    ``expected`` is ``None`` for "nothing", a :class:`Content` for "exactly this",
-    and the literal ``"anything"``. Otherwise the submission fails with
-    :class:`~trioresume.errors.StorageConflict`; so it does when the content it
-    names was released meanwhile.
+    ``expected`` is ``None`` for "no file", a :class:`Content` for "a file with exactly
+    this content", or the literal ``"anything"``. The submission fails with
+    :class:`~trioresume.errors.StorageConflict` if something else is there, and also if
+    the new file's content was released meanwhile.
     """
 
     file: FileRecord
@@ -395,9 +401,9 @@ class PublishFile:
 
 @dataclass(frozen=True, slots=True)
 class RemoveFile:
-    """Remove a file, if what is there now is *expected* (see :class:`PublishFile`).
+    """Remove a file, if it is the *expected* one (see :class:`PublishFile`).
 
-    Removing nothing is fine when ``"anything"`` is expected.
+    With ``"anything"``, it is no conflict if there is no file.
     """
 
     owner: str | None
@@ -414,7 +420,7 @@ class SetFileExpiry:
 
 @dataclass(frozen=True, slots=True)
 class SetMeta:
-    """A named value of the service itself, such as :data:`SERVICE_CLOCK`."""
+    """Set a named value of the service itself, such as :data:`SERVICE_CLOCK`."""
 
     name: str
     value: str
@@ -446,18 +452,18 @@ _GROWING = (CreateOperation, SealChunk, JoinContents, PublishFile, RecordRespons
 
 
 def grows(submission: Sequence[Mutation]) -> bool:
-    """Whether *submission* adds something to the catalog for longer than its own time."""
+    """Return whether *submission* adds something to the catalog that stays there."""
     return any(isinstance(mutation, _GROWING) for mutation in submission)
 
 
 RECORD_SIZE = 4096
-"""Bytes that an operation or a file is charged besides content: its rows, a file's block."""
+"""Bytes charged for an operation or a file besides content: its rows, a file's block."""
 FREE_HEAD = 1024
-"""Bytes of its head that are included in that."""
+"""Bytes of the head that :data:`RECORD_SIZE` includes."""
 
 
 def record_size(record: OperationRecord) -> int:
-    """About what *record* is charged when it is made, besides its content."""
+    """Return about how many bytes a new *record* is charged, besides its content."""
     head = len(record.target) + sum(
         len(name) + len(value) + 4 for name, value in record.fields
     )
@@ -466,38 +472,39 @@ def record_size(record: OperationRecord) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a principal takes, or all of them together (G7)."""
+    """The storage that one principal uses, or all principals together (G7)."""
 
     bytes: int = 0
-    """4096 for each operation but tombstones and for each file; what is longer than 1024
-    bytes of their heads and of the responses that are kept with them; what uploads
-    reserve; the length of each distinct finished content that is kept."""
+    """The sum of: 4096 for each file and for each operation that is no tombstone; the bytes
+    beyond 1024 of their heads and of the responses kept with them; the bytes that uploads
+    reserve; and the length of each distinct finished content that is kept."""
     open_uploads: int = 0
     """Operations that are receiving."""
 
 
 class Seal(Protocol):
-    """Makes one chunk's bytes durable; to be run once, in a worker thread."""
+    """A step that makes one chunk's bytes durable. Run it once, in a worker thread."""
 
     @property
     def index(self) -> int: ...
 
     def run(self) -> SealChunk:
-        """Sync the tail. Raises :class:`StorageError`; then the data is suspect."""
+        """Sync the tail. Raises :class:`StorageError`; the data is suspect after that."""
         ...
 
 
 class Flush(Protocol):
-    """Makes the tail's bytes durable up to ``offset``; run in a worker thread."""
+    """A step that makes the tail's bytes durable up to ``offset``. Run it in a worker thread."""
 
     @property
     def offset(self) -> int: ...
 
     def run(self) -> RecordOffset:
-        """Sync. The result is true only once earlier seals were applied as well.
+        """Sync, and return the mutation that records it.
 
-        Apply it together with them or after them. Raises :class:`StorageError`;
-        then the data above the recorded offset is suspect, and the writer broken.
+        The mutation holds only once earlier seals were applied as well: apply it together
+        with them or after them. Raises :class:`StorageError`; after that the data above the
+        recorded offset is suspect, and the writer is broken.
         """
         ...
 
@@ -507,7 +514,7 @@ class ContentWriter(Protocol):
 
     @property
     def chunk_size(self) -> int:
-        """What this content is cut into: the store's setting when it was begun."""
+        """The size of this content's chunks: the store's setting when the content was begun."""
         ...
 
     @property
@@ -516,51 +523,51 @@ class ContentWriter(Protocol):
         ...
 
     def append(self, data: bytes | bytearray | memoryview) -> list[Seal]:
-        """Write all of *data* at the offset; return the chunks that became full.
+        """Write all of *data* at the offset; return the seals of the chunks that became full.
 
-        *data* is consumed before this returns. On :class:`StorageError` the
-        offset says how much of it was accepted; a full disk is
-        :class:`StorageFull`, and the writer may be used on when there is space.
-        Chunks that became full before the error are returned by the next call.
+        *data* is consumed before this returns. After a :class:`StorageError` the
+        offset says how much of *data* was accepted. A full disk is
+        :class:`StorageFull`; the writer can be used again when there is space. The
+        next call returns the chunks that became full before the error.
         Raises :class:`StaleWriter` if a newer writer exists or the operation ended.
-        A caller that gets seals must run and apply every one of them, in any
-        order, also when the upload is cut (unless the operation has ended).
+        The caller must run and apply every seal it gets, in any order, even when
+        the upload is cut (unless the operation has ended).
         """
         ...
 
     def flush(self) -> Flush | None:
-        """A step that makes everything accepted so far durable; None if nothing is due.
+        """Return a step that makes all accepted bytes durable; None if nothing is due.
 
-        It covers the chunks that no call returned yet. The writer may go on
+        It covers the chunks that no call has returned yet. The writer may go on
         appending while the step runs. With ``durability="process"`` nothing is
-        ever due: what ``append`` accepted survives the process.
+        ever due: bytes that ``append`` accepted survive the process.
         """
         ...
 
     def finish(self) -> list[Seal]:
-        """The content ends here: seal what the tail holds. No append may follow.
+        """End the content here: return the seals that are left. No append may follow.
 
-        The seals that were not returned before come in the order of their chunks,
-        without a gap after those that were. Apply them in one submission with
-        :class:`FreezeContent`, or before it.
+        The seals come in the order of their chunks, without a gap after those that
+        were returned before. Apply them in one submission with :class:`FreezeContent`,
+        or before it.
         """
         ...
 
     def relax(self) -> None:
-        """Nothing is appended for a while: let go of memory, at the price of a reread.
+        """Free the hash state while nothing is appended; the next append reads the tail again.
 
-        It changes nothing else, also for a stale writer, and is quick.
+        The call is quick. It changes nothing else, even for a stale writer.
         """
         ...
 
     def close(self) -> None:
-        """Release what the writer holds; bytes stay. Idempotent."""
+        """Release the writer's resources. The bytes stay. Idempotent."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileExtent:
-    """Bytes that lie in an open file: *length* of them, from *offset* on. At least one."""
+    """Bytes in an open file: *length* of them, at least one, from *offset* on."""
 
     descriptor: int
     offset: int
@@ -574,7 +581,7 @@ class ContentReader(Protocol):
     def length(self) -> int: ...
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to *size* bytes at *offset*, fewer only at a chunk's end or the content's.
+        """Return *size* bytes at *offset*, or fewer at the end of a chunk or of the content.
 
         Raises :class:`ChunkCorrupt` when a chunk is missing or cannot be read, and
         :class:`ContentLost` when content under construction ended meanwhile.
@@ -582,13 +589,13 @@ class ContentReader(Protocol):
         ...
 
     def extent(self, offset: int, size: int) -> FileExtent | None:
-        """Where up to *size* bytes at *offset* lie, for who need not see them.
+        """Return where up to *size* bytes at *offset* lie, for callers that only send them on.
 
-        None when they lie in no file, or in one that may still change: then they have
-        to be read. An extent ends where ``read`` would. Its descriptor is the reader's,
-        and good until the next call of ``read``, ``extent`` or ``close``; the file does
-        not change even after that, so that the system may send it later. Raises as
-        ``read`` does, also when the file is too short.
+        Returns None when the bytes lie in no file, or in one that may still change: the
+        caller must read them then. An extent ends where ``read`` would end. The descriptor
+        belongs to the reader, and is valid until the next call of ``read``, ``extent`` or
+        ``close``. The file does not change even after that, so the system may send it later.
+        Raises the errors of ``read``, and raises them also when the file is too short.
         """
         ...
 
@@ -597,28 +604,28 @@ class ContentReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one step of collection did; all zero when nothing is left to do."""
+    """The result of one step of collection: all zero when nothing is left to do."""
 
     recipes: int = 0
     chunks: int = 0
     bytes: int = 0
     steps: int = 0
-    """Smaller steps: references released, leftover files looked at."""
+    """Smaller steps: the references that were released and the leftover files looked at."""
 
 
 class Store(Protocol):
-    """Where operations, contents and files live."""
+    """The storage of operations, contents and files."""
 
     @property
     def blocking(self) -> bool:
-        """Whether calls may block, so that the server must use a worker thread."""
+        """Whether calls may block; the server then makes them in a worker thread."""
         ...
 
     @property
     def durable_at_once(self) -> bool:
-        """Whether bytes are as durable as they will be once ``append`` returned.
+        """Whether bytes are as durable as they will ever be once ``append`` returned.
 
-        Then no flush is ever due, and no offset recorded.
+        If so, no flush is ever due, and no offset is recorded.
         """
         ...
 
@@ -628,23 +635,24 @@ class Store(Protocol):
     def apply(
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]:
-        """Perform the submissions in order, in one commit; durable on return.
+        """Perform the submissions in order, in one commit, which is durable on return.
 
         The result has, for each submission, None or the conflict that left it
-        undone. Raises :class:`StorageError` when nothing at all was done.
+        undone. Raises :class:`StorageError` if nothing at all was done.
         A mutation of an operation that no longer exists, or is a tombstone, is
-        dropped silently (its effects were released with the operation), except
-        that :class:`CreateOperation` of an existing id is a conflict.
+        ignored, because its effects were released with the operation. Only
+        :class:`CreateOperation` of an existing id is a conflict.
 
-        Where a disk is full, submissions that do not grow (see :func:`grows`) may still
-        be done if they come alone.
+        On a full disk the store may still perform a batch whose submissions add nothing
+        that stays (see :func:`grows`).
         """
         ...
 
     def check(self) -> None:
-        """Raise :class:`StorageError` if what the store is kept in was removed.
+        """Raise :class:`StorageError` if the store's directory or catalog was removed.
 
-        The server calls it on its event loop before each request: it looks up a name.
+        The server calls this on its event loop before each request, so it only looks up
+        a name.
         """
         ...
 
@@ -653,18 +661,18 @@ class Store(Protocol):
     def operations_in(
         self, states: Sequence[OperationState], limit: int, after: OperationId | None
     ) -> list[OperationRecord]:
-        """Operations in one of *states*, ordered by id, for the work after a restart."""
+        """Return operations in one of *states*, ordered by id, for the work after a restart."""
         ...
 
     def expiring(self, limit: int) -> list[tuple[float, str]]:
-        """The soonest expiries: ``(expires_at, token)`` in ascending order.
+        """Return the soonest expiries: ``(expires_at, token)`` in ascending order.
 
         A token is ``"o:" + operation id`` or ``"f:" + file row id``.
         """
         ...
 
     def expire_file(self, token: str, now: float) -> Sequence[Mutation]:
-        """What removes the file behind an ``f:`` token, if it is still due at *now*."""
+        """Return the mutations that remove the file of an ``f:`` token, if it is due at *now*."""
         ...
 
     def file(self, owner: str | None, name: str) -> FileRecord | None: ...
@@ -672,91 +680,95 @@ class Store(Protocol):
     def meta(self, name: str) -> str | None: ...
 
     def usage(self, principal: str | None) -> Usage:
-        """What *principal* takes, as committed: looked up, never summed up.
+        """Return the committed usage of *principal*. It is looked up, never summed up.
 
-        The server calls it on its event loop as well: it may not wait for other calls.
+        The server also calls this on its event loop, so it must not wait for other calls.
         """
         ...
 
     def total_usage(self) -> Usage:
-        """As :meth:`usage`, of all principals together.
+        """Return the usage of all principals together, as :meth:`usage` does for one.
 
-        A byte counts for each principal who keeps it, though it is stored once.
+        A byte counts for each principal that keeps it, although it is stored once.
         """
         ...
 
     def take_room(self, size: int) -> None:
         """Claim *size* bytes of the disk for a record that is about to be made.
 
-        Raises :class:`StorageFull` if that much must stay free. It is a measure, not a
-        reservation, and never waits for other calls.
+        Raises :class:`StorageFull` if the record would take space that must stay free.
+        This is a measurement, not a reservation, and never waits for other calls.
         """
         ...
 
     def new_writer(self, key: ContentKey) -> ContentWriter:
-        """A writer for a request key that was just made up: nothing can be there yet.
+        """Return a writer for a request key that was just generated, so has no content yet.
 
-        As :meth:`open_writer`, but without a look, so that it never blocks.
+        Like :meth:`open_writer`, but it does not look at the disk and so never blocks.
         """
         ...
 
     def open_writer(self, key: ContentKey) -> ContentWriter:
-        """A writer at the end of what *key* holds; older writers become stale.
+        """Return a writer at the end of *key*'s content; older writers become stale.
 
-        A key that the catalog does not know holds nothing; its operation may be
+        A key that the catalog does not know has no content; its operation may be
         created later, but before the first seal is applied. Raises
         :class:`StorageConflict` when the operation has ended or its content is
         frozen, and :class:`CallerError` for a malformed key.
 
-        Recovers what a crash left: a full tail whose seal was not applied is kept
-        as tail and handed out again as a seal by the first ``append`` or
-        ``finish``; after a power loss the tail is cut to the recorded offset.
-        Raises :class:`ContentLost` if less than the recorded offset is there.
+        The call recovers from a crash. A full tail whose seal was not applied stays
+        a tail, and the first ``append`` or ``finish`` returns its seal again. After a
+        power loss the tail is cut to the recorded offset.
+        Raises :class:`ContentLost` if fewer bytes than the recorded offset are there.
         """
         ...
 
     def offset(self, key: ContentKey) -> int:
-        """The offset a new writer of *key* would start at; opens and changes nothing.
+        """Return the offset at which a new writer of *key* would start; change nothing.
 
-        The content's length once it is frozen. Raises :class:`ContentLost`.
+        For frozen content this is its length. Raises :class:`ContentLost`.
         """
         ...
 
     def sealed_content(
         self, key: ContentKey, seals: Sequence[SealChunk] = ()
     ) -> Content:
-        """What the content of *key* is, as far as its seals were applied without a gap.
+        """Return the content of *key* as far as its seals were applied without a gap.
 
-        With *seals*, which go on from there, as it is when they are applied as well.
-        The cost does not depend on how much there is, but for a look at 34 bytes for
+        *seals* continue from there; the result counts them as if they were applied too.
+        The cost does not depend on the content's size, except for a look at 34 bytes for
         each :data:`~trioresume.store.recipe.PART_CHUNKS` chunks.
         """
         ...
 
     def parts_of(self, content: Content) -> tuple[Content, ...]:
-        """The contents that finished *content* is joined from; itself if it is not."""
+        """Return the contents that *content* was joined from, or *content* itself."""
         ...
 
     def open_reader(self, content: Content) -> ContentReader:
-        """Reads finished content. While the reader is open, collection spares it.
+        """Return a reader of finished content. Collection spares the content while it is open.
 
         Raises :class:`ContentLost` when the content was released and collected.
         """
         ...
 
     def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
-        """Reads the first *length* bytes of content under construction, or frozen since."""
+        """Return a reader of the first *length* bytes of *key*'s content.
+
+        The content is under construction, or has been frozen since.
+        """
         ...
 
     def collect(self, limit: int) -> Collected:
-        """Release at most *limit* rows of what nothing refers to any more."""
+        """Release at most *limit* rows that nothing refers to any more."""
         ...
 
     def sweep(self) -> None:
-        """Have the calls of :meth:`collect` that follow look at every file, once.
+        """Have the next calls of :meth:`collect` look at every file once.
 
-        For those that nothing speaks of, which a crash can leave. A store looks by
-        itself when it knows of a reason to; this is for a keeper who wants to be sure.
+        They remove the files that the catalog does not know, which a crash can leave. A
+        store does this by itself when it knows a reason; this call is for an administrator
+        who wants to be sure.
         """
         ...
 
