@@ -4,38 +4,38 @@ What is on disk::
 
     format            the version of all this
     lock              held while a process serves the directory
-    reserve           space for releasing something on a full disk (see reserve)
+    reserve           space for releasing something on a full disk (see reserve.py)
     catalog.sqlite3   operations, chunk lists, holds, recorded responses, files
-    chunks/xx/…       finished chunks (see chunks)
-    tails/…           bytes that are no chunk yet (see tails)
+    chunks/xx/…       finished chunks (see chunks.py)
+    tails/…           bytes that are no chunk yet (see tails.py)
 
 The order in which a chunk becomes known
 ========================================
 
 1. its tail is synced (:meth:`Seal.run <trioresume.store.port.Seal.run>`);
-2. the tail is linked under the chunk's name, that directory is synced;
+2. the tail is linked under the chunk's name, and that directory is synced;
 3. the catalog commits the piece;
 4. the tail is unlinked.
 
-A crash between any two leaves the bytes where the next open looks for them: in the
-tail before the commit, in the chunk after it. Steps 2 to 4 and collection exclude
-each other (``_changing``), so a chunk found to exist already stays.
+A crash between any two steps leaves the bytes where the next open looks for them: in
+the tail before the commit, in the chunk after it. Steps 2 to 4 and collection exclude
+each other (``_changing``), so collection cannot remove a chunk that step 2 found.
 
-What a tail's bytes are worth after a restart
+Which of a tail's bytes count after a restart
 =============================================
 
-The kernel keeps written bytes when a process dies, and loses some when the machine does.
-It also loses them, with no reboot, when a file system is shut down after an error, or is
-detached and mounted again. What happened between two processes nobody can tell for
-certain. So each start begins a new *epoch*, also after a clean end. A tail's length is
-the truth for content that was written in this epoch. For older content counts what was
-recorded as synced, and what is proven: beside a tail lies the hash of its bytes (see
-tails), and the bytes that are there must have it. The rest is cut off when the content is
-opened. Nothing is looked at before it is asked for: starting costs the same with any
-number of unfinished uploads.
+The kernel keeps written bytes when a process dies. It loses some of them when the machine
+fails. It also loses some without a reboot, when a file system is shut down after an error,
+or is detached and mounted again. Nobody can tell for certain what happened between two
+processes. So each start begins a new *epoch*, even after a clean end. For content written
+in this epoch, all bytes in the tail count. For older content, two kinds of bytes count:
+bytes that were recorded as synced, and bytes that are proven. The store keeps a hash of a
+tail's bytes with the tail (see tails.py); bytes that still have this hash are proven. The
+rest is cut off when the content is opened. The store looks at a tail only when somebody
+asks for it, so a start costs the same with any number of unfinished uploads.
 
-The same is true of chunks that were published with ``durability="process"``, where
-nothing is synced: see doubts.
+Chunks that were published with ``durability="process"``, where nothing is synced, can lose
+bytes in the same way: see doubts.py.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ DEFAULT_CHUNK_SIZE = 4 * 1024 * 1024
 Durability = Literal["disk", "process"]
 
 _SWEEP_SLICE = 256
-"""Files looked at under the lock at a time: a few milliseconds."""
+"""Files that a sweep looks at under the lock at a time: a few milliseconds."""
 
 
 def open_store(
@@ -109,12 +109,13 @@ def open_store(
     reserve: int = 0,
     disk: Disk | None = None,
 ) -> DiskStore:
-    """Open the store in *data_dir*, which is made if it is not there.
+    """Open the store in *data_dir*, which is made if it does not exist.
 
-    *chunk_size* is in bytes and holds for what is begun from now on. Content stops where
-    *min_free_space* bytes of the disk are left, or a twentieth of it. *reserve* bytes are
-    kept in a file, to be given up so that something can be released on a full disk. *disk*
-    is for tests: it performs the changes instead of the operating system.
+    *chunk_size* is in bytes and applies to content that is begun from now on. Content is
+    refused once only *min_free_space* bytes of the disk are free, or a twentieth of the
+    disk if that is less. A file of *reserve* bytes is kept, and given up when something
+    must be released on a full disk. *disk* is for tests: it performs the changes instead of
+    the operating system.
 
     Raises :class:`StoreLocked`, :class:`FormatVersionUnsupported` and other
     :class:`StorageError`.
@@ -150,7 +151,7 @@ class DiskStore:
         self._pins = Pins()
         self._epoch = Epoch()
         self._passed_over: dict[ContentKey, set[int]] = {}
-        """Tails past a gap, which a sweep met while their content had a writer."""
+        """Tails past a gap that a sweep met while their content had a writer."""
         self._dir = DataDir(data_dir, disk)
         try:
             self._chunks = ChunkFiles(self._dir.join("chunks"), disk)
@@ -191,7 +192,7 @@ class DiskStore:
         )
 
     def _enter_epoch(self) -> None:
-        """Note that the store is in use, and begin an epoch. See the module's text."""
+        """Record that the store is in use, and begin an epoch. See the module docstring."""
         last = Epoch.kept_in(self._catalog)
         self._epoch.begin(last.number + 1, last.provable)
         self._sweep: Sweep | None = None
@@ -203,7 +204,8 @@ class DiskStore:
         kept = self._catalog.store_value("mount_epoch")
         mount_epoch = int(kept) if same and kept is not None else self._epoch.number
         if unsynced:
-            # What that process left in the page cache must not count as durable now.
+            # Bytes that the earlier process left in the page cache must not count as
+            # durable now, so they are written back first.
             self._disk.sync_everything(self._dir.path)
         with self._catalog.transaction() as connection:
             if unsynced and self._disk.durable:
@@ -255,7 +257,7 @@ class DiskStore:
             try:
                 self._note_end()
             except StorageError:
-                pass  # a full disk must not spoil the end; the next start sweeps
+                pass  # a full disk must not prevent the end; the next start sweeps
             finally:
                 self._sweep = None
                 self._catalog.close()
@@ -270,7 +272,8 @@ class DiskStore:
         )
         try:
             if clean:
-                # A removal that a power loss undoes would not be found again.
+                # After a clean end nobody sweeps, so a removal that a power loss undoes
+                # would never be found.
                 self._chunks.sync_removals()
                 self._tails.sync_names()
         except OSError:
@@ -339,7 +342,7 @@ class DiskStore:
                     ]
                     self._chunks.sync()
             except BaseException:
-                self._sweep_is_due()  # chunks were published that the catalog does not name
+                self._sweep_is_due()  # the catalog may not name the published chunks
                 raise
             if any(results):
                 self._sweep_is_due()
@@ -347,9 +350,9 @@ class DiskStore:
                 for seal in effects.sealed:
                     self._tails.end_sealing(seal.key, seal.index)
                     self._tails.remove(seal.key, seal.index)
-        # Outside the lock: ending a writer waits for one that is being opened, and
-        # opening may wait for the lock. What was dropped never comes back, so nothing
-        # can be taken wrongly meanwhile.
+        # Done outside the lock: ending a writer waits for a writer that is being opened,
+        # and opening may wait for the lock. Dropped content never comes back, so no writer
+        # can take it in between.
         for key in effects.frozen:
             self._recovery.standing.forget(key)
         with self._leftovers():
@@ -364,7 +367,7 @@ class DiskStore:
 
     @contextmanager
     def _leftovers(self) -> Iterator[None]:
-        """What is committed stays so: a file that cannot be unlinked is swept later."""
+        """Leave a file that cannot be unlinked to a later sweep: the commit stands."""
         try:
             yield
         except OSError:
@@ -472,7 +475,7 @@ class DiskStore:
         if tail is not None and not tail.broken:
             return tail.offset
         if is_response_key(key):
-            return 0  # whoever opens it begins anew
+            return 0  # a new writer of a response begins anew
         offset = self._recovery.offset(key)
         if offset is not None:
             return offset
@@ -531,7 +534,7 @@ class DiskStore:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The first *length* bytes of what *reader* reads."""
+    """The first *length* bytes of *reader*'s content."""
 
     reader: ContentReader
     length: int

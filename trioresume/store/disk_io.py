@@ -1,21 +1,22 @@
-"""The operating system's calls that change a data directory, in one place.
+"""All calls of the operating system that change a data directory.
 
-Everything that alters the disk goes through a :class:`Disk`, for two reasons.
-Platforms differ in what makes data durable, and the crash tests replace a Disk by
-one that stops the world before any of these steps.
+Every change of the disk goes through a :class:`Disk`, for two reasons. Platforms
+differ in what makes data durable. And the crash tests replace the Disk by one that
+stops before any of these steps.
 
 Durability
 ==========
 
-* ``fdatasync`` makes a file's bytes and its length durable, not its name. A new
-  name is durable only when its directory was synced as well.
-* macOS' ``fsync`` leaves the data in the drive's cache; ``FFULLFSYNC`` does not.
+* ``fdatasync`` makes a file's bytes and its length durable, but not its name. A new
+  name is durable only after its directory was synced as well.
+* On macOS ``fsync`` leaves the data in the drive's cache; ``F_FULLFSYNC`` does not.
 * Windows has no way to sync a directory; its file systems journal the names.
-* Large writes from memory that lies as the file does, modulo :data:`PAGE_SIZE`, bypass
-  the page cache (``O_DIRECT``): the disk reads them where they are, nothing has to be
-  copied, found room for and written back later, and the files that others work with stay
-  in memory. It does not make them durable. What cannot be written so goes the usual way.
-* After a failed sync, trying again proves nothing: Linux reports a write error
+* Large writes bypass the page cache (``O_DIRECT``) if the address of the memory and the
+  position in the file are equal modulo :data:`PAGE_SIZE`. The disk then reads the bytes
+  from that memory: the kernel does not copy them, find room for them and write them back
+  later, and the files that others work with stay in the page cache. This does not make the
+  bytes durable. Other writes go through the page cache.
+* After a failed sync, a second sync proves nothing: Linux reports a write error
   once and then calls the pages clean. The data is suspect from then on.
 """
 
@@ -40,22 +41,22 @@ if sys.platform != "win32":
 __all__ = ["FULL", "PAGE_SIZE", "Descriptor", "Disk", "storage_error", "translated"]
 
 PAGE_SIZE = 4096
-"""What direct writes begin and end on; at least a disk's block."""
+"""Direct writes begin and end on a multiple of this: at least a disk's block."""
 
 _LEAST_DIRECT = 64 * 1024
-"""Bytes from which on a direct write pays for its two system calls more."""
+"""From this many bytes on, a direct write is worth its two additional system calls."""
 
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _NO_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
-# EFBIG: a file size limit of the process or the file system; for whoever uploads
-# it is the same as a full disk.
+# EFBIG is a file size limit of the process or the file system. For a client that uploads
+# it means the same as a full disk.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-# What link() answers where hard links do not exist (FAT, some network and FUSE file
-# systems), cross a boundary, or are used up for this file.
+# link() fails with these where hard links do not exist (FAT, some network and FUSE file
+# systems), would cross a boundary, or are used up for this file.
 _NO_LINKS = frozenset(
     {
         errno.EPERM,
@@ -72,7 +73,7 @@ _COPY_SIZE = 1024 * 1024
 
 
 def storage_error(exc: OSError, what: str) -> StorageError:
-    """The storage error that *exc* amounts to; *what* says what was attempted."""
+    """Return the storage error for *exc*; *what* says what was attempted."""
     kind = StorageFull if exc.errno in FULL else StorageError
     return kind(f"{what}: {exc.strerror or exc}")
 
@@ -87,7 +88,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 class Descriptor:
-    """A file descriptor that is closed once, at the latest when it is forgotten."""
+    """A file descriptor that is closed once, at the latest when it is garbage-collected."""
 
     __slots__ = ("_fd", "_past_cache")
 
@@ -102,10 +103,10 @@ class Descriptor:
         return Descriptor(os.dup(self._fd))
 
     def bypass_cache(self, on: bool) -> None:
-        """Whether what is written from now on bypasses the page cache.
+        """Set whether later writes bypass the page cache.
 
-        Raises :class:`OSError` if the file system does not know that. It concerns the
-        duplicates as well, which nobody writes to.
+        Raises :class:`OSError` if the file system does not support that. The setting also
+        affects the duplicates, but nobody writes to those.
         """
         if on is not self._past_cache:
             fcntl.fcntl(self._fd, fcntl.F_SETFL, _DIRECT if on else 0)
@@ -120,40 +121,40 @@ class Descriptor:
 
 
 class Disk:
-    """Performs the changes; *durable* says whether syncs are really done."""
+    """Performs the changes. *durable* says whether it really performs the syncs."""
 
     write: Callable[[int, memoryview], int] = staticmethod(os.write)
-    """``os.write``: whatever is written goes through this call."""
+    """``os.write``: every write goes through this call."""
 
     read: Callable[[int, int], bytes] = staticmethod(os.read)
-    """``os.read``: here, with the changes, because a disk can fail at it, too."""
+    """``os.read``: it is here, with the changes, because a disk can fail at it, too."""
 
     def __init__(self, *, durable: bool) -> None:
         self.durable = durable
         self.direct = bool(_DIRECT)
-        """Whether large writes may bypass the page cache; false once one could not."""
+        """Whether large writes may bypass the page cache; false once a write could not."""
         self.attaches = _HAS_ATTRIBUTES
-        """Whether bytes may be kept with a file; false once that failed."""
+        """Whether bytes may be kept as an attribute of a file; false once that failed."""
         self.synchronous = "FULL" if durable else "NORMAL"
-        """SQLite's setting. With NORMAL a commit is not synced, but is written: it
-        survives the process, not the power."""
+        """SQLite's setting. With NORMAL a commit is written but not synced: it survives the
+        end of the process, but not a power loss."""
 
     def create(self, path: str) -> Descriptor:
-        """A new file under *path*, which must be free, readable and writable."""
+        """Create and open a file, readable and writable, under *path*, which must be free."""
         return Descriptor(
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)
         )
 
     def open(self, path: str, *, write: bool = False) -> Descriptor:
-        """The existing file under *path*."""
+        """Open the existing file under *path*."""
         return Descriptor(
             os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS)
         )
 
     def allocate(self, path: str, size: int) -> None:
-        """A new file under *path*, of *size* bytes that are taken from the disk.
+        """Create a file under *path* whose *size* bytes are really allocated on the disk.
 
-        Raises :class:`OSError` if they are not to be had; then there is no file.
+        Raises :class:`OSError` if the disk has too little space; then there is no file.
         """
         file = self.create(path)
         try:
@@ -165,19 +166,18 @@ class Disk:
             file.close()
 
     def forget_cached(self, file: Descriptor) -> None:
-        """Have the next read of *file* come from the disk, where the system can do that.
+        """Have the next read of *file* come from the disk, where the system supports it.
 
-        Only pages that are written back already are dropped; the call cannot fail in a
-        way that matters.
+        This drops only pages that are written back already. A failure is ignored.
         """
         if hasattr(os, "posix_fadvise"):
             try:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             except OSError:
-                pass  # it is advice
+                pass  # the call is only advice to the system
 
     def make_directory(self, path: str) -> None:
-        """Make the directory *path*, if it is not there, for this user only."""
+        """Make the directory *path*, if it does not exist, for this user only."""
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -192,11 +192,11 @@ class Disk:
         os.ftruncate(file.fileno(), length)
 
     def unlink(self, path: str) -> None:
-        """Remove the name *path*, if it is there."""
+        """Remove the name *path*, if it exists."""
         try:
             os.unlink(path)
         except FileNotFoundError:
-            pass  # what is wanted is that it is gone
+            pass  # the name is gone, as the caller wants
 
     def link(self, source: str, target: str) -> None:
         os.link(source, target)
@@ -205,7 +205,10 @@ class Disk:
         os.replace(source, target)
 
     def link_or_copy(self, source: str, target: str) -> None:
-        """Give *source* the further name *target*, which must be free."""
+        """Give the file *source* the additional name *target*, which must be free.
+
+        Where hard links are impossible, *target* becomes a copy.
+        """
         try:
             self.link(source, target)
         except OSError as exc:
@@ -226,9 +229,9 @@ class Disk:
             duplicate.close()
 
     def write_some(self, file: Descriptor, view: memoryview, position: int) -> int:
-        """Write from *view* at *position*, which is the file's; how much was written.
+        """Write from *view* at *position*, which must be the file's; return the bytes written.
 
-        That may be less than all, to get the rest onto whole pages.
+        It may write less than all of *view*, so that the rest begins on a whole page.
         """
         fd = file.fileno()
         if self.direct and len(view) >= _LEAST_DIRECT and _lies_as(view, position):
@@ -240,7 +243,7 @@ class Disk:
                 except OSError as exc:
                     if exc.errno not in _NO_DIRECT:
                         raise
-                    self.direct = False  # the file system cannot, or not like this
+                    self.direct = False  # the file system cannot do such direct writes
             else:
                 view = view[:before]
         file.bypass_cache(False)
@@ -251,26 +254,26 @@ class Disk:
             view = view[self.write(file.fileno(), view) :]
 
     def overwrite(self, path: str, data: bytes) -> None:
-        """Have the small file *path* begin with *data*; it is made if it is not there."""
+        """Write *data* at the start of the small file *path*, which is made if needed."""
         flags = os.O_WRONLY | os.O_CREAT | _OPEN_FLAGS
         with closing(Descriptor(os.open(path, flags, 0o600))) as file:
             if os.write(file.fileno(), data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def attach(self, file: Descriptor, data: bytes) -> bool:
-        """Keep the few bytes *data* with *file*, in its inode; false where that cannot be.
+        """Keep the few bytes *data* in *file*'s inode; return False where that is impossible.
 
-        It costs a tenth of what a file of its own costs.
+        It costs a tenth of a separate file.
         """
         if self.attaches:
             try:
                 os.setxattr(file.fileno(), _ATTRIBUTE, data)
             except OSError:
-                self.attaches = False  # not here, or there is no room
+                self.attaches = False  # not supported here, or there is no room
         return self.attaches
 
     def attached(self, file: Descriptor) -> bytes:
-        """What was kept with *file* last; nothing if nothing was."""
+        """Return the bytes that :meth:`attach` kept last, or no bytes."""
         try:
             return os.getxattr(file.fileno(), _ATTRIBUTE) if _HAS_ATTRIBUTES else b""
         except OSError:
@@ -291,10 +294,10 @@ class Disk:
                 os.close(fd)
 
     def sync_everything(self, path: str) -> None:
-        """Make all that was ever written durable, where the system can do that.
+        """Make all bytes that were ever written durable, where the system can do that.
 
-        Raises :class:`OSError` if some of it was lost in the file system of *path*, where
-        the system tells: ``sync`` itself says nothing.
+        ``sync`` itself reports no errors. Raises :class:`OSError` if the file system of
+        *path* lost some of the bytes, on systems that can tell.
         """
         if self.durable and hasattr(os, "sync"):
             os.sync()
@@ -313,23 +316,23 @@ def _allocate(fd: int, size: int) -> None:
                 raise
         else:
             return
-    # Random, or a file system that compresses would keep almost nothing.
+    # Random bytes, because a file system that compresses would allocate almost nothing.
     written = 0
     while written < size:
         written += os.write(fd, os.urandom(min(_COPY_SIZE, size - written)))
 
 
 def _lies_as(view: memoryview, position: int) -> bool:
-    """Whether *view* begins where *position* does, modulo pages."""
+    """Return whether *view*'s address equals *position* modulo :data:`PAGE_SIZE`."""
     try:
         address = ctypes.addressof(ctypes.c_char.from_buffer(view))
     except TypeError:
-        return False  # memory that must not be written has no address here
+        return False  # ctypes gives no address for read-only memory
     return (address - position) % PAGE_SIZE == 0
 
 
 def _check_file_system(path: str) -> None:
-    """Raise what could not be written back since nobody was told of it (Linux 5.8)."""
+    """Raise :class:`OSError` for a write-back error that was not reported yet (Linux 5.8)."""
     if sys.platform != "linux":
         return
     library = ctypes.CDLL(None, use_errno=True)

@@ -1,18 +1,17 @@
-"""Doubts: chunks that nothing synced, and what may have become of them.
+"""Doubts: unsynced chunks that may have lost bytes, and checking them.
 
-With ``durability="process"`` a chunk is named before its bytes are on the disk. They are
-in the page cache, which outlives the process, but neither the machine nor the life of the
-mounted file system. Nothing promises that such a chunk survives a power loss. But wrong
-bytes must not be taken for right ones: a file system can keep a file's length and lose its
-bytes.
+With ``durability="process"`` a chunk is named before its bytes are on the disk. The bytes
+are in the page cache. They outlive the process, but not a reboot, nor a new mount of the
+file system. Nothing promises that such a chunk survives a power loss. But wrong bytes must
+not be taken for right ones: a file system can keep a file's length and lose its bytes.
 
-So the catalog notes for each of these chunks the epoch it was published in, and the first
-epoch of the present *mount life*, which ends when the machine boots or the file system is
-mounted anew. A chunk of an earlier epoch is in doubt. It is read and hashed before it is
-opened for the first time in a process: it has the bytes that it is named after, or it is
-damaged. An unfinished upload that has a damaged chunk is lost.
+So for each of these chunks the catalog records the epoch in which it was published. It also
+records the first epoch of the present *mount life*, which ends when the machine boots or
+the file system is mounted again. A chunk of an earlier epoch is in doubt. A process reads
+and hashes it before it opens it for the first time. If the hash is not the chunk's name,
+the chunk is damaged. An unfinished upload that has a damaged chunk is lost.
 
-Where the system cannot tell mounts apart every start begins a new mount life.
+Where the system cannot tell mounts apart, every start begins a new mount life.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ _MASK_AT, _MOUNT_AT = 0, 0x90
 
 _READ_SIZE = 1024 * 1024
 _MOST_ANSWERS = 65536
-"""Chunks whose answer is remembered."""
+"""How many chunks' check results are remembered."""
 
 
 def mount_id(path: str) -> str | None:
-    """What tells the mount that holds *path* from all others, earlier ones included.
+    """Return an id of the mount that holds *path*; no other or earlier mount has the same.
 
-    None where the system cannot tell: it takes Linux 6.8. The number of a mount in
-    ``/proc/self/mountinfo`` would not do, because it is used again.
+    Returns None where the system cannot tell: it takes Linux 6.8. The number of a mount in
+    ``/proc/self/mountinfo`` does not serve, because the kernel reuses it.
     """
     if sys.platform != "linux":
         return None
@@ -71,7 +70,7 @@ def mount_id(path: str) -> str | None:
 
 
 def hash_chunk(file: Descriptor, disk: Disk) -> Digest:
-    """What the bytes of *file* are named after."""
+    """Return the digest of *file*'s bytes."""
     hasher = blake3()
     while data := disk.read(file.fileno(), _READ_SIZE):
         hasher.update(data)
@@ -79,7 +78,7 @@ def hash_chunk(file: Descriptor, disk: Disk) -> Digest:
 
 
 class Doubts:
-    """Which chunks are in doubt, and whether they are right after all."""
+    """Tells which chunks are in doubt, and checks them."""
 
     def __init__(self, catalog: CatalogReader, disk: Disk, mount_epoch: int) -> None:
         self._catalog = catalog
@@ -87,13 +86,13 @@ class Doubts:
         self._mount_epoch = mount_epoch
         self._answers: dict[Digest, bool] = {}
         self.any = catalog.has_unsynced_before(mount_epoch)
-        """Whether any chunk is in doubt, which needs no look at a chunk to be known."""
+        """Whether any chunk is in doubt. The catalog alone tells this."""
 
     def check(self, digest: Digest, path: str) -> None:
-        """Raise :class:`ChunkCorrupt` if the chunk at *path* was in doubt and is wrong.
+        """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and has wrong bytes.
 
-        Raises :class:`FileNotFoundError` if it is not there. Reads the chunk, once in
-        the life of the process.
+        Raises :class:`FileNotFoundError` if the file is missing. Reads the chunk at the
+        first call, and remembers the result.
         """
         if not self.any:
             return
@@ -112,5 +111,5 @@ class Doubts:
             )
 
     def forget(self, digest: Digest) -> None:
-        """The chunk was published anew."""
+        """Forget the result for *digest*, because the chunk was published again."""
         self._answers.pop(digest, None)

@@ -1,19 +1,20 @@
-"""Where content under construction ends: looking at it, changing nothing.
+"""Finding where content under construction ends, without changing anything.
 
-What a key holds is a row of *parts* without a gap: sealed chunks, which are durable,
-and tails. The catalog gives the first, the directory the second. Both change while
-one looks (a seal commits, then its tail is unlinked), so a look counts only if the
+A key's content is a row of *parts* without a gap: sealed chunks, which are durable, and
+tails. The catalog lists the sealed chunks; the directory holds the tails. Both can change
+during a look (a seal commits, then its tail is unlinked). So a look counts only if the
 catalog said the same before and after it.
 
-Unsynced bytes are believed only in the *epoch* they were written in. Every start of a
-store begins a new epoch: whatever was written before it may have been lost, by a power
-loss or by a file system that was shut down or mounted anew. Of older bytes count
+Unsynced bytes are believed only in the *epoch* in which they were written. Every start of a
+store begins a new epoch. Bytes written before it may have been lost, by a power loss or by
+a file system that was shut down or mounted again. Two kinds of older bytes count:
 
-* those that were recorded as synced,
-* and those that are proven (see :mod:`trioresume.store.tails`).
+* bytes that were recorded as synced,
+* and bytes that are proven (see :mod:`trioresume.store.tails`).
 
-An epoch also ends when the names of tails could not be synced: whose they were nobody can
-tell, so of what was written by then only what was recorded counts, proven or not.
+An epoch also ends when the names of tails could not be synced. Nobody can tell which names
+the sync was for. So of the bytes written until then only recorded ones count, not proven
+ones.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ __all__ = ["NO_EPOCH", "Epoch", "Extent", "Part", "Standing", "Survey"]
 
 
 NO_EPOCH = -1
-"""The epoch of content of which nothing counts that was not recorded."""
+"""The epoch of content whose unrecorded bytes never count."""
 
 
 class Epoch:
     """The epoch that a store is in.
 
-    Unsynced bytes of the epochs from *provable* on count if they are proven, those of
-    earlier ones never.
+    Unsynced bytes of the epochs from *provable* on count if they are proven. Unsynced bytes
+    of earlier epochs never count.
     """
 
     def __init__(self, number: int = 0, provable: int = 0) -> None:
@@ -47,7 +48,7 @@ class Epoch:
 
     @classmethod
     def kept_in(cls, catalog: CatalogReader) -> Epoch:
-        """The epoch of the process that opened the store last."""
+        """Return the epoch of the process that opened the store last."""
         number, provable = map(catalog.store_value, ("epoch", "provable"))
         return cls(int(number or 0), int(provable or 0))
 
@@ -57,24 +58,24 @@ class Epoch:
         self._first = number
 
     def end(self) -> None:
-        """What was not recorded until now does not count any more."""
+        """End the epoch: bytes that are not recorded until now no longer count."""
         self.number += 1
         self.provable = self.number
 
     def note(self, connection: sqlite3.Connection) -> None:
-        """Have the open transaction keep it for the next process, if it is a new one."""
+        """Write the epoch in the open transaction, for the next process, if it has changed."""
         if self.number != self._first:
             connection.executemany(
                 "REPLACE INTO store VALUES (?, ?)", self.values().items()
             )
 
     def values(self) -> dict[str, str]:
-        """What the catalog keeps of it, by name."""
+        """Return the values that the catalog keeps, by name."""
         return {"epoch": str(self.number), "provable": str(self.provable)}
 
 
 class Standing:
-    """Which contents' unsynced bytes this process believes, whatever their epoch."""
+    """Exceptions to the rule of the epochs: contents that this process believes or doubts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -82,27 +83,27 @@ class Standing:
         self._suspects: set[ContentKey] = set()
 
     def adopt(self, key: ContentKey) -> None:
-        """Every byte of *key* was recorded or proven: from now on its length is the truth."""
+        """Believe all bytes of *key* from now on: each of them was recorded or proven."""
         with self._lock:
             self._adopted.add(key)
 
     def suspect(self, keys: Iterable[ContentKey]) -> None:
-        """Of *keys* only what was recorded counts."""
+        """Count only the recorded bytes of *keys*."""
         with self._lock:
             self._suspects.update(keys)
 
     def suspect_adopted(self) -> None:
-        """Of none of the older contents counts what was not recorded."""
+        """Withdraw every :meth:`adopt`: older contents keep only their recorded bytes."""
         with self._lock:
             self._adopted.clear()
 
     def acquit(self, key: ContentKey) -> None:
-        """What did not count of *key* was cut off."""
+        """End the suspicion of *key*: its bytes that did not count were cut off."""
         with self._lock:
             self._suspects.discard(key)
 
     def forget(self, key: ContentKey) -> None:
-        """*key* is not under construction any more."""
+        """Forget *key*, which is no longer under construction."""
         if self._adopted or self._suspects:
             with self._lock:
                 self._adopted.discard(key)
@@ -121,26 +122,26 @@ class Part:
     length: int
     sealed: bool
     proven: int = 0
-    """How many bytes of a tail are proven; looked up only if that matters."""
+    """How many bytes of a tail are proven. It is looked up only where it matters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What one look found."""
+    """The result of one look."""
 
     row: ContentRow
     parts: tuple[Part, ...]
-    """What follows the row's prefix without a gap."""
+    """The parts that follow the row's prefix without a gap."""
     strays: bool
     """Whether there are sealed chunks past the last part."""
     trusted: bool
-    """Whether all that is there counts."""
+    """Whether all bytes that are there count."""
     provable: bool
-    """If not: whether what is proven counts."""
+    """If they do not all count: whether proven bytes count."""
 
     @property
     def end(self) -> int:
-        """All the bytes that are there."""
+        """The number of bytes that are there."""
         if not self.parts:
             return self.row.prefix_bytes
         last = self.parts[-1]
@@ -148,12 +149,12 @@ class Extent:
 
     @property
     def kept(self) -> int:
-        """The bytes that count."""
+        """The number of bytes that count."""
         return self.end if self.trusted else self._count(proofs=True)
 
     @property
     def recorded(self) -> int:
-        """The bytes that count and are durable already."""
+        """The number of bytes that count and are durable already."""
         return self._count(proofs=False)
 
     def _count(self, *, proofs: bool) -> int:
@@ -177,7 +178,7 @@ class Extent:
         return None
 
     def checked(self) -> int:
-        """The bytes that count. Raises :class:`ContentLost` if durable ones are gone."""
+        """Return how many bytes count. Raises :class:`ContentLost` if durable ones are gone."""
         if self.end < self.row.durable:
             raise ContentLost(
                 f"{self.row.durable} bytes were durable, {self.end} are left"
@@ -188,8 +189,8 @@ class Extent:
 class Survey:
     """Looks at content under construction.
 
-    *tail_length* gives the bytes in a tail, or None where there is none; *proven* says
-    how many of them are.
+    *tail_length* returns the number of bytes in a tail, or None if there is no tail.
+    *proven* returns how many of them are proven.
     """
 
     def __init__(
@@ -207,9 +208,9 @@ class Survey:
         self._standing = standing or Standing()
 
     def look(self, key: ContentKey, *, proofs: bool = True) -> Extent | None:
-        """What is there of *key*; None if the catalog does not speak of it.
+        """Return the extent of *key*; None if it is not under construction in the catalog.
 
-        Without *proofs* nothing is read, and unsynced bytes of older epochs do not count.
+        Without *proofs* no tail is read, and unsynced bytes of older epochs do not count.
         """
         before = self._catalog.known(key)
         while before is not None:
@@ -234,14 +235,14 @@ class Survey:
             if length is not None:
                 proven = self._proven(key, index) if looks and not sealed else 0
                 parts.append(Part(index, length, sealed, proven))
-                # What follows a gap in the proofs does not count, whatever it is.
+                # Bytes after a gap in the proofs never count, so their proofs do not matter.
                 looks = looks and (sealed or proven == length)
                 index += 1
         strays = any(i >= index for i in pieces)
         return Extent(row, tuple(parts), strays, trusted, provable)
 
     def _judge(self, key: ContentKey, row: ContentRow) -> tuple[bool, bool]:
-        """Whether the unsynced bytes of *key* count, and whether they do if proven."""
+        """Return whether all unsynced bytes of *key* count, and whether proven ones count."""
         if row.epoch == NO_EPOCH or self._standing.is_suspect(key):
             return False, False
         if row.epoch == self._epoch.number or self._standing.is_adopted(key):

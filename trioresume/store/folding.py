@@ -1,19 +1,20 @@
 """Folding: keeping the list of a large content's chunks short while it is made.
 
 As soon as :data:`~trioresume.store.recipe.PART_CHUNKS` chunks of content under
-construction are sealed without a gap, their pieces are folded into a recipe, which the
-content then has as a *part*. So the pieces of a content are never many, and finishing it
-looks at those that are left and at one row for each part: as much for the last byte of a
-tebibyte as for that of a gibibyte, and a thousand parts for four tebibytes. Each fold
-costs some milliseconds, once for so many chunks.
+construction are sealed without a gap, their pieces are folded into a recipe. The content
+then has this recipe as a *part*. So a content never has many pieces. Finishing it reads
+the pieces that are left, and one row for each part: about as much work for a tebibyte as
+for a gibibyte, and a thousand parts for four tebibytes. Each fold takes some milliseconds,
+once for that many chunks.
 
-What is left when the content is finished becomes the last part, and a joined recipe
-lists them all; content that has no part gets a plain recipe. Every fold happens in the
-transaction that seals the chunk it waited for.
+When the content is finished, the pieces that are left become the last part, and a joined
+recipe lists all parts. Content without parts gets a plain recipe. A fold happens in the
+transaction that seals the chunk which completes it.
 
-Folding moves holds: a piece holds its chunk, a recipe all that it lists. A recipe that
-the catalog has already, from equal content, holds them by itself, and those of the
-pieces are let go. If it is half dismantled it lacks some: these it takes over.
+Folding moves holds. A piece holds its chunk; a recipe holds all that it lists. If the
+catalog already has the recipe, from equal content, that recipe holds the chunks by itself,
+and the holds of the pieces are released. If that recipe is half dismantled, it lacks some
+holds, and takes these over from the pieces.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 AT_ONCE = 64
-"""Pieces released in the mutation itself; more are left to collection."""
+"""Pieces that the mutation itself releases at most; collection releases the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +60,17 @@ class ContentRow:
     chunk_size: int
     epoch: int
     prefix: int
-    """How many chunks are sealed without a gap, and next: their bytes."""
+    """How many chunks are sealed without a gap; ``prefix_bytes`` is the sum of their bytes."""
     prefix_bytes: int
     durable_offset: int
     parts: int
-    """How often :data:`PART_CHUNKS` of those chunks, from the first on, were folded."""
+    """How many parts there are: each has :data:`PART_CHUNKS` chunks of the prefix."""
 
     COLUMNS = "cid, chunk_size, epoch, prefix, prefix_bytes, durable_offset, parts"
 
     @property
     def durable(self) -> int:
-        """Every byte below it survives power loss."""
+        """The offset below which every byte survives power loss."""
         return max(self.durable_offset, self.prefix_bytes)
 
     @property
@@ -84,7 +85,7 @@ class ContentRow:
 
 
 def part_digests(connection: sqlite3.Connection, content: ContentRow) -> list[Digest]:
-    """What names the parts, in order."""
+    """Return the digests of the parts, in order."""
     rows = connection.execute(
         "SELECT digest FROM parts WHERE cid = ? ORDER BY idx", (content.cid,)
     )
@@ -92,7 +93,7 @@ def part_digests(connection: sqlite3.Connection, content: ContentRow) -> list[Di
 
 
 def piece_digests(connection: sqlite3.Connection, content: ContentRow) -> list[Digest]:
-    """What names the chunks of the prefix that are in no part, in order."""
+    """Return the digests of the prefix's chunks that are in no part, in order."""
     rows = connection.execute(
         "SELECT digest FROM pieces WHERE cid = ? AND idx >= ? AND idx < ? ORDER BY idx",
         (content.cid, content.folded, content.prefix),
@@ -101,7 +102,7 @@ def piece_digests(connection: sqlite3.Connection, content: ContentRow) -> list[D
 
 
 def fold(connection: sqlite3.Connection, content: ContentRow) -> int:
-    """Fold what there is to fold; how many parts that makes in all."""
+    """Fold the pieces that make whole parts; return the number of parts after that."""
     full = content.prefix - content.short_end
     if full < content.folded + PART_CHUNKS:
         return content.parts
@@ -137,7 +138,10 @@ def _add_part(
 
 
 def freeze(connection: sqlite3.Connection, content: ContentRow) -> Digest:
-    """Make the recipe of the whole prefix, which nobody holds yet; clear *content*."""
+    """Make the recipe of the whole prefix and clear *content*; return the recipe's digest.
+
+    The new recipe has no hold yet.
+    """
     pieces = connection.execute(
         "SELECT idx, digest FROM pieces WHERE cid = ? AND idx >= ? ORDER BY idx",
         (content.cid, content.folded),
@@ -171,9 +175,10 @@ def freeze(connection: sqlite3.Connection, content: ContentRow) -> Digest:
 def keep_recipe(
     connection: sqlite3.Connection, recipe: AnyRecipe, holds: int = 0
 ) -> int:
-    """Have the catalog know *recipe*, whole, and with so many *holds* on it more.
+    """Have the catalog keep the whole *recipe*, and add *holds* holds on it.
 
-    Of what it lists it lacks holds on so many from the first on, which the caller adds.
+    Returns n: the recipe lacks holds on the first n entries that it lists, and the caller
+    must provide these.
     """
     joined = isinstance(recipe, JoinedRecipe)
     count = (
@@ -201,7 +206,7 @@ def keep_recipe(
 
 
 def unhold(connection: sqlite3.Connection, digests: list[Digest]) -> None:
-    """One hold less on each chunk, as often as it is listed."""
+    """Release one hold on each chunk for every time it is listed."""
     connection.executemany(
         "UPDATE chunks SET refs = refs - 1 WHERE digest = ?",
         [(digest,) for digest in digests],
@@ -209,7 +214,7 @@ def unhold(connection: sqlite3.Connection, digests: list[Digest]) -> None:
 
 
 def unhold_recipes(connection: sqlite3.Connection, digests: list[Digest]) -> None:
-    """One hold less on each recipe, as often as it is listed."""
+    """Release one hold on each recipe for every time it is listed."""
     connection.executemany(
         "UPDATE recipes SET refs = refs - 1 WHERE digest = ?",
         [(digest,) for digest in digests],
@@ -217,7 +222,7 @@ def unhold_recipes(connection: sqlite3.Connection, digests: list[Digest]) -> Non
 
 
 def is_whole(key: ContentKey, content: ContentRow, chunks: Sequence[SealChunk]) -> bool:
-    """Whether *chunks* are all of *content*, no piece of which is known, and few."""
+    """Return whether the few *chunks* are all of *content*, which has no piece yet."""
     return (
         len(chunks) <= PART_CHUNKS
         and content.prefix == 0
@@ -232,9 +237,9 @@ def is_whole(key: ContentKey, content: ContentRow, chunks: Sequence[SealChunk]) 
 def freeze_at_once(
     connection: sqlite3.Connection, content: ContentRow, chunks: Sequence[SealChunk]
 ) -> Content:
-    """As :func:`freeze`, of all *chunks*, which are held and never were pieces.
+    """Do as :func:`freeze` does, for *chunks* that are held but never were pieces.
 
-    The recipe is held once for the caller.
+    The recipe gets one hold, for the caller.
     """
     length = sum(chunk.length for chunk in chunks)
     digests = [chunk.digest for chunk in chunks]
@@ -245,9 +250,9 @@ def freeze_at_once(
 
 
 def detach(connection: sqlite3.Connection, cid: int, moved_below: int) -> None:
-    """Content is over: clear it, or leave what is much of it to collection.
+    """Clear content that is finished or released; leave many rows to collection.
 
-    Its pieces below *moved_below* hold their chunks no more: a recipe does.
+    The pieces below *moved_below* no longer hold their chunks: a recipe holds them.
     """
     if release_pieces(connection, cid, moved_below, AT_ONCE) == AT_ONCE:
         connection.execute(
@@ -259,7 +264,10 @@ def detach(connection: sqlite3.Connection, cid: int, moved_below: int) -> None:
 def release_pieces(
     connection: sqlite3.Connection, cid: int, moved_below: int, limit: int
 ) -> int:
-    """Clear at most *limit* pieces and parts of a detached content, and then its row."""
+    """Clear at most *limit* pieces and parts of a detached content, then its row.
+
+    Returns how many pieces and parts were cleared. The row goes when that is below *limit*.
+    """
     pieces = connection.execute(
         "SELECT idx, digest FROM pieces WHERE cid = ? ORDER BY idx LIMIT ?",
         (cid, limit),
