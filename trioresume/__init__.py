@@ -3,16 +3,17 @@
 The layers, from the inside out; imports point inward only::
 
     errors      one tree, one table of problem codes
-    text        which characters are dangerous to show
+    text        decoding text, and the characters that are dangerous to show
     protocol    sans-IO: fields, patches, the operation's state table, schedule
     store       synchronous: chunks, tails, the catalog, and the port they implement
     server      trio: listeners, connections, the receive path, operations, expiry
     client      trio: a client that resumes
-    targets     what a complete request is handed to
-    bench       load with cuts, against any server, and what it measures
-    cli         the command, built on nothing but what is exported here
+    targets     the handlers of complete requests, such as the file service
+    bench       load with cuts, against any server, and its measurements
+    cli         the command, which uses only the names exported here
 
-What is exported here, by :mod:`trioresume.bench` and :mod:`trioresume.testing`, is public; nothing else is.
+The public names are those exported here, by :mod:`trioresume.bench` and by
+:mod:`trioresume.testing`.
 """
 
 from trioresume.client import (

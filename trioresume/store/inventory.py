@@ -1,9 +1,9 @@
-"""What a data directory holds, for its keeper: read beside whoever serves it.
+"""The inventory of a data directory, read for its administrator beside a running service.
 
 Nothing here takes the directory's lock or writes to it. The catalog is read by a
-connection of its own, in pages, each a transaction as short as its page: memory does
-not grow with the number of rows, and the service's log is not kept from being cut
-back. So a long listing is no snapshot; each row was true when it was read.
+separate connection, page by page, and each page is a short transaction. So memory does
+not grow with the number of rows, and the service can cut its log back in between. A long
+listing is therefore no snapshot; each row was true when it was read.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-coo
 class StoredUpload:
     """One operation. Times are Unix seconds, sizes bytes.
 
-    The service counts the time in which it was there to serve. Times are dates made of
-    that: an expiry moves on while the service is down.
+    The service counts only the time in which it runs. The dates here are computed from
+    that count, so an expiry moves on while the service is down.
     """
 
     id: str
-    """Whoever knows it can go on with the upload: as good as a password."""
+    """Anybody who knows it can go on with the upload: treat it like a password."""
     state: str
     """``receiving``, ``complete``, ``processing``, ``done``, ``abandoned`` or ``gone``."""
     method: str
@@ -69,18 +69,18 @@ class StoredUpload:
     created_at: float
     expires_at: float
     received: int
-    """What a client that asks is told, at least."""
+    """The offset that a client is told when it asks, or less."""
     durable: int
-    """How much of it is known to survive power loss."""
+    """How many of these bytes are known to survive power loss."""
     length: int | None
     digest: str | None
-    """The content's name, in hexadecimal, once it is whole."""
+    """The content's digest, in hexadecimal, once the content is whole."""
     status: int | None
-    """Of the recorded response."""
+    """The status of the recorded response."""
     fields: Fields
-    """The request's header fields; the values of those that hold secrets are left out."""
+    """The request's header fields; the values of secret ones are left out."""
     lost: bool
-    """Whether bytes that were durable are gone: it cannot go on (see ``verify``)."""
+    """Whether durable bytes are gone, so that the upload cannot go on (see ``verify``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class StoredFile:
     owner: str | None
     length: int
     digest: str | None
-    """The content's name, in hexadecimal; None for what is kept in the catalog itself."""
+    """The content's digest, in hexadecimal; None for content kept in the catalog itself."""
     modified_at: float
     expires_at: float | None
     fields: Fields
@@ -99,29 +99,29 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """What there is, counted."""
+    """The numbers and sizes of everything in a data directory."""
 
     files: int
     file_bytes: int
-    """The lengths of all files together; what they share is counted each time."""
+    """The sum of the lengths of all files; shared chunks count once for each file."""
     uploads: dict[str, int]
     """Operations by their state."""
     chunks: int
     chunk_bytes: int
-    """What the chunks take on disk: what is shared is counted once."""
+    """The size of the chunks on disk; shared chunks count once."""
     unheld_chunks: int
     unheld_bytes: int
-    """Chunks that nothing refers to any more; collection is about to take them."""
+    """The size of chunks that nothing refers to any more; collection will remove them."""
 
 
 class Inventory:
-    """Reads the data directory *data_dir*, beside a running service or without one.
+    """Reads the data directory *data_dir*, with or without a running service.
 
-    Its methods block, on the disk. One thread at a time may use an inventory, and its
+    Its methods block on the disk. One thread at a time may use an inventory and its
     iterators. Use it in a ``with`` statement, or :meth:`close` it.
 
-    Raises :class:`~trioresume.StorageError` if there is no data directory, or one of
-    another version, or if it may not be read.
+    Raises :class:`~trioresume.StorageError` if the data directory does not exist, has
+    another version, or may not be read.
     """
 
     def __init__(
@@ -147,15 +147,15 @@ class Inventory:
         self.close()
 
     def close(self) -> None:
-        """Let the catalog go. Idempotent."""
+        """Close the catalog. Idempotent."""
         self._catalog.close()
 
     # Uploads.
 
     def uploads(self, *, ended: bool = False) -> Iterator[StoredUpload]:
-        """The uploads that are not done, by their ids; with *ended* also those that are.
+        """Yield the uploads that are not done, ordered by id; with *ended* the others too.
 
-        Ended are those whose response is kept to be replayed, and what was cancelled
+        An upload has ended if its response is kept to be replayed, or if it was cancelled
         or has expired and still answers 410.
         """
         states = tuple(OperationState) if ended else _UNFINISHED
@@ -168,7 +168,7 @@ class Inventory:
             after = page[-1].id
 
     def upload(self, id: str) -> StoredUpload | None:
-        """The upload called *id*."""
+        """Return the upload with this *id*, or None."""
         if not _is_text(id):
             return None
         record = self._catalog.operation(OperationId(id))
@@ -208,12 +208,12 @@ class Inventory:
     def _survey(self, proven: Callable[[ContentKey, int], int]) -> Survey:
         epoch = Epoch.kept_in(self._catalog)
         if not is_served(self.path):
-            # What a process left behind is looked at as the next one will do it.
+            # Judge the bytes that an earlier process left as the next process will do.
             epoch.begin(epoch.number + 1, epoch.provable)
         return Survey(self._catalog, self._tails.length, proven, epoch)
 
     def _behind(self) -> float:
-        """By how many seconds service time is behind the date, as far as was noted."""
+        """Return the seconds by which service time is behind the date, as last recorded."""
         reading = self._catalog.meta(SERVICE_CLOCK)
         if reading is None:
             return 0.0
@@ -223,7 +223,7 @@ class Inventory:
     # Files.
 
     def files(self) -> Iterator[StoredFile]:
-        """The file service's files, oldest name first."""
+        """Yield the file service's files; the name that was created first comes first."""
         after, behind = 0, self._behind()
         while page := self._rows(
             f"SELECT id, {FILE_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?",
@@ -235,7 +235,7 @@ class Inventory:
             after = page[-1][0]
 
     def files_called(self, name: str) -> list[StoredFile]:
-        """The files that have this name, one for each owner that has one."""
+        """Return the files that have this name: at most one for each owner."""
         if not _is_text(name):
             return []
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
@@ -267,7 +267,7 @@ class Inventory:
         )
 
     def verify(self) -> Verification:
-        """Re-read everything; see :class:`Verification`."""
+        """Return a verification, which reads everything again; see :class:`Verification`."""
         return Verification(
             self._connection,
             self._catalog,
@@ -284,7 +284,7 @@ class Inventory:
 
 
 def _nothing_proven(key: ContentKey, index: int) -> int:
-    """Proofs are not looked at: what is not recorded does not count."""
+    """Return 0: without a look at the proofs, only recorded bytes count."""
     return 0
 
 
@@ -312,7 +312,7 @@ def _stored_file(record: FileRecord, behind: float) -> StoredFile:
 
 
 def _is_text(name: str) -> bool:
-    """Whether *name* can be in the catalog; from a command line it may be any bytes."""
+    """Return whether *name* can be in the catalog; a command line can pass any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:

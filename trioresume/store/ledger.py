@@ -1,11 +1,11 @@
-"""What each mutation does to the catalog, inside one transaction.
+"""The ledger: it performs each mutation on the catalog, inside one transaction.
 
-A :class:`Ledger` lives for one batch. Changes to the catalog happen at once, in
-the transaction; what is to happen to files only after the commit is noted in
-:class:`Effects`. Publishing a chunk is the exception: it must come before the
-commit that makes the catalog name it, so the ledger asks its :class:`Publisher`
-right away. A chunk published for a transaction that then fails is harmless: the
-catalog does not name it, and the next sweep removes it.
+A :class:`Ledger` lives for one batch. It changes the catalog at once, in the
+transaction. Changes of files that must wait for the commit are collected in
+:class:`Effects`. Publishing a chunk is the exception: it must come before the commit
+that makes the catalog name the chunk, so the ledger calls its :class:`Publisher`
+at once. If the transaction then fails, the published chunk does no harm: the catalog
+does not name it, and the next sweep removes it.
 """
 
 from __future__ import annotations
@@ -82,30 +82,30 @@ class Publisher(Protocol):
     """Gives tails their chunk names."""
 
     def is_ready(self, seal: SealChunk) -> bool:
-        """Whether the tail that *seal* speaks of is there and was made durable."""
+        """Return whether the tail of *seal* is there and was made durable."""
         ...
 
     def publish(self, seal: SealChunk, *, known: bool) -> bool:
         """Make the tail a chunk; *known* says that the catalog names that chunk already.
 
-        Whether the chunk is the tail now, and not a file that was there.
+        Returns whether the chunk is the tail now, and not a file that was there before.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Content that was released: its tails lie at *first* and after."""
+    """Content that was released: its tails have the indexes from *first* on."""
 
     key: ContentKey
     first: int = 0
     last_sealed: int = -1
-    """The highest index that has no tail because it was sealed."""
+    """The highest index of a sealed chunk, which has no tail any more."""
 
 
 @dataclass(slots=True)
 class Effects:
-    """What to do with files once the catalog has committed."""
+    """The changes of files to make once the catalog has committed."""
 
     sealed: list[SealChunk] = field(default_factory=list)
     frozen: list[ContentKey] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Effects:
 
 
 class Ledger:
-    """Performs the mutations of one batch; see the module's text."""
+    """Performs the mutations of one batch; see the module docstring."""
 
     def __init__(
         self,
@@ -135,13 +135,16 @@ class Ledger:
         self._chunk_size = chunk_size
         self._epoch = epoch
         self._unsynced = 0 if durable else epoch
-        """What is noted of a chunk that is published now."""
+        """The value of ``unsynced`` for a chunk that is published now."""
         self._effects = Effects()
 
     def submit(
         self, submission: Sequence[Mutation], effects: Effects
     ) -> StorageConflict | None:
-        """Perform all of *submission* or nothing; add to *effects* what follows."""
+        """Perform all of *submission* or nothing; add the changes of files to *effects*.
+
+        Returns None, or the conflict that left the submission undone.
+        """
         self._effects = Effects()
         self._execute("SAVEPOINT submission")
         try:
@@ -156,11 +159,11 @@ class Ledger:
         return None
 
     def _freeze_at_once(self, submission: Sequence[Mutation]) -> int:
-        """Perform the first mutations if they seal all of a content and freeze it.
+        """Perform the first mutations at once, if they seal all of a content and freeze it.
 
-        How many that is. Most content is small: it comes to its end before any of it was
-        sealed, and never has pieces. Each statement costs, beside the work, a change of
-        threads if the event loop is busy.
+        Returns how many mutations that were. This saves statements: most content is small,
+        ends before any of it was sealed, and never has pieces. Each statement costs its
+        work, and also a switch of threads while the event loop is busy.
         """
         chunks = cast("list[SealChunk]", list(takewhile(_is_seal, submission)))
         frozen = submission[len(chunks)] if len(chunks) < len(submission) else None
@@ -263,9 +266,10 @@ class Ledger:
             content = self._content(seal.key)
         self._effects.sealed.append(seal)
         if content is None:
-            return  # ended or frozen meanwhile: only the tail is left to remove
+            return  # the content was ended or frozen meanwhile: only remove the tail
         at = (content.cid, seal.index)
-        # The prefix ends where the first chunk is missing: most are sealed in order.
+        # Nothing to do if the chunk is sealed already: it is in the prefix, or a piece
+        # after a gap. Most chunks are sealed in order and need no look for a piece.
         if seal.index < content.prefix or (
             seal.index > content.prefix
             and self._execute(
@@ -281,7 +285,7 @@ class Ledger:
             self._advance(content, seal.length)
 
     def _take(self, seal: SealChunk) -> None:
-        """Make the tail a chunk that is held once more."""
+        """Publish the tail as a chunk, and add one hold on the chunk."""
         if not self._publisher.is_ready(seal):
             raise StorageConflict(
                 f"chunk {seal.index} was discarded before it was sealed"
@@ -300,14 +304,14 @@ class Ledger:
             )
 
     def _may_respond(self, key: ContentKey) -> bool:
-        """Whether *key* is a response's, whose content the first seal begins."""
+        """Return whether the first seal of *key* may begin content: a response's does."""
         if not is_response_key(key):
             return False
         state = self._state(operation_of(key))
         return state is not None and state not in _ENDED
 
     def _advance(self, content: ContentRow, length: int) -> None:
-        """Count the chunk of *length* bytes that the prefix lacked, up to the next gap."""
+        """Extend the prefix by its next chunk, of *length* bytes, and on to the next gap."""
         prefix, prefix_bytes = content.prefix + 1, content.prefix_bytes + length
         while row := self._execute(
             "SELECT length FROM pieces WHERE cid = ? AND idx = ?", (content.cid, prefix)
@@ -328,10 +332,10 @@ class Ledger:
         if row is None and content.length == 0 and self._may_respond(key):
             self._begin_content(
                 key
-            )  # a response without a byte has no seal to begin it
+            )  # an empty response has no seal that would begin its content
             row = self._content(key)
         if row is None:
-            return  # ended meanwhile
+            return  # the operation has ended meanwhile
         digest = freeze(self._connection, row)
         if content != Content(row.prefix_bytes, None, digest):
             raise StorageConflict("the content is not what was sealed")
@@ -353,7 +357,7 @@ class Ledger:
     def _join(self, join: JoinContents) -> None:
         key = request_key(join.operation)
         if self._content(key) is None:
-            return  # ended or frozen meanwhile
+            return  # the content was ended or frozen meanwhile
         self.drop(key)
         if join.recipe is not None:
             self._keep_joined(join.recipe)
@@ -371,7 +375,7 @@ class Ledger:
                 raise StorageConflict("a part was released meanwhile, or is joined")
 
     def drop(self, key: ContentKey) -> None:
-        """Release what is under construction under *key*."""
+        """Release the content under construction of *key*."""
         content = self._content(key)
         if content is None:
             self._effects.dropped.append(Dropped(key))
@@ -379,7 +383,7 @@ class Ledger:
         (last,) = self._execute(
             "SELECT ifnull(max(idx), -1) FROM pieces WHERE cid = ?", (content.cid,)
         ).fetchone()
-        last = max(last, content.prefix - 1)  # folded pieces are not among them
+        last = max(last, content.prefix - 1)  # the table has no folded pieces
         self._effects.dropped.append(Dropped(key, content.prefix, last))
         detach(self._connection, content.cid, 0)
 
@@ -448,7 +452,7 @@ class Ledger:
             self._begin_content(request_key(record.id))
 
     def _holdings(self, id: OperationId) -> tuple[Any, ...] | None:
-        """State and the two digests that the operation holds."""
+        """Return the operation's state and the two digests that it holds."""
         row: tuple[Any, ...] | None = self._execute(
             "SELECT state, content_digest, response_digest FROM operations WHERE id = ?",
             (id,),

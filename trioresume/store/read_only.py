@@ -1,14 +1,15 @@
-"""Reading the catalog where nothing may be written, or nothing can be.
+"""Reading the catalog where nothing may or can be written.
 
-SQLite reads a catalog with a write-ahead log by way of a third file, ``-shm``, which it
-makes if it is missing. A keeper may look at a directory that it may not write, such as a
-snapshot that is mounted read-only, and at one on a full disk. If the file is there, as it
-is beside a service that runs or was killed, SQLite gets by with it. If it is not:
+To read a catalog with a write-ahead log, SQLite needs a third file, ``-shm``, and makes it
+if it is missing. But an administrator may look at a directory that is not writable, such as
+a snapshot that is mounted read-only, or at one on a full disk. If the third file exists,
+SQLite uses it. It exists beside a service that runs or was killed. If it does not exist,
+there are two cases:
 
-* Without a log there is nothing but the catalog, and it does not change. It is opened as
-  *immutable*. Should a service begin to change it all the same, each statement would notice.
-* With a log, as of a backup that left the third file out, both are copied to the directory
-  for temporary files, and read there.
+* Without a log, the catalog is the only file, and it does not change. It is opened as
+  *immutable*. If a service begins to change it all the same, the next statement notices.
+* With a log, for example in a backup that left the third file out, both files are copied to
+  the directory for temporary files, and read there.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _State = tuple[int, int, int]
 
 
 def connect_without_writing(path: str, options: dict[str, Any]) -> sqlite3.Connection:
-    """A connection to the catalog *path* that makes no file beside it.
+    """Return a connection to the catalog *path* that makes no file beside it.
 
     *options* are those of :func:`sqlite3.connect`. Raises :class:`sqlite3.Error`,
-    :class:`StorageFull` if there is no room for a copy, :class:`StorageError`.
+    :class:`StorageFull` if there is no room for a copy, and :class:`StorageError`.
     """
     with translated(f"reading {path}"):
         state = _state(path)
@@ -52,7 +53,7 @@ def connect_without_writing(path: str, options: dict[str, Any]) -> sqlite3.Conne
 
 
 def _state(path: str) -> _State:
-    """What changes if anybody writes: the log's size, the catalog's size and time."""
+    """Return values that change when anybody writes: log size, catalog size and time."""
     try:
         log = os.stat(f"{path}-wal").st_size
     except FileNotFoundError:
@@ -62,13 +63,13 @@ def _state(path: str) -> _State:
 
 
 class _Immutable(sqlite3.Connection):
-    """A connection to a catalog that nobody is thought to change."""
+    """A connection to a catalog that should not change meanwhile."""
 
     path: str | None = None
     state: _State = (0, 0, 0)
 
     def execute(self, *args: Any) -> sqlite3.Cursor:
-        """As SQLite's; raises :class:`sqlite3.OperationalError` if somebody does write."""
+        """Execute a statement; raise :class:`sqlite3.OperationalError` if somebody has written."""
         if self.path is not None and _state(self.path) != self.state:
             raise sqlite3.OperationalError(
                 "a service has begun to change it: run the command again"
@@ -77,7 +78,7 @@ class _Immutable(sqlite3.Connection):
 
 
 class _Copied(sqlite3.Connection):
-    """A connection to a copy, which goes with it."""
+    """A connection to a copy of the catalog, which :meth:`close` removes."""
 
     directory: tempfile.TemporaryDirectory[str] | None = None
 

@@ -19,16 +19,16 @@ from trioresume.store.tails import TailFiles
 __all__ = ["InlineReader", "Pins", "PrefixReader", "RecipeReader", "open_recipe"]
 
 _LOOKS = 3
-"""A chunk moves twice at most while one looks for it: from tail to piece to recipe."""
+"""A chunk moves at most twice while a reader looks for it: from tail to piece to recipe."""
 
 
 class Pins:
-    """Which recipes are being read, so that collection spares them.
+    """The recipes that are being read, so that collection spares them.
 
-    The order that matters: a reader pins first and looks at the catalog then; the
-    collector condemns first, which fails for a pinned recipe, and commits then. So
-    either the collector sees the pin, or the reader sees the recipe condemned, or
-    it sees what the commit left.
+    The order matters. A reader pins first and then looks at the catalog. The collector
+    condemns first, which fails for a pinned recipe, and then commits. So there are three
+    cases: the collector sees the pin; or the reader sees that the recipe is condemned; or
+    the reader looks at the catalog after the commit.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Pins:
         self._condemned: set[Digest] = set()
 
     def pin(self, digest: Digest) -> bool:
-        """Whether *digest* could be pinned."""
+        """Pin *digest*; return False if it is condemned."""
         with self._lock:
             if digest in self._condemned:
                 return False
@@ -54,7 +54,7 @@ class Pins:
         return len(self._pinned)
 
     def condemn(self, digest: Digest) -> bool:
-        """Whether *digest* may be taken; no reader can pin it until :meth:`acquit`."""
+        """Keep readers from pinning *digest* until :meth:`acquit`; return False if it is pinned."""
         with self._lock:
             if digest in self._pinned:
                 return False
@@ -62,7 +62,7 @@ class Pins:
             return True
 
     def acquit(self) -> None:
-        """The collector's commit is done or undone: the catalog says what is left."""
+        """Let readers pin again: the collector's commit is done or undone."""
         with self._lock:
             self._condemned.clear()
 
@@ -78,14 +78,14 @@ class InlineReader:
         return self._data[offset : offset + size]
 
     def extent(self, offset: int, size: int) -> None:
-        """It lies in no file."""
+        """Return None: the bytes lie in no file."""
 
     def close(self) -> None:
-        pass  # nothing is held
+        pass  # this reader holds nothing
 
 
 class _ChunksReader(ABC):
-    """Content in chunks of one size; the file of the chunk used last is kept open."""
+    """A reader of chunks of one size; the file of the chunk used last stays open."""
 
     def __init__(self, length: int, chunk_size: int, disk: Disk) -> None:
         self.length = length
@@ -97,15 +97,18 @@ class _ChunksReader(ABC):
 
     @abstractmethod
     def _open(self, index: int) -> Descriptor:
-        """The file of that chunk. Raises :class:`ChunkCorrupt`, :class:`ContentLost`."""
+        """Open the file of chunk *index*.
+
+        Raises :class:`ChunkCorrupt` or :class:`ContentLost`.
+        """
 
     @abstractmethod
     def _name(self, index: int) -> str:
-        """What that chunk is called, for whoever has to look after it."""
+        """Return the name of chunk *index* for error messages."""
 
     @property
     def _is_settled(self) -> bool:
-        """Whether the file that is open changes no more."""
+        """Whether the open file can no longer change."""
         return True
 
     def read(self, offset: int, size: int) -> bytes:
@@ -134,7 +137,7 @@ class _ChunksReader(ABC):
         return FileExtent(descriptor, at, size) if self._is_settled else None
 
     def _locate(self, offset: int, size: int) -> tuple[int, int, int]:
-        """The chunk of *offset*, where in it that is, and how much of *size* it has."""
+        """Return the chunk of *offset*, the position in it, and how much of *size* it has."""
         index, at = divmod(offset, self._chunk_size)
         return index, at, min(size, self._chunk_size - at, self.length - offset)
 
@@ -147,8 +150,8 @@ class _ChunksReader(ABC):
         return self._file.fileno()
 
     def _read(self, descriptor: int, at: int, size: int) -> bytes:
-        """Up to *size* bytes at *at*; fewer only at the file's end."""
-        # A seek only where needed: os.pread does not exist everywhere.
+        """Return *size* bytes at position *at*, fewer only at the file's end."""
+        # Seek only where needed: os.pread does not exist everywhere.
         if self._position != at:
             os.lseek(descriptor, at, os.SEEK_SET)
         self._position = at
@@ -176,7 +179,7 @@ class _ChunksReader(ABC):
 
 
 class RecipeReader(_ChunksReader):
-    """The bytes of a recipe; ``on_close`` lets its pin go."""
+    """A reader of a recipe's bytes; ``on_close`` releases its pin."""
 
     def __init__(
         self, recipe: Recipe, chunks: ChunkFiles, on_close: Callable[[], None]
@@ -203,10 +206,10 @@ class RecipeReader(_ChunksReader):
 
 
 class JoinedReader:
-    """The bytes of a joined recipe, part by part; ``on_close`` lets its pin go.
+    """A reader of a joined recipe's bytes, part by part; ``on_close`` releases its pin.
 
-    The joined recipe holds its parts, and is not dismantled while it is pinned: so
-    the parts need no pins of their own. One of them is open at a time.
+    The joined recipe holds its parts, and is not dismantled while it is pinned, so the
+    parts need no pins. One part is open at a time.
     """
 
     def __init__(
@@ -237,7 +240,7 @@ class JoinedReader:
         return part.extent(at, size)
 
     def _locate(self, offset: int) -> tuple[RecipeReader, int]:
-        """A reader of the part of *offset*, and where in the part that is."""
+        """Return a reader of the part of *offset*, and the position in the part."""
         index, at = self._recipe.locate(offset)
         part = self._part
         if part is None or index != self._index:
@@ -266,13 +269,13 @@ class JoinedReader:
 
 
 def _nothing_held() -> None:
-    """A part's reader has no pin."""
+    """Do nothing: a part's reader has no pin."""
 
 
 def open_recipe(
     catalog: Catalog, chunks: ChunkFiles, pins: Pins, digest: Digest
 ) -> RecipeReader | JoinedReader:
-    """A reader of the recipe called *digest*. Raises :class:`ContentLost`."""
+    """Return a reader of the recipe *digest*. Raises :class:`ContentLost`."""
     if not pins.pin(digest):
         raise ContentLost("the content was released")
     try:
@@ -292,12 +295,12 @@ def open_recipe(
 
 
 class PrefixReader(_ChunksReader):
-    """Content under construction: each chunk is where it is found just now.
+    """A reader of content under construction, which looks for each chunk when it is needed.
 
-    It may be a tail, a published chunk, or, once the content is frozen, a chunk that
-    only the recipe names. It moves in that order, and only in that order. A tail may
-    still be written to, behind what is read here; so its bytes are read, never sent
-    from where they are.
+    A chunk may be a tail, a published chunk, or, once the content is frozen, a chunk that
+    only the recipe names. It moves in this order, and only in this order. A writer may
+    still append to a tail. So this reader reads a tail's bytes and gives out no extent
+    of the file.
     """
 
     def __init__(
@@ -333,7 +336,7 @@ class PrefixReader(_ChunksReader):
                     return self._tails.open(self._key, index)
                 return self._chunks.open(digest)
             except FileNotFoundError:
-                continue  # it moved on between the look and the grasp
+                continue  # the chunk moved between the look and the open
         self._in_tail = False
         return self._open_frozen(index)
 

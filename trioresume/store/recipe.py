@@ -1,30 +1,30 @@
-"""Digests and recipes: how content is named.
+"""Digests and recipes: the names of content.
 
 A *digest* is a multihash: two bytes that say "BLAKE3, 32 bytes" (0x1e 0x20) and
-then the hash, so that the algorithm is part of the name and can change one day.
-A chunk's digest is over its bytes. A *recipe* lists the chunks of finished
-content; its own digest, over its serialised form, names the content. Equal
-content cut at the same chunk size has the same recipe, so the digest serves as
-a strong validator (RFC 9110, section 8.8.1).
+then the hash. So the algorithm is part of the name and can change one day.
+A chunk's digest is the digest of its bytes. A *recipe* lists the chunks of finished
+content. The digest of the recipe's serialised form names the content. Equal
+content that is cut at the same chunk size has the same recipe, so the digest serves
+as a strong validator (RFC 9110, section 8.8.1).
 
 Serialised form, msgpack, keys in this order::
 
     {"v": 1, "chunk": chunk size, "len": length, "chunks": concatenated digests}
 
-Content that was put together from other contents (tus's concatenation) has a *joined
-recipe*, which lists their recipes instead of chunks, so that making it costs the
-number of parts and not their size::
+Content that was joined from other contents (concatenation in tus) has a *joined
+recipe*, which lists their recipes instead of chunks. So the cost of joining depends on
+the number of the parts and not on their size::
 
     {"v": 2, "len": length, "lens": lengths of the parts, "parts": concatenated digests}
 
-Parts are never joined recipes themselves: whoever reads looks twice at most. Where
-the cuts between the parts lie is part of the name, so equal bytes put together
-otherwise have another digest; equal digests always mean equal bytes.
+Parts are never joined recipes themselves, so a reader looks up at most two recipes. The
+positions of the cuts between the parts are part of the name. So equal bytes that were
+joined differently have different digests. Equal digests always mean equal bytes.
 
-Content of more than :data:`PART_CHUNKS` chunks is named by a joined recipe as well: its
-parts are the recipes of so many chunks each, in order, the last of those that are left.
-They are made while the content arrives, so that what is to be read, written or hashed
-at its end does not depend on how much there is: a tebibyte has 256 parts.
+Content of more than :data:`PART_CHUNKS` chunks is named by a joined recipe as well. Each
+of its parts is the recipe of that many chunks, in order; the last part has the rest.
+The parts are made while the content arrives. So the work at its end hardly depends on its
+size: a tebibyte has 256 parts.
 """
 
 from __future__ import annotations
@@ -64,29 +64,29 @@ RECIPE_VERSION = 1
 JOINED_VERSION = 2
 
 PART_CHUNKS = 1024
-"""The most chunks in a recipe, and how many each part but the last of larger content has.
+"""The most chunks in a recipe. In larger content each part but the last has exactly this many.
 
-It is part of the format: equal content is to have one name."""
+This number is part of the format, because equal content must have one name."""
 
 
 def wrap_hash(raw: bytes) -> Digest:
-    """A BLAKE3-256 hash as a multihash."""
+    """Return a BLAKE3-256 hash as a multihash."""
     return Digest(_MULTIHASH_BLAKE3_256 + raw)
 
 
 def digest_of(data: bytes | memoryview) -> Digest:
-    """The digest of *data*."""
+    """Return the digest of *data*."""
     return wrap_hash(blake3(data).digest())
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The chunks of finished content. All are *chunk_size* long but the last."""
+    """The chunks of finished content. All but the last have *chunk_size* bytes."""
 
     chunk_size: int
     length: int
     chunks: bytes
-    """The digests, concatenated: 34 bytes a chunk, 34 KiB at most."""
+    """The concatenated digests: 34 bytes a chunk, 34 KiB at most."""
 
     @classmethod
     def build(cls, chunk_size: int, length: int, digests: Iterable[Digest]) -> Recipe:
@@ -97,7 +97,7 @@ class Recipe:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Recipe:
-        """Raises :class:`FormatVersionUnsupported` for a version not known."""
+        """Parse *data*. Raises :class:`FormatVersionUnsupported` for an unknown version."""
         fields = msgpack.unpackb(data)
         if fields["v"] != RECIPE_VERSION:
             raise FormatVersionUnsupported(f"recipe version {fields['v']!r}")
@@ -129,10 +129,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class JoinedRecipe:
-    """Finished content made of other finished contents, one after the other.
+    """Finished content that consists of other finished contents, one after the other.
 
-    *parts* are the digests of their recipes, none of them joined, and *lengths* their
-    bytes, none of them 0.
+    *parts* are the digests of their recipes, which are not joined. *lengths* are their
+    lengths in bytes, which are not 0.
     """
 
     parts: tuple[Digest, ...]
@@ -140,7 +140,7 @@ class JoinedRecipe:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> JoinedRecipe:
-        """Raises :class:`FormatVersionUnsupported` for a version not known."""
+        """Parse *data*. Raises :class:`FormatVersionUnsupported` for an unknown version."""
         fields = msgpack.unpackb(data)
         if fields["v"] != JOINED_VERSION:
             raise FormatVersionUnsupported(f"recipe version {fields['v']!r}")
@@ -167,7 +167,7 @@ class JoinedRecipe:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Where each part ends in the whole."""
+        """The offset in the whole at which each part ends."""
         return tuple(accumulate(self.lengths))
 
     @property
@@ -175,7 +175,7 @@ class JoinedRecipe:
         return self.ends[-1] if self.ends else 0
 
     def locate(self, offset: int) -> tuple[int, int]:
-        """The part that byte *offset* is in, and where in the part it is."""
+        """Return the index of the part that has byte *offset*, and the position in that part."""
         index = bisect_right(self.ends, offset)
         return index, offset - (self.ends[index] - self.lengths[index])
 
@@ -184,9 +184,9 @@ AnyRecipe = Recipe | JoinedRecipe
 
 
 def cut(chunk_size: int, length: int, chunks: Sequence[Digest]) -> list[Recipe]:
-    """The recipes of content, or of the end of some, that has these *chunks*: at least one.
+    """Return the recipes, at least one, of content (or the end of it) with these *chunks*.
 
-    Raises :class:`ValueError` if they do not add up to *length* bytes.
+    Raises :class:`ValueError` if the chunks cannot have *length* bytes together.
     """
     most = PART_CHUNKS * chunk_size
     return [
@@ -200,7 +200,7 @@ def cut(chunk_size: int, length: int, chunks: Sequence[Digest]) -> list[Recipe]:
 
 
 def join(chunk_size: int, length: int, parts: Sequence[Digest]) -> JoinedRecipe | None:
-    """What names content that was cut into *parts*; None if a single one has all of it."""
+    """Return the recipe that joins *parts*; None if there is only one part."""
     if len(parts) == 1:
         return None
     most = PART_CHUNKS * chunk_size
@@ -209,6 +209,9 @@ def join(chunk_size: int, length: int, parts: Sequence[Digest]) -> JoinedRecipe 
 
 
 def parse_recipe(data: bytes) -> AnyRecipe:
-    """Either kind. Raises :class:`FormatVersionUnsupported` for a version not known."""
+    """Parse a recipe of either kind.
+
+    Raises :class:`FormatVersionUnsupported` for an unknown version.
+    """
     joined = msgpack.unpackb(data)["v"] == JOINED_VERSION
     return JoinedRecipe.from_bytes(data) if joined else Recipe.from_bytes(data)

@@ -1,12 +1,12 @@
-"""Finding where content under construction ends, and going on from there.
+"""Recovery: finding where content under construction ends, and opening it there.
 
-What is there is a :class:`~trioresume.store.extent.Extent`, a row of parts without a gap.
-A part may have to be *repaired* before a writer can go on:
+The content is a :class:`~trioresume.store.extent.Extent`, a row of parts without a gap.
+Before a writer can go on, the parts may have to be *repaired*:
 
 * unsynced bytes from another epoch that are not proven, or from before a sync that failed,
   are cut off;
-* sealed chunks past a gap, which only such a cut leaves, are released;
-* content that was finished but never frozen ends in a short chunk, which is turned
+* sealed chunks past a gap are released; only such a cut leaves them;
+* content that was finished but never frozen ends in a short chunk. The chunk is turned
   back into a tail, because all chunks but the last have the same length.
 """
 
@@ -34,15 +34,15 @@ from trioresume.store.tails import DiskSeal, KnownSeal, Tail, TailFiles
 __all__ = ["Recovery"]
 
 _TRIES = 16
-"""Looks and repairs until a writer can begin. Each failed one means that another
-thread made progress on the same content, which ends."""
+"""The most attempts (a look, and maybe a repair) until a writer can begin. An attempt
+fails only if another thread made progress on the same content, and that progress ends."""
 
 _MOST_PROOFS = 4096
-"""Tails of which it is remembered how much is proven."""
+"""How many tails' proven lengths are remembered."""
 
 
 class Recovery:
-    """Opens tails. *changing* is the store's lock against other changes of files."""
+    """Opens tails. *changing* is the store's lock against other changes of its files."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class Recovery:
         self._proofs: dict[tuple[ContentKey, int], int] = {}
 
     def _proven(self, key: ContentKey, index: int) -> int:
-        """As :meth:`TailFiles.proven`, whose answer is remembered until somebody writes.
+        """Return :meth:`TailFiles.proven`, and remember it until somebody writes.
 
-        A client that asks for an offset again and again must not cost a read each time.
+        A client may ask for an offset again and again. Not every request may cost a read.
         """
         proven = self._proofs.get((key, index))
         if proven is None:
@@ -84,15 +84,16 @@ class Recovery:
         self.standing.adopt(key)
 
     def offset(self, key: ContentKey) -> int | None:
-        """Where a writer would begin; None if nothing was written, or it is frozen.
+        """Return the offset at which a writer of *key* would begin.
 
-        Raises :class:`ContentLost`.
+        Returns None if the content has no bytes yet or is frozen. Raises
+        :class:`ContentLost`.
         """
         extent = self._survey.look(key)
         return None if extent is None else self._checked(key, extent)
 
     def _checked(self, key: ContentKey, extent: Extent) -> int:
-        """The bytes that count. Raises :class:`ContentLost`."""
+        """Return how many bytes count. Raises :class:`ContentLost`."""
         offset = extent.checked()
         doubts = self._chunks.doubts
         if doubts is not None and doubts.any and not extent.trusted:
@@ -104,10 +105,10 @@ class Recovery:
         return offset
 
     def holds_tail(self, key: ContentKey, index: int) -> bool:
-        """Whether the tail *index* is a part of what *key* holds, if nobody writes it.
+        """Return whether tail *index* is a part of *key*'s content, which has no writer.
 
-        Not so are tails past a gap, which a power loss can leave, and what an earlier
-        run left of a response: whoever opens the content writes them anew.
+        It is not if it lies past a gap, which a power loss can leave, or if an earlier run
+        left it of a response: a writer that opens the content writes these tails anew.
         """
         if self._tails.is_being_sealed(key, index):
             return True
@@ -117,7 +118,7 @@ class Recovery:
         )
 
     def distrust(self, key: ContentKey) -> None:
-        """A sync of *key* failed: what is not recorded as synced no longer counts."""
+        """Count only the recorded bytes of *key*, because a sync of it failed."""
         self.standing.suspect([key])
         try:
             with self._changing, self._catalog.transaction() as connection:
@@ -126,17 +127,21 @@ class Recovery:
                 )
                 self._epoch.note(connection)
         except StorageError:
-            # The disk that failed the sync fails this too. The set will do for as long
-            # as this process lives; what it did not announce it does not owe.
+            # The disk that failed the sync fails this write, too. While this process
+            # lives, the set of suspects is enough. After it, nothing is owed: the unsynced
+            # bytes were never announced.
             pass
 
     def suspect(self, keys: Iterable[ContentKey]) -> None:
-        """The epoch has ended. Of *keys* the catalog may not speak yet."""
+        """Count only recorded bytes of *keys*, because the epoch has ended.
+
+        The catalog may not know these keys yet.
+        """
         self.standing.suspect(keys)
         self.standing.suspect_adopted()
 
     def tail(self, key: ContentKey, old: Tail | None) -> Tail:
-        """What a new writer of *key* begins with; *old* is what the last one held."""
+        """Return the tail for a new writer of *key*; *old* is the tail of the last writer."""
         if old is not None and not (old.broken or old.finished or is_response_key(key)):
             return old
         if old is not None:
@@ -160,7 +165,7 @@ class Recovery:
                         tail = self._open(key, extent)
                     if self._epoch.number == epoch:
                         return tail
-                    tail.close()  # what was found no longer counts
+                    tail.close()  # the epoch changed, so these bytes may not count
                 except StorageError as exc:
                     if not isinstance(exc.__cause__, FileNotFoundError):
                         raise
@@ -177,7 +182,7 @@ class Recovery:
             raise StorageConflict("the response is recorded")
 
     def _maybe_first_tail(self, key: ContentKey) -> Tail | None:
-        """A tail for a key without content; None if it just got some: look again."""
+        """Return a tail for a key without content; None if it just got some: look again."""
         if self._catalog.state_of(operation_of(key)) is not None:
             # The operation may have been created between the two looks.
             if self._survey.look(key) is not None:
@@ -187,7 +192,7 @@ class Recovery:
         return Tail(self._tails, key, self._chunk_size)
 
     def _discard(self, key: ContentKey) -> None:
-        """Release what an earlier run left of a response."""
+        """Release the response content that an earlier run left."""
         self._tails.end_sealings(key)
         if self._catalog.content(key) is None:
             return
@@ -235,7 +240,7 @@ class Recovery:
             raise FileNotFoundError("the content was released")
         return KnownSeal(SealChunk(key, part.index, digest, part.length))
 
-    # Repairing; all under the lock.
+    # Repairing. The caller holds the lock.
 
     def _repair(self, key: ContentKey) -> None:
         extent = self._survey.look(key)
@@ -243,7 +248,8 @@ class Recovery:
             return
         short = self._tails.short_sealing(key, extent.row.chunk_size)
         if short is not None:
-            # Finished, then continued: the chunk that was to be the last will not be.
+            # The content was finished and is now continued: the short chunk is not the
+            # last any more.
             self._tails.end_sealing(key, short)
         if extent.short is not None and extent.kept == extent.end:
             self._unseal(key, extent, extent.short)
@@ -256,8 +262,9 @@ class Recovery:
         size = extent.row.chunk_size
         index = extent.kept // size
         self._tails.end_sealings(key, index)
-        # The files first: once the epoch is renewed, what they hold is believed. They are
-        # synced, because what is cut off must not come back: it may be proven.
+        # Cut the files first: once the content has the present epoch, all their bytes are
+        # believed. The cut is synced, because the bytes must not come back after it: they
+        # may be proven.
         for part in extent.parts:
             self._proofs.pop((key, part.index), None)
             left = extent.kept - part.index * size
@@ -278,7 +285,7 @@ class Recovery:
         self.standing.acquit(key)
 
     def _unseal(self, key: ContentKey, extent: Extent, index: int) -> None:
-        """Turn the short chunk *index*, with which the content ends, back into a tail."""
+        """Turn the short chunk *index* at the content's end back into a tail."""
         row = extent.row
         digest = self._catalog.piece(key, index)
         if digest is None:
@@ -290,8 +297,8 @@ class Recovery:
         except FileNotFoundError as exc:
             raise ContentLost(f"chunk {digest.hex()} is missing") from exc
         self._tails.sync_names()
-        # The copy is synced. If so is all before it, then what was durable as a chunk
-        # must go on to count as durable.
+        # The copy is synced. If all bytes before it are synced as well, the bytes that
+        # were durable as a chunk must still count as durable.
         all_synced = index < row.prefix or extent.recorded == extent.end
         with self._catalog.transaction() as connection:
             unhold(connection, [digest])

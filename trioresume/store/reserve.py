@@ -1,10 +1,10 @@
-"""A file that keeps some of the disk for releasing things when the disk is full.
+"""The reserve: a file that keeps disk space for releasing things when the disk is full.
 
 Deleting, cancelling and expiring change the catalog before they free anything, and a
-change needs space. Uploads stop early (see room), but a log or a database on the same disk
-does not. So a file of a few MiB lies beside the catalog. It is given up when the catalog
-cannot grow, and made again when there is space. In between nothing may grow: what the file
-gave up is for changes that release something.
+change needs space. Uploads stop before the disk is full (see room.py), but a log or a
+database on the same disk does not. So a file of a few MiB lies beside the catalog. It is
+removed when the catalog cannot grow, and made again when there is space. In between
+nothing may be added: the freed space is for changes that release something.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from trioresume.store.disk_io import Disk
 __all__ = ["RESERVE_SIZE", "Reserve"]
 
 RESERVE_SIZE = 4 * 1024 * 1024
-"""Bytes. A release takes some ten pages of the log, which is used again after a hundred of
-them while the reserve is spent."""
+"""Bytes. A release takes about ten pages of SQLite's log. While the reserve is spent, SQLite
+starts the log from the beginning again after a hundred pages."""
 
 _LEAST_FREE = 8 * 1024 * 1024
-"""Bytes that have to be free for the file to be made."""
+"""The file is made only if so many bytes are free."""
 
 _SCARCE = 1024 * 1024
-"""With fewer bytes free a catalog cannot be counted on to open."""
+"""With fewer free bytes, opening a catalog may fail."""
 
 
 class Reserve:
-    """The file at *path*, of *size* bytes; of none, there is no file."""
+    """The file at *path*, of *size* bytes. With *size* 0 there is no file."""
 
     def __init__(self, path: str, disk: Disk, size: int) -> None:
         self._path = path
         self._disk = disk
         self._size = size
         self.held = 0
-        """Bytes that the file keeps now."""
+        """The bytes that the file has now."""
 
     def open(self) -> None:
-        """Find or make the file, or give it up at once if the disk is full."""
+        """Find or make the file, or remove it at once if the disk is full."""
         if self._size == 0:
             return
         try:
@@ -54,18 +54,18 @@ class Reserve:
         return self.held < self._size
 
     def spend(self) -> bool:
-        """Give the file up; whether there was one."""
+        """Remove the file; return whether it existed."""
         held, self.held = self.held, 0
         self._disk.unlink(self._path)
         return held > 0
 
     def restore(self) -> bool:
-        """Make the file again if there is space for it; whether it is there."""
+        """Make the file again if there is space for it; return whether it exists."""
         if self._free() >= _LEAST_FREE:
             try:
                 self._disk.allocate(self._path, self._size)
             except OSError:
-                return False  # somebody else was faster
+                return False  # somebody else took the space first
             self.held = self._size
         return not self.is_spent
 

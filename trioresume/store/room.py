@@ -1,14 +1,14 @@
-"""Space that uploads leave to the catalog and to others.
+"""The disk space that uploads must leave to the catalog and to other programs.
 
 Deleting is a change of the catalog, and changes need space: the write-ahead log grows
 before anything shrinks. If uploads could take the last byte, nothing could be deleted,
-expired or even started any more until somebody made space by hand. So tails stop a
-little earlier than the disk does, and with the same error.
+expired or even started any more until somebody made space by hand. So writes to tails
+fail a little before the disk is full, with the same error.
 
-New records stop there, too: a million empty uploads with long heads are gigabytes.
+New records fail at the same limit: a million empty uploads with long heads take gigabytes.
 
-They stop much earlier where the disk is large: whatever else writes to it, a log or a
-database, must not fail because somebody uploaded.
+On a large disk the limit is much higher. Other programs that write to the disk, such as
+a log or a database, must not fail because of uploads.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import shutil
 __all__ = ["HEADROOM", "Room"]
 
 HEADROOM = 8 * 1024 * 1024
-"""Bytes that stay free: the log up to SQLite's checkpoint (4 MiB), as much for tables."""
+"""Bytes that stay free: 4 MiB of log up to SQLite's checkpoint, and as much for tables."""
 
 _LARGEST_SHARE = 20
-"""What is left to others is at most one part in so many: small disks are of use, too."""
+"""At most a twentieth of the disk is left to others, so that small disks can be used, too."""
 
 _LOOK_EVERY = 1024 * 1024
 _LOOK_LEAST = 64 * 1024 * 1024
-"""Bytes written between two looks at the disk: well below what is kept free, or where
-there is plenty a sixteenth of it, up to the second."""
+"""How many bytes may be written between two looks at the disk: the first number, which is
+well below the space that stays free, or a sixteenth of the free space, up to the second."""
 
 
 class Room:
     """Watches the free space of the file system that holds *path*.
 
-    *min_free* is how many bytes are to stay free, if that is not more than a twentieth.
+    *min_free* bytes must stay free, or a twentieth of the disk if that is less.
     """
 
     __slots__ = ("_left", "_min_free", "_path", "held")
@@ -44,16 +44,17 @@ class Room:
         self._min_free = min_free
         self._left = 0
         self.held = 0
-        """Bytes of the space that stays free which a file keeps (see reserve)."""
+        """Bytes of the reserve file (see reserve.py). They count as free space."""
 
     def look_again(self) -> None:
-        """The disk was full somewhere else: look at it when more is wanted next."""
+        """Look at the disk at the next :meth:`take`, because it was full elsewhere."""
         self._left = 0
 
     def take(self, size: int) -> None:
-        """Claim *size* bytes, of content or of a record. Raises :class:`OSError` ENOSPC if they are not to be had.
+        """Claim *size* bytes, for content or for a record.
 
-        Others may write to the disk, too: this is a measure, not a reservation.
+        Raises :class:`OSError` (ENOSPC) if too few bytes are free. Other programs may write
+        to the disk, too, so this is a measurement and not a reservation.
         """
         if size > self._left:
             disk = shutil.disk_usage(self._path)

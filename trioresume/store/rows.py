@@ -1,4 +1,4 @@
-"""Between the catalog's rows and the port's values."""
+"""Conversions between the catalog's rows and the port's values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pack_fields(fields: Fields) -> bytes:
 
 
 def content_columns(content: Content | None) -> Row:
-    """``length, inline, digest``; the length is null when there is no content."""
+    """Return ``length, inline, digest``; all are None when there is no content."""
     if content is None:
         return (None, None, None)
     return (content.length, content.inline, content.digest)
@@ -61,7 +61,7 @@ def content_from(
 
 
 def response_columns(response: StoredResponse | None) -> Row:
-    """``head, length, inline, digest``."""
+    """Return ``head, length, inline, digest``; all are None when there is no response."""
     if response is None:
         return (None, None, None, None)
     head: bytes = msgpack.packb([response.status, list(response.fields)])
@@ -69,7 +69,7 @@ def response_columns(response: StoredResponse | None) -> Row:
 
 
 def operation_from(row: Row) -> OperationRecord:
-    """From :data:`OPERATION_COLUMNS` and the durable offset of what is under construction."""
+    """Make a record from the :data:`OPERATION_COLUMNS` and the durable offset after them."""
     content = content_from(*row[10:13])
     response = None
     body = content_from(*row[14:17])
@@ -96,7 +96,7 @@ def operation_from(row: Row) -> OperationRecord:
 
 
 def file_from(row: Row) -> FileRecord:
-    """From :data:`FILE_COLUMNS`."""
+    """Make a record from the :data:`FILE_COLUMNS`."""
     owner, name, fields, modified_at, expires_at, length, inline, digest = row
     return FileRecord(
         owner=owner,
@@ -109,5 +109,5 @@ def file_from(row: Row) -> FileRecord:
 
 
 def namespace_of(owner: str | None) -> str:
-    """An owner as a key: SQL's nulls are all distinct, so no owner needs a value too."""
+    """Return *owner* as a key. No owner gets a value too, because SQL's nulls are distinct."""
     return "" if owner is None else f"={owner}"

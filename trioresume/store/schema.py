@@ -4,27 +4,27 @@
 operations one row per operation, tombstones included
 contents   content under construction: one row per key; ``key`` is null once it
            is *detached*, that is finished or released, and waits to be cleared
-pieces     the sealed chunks of a content, by index, but those that are in parts
-parts      the recipes of a content's first chunks, so many each: see folding.py
+pieces     the sealed chunks of a content, by index, except those in parts
+parts      the recipes of a content's first chunks: see folding.py
 chunks     every published chunk and how many pieces and recipes hold it;
-           ``unsynced`` is the epoch of one that was published without a sync
+           ``unsynced`` is the epoch of a chunk published without a sync
 recipes    finished content and how many operations, files and recipes hold it
 files      the file service's names
-accounts   what each principal takes, and all together: see accounts.py
+accounts   the bytes that each principal, and all together, use: see accounts.py
 kept       which finished contents a principal is charged for
-meta       named values of the service; ``store`` those of the store itself
+meta       named values of the service; ``store`` has those of the store itself
 ========== ==================================================================
 
-Who holds what. A piece holds its chunk, a part its recipe. A recipe holds each chunk
-once for every time it lists it, but those below ``dismantled``: a recipe that nobody
-holds is dismantled in slices, and this is how far that got. Freezing makes the pieces'
-holds the recipe's: pieces below ``moved_below`` of a detached content no longer
-hold their chunk. So freezing changes few rows, whether the recipe is new (all moved),
-known (none) or half dismantled (those below the mark).
+The holds. A piece holds its chunk, and a part holds its recipe. A recipe holds each
+chunk once for every time it lists it, except its first ``dismantled`` entries: a recipe
+that nobody holds is dismantled in slices, and this number says how far that got. Freezing
+moves the pieces' holds to the recipe: pieces below ``moved_below`` of a detached content
+no longer hold their chunk. So freezing changes few rows, whether the recipe is new (all
+holds move), known (none move) or half dismantled (those of its released entries move).
 
-A joined recipe (``joined`` is 1) holds recipes in the place of chunks, by the same
-rules: once for every time it lists one, but for those below ``dismantled``; its
-``chunk_count`` counts them. Recipes that are held so are not joined themselves.
+A joined recipe (``joined`` is 1) holds recipes instead of chunks, by the same rules: once
+for every time it lists one, except its first ``dismantled`` entries. Its ``chunk_count``
+counts them. The recipes that it holds are not joined themselves.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ ALTER TABLE chunks ADD COLUMN unsynced INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX chunks_unsynced ON chunks (unsynced) WHERE unsynced > 0;
 """
 
-# Entry n brings a catalog of version n to version n + 1.
+# Entry n migrates a catalog from version n to version n + 1.
 _MIGRATIONS = (
     _VERSION_1,
     _VERSION_2,
@@ -166,31 +166,31 @@ _MIGRATIONS = (
 )
 
 _BUSY_TIMEOUT = 10.0
-"""Seconds to wait for another process, such as a keeper's command that reads."""
+"""Seconds to wait for another process, such as an administrator's command that reads."""
 
 _CACHE_KIB = 512
-"""Memory for pages, of each connection. SQLite's own 2 MiB fill up with the catalog and are
-no faster: what is missing is in the system's page cache."""
+"""Memory for pages of each connection. SQLite's default of 2 MiB fills up with the catalog
+and is no faster: the system's page cache has the missing pages."""
 
 _CANNOT_WRITE = frozenset(
     {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
 )
-"""What SQLite says where it cannot make the files that it reads a log with."""
+"""SQLite's error codes where it cannot make the files that it needs to read a log."""
 
 _WAL_LIMIT = 64 * 1024 * 1024
-"""Bytes the write-ahead log is cut back to after a burst."""
+"""The write-ahead log is cut back to this many bytes after a burst."""
 
 
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
-    """A connection in autocommit mode that any thread may use, one at a time."""
-    # SQLite would make it readable for all; its further files take the mode from it.
+    """Return a connection in autocommit mode; one thread at a time may use it."""
+    # SQLite would make the file readable for all. Its other files take the mode from it.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
     )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute("PRAGMA fullfsync = 1")  # macOS only: see disk_io
+    connection.execute("PRAGMA fullfsync = 1")  # macOS only: see disk_io.py
     connection.execute("PRAGMA checkpoint_fullfsync = 1")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -198,11 +198,12 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
 
 
 def create(path: str, disk: Disk) -> None:
-    """Make the catalog *path*, if there is none: empty, of the newest version.
+    """Make an empty catalog *path* of the newest version, if there is none.
 
-    Written aside and renamed: a power loss leaves no file by its length alone, which
-    SQLite would take for somebody else's. It looks after its own files, but believes that
-    a log's name is on the disk with the directory that it could not sync.
+    The catalog is written under another name and renamed. Otherwise a power loss could keep
+    the file's length and lose its bytes, and SQLite would not recognise the file. SQLite
+    syncs its own files, but if it cannot sync the directory it still believes that the name
+    of its log is on the disk. So the directory is synced here.
     """
     if os.path.exists(path):
         return
@@ -224,14 +225,15 @@ def create(path: str, disk: Disk) -> None:
 
 
 def connect_reading(path: str) -> sqlite3.Connection:
-    """A connection that reads the catalog beside whoever serves it.
+    """Return a connection that reads the catalog beside the process that serves it.
 
-    A write-ahead log lets it: it neither waits for commits nor holds them up. What a
-    transaction of it is long for is the log, which cannot be cut back meanwhile. The
-    directory need not be writable, and its disk may be full: see :mod:`.read_only`.
+    Because the catalog has a write-ahead log, the connection neither waits for commits nor
+    delays them. But during one of its transactions the log cannot be cut back, so they must
+    be short. The directory need not be writable, and its disk may be full: see
+    :mod:`.read_only`.
 
-    Raises :class:`FormatVersionUnsupported` for any version but the newest, as only the
-    service changes a catalog, and :class:`StorageError` if there is none to be read.
+    Raises :class:`FormatVersionUnsupported` for any version but the newest, because only
+    the service migrates a catalog, and :class:`StorageError` if the catalog cannot be read.
     """
     options: dict[str, Any] = {
         "timeout": _BUSY_TIMEOUT,
@@ -251,7 +253,7 @@ def connect_reading(path: str) -> sqlite3.Connection:
 
 
 def _checked(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """*connection*, if its catalog can be read and has the newest version."""
+    """Return *connection*, if its catalog can be read and has the newest version."""
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(_MIGRATIONS):
@@ -268,7 +270,7 @@ def _checked(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the catalog to the newest version.
+    """Migrate the catalog to the newest version.
 
     Raises :class:`FormatVersionUnsupported` if it is from a later trioresume.
     """
@@ -282,10 +284,10 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def sqlite_error(exc: sqlite3.Error) -> StorageError:
-    """The storage error that *exc* amounts to."""
+    """Return the storage error for *exc*."""
     code = getattr(exc, "sqlite_errorcode", None)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
-        # The second is what SQLite says where its third file has no room to grow.
+        # SQLite reports the second code when its third file (-shm) has no room to grow.
         return StorageFull(f"the disk is full: the catalog cannot grow ({exc})")
     if _primary_code(exc) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StorageError(
@@ -299,11 +301,11 @@ _PROBE_SIZE = 64 * 1024
 
 
 def write_error(exc: sqlite3.Error, path: str) -> StorageError:
-    """The storage error that *exc* amounts to, which a change of the catalog *path* met.
+    """Return the storage error for *exc*, which a change of the catalog *path* raised.
 
-    SQLite tells a full disk from other failures, but not a quota that is used up (EDQUOT)
-    or a limit of a file's size (EFBIG). So the write is tried on a file beside the catalog,
-    as far out as the catalog's files reach.
+    SQLite distinguishes a full disk from other failures, but not a used-up quota (EDQUOT)
+    or a limit of a file's size (EFBIG). So this writes to a file beside the catalog, at the
+    position where the longest of the catalog's files ends, and looks at the error.
     """
     if _primary_code(exc) == sqlite3.SQLITE_IOERR:
         probe = f"{path}.probe"
@@ -330,6 +332,6 @@ def write_error(exc: sqlite3.Error, path: str) -> StorageError:
 
 
 def _primary_code(exc: sqlite3.Error) -> int | None:
-    """The error code without the details that the higher bits tell."""
+    """Return the error code without the details in its higher bits."""
     code: int | None = getattr(exc, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF

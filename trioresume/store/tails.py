@@ -1,27 +1,28 @@
 """Tails: the bytes of content under construction that are not a chunk yet.
 
-``tails/<key>.<index>`` holds the bytes of chunk *index* of *key*. Its length is the
-truth about the offset; there is no counter beside it that could disagree. A tail
-that reached the chunk size is *full*; it is sealed, published under its chunk name
-(a hard link: the same inode) and unlinked.
+``tails/<key>.<index>`` holds the bytes of chunk *index* of *key*. The file's length gives
+the offset; there is no separate counter that could disagree with it. A tail that has
+reached the chunk size is *full*. It is sealed, published under its chunk name (a hard
+link: the same inode) and unlinked.
 
-Because a published chunk may share its inode with a tail that a crash left behind,
-a tail is never opened for writing over a file that was there before, except to go
-on where a partial tail ends: :meth:`TailFiles.create` always makes a new inode.
+A published chunk may share its inode with a tail that a crash left. So a tail is never
+opened for writing over a file that was there before: :meth:`TailFiles.create` always
+makes a new inode. The only exception is to append to a partial tail at its end.
 
 Proofs
 ======
 
-The length of a tail is the truth only for the process that wrote it. A file system can
-keep the length of a file and lose its bytes, and it needs no reboot for that: it may be
-shut down after an error, or detached and mounted again. So with each tail there is a
-*proof*: a length, and the BLAKE3 hash of so many bytes from the tail's start. It is an
-attribute of the file, or where there are no attributes ``tails/<key>.<index>.proof``. :meth:`Tail.append` writes it after the bytes and before it returns.
-It is never synced, because it need not be true: a later process believes it only if the
-tail has those bytes. Whatever a crash makes of either file, wrong bytes are not believed.
+Only the process that wrote a tail can rely on its length. A file system can keep the
+length of a file and lose its bytes, even without a reboot: it may be shut down after an
+error, or detached and mounted again. So each tail has a *proof*: a length, and the BLAKE3
+hash of that many bytes from the tail's start. It is an attribute of the file. Where there
+are no attributes, it is the file ``tails/<key>.<index>.proof``. :meth:`Tail.append` writes
+the proof after the bytes and before it returns. The proof is never synced, because it may
+be wrong: a later process believes it only if the tail's bytes have this hash. So no crash,
+whatever it does to either file, makes anybody believe wrong bytes.
 
-A proof proves bytes, and not that they count. Bytes that were cut off must not come back
-with their proof: see :meth:`trioresume.store.recovery.Recovery.tail`.
+A proof proves that bytes are right, not that they count. Bytes that were cut off must not
+come back with their proof: see ``Recovery._cut`` in recovery.py.
 """
 
 from __future__ import annotations
@@ -63,38 +64,38 @@ __all__ = [
 ]
 
 PROOF = ".proof"
-"""How the name of a proof ends."""
+"""The suffix of a proof's file name."""
 
 _PROOF = struct.Struct(">Q32s")
 _READ_SIZE = 1024 * 1024
 
 
 def _ignore(key: ContentKey | None = None) -> None:
-    """Of a directory that is only looked at."""
+    """Do nothing: the default where the directory is only read."""
 
 
 @dataclass(slots=True)
 class Sealing:
-    """A chunk between its tail's last byte and the catalog's commit."""
+    """A chunk that waits for the catalog's commit: its tail has its last byte."""
 
     length: int
     digest: Digest | None = None
-    """Known once the tail was synced."""
+    """The chunk's digest, once the tail is synced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What the first *length* bytes of a tail hash to."""
+    """The *hash* of the first *length* bytes of a tail."""
 
     length: int
     hash: bytes
 
 
 class TailFiles:
-    """The directory of tails, and which of them are being sealed.
+    """The directory of tails, and the record of which tails are being sealed.
 
-    The memory of sealings is what makes a :class:`SealChunk` trustworthy: the tail's
-    name alone does not say that its bytes are still those that were sealed.
+    This record makes a :class:`SealChunk` trustworthy: the tail's name alone does not say
+    that the file still has the bytes that were sealed.
     """
 
     def __init__(
@@ -113,11 +114,11 @@ class TailFiles:
         self.room = Room(root, min_free)
         self.epoch = epoch
         self.distrust = distrust
-        """Called when a sync failed: nothing unrecorded of this key counts any more."""
+        """Called when a sync failed: unrecorded bytes of this key no longer count."""
         self._distrust_all = distrust_all
         self.doubted = False
-        """Whether a directory could not be synced: a removal from before may come undone,
-        whatever succeeds later, and an end is not clean any more."""
+        """Whether a sync of the directory failed. An earlier removal may then be undone,
+        even if later syncs succeed, so the store's end is no longer clean."""
         self._lock = threading.Lock()
         self._sealings: dict[ContentKey, dict[int, Sealing]] = {}
 
@@ -129,14 +130,14 @@ class TailFiles:
         return os.path.join(self._root, f"{key}.{index}")
 
     def length(self, key: ContentKey, index: int) -> int | None:
-        """How many bytes the tail holds; None if there is none."""
+        """Return how many bytes the tail has; None if there is no tail."""
         try:
             return os.stat(self.path(key, index)).st_size
         except FileNotFoundError:
             return None
 
     def create(self, key: ContentKey, index: int) -> Descriptor:
-        """A new, empty tail; see the module's text for why a leftover is not reused."""
+        """Create an empty tail. The module docstring says why a leftover is not reused."""
         path = self.path(key, index)
         try:
             return self.disk.create(path)
@@ -148,10 +149,10 @@ class TailFiles:
         return self.disk.open(self.path(key, index), write=True)
 
     def cut(self, key: ContentKey, index: int, length: int) -> None:
-        """Cut the tail back to *length* bytes, or remove it when that is nothing.
+        """Cut the tail back to *length* bytes; with a length of 0 or less, remove it.
 
-        The new length is durable on return, but a removal is not before
-        :meth:`sync_names`. A proof of bytes that are cut off goes as well.
+        The new length is durable on return. A removal is durable only after
+        :meth:`sync_names`. A proof file that covers bytes which are cut off is removed.
         """
         if length <= 0:
             self.remove(key, index)
@@ -164,7 +165,7 @@ class TailFiles:
             self.disk.sync_data(file)
 
     def remove(self, key: ContentKey, index: int) -> None:
-        """Remove the tail and its proof, if they are there."""
+        """Remove the tail and its proof, if they exist."""
         path = self.path(key, index)
         self.disk.unlink(path)
         self.disk.unlink(path + PROOF)
@@ -172,16 +173,17 @@ class TailFiles:
     def write_proof(
         self, key: ContentKey, index: int, file: Descriptor, proof: Proof
     ) -> None:
-        """Keep *proof*; *file*, the tail, has the bytes. Raises :class:`OSError`."""
+        """Keep *proof* of the bytes of *file*, the tail. Raises :class:`OSError`."""
         record = _PROOF.pack(proof.length, proof.hash)
         if not self.disk.attach(file, record):
             self.disk.overwrite(self.path(key, index) + PROOF, record)
 
     def proof(self, key: ContentKey, index: int) -> Proof | None:
-        """The proof that was written last, whether or not the tail has those bytes.
+        """Return the proof that was written last, without a look at the tail's bytes.
 
-        With the tail's inode, or in a file of its own: if both are there, because the file
-        system changed its mind, that of more bytes is the later one.
+        The proof is in the tail's inode or in a separate file. If both exist, because the
+        attribute could not be written at some point, the proof of more bytes is the later
+        one.
         """
         path = self.path(key, index)
         records = []
@@ -203,9 +205,9 @@ class TailFiles:
         return max(proofs, key=lambda proof: proof.length, default=None)
 
     def proven(self, key: ContentKey, index: int) -> int:
-        """How many of the tail's first bytes are proven: it reads them.
+        """Read the tail, and return how many of its first bytes are proven.
 
-        None are if they cannot be read.
+        Returns 0 if the bytes cannot be read.
         """
         try:
             proof = self.proof(key, index)
@@ -217,7 +219,7 @@ class TailFiles:
             return 0
 
     def remove_from(self, key: ContentKey, first: int, last_sealed: int) -> None:
-        """Remove the tails from *first* on; up to *last_sealed* some may be missing."""
+        """Remove the tails from *first* on; those up to *last_sealed* may be missing."""
         index = first
         while index <= last_sealed or self.length(key, index) is not None:
             self.remove(key, index)
@@ -226,8 +228,8 @@ class TailFiles:
     def sync_names(self) -> None:
         """Make the names of all tails durable. Raises :class:`OSError`.
 
-        Then another sync that succeeds would prove nothing about any name that was not
-        synced before: the epoch ends.
+        After an error the epoch ends: a later sync that succeeds would prove nothing about
+        the names that were not synced before.
         """
         try:
             self.disk.sync_directory(self._root)
@@ -238,9 +240,9 @@ class TailFiles:
             raise
 
     def names(self) -> Iterator[tuple[str, ContentKey, int]]:
-        """Every tail there is: its path, key and index. Never all in memory at once.
+        """Yield the path, key and index of every tail, without a list of all in memory.
 
-        A tail's proof is told as well, with the tail's key and index.
+        The file of a tail's proof is yielded as well, with the tail's key and index.
         """
         with os.scandir(self._root) as entries:
             for entry in entries:
@@ -251,7 +253,7 @@ class TailFiles:
     # Sealings.
 
     def begin_sealing(self, key: ContentKey, index: int, length: int) -> Sealing:
-        """The sealing of a tail. A full tail that was handed out twice has but one."""
+        """Return the sealing of a tail. A full tail that two writers sealed has only one."""
         with self._lock:
             return self._sealings.setdefault(key, {}).setdefault(index, Sealing(length))
 
@@ -276,7 +278,7 @@ class TailFiles:
                 self._sealings.pop(key, None)
 
     def end_sealings(self, key: ContentKey, first: int = 0) -> None:
-        """Forget the sealings from *first* on: their tails are given up."""
+        """Forget the sealings from *first* on, because their tails are given up."""
         with self._lock:
             sealings = self._sealings.get(key, {})
             for index in [index for index in sealings if index >= first]:
@@ -285,14 +287,14 @@ class TailFiles:
                 self._sealings.pop(key, None)
 
     def short_sealing(self, key: ContentKey, chunk_size: int) -> int | None:
-        """The index of the last, shorter chunk, if it is being sealed."""
+        """Return the index of the last, shorter chunk, if it is being sealed."""
         with self._lock:
             sealings = self._sealings.get(key, {})
             return next((i for i, s in sealings.items() if s.length < chunk_size), None)
 
 
 class DiskSeal:
-    """One tail to be made durable. *hasher* is None when its bytes must be read again."""
+    """Makes one tail durable. *hasher* is None when its bytes must be read again."""
 
     __slots__ = ("_file", "_files", "_hasher", "_key", "_sealing", "index")
 
@@ -326,19 +328,19 @@ class DiskSeal:
         return SealChunk(self._key, self.index, digest, self._sealing.length)
 
     def duplicate(self) -> Descriptor:
-        """The tail once more, for a flush that must cover it."""
+        """Return a duplicate of the tail's descriptor, for a flush that must cover it."""
         return self._file.duplicate()
 
     def close(self) -> None:
-        """Give it up before it was handed out; the tail's bytes stay."""
+        """Give up the seal before a caller got it. The tail's bytes stay."""
         self._file.close()
 
 
 class KnownSeal:
-    """A chunk that was sealed already, though one before it was not.
+    """The seal of a chunk that was sealed already, although a chunk before it was not.
 
-    Whoever opens the content is given the chunks from the first gap on, these among
-    them, so that what it has and what the catalog has join up.
+    A writer that opens the content gets seals for all chunks from the first gap on. These
+    are among them, so that its seals continue the catalog's prefix without a gap.
     """
 
     __slots__ = ("_seal", "index")
@@ -351,14 +353,17 @@ class KnownSeal:
         return self._seal
 
     def duplicate(self) -> None:
-        """There is no tail any more that a flush would have to cover."""
+        """Return None: no tail is left that a flush would have to cover."""
 
     def close(self) -> None:
-        pass  # nothing is held
+        pass  # this seal holds nothing
 
 
 class DiskFlush:
-    """Duplicated descriptors, because the writer may seal and close its own meanwhile."""
+    """Makes tails durable, through duplicated descriptors.
+
+    The writer may seal its tails and close its own descriptors meanwhile.
+    """
 
     __slots__ = ("_epoch", "_files", "_sync_names", "_tail", "offset")
 
@@ -391,11 +396,10 @@ class DiskFlush:
 
 
 class Tail:
-    """The end of content under construction: what a writer holds, and hands on.
+    """The end of content under construction. A writer holds it and hands it to the next.
 
-    *waiting* are chunks that became full but were not returned to a caller yet:
-    those found on disk when the tail was opened, and those completed by an append
-    that then failed.
+    *waiting* are seals of full chunks that no caller has got yet: of chunks found on disk
+    when the tail was opened, and of chunks completed by an append that then failed.
     """
 
     __slots__ = (
@@ -430,20 +434,18 @@ class Tail:
         self.key = key
         self.chunk_size = chunk_size
         self.broken = False
-        """A sync failed: nothing may be added to what is suspect."""
+        """Whether a sync failed: no bytes may be added after suspect ones."""
         self.finished = False
         self._index = index
         self._base = index * chunk_size
         self._length = 0
         self._file: Descriptor | None = None
         self._hasher: blake3 | None = None
-        """Of what the file holds; None while that would have to be read again."""
+        """The hash state of the file's bytes; None if they would have to be read again."""
         self._names_synced = False
-        self._proves = not is_response_key(
-            key
-        )  # response content is never gone on with
+        self._proves = not is_response_key(key)  # response content is never resumed
         self._proven = 0
-        """How many bytes of the file the newest process may believe: all, but in append."""
+        """How many bytes of the file the proof covers: all, except during an append."""
         self._synced = synced
         self._waiting: list[DiskSeal | KnownSeal] = waiting or []
 
@@ -452,13 +454,13 @@ class Tail:
         return self._base + self._length
 
     def resume(self, length: int) -> None:
-        """Go on after the *length* bytes of the partial tail that is on disk."""
+        """Continue the partial tail on disk, which has *length* bytes."""
         self._file = self.files.open(self.key, self._index)
         self._length = self._proven = length
         self._hash_again(self._file)
 
     def relax(self) -> None:
-        """Let go of the hash's state: nothing comes, and the file has what it was made of."""
+        """Free the hash state while nothing arrives: it can be made again from the file."""
         if self._file is not None:
             self._hasher = None
 
@@ -489,7 +491,8 @@ class Tail:
             part = data[position : position + self.chunk_size - self._length]
             self.files.room.take(len(part))
             written = self.files.write(file, part, self._length)
-            # Only what was written is hashed, so that both still agree after an error.
+            # Hash only the bytes that were written, so that hash and file agree after an
+            # error.
             hasher.update(part if written == len(part) else part[:written])
             self._length += written
             position += written
@@ -498,7 +501,7 @@ class Tail:
                 self._seal(file)
 
     def _prove(self) -> None:
-        """Write the proof of what the file holds, if that is more than was proven."""
+        """Write a proof of all bytes in the file, unless it was written already."""
         file, hasher = self._file, self._hasher
         if file is None or hasher is None or self._length == self._proven:
             return
@@ -508,8 +511,9 @@ class Tail:
                 self.files.write_proof(self.key, self._index, file, proof)
             except OSError:
                 if self.files.disk.durable:
-                    return  # what is announced will be recorded, and needs no proof
-                # What is accepted may be announced now, and so must be proven: it is not.
+                    return  # an offset is recorded before it is announced: no proof needed
+                # Accepted bytes may be announced at once, so they must be proven. These
+                # are not: take them back.
                 self._length, self._hasher = self._proven, None
                 self.files.disk.truncate(file, self._length)
                 raise
@@ -554,7 +558,7 @@ class Tail:
         return self._take()
 
     def _abandon(self, file: Descriptor) -> None:
-        """Remove a tail that was begun, but its first byte met a full disk."""
+        """Remove a tail that is empty because the disk was full at its first byte."""
         file.close()
         self._file = None
         with translated("removing an empty tail"):
@@ -570,14 +574,15 @@ class Tail:
             files = [file for file in duplicates if file is not None]
             if self._file is not None:
                 files.append(self._file.duplicate())
-        # New names were made since the last flush, or by a process before this one.
+        # Sync the names, too, if this process made new ones since the last flush, or an
+        # earlier process may have made some.
         return DiskFlush(self, files, sync_names=bool(files) and not self._names_synced)
 
     def flushed(self, offset: int) -> None:
         self._synced = max(self._synced, offset)
         if offset > self._base:
             self._names_synced = (
-                True  # of the tail that is written now: it began before
+                True  # the present tail began before the flush, so its name is synced
             )
 
     def close(self) -> None:
@@ -590,7 +595,7 @@ class Tail:
 
 
 def _has(file: Descriptor, disk: Disk, proof: Proof) -> bool:
-    """Whether *file* begins with the bytes that *proof* speaks of."""
+    """Return whether *file* begins with the bytes that *proof* covers."""
     hasher, left = blake3(), proof.length
     while left and (data := disk.read(file.fileno(), min(left, _READ_SIZE))):
         hasher.update(data)
@@ -599,9 +604,9 @@ def _has(file: Descriptor, disk: Disk, proof: Proof) -> bool:
 
 
 def _hash_file(file: Descriptor, disk: Disk) -> blake3:
-    """Hash the file from its start; it is positioned at its end then."""
+    """Hash the file from its start, and leave its position at its end."""
     hasher = blake3()
-    file.bypass_cache(False)  # which asks for more of the memory that is read into
+    file.bypass_cache(False)  # direct reads would need aligned memory
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     while data := disk.read(file.fileno(), _READ_SIZE):
         hasher.update(data)

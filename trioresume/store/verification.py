@@ -1,24 +1,24 @@
-"""Verification: everything is read again and compared with what it is called.
+"""Verification: everything is read again and compared with its digest.
 
-Three passes, because they bear company differently:
+There are three passes, because they need the running service to stand still to different
+degrees:
 
 1. **The bytes.** Every chunk that the catalog names is read, from the disk rather than
    the page cache, and hashed. This takes hours for terabytes and the service goes on
-   meanwhile, so the catalog is read a page at a time. A chunk that is not as it should
-   be is looked up again: it may have been collected since.
-2. **The books.** One read transaction, so one instant: SQLite checks its file; each
-   recipe is hashed; what holds a chunk or a recipe is counted again; each file and each
-   operation must have its content. Less than a minute for a million files, and for that
-   long the service's write-ahead log cannot be cut back.
-3. **What is being written.** The sealed chunks and the tails of unfinished uploads must
-   have every byte that was recorded as durable, and must let themselves be read. Tails are
-   compared with the proofs beside them. A proof that speaks of bytes beyond those that were
-   recorded says nothing where the service has been started since: those bytes are cut off if
-   they are wrong, and were announced to nobody.
+   meanwhile, so the catalog is read a page at a time. A chunk that seems damaged is
+   looked up and read again: it may have been collected since.
+2. **The books.** This is one read transaction, so it sees one instant. SQLite checks its
+   file; each recipe is hashed; the holds on each chunk and recipe are counted again; each
+   file and each operation must have its content. It takes less than a minute for a million
+   files. For that long the service's write-ahead log cannot be cut back.
+3. **The unfinished uploads.** Their sealed chunks and tails must have every byte that was
+   recorded as durable, and must be readable. Tails are compared with their proofs. A proof
+   may cover bytes beyond the recorded ones. If the service has been started since, such a
+   proof is ignored: these bytes are cut off if they are wrong, and were announced to nobody.
 
-What the first pass found is kept in temporary tables, and the others tell whom it
-concerns: memory is bounded by pages, also when all is lost. Nothing is repaired, and
-nothing of the data directory is written.
+The first pass keeps its findings in temporary tables, and the other passes report which
+files and uploads they affect. So memory is bounded by pages, even when everything is lost.
+Nothing is repaired, and nothing in the data directory is written.
 """
 
 from __future__ import annotations
@@ -69,44 +69,44 @@ _ADD_HOLDS = " ON CONFLICT (digest) DO UPDATE SET refs = refs + excluded.refs"
 
 
 class DamageKind(StrEnum):
-    """What is damaged, or concerned by damage."""
+    """The kind of thing that is damaged, or affected by damage."""
 
     CATALOG = "catalog"
-    """The catalog's file is inconsistent in itself."""
+    """The catalog's file is inconsistent."""
     CHUNK = "chunk"
     """A chunk is missing, cannot be read, or does not have the bytes it is named after."""
     RECIPE = "recipe"
     """The list of a content's chunks does not have the bytes it is named after."""
     COUNT = "count"
-    """A chunk or a recipe is held more or less often than is written down."""
+    """The recorded number of holds on a chunk or a recipe is wrong."""
     TAIL = "tail"
-    """The end of an unfinished upload cannot be read."""
+    """The end of an unfinished upload cannot be read, or has wrong bytes."""
     FILE = "file"
-    """A file cannot be served whole, because of damage that is reported on its own."""
+    """A file cannot be served whole, because of damage that is reported separately."""
     UPLOAD = "upload"
-    """The same for an operation: its content or its recorded response."""
+    """An operation's content or recorded response is not whole, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """One thing that is not as it should be."""
+    """One damaged thing, or one thing that damage affects."""
 
     kind: DamageKind
     name: str
     """A digest in hexadecimal, a file's name, an operation's id, or ``catalog``."""
     problem: str
     owner: str | None = None
-    """Of a file: in whose namespace the name is."""
+    """For a file: the owner in whose namespace the name is."""
     path: str | None = None
-    """The file on disk, where there is one."""
+    """The path of the file on disk, if there is one."""
 
 
 class Verification:
     """One run of :meth:`Inventory.verify <trioresume.Inventory.verify>`; iterate over it.
 
-    It gives each :class:`Damage` as it is found, and counts what it has read. Iterating
-    blocks, on the disk, and raises :class:`~trioresume.StorageError` if the catalog
-    cannot be read at all.
+    It yields each :class:`Damage` when it is found, and counts the things it has read.
+    Iterating blocks on the disk, and raises :class:`~trioresume.StorageError` if the
+    catalog cannot be read at all.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Verification:
         """Called after each chunk."""
         self.chunks = 0
         self.bytes = 0
-        """Of chunks and tails."""
+        """The bytes of chunks and tails that were read."""
         self.files = 0
         self.uploads = 0
         self.damages = 0
@@ -146,7 +146,7 @@ class Verification:
         except sqlite3.Error as exc:
             error = sqlite_error(exc)
             if isinstance(error, StorageFull):
-                # Nothing else is written here.
+                # Only the temporary tables are written here.
                 error = StorageFull(
                     "the disk for temporary files is full; the variable SQLITE_TMPDIR"
                     " names another directory for them"
@@ -193,10 +193,11 @@ class Verification:
         problem = self._read_chunk(digest, length)
         if problem is None or not self._catalog.has_chunk(digest):
             return None
-        # It was there before the catalog said so, but may have been put in anew since.
+        # The chunk file exists before the catalog names it. But the chunk may have been
+        # collected and published again since, so read it once more.
         read = self.bytes
         problem = self._read_chunk(digest, length)
-        self.bytes = read  # counted once
+        self.bytes = read  # count the bytes only once
         return problem
 
     def _read_chunk(self, digest: Digest, length: int) -> str | None:
@@ -238,7 +239,7 @@ class Verification:
         yield from self._contents()
 
     def _recipes(self) -> Iterator[Damage]:
-        """Hash the recipes; count what they hold."""
+        """Hash the recipes, and count their holds."""
         for digest, dismantled, body in self._execute(
             "SELECT digest, dismantled, body FROM recipes"
         ):
@@ -289,7 +290,7 @@ class Verification:
             )
 
     def _missing(self, table: str) -> Iterator[Damage]:
-        """What is held, but not in the catalog."""
+        """Yield the chunks or recipes that are held, but not in the catalog."""
         for (digest,) in self._execute(
             f"SELECT h.digest FROM temp.held_{table} h LEFT JOIN {table} t"
             " ON t.digest = h.digest WHERE t.digest IS NULL"
@@ -306,9 +307,10 @@ class Verification:
         )
 
     def _blame_recipes(self) -> None:
-        """Note which recipes list what is bad: only now are they read a second time.
+        """Record which recipes list bad chunks or bad parts.
 
-        Those that list chunks first, then those that list recipes.
+        This reads recipes a second time, only if there is damage: first the recipes that
+        list chunks, then those that list recipes.
         """
         for joined, bad, what in (
             (0, "bad_chunks", "chunk"),
@@ -347,7 +349,7 @@ class Verification:
                         kind=DamageKind.UPLOAD, name=name, problem=f"{part}: {problem}"
                     )
 
-    # What is being written.
+    # The unfinished uploads.
 
     def _unfinished(self) -> Iterator[Damage]:
         after = 0
@@ -365,7 +367,7 @@ class Verification:
         try:
             extent = self._survey.look(key)
             if extent is None:
-                return  # finished or ended meanwhile
+                return  # the upload was finished or ended meanwhile
             extent.checked()
         except ContentLost as exc:
             yield Damage(kind=DamageKind.UPLOAD, name=key, problem=str(exc))
@@ -402,11 +404,11 @@ class Verification:
                     self._hash(file)
                 if self._is_proven(key, extent, part) or self._is_proven(
                     key, extent, part
-                ):  # again: it may have been cut and written anew meanwhile
+                ):  # look again: a writer may have cut and continued it meanwhile
                     continue
                 problem = "does not have the bytes that were written"
             except FileNotFoundError:
-                continue  # a chunk by now
+                continue  # the tail has become a chunk
             except OSError as exc:
                 problem = f"cannot be read: {exc.strerror or exc}"
             yield Damage(
@@ -420,7 +422,7 @@ class Verification:
             )
 
     def _is_proven(self, key: ContentKey, extent: Extent, part: Part) -> bool:
-        """Whether the tail has the bytes of its proof, if that matters."""
+        """Return whether the tail has the bytes of its proof; True if the proof is moot."""
         proof = self._tails.proof(key, part.index)
         if proof is None:
             return True
@@ -431,7 +433,7 @@ class Verification:
 
 
 def _listed(recipe: AnyRecipe, first: int = 0) -> Iterator[Digest]:
-    """What *recipe* lists from *first* on, and so holds: chunks, or recipes."""
+    """Yield the digests that *recipe* lists from *first* on: of chunks, or of recipes."""
     if isinstance(recipe, JoinedRecipe):
         yield from recipe.parts[first:]
     else:
@@ -439,7 +441,7 @@ def _listed(recipe: AnyRecipe, first: int = 0) -> Iterator[Digest]:
 
 
 def _parse(digest: Digest, body: bytes) -> AnyRecipe | None:
-    """The recipe, if it is what *digest* says."""
+    """Return the recipe, or None if *body* is damaged or does not have this *digest*."""
     if digest_of(body) != digest:
         return None
     try:
@@ -449,7 +451,7 @@ def _parse(digest: Digest, body: bytes) -> AnyRecipe | None:
 
 
 def _contents_of(columns: str, table: str, part: str = "content") -> str:
-    """SQL for *columns* and what :func:`_content_problem` judges by, of every row."""
+    """Return SQL that selects *columns* and the arguments of :func:`_content_problem`."""
     named = ", ".join(f"t.{column.strip()}" for column in columns.split(","))
     return (
         f"SELECT {named}, t.{part}_length, length(t.{part}_inline), t.{part}_digest,"

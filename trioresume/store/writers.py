@@ -1,10 +1,10 @@
-"""Writers: who may append, and how the newest takes over.
+"""Writers: one writer per key may append, and a newer writer takes over.
 
-At most one writer per key holds the :class:`Tail`; a writer that does not is stale.
+At most one writer per key holds the :class:`Tail`; a writer without a tail is stale.
 Taking over moves the Tail from the old writer to the new one under the old writer's
-lock: an ``append`` that is running ends first, the next one finds nothing to write
-to. So the newcomer continues at once, with the hash as it stands, and reads nothing
-back from disk.
+lock. An ``append`` that is running ends first; the next one finds no tail and raises.
+So the new writer continues at once, with the present hash state, and reads nothing from
+disk.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class DiskWriter:
         return self._tail
 
     def give_up(self) -> Tail | None:
-        """Become stale; the tail, if it was held. Waits for a running append."""
+        """Become stale, and return the tail if this writer held it.
+
+        Waits for a running append.
+        """
         with self._lock:
             tail, self._tail = self._tail, None
             if tail is not None:
@@ -88,10 +91,10 @@ class DiskWriter:
     def take_over(
         self, old: DiskWriter | None, recover: Callable[[Tail | None], Tail]
     ) -> None:
-        """Begin with what *old* held, or with what *recover* makes of it.
+        """Begin with the tail that *recover* returns for the tail of *old*.
 
-        The caller holds :attr:`lock` since before this writer could be found, so that
-        a still newer writer waits until this one is whole.
+        The caller took :attr:`lock` before others could find this writer. So a still newer
+        writer waits until this one is ready.
         """
         tail = recover(old.give_up() if old is not None else None)
         self._tail = tail
@@ -103,7 +106,7 @@ class DiskWriter:
 
 
 class Writers:
-    """The writers that are open, the newest per key."""
+    """The open writers: the newest one of each key."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,9 +115,10 @@ class Writers:
     def open(
         self, key: ContentKey, recover: Callable[[Tail | None], Tail]
     ) -> DiskWriter:
-        """A writer that replaces the newest one of *key*, if there is one.
+        """Return a writer that replaces the newest one of *key*, if there is one.
 
-        *recover* is given the tail that the older writer held, if any.
+        *recover* gets the tail that the older writer held, or None, and returns the tail
+        for the new writer.
         """
         writer = DiskWriter(self, key)
         with writer.lock:
@@ -129,12 +133,15 @@ class Writers:
         return writer
 
     def tail(self, key: ContentKey) -> Tail | None:
-        """The tail that the newest writer of *key* holds."""
+        """Return the tail of the newest writer of *key*, or None."""
         writer = self._newest.get(key)
         return None if writer is None else writer.tail
 
     def break_all(self) -> list[ContentKey]:
-        """Nothing may be added to what the writers have: it is suspect. Their keys."""
+        """Mark the tails of all writers as broken, and return the writers' keys.
+
+        Their bytes are suspect, so no bytes may be added to them.
+        """
         with self._lock:
             for writer in self._newest.values():
                 tail = writer.tail
@@ -158,7 +165,7 @@ class Writers:
     def unless_open(
         self, key: ContentKey, act: Callable[[], None], otherwise: Callable[[], None]
     ) -> None:
-        """Call *act* if *key* has no writer, else *otherwise*; that does not change meanwhile."""
+        """Call *act* if *key* has no writer, else *otherwise*; no writer opens meanwhile."""
         with self._lock:
             if key in self._newest:
                 otherwise()
