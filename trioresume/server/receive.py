@@ -1,93 +1,81 @@
 """The receive path: from the socket to the store, in few and large pieces.
 
+G5 is in docs/supported-protocols.md. What was measured, tried and rejected is in
+docs/benchmarks.md ("What was tried") and docs/explanation/design.md ("Rejected").
+
 Why it looks like this
 ======================
 
-A body of known length needs no parser. h11 reads the head; what came with it is in
-the connection's own buffer, and everything after that is read with ``recv_into``
-straight into a piece of the memory that all connections share (see
-:mod:`trioresume.server.memory`), up to 2 MiB at a time. A worker thread hashes and
-writes it from there, past the page cache where the system can do that, while the task
-receives the next piece. What is small takes the same way, and shares a piece with what
-others receive. It used to be written in the event loop, as a thread costs more than such a
-write; but now and then a write, or making a file, waits for the disk for tens of
-milliseconds, and so did everybody else. Since a thread that is woken takes along what else
-there is to do, the difference is gone: with 1000 uploads of 1 MiB none in CPU, with 1000
-slow ones the worst takeovers were half as long, in one run each.
+A body of known length needs no parser. h11 reads the head. The bytes that came with the head
+are in the connection's buffer. Everything after that is read with ``recv_into`` straight into
+a piece of the memory that all connections share (:mod:`trioresume.server.memory`), up to
+2 MiB at a time. A worker thread hashes and writes it from there, past the page cache if the
+system can do that, while the task receives the next piece. Small content takes the same way
+and shares a piece with content of others. It is not written in the event loop: now and then
+a write, or the creation of a file, waits for the disk for tens of milliseconds, and all other
+tasks would wait with it.
 
 **Between a receive and handing the bytes on there is no checkpoint.** trio's own
-``recv_into`` has one after the call, which is why the transport offers
-``wait_readable`` and ``receive_nowait`` instead: a cancelled task has either handed on
-what it read, or not read it. A piece is used again only when everybody let go of it. A
-body whose bytes got mixed up would keep its length; only a comparison of content shows
-it, and the tests compare content.
+``recv_into`` has one after the call. So the transport offers ``wait_readable`` and
+``receive_nowait`` instead: a cancelled task has either handed on what it read, or not read
+it. A piece is reused only when all its holders have released it. If bytes of two uploads
+were mixed up, the lengths would still be right. Only a comparison of content shows such a
+fault, and the tests compare content.
 
-Memory is therefore a setting, plus a few KiB a connection, however many there are.
+So the memory is a setting, plus a few KiB for each connection.
 
-Wake-ups, more than bytes, are what Python pays for. On a connection that is fast enough
-the kernel is therefore asked (``SO_RCVLOWAT``) to wake its task only for a larger amount
-(:attr:`~trioresume.server.memory.ReceiveMemory.low_water`), or for the end: a whole piece
-while uploads are few, and less the more of them share the machine, so that what waits in
-the kernel stays bounded too. A connection's mark is no more than it fills in
-:data:`FILL_TIME` (a thousand uploads of 100 KiB a second cost half of what they did without
-one), and one that does not fill it within twice that loses it: a peer may be waiting to
-have its last bytes acknowledged before it sends more. What is on its way when a newcomer
-ends the writer is taken first: of an upload that is faster than the disk it is megabytes,
-which its client would have to send again. Where the option does not exist nothing changes
-but the cost.
+Python pays for wake-ups more than for bytes. On a fast connection the kernel is therefore
+asked (``SO_RCVLOWAT``) to wake the task only when a larger amount has come
+(:attr:`~trioresume.server.memory.ReceiveMemory.low_water`), or the end. This low-water mark
+is a whole piece while there are few uploads, and less with more uploads, so that the bytes
+that wait in the kernel are bounded, too. A mark is never more than the connection fills in
+:data:`FILL_TIME`. A connection that does not fill its mark within twice that time loses it:
+its peer may be waiting for an acknowledgement of its last bytes before it sends more. When a
+newcomer ends the writer, the bytes that are on their way are taken first. For an upload that
+is faster than the disk these are megabytes, which its client would have to send again. On
+systems without the option only the cost differs.
 
-A read ends on a page of the content where there is enough to read, so that all of it can
-bypass the page cache and no page is written twice.
+A read ends on a page of the content if there is enough to read. Then all of it can bypass the
+page cache, and no page is written twice.
 
-Fairness: each task takes at most one piece per turn, and who waits for memory is served
-in order, so a thousand uploads advance in step and none starves. A task that had to wait
-for memory or for room has let the others have their turn: what came meanwhile it reads
-without waiting for the connection as well. (At n = 1 that is a turn of the event loop of
-three, at n = 128 half of the waits.)
+Fairness: each task takes at most one piece in a turn, and tasks that wait for memory are
+served in order. So a thousand uploads advance together and none starves. A task that has just
+waited for memory or for room has given the others their turn. It reads the bytes that came
+meanwhile without waiting for the connection, too. (With one upload that saves one of three
+turns of the event loop; with 128 uploads, half of the waits.)
 
-Back-pressure: when an upload has two pieces on their way to the disk, its task waits for
-room before it reads again, as it does when there is no piece to be had; the kernel's
-buffer fills and TCP slows the peer down.
+Back-pressure: when an upload has two pieces on their way to the disk, or when no piece is
+free, its task waits before it reads again. The kernel's buffer fills, and TCP slows the peer
+down.
 
-What was tried and lost. Worker threads that take the content off the socket themselves,
-each into a buffer of its own, up to 4 MiB a turn: no task waits for memory or for room
-then, but the threads want the interpreter as often as the task did. As much CPU at 128
-uploads, and a fifth to a third less throughput for a single one, as nothing is received
-during a sync. Pieces of 4 MiB: a seventh less CPU for a single upload, but so few of them
-that 16 were slower and 128 cost more. Marks that share 64 MiB instead of 256 MiB: at 128
-uploads twice as many reads, and a sixth more CPU. Hashing in the event loop, while the
-bytes are in the processor's cache: no less CPU. Reading the next piece where the last one's
-write is told, without a turn for the task: no less either, as what costs is that the caches
-are cold after each two megabytes, not the calls.
+Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`. The content
+that it finds is gathered in a piece for as long as there is more to read. That copies the
+content once more; the way to the disk is the same.
 
-Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`, and what
-it finds is gathered in a piece for as long as there is more to read: some copies more, the
-same way to the disk.
+Some bytes have to be parsed one by one, in the event loop: the framing of chunks, the parts
+of a patch. A megabyte of chunks of one byte takes a second. So a task reads only a share of
+such bytes in a turn. The sink and the chunked reader count the fields, chunks and parts that
+they find. After a turn with much work the task gives way: of all such tasks one goes on in
+each round of the event loop, and it reads a smaller share. Plain content needs no parsing; a
+sink says how many of the next bytes are plain (``plain``).
 
-Bytes that have to be read one by one are work for the event loop: the framing of chunks,
-the parts of a patch. A megabyte of chunks of one byte is a second of it. So a task reads
-only a share of such bytes in a turn. The sink and the chunked reader count what they find
-there. After a turn with much work the task gives way: of all such tasks one goes on in
-each round of the event loop, and it reads a smaller share. Plain content is not
-concerned: a sink says how much of what comes next is that (``plain``).
+After one second without data the watch calls the sink's ``relax()``. The store then frees
+memory that it can compute again, such as a hash's state of 2 KiB. This happens once a minute
+at most for a body, because going on costs a read of up to a chunk.
 
-Of who falls silent the store is told after a second (``relax``): it lets go of what it can
-find again, such as a hash's state of 2 KiB. That is once a minute at most, for going on
-costs a read of up to a chunk.
+Deadlines are attributes that one task looks at (:mod:`trioresume.server.watch`), not cancel
+scopes. A body moves its deadline with each read. For 128 uploads of 8 MiB at once a scope's
+deadline would be set some 35 times each, a twelfth of the event loop's cost. When the deadline
+has passed, the wait for the connection ends in an error. A scope only for that would take 700
+bytes for each silent upload.
 
-Deadlines are attributes that one task looks at (:mod:`trioresume.server.watch`), not
-cancel scopes: a body's content moves them with each read, and an upload of 8 MiB, 128 at
-once, set a scope's some 35 times, which was a twelfth of what it cost the event loop. Who
-is too late has its wait for the connection end in an error; a scope that is only there to
-be cancelled would be 700 bytes for each silent upload.
-
-A deadline that progress renews would let a peer hold on for ever with a byte a minute
-(G5). So each byte of content buys 1 / ``min_body_rate`` seconds and at most ``body_timeout``
-is saved up: a silent peer is cut after ``body_timeout``, one that trickles not much later,
-and one that is fast enough never notices. Only bytes of content count. Framing counts
-for nothing: chunk sizes and their extensions, trailers, the heads of a patch's parts. While
-the task waits for memory or for the disk the peer's time stands still. It must not begin
-anew: with many connections there is always a wait for memory.
+If any progress renewed the deadline in full, a peer could hold on for ever with a byte a
+minute (G5). So each byte of content buys 1 / ``min_body_rate`` seconds, and at most
+``body_timeout`` is saved up. A silent peer is cut after ``body_timeout``, and a trickling one
+not much later. A fast peer never notices. Only bytes of content count. Framing counts for
+nothing: chunk sizes and their extensions, trailers, the heads of a patch's parts. While the
+task waits for memory or for the disk, the peer's time stands still. It does not start anew:
+with many connections there is always a wait for memory.
 """
 
 from __future__ import annotations
@@ -111,31 +99,31 @@ if TYPE_CHECKING:
 __all__ = ["BodyReceiver", "ContentCut", "Sink"]
 
 LEAST_ROUNDED = 64 * 1024
-"""From how many bytes on a read ends on a page: less is not written past the cache."""
+"""A read of at least this many bytes ends on a page: less is not written past the cache."""
 LAST_MOST = 16 * 1024 * 1024
-"""Bytes taken at the end of a writer: what the buffers of both ends hold at most."""
+"""Bytes taken at the end of a writer: at most those in the buffers of both ends."""
 LAST_TIME = 0.03
-"""Seconds for that."""
+"""Seconds for taking them."""
 LAST_PAUSE = 0.002
-"""Seconds after which nothing more was on its way."""
+"""Seconds without data after which nothing more is expected to be on its way."""
 LEAST_MARK = 8 * 1024
 """Bytes: a smaller low-water mark is not worth the system call."""
 FILL_TIME = 0.25
-"""Seconds within which a connection is to fill its low-water mark."""
+"""Seconds in which a connection has to fill its low-water mark."""
 MUCH_WORK = 256
-"""Fields, chunks or parts of a turn from which on the others go first: about 0.3 ms."""
+"""A turn with so many fields, chunks or parts lets other tasks go first: about 0.3 ms."""
 SMALLEST_SHARE = 8 * 1024
-"""Bytes of the first turn, and of one after much work: some milliseconds at worst."""
+"""Bytes of the first turn, and of a turn after much work: some milliseconds at worst."""
 LARGEST_SHARE = 64 * 1024
-"""Bytes of a turn at most, if they have to be read. It doubles after little work."""
+"""The most bytes in a turn, if they have to be parsed. The share doubles after little work."""
 RELAXED_AFTER = 1.0
-"""Seconds of silence after which a connection is to hold less memory."""
+"""Seconds of silence after which a connection holds less memory."""
 SELDOM_RELAXED = 60.0
-"""The same, once that happened to it."""
+"""The same for a body that has held less memory before."""
 
 
 class ContentCut(Exception):
-    """The connection ended, or fell silent for too long, before the content did."""
+    """The connection ended, or was silent for too long, before the content ended."""
 
     def __init__(self, *, timed_out: bool) -> None:
         super().__init__("timed out" if timed_out else "connection ended")
@@ -143,20 +131,20 @@ class ContentCut(Exception):
 
 
 class Sink(Protocol):
-    """Where received content goes."""
+    """The receiver of content."""
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        """Consume *data* before returning, or hold the *piece* that it is in."""
+        """Consume *data* before returning, or hold the *piece* that contains it."""
         ...
 
     @property
     def offset(self) -> int:
-        """Where in the content the next byte will most likely belong."""
+        """The offset in the content where the next byte will most likely belong."""
         ...
 
     @property
     def taken(self) -> int:
-        """Grows by each byte of content that it takes, and by nothing else.
+        """A count that grows by each byte of content taken, and by nothing else.
 
         The framing of a patch is no content, so it is no progress.
         """
@@ -164,31 +152,31 @@ class Sink(Protocol):
 
     @property
     def plain(self) -> int | None:
-        """How many of the next bytes it takes as they are; None: all.
+        """How many of the next bytes need no parsing; None: all of them.
 
-        Any others it has to read, which may be much work.
+        The bytes after them have to be parsed, which may be much work.
         """
         ...
 
     @property
     def work(self) -> int:
-        """How much it has read: grows by one for each field, chunk or part."""
+        """A count of the parsing work: one for each field, chunk or part."""
         ...
 
     @property
     def has_room(self) -> bool:
-        """False to be given no more until ``room`` returned."""
+        """Whether it takes more data now. If not, wait for ``room`` first."""
         ...
 
     async def room(self) -> None: ...
 
     def relax(self) -> None:
-        """Nothing comes for a while: hold less memory. At once, and it cannot fail."""
+        """Hold less memory, because no data comes for a while. Fast, and cannot fail."""
         ...
 
 
 class BodyReceiver:
-    """The content of one request, taken off its connection."""
+    """Receives the content of one request from its connection."""
 
     __slots__ = (
         "_config",
@@ -224,18 +212,18 @@ class BodyReceiver:
         self._timeout = config.body_timeout
         self._rate = config.min_body_rate
         self._share = SMALLEST_SHARE
-        """Bytes to read of the next turn, if they have to be read one by one."""
+        """Bytes of the next turn, if they have to be parsed one by one."""
         self._suspended_at = 0.0
         self._saved_until = 0.0
         self._until = float("inf")
-        """When the peer has taken too long, on trio's clock."""
+        """The peer's deadline, on trio's clock."""
         self._since = float("inf")
-        """Since when the low-water mark is waited for."""
+        """The start of the present wait for the low-water mark."""
         self._relaxes_after = RELAXED_AFTER
         self._sink: Sink | None = None
-        """What content is being moved into."""
+        """The sink of the content that is being received."""
         self._remaining = head.length
-        """Bytes that have yet to come; None when chunked and not at the end."""
+        """Bytes still to come; None for a chunked body that has not ended."""
         self._config = config
         self._reader: ChunkedReader | None = None
 
@@ -245,12 +233,12 @@ class BodyReceiver:
 
     @property
     def trailers(self) -> Fields:
-        """What followed the content, if it was chunked and has ended."""
+        """The trailers of chunked content that has ended."""
         return self._chunks.trailers
 
     @property
     def _chunks(self) -> ChunkedReader:
-        # Made when it is wanted: most content is of known length.
+        # Created on demand: most content is of known length.
         if self._reader is None:
             config = self._config
             limits = HeadLimits(config.max_header_size, config.max_header_fields)
@@ -262,10 +250,10 @@ class BodyReceiver:
         return self._remaining
 
     async def receive(self, sink: Sink) -> None:
-        """Move the whole content into *sink*.
+        """Receive the whole content into *sink*.
 
-        Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and what
-        the sink raises. When cancelled, the sink has got everything that was read.
+        Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and any
+        exception of the sink. When cancelled, the sink has got everything that was read.
         """
         memory = self._memory
         self._begin_waiting(trio.current_time())
@@ -296,9 +284,9 @@ class BodyReceiver:
         self._since = now
 
     def _renew(self, now: float, gained: int) -> None:
-        """Something came: wait on from *now*, as long as *gained* bytes of content buy.
+        """Start a new wait at *now*, as long as *gained* bytes of content buy.
 
-        What else came, such as the framing of chunks and of parts, buys nothing.
+        Bytes of another kind, such as the framing of chunks and of parts, buy nothing.
         """
         self._since = now
         if not gained:
@@ -309,12 +297,12 @@ class BodyReceiver:
         self._until = self._saved_until = until
 
     def _suspend(self) -> None:
-        """What is waited for next is not the peer's to do."""
+        """Stop the peer's time: the next wait does not depend on the peer."""
         self._suspended_at = trio.current_time()
         self._until = self._since = float("inf")
 
     def _resume(self) -> float:
-        """That is over: the peer has as much time left as it had before. The time now."""
+        """Let the peer's time go on with the same rest as before; return the time now."""
         now = trio.current_time()
         self._saved_until += now - self._suspended_at
         self._until = self._saved_until
@@ -322,15 +310,15 @@ class BodyReceiver:
         return now
 
     async def _give_way(self) -> None:
-        """Wait until it is this one's turn among those whose bytes are much work."""
+        """Wait for the turn of this task, among those whose bytes are much work."""
         self._suspend()
         await self._memory.busy.wait()
         self._resume()
 
     def _next_share(self, work: int) -> bool:
-        """After a turn with so much *work*: set what the next one may read.
+        """Set the share of the next turn, after a turn with so much *work*.
 
-        True if others are to have their turns before that.
+        Returns True if other tasks have to get their turns first.
         """
         if work < MUCH_WORK:
             self._share = min(2 * self._share, LARGEST_SHARE)
@@ -339,16 +327,16 @@ class BodyReceiver:
         return True
 
     def look(self, now: float) -> None:
-        """Called now and then; see :class:`~trioresume.server.watch.Watch`."""
+        """Act on deadlines; called now and then by :class:`~trioresume.server.watch.Watch`."""
         if now >= self._until:
             self._transport.interrupt()
             return
         silent = now - self._since
         if self._low_water > 1 and silent >= min(2 * FILL_TIME, self._timeout / 4):
-            self._set_low_water(1)  # the system wakes the task if there is anything
+            self._set_low_water(1)  # the system wakes the task if any byte is there
         if self._sink is not None and silent >= self._relaxes_after:
             self._sink.relax()
-            # Going on costs a read of up to a chunk: one that stutters pays it seldom.
+            # Going on costs a read of up to a chunk, so a stuttering peer causes it seldom.
             self._relaxes_after = SELDOM_RELAXED
 
     async def _receive_known(self, sink: Sink) -> None:
@@ -365,7 +353,7 @@ class BodyReceiver:
                 self._suspend()
                 await sink.room()
                 last = self._resume()
-            # Where the others have, or get, their turn anyway, one wait is enough.
+            # If the other tasks get their turn anyway, one wait is enough.
             if not (waited or self._memory.is_taken) or not self._is_ready():
                 await self._transport.wait_readable()
             waiting = self._transport.readable
@@ -390,35 +378,36 @@ class BodyReceiver:
                 last = now
                 continue
             self._renew(now, sink.taken - content)
-            self._set_low_water(1)  # a share may be less than what has come
+            self._set_low_water(1)  # a share may be less than the bytes that have come
             if self._next_share(sink.work - work):
                 await self._give_way()
             last = trio.current_time()
 
     async def _take_in_line(self) -> Piece:
-        """Wait for a piece. The peer is not charged for that time."""
+        """Wait for a piece. The peer's time stands still meanwhile."""
         self._suspend()
         piece = await self._memory.take()
         self._resume()
         return piece
 
     def _is_ready(self) -> bool:
-        """Whether the connection has what its task would be woken for."""
+        """Whether the connection has enough bytes to wake its task."""
         assert self._remaining is not None
         return self._transport.readable >= min(self._low_water, self._remaining)
 
     async def _take_last(self, sink: Sink) -> None:
-        """Take what was sent before a newcomer ended this writer: it need not be sent again.
+        """Take the bytes sent before a newcomer ended this writer, to save sending them again.
 
-        It waits in the kernel's buffers, the peer's too, and comes as fast as there is
-        room for it. Not for long, and no more than such buffers hold: the newcomer waits.
+        They wait in the kernel's buffers, the peer's too, and come as fast as there is room.
+        This takes only a short time and no more bytes than such buffers hold, because the
+        newcomer waits.
         """
         assert self._remaining is not None
         self._set_low_water(1)
         stop = max(0, self._remaining - LAST_MOST)
         try:
             with trio.move_on_after(LAST_TIME):
-                # Who is silent has nothing on its way.
+                # A silent peer has nothing on its way.
                 waiting = self._transport.readable
                 piece = self._memory.take_nowait(waiting)
                 more = self._read_once(sink, piece, waiting, sink.plain)
@@ -429,15 +418,15 @@ class BodyReceiver:
                     waiting = self._transport.readable
                     more = self._read_once(sink, piece, waiting, sink.plain)
         except (trio.BrokenResourceError, StorageError, PeerError):
-            pass  # what was read before is in order
+            pass  # the bytes that were read before are in order
 
     def _read_once(
         self, sink: Sink, piece: Piece | None, waiting: int, plain: int | None
     ) -> int | None:
-        """Receive and append what there is, without a checkpoint; let go of *piece*.
+        """Receive and append the bytes that are there, about *waiting*; release *piece*.
 
-        That is about *waiting* bytes. Without a piece it is a little at most. *plain* is
-        what the sink says of what comes next.
+        Not a checkpoint. Without a piece this reads only a little. *plain* is the sink's
+        ``plain``. Returns as ``receive_nowait`` does.
         """
         assert self._remaining is not None
         try:
@@ -504,20 +493,20 @@ class BodyReceiver:
                 content = self._feed(data)
                 handed_on = bool(content) and gathered.add(content)
                 if sink.plain is not None:
-                    gathered.hand_on()  # it reads no more in a turn than was read here
+                    gathered.hand_on()  # the sink parses no more in a turn than was read here
                 self._renew(trio.current_time(), sink.taken + gathered.size - taken)
                 if self._chunks.fault is not None:
-                    raise replace(self._chunks.fault)  # the reader's own stays bare
+                    raise replace(self._chunks.fault)  # a copy, for its traceback
                 if self._next_share(sink.work + self._chunks.work - work):
                     gathered.hand_on()  # others may need the piece meanwhile
                     await self._give_way()
                 elif handed_on or sink.plain is not None:
-                    await trio.lowlevel.checkpoint()  # the others' turn
+                    await trio.lowlevel.checkpoint()  # the other tasks' turn
         finally:
             gathered.hand_on()
 
     def _next_bytes(self) -> memoryview | None:
-        """What was left over from the head, then what the connection has, if anything."""
+        """Return the bytes left over from the head; then those the connection has, or None."""
         if self._leftover:
             taken = bytes(self._leftover)
             self._leftover.clear()
@@ -536,7 +525,7 @@ class BodyReceiver:
         return content
 
     async def discard(self, limit: int) -> bool:
-        """Read and drop up to *limit* bytes; whether that was all. May raise as receive."""
+        """Read and drop up to *limit* bytes; whether that was all. Raises as ``receive``."""
         sink = _Discard(limit)
         try:
             await self.receive(sink)
@@ -546,7 +535,7 @@ class BodyReceiver:
 
 
 class _Gathered:
-    """Content without its chunks' framing, gathered until it is worth handing on."""
+    """Content of chunks, gathered without their framing until it is worth handing on."""
 
     def __init__(self, sink: Sink, memory: ReceiveMemory) -> None:
         self._sink = sink
@@ -561,7 +550,7 @@ class _Gathered:
         return self._end - self._start
 
     def begin(self, expected: int | None = None) -> bool:
-        """Take a piece, if it has none; False if there is none to be had."""
+        """Take a piece unless there is one already. Returns False if none is free."""
         if self._piece is None:
             piece = self._memory.take_nowait(expected)
             if piece is None:
@@ -574,7 +563,7 @@ class _Gathered:
         self._start = self._end = piece.start(self._sink.offset)
 
     def add(self, content: memoryview) -> bool:
-        """Take *content*; whether some was handed on. Without a piece, all of it is."""
+        """Add *content*. Returns whether some was handed on; without a piece all of it is."""
         handed_on = False
         while content:
             if not self.begin():
@@ -591,7 +580,7 @@ class _Gathered:
         return handed_on
 
     def hand_on(self) -> None:
-        """Append what was gathered; no piece is held afterwards."""
+        """Append the gathered content to the sink, and release the piece."""
         piece, self._piece = self._piece, None
         if piece is not None:
             try:
@@ -610,7 +599,7 @@ class _EnoughDiscarded(Exception):
 
 
 class _Discard:
-    """A sink for content that nobody wants, up to a bound."""
+    """A sink that drops content, up to a limit."""
 
     offset = 0
     has_room = True

@@ -1,7 +1,7 @@
-"""Where a request's content goes, and what is refused of it on the way.
+"""The sinks of a request's content, and the content that they refuse.
 
 A sink is given pieces of a shared buffer and consumes them before it returns; see
-:mod:`trioresume.server.receive`.
+:mod:`trioresume.server.receive`. B8 and C13 are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 LARGEST_COPY = 16 * 1024
-"""Bytes up to which a piece of content is copied to make one of several."""
+"""Adjacent pieces of content are copied into one only up to this many bytes each."""
 
 
 class OperationSink:
-    """Content goes to the operation as it comes; *check* sees it first."""
+    """Appends content to the operation as it comes; *check* sees it first."""
 
     plain: int | None = None
     work = 0
@@ -85,7 +85,7 @@ class OperationSink:
             )
         length = operation.record.length
         if length is not None and end > length:
-            # What is within the length belongs to the content, as after a cut.
+            # The bytes within the length belong to the content, as after a cut.
             if end - length < len(data):
                 data = data[: len(data) - (end - length)]
                 operation.incoming.append(data, piece, self._check)
@@ -94,11 +94,11 @@ class OperationSink:
 
 
 class PatchSink(OperationSink):
-    """A patch's parts go to the operation as they come, each checked before its bytes.
+    """Appends a patch's parts as they come, and checks each part before its bytes.
 
-    Adjacent pieces of content become one before they are handed on, over the borders of
-    chunks and of parts: each piece that is handed on is a job for a worker thread, and a
-    patch may be made of a million pieces of a byte.
+    Adjacent pieces of content are joined before they are appended, across the borders of
+    chunks and of parts. Each append is a job for a worker thread, and a patch may consist of
+    a million pieces of one byte.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class PatchSink(OperationSink):
         self._reader = reader
         self._gathered = _Adjacent()
         self.whole = False
-        """Whether the patch came to its proper end."""
+        """Whether the patch has come to its proper end."""
 
     @property
     def plain(self) -> int | None:  # type: ignore[override]  # it changes here
@@ -122,11 +122,11 @@ class PatchSink(OperationSink):
         self._apply_all(self._reader.feed(data), piece)
 
     def end(self) -> None:
-        """The request's content is over: what that means for the patch."""
+        """Apply the end of the request's content to the patch."""
         self._apply_all(self._reader.end(), None)
 
     def _apply_all(self, events: Iterable[PatchEvent], piece: Piece | None) -> None:
-        """Apply *events*; where they go wrong, what came before has been handed on."""
+        """Apply *events*. If one fails, the content before it has been appended."""
         try:
             for event in events:
                 self._apply(event, piece)
@@ -146,7 +146,7 @@ class PatchSink(OperationSink):
             self.whole = False
 
     def _hand_on(self, piece: Piece | None) -> None:
-        """Add what was gathered. It lies in *piece*, unless it was copied."""
+        """Append the gathered content. It lies in *piece*, unless it was copied."""
         data, is_copy = self._gathered.take()
         if data:
             self._add(data, None if is_copy else piece)
@@ -158,12 +158,12 @@ class PatchSink(OperationSink):
 
 
 class JudgedPatchSink(PatchSink):
-    """A patch that counts when all of it was judged: B8, or because of *check*.
+    """A patch that counts only after all of it was judged, for B8 or because of *check*.
 
-    Its content is appended as any other, but held back meanwhile (see
-    :meth:`Incoming.hold_back <trioresume.server.incoming.Incoming.hold_back>`): a patch
-    takes no memory or space but that of the upload itself. What it says of the upload's
-    length is believed in the end only, see :attr:`length`.
+    Its content is appended like any other, but held back meanwhile (see
+    :meth:`Incoming.hold_back <trioresume.server.incoming.Incoming.hold_back>`). So a patch
+    takes no memory or space beyond that of the upload itself. The length that it states is
+    believed only at the end, see :attr:`length`.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class JudgedPatchSink(PatchSink):
         super().__init__(operation, reader, max_size)
         self._content_check = check
         self.length = operation.record.length
-        """The upload's length if the patch is believed; None if nobody stated it."""
+        """The upload's length if the patch is believed; None if no request stated it."""
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
         if self._content_check is not None:
@@ -197,7 +197,7 @@ class JudgedPatchSink(PatchSink):
 
 
 class _BoundedSink:
-    """Refuses more content than one request may carry (C13)."""
+    """Refuses content beyond the limit of one request (C13)."""
 
     def __init__(self, sink: Sink, most: int) -> None:
         self._sink = sink
@@ -248,20 +248,20 @@ def bounded(sink: Sink, most: int | None) -> Sink:
 def progress_of(
     operation: Operation, max_size: int | None, gathered: int = 0
 ) -> UploadProgress:
-    """How far the upload is, with *gathered* bytes that are about to be appended."""
+    """Return the upload's progress, including *gathered* bytes that are appended next."""
     offset = operation.incoming.offset + gathered
     return UploadProgress(offset, operation.record.length, max_size)
 
 
 class _Adjacent:
-    """Pieces of content that follow each other, as one: a copy if there are several."""
+    """Adjacent pieces of content, joined into one: a copy if there are several."""
 
     def __init__(self) -> None:
         self.size = 0
         self._pieces: list[memoryview] = []
 
     def add(self, data: memoryview) -> bool:
-        """Take *data*; False if it has to wait, since it is too large to be copied."""
+        """Add *data*. Returns False if it is too large to be copied and has to wait."""
         if self._pieces and len(data) > LARGEST_COPY:
             return False
         if self._pieces and len(self._pieces[-1]) > LARGEST_COPY:
@@ -271,7 +271,7 @@ class _Adjacent:
         return True
 
     def take(self) -> tuple[memoryview, bool]:
-        """All of it, and whether it is a copy. It is empty afterwards."""
+        """Return the content, and whether it is a copy; empty this object."""
         pieces, self._pieces, self.size = self._pieces, [], 0
         if len(pieces) == 1:
             return pieces[0], False
@@ -279,7 +279,7 @@ class _Adjacent:
 
 
 class RefusedContent:
-    """A sink for a patch of complete content: any byte is one too many."""
+    """A sink for a PATCH of complete content: it refuses every byte."""
 
     offset = 0
     has_room = True
@@ -300,7 +300,7 @@ class RefusedContent:
     def end(self) -> None:
         self._judge(self._reader.end())
         if self._reader.completes is False:
-            raise self._complete()  # it wants the upload to go on
+            raise self._complete()  # the patch says that the upload goes on
 
     def _judge(self, events: Iterable[PatchEvent]) -> None:
         for event in events:

@@ -1,11 +1,11 @@
-"""The byte stream under a connection, as narrow as the receive path needs it.
+"""The byte stream under a connection, with only what the receive path needs.
 
-A socket is read in two moves: ``await wait_readable()`` and then, without an
-``await`` between, ``receive_nowait(buffer)``. That is what lets a connection take memory
-only when there is something to put into it, and hand on all that it read.
+A socket is read in two moves: ``await wait_readable()`` and then, without an ``await``
+between, ``receive_nowait(buffer)``. So a connection takes memory only when there are bytes to
+put into it, and hands on everything that it has read.
 
-What lies in files is sent in two moves as well, ``await wait_writable()`` and
-``send_file_nowait``, by transports that can: see :class:`FileSender`.
+A transport that can send files does it in two moves as well, ``await wait_writable()`` and
+``send_file_nowait``: see :class:`FileSender`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if sys.platform != "win32":
 __all__ = ["FileSender", "SocketTransport", "Transport"]
 
 _COPY_SIZE = 256 * 1024
-"""Bytes read at once where the system does not send from files."""
+"""Bytes read at once if the system cannot send from files."""
 
 _MOST_UNSENT = 256 * 1024
 """Bytes that may wait in a socket's buffer without having been sent."""
 
-# What sendfile() answers where it, or this file system, cannot do that.
+# Errors of sendfile() if the system or the file system does not support it.
 _NO_SENDFILE = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EOVERFLOW}
 )
-# What a send answers when the connection has ended, besides ConnectionError.
+# Errors of a send when the connection has ended, besides ConnectionError.
 _GONE = frozenset(
     {
         errno.EBADF,
@@ -52,7 +52,7 @@ _GONE = frozenset(
 
 
 class FileSender(Protocol):
-    """Sends bytes that lie in a file without showing them to the process."""
+    """Sends bytes from a file without copying them into the process."""
 
     async def wait_writable(self) -> None:
         """Return when ``send_file_nowait`` is likely to send something. A checkpoint.
@@ -62,12 +62,12 @@ class FileSender(Protocol):
         ...
 
     def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
-        """Send up to *size* bytes of a file; the count, None if that would block.
+        """Send up to *size* bytes of a file; return the count, None if that would block.
 
-        0 is the end of the file. It waits for the disk, but not for the peer: call it
-        in a thread, unless the bytes are in memory. Nothing else may be sent meanwhile.
-        Raises :class:`trio.BrokenResourceError` if the connection broke, and
-        :class:`OSError` if the file cannot be read.
+        0 is the end of the file. This waits for the disk, but not for the peer: call it in a
+        thread, unless the bytes are in memory. Nothing else may be sent meanwhile. Raises
+        :class:`trio.BrokenResourceError` if the connection broke, and :class:`OSError` if the
+        file cannot be read.
         """
         ...
 
@@ -77,7 +77,7 @@ class Transport(Protocol):
 
     @property
     def peer(self) -> str:
-        """The other end's address, for logs."""
+        """The other end's address."""
         ...
 
     async def wait_readable(self) -> None:
@@ -85,14 +85,14 @@ class Transport(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Have the ``wait_readable`` that waits now, if any, raise BrokenResourceError.
+        """Make the present ``wait_readable``, if any, raise BrokenResourceError.
 
-        Whoever waited too long is ended so: a cancel scope for each wait costs more.
+        This ends a wait that took too long: a cancel scope for each wait would cost more.
         """
         ...
 
     def receive_nowait(self, buffer: memoryview) -> int | None:
-        """Read into *buffer*; the count, 0 at end of stream, None if it would block.
+        """Read into *buffer*; return the count, 0 at the end, None if it would block.
 
         Raises :class:`trio.BrokenResourceError` if the connection was reset.
         """
@@ -100,19 +100,19 @@ class Transport(Protocol):
 
     @property
     def readable(self) -> int:
-        """How many bytes ``receive_nowait`` has at least; 0 where that is not known."""
+        """The least number of bytes that ``receive_nowait`` has; 0 if it is not known."""
         ...
 
     def set_low_water(self, size: int) -> None:
-        """Let ``wait_readable`` wait for *size* bytes, or for the end: only a hint.
+        """Let ``wait_readable`` wait for *size* bytes, or for the end. Only a hint.
 
-        The mark must not be more than what is still to come. Who waits already is woken
-        by a lower mark, if there is that much.
+        *size* must not be more than the number of bytes still to come. A task that waits
+        already is woken by a lower mark, if there are that many bytes.
         """
         ...
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send everything, after what ``send_nowait`` left over. A checkpoint.
+        """Send everything, after the rest of ``send_nowait``. A checkpoint.
 
         Raises :class:`trio.BrokenResourceError` if the connection broke. When
         cancelled, an unknown part was sent and the stream must not be used again.
@@ -120,27 +120,27 @@ class Transport(Protocol):
         ...
 
     def send_some_nowait(self, data: bytes) -> int | None:
-        """Send what the kernel takes at once; the number of bytes.
+        """Send what the kernel takes at once; return the number of bytes.
 
-        None behind earlier bytes that wait to be sent, and when the connection broke,
-        which ``send_all`` will tell.
+        Returns None if earlier bytes still wait to be sent, or if the connection broke;
+        ``send_all`` then raises the error.
         """
         ...
 
     def send_nowait(self, data: bytes) -> bool:
-        """Send a small message without blocking, or not at all.
+        """Send a small message without blocking, or do not send it at all.
 
-        False when earlier bytes still wait to be sent; then nothing was taken.
-        Otherwise the message is taken whole: what the kernel does not accept now
-        goes out before the next ``send_all``.
+        Returns False if earlier bytes still wait to be sent; nothing was taken then.
+        Otherwise the message is taken whole: the bytes that the kernel does not accept now
+        are sent before the next ``send_all``.
         """
         ...
 
     @property
     def files(self) -> FileSender | None:
-        """What sends files over this connection, after all that was sent before.
+        """The sender of files over this connection, after everything sent before.
 
-        None where it has to be read and given to ``send_all``.
+        None if a file has to be read and given to ``send_all``.
         """
         ...
 
@@ -149,27 +149,27 @@ class Transport(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close at once. A checkpoint; never raises but on cancellation."""
+        """Close at once. A checkpoint. Raises nothing except on cancellation."""
         ...
 
 
 class SocketTransport:
-    """A :class:`Transport` over a connected stream socket of trio's."""
+    """A :class:`Transport` over a connected stream socket of trio."""
 
     sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
-    """The system's; None where there is none, or where it was found not to work."""
+    """The system's sendfile; None if there is none, or if it has failed here."""
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
-        # Plain recv_into on the descriptor, without trio's own checkpoints: see above.
+        # Plain recv_into on the descriptor, without trio's checkpoints (module docstring).
         self._raw = socket.socket(fileno=sock.fileno())
         self._raw.setblocking(False)
         self._unsent = b""
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-                # trio's own streams set 16 KiB, which makes a download wake its task,
-                # or take a thread, for little more than that.
+                # trio's own streams set 16 KiB. Then a download would wake its task, or take
+                # a thread, for little more than that.
                 sock.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT
                 )
@@ -206,11 +206,11 @@ class SocketTransport:
 
     def set_low_water(self, size: int) -> None:
         if sys.platform != "linux":
-            return  # whoever waits already might not be woken by a lower mark
+            return  # a lower mark might not wake a task that waits already
         try:
             self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
         except OSError:
-            pass  # closed, or not to be had here: a wake-up more does no harm
+            pass  # closed, or not supported: one more wake-up does no harm
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._unsent:

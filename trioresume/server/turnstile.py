@@ -1,10 +1,10 @@
-"""A few requests with content begin in each round of the event loop, not a thousand.
+"""Let only a few requests with content begin in each round of the event loop.
 
-To begin an upload takes the loop most of a millisecond. When a thousand clients come back
-at once, after a network did, trio would run all of their tasks before it looks at the
-network again, and whoever only asks for an offset, or takes a writer's place, would wait
-for a second. So at most :data:`WIDTH` of them begin in a round, first come, first served;
-the other requests pass between them.
+To begin an upload takes the event loop most of a millisecond. After a failure of the network
+a thousand clients may come back at once. trio would run all of their tasks before it looks at
+the network again. A client that only asks for an offset, or takes over an upload, would wait
+for a second. So at most :data:`WIDTH` requests with content begin in a round, first come,
+first served. Other requests pass between them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _NO_LIMIT = float("inf")
 
 
 class Turnstile:
-    """Lets few through at a time, while its ``run`` runs; everybody at any other time."""
+    """Lets a few tasks through in each round while ``run`` runs, and all tasks otherwise."""
 
     def __init__(self, width: int = WIDTH) -> None:
         self._width = width
         self._limit = _NO_LIMIT
         self._passed = 0
-        """In this round."""
+        """Tasks let through in this round."""
         self._waiting: deque[trio.lowlevel.Task] = deque()
         self._pump: trio.lowlevel.Task | None = None
         """The task in ``run``, while it sleeps."""
 
     async def wait(self) -> None:
-        """Return when it is the caller's turn. A checkpoint only if it is not yet."""
+        """Return when it is the caller's turn. A checkpoint only if this waits."""
         if self._pump is not None:
             pump, self._pump = self._pump, None
             trio.lowlevel.reschedule(pump)
@@ -51,7 +51,7 @@ class Turnstile:
         await trio.lowlevel.wait_task_rescheduled(give_up)
 
     async def run(self) -> None:
-        """Begin round after round, until cancelled; sleep while nobody comes."""
+        """Begin round after round until cancelled; sleep while no task comes."""
         self._limit = self._width
         try:
             while True:

@@ -1,11 +1,12 @@
-"""Receiving: what begins an operation, and what continues one.
+"""Receive content: of the request that begins an operation, and of those that continue it.
 
-Both move content from an exchange into an operation inside the writer's turn, and
-differ only in the sink between them: the first request's content is the content
-itself, a PATCH's content is a patch document that says where its bytes belong. What
-they are to do the request's dialect has read from its head, as a
-:class:`~trioresume.protocol.dialects.Creation` or an
+Both kinds move content from an exchange into an operation, inside the writer's turn. They
+differ only in the sink: the first request's content is the content itself; a PATCH's content
+is a patch document that says where its bytes belong. The request's dialect has read from the
+head what to do, as a :class:`~trioresume.protocol.dialects.Creation` or an
 :class:`~trioresume.protocol.dialects.Append`.
+
+The numbered statements (B9, C12, R30) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ logger = logging.getLogger("trioresume.connection")
 
 
 def patch_limits(config: Config) -> PatchLimits:
-    """The parsers' bounds, from the settings."""
+    """Return the bounds of the parsers, from the settings."""
     return PatchLimits(
         max_header_size=config.max_header_size,
         max_fields=config.max_header_fields,
@@ -62,15 +63,15 @@ def patch_limits(config: Config) -> PatchLimits:
 
 
 _NOTHING = nullcontext()
-"""One for all: a silent upload would hold its own."""
+"""One object for all uploads, to save memory: a silent upload would hold its own."""
 
 
 class Acknowledger:
-    """Tells how much is durable now and then, beside a receiving request.
+    """Tells the client now and then how much is durable, while a request is receiving.
 
-    As ``Acknowledge`` in a 100 (R30), as the dialect's own interim response (C12), or as
-    both. It syncs what arrived and tells the count; it never waits for the peer, and a
-    store that fails is reported by the upload itself.
+    It sends ``Acknowledge`` in a 100 (R30), the dialect's own interim response (C12), or both.
+    It syncs the received bytes and tells their count. It never waits for the peer. If the
+    store fails, the upload itself reports the error.
     """
 
     def __init__(self, nursery: trio.Nursery, interval: float) -> None:
@@ -82,7 +83,7 @@ class Acknowledger:
     ) -> AbstractAsyncContextManager[None]:
         """Tell while the block runs, if the client can be told.
 
-        *wanted* asks for the ``Acknowledge`` of R30; the rest is for the dialect to say.
+        *wanted* asks for the ``Acknowledge`` of R30; the dialect decides about the rest.
         """
         dialect = exchange.dialect
         if not ((wanted or dialect.shows_progress) and exchange.can_interim):
@@ -119,8 +120,8 @@ async def receive_content(
 ) -> None:
     """Receive the first request's content; complete the operation if that was all.
 
-    Raises what ended it: :class:`ContentCut`, :class:`PeerError`,
-    :class:`StorageError`; what was received is kept if it is to be kept.
+    Raises the reason of an early end: :class:`ContentCut`, :class:`PeerError`,
+    :class:`StorageError`. The received content is kept if the operation keeps it.
     """
     check = creation.check
     sink = OperationSink(operation, config.max_upload_size, check)
@@ -144,10 +145,10 @@ async def receive_patch(
 ) -> Transaction | None:
     """Receive a PATCH of the content; complete the operation if that was the rest.
 
-    *place* is what ``end_writer`` gave when the request arrived.
+    *place* comes from ``end_writer``, called when the request arrived.
 
-    On return the operation is complete or has a new offset, not yet durable. What is
-    returned is the transaction that was wished for, if that is how it was done (B9).
+    On return the operation is complete or has a new offset, not yet durable. Returns the
+    transaction that the client wished for, if the patch was applied that way (B9).
     """
     reader = append.reader
     wished = preferences.transaction
@@ -175,7 +176,7 @@ async def receive_patch(
 
 
 def _end_content(operation: Operation, completes: bool | None) -> None:
-    """A request's content is over. *completes* is what it says that this means."""
+    """Handle the end of a request's content. *completes* is what the request says about it."""
     offset, length = operation.incoming.offset, operation.record.length
     if completes:
         if length is not None and length != offset:
@@ -197,14 +198,14 @@ async def _receive_judged(
     *,
     atomic: bool,
 ) -> bool:
-    """Receive a patch that is to be judged as a whole; whether it came to its end."""
+    """Receive a patch that is judged as a whole; return whether it came to its end."""
     check = append.check
     incoming = operation.incoming
     sink = JudgedPatchSink(operation, append.reader, config.max_upload_size, check)
     async with _holding_back(incoming, exchange.head.has_content) as holds:
 
         async def believe() -> None:
-            # No newcomer cuts it in two.
+            # Shielded, so that a newcomer does not cut the patch in two.
             with trio.move_on_after(config.body_timeout, shield=True) as scope:
                 await incoming.written()
                 operation.learn_length(sink.length)
@@ -233,9 +234,9 @@ async def _receive_judged(
 
 @asynccontextmanager
 async def _holding_back(incoming: Incoming, has_content: bool) -> AsyncIterator[bool]:
-    """What is appended in the block does not count unless it was let count there.
+    """Hold back content appended in the block, and give it up unless the block let it count.
 
-    Gives whether there is something to let count: without content there is nothing.
+    Yields whether content is held back: a request without content has none.
     """
     if has_content:
         await incoming.hold_back()

@@ -1,10 +1,10 @@
-"""A look, now and then, at those who wait for a peer.
+"""Check the deadlines of all tasks that wait for a peer, now and then.
 
-Content that comes fast moves its deadlines hundreds of times a second. Each move of a
-cancel scope's deadline takes trio some ten function calls; an attribute takes none. So
-whoever receives only notes until when it waits, and one task for all of them looks who
-has waited too long: often enough for the shortest time that anybody waits, at most
-:data:`LONGEST_STEP` seconds late, and not at all while nobody receives anything.
+Fast content moves its deadline hundreds of times a second. Moving the deadline of a cancel
+scope takes trio some ten function calls; setting an attribute takes none. So a receiver only
+notes its deadline, and one task checks the deadlines of all receivers. It looks often enough
+for the shortest deadline, is at most :data:`LONGEST_STEP` seconds late, and sleeps while
+nothing is being received.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import trio
 __all__ = ["Watch", "Watched"]
 
 LONGEST_STEP = 0.25
-"""Seconds from one look to the next."""
+"""The longest time in seconds from one look to the next."""
 
 
 class Watched(Protocol):
-    """Somebody who waits."""
+    """A receiver with deadlines."""
 
     def look(self, now: float) -> None:
         """Act on what is overdue at *now*, on trio's clock. Must not raise or take long."""
@@ -28,7 +28,7 @@ class Watched(Protocol):
 
 
 class Watch:
-    """Those who wait, and the task that looks at them."""
+    """The receivers, and the task that looks at them."""
 
     def __init__(self) -> None:
         self._watched: set[Watched] = set()
@@ -36,7 +36,7 @@ class Watch:
         self._begun = trio.Event()
 
     def enter(self, watched: Watched, shortest: float) -> None:
-        """Look at *watched* until it leaves; the *shortest* it waits is so many seconds."""
+        """Look at *watched* until it leaves. Its *shortest* deadline is in seconds."""
         self._watched.add(watched)
         self._step = min(self._step, shortest / 4)
         self._begun.set()
@@ -45,7 +45,7 @@ class Watch:
         self._watched.discard(watched)
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Look at the receivers until cancelled."""
         while True:
             await self._begun.wait()
             await trio.sleep(self._step)
