@@ -1,7 +1,7 @@
-"""Serving stored bytes: preconditions, ranges, and the bytes themselves.
+"""Serve stored bytes: check preconditions, choose ranges, send the bytes.
 
-One code for the four things that have bytes: the request's content, the recorded
-response message, the result, and the files of the file service.
+The same code serves four kinds of content: a request's content, a recorded response message,
+a result, and a file of the file service.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SANDBOX", "PrefixedReader", "Served", "serve_bytes"]
 
-# G14: what somebody uploaded must not act in somebody's browser.
+# G14 (docs/supported-protocols.md): an uploaded file must not act in another user's browser.
 SANDBOX = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "sandbox; default-src 'none'",
@@ -32,7 +32,7 @@ SANDBOX = {
 
 
 class PrefixedReader:
-    """Some bytes in memory followed by stored content, as one."""
+    """Some bytes in memory followed by stored content, read as one content."""
 
     def __init__(self, prefix: bytes, rest: ContentReader) -> None:
         self._prefix = prefix
@@ -55,7 +55,7 @@ class PrefixedReader:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A representation about to be served: its fields, its validators, its bytes.
+    """A representation to be served: its fields, its validators, its bytes.
 
     ``etag`` is strong, with its quotes; ``last_modified`` is in Unix seconds.
     """
@@ -69,10 +69,10 @@ class Served:
 async def serve_bytes(
     exchange: Exchange, storage: Storage, served: Served, *, max_ranges: int
 ) -> None:
-    """Answer a GET or HEAD for *served*, which is closed in the end.
+    """Answer a GET or HEAD for *served*, and close it.
 
-    200, 206 (one range or ``multipart/byteranges``), 304, 412 or 416, after RFC 9110,
-    sections 13.2.2 and 14. HEAD has no ranges (section 14.2).
+    The status is 200, 206 (one range or ``multipart/byteranges``), 304, 412 or 416, after
+    RFC 9110, sections 13.2.2 and 14. HEAD has no ranges (section 14.2).
     """
     try:
         await _serve(exchange, storage, served, max_ranges)

@@ -1,32 +1,32 @@
-"""The way out: stored content goes from its files to the socket, by the kernel.
+"""The way out: the kernel sends stored content from its files to the socket.
 
 Why it looks like this
 ======================
 
-What is stored lies in files that never change, and nobody here has to see it. So the
-kernel is told to send from the file (``sendfile``): nothing is copied into the process,
-and a peer that stops reading holds none of its memory; what waits in the socket's buffer
-are the page cache's own pages.
+Stored content lies in files that never change, and the process does not need to see it. So
+the kernel sends it from the file (``sendfile``). Nothing is copied into the process, and a
+peer that stops reading holds none of its memory: the socket's buffer refers to pages of the
+page cache.
 
-``sendfile`` waits for the disk when the bytes are not in memory, and so may opening a
-chunk's file. Both are done in threads, never in the event loop. The socket does not
-block: a thread sends what the socket takes, :data:`MOST` bytes at most, and is free
-again. Only the task waits for the peer, for ``Config.send_timeout`` and anew whenever
-something was sent. Downloads take turns that way, a piece each, in the order in which
-their sockets had room. Uploads have other threads: many downloads from a slow disk must
-not stand in line before what a writer has to do.
+``sendfile`` waits for the disk if the bytes are not in memory, and opening a chunk's file may
+wait, too. Both are done in threads, never in the event loop. The socket does not block: a
+thread sends as much as the socket takes, :data:`MOST` bytes at most, and is free again. Only
+the task waits for the peer, for ``Config.send_timeout``, and the time starts anew whenever
+something was sent. So downloads take turns, a piece each, in the order in which their sockets
+had room. Uploads have other threads: a writer's work must not wait behind many downloads from
+a slow disk.
 
 **A file stays open for as long as a thread sends from it.** A task that is cancelled
-meanwhile waits for the thread, which at most waits for the disk: a number that meant
-another file by then would send somebody else's bytes.
+meanwhile waits for the thread, which waits at most for the disk. Otherwise the descriptor
+might mean another file by then, and the thread would send bytes of another client.
 
-The first bytes are read and go out with the head. So what is small takes one call, and
-content that is missing or unreadable from its start is answered with an error. Later
-only closing the connection can tell, because the length was announced: in place of bytes
-that are lost nothing is sent, never others.
+The first bytes are read and sent with the head. So small content takes one call, and content
+that is missing or unreadable at its start is answered with an error. Later the length has
+been announced, so the only way to report an error is to close the connection. Nothing is ever
+sent in place of lost bytes.
 
-What lies in no file, or in one that may still change, is read in blocks and sent from
-memory; so is everything where the transport cannot send files.
+Content that lies in no file, or in a file that may still change, is read in blocks and sent
+from memory. The same is done for all content if the transport cannot send files.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
 __all__ = ["StoredBody", "StoredPart"]
 
 MOST = 4 * 1024 * 1024
-"""Bytes that a connection may send in one turn: a chunk, as it is by default."""
+"""Bytes that a connection may send in one turn: a chunk of the default size."""
 
 WITH_HEAD = 64 * 1024
-"""Bytes of the content that go out with the response's head."""
+"""Bytes of the content that are sent with the response's head."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """The bytes from *start* to before *stop* of what *reader* reads."""
+    """The bytes of *reader* from *start* up to, but not including, *stop*."""
 
     reader: ContentReader
     start: int
@@ -68,9 +68,9 @@ class StoredPart:
 
 
 class StoredBody:
-    """The content of a response: parts of what is stored, and bytes between them.
+    """The content of a response: parts of stored content, and bytes between them.
 
-    Its readers are the caller's, who closes them when the response was sent.
+    The caller closes the readers when the response was sent.
     """
 
     def __init__(self, storage: Storage, *pieces: bytes | StoredPart) -> None:
@@ -79,14 +79,14 @@ class StoredBody:
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """The length in bytes."""
         return sum(
             len(piece) if isinstance(piece, bytes) else piece.length
             for piece in self._pieces
         )
 
     async def begin(self) -> tuple[bytes, StoredBody]:
-        """The first bytes of it, read, and the rest.
+        """Read the first bytes; return them and the rest.
 
         Raises :class:`~trioresume.errors.StorageError` if they cannot be read.
         """
@@ -108,7 +108,7 @@ class StoredBody:
         send: Callable[[bytes], Awaitable[None]],
         seconds: float,
     ) -> None:
-        """Send all of it: with *files* what lies in files, with *send* the rest.
+        """Send all of it: through *files* if it lies in a file, else through *send*.
 
         Raises :class:`~trioresume.errors.StorageError` if some of it cannot be read, and
         :class:`trio.BrokenResourceError` if the peer is gone or reads nothing for
@@ -129,7 +129,7 @@ class StoredBody:
 
 
 class _Passage:
-    """A part on its way to one socket. Its steps are made in threads."""
+    """A part on its way to one socket. Its steps run in threads."""
 
     def __init__(self, part: StoredPart, files: FileSender | None) -> None:
         self._reader = part.reader
@@ -144,7 +144,7 @@ class _Passage:
     def step(self) -> bytes:
         """Send as much as the socket takes, within :data:`MOST` bytes.
 
-        What has to be read and sent by others is returned; then nothing was sent.
+        Returns bytes that the caller has to send instead; nothing was sent then.
         """
         if self._files is None:
             return self._read()
@@ -173,11 +173,11 @@ class _Passage:
         return block
 
     def _lost(self) -> ChunkCorrupt:
-        """What is wrong with the file that could not be sent."""
+        """Return the error about the file that could not be sent."""
         try:
             self._reader.read(self._at, min(BLOCK_SIZE, self._stop - self._at))
         except ChunkCorrupt as exc:
-            return exc  # it knows the file's name
+            return exc  # it has the file's name
         return ChunkCorrupt("a chunk's file could not be sent")
 
 

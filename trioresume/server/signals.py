@@ -1,4 +1,4 @@
-"""Waiting, at next to no cost while there is nothing to wait for."""
+"""A signal and a lock holder that cost almost nothing while nothing waits for them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["Holding", "Signal"]
 
 
 class Signal:
-    """Wakes those that wait when it is fired; who comes later waits for the next time.
+    """Wakes the waiting tasks when it is fired. A later task waits for the next time.
 
-    An upload has several of them, and thousands of uploads are open: a ``trio.Event`` for
-    each would be a quarter of what a silent one holds in memory, and one for each wait
-    costs as much as the rest of it.
+    An upload has several signals, and thousands of uploads are open. A ``trio.Event`` for
+    each signal would be a quarter of the memory of a silent upload. A new one for each wait
+    would cost as much as the rest of the wait.
     """
 
     __slots__ = ("_waiting",)
@@ -21,14 +21,14 @@ class Signal:
         self._waiting: list[trio.lowlevel.Task] | None = None
 
     def fire(self) -> None:
-        """Wake everybody who waits now."""
+        """Wake all tasks that wait now."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             for task in waiting:
                 trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
-        """Return when it is fired next. A checkpoint."""
+        """Return when the signal is fired next. A checkpoint."""
         task = trio.lowlevel.current_task()
         if self._waiting is None:
             self._waiting = []
@@ -43,7 +43,7 @@ class Signal:
 
 
 class Holding:
-    """``async with`` the lock, but a checkpoint only if somebody else has it."""
+    """``async with`` a lock; a checkpoint only if another task has the lock."""
 
     __slots__ = ("_lock",)
 

@@ -1,20 +1,21 @@
-"""The store as async code sees it: calls in worker threads, commits in groups.
+"""The store for async code: calls in worker threads, commits in groups.
 
 Group commit
 ============
 
-Every change of the catalog is a submission of mutations. One task takes all that
-have been submitted while the previous commit was on its way and applies them in
-one go, so that a thousand uploads share one sync of the disk. A submission's order
-against the others is the order of the calls of :meth:`Storage.commit`.
+Every change of the catalog is a submission of mutations. One task takes all submissions that
+were made during the previous commit, and applies them in one commit. So a thousand uploads
+share one sync of the disk. Submissions take effect in the order of the calls of
+:meth:`Storage.commit`.
 
-When a batch fails as a whole it is tried again one submission at a time: whoever
-caused the failure gets it, the others do not suffer for it (promise 10).
+If a batch fails as a whole, its submissions are tried again one by one. Only the submission
+that caused the failure gets the error (G8 in docs/supported-protocols.md: a full disk hurts
+one request).
 
-What nobody waits for, such as the chunks of an upload that goes on, may be put off a
-little (:meth:`Storage.submit_later`): a commit costs much and holds many.
+A commit costs much and holds many submissions. So a submission that nobody waits for, such as
+the chunks of an upload that goes on, may be delayed a little (:meth:`Storage.submit_later`).
 
-A cancelled waiter does not take its submission back: what was submitted happens.
+A cancelled waiter does not take its submission back: a submission always happens.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["Storage", "Submission"]
 
 LONGEST_DELAY = 0.5
-"""Seconds for which a submission that nobody waits for may be put off."""
+"""Seconds for which a submission may be delayed that nobody waits for."""
 MOST_DELAYED = 64
-"""Submissions put off at a time; what they hold, such as tails, is bounded by it."""
+"""Submissions delayed at a time. This bounds the files that they hold, such as tails."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -66,20 +67,20 @@ class Submission:
     async def wait(self) -> None:
         """Return once they are applied and durable. A checkpoint if they are not yet.
 
-        Raises :class:`~trioresume.errors.StorageError` if they were not.
+        Raises :class:`~trioresume.errors.StorageError` if they could not be applied.
         """
         if not self.finished.is_set():
             await self.finished.wait()
         if self.error is not None:
-            # The stored one may be raised in several tasks: give each its own.
+            # Several tasks may raise the stored error: give each one its own copy.
             raise type(self.error)(*self.error.args) from self.error
 
 
 class Storage:
     """Runs a :class:`~trioresume.store.port.Store` for async callers.
 
-    *workers* makes the :class:`Workers` of so many threads that its calls are made in. A
-    test gives its own, to choose the order in which the calls are made and end.
+    *workers* makes :class:`Workers` with a given number of threads, which make the store's
+    calls. A test passes its own, to choose the order in which the calls begin and end.
     """
 
     def __init__(
@@ -92,42 +93,42 @@ class Storage:
         self.store = store
         threads = threads if store.blocking else 0
         self.workers = workers(threads)
-        """For what a running upload has to do on the disk."""
+        """For the disk work of running uploads."""
         self.senders = workers(threads)
-        """For what a running download has to do there."""
+        """For the disk work of running downloads."""
         self.callers = workers(threads)
-        """For what somebody waits for: looking things up, opening, syncing."""
+        """For calls that a task waits for: looking up, opening, syncing."""
         self.hashers = workers(min(threads, max(1, (os.cpu_count() or 1) // 2)))
-        """For digests that clients ask for: nothing else waits behind them."""
-        # Commits have a thread of their own: never behind a queue of slow syncs.
+        """For digests that clients ask for: no other call waits behind them."""
+        # Commits have a thread of their own, so they never wait behind slow syncs.
         self._committer = workers(min(1, threads))
         self._queue: list[Submission] = []
         self._changed = trio.Event()
         self._due = float("inf")
-        """When the queue is to be committed, on trio's clock."""
+        """When the queue will be committed, on trio's clock."""
         self._stopping = False
         self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
-        """Called with every submission that was applied."""
+        """Called with the mutations of every submission that was applied."""
         self.quotas: Quotas | None = None
-        """Told before and after each batch, and what is counted then."""
+        """Called before and after each batch, to read the accounts again."""
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function of the store, in a worker thread if it may block.
 
-        A checkpoint. The call itself is not interrupted by cancellation, which is
-        delivered only after it: disk work is one whole step.
+        A checkpoint. Cancellation does not interrupt the call, and takes effect only after
+        it: disk work is one whole step.
         """
         return await self._call(self.callers, partial(function, *args))
 
     async def send(self, step: Callable[[], T]) -> T:
-        """Call *step*, which sends what it finds in the store, as by :meth:`run`.
+        """Call *step*, which sends stored content, as :meth:`run` does.
 
-        It waits for other downloads only, and the other calls do not wait for it.
+        It waits for other downloads only, and other calls do not wait for it.
         """
         return await self._call(self.senders, step)
 
     async def hash(self, step: Callable[[], T]) -> T:
-        """Call *step*, which hashes what it finds in the store, as by :meth:`run`."""
+        """Call *step*, which hashes stored content, as :meth:`run` does."""
         return await self._call(self.hashers, step)
 
     async def _call(self, workers: Workers, job: Callable[[], T]) -> T:
@@ -142,7 +143,7 @@ class Storage:
             outcome.append((result, error))
             trio.lowlevel.reschedule(task)
 
-        # Less than half of what trio.to_thread costs, and each request has several.
+        # Less than half the cost of trio.to_thread, and each request has several calls.
         workers.submit(job, go_on)
         await trio.lowlevel.wait_task_rescheduled(_not_now)
         result, error = outcome.pop()
@@ -152,7 +153,7 @@ class Storage:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Calls may be made while the block runs."""
+        """Run the worker threads while the block runs."""
         with (
             self.workers.running(),
             self.senders.running(),
@@ -162,18 +163,19 @@ class Storage:
             yield
 
     def submit(self, *mutations: Mutation) -> Submission:
-        """Have *mutations* applied together, soon; nobody needs to wait for it."""
+        """Have *mutations* applied together, soon, without waiting."""
         return self._submit(mutations, 0.0)
 
     def submit_later(self, *mutations: Mutation) -> Submission:
-        """Have *mutations* applied with the next commit that somebody waits for.
+        """Have *mutations* applied together with the next commit that a task waits for.
 
-        Or after :data:`LONGEST_DELAY` seconds, or when :meth:`hurry` is called.
+        They are applied after :data:`LONGEST_DELAY` seconds at the latest, and at once when
+        :meth:`hurry` is called.
         """
         return self._submit(mutations, LONGEST_DELAY)
 
     def hurry(self) -> None:
-        """Commit now what was submitted for later: somebody waits for it."""
+        """Commit the delayed submissions now, because a task waits for one."""
         if self._queue:
             self._due = 0.0
             self._changed.set()
@@ -183,7 +185,7 @@ class Storage:
 
         Raises :class:`~trioresume.errors.StorageConflict` if a compare-and-set
         failed, or another :class:`~trioresume.errors.StorageError`; then nothing
-        of the submission was done. If cancelled, it may or may not happen.
+        of the submission was done. If cancelled, the commit may still happen.
         """
         await self._submit(mutations, 0.0).wait()
 
@@ -194,11 +196,11 @@ class Storage:
         earlier: Sequence[SealChunk],
         seals: Sequence[SealChunk],
     ) -> tuple[Content, list[Mutation]]:
-        """The whole content that *writer* has finished, and what freezes it.
+        """Return the whole content that *writer* has finished, and the mutations to freeze it.
 
-        *seals* are the last ones; those that the writer gave before must have been
-        applied, and *earlier* are some of them: if all, nothing has to be looked up. The
-        mutations are left to the caller to commit, together with what else is then true.
+        *seals* are the last seals. Earlier seals of the writer must have been applied.
+        *earlier* are some of them; if they are all, the store is not asked. The caller
+        commits the mutations, together with other changes that belong to the same moment.
         """
         known = [*earlier, *seals]
         if sum(seal.length for seal in known) == writer.offset:
@@ -223,9 +225,10 @@ class Storage:
     async def run_commits(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """The committing task: runs until :meth:`stop`, also when it is cancelled.
+        """Run the committing task until :meth:`stop`, even if it is cancelled.
 
-        Others that are being cancelled may still submit; what was submitted happens.
+        Other tasks may still submit while they are being cancelled, and every submission
+        happens.
         """
         with trio.CancelScope(shield=True), self._committer.running():
             task_status.started()
@@ -259,7 +262,7 @@ class Storage:
                 except StorageError as exc:
                     submission.error = exc
         except BaseException:
-            # A bug, which ends the service: nobody may take it for a success.
+            # A bug, which ends the service: no waiter may take it for a success.
             for submission in batch:
                 submission.error = StorageError("the commit failed")
             raise
@@ -282,7 +285,7 @@ class Storage:
 
 
 def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
-    """Disk work is one whole step: cancellation waits for it."""
+    """Refuse cancellation until the call has ended: disk work is one whole step."""
     return trio.lowlevel.Abort.FAILED
 
 
@@ -295,8 +298,8 @@ def _apply_and_count(
 
 
 def _count_nothing() -> None:
-    """Where there are no quotas."""
+    """Count nothing, if there are no quotas."""
 
 
 def _observe_nothing(mutations: Sequence[Mutation]) -> None:
-    """The default of :attr:`Storage.observe`."""
+    """Ignore the mutations: the default of :attr:`Storage.observe`."""

@@ -1,15 +1,15 @@
-"""Threads for the work of running uploads and requests that may block.
+"""Threads for blocking work of uploads and requests.
 
-``trio.to_thread`` hands every call to a thread of its own and every result to a task:
-about 120 µs of processor time. A piece of content is short work, there are hundreds
-of them a second, and nobody waits for a single one. So a few threads take jobs from a
-queue, and what is to happen then is called in the event loop, for all the jobs that
-ended meanwhile by one wake-up: about half of that.
+``trio.to_thread`` hands every call to a thread of its own and every result to a task: about
+120 µs of processor time. A piece of content is short work, there are hundreds of them a
+second, and no task waits for a single one. So a few threads take jobs from a queue. The
+functions that take the results are called in the event loop, with one wake-up for all jobs
+that have ended meanwhile. That costs about half.
 
-A thread that finds nothing to do waits for a lock of its own. (The standard library's
-queues have one lock that all wait for: each job wakes a second thread for nothing.) Of
-many small jobs in a row, only the first one wakes a thread. That cannot run before the
-event loop lets go of the interpreter, and when it does it finds most of the others as well.
+An idle thread waits for a lock of its own. (In the standard library's queues all threads wait
+for one lock, so each job wakes a second thread for nothing.) Of many small jobs in a row only
+the first one wakes a thread. That thread cannot run before the event loop releases the
+interpreter, and by then it finds most of the other jobs as well.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ T = TypeVar("T")
 
 Job = Callable[[], object]
 Then = Callable[[object, Exception | None], None]
-"""Called in the event loop with a job's result, or with what it raised."""
+"""Called in the event loop with a job's result, or with its exception."""
 Work: TypeAlias = "tuple[Job, Then] | Lane"
 
 
 class Workers:
-    """Calls jobs in *threads* threads; without any, where they are submitted."""
+    """Calls jobs in *threads* threads; with none, calls each job at once in ``submit``."""
 
     def __init__(self, threads: int) -> None:
         self._size = threads
         self._threads: list[threading.Thread] = []
         self._todo: deque[Work] = deque()
         self._idle: list[threading.Lock] = []
-        """Of each thread that waits for its lock, the last one first to be woken."""
+        """The locks of the idle threads. The thread that became idle last is woken first."""
         self._done: deque[tuple[Then, object, Exception | None]] = deque()
         self._token: trio.lowlevel.TrioToken | None = None
         self._is_ending = False
         self._is_waking = False
-        """Whether a thread that was idle is about to look for work: one at a time. It
-        wakes the next one if it finds more than it takes."""
+        """Whether a woken thread is about to look for work: one at a time. It wakes the next
+        one if it finds more than it takes."""
         self._is_told = False
-        """Whether the event loop knows of what is done, and is yet to look at it."""
+        """Whether the event loop was told that jobs are done, and has not looked yet."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Take jobs while the block runs; on exit those submitted are done.
+        """Take jobs while the block runs; on exit all submitted jobs are done.
 
-        Their results are called for only as far as the event loop still turns: whoever
-        waits for one must have got it before.
+        The results are delivered only while the event loop still turns. So a task that waits
+        for a result must get it before the block ends.
         """
         self._token = trio.lowlevel.current_trio_token()
         self._is_ending = False
@@ -82,14 +82,14 @@ class Workers:
                 thread.join()
 
     def submit(self, job: Job, then: Then) -> None:
-        """Have *job* called soon, and *then* after it."""
+        """Have *job* called soon in a thread, and then *then* in the event loop."""
         if self._size:
             self._put((job, then))
         else:
             _call(then, *_run(job))
 
     def follow(self, lane: Lane) -> None:
-        """Have the jobs of *lane* called soon, one after the other, until there is none."""
+        """Have the jobs of *lane* called soon, one after the other, until none is left."""
         if self._size:
             self._put(lane)
         else:
@@ -98,7 +98,7 @@ class Workers:
                 _call(then, *_run(job))
 
     def hasten(self, lane: Lane) -> None:
-        """Have *lane* be the next one that is followed, if it waits for that."""
+        """Have *lane* followed next, if it waits for a thread."""
         try:
             self._todo.remove(lane)
         except ValueError:
@@ -115,11 +115,11 @@ class Workers:
             self._wake()
 
     def _wake(self) -> None:
-        """Have a thread that is idle look for work, if there is one."""
+        """Wake one idle thread, if there is one, to look for work."""
         try:
             lock = self._idle.pop()
         except IndexError:
-            return  # all are busy: who ends first takes it
+            return  # all threads are busy: the first one to be free takes the work
         self._is_waking = True
         lock.release()
 
@@ -138,11 +138,11 @@ class Workers:
                     self._wake()
                 return work
             if (self._todo or self._is_ending) and self._retract(lock):
-                continue  # it came in between
+                continue  # work came in between
             lock.acquire()
 
     def _retract(self, lock: threading.Lock) -> bool:
-        """Be idle no more; False if somebody is about to release the lock."""
+        """Be idle no more. Returns False if another thread is about to release the lock."""
         try:
             self._idle.remove(lock)
         except ValueError:
@@ -155,12 +155,12 @@ class Workers:
         while (work := self._get(lock)) is not None:
             if isinstance(work, Lane):
                 while self._do(work.next_job()):
-                    if self._todo:  # the others' turn
+                    if self._todo:  # the turn of other work
                         self._todo.append(work)
                         break
             else:
                 self._do(work)
-            del work  # it may not be kept until the next one comes
+            del work  # do not keep it until the next work comes
 
     def _do(self, work: tuple[Job, Then] | None) -> bool:
         if work is None:
@@ -169,14 +169,14 @@ class Workers:
         result, error = _run(job)
         self._done.append((then, result, error))
         if not self._is_told:
-            # Of all that end before the event loop gets to it, it makes one.
+            # One wake-up for all jobs that end before the event loop looks.
             self._is_told = True
             assert self._token is not None
             self._token.run_sync_soon(self._finish)
         return True
 
     def _finish(self) -> None:
-        self._is_told = False  # what ends from now on tells it again
+        self._is_told = False  # a job that ends from now on tells the loop again
         while self._done:
             _call(*self._done.popleft())
 
@@ -184,7 +184,7 @@ class Workers:
 def _run(job: Job) -> tuple[object, Exception | None]:
     try:
         return job(), None
-    except Exception as exc:  # noqa: BLE001 - handed on to whoever waits for the result
+    except Exception as exc:  # noqa: BLE001 - passed to the function that takes the result
         return None, exc
 
 
@@ -192,14 +192,14 @@ def _call(then: Then, result: object, error: Exception | None) -> None:
     try:
         then(result, error)
     except Exception:
-        # Nobody is here to take it; the loop and the other jobs must go on.
+        # No caller can handle it here; the event loop and the other jobs must go on.
         logger.exception("a bug after disk work")
 
 
 class Lane:
-    """Jobs of one upload, one after the other, in the order they were put in.
+    """Jobs of one upload, called one after the other, in order.
 
-    A thread that begins with one goes on with the next, without asking the event loop.
+    A thread that has ended one job goes on with the next without asking the event loop.
     """
 
     __slots__ = ("_ended", "_followed", "_jobs", "_pending", "_workers")
@@ -207,16 +207,16 @@ class Lane:
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self._jobs: SimpleQueue[tuple[Job, Then]] = SimpleQueue()
-        """Those that have not begun. An empty deque would be larger."""
+        """Jobs that have not begun. An empty deque would take more memory."""
         self._pending = 0
         self._followed = threading.Lock()
-        """Held from when a thread is asked for until it finds no job any more."""
+        """Held from the request for a thread until the thread finds no more job."""
         self._ended: Signal | None = None
-        """Fired whenever one has; made when somebody waits for it first."""
+        """Fired whenever a job has ended; created by the first waiter."""
 
     @property
     def pending(self) -> int:
-        """Jobs that have not ended, as far as the event loop was told."""
+        """The number of jobs whose end the event loop does not know yet."""
         return self._pending
 
     def put(self, job: Job, then: Then) -> None:
@@ -226,11 +226,11 @@ class Lane:
             self._workers.follow(self)
 
     def hasten(self) -> None:
-        """Somebody waits for its end: others with jobs can wait a little longer."""
+        """Have the lane served before others, because a task waits for its end."""
         self._workers.hasten(self)
 
     def next_job(self) -> tuple[Job, Then] | None:
-        """For the thread that follows; None ends that."""
+        """Return the next job for the thread that follows; None ends that."""
         while True:
             try:
                 job, then = self._jobs.get_nowait()
@@ -238,7 +238,7 @@ class Lane:
                 self._followed.release()
             else:
                 return job, partial(self._after, then)
-            # One that was put in before that found it held.
+            # A job may have been put in before the release: it found the lock held.
             if self._jobs.empty() or not self._followed.acquire(blocking=False):
                 return None
 
@@ -251,9 +251,9 @@ class Lane:
                 self._ended.fire()
 
     async def call(self, job: Callable[[], T]) -> T:
-        """Call *job* in its turn; what it returns or raises. A checkpoint.
+        """Call *job* in its turn; return its result or raise its exception. A checkpoint.
 
-        When cancelled, it is called all the same.
+        If cancelled, the job is called all the same.
         """
         ended = trio.Event()
         outcome: list[tuple[object, Exception | None]] = []
@@ -270,7 +270,7 @@ class Lane:
         return cast("T", result)
 
     async def until(self, pending: int) -> None:
-        """Return when at most *pending* jobs have not ended. A checkpoint if not at once."""
+        """Return when at most *pending* jobs have not ended. A checkpoint if this waits."""
         while self._pending > pending:
             if self._ended is None:
                 self._ended = Signal()
