@@ -1,12 +1,12 @@
 """The page for people who upload with a browser, at ``/ui/``.
 
-It is the same for everybody and tells nothing, so it is served before anybody is asked
-who they are: a browser cannot send a token with what a person types into its address
-bar. What the page then does passes by the same doors as any client.
+The page is the same for everybody and tells nothing secret. So it is served without
+authentication: a browser cannot send a token when a person types an address. The requests of
+the page are authenticated like those of any client.
 
-Its policy lets it run its own script, talk to its own server, and nothing else. In
-browsers that know Trusted Types no text can become markup or code, whatever a file is
-called.
+The page's policy lets it run its own script and talk to its own server, and nothing else. In
+browsers that know Trusted Types no text can become markup or code, whatever the name of a
+file is.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class UploadPage:
 
     def __init__(self, config: Config) -> None:
         assert config.ui is not None
-        # Whoever types it in may leave the slash out, unless that is a file's name.
+        # A person may type the path without the slash, unless that is the name of a file.
         self._redirects = config.ui != "/"
-        # Relative, as all of the page's references: right whatever a proxy takes off
-        # the front of the path.
+        # Relative, like all references of the page: a relative one is right even if a proxy
+        # removes a prefix of the path.
         self._files = load_page(f"../{config.ui.removeprefix('/')}")
         self._fields = Fields(
             {
@@ -48,18 +48,18 @@ class UploadPage:
                 "cross-origin-opener-policy": "same-origin",
                 "referrer-policy": "no-referrer",
                 "x-content-type-options": "nosniff",
-                # To be asked for each time: what does not change is a 304.
+                # The browser asks each time, and gets a 304 for an unchanged file.
                 "cache-control": "no-cache",
             }
         )
 
     def has(self, path: str) -> bool:
-        """Whether *path* is for the page to answer."""
+        """Whether the page answers requests for *path*."""
         bare = UI_PATH.removesuffix("/")
         return path.startswith(UI_PATH) or (self._redirects and path == bare)
 
     async def handle(self, exchange: Exchange) -> None:
-        """Answer a request for one of its files. Raises :class:`PeerError`."""
+        """Answer a request for one of the page's files. Raises :class:`PeerError`."""
         head = exchange.head
         if head.method not in ("GET", "HEAD"):
             raise PeerError(
@@ -83,11 +83,11 @@ class UploadPage:
 
 
 def _policy(config: Config) -> str:
-    """What the page may do, as a Content-Security-Policy (level 3)."""
+    """Return the page's rights as a Content-Security-Policy (level 3)."""
     server = "'self'"
     if config.public_url:
-        # Where the locations lead that the page is told; it may have been opened by
-        # another name.
+        # The locations that the page is told lead there. The page itself may have been
+        # opened under another name.
         public = urlsplit(config.public_url)
         server = f"'self' {public.scheme}://{public.netloc}"
     rules = {

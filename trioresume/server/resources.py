@@ -1,8 +1,10 @@
 """The three resources of an operation: its content, its response message, its result.
 
-Every method starts in the same way: the operation is looked up, and who asks must be
-who started it. For anyone else it does not exist, and the answer is the same, byte
-for byte, as for a token that was never given out (R35).
+Every method first looks up the operation and compares its owner with the sender. For any
+other sender the operation does not exist: the answer is the same, byte for byte, as for a
+token that was never given out (R35).
+
+The numbered statements (R35, C7, D4 …) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ _MISMATCH = ProblemCode.OFFSET_MISMATCH
 
 
 class Resources:
-    """Answers requests on operations' resources."""
+    """Answers requests for the resources of operations."""
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class Resources:
         async with using as operation:
             if operation is None or not operation.is_visited_by(principal):
                 if remembered:
-                    # It takes as long as to find nothing: one look into the store.
+                    # One look into the store, so that it takes as long as for no operation.
                     store = self._storage.store
                     await self._storage.run(store.operation, operation_id)
                 raise PeerError(ProblemCode.NOT_FOUND)
@@ -178,18 +180,18 @@ class Resources:
     # The request's content (R12 to R25).
 
     async def _visit(self, operation: Operation) -> int:
-        """End a running writer; the durable offset. Completes what only lacks that."""
+        """End a running writer; complete a whole upload; return the durable offset."""
         await operation.incoming.end_writer()
         operation.readmits = True
         _refuse_gone(operation)
         try:
             offset = await operation.make_durable()
         except StorageFull as exc:
-            # What was durable before still is; a HEAD that fails makes clients begin anew.
+            # Earlier bytes are still durable. If HEAD failed, clients would begin anew.
             logger.warning("%s is answered without a sync: %s", operation.id, exc)
             return operation.durable_offset
         if operation.is_whole:
-            # Every byte is there, but a crash or a full disk kept it from completing.
+            # Every byte is there, but a crash or a full disk prevented the completion.
             operation.complete()
         return offset
 
@@ -199,19 +201,19 @@ class Resources:
         return describe(self._config, exchange, operation, offset)
 
     async def _head_content(self, exchange: Exchange, operation: Operation) -> None:
-        """R12, C6, D4: how much arrived."""
+        """Tell how much has arrived (R12, C6, D4)."""
         offset = await self._visit(operation)
         if operation.state is _S.COMPLETE and not exchange.dialect.awaits_target:
-            # To be told that all is here is all that such a client waits for.
+            # Such a client only waits to be told that all bytes are here.
             offset = await operation.frozen()
         upload = self._describe(exchange, operation, offset)
         self._check(exchange, offset)
         await send_reply(exchange, exchange.dialect.offset(upload))
 
     async def _get_content(self, exchange: Exchange, operation: Operation) -> None:
-        """R13: exactly the received prefix. Reading alone does not end a writer."""
+        """Send exactly the received prefix (R13). Only reading does not end a writer."""
         if exchange.dialect.takes_over:
-            # It asks for the offset, which must then be the one that is accepted next.
+            # It asks for the offset, so the next request must be accepted at this offset.
             await operation.incoming.end_writer()
         _refuse_gone(operation)
         offset = await operation.make_durable()
@@ -241,7 +243,7 @@ class Resources:
         )
 
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
-        """R15 to R21, R24: append; at the end answer with the target's response."""
+        """Append; at the end of the content answer with the target's response (R15 to R24)."""
         place = await operation.incoming.end_writer()
         operation.readmits = True
         if "if-match" in exchange.head.fields and operation.is_receiving:
@@ -294,24 +296,24 @@ class Resources:
     async def _after_problem(
         self, exchange: Exchange, operation: Operation, error: PeerError
     ) -> None:
-        """What a refused PATCH does to the upload, before it is told."""
+        """Apply the effects of a refused PATCH to the upload, before the refusal is sent."""
         if error.problem in exchange.dialect.invalidated_by:
             await operation.cancel()
         elif error.problem is _MISMATCH:
-            # It tells the offset, which must be durable before (promise 1).
+            # The refusal tells the offset, which must be durable first (docs/durability.md).
             await operation.make_durable()
 
     async def _refuse_content(
         self, exchange: Exchange, operation: Operation, append: Append
     ) -> None:
-        """R24: after the end, only a patch without content at the end is not an error."""
+        """Refuse content after the end (R24). Only an empty patch at the end is no error."""
         await exchange.send_continue()
         refused = RefusedContent(append.reader, operation.record.length)
         await exchange.body.receive(refused)
         refused.end()
 
     def _check(self, exchange: Exchange, offset: int) -> None:
-        """R20: the preconditions of the request against the prefix's validator."""
+        """Check the preconditions of the request with the prefix's validator (R20)."""
         head = exchange.head
         outcome = evaluate(head.method, head.fields, etag=content_etag(offset))
         if outcome is Outcome.FAILED:
@@ -347,7 +349,7 @@ class Resources:
     async def _wait_for_response(
         self, exchange: Exchange, operation: Operation
     ) -> int | None:
-        """Hold the answer as ``Prefer`` asks, within bounds; the seconds applied.
+        """Wait as ``Prefer`` asks, within bounds; return the seconds of ``wait``, or None.
 
         ``processing`` waits for the result, ``wait`` for a time (R27).
         """
@@ -369,7 +371,7 @@ class Resources:
             with trio.move_on_after(seconds):
                 while operation.is_receiving or operation.is_working:
                     await operation.wait_change()
-            # B10: as whoever sent the request, it waits for the target without a limit.
+            # B10: like the sender of the request itself, it waits without a time limit.
             while asked.wait is None and operation.is_working:
                 await operation.wait_change()
         return None if asked.wait is None else seconds
@@ -397,13 +399,13 @@ class Resources:
         )
 
     async def _cancel_content(self, exchange: Exchange, operation: Operation) -> None:
-        """R25, C14: cancelled for good; a running writer is ended."""
+        """Cancel for good, and end a running writer (R25, C14)."""
         _refuse_gone(operation)
         await operation.cancel()
         await send_reply(exchange, exchange.dialect.cancelled())
 
     async def _end(self, exchange: Exchange, operation: Operation) -> None:
-        """R29: release; 204, and 410 from now on."""
+        """Release everything (R29): 204 now, 410 from now on."""
         _refuse_gone(operation)
         await operation.cancel()
         await exchange.respond(204, PRIVATE)

@@ -1,4 +1,7 @@
-"""Where a request goes: who sent it, to an operation's resource or to the target."""
+"""Route each request: authenticate it, then pass it to an operation or to the target.
+
+The numbered statements (R10, C17, D7 …) are in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -51,17 +54,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Service"]
 
-# Safe methods (RFC 9110, section 9.2.1) change nothing: nothing of them need survive.
+# Safe methods (RFC 9110, section 9.2.1) change nothing, so nothing of them must survive.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
-# What a handler says that was never told of OPTIONS.
+# The answer of a handler that does not handle OPTIONS.
 _KNOWS_NO_OPTIONS = frozenset({405, 501})
 
-# Refusals of a sender who is not known, or who may not use the service.
+# Refusals of an unknown sender, or of one that may not use the service.
 _NOT_KNOWN = frozenset({ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN})
 
-# Problems of the first request's content after which it is of no use to go on: what was
-# received is too large already, or not what its sender meant.
+# Problems of the first request's content that make it useless to go on: the received content
+# is too large already, or it is not what its sender meant.
 _SPOILS = frozenset(
     {
         ProblemCode.CHECKSUM_MISMATCH,
@@ -94,10 +97,11 @@ class Service:
         )
 
     async def handle(self, exchange: Exchange) -> Awaitable[None]:
-        """What is to be awaited to answer one request.
+        """Route one request. Returns the coroutine that answers it.
 
-        Raises what the connection turns into an answer, as that does. The caller awaits
-        it: what was decided here need not be held while content comes.
+        Raises :class:`PeerError` and other errors, as the coroutine does; the connection
+        turns them into a problem response. The caller awaits the coroutine, so that the
+        local state of this method is not held in memory while content comes.
         """
         if self._page is not None and self._page.has(exchange.head.path):
             return self._page.handle(exchange)
@@ -106,7 +110,7 @@ class Service:
             principal = await self._authenticate(exchange)
         except PeerError as exc:
             if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
-                # C17: what the server speaks is no secret. It tells nothing of a target.
+                # C17: the server's protocols are no secret. The answer tells of no target.
                 return self._discover(exchange)
             raise
         path = exchange.head.path
@@ -116,7 +120,7 @@ class Service:
         return await self._for_target(exchange, principal)
 
     async def _authenticate(self, exchange: Exchange) -> str | None:
-        """Who sent the request, before anything else is done for it (R10, R35)."""
+        """Return the sender's name, before anything else is done for a request (R10, R35)."""
         if self._config.authenticate is None:
             return None
         with trio.move_on_after(self._config.header_timeout) as scope:
@@ -138,7 +142,7 @@ class Service:
     async def _for_target(
         self, exchange: Exchange, principal: str | None
     ) -> Awaitable[None]:
-        """What is to be awaited to answer a request for the target."""
+        """Route a request for the target. Returns the coroutine that answers it."""
         head = exchange.head
         exchange.dialect = classify(
             head,
@@ -148,10 +152,10 @@ class Service:
         )
         exchange.dialect.check(head)
         if head.target == "*":
-            # RFC 9110, section 9.3.7: about the server, not about any target.
+            # RFC 9110, section 9.3.7: it is about the server, not about a target.
             return self._discover(exchange)
         if exchange.dialect.needs_upload(head):
-            # The target refuses it in its own words, or there is no upload of that name.
+            # The target refuses it with its own answer, or there is no upload of that name.
             meant = exchange.dialect.method(head)
             await self._target.admit(replace(head, method=meant), principal)
             raise PeerError(ProblemCode.NOT_FOUND, "there is no upload here")
@@ -177,11 +181,11 @@ class Service:
     ) -> Response | Representation | None:
         """Ask the target about the upload that *head* begins.
 
-        The target sees the head of the whole upload, as :meth:`AnyTarget.respond` will:
-        where a dialect says length, type or name in fields of its own, these are
-        translated. Nobody is asked about a part of a later upload (D7). The target never
-        gets such a part, and what the part alone is called or how long it is says
-        nothing of the whole. It is asked about the whole when the parts are joined.
+        The target sees the head of the whole upload, as :meth:`AnyTarget.respond` will. If a
+        dialect gives the length, type or name in fields of its own, these are translated. The
+        target is not asked about a part of a later upload (D7), because it never gets the
+        part: the part's name and length say nothing about the whole. It is asked about the
+        whole when the parts are joined.
         """
         fields = head.fields if creation.fields is None else creation.fields
         if is_partial(fields):
@@ -201,7 +205,7 @@ class Service:
             )
 
     async def _handle_safe(self, exchange: Exchange, principal: str | None) -> None:
-        """A safe request without content: nothing to store, nothing to record."""
+        """Answer a safe request without content: nothing is stored or recorded."""
         request = Request(
             head=exchange.head,
             body=RequestBody(Content(0, inline=b""), self._storage),
@@ -215,14 +219,14 @@ class Service:
         await self._send(exchange, answer)
 
     async def _discover(self, exchange: Exchange) -> None:
-        """Answer OPTIONS for the server, and for no resource in particular."""
+        """Answer OPTIONS for the server, not for a particular resource."""
         await exchange.respond(200, discovery_fields(self._limits))
 
     async def _send_options(self, exchange: Exchange, answer: Response) -> None:
-        """C17: Apple's background upload wants a 200, whatever the target answers.
+        """Answer OPTIONS with a 200 where possible: Apple's background upload wants it (C17).
 
-        A target that knows no OPTIONS still takes resumable uploads. An answer without
-        content means the same as a 200 without content. Any other answer stands.
+        A target that does not handle OPTIONS still takes resumable uploads. A 204 means the
+        same as a 200 without content. Any other answer stands.
         """
         status, fields, body = (
             answer.status,
@@ -274,7 +278,7 @@ class Service:
             must_be_offered=creation.offers,
         ) as operation:
             if operation.unoffered and (resume is not None or followed):
-                # At a limit: it is let through, and the preferences are ignored.
+                # At a limit: the request is admitted, and its preferences are ignored.
                 exchange.head = replace(head, fields=head.fields.without("prefer"))
                 preferences, resume = parse_preferences(exchange.head.fields), None
                 operation.forget_preferences()
@@ -330,10 +334,10 @@ class Service:
         creation: Creation,
         parts: Sequence[Content],
     ) -> None:
-        """An upload that is made of others: nothing is received, or copied (D7)."""
+        """Create an upload from others (D7): nothing is received or copied."""
         tells_digest = self._check_hashing(exchange.head, principal, parts)
-        # Its bytes are stored already, and were let in with the parts: no space is
-        # reserved for them. From then on they count as any content does (G7).
+        # Its bytes are stored already, and were admitted with the parts: no space is
+        # reserved for them. Once joined, they count like any content (G7).
         creation = replace(creation, length=0)
         async with self._operations.create(
             exchange.head, principal, creation, offered=True, keep_incomplete=True
@@ -353,10 +357,10 @@ class Service:
     def _check_hashing(
         self, head: RequestHead, principal: str | None, parts: Sequence[Content]
     ) -> bool:
-        """Whether the digest of what is joined is told, if the client wants to know it.
+        """Whether the digest of the joined content is told, if the client wants it.
 
-        Raises :class:`PeerError` if the client claims a digest, and the server would have
-        to hash more than it does for bytes that nobody has sent.
+        Raises :class:`PeerError` if the client claims a digest, and checking it would exceed
+        the budget for hashing bytes that no client has sent.
         """
         asked = ReprDigest(head.fields)
         if not asked.expected and not asked.wanted:
@@ -372,7 +376,7 @@ class Service:
     async def _announce(
         self, exchange: Exchange, operation: Operation, creation: Creation
     ) -> None:
-        """Tell where the upload is before any of its content is read (C2)."""
+        """Tell the upload's location before any of its content is read (C2)."""
         if creation.offers:
             upload = describe(self._config, exchange, operation, 0)
             interim = exchange.dialect.announcement(upload)
@@ -386,9 +390,9 @@ class Service:
         creation: Creation,
         exc: BaseException,
     ) -> None:
-        """Receiving ended in *exc*; what becomes of the rest is done in the background.
+        """Clean up in the background after receiving has ended with *exc*.
 
-        So it is also when the request is cancelled.
+        This also happens when the request is cancelled.
         """
         spoilt = isinstance(exc, PeerError) and (
             exc.problem in _SPOILS or exc.problem in exchange.dialect.invalidated_by
@@ -400,4 +404,4 @@ class Service:
 
 
 def _ignore_progress(progress: Progress) -> None:
-    """Nobody can ask how far a request is that has no resources."""
+    """Ignore progress: a request without resources cannot be asked for it."""

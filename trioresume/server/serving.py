@@ -1,4 +1,4 @@
-"""``serve``: the service, from opening its store to closing it, as nested lifetimes.
+"""``serve``: run the service, from opening its store to closing it, as nested lifetimes.
 
 ::
 
@@ -8,9 +8,10 @@
           connections  one task each
             listeners
 
-Shutdown goes through them from the inside: no new connections, then the running
-requests get ``grace_timeout`` seconds, then the handlers what is left of it, then the
-last commits. Whatever is cut by then is kept like any cut upload, and answered with 503.
+Shutdown goes from the inside to the outside. First the listeners close. Then the running
+requests have ``grace_timeout`` seconds, and the handlers have the rest of that time. The last
+commits come at the end. An upload that is still running then is kept like any cut upload, and
+its request is answered with 503.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ __all__ = ["Server", "serve"]
 logger = logging.getLogger("trioresume.server")
 
 MOST_TURNED_AWAY = 32
-"""Connections over the limit that are being told so at a time; others are just closed."""
+"""Connections over the limit that are answered at a time; others are closed at once."""
 
 
 @dataclass(eq=False)
@@ -67,13 +68,13 @@ class Server:
     """A running service, as :func:`serve` reports it."""
 
     urls: Sequence[str]
-    """Where it listens: ``http://HOST:PORT`` for each address."""
+    """The addresses it listens on, as ``http://HOST:PORT``."""
     _stop: trio.Event
 
     def shutdown(self) -> None:
-        """Ask it to end: no new requests, a grace period for the running ones.
+        """Ask the service to end: no new requests, a grace period for the running ones.
 
-        Returns at once; :func:`serve` returns when it is over.
+        Returns at once; :func:`serve` returns when the service has ended.
         """
         self._stop.set()
 
@@ -92,10 +93,10 @@ async def serve(
     :class:`trioresume.FileService`. *store* replaces the one on disk in
     ``config.data_dir``; it is closed in the end.
 
-    Raises :class:`~trioresume.errors.CallerError` for addresses that cannot be
-    understood, and if ``config.ui`` asks for a page that was not built, :class:`OSError` for those that cannot be bound,
-    :class:`~trioresume.errors.StoreLocked` if another process serves the directory.
-    When cancelled, running requests are cut at once; their uploads are kept.
+    Raises :class:`~trioresume.errors.CallerError` for an address that cannot be parsed, and
+    if ``config.ui`` asks for a page that was not built; :class:`OSError` for an address that
+    cannot be bound; :class:`~trioresume.errors.StoreLocked` if another process serves the
+    directory. When cancelled, running requests are cut at once; their uploads are kept.
     """
     config = config or Config()
     target = as_target(handler)
@@ -125,7 +126,7 @@ def _open_store(config: Config) -> Store:
 
 @asynccontextmanager
 async def _listeners(config: Config) -> AsyncIterator[list[trio.SocketListener]]:
-    """Bound before anything else is started: an address in use is a plain OSError."""
+    """Bind the addresses before anything else starts: an address in use is an OSError."""
     listeners: list[trio.SocketListener] = []
     try:
         for host, port in [_parse_bind(bind) for bind in config.bind]:
@@ -142,9 +143,9 @@ async def _listeners(config: Config) -> AsyncIterator[list[trio.SocketListener]]
 async def running_storage(
     store: Store, config: Config, workers: Callable[[int], Workers] = Workers
 ) -> AsyncIterator[Storage]:
-    """The store for async callers; on exit everything submitted is applied.
+    """Run the store for async callers; on exit everything submitted is applied.
 
-    *workers*: see :class:`~trioresume.server.storage.Storage`.
+    *workers* is passed to :class:`~trioresume.server.storage.Storage`.
     """
     storage = Storage(store, threads=config.storage_threads, workers=workers)
     async with trio.open_nursery() as nursery:
@@ -177,7 +178,7 @@ async def _serve(
 
 
 def _last_seen(store: Store) -> float | None:
-    """What the service's clock showed last; None in a new data directory."""
+    """Return the service clock's last reading; None in a new data directory."""
     reading = store.meta(SERVICE_CLOCK)
     if reading is not None:
         return float(reading.split()[0])
@@ -196,10 +197,10 @@ async def running_service(
     control: bool = False,
     page: UploadPage | None = None,
 ) -> AsyncIterator[Doorman]:
-    """Everything between the commits and the listeners, while the block runs.
+    """Run everything between the commits and the listeners while the block runs.
 
-    *control* says that the store is the one in ``config.data_dir``, whose keeper may
-    want something (see :mod:`trioresume.server.control`).
+    *control* says that the store is the one in ``config.data_dir``, so that ``trioresume gc``
+    may ask for a collection (see :mod:`trioresume.server.control`).
     """
     if isinstance(target, StoreTarget):
         target.attach(Services(storage, clock, config))
@@ -253,7 +254,7 @@ def _all(
 
 
 class Doorman:
-    """Listens, lets connections in, and sees them out."""
+    """Listens, accepts connections, and ends them at a shutdown."""
 
     def __init__(self, service: Service, config: Config, clock: ServiceClock) -> None:
         self._service = service
@@ -266,7 +267,7 @@ class Doorman:
         self._connections: set[Connection] = set()
         self._turned_away = 0
         self.deadline = float("inf")
-        """When the grace period of a shutdown is over, on trio's clock."""
+        """The end of a shutdown's grace period, on trio's clock."""
 
     async def run(
         self,
@@ -283,7 +284,7 @@ class Doorman:
                 task_status.started(server)
                 await stop.wait()
                 listening.cancel_scope.cancel()
-            # At once: whoever connects from now on is to go elsewhere, not to wait.
+            # At once: a new client should go to another server and not wait here.
             for listener in listeners:
                 listener.socket.close()
             logger.info("shutting down, %d connections open", len(self._connections))
@@ -303,7 +304,7 @@ class Doorman:
         )
 
     async def serve_transport(self, transport: Transport) -> None:
-        """Serve one connection until it ends; it is closed then."""
+        """Serve one connection until it ends, and close it."""
         connection = Connection(
             transport,
             self._handle,
@@ -320,7 +321,7 @@ class Doorman:
             return
         self._connections.add(connection)
         if self.deadline < float("inf"):
-            connection.stop(self.deadline)  # it was taken in at the last moment
+            connection.stop(self.deadline)  # it was accepted at the last moment
         try:
             await connection.run()
         finally:
@@ -331,7 +332,7 @@ class Doorman:
         self, connection: Connection, transport: Transport, error: PeerError
     ) -> None:
         if self._turned_away >= MOST_TURNED_AWAY:
-            await transport.aclose()  # a flood: it costs as little as possible
+            await transport.aclose()  # a flood must cost as little as possible
             return
         logger.debug("%s is turned away: %s", transport.peer, error)
         self._turned_away += 1

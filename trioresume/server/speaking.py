@@ -1,4 +1,7 @@
-"""Between an operation and a dialect: what may be said of it, and the saying."""
+"""Describe an operation to its client, and send the dialect's answer about it.
+
+The numbered statements (B10, B11, C19, R27) are in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ RETRY_AFTER = 1
 def describe(
     config: Config, exchange: Exchange, operation: Operation, offset: int
 ) -> Upload:
-    """*operation* as the sender of the request may know it; *offset* is durable."""
+    """Return what the sender may know of *operation*; *offset* is durable."""
     content = location(config, operation.id, Resource.CONTENT)
     lifetime, expires_at = operation.guaranteed()
     return Upload(
@@ -86,14 +89,14 @@ async def send_outcome(
     *,
     created: bool,
 ) -> None:
-    """Wait for the target's response and send it, as the dialect wants it.
+    """Wait for the target's response and send it, in the form of the dialect.
 
-    A dialect that does not want it is answered when the content is frozen; a client
-    that would rather not wait any longer, with a 202 (B11).
+    If the dialect does not wait for the target, the answer comes as soon as the content is
+    frozen. If the client does not want to wait any longer, it gets a 202 (B11).
 
-    *told* are lines of this exchange alone, beside those of the same name in what was
-    recorded. *created* tells the request that began the upload from those that went on with it.
-    Raises what :meth:`Operation.outcome` does.
+    *told* are fields of this exchange only. They are added to those of the recorded response,
+    even to fields of the same name. *created* is true for the request that began the upload,
+    and false for one that continued it. Raises as :meth:`Operation.outcome` does.
     """
     if not exchange.dialect.awaits_target:
         upload = describe(config, exchange, operation, await operation.frozen())
@@ -105,7 +108,7 @@ async def send_outcome(
     response: StoredResponse | None = None
     async with follower.during(exchange, operation):
         if asked.respond_async:
-            # From here on, because what there is to wait for is the target (RFC 7240, 4.3).
+            # The time starts here, because the wait for the target starts (RFC 7240, 4.3).
             with trio.move_on_after(asked.wait or 0):
                 response = await operation.outcome()
         else:
@@ -124,7 +127,7 @@ async def send_outcome(
 async def send_processing(
     exchange: Exchange, operation: Operation, config: Config
 ) -> None:
-    """B10: say that the request is taken, and where to ask what becomes of it."""
+    """Tell the client that the request is accepted, and where to ask for its outcome (B10)."""
     if parse_preferences(exchange.head.fields).processing:
         status = location(config, operation.id, Resource.MESSAGE)
         await exchange.send_interim(processing(operation.progress, status))
@@ -139,7 +142,7 @@ async def _send_accepted(
     *,
     created: bool,
 ) -> None:
-    """B11: the operation goes on; what becomes of it is found at its message."""
+    """Send a 202 with the message's location: the operation goes on (B11)."""
     resume = asked.resume if created else None
     applied = Preferences(resume=resume, wait=asked.wait, respond_async=True)
     message = location(config, operation.id, Resource.MESSAGE)
@@ -152,7 +155,7 @@ async def _send_accepted(
     if resume is not None:
         fields = fields.plus(operation_fields(config, operation.id))
     else:
-        # Location may have to be what a 104 said (C19).
+        # Location may have to be the one that a 104 gave (C19).
         fields = fields.plus({"response-message-location": message})
     upload = describe(config, exchange, operation, operation.durable_offset)
     further = exchange.dialect.completed(upload, fields, created=created)
@@ -163,7 +166,7 @@ async def _send_accepted(
 async def send_not_yet(
     exchange: Exchange, operation: Operation, further: Fields
 ) -> None:
-    """R27: the state, and when to ask again."""
+    """Send the state of the operation, and when to ask again (R27)."""
     receiving = operation.state is OperationState.RECEIVING
     state: dict[str, object] = {
         "state": "receiving" if receiving else "processing",

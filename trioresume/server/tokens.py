@@ -1,9 +1,9 @@
-"""Bearer tokens from a file (RFC 6750), which holds only their hashes.
+"""Bearer tokens (RFC 6750) from a file that contains only their hashes.
 
-A line is ``NAME SHA256``, the token's SHA-256 in hexadecimal; empty lines and lines
-that begin with ``#`` are ignored. The file is UTF-8, or UTF-16 with a byte order mark. A name may have several tokens. A plain hash is
-enough because tokens are random (:func:`new_token`), not chosen by people: there is
-no dictionary to try.
+A line is ``NAME SHA256``, with the token's SHA-256 in hexadecimal. Empty lines and lines that
+begin with ``#`` are ignored. The file is UTF-8, or UTF-16 with a byte order mark. A name may
+have several tokens. A plain hash is enough because tokens are random (:func:`new_token`) and
+not chosen by people: there is no dictionary to try.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _REFUSAL = Rejection(
 
 
 def new_token(name: str) -> tuple[str, str]:
-    """A new random token for *name*, and the line that lets it in.
+    """Return a new random token for *name*, and the line for the file of tokens.
 
-    Raises :class:`~trioresume.errors.CallerError` for a name that would not stand in a
-    line: an empty one, one with white space, one that begins with ``#``.
+    Raises :class:`~trioresume.errors.CallerError` for a name that the file cannot hold: an
+    empty one, one with white space, one that begins with ``#``.
     """
     if _NAME.fullmatch(name) is None:
         raise CallerError("a name has no white space and does not begin with '#'")
@@ -54,10 +54,10 @@ def _hash(token: str) -> str:
 
 
 def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
-    """An ``authenticate`` for :class:`~trioresume.Config` that knows the tokens in *path*.
+    """Return an ``authenticate`` for :class:`~trioresume.Config` with the tokens in *path*.
 
-    The file is read once. Raises :class:`~trioresume.errors.CallerError` if it has no
-    token or a line that is none, :class:`OSError` if it cannot be read.
+    The file is read once. Raises :class:`~trioresume.errors.CallerError` if it has no token
+    or a line in another form, :class:`OSError` if it cannot be read.
     """
     known: list[tuple[str, str]] = []
     with open(path, "rb") as file:
@@ -83,7 +83,7 @@ def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
             return _REFUSAL
         offered = _hash(match[1])
         found = None
-        # Every line is compared, in constant time each: how long it takes tells nothing.
+        # Compare every line, in constant time each: the duration reveals nothing.
         for name, hashed in known:
             if hmac.compare_digest(hashed, offered):
                 found = name
