@@ -9,7 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import trioresume
-from tests.store.helpers import do, file_record, put, record, store_content
+from tests.store.helpers import (
+    do,
+    file_record,
+    put,
+    record,
+    store_content,
+)
 from trioresume.cli import main, units
 from trioresume.cli.options import ExitCode
 from trioresume.store.disk import open_store
@@ -20,6 +26,7 @@ from trioresume.store.port import (
     PublishFile,
     request_key,
 )
+from trioresume.store.recipe import digest_of
 
 DATA = bytes(range(256)) * 8
 
@@ -125,6 +132,55 @@ def test_verify_names_damage_and_whom_it_concerns(data_dir: Path) -> None:
     assert damages[0]["kind"] == "chunk"
     assert damages[0]["path"] == str(chunk)
     assert damages[-1]["damages"] == len(damages) - 1
+
+
+def spoil(data_dir: Path, at: int = 0) -> Path:
+    """Flip a bit of the chunk at *at* of the files; where it lies."""
+    name = digest_of(DATA[at : at + 1024]).hex()
+    chunk = data_dir / "chunks" / name[4:6] / name
+    data = bytearray(chunk.read_bytes())
+    data[5] ^= 4
+    chunk.write_bytes(data)
+    return chunk
+
+
+def test_verify_repairs_from_a_file(data_dir: Path, tmp_path: Path) -> None:
+    """Exit code 0 once all is right; the chunk and the file it came from are named."""
+    chunk = spoil(data_dir)
+    good = tmp_path / "copies" / "deep" / "report\n.pdf"
+    good.parent.mkdir(parents=True)
+    good.write_bytes(b"?" * 7)
+    assert run("verify", data_dir, "--repair-from", str(good)).exit_code == 3
+    good.write_bytes(DATA)
+    result = run("verify", data_dir, "--repair-from", str(tmp_path / "copies"))
+    assert result.exit_code == ExitCode.DONE
+    lines = result.stdout.splitlines()
+    assert lines[1].startswith(f"chunk {chunk.name}: repaired from ")
+    assert lines[1].endswith("/copies/deep/report\\n.pdf")
+    assert lines[-1].endswith("Damages: 1. Repaired: 1.")
+    assert len(lines) == 3
+    assert chunk.read_bytes() == DATA[:1024]
+    assert run("verify", data_dir).stdout.endswith("Damages: 0.\n")
+
+
+def test_verify_says_what_was_healed(data_dir: Path) -> None:
+    """Once: an upload of the same content put it right since the report."""
+    chunk = spoil(data_dir)
+    assert run("verify", data_dir).exit_code == ExitCode.DAMAGED
+    store = open_store(data_dir, chunk_size=1024)
+    store_content(store, DATA, "again")
+    store.close()
+    healed, summary = objects(run("verify", data_dir, "--json"))
+    assert (healed["kind"], healed["name"]) == ("healed", chunk.name)
+    assert (summary["healed"], summary["damages"]) == (1, 0)
+    assert len(objects(run("verify", data_dir, "--json"))) == 1
+
+
+def test_source_that_is_not_there_is_an_error(data_dir: Path) -> None:
+    """A misspelt path is told before anything is read."""
+    result = run("verify", data_dir, "--repair-from", "/nowhere/at/all")
+    assert result.exit_code == ExitCode.USAGE
+    assert "/nowhere/at/all" in result.stderr
 
 
 def test_gc_says_what_it_released(data_dir: Path) -> None:

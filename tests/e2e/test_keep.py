@@ -27,12 +27,12 @@ KIB = 1024
 KILLS = 2
 
 
-def start(command: str, data_dir: Path) -> subprocess.Popen[str]:
+def start(command: str, data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     """A keeper's command, on its way."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "trioresume", command, "--json"),
-            *("--data-dir", str(data_dir)),
+            *("--data-dir", str(data_dir), *arguments),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,9 +41,11 @@ def start(command: str, data_dir: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(command: str, data_dir: Path) -> tuple[int, list[dict[str, object]]]:
+def run(
+    command: str, data_dir: Path, *arguments: str
+) -> tuple[int, list[dict[str, object]]]:
     """Its exit code, and the objects that it printed."""
-    with start(command, data_dir) as process:
+    with start(command, data_dir, *arguments) as process:
         out, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors, errors
     return process.returncode, [json.loads(line) for line in out.splitlines()]
@@ -194,6 +196,44 @@ async def test_flipped_byte_is_found_and_healed(service: Service) -> None:
     assert answer.status == 500, answer
     await put()
     assert (await ask(service.address, "GET", "/files/a.bin")).body == content
+    code, printed = await trio.to_thread.run_sync(run, "verify", service.data_dir)
+    assert (code, len(printed)) == (0, 2)
+    assert (printed[0]["kind"], printed[0]["name"]) == ("healed", chunk.name)
+
+
+async def test_keeper_repairs_beside_a_service(
+    service: Service, tmp_path: Path
+) -> None:
+    """What verify reported is not served; what it repairs is, without a restart."""
+    content = random.Random(8).randbytes(5 * 1024 * KIB)
+    upload = Upload(service.address, "PUT", "/files/a.bin", content, random.Random(9))
+    assert (await upload.run()).status == 201
+    chunks = sorted((service.data_dir / "chunks").rglob("1e20*"))
+    for chunk in chunks:
+        data = bytearray(chunk.read_bytes())
+        data[100] ^= 1
+        chunk.write_bytes(data)
+    code, printed = await trio.to_thread.run_sync(run, "verify", service.data_dir)
+    assert code == 3
+    answer = await ask(service.address, "GET", "/files/a.bin")
+    assert answer.status == 500
+    assert (await ask(service.address, "HEAD", "/files/a.bin")).status == 200
+
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    (copies / "older").write_bytes(b"a line more\n" + content)
+    (copies / "copy").write_bytes(content + b"and then it grew")
+
+    def repair() -> tuple[int, list[dict[str, object]]]:
+        return run("verify", service.data_dir, "--repair-from", str(copies))
+
+    code, printed = await trio.to_thread.run_sync(repair)
+    assert code == 0, printed
+    repaired = [line for line in printed if line["kind"] == "repaired"]
+    assert sorted(str(line["name"]) for line in repaired) == [c.name for c in chunks]
+    assert {line["source"] for line in repaired} == {str(copies / "copy")}
+    answer = await ask(service.address, "GET", "/files/a.bin")
+    assert (answer.status, answer.body) == (200, content)
     code, printed = await trio.to_thread.run_sync(run, "verify", service.data_dir)
     assert (code, len(printed)) == (0, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -59,11 +60,18 @@ def test_unfinished_upload_shows_what_arrived(disk_stand: DiskStand) -> None:
 
 
 def test_what_may_be_lost_is_not_shown_as_received(disk_stand: DiskStand) -> None:
-    """Where no service runs a list shows what was recorded, and a look what is proven."""
+    """Where no service runs a list shows what a proof claims, and a look what is proven."""
     put(disk_stand.store, begin(disk_stand.store), DATA[:21])
     disk_stand.store.close()
+    tail = disk_stand.data_dir / "tails" / f"{KEY}.2"
     with Inventory(disk_stand.data_dir) as inventory:
+        assert [upload.received for upload in inventory.uploads()] == [21]
+        with tail.open("ab") as file:
+            file.write(b"no")  # beyond the proof
+        assert [upload.received for upload in inventory.uploads()] == [21]
+        os.truncate(tail, 4)
         assert [upload.received for upload in inventory.uploads()] == [16]
+        tail.write_bytes(DATA[16:21])
         shown = inventory.upload(OP)
         assert shown is not None
         assert shown.received == 21

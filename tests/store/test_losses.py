@@ -121,7 +121,7 @@ def test_chunks_of_the_same_mount_are_not_read_to_be_believed(
 def in_doubt(store: DiskStore) -> bool:
     doubts = store._chunks.doubts
     assert doubts is not None
-    return doubts.any
+    return doubts.any_unsynced
 
 
 def test_mount_is_told_from_others(tmp_path: Path) -> None:

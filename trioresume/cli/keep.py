@@ -154,15 +154,43 @@ def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
 @common_options
 @_data_dir
 @_as_json
-def verify(data_dir: Path, as_json: bool) -> ExitCode:
+@click.option(
+    "--repair-from",
+    "sources",
+    metavar="PATH",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="Look in this file, or in all files below this directory, for the bytes of"
+    " damaged chunks, and put them right. Can be given several times.",
+)
+def verify(data_dir: Path, as_json: bool, sources: tuple[Path, ...]) -> ExitCode:
     """Read everything again, and compare it with what it is called.
 
-    Prints what is damaged, and the files and uploads that are concerned. Nothing is
-    repaired and nothing is written. The exit code is 3 if there is any damage.
+    Prints what is damaged, and the files and uploads that are concerned. Says which chunks
+    are right again that an earlier run reported, because the same content was stored since.
+    Nothing is repaired without --repair-from. The exit code is 3 if there is any damage
+    that was not repaired.
     """
     output.is_report()
+
+    def print_healed(name: str, date: float) -> None:
+        row = {"kind": "healed", "name": name, "reported_at": date}
+        text = f"chunk {name}: is right again, was reported at {_time(date)}"
+        click.echo(json.dumps(row) if as_json else text)
+
+    def print_repaired(name: str, source: str) -> None:
+        row = {"kind": "repaired", "name": name, "source": _text(source)}
+        text = f"chunk {name}: repaired from {_text(source)}"
+        click.echo(json.dumps(row) if as_json else text)
+
+    def print_trouble(text: str) -> None:
+        click.echo(f"Warning: {_text(text)}", err=True)
+
     with trioresume.Inventory(data_dir) as inventory:
-        verification = inventory.verify()
+        verification = inventory.verify(repair_from=sources)
+        verification.on_healed = print_healed
+        verification.on_repaired = print_repaired
+        verification.on_trouble = print_trouble
         with _progress(inventory, verification):
             for damage in verification:
                 click.echo(_json(None, damage) if as_json else _damage_line(damage))
@@ -173,6 +201,8 @@ def verify(data_dir: Path, as_json: bool) -> ExitCode:
         "files": verification.files,
         "uploads": verification.uploads,
         "damages": verification.damages,
+        "healed": verification.healed,
+        "repaired": verification.repaired,
     }
     click.echo(
         json.dumps(read)
@@ -180,8 +210,11 @@ def verify(data_dir: Path, as_json: bool) -> ExitCode:
         else f"Chunks: {verification.chunks}, {size(verification.bytes)}. Files: "
         f"{verification.files}. Uploads: {verification.uploads}. "
         f"Damages: {verification.damages}."
+        + (f" Healed: {verification.healed}." if verification.healed else "")
+        + (f" Repaired: {verification.repaired}." if verification.repaired else "")
     )
-    return ExitCode.DAMAGED if verification.damages else ExitCode.DONE
+    is_damaged = verification.damages > verification.repaired
+    return ExitCode.DAMAGED if is_damaged else ExitCode.DONE
 
 
 def _damage_line(damage: trioresume.Damage) -> str:

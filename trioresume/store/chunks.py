@@ -21,13 +21,16 @@ it may succeed because the system has given them up, and reports an error only o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import count
+
+from blake3 import blake3
 
 from trioresume.errors import StorageError
 from trioresume.store.disk_io import Descriptor, Disk, translated
 from trioresume.store.doubts import Doubts, hash_chunk
-from trioresume.store.recipe import DIGEST_LENGTH, Digest
+from trioresume.store.recipe import DIGEST_LENGTH, Digest, wrap_hash
 
 __all__ = ["SHARDS", "ChunkFiles"]
 
@@ -37,6 +40,8 @@ _SHARD_AT = 2
 """Where the hash begins in a multihash. The bytes before it are the same in every digest."""
 
 _TEMPORARY = ".new"
+_ASIDE = ".directory"
+"""How a directory is called that had the name of a chunk."""
 
 
 class ChunkFiles:
@@ -121,7 +126,7 @@ class ChunkFiles:
     def _replace(self, tail: str, path: str, *, known: bool) -> None:
         temporary = path + _TEMPORARY
         self.disk.unlink(temporary)
-        if not os.path.samefile(tail, path):
+        if not os.path.samestat(os.stat(tail), os.lstat(path)):
             self.disk.link_or_copy(tail, temporary)
         elif known:
             # The tail was linked for a commit that failed. rename() does nothing to two
@@ -132,7 +137,45 @@ class ChunkFiles:
             self.disk.unlink(path)
             self.disk.link_or_copy(tail, path)
             return
+        self._rename(temporary, path)
+
+    def _rename(self, temporary: str, path: str) -> None:
+        """Have the file *temporary* take the name *path*, whatever has that name."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            # Somebody put it there. It may have something in it that is wanted.
+            aside = (f"{path}.{number}{_ASIDE}" for number in count(1))
+            self.disk.replace(path, next(n for n in aside if not os.path.lexists(n)))
         self.disk.replace(temporary, path)
+
+    def restore(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
+        """Put the chunk *digest* in its place durably, beside a service or without one.
+
+        Whether *blocks* had its bytes: otherwise nothing changes. Raises :class:`OSError`.
+        """
+        path = self.path(digest)
+        shard = os.path.dirname(path)
+        if not os.path.isdir(shard):
+            self.disk.make_directory(shard)
+            with closing(self.disk.open_directory(shard)) as directory:
+                self.disk.give_to_owner_of(self._root, directory)
+            self.disk.sync_directory(self._root)
+        temporary = f"{path}.{os.getpid()}{_TEMPORARY}"
+        self.disk.unlink(temporary)
+        hasher = blake3()
+        try:
+            with closing(self.disk.create(temporary)) as file:
+                self.disk.give_to_owner_of(self._root, file)
+                for block in blocks:
+                    hasher.update(block)
+                    self.disk.write_all(file, memoryview(block))
+                self.disk.sync_data(file)
+            if wrap_hash(hasher.digest()) != digest:
+                return False
+            self._rename(temporary, path)
+        finally:
+            self.disk.unlink(temporary)
+        self.disk.sync_directory(shard)
+        return True
 
     def sync(self) -> None:
         """Make every name published since the last call durable.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -180,6 +181,11 @@ class Sweep:
     def _look_at_chunk(self, path: str, digest: Digest | None) -> int | None:
         if digest is not None and self._catalog.has_chunk(digest):
             return None
-        size = os.stat(path).st_size
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return None  # of a repair beside this process
+        if stat.S_ISDIR(status.st_mode):
+            return None  # no store makes one here: it is left to whoever did
         self._chunks.remove_file(path)
-        return None if digest is None else size
+        return None if digest is None else status.st_size

@@ -213,7 +213,9 @@ class DiskStore:
                     "UPDATE chunks SET unsynced = 0 WHERE unsynced >= ? AND unsynced > 0",
                     (mount_epoch,),
                 )
-        self._chunks.doubts = Doubts(self._catalog, self._disk, mount_epoch)
+        self._chunks.doubts = Doubts(
+            self._catalog, self._disk, mount_epoch, self._dir.path
+        )
         self._note(
             mount=mount or "",
             mount_epoch=str(mount_epoch),

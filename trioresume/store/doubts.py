@@ -12,6 +12,10 @@ and hashes it before it opens it for the first time. If the hash is not the chun
 the chunk is damaged. An unfinished upload that has a damaged chunk is lost.
 
 Where the system cannot tell mounts apart, every start begins a new mount life.
+
+A chunk that ``verify`` reported as damaged is in doubt as well, at once and also beside a
+running service (see reports). It may have been healed since. It is compared with its name
+once for each report.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from trioresume.errors import ChunkCorrupt
 from trioresume.store.catalog import CatalogReader
 from trioresume.store.disk_io import Descriptor, Disk
 from trioresume.store.recipe import Digest, wrap_hash
+from trioresume.store.reports import Reports
 
 __all__ = ["Doubts", "hash_chunk", "mount_id"]
 
@@ -41,7 +46,7 @@ _MASK_AT, _MOUNT_AT = 0, 0x90
 
 _READ_SIZE = 1024 * 1024
 _MOST_ANSWERS = 65536
-"""How many chunks' check results are remembered."""
+"""How many chunks are remembered to be right."""
 
 
 def mount_id(path: str) -> str | None:
@@ -80,36 +85,52 @@ def hash_chunk(file: Descriptor, disk: Disk) -> Digest:
 class Doubts:
     """Tells which chunks are in doubt, and checks them."""
 
-    def __init__(self, catalog: CatalogReader, disk: Disk, mount_epoch: int) -> None:
+    def __init__(
+        self,
+        catalog: CatalogReader,
+        disk: Disk,
+        mount_epoch: int,
+        data_dir: str,
+    ) -> None:
         self._catalog = catalog
         self._disk = disk
         self._mount_epoch = mount_epoch
-        self._answers: dict[Digest, bool] = {}
-        self.any = catalog.has_unsynced_before(mount_epoch)
-        """Whether any chunk is in doubt. The catalog alone tells this."""
+        self._right: set[Digest] = set()
+        self._reports = Reports(data_dir, self._right.clear)
+        self.any_unsynced = catalog.has_unsynced_before(mount_epoch)
+        """Whether any chunk was lost perhaps, for want of a sync. Nothing is read for it."""
+
+    @property
+    def any_reported(self) -> bool:
+        """Whether the last ``verify`` left any chunk that it reported as damaged."""
+        return bool(self._reports.look())
 
     def check(self, digest: Digest, path: str) -> None:
-        """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and has wrong bytes.
+        """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and is wrong.
 
-        Raises :class:`FileNotFoundError` if the file is missing. Reads the chunk at the
-        first call, and remembers the result.
+        Raises :class:`FileNotFoundError` if it is not there. Reads the chunk, until it was
+        found to be right once.
         """
-        if not self.any:
+        if not (self.any_reported or self.any_unsynced) or digest in self._right:
             return
-        right = self._answers.get(digest)
-        if right is None:
-            if not self._catalog.is_unsynced_before(digest, self._mount_epoch):
-                return
-            with closing(self._disk.open(path)) as file:
-                right = hash_chunk(file, self._disk) == digest
-            if len(self._answers) >= _MOST_ANSWERS:
-                self._answers.clear()
-            self._answers[digest] = right
+        if not self._is_in_doubt(digest):
+            return
+        with closing(self._disk.open(path)) as file:
+            right = hash_chunk(file, self._disk) == digest
         if not right:
             raise ChunkCorrupt(
                 f"chunk {digest.hex()} does not have the bytes it is named after"
             )
+        if len(self._right) >= _MOST_ANSWERS:
+            self._right.clear()
+        self._right.add(digest)
+
+    def _is_in_doubt(self, digest: Digest) -> bool:
+        return self._reports.look().has(digest) or (
+            self.any_unsynced
+            and self._catalog.is_unsynced_before(digest, self._mount_epoch)
+        )
 
     def forget(self, digest: Digest) -> None:
-        """Forget the result for *digest*, because the chunk was published again."""
-        self._answers.pop(digest, None)
+        """The chunk was published anew."""
+        self._right.discard(digest)

@@ -1,6 +1,7 @@
 """The inventory of a data directory, read for its administrator beside a running service.
 
-Nothing here takes the directory's lock or writes to it. The catalog is read by a
+Nothing here takes the directory's lock. Only :meth:`Inventory.verify` writes: its report,
+and the chunks that it repairs. The catalog is read by a
 separate connection, page by page, and each page is a short transaction. So memory does
 not grow with the number of rows, and the service can cut its log back in between. A long
 listing is therefore no snapshot; each row was true when it was read.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,7 +70,11 @@ class StoredUpload:
     created_at: float
     expires_at: float
     received: int
-    """The offset that a client is told when it asks, or less."""
+    """The offset that a client is told when it asks, or less.
+
+    A list reads no tails. If no service runs, a list shows the offset that a client is told
+    if no unsynced bytes were lost.
+    """
     durable: int
     """How many of these bytes are known to survive power loss."""
     length: int | None
@@ -159,7 +164,7 @@ class Inventory:
         or has expired and still answers 410.
         """
         states = tuple(OperationState) if ended else _UNFINISHED
-        survey = self._survey(_nothing_proven)  # a list must not read every tail
+        survey = self._survey(self._tails.claimed)  # a list must not read every tail
         behind = self._behind()
         after: OperationId | None = None
         while page := self._catalog.operations_in(states, _PAGE, after):
@@ -266,14 +271,25 @@ class Inventory:
             unheld_bytes=unheld_bytes,
         )
 
-    def verify(self) -> Verification:
-        """Return a verification, which reads everything again; see :class:`Verification`."""
+    def verify(
+        self, *, repair_from: Iterable[str | os.PathLike[str]] = ()
+    ) -> Verification:
+        """Re-read everything; see :class:`Verification`.
+
+        Damaged chunks are put right with bytes from *repair_from*: files, and directories
+        with all files below them.
+        """
+        # What is written must last, whatever the service does without.
+        disk = Disk(durable=True) if type(self._disk) is Disk else self._disk
         return Verification(
             self._connection,
             self._catalog,
             self._chunks,
             self._tails,
             self._survey(self._tails.proven),
+            self.path,
+            repair_from,
+            ChunkFiles(os.path.join(self.path, "chunks"), disk),
         )
 
     def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
@@ -281,11 +297,6 @@ class Inventory:
             return self._connection.execute(sql, values).fetchall()
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
-
-
-def _nothing_proven(key: ContentKey, index: int) -> int:
-    """Return 0: without a look at the proofs, only recorded bytes count."""
-    return 0
 
 
 def _check_format(path: Path) -> None:

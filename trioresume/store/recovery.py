@@ -96,7 +96,9 @@ class Recovery:
         """Return how many bytes count. Raises :class:`ContentLost`."""
         offset = extent.checked()
         doubts = self._chunks.doubts
-        if doubts is not None and doubts.any and not extent.trusted:
+        if doubts is not None and (
+            doubts.any_reported or (doubts.any_unsynced and not extent.trusted)
+        ):
             try:
                 for digest in self._catalog.sealed(key):
                     doubts.check(digest, self._chunks.path(digest))

@@ -218,6 +218,16 @@ class TailFiles:
         except OSError:
             return 0
 
+    def claimed(self, key: ContentKey, index: int) -> int:
+        """How many bytes are proven if the tail has the bytes that were written: no read."""
+        try:
+            proof, length = self.proof(key, index), self.length(key, index)
+        except OSError:
+            return 0
+        if proof is None or length is None or length < proof.length:
+            return 0
+        return proof.length
+
     def remove_from(self, key: ContentKey, first: int, last_sealed: int) -> None:
         """Remove the tails from *first* on; those up to *last_sealed* may be missing."""
         index = first

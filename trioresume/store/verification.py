@@ -18,13 +18,19 @@ degrees:
 
 The first pass keeps its findings in temporary tables, and the other passes report which
 files and uploads they affect. So memory is bounded by pages, even when everything is lost.
-Nothing is repaired, and nothing in the data directory is written.
+
+The damaged chunks are kept in a report, if it can be written (see reports). The next run
+says which of them are right again, and a service compares them before it uses them. Nothing
+else in the data directory is written, unless the keeper gives files to repair chunks from
+(see repair).
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,6 +51,8 @@ from trioresume.store.recipe import (
     parse_recipe,
     wrap_hash,
 )
+from trioresume.store.repair import Repair
+from trioresume.store.reports import MOST, Report, read_report, write_report
 from trioresume.store.schema import sqlite_error
 from trioresume.store.tails import TailFiles
 
@@ -116,15 +124,35 @@ class Verification:
         chunks: ChunkFiles,
         tails: TailFiles,
         survey: Survey,
+        data_dir: str,
+        repair_from: Iterable[str | os.PathLike[str]] = (),
+        repaired_chunks: ChunkFiles | None = None,
     ) -> None:
         self.on_progress: Callable[[], None] | None = None
         """Called after each chunk."""
+        self.on_healed: Callable[[str, float], None] | None = None
+        """Called with the digest of a chunk that an earlier run reported as damaged and
+        that is right now, and the date of that report in Unix seconds."""
+        self.on_repaired: Callable[[str, str], None] | None = None
+        """Called with the digest of a chunk that was repaired, and the file it came from."""
+        self.on_trouble: Callable[[str], None] | None = None
+        """Called with a sentence about a file to repair from, or about the report, that
+        could not be used. Verification goes on."""
         self.chunks = 0
         self.bytes = 0
         """The bytes of chunks and tails that were read."""
         self.files = 0
         self.uploads = 0
         self.damages = 0
+        self.healed = 0
+        """Chunks that an earlier run reported as damaged, and that are right now."""
+        self.repaired = 0
+        """Damaged chunks that were repaired; they are counted as damages, too."""
+        self._data_dir = data_dir
+        self._repair_from = tuple(repair_from)
+        self._repaired_chunks = repaired_chunks or chunks
+        self._before = Report()
+        self._read_all = False
         self._execute = connection.execute
         self._connection = connection
         self._catalog = catalog
@@ -137,10 +165,12 @@ class Verification:
         try:
             self._connection.executescript(_TEMPORARY)
             try:
+                self._read_report()
                 for damage in self._passes():
                     self.damages += 1
                     yield damage
             finally:
+                self._keep_report()
                 for table in _TABLES:
                     self._execute(f"DROP TABLE temp.{table}")
         except sqlite3.Error as exc:
@@ -155,12 +185,63 @@ class Verification:
 
     def _passes(self) -> Iterator[Damage]:
         yield from self._bytes()
+        self._read_all = True
+        self._repair()
         self._execute("BEGIN")
         try:
             yield from self._books()
         finally:
             self._execute("COMMIT")
         yield from self._unfinished()
+
+    # What was reported, and repairing.
+
+    def _read_report(self) -> None:
+        try:
+            self._before = read_report(self._data_dir)
+        except OSError as exc:
+            self._tell(f"the report of damage cannot be read: {exc.strerror or exc}")
+
+    def _keep_report(self) -> None:
+        """Replace the report by what this run found, and add it if it did not read all."""
+        found = self._execute("SELECT digest FROM temp.bad_chunks LIMIT ?", (MOST + 1,))
+        dates = {} if self._read_all else dict(self._before.dates)
+        now = int(time.time())
+        for (digest,) in found:
+            dates[Digest(digest)] = self._before.dates.get(Digest(digest), now)
+        every = len(dates) > MOST or (self._before.every and not self._read_all)
+        report = Report(dict(list(dates.items())[:MOST]), every)
+        if report == self._before:
+            return
+        try:
+            write_report(self._data_dir, report, self._repaired_chunks.disk)
+        except OSError as exc:
+            self._tell(
+                "the report of damage cannot be kept, so a later run cannot say what was"
+                f" healed, and a service does not know of it: {exc.strerror or exc}"
+            )
+
+    def _repair(self) -> None:
+        repair = Repair(
+            self._connection, self._repaired_chunks, _parse, on_trouble=self._tell
+        )
+        for digest, source in (
+            repair.run(self._repair_from) if self._repair_from else ()
+        ):
+            self.repaired += 1
+            if self.on_repaired is not None:
+                self.on_repaired(digest.hex(), source)
+
+    def _tell(self, trouble: str) -> None:
+        if self.on_trouble is not None:
+            self.on_trouble(trouble)
+
+    def _note_right(self, digest: Digest) -> None:
+        date = self._before.dates.get(digest)
+        if date is not None:
+            self.healed += 1
+            if self.on_healed is not None:
+                self.on_healed(digest.hex(), date)
 
     # The bytes.
 
@@ -176,6 +257,8 @@ class Verification:
                 self.chunks += 1
                 if problem is not None:
                     yield self._bad_chunk(digest, problem)
+                else:
+                    self._note_right(digest)
                 if self.on_progress is not None:
                     self.on_progress()
             after = page[-1][0]
