@@ -1,9 +1,9 @@
-"""The client: sends a request and sees it through, over any number of connections.
+"""The client: sends a request and completes it, over any number of connections.
 
-``transfer`` decides (no I/O) with ``resuming``, ``choice`` finds out which protocol to
-speak, ``dialects`` have its words; ``run`` performs, ``exchange`` is one request on one
-connection, ``bodies`` and ``content`` hold what is sent and received, ``journal``
-remembers across runs.
+``transfer`` and ``resuming`` decide, without I/O. ``choice`` finds out which protocol
+to speak, and ``dialects`` has the fields of each protocol. ``run`` performs the
+decisions, and ``exchange`` is one request on one connection. ``bodies`` and ``content``
+hold the sent and the received content. ``journal`` remembers uploads across runs.
 """
 
 from trioresume.client.bodies import (

@@ -1,10 +1,12 @@
 """Request content that can be read again: bytes and files.
 
-A *source* gives the content from any offset that it can still start at, as a series
-of pieces: ``memoryview`` pieces are in memory, a :class:`FileSpan` is a part of a
-file that the sender moves as cheaply as it can (``sendfile`` where there is one).
+A *source* gives the content as a series of pieces, from any offset at which it can
+still start. A ``memoryview`` is a piece in memory. A :class:`FileSpan` is a part of a
+file, which the sender sends as cheaply as it can (by ``sendfile`` if there is one).
 
-Content that cannot be read twice has its own module, ``window``.
+Content that cannot be read twice is in the module ``window``.
+
+Statement numbers such as R30 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 1 << 20
-"""The size of a piece, and of a read in a worker thread: below it the thread costs more."""
+"""The size of a piece, and of a read in a worker thread. For less, the thread costs
+more than the read.
+"""
 
 _DIGESTED_BYTES = 64 * 1024
 
@@ -53,16 +57,16 @@ class FileSpan:
     size: int
 
     def __len__(self) -> int:
-        # h11 passes objects with a length through, unread.
+        # h11 does not read content; it only needs its length.
         return self.size
 
     def __getitem__(self, part: slice) -> FileSpan:
-        """A part of it, as of a ``memoryview``; steps make no sense."""
+        """Return a part of the span, as a ``memoryview`` does. Steps are ignored."""
         start, stop, _ = part.indices(self.size)
         return FileSpan(self.fd, self.offset + start, max(0, stop - start))
 
     def read(self) -> bytes:
-        """The bytes; blocks on the disk. Raises :class:`SourceChanged` if they are gone."""
+        """Return the bytes. Blocks on the disk. Raises :class:`SourceChanged` if they are gone."""
         data = os.pread(self.fd, self.size, self.offset)
         if not data:
             raise shrunk()
@@ -80,12 +84,12 @@ BodyInput = (
     | BinaryIO
     | AsyncIterable[bytes]
 )
-"""Content as a caller gives it: bytes, a path, a binary file, an async iterable of bytes."""
+"""What a caller gives as content: bytes, a path, a binary file or an async iterable of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells a file from another, or from itself before it was changed."""
+    """Values that differ between two files, and between two versions of one file."""
 
     path: str
     size: int
@@ -94,22 +98,22 @@ class Identity:
     head: bytes
     """A digest of the first bytes, for file systems whose times are coarse."""
     ctime_ns: int = 0
-    """When its status changed: no program can set that back, as it can the other time."""
+    """When the file's status changed. A program can set back the other time, not this one."""
     device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was read of a file and sent: the SHA-256 of its first *size* bytes."""
+    """What was sent of a file: the SHA-256 of its first *size* bytes."""
 
     size: int
     digest: bytes
 
 
 class SourceChanged(TransferFailed):
-    """The content is not any more what it was when the request began.
+    """The content changed after the request began.
 
-    *useless* says that the upload cannot become whole with the file as it is now.
+    *useless* says that the file as it is now cannot complete the upload.
     """
 
     def __init__(self, message: str, *, useless: bool) -> None:
@@ -121,39 +125,38 @@ class Source(ContentFacts, Protocol):
     """Content that can be sent."""
 
     async def gather(self, offset: int, size: int) -> None:
-        """Wait until *size* bytes from *offset* on are at hand, or all there will be.
+        """Wait until *size* bytes from *offset* on are at hand, or all that will come.
 
-        No more than the window has room for. Raises what the producer raised.
+        It waits for no more than the window has room for. Raises the producer's errors.
         """
         ...
 
     def pieces(self, offset: int) -> AsyncGenerator[Piece]:
-        """The content from *offset* on. Raises :class:`SourceChanged` if it changed."""
+        """Yield the content from *offset* on. Raises :class:`SourceChanged` if it changed."""
         ...
 
     async def digest(self) -> bytes | None:
-        """The SHA-256 of all the content, as it was sent; None if it is not known.
+        """Return the SHA-256 of all content as it was sent; None if it is not known.
 
-        Raises :class:`SourceChanged` if it is not one version of a file.
+        Raises :class:`SourceChanged` if the content was a mixture of two versions of a file.
         """
         ...
 
     @property
     def waits_for_peer(self) -> bool:
-        """Whether ``pieces`` gives nothing because the server must acknowledge first."""
+        """Whether ``pieces`` waits for the server to acknowledge something."""
         ...
 
     def release(self, offset: int, *, acknowledged: bool) -> None:
-        """The bytes below *offset* are safe at the server and not needed again.
+        """Release the bytes below *offset*: the server has them, durably.
 
-        *acknowledged* says that this is known from an Acknowledge (R30), so that more
-        of them can be expected.
+        *acknowledged* says that an Acknowledge told this (R30), so that more can be expected.
         """
         ...
 
 
 def shrunk() -> SourceChanged:
-    """The error for a file that has fewer bytes than it had."""
+    """Return the error for a file that became shorter."""
     return SourceChanged(
         "the file became shorter while it was being sent", useless=True
     )
@@ -190,13 +193,13 @@ class BytesSource:
         return made.digest()
 
     def release(self, offset: int, *, acknowledged: bool) -> None:
-        """Nothing to do: the bytes are the caller's."""
+        """Do nothing: the bytes belong to the caller."""
 
 
 class FileSource:
     """A regular file, by descriptor, from position *base* to its end.
 
-    With *snapshot* the file may grow: what is sent is what was there at the beginning.
+    With *snapshot* the file may grow. Only the bytes it had at the beginning are sent.
     """
 
     window = None
@@ -216,7 +219,7 @@ class FileSource:
         self._size = max(0, self._stat.st_size - base)
         self._hash = hashlib.sha256()
         self._hashed = 0
-        """How many of the first bytes are in the hash."""
+        """How many bytes, from the first on, are in the hash."""
         self.path = path
         self.snapshot = snapshot
 
@@ -225,7 +228,7 @@ class FileSource:
         return self._size
 
     def identity(self) -> Identity | None:
-        """What the journal knows the file by; None for one without a path. Blocks."""
+        """Return the file's identity for the journal; None without a path. Blocks."""
         if self.path is None:
             return None
         from blake3 import blake3
@@ -243,11 +246,11 @@ class FileSource:
         )
 
     def proof(self) -> Proof:
-        """What was sent so far, from the first byte on without a gap."""
+        """Return the proof of the bytes that were sent, from the first on without a gap."""
         return Proof(self._hashed, self._hash.copy().digest())
 
     def proves(self, proof: Proof) -> bool:
-        """Whether the file begins with what *proof* tells of. Blocks."""
+        """Whether the file begins with the bytes of *proof*. Blocks."""
         if not 0 < proof.size <= self._size:
             return False
         while self._hashed < proof.size:
@@ -258,7 +261,7 @@ class FileSource:
         return self._hashed == proof.size and self.proof() == proof
 
     def shorten(self, size: int) -> None:
-        """Send only the first *size* bytes: an earlier run began with no more."""
+        """Send only the first *size* bytes, because an earlier run began with that length."""
         self._size = min(size, self._size)
 
     def can_start_at(self, offset: int) -> bool:
@@ -279,8 +282,8 @@ class FileSource:
             if start <= self._hashed < start + size:
                 # The pages that were just sent are still in memory.
                 await trio.to_thread.run_sync(self._hash_on, start + size)
-            # Before the last piece too: a mixture of two versions stays incomplete,
-            # and so is never processed.
+            # Check before the last piece too: a mixture of two versions then stays
+            # incomplete and is never processed.
             self._check_unchanged()
 
     def _hash_on(self, end: int) -> None:
@@ -289,11 +292,11 @@ class FileSource:
         self._hashed += len(data)
 
     async def digest(self) -> bytes:
-        """What was not hashed on the way is read again, and all of a snapshot is."""
+        """Return the SHA-256. Read again what was not hashed on the way, and all of a snapshot."""
         await self._hash_rest()
         digest = self._hash.digest()
         if self.snapshot:
-            # Its times tell nothing, so the file itself has to be the same still.
+            # A snapshot's times prove nothing, so compare the bytes themselves.
             self._hash, self._hashed = hashlib.sha256(), 0
             await self._hash_rest()
             if self._hash.digest() != digest:
@@ -331,14 +334,14 @@ class FileSource:
             )
 
     def _read_ahead(self, offset: int) -> None:
-        """Have the kernel fetch what comes next, so that sendfile finds it in memory."""
+        """Tell the kernel to read ahead, so that sendfile finds the pages in memory."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(
                 self._fd, self._base + offset, 4 * BLOCK_BYTES, os.POSIX_FADV_WILLNEED
             )
 
     def release(self, offset: int, *, acknowledged: bool) -> None:
-        """Nothing to do: the bytes are on disk."""
+        """Do nothing: the bytes are on disk."""
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
@@ -394,12 +397,12 @@ class SeekableSource:
         return made.digest()
 
     def _read(self, offset: int) -> bytes:
-        # One thread call for both, so that nothing comes between them.
+        # Both in one thread call, so that nothing comes between them.
         self._file.seek(self._base + offset)
         return self._file.read(min(BLOCK_BYTES, self._size - offset))
 
     def release(self, offset: int, *, acknowledged: bool) -> None:
-        """Nothing to do: the file can be read again."""
+        """Do nothing: the file can be read again."""
 
 
 # ------------------------------------------------------------------------- opening
@@ -409,10 +412,10 @@ class SeekableSource:
 async def opened(
     body: BodyInput, window_bytes: int, *, snapshot: bool = False
 ) -> AsyncIterator[Source]:
-    """The source for *body*; files given by path are closed in the end.
+    """Return the source for *body*. A file that was given by its path is closed at the end.
 
-    Raises :class:`CallerError` for what cannot be content, :class:`OSError` for a path
-    that cannot be opened.
+    Raises :class:`CallerError` if *body* cannot be content, :class:`OSError` if its
+    path cannot be opened.
     """
     if isinstance(body, bytes | bytearray | memoryview):
         yield BytesSource(body)
@@ -433,7 +436,7 @@ async def opened(
 
 
 def _open_path(path: str) -> int:
-    # Not blocking, so that a named pipe without a writer cannot hang the thread.
+    # Non-blocking, so that a named pipe without a writer cannot hang the thread.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
@@ -448,10 +451,10 @@ def _file_source(fd: int, path: str, snapshot: bool) -> FileSource | None:
 
 
 def _has_true_size(fd: int) -> bool:
-    """Whether *fd* is a file that has as many bytes as it says. Blocks.
+    """Whether *fd* is a file whose size is true. Blocks.
 
-    Files in /proc and /sys, and of some FUSE file systems, say 0 or 4096 and have
-    something else: they are read to their end, as a pipe is.
+    Files in /proc, in /sys and on some FUSE file systems state a size of 0 or 4096 but
+    have other contents. They are read to their end, like a pipe.
     """
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -462,20 +465,20 @@ def _has_true_size(fd: int) -> bool:
         beyond = bool(os.pread(fd, 1, status.st_size))
     except OSError:
         return False  # it cannot be read at a position
-    # A file that has just grown says so.
+    # A file that has just grown also has a new size.
     return not beyond or os.fstat(fd).st_size > status.st_size
 
 
 async def _read_descriptor(fd: int) -> AsyncIterator[bytes]:
-    """A pipe, a device or a file without a true size, from its position to its end.
+    """Yield a pipe, device or file without a true size, from its position to its end.
 
-    Cancelling it does not wait for a writer.
+    If it is cancelled, it does not wait for a writer.
     """
     while True:
         try:
             await trio.lowlevel.wait_readable(fd)
         except OSError:
-            pass  # the system has no such wait for this file: its reads do not block
+            pass  # this kind of file cannot be waited for; its reads do not block
         try:
             data = await trio.to_thread.run_sync(os.read, fd, BLOCK_BYTES // 4)
         except BlockingIOError:
@@ -489,7 +492,7 @@ def _open_file(file: BinaryIO, window_bytes: int, snapshot: bool) -> Source:
     if "encoding" in dir(file):  # a text file, whatever its annotation said
         raise CallerError("the file must be opened in binary mode")
     raw = getattr(file, "raw", file)
-    # Only these are what their descriptor is: GzipFile.fileno(), for one, is the
+    # Only for these types the descriptor has the same bytes. GzipFile.fileno() is the
     # descriptor of the compressed file.
     plain = type(file) in (io.BufferedReader, io.BufferedRandom, io.FileIO)
     if type(file) is io.FileIO and not _has_true_size(file.fileno()):
@@ -504,6 +507,6 @@ def _open_file(file: BinaryIO, window_bytes: int, snapshot: bool) -> Source:
 
 
 async def _read_on(file: BinaryIO) -> AsyncIterator[bytes]:
-    """A pipe or the like, as an iterable. A read that blocks is not interrupted."""
+    """Yield the bytes of a pipe or the like. A read that blocks is not interrupted."""
     while data := await trio.to_thread.run_sync(file.read, BLOCK_BYTES // 4):
         yield data

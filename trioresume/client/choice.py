@@ -1,19 +1,19 @@
-"""Which dialect a request is made in, and how that is found out.
+"""Choose the dialect of a request.
 
-``auto`` begins in the seed, whose offer comes with the 100 that the content waits for
-anyway: a server that speaks the seed is asked nothing more. A server that does not is
-asked what else it speaks, while the content still waits, and the request goes on, or
-begins again, accordingly::
+``auto`` begins in the seed. Its offer comes with the 100 for which the content waits
+anyway, so a server that speaks the seed is asked nothing more. Other servers are asked
+what they speak, while the content still waits. The request then goes on or begins
+again::
 
     the content may go, no offer      ask; what it says decides, nothing: a plain request
     refused with a mark of tus        tus
     refused, not understood           ask; what it says decides, nothing: the refusal stands
 
-tus goes before RUFH, since it has one version and a server of both means it. It makes
-uploads by POST only, in a collection, so that any other method passes it over.
+tus is tried before RUFH, because it has one version. tus makes uploads by POST only, in
+a collection, so it is left out for other methods.
 
-RUFH begins in the newest version, as a request that is answered with a 104 where it is
-understood, and is a plain one where it is not::
+RUFH begins in the newest version. A server that understands the request answers with a
+104. For another server it is a plain request::
 
     the content may go, no 104        ask; if the server does not show RUFH, a plain request
     the same, and it shows RUFH       the version before; after the oldest, make the upload
@@ -21,8 +21,10 @@ understood, and is a plain one where it is not::
     refused, not understood           the version before, or the one that was not refused
     made an upload, not understood    a plain request
 
-Nothing of this happens once there was an offer. What was found out holds for the place,
-see :func:`place_of`, as long as the client lives.
+After an offer none of this happens. The client remembers the result for each place (see
+:func:`place_of`) as long as it lives.
+
+Statement numbers such as B13 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -50,27 +52,28 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Place", "ProtocolName", "place_of"]
 
 ProtocolName = Literal["auto", "seed", "rufh", "tus"]
-"""What an upload can be made in, as far as whoever asks for it cares."""
+"""The protocols that a caller can ask for."""
 
 Place = tuple["Origin", str, str]
-"""Requests that one part of a server answers: origin, method and folder."""
+"""A part of a server: origin, method and folder."""
 
-# What says "I do not understand this", among the refusals (RFC 9110, section 15.5, and
-# RFC 6585): a missing field, an unknown one, a method that needs something else.
+# The refusals that can mean "I do not understand this" (RFC 9110, section 15.5, and RFC
+# 6585): a missing field, an unknown one, a method that needs something else.
 _NOT_UNDERSTOOD = frozenset({400, 405, 411, 412, 415, 422, 428, 501})
 
 
 def place_of(method: str, url: Url) -> Place:
-    """What a server speaks in one place it may not speak in another."""
+    """Return the place of a request. In another place the server may speak another protocol."""
     folder = url.target.partition("?")[0].rpartition("/")[0]
     return url.origin, method, folder
 
 
 class Choice:
-    """The choice of one request's dialect; see the module's table.
+    """The choice of one request's dialect. The module's docstring has the rules.
 
-    *known* is what the place speaks, if that was found out before, *begun* the dialect
-    of an upload that an earlier run began. *remember* is told what is found out.
+    *known* is the dialect of the place, if an earlier request found it out. *begun* is
+    the dialect of an upload that an earlier run began. *remember* is called with the
+    dialect that is found out.
     Raises :class:`CallerError` for a method that the protocol cannot be used with.
     """
 
@@ -98,13 +101,13 @@ class Choice:
         self.known_to_resume = known is not None and known is not PLAIN
         """Whether the place made an offer before."""
         self.incremental = True
-        """Whether proxies are asked to forward content as it comes (RFC 10036)."""
+        """Whether the client asks proxies to forward content as it comes (RFC 10036)."""
         self._undecided = known is None and begun is None and self._leaves_open
         self._at_first = (self.dialect, self._undecided)
         self._settled = begun is not None
         self._shows_rufh = False
         self._shows_nothing = False
-        """Whether the server was asked, and its answer names no protocol."""
+        """Whether the server was asked and its answer named no protocol."""
         self._unrefused: Rufh | None = None
         """The first version that met neither an offer nor a refusal."""
 
@@ -114,7 +117,7 @@ class Choice:
 
     @property
     def asks(self) -> bool:
-        """Whether the server is to be asked before content goes without an offer."""
+        """Whether to ask the server before content goes without an offer."""
         return self._undecided and self._length != 0
 
     @property
@@ -123,23 +126,23 @@ class Choice:
         return self._shows_rufh and not self._settled
 
     def settle(self) -> None:
-        """There is an offer, or an upload."""
+        """Note that there is an offer, or an upload."""
         self.known_to_resume = True
         self._undecided = False
         self._settled = True
         self._remember(self.dialect)
 
     def forget(self) -> None:
-        """The upload that an earlier run began is gone; so may be what its server spoke."""
+        """Note that an earlier run's upload is gone. The server may speak another protocol now."""
         if self._begun and self._protocol == "auto":
             self._begun = self._settled = False
             self._undecided = True
             self.dialect = SEED
 
     def say_ranges_only(self) -> bool:
-        """An append was refused; whether ``Content-Offset`` may be why, and goes.
+        """After a refused append, replace ``Content-Offset`` if it may be the reason.
 
-        From then on the older form is used in this place (B13).
+        Returns whether it was replaced. From then on this place gets the older form (B13).
         """
         if self.dialect is not SEED:
             return False
@@ -153,9 +156,9 @@ class Choice:
         self.dialect = self.dialect.carefully()
 
     def discover(self, discovery: Discovery | None) -> bool:
-        """The server was asked; *discovery* is None if it did not say anything.
+        """Take the server's answer; *discovery* is None if there was none.
 
-        Whether the request is to begin again, in another dialect or in another way.
+        Returns whether the request begins again, in another dialect or in another way.
         """
         self._undecided = False
         if discovery is None:
@@ -171,7 +174,10 @@ class Choice:
         return False
 
     def turn_unoffered(self) -> bool:
-        """The content may go, and there is no offer; whether to begin again otherwise."""
+        """Turn to another version if content may go and there is no offer.
+
+        Returns whether the request begins again.
+        """
         if not self.searching:
             return False
         if not isinstance(self.dialect, Rufh):
@@ -182,30 +188,30 @@ class Choice:
         return True
 
     def give_up(self) -> None:
-        """The server took an empty request for all there is: it speaks nothing."""
+        """Note that the server took an empty request for the whole: it speaks no protocol."""
         self._undecided = self._shows_rufh = False
         self._shows_nothing = True
         self.dialect = PLAIN
 
     def note_plain(self) -> None:
-        """A plain request was stored, so it was the server that showed no protocol."""
+        """Note that a plain request was stored: so the server itself showed no protocol."""
         if self._shows_nothing:
             self._remember(PLAIN)
 
     def reconsider(self) -> None:
-        """The answers so far were not the server's: find out anew what it speaks."""
+        """Forget the answers so far: they came from the network, not from the server."""
         if not self._settled:
             self.dialect, self._undecided = self._at_first
             self._shows_rufh = self._shows_nothing = False
             self._unrefused = None
 
     def _resumable(self, discovery: Discovery) -> bool:
-        """C13: what is shorter than the minimum gets no upload resource."""
+        """Whether the content is long enough for an upload resource (C13)."""
         least = discovery.limits.min_size
         return self._length is None or least is None or self._length >= least
 
     def refused(self, answer: Answer) -> Literal["stands", "turned", "ask"]:
-        """The request was refused before its content; what to do about it."""
+        """Decide what follows when the request was refused before its content."""
         if self._settled or answer.status not in _NOT_UNDERSTOOD:
             return "stands"
         if isinstance(self.dialect, Rufh):
@@ -226,7 +232,7 @@ class Choice:
             return "stands"
         following = dialect.older()
         if self._unrefused is not None:
-            # It tells versions apart, and so it knows that one.
+            # The server tells versions apart, so it knows the one that it did not refuse.
             following = None if dialect.careful else self._unrefused.carefully()
         if following is None:
             return "stands"

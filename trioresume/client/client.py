@@ -57,22 +57,23 @@ LONGEST_WAIT_SECONDS = 20
 
 
 class Client:
-    """Sends requests and sees them through to their final response.
+    """Sends requests and completes them: each gets its final response.
 
-    *headers* go with every request, those to an operation's resources included;
+    *headers* go with every request, also with requests to an operation's resources.
     *token* is sent as ``Authorization: Bearer``. *journal* remembers uploads of files
-    across runs. *retry* says how patient it is, *idle_timeout* how many seconds a
-    connection may be silent in both directions, *expect_timeout* how many seconds a
-    server that may not know ``Expect`` is given for its 100. *buffer_size* bounds, in
-    bytes, what is kept of content that cannot be read twice, *max_response_size* a
-    response's content in memory. *release* deletes the recorded response at the server
-    once it was read. *limit_rate* is in bytes a second, for all requests together.
-    *random* draws the jitter. *connector* makes the connections; plain TCP by default.
+    across runs. *retry* says how patient the client is. *idle_timeout* is for how many
+    seconds a connection may be silent in both directions. *expect_timeout* is how many
+    seconds a server that may not know ``Expect`` gets for its 100. *buffer_size* is how
+    many bytes are kept of content that cannot be read twice. *max_response_size* is the
+    most bytes of a response's content in memory. With *release* the client deletes the
+    recorded response at the server after reading it. *limit_rate* is in bytes a second,
+    for all requests together. *random* draws the jitter. *connector* makes the
+    connections, by default plain TCP.
 
-    *protocol* is what uploads are made in: ``"seed"`` (Partial and Resumable Requests in
-    HTTP), ``"rufh"`` (Resumable Uploads for HTTP) or ``"tus"`` (1.0.0). ``"auto"`` takes
-    the seed where it is offered, and otherwise asks the server, once for each place, which
-    of the others it speaks. Where none is spoken it is a plain request.
+    *protocol* is the protocol of uploads: ``"seed"`` (Partial and Resumable Requests in
+    HTTP), ``"rufh"`` (Resumable Uploads for HTTP) or ``"tus"`` (1.0.0). ``"auto"``
+    takes the seed if the server offers it. Otherwise it asks the server, once for each
+    place, which of the others it speaks. If it speaks none, the request is a plain one.
 
     Use it as ``async with Client() as client``, from any number of tasks at once.
     Raises :class:`~trioresume.errors.CallerError` for settings that make no sense.
@@ -111,7 +112,7 @@ class Client:
         self._limiter = RateLimiter(limit_rate)
         self._draw = (random or _RANDOM).random
         self._spoken: dict[Place, Dialect] = {}
-        """What is spoken where; bounded by what the caller asks for."""
+        """The dialect of each place. The number of places is bounded by the caller's requests."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,26 +139,27 @@ class Client:
     ) -> ClientResponse:
         """Send a request and return its final response, whatever its status is.
 
-        What a server of tus, or of RUFH, does not give again is stood in for by its word
-        that the upload is complete, with the upload's ``Location``.
+        A server of tus or of RUFH may not give a lost response again. Then the result
+        is its statement that the upload is complete, with the upload's ``Location``.
 
         *body* is bytes, a path, a binary file (sent from its current position), or an
         async iterable of bytes. *on_progress* is called a few times a second, and must
         not block. The content of a 2xx response goes to the file *save_to*, if given.
-        *retry_unsafe* allows repeating a request whose method is not idempotent though
-        the server may have acted on it already. *snapshot_size* is for a file that grows,
-        such as a log: what was there at the beginning is sent, and no more.
+        *retry_unsafe* allows the client to repeat a request whose method is not
+        idempotent, although the server may have acted on it already. *snapshot_size* is
+        for a file that grows,
+        such as a log. Only the bytes that it has at the beginning are sent.
 
-        A file that is changed while it is sent is not called stored, nor is content whose
-        digest the server tells differently (``Repr-Digest``, RFC 9530).
+        If a file changes while it is sent, the request fails. It also fails if the
+        server reports another digest of the content (``Repr-Digest``, RFC 9530).
 
-        Raises :class:`~trioresume.errors.TransferFailed` when retries are used up,
-        :class:`~trioresume.errors.UploadForgotten` when the server lost the upload and
-        it cannot be begun again, :class:`~trioresume.errors.CallerError` for what
-        cannot be sent, and whatever *body* or *on_progress* raise.
+        Raises :class:`~trioresume.errors.TransferFailed` if the retries are used up,
+        :class:`~trioresume.errors.UploadForgotten` if the server lost the upload and it
+        cannot begin again, :class:`~trioresume.errors.CallerError` if the request
+        cannot be sent, and the exceptions of *body* and *on_progress*.
 
-        When cancelled, an upload that has begun stays at the server and, if the body
-        is a path and there is a journal, goes on with the next such request.
+        If the call is cancelled, an upload that has begun stays at the server. If the
+        body is a path and there is a journal, the next such request continues it.
         """
         parsed = Url.parse(url)
         content = ResponseContent(
@@ -244,7 +246,7 @@ class Client:
     async def _claimed(
         self, method: str, url: Url, source: Source
     ) -> AsyncIterator[JournalEntry | None]:
-        """The journal's entry for a file that was given by its path."""
+        """Claim the journal's entry for a file that was given by its path."""
         entry = None
         if self._journal is not None and isinstance(source, FileSource) and source.path:
             entry = await trio.to_thread.run_sync(
@@ -285,7 +287,7 @@ def _claim(
             else:
                 entry.is_stale, entry.doubt = True, None
         if entry.dialect and protocol not in ("auto", entry.dialect.protocol):
-            entry.forget()  # that upload cannot go on in another protocol
+            entry.forget()  # the upload cannot go on in another protocol
         return entry
     except OSError as exc:
         logger.warning(
@@ -297,7 +299,7 @@ def _claim(
 
 
 async def _run_beside(source: IterableSource, run: Run) -> ClientResponse:
-    """The run, and beside it the task that pulls its content."""
+    """Run *run*, with the task that pulls its content beside it."""
     result: ClientResponse | None = None
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

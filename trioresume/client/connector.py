@@ -1,4 +1,4 @@
-"""How a connection to an origin is made: a port, and TCP behind it."""
+"""Makes connections to an origin: an interface, and its implementation for TCP."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ __all__ = ["Connector", "TcpConnector"]
 
 
 class Connector(Protocol):
-    """Makes connections. TLS, proxies or Unix sockets are other implementations."""
+    """Makes connections. Other implementations can add TLS, proxies or Unix sockets."""
 
     async def connect(self, origin: Origin) -> trio.abc.Stream:
-        """A fresh stream to *origin*.
+        """Return a new stream to *origin*.
 
-        Raises :class:`OSError` when it cannot be had now, which is tried again, and
-        :class:`CallerError` when it never can. When cancelled, nothing is left open.
+        Raises :class:`OSError` if it fails now, which the client tries again, and
+        :class:`CallerError` if it can never succeed. If cancelled, it leaves nothing
+        open.
         """
         ...
 
 
 class TcpConnector:
-    """Plain TCP to the origin itself, within *timeout* seconds (name lookup included)."""
+    """Connects to the origin by plain TCP, within *timeout* seconds with the name lookup."""
 
     def __init__(self, timeout: float = 10.0) -> None:
         self._timeout = timeout

@@ -1,8 +1,10 @@
-"""Where a response's content goes while it arrives: memory, or a file.
+"""Collects a response's content while it arrives, in memory or in a file.
 
-The content of one final response may arrive in several exchanges: cut in the first,
-completed by Range in the second (R28). This is the one place that holds it, so that
-"how much do we have" has one answer.
+The content of one final response may arrive in several exchanges: it is cut in the
+first, and Range requests the rest in the second (R28). Only this module holds it, so
+there is one count of what has arrived.
+
+Statement numbers such as R28 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ _WRITE_BYTES = 1 << 20
 
 
 class ResponseContent:
-    """The content of the final response, as far as it arrived.
+    """The content of the final response that has arrived so far.
 
-    Content of a 2xx response goes to *save_to*, if given: into ``NAME.part`` beside it
-    first, renamed when it is whole. Everything else goes to memory, up to *limit* bytes.
+    Content of a 2xx response goes to *save_to*, if given: first into ``NAME.part``
+    beside it, which is renamed when it is whole. All other content goes to memory, up
+    to *limit* bytes.
     """
 
     def __init__(self, save_to: Path | None, limit: int) -> None:
@@ -36,16 +39,16 @@ class ResponseContent:
 
     @property
     def received(self) -> int:
-        """Bytes held."""
+        """The number of bytes that have arrived."""
         return self._written + len(self._memory)
 
     @property
     def in_memory(self) -> bytes:
-        """The content, or the part of it that is not in a file yet."""
+        """The content, or its part that is not yet in a file."""
         return bytes(self._memory)
 
     async def begin(self, status: int) -> None:
-        """A final response with *status* begins: forget what was there before."""
+        """Begin the content of a final response with *status*, and forget any earlier content."""
         self._memory.clear()
         self._written = 0
         if self._save_to is not None and 200 <= status <= 299:
@@ -58,14 +61,14 @@ class ResponseContent:
             await self.discard()
 
     async def restart(self) -> None:
-        """The same content comes again from its first byte."""
+        """Begin again: the same content comes again from its first byte."""
         self._memory.clear()
         self._written = 0
         if self._file is not None:
             await trio.to_thread.run_sync(_empty, self._file)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Raises :class:`TransferFailed` beyond the limit, :class:`OSError` of the disk."""
+        """Add *data*. Raises :class:`TransferFailed` beyond the limit, and the disk's errors."""
         if self._file is None and len(self._memory) + len(data) > self._limit:
             raise TransferFailed(
                 f"the response's content is longer than {self._limit} bytes"
@@ -76,15 +79,14 @@ class ResponseContent:
 
     async def _flush(self, file: BinaryIO) -> None:
         block = bytes(self._memory)
-        # Shielded: one bounded disk write. If it were skipped after the count was
-        # taken, the file would have a hole.
+        # Shielded: one bounded disk write. The file and the counts below must agree.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(file.write, block)
         self._memory.clear()
         self._written += len(block)
 
     async def finish(self) -> tuple[bytes, Path | None]:
-        """The content is whole: the bytes, or empty bytes and the file they are in."""
+        """Return the whole content: the bytes, or empty bytes and the path of the file."""
         file, self._file = self._file, None
         if file is None or self._save_to is None:
             return bytes(self._memory), None

@@ -13,6 +13,8 @@ What is particular:
   before it closed (R10). So the receiver gets a moment to read it.
 * Cuts are results, not exceptions: :attr:`Exchange.cause`. What is raised comes from
   the caller's side: a broken source, a full disk, an ``on_progress`` that failed.
+
+Statement numbers such as R1 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

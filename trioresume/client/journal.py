@@ -22,6 +22,8 @@ the newest writer wins (R21). So each entry has a lock (``flock``), which the ke
 drops when the process ends in any way.
 
 Everything here blocks; the client calls it in worker threads.
+
+Statement numbers such as R34 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

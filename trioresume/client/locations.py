@@ -4,6 +4,8 @@ A location that a server offers is a URI reference, resolved against the request
 URI (R4). It is followed only within the request's own origin (RFC 9110, section
 4.3.1): requests to it carry the user's credentials and content, and one forged
 field must not send those to somebody else.
+
+Statement numbers such as R4 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""From an action to the request that performs it."""
+"""From an action to the request that performs it.
+
+Statement numbers such as R35 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 

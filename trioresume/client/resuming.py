@@ -1,4 +1,7 @@
-"""What follows the offer: ask, append, get the answer. See :mod:`~.transfer` for the rules."""
+"""What follows the offer: ask, append, get the answer. See :mod:`~.transfer` for the rules.
+
+Statement numbers such as B1 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One call of :meth:`Client.request`: performs the actions that a transfer decides on."""
+"""One call of :meth:`Client.request`: performs the actions that a transfer decides on.
+
+Statement numbers such as R5 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is read out of each kind of response, and where its content goes."""
+"""What is read out of each kind of response, and where its content goes.
+
+Statement numbers such as R27 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 ``transfer`` decides on an :data:`Action`, ``run`` performs it and reports an
 :class:`Outcome`.
+
+Statement numbers such as R12 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -96,6 +96,8 @@ which progress refills.
 An upload that is complete has an answer even if the target's cannot be had, in the
 protocols that say so (tus, RUFH): the server's word that it is complete, with the
 upload's own location.
+
+Statement numbers such as R12 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

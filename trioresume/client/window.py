@@ -9,6 +9,8 @@ The window is bounded. Bytes leave it when the server acknowledged them (R30). A
 that acknowledges nothing would stop the upload as soon as the window is full; so after
 a while without a first acknowledgement the oldest bytes are dropped instead, and a cut
 that needs them makes the upload fail.
+
+Statement numbers such as R30 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Dialects, from the asking side: how each protocol says what is wanted of a server.
+"""The client's dialects: the requests and answers of each protocol.
 
-A transfer (:mod:`trioresume.client.transfer`) is the same whatever protocol it is made
-in: begin, ask how much arrived, send the rest, get the answer. A :class:`Dialect` has the
-words for that, and reads what comes back. It is sans-IO and holds no state::
+A transfer (:mod:`trioresume.client.transfer`) has the same steps in each protocol:
+begin, ask how much arrived, send the rest, get the answer. A :class:`Dialect` makes the
+fields of these requests and reads the answers. It is sans-IO and holds no state::
 
     begin()  ───► fields of the request that begins      offer()  ◄─── an interim response
     query()  ───► fields of a HEAD on the upload         held()   ◄─── its answer
     append() ───► fields, and a prefix, of a PATCH       is_step()◄─── its answer
                                                          created()◄─── a creation's answer
 
-What differs beyond words are a few facts, class attributes here: whether an upload is
-made before its content is sent, whether its end has to be said, what to do about an
-upload that is complete while its answer got lost.
+The protocols also differ in a few facts, which are class attributes: whether an upload
+is made before its content is sent, whether its end has to be said, and how to proceed
+if the upload is complete but its answer got lost.
 
-The server's side of the same protocols is in :mod:`trioresume.protocol.dialects`; what
-both sides need (field names, versions, metadata, limits) is there, and only there. The
-benchmark's dialects speak with these words as well.
+:mod:`trioresume.protocol.dialects` has the server's side of the same protocols, and
+everything that both sides need (field names, versions, metadata, limits). The
+benchmark's dialects use this package too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,6 @@ __all__ = [
 
 
 def dialect_named(name: object) -> Dialect | None:
-    """The dialect with that :attr:`~Dialect.name`, in which an upload can go on."""
+    """Return the dialect with that :attr:`~Dialect.name`, in which an upload can go on."""
     uploads: list[Dialect] = [SEED, TUS, *(Rufh(each) for each in VERSIONS.values())]
     return next((dialect for dialect in uploads if dialect.name == name), None)

@@ -1,4 +1,4 @@
-"""What a transfer asks of a dialect."""
+"""The interface of a client's dialect."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ __all__ = ["Dialect", "Words"]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a request says: *fields*, and a *prefix* in front of its content."""
+    """The dialect's part of a request: *fields*, and a *prefix* of the content."""
 
     fields: Fields
     prefix: bytes = b""
 
 
 class Dialect(ABC):
-    """One protocol, or one version of it; see the package's text."""
+    """One protocol, or one version of it. The package's docstring explains it."""
 
     name: str
-    """As a journal has it; says protocol and version."""
+    """The protocol and its version, as the journal stores them."""
     careful: bool = False
-    """Whether an upload is made by a request without content, which is sent then."""
+    """Whether a request without content makes the upload, and the content follows."""
     acknowledges: ClassVar[bool] = False
-    """Whether a server can be counted on to tell in between what arrived."""
+    """Whether every server of the protocol acknowledges content during a request."""
     explicit_completion: ClassVar[bool] = False
-    """Whether reaching the length is not enough: the end has to be said."""
+    """Whether the end must be said: reaching the length is not enough."""
     replays: ClassVar[bool] = False
-    """Whether the last append, repeated without content, gets the final response again."""
+    """Whether repeating the last append without content gets the final response again."""
     settles: ClassVar[bool] = False
-    """Whether knowing that the upload is complete will do for an answer."""
+    """Whether the statement that the upload is complete is enough as an answer."""
     busy: ClassVar[frozenset[int]] = frozenset({408, 425, 429})
-    """Statuses that say "not now", besides the 5xx."""
+    """Statuses other than 5xx that say "not now"."""
     gone: ClassVar[frozenset[int]] = frozenset({404, 410})
     """Statuses that say that there is no such upload."""
     gone_when_asked: ClassVar[frozenset[int]] = gone
-    """The same, in answer to the question how much arrived."""
+    """The same, in an answer to :meth:`query`."""
 
     @property
     def protocol(self) -> str:
@@ -58,14 +58,15 @@ class Dialect(ABC):
     def begin(
         self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
     ) -> Fields:
-        """The fields of the request that begins: *own*, and what the protocol needs.
+        """Return the fields of the first request: *own*, and those of the protocol.
 
-        *length* is that of all the content, None if it is not known. *whole* says that
-        all of it is in this request. *acknowledge* asks to be told what arrives.
+        *length* is the length of all content; None if it is not known. *whole* says
+        that this request has all of it. *acknowledge* asks the server to acknowledge
+        content.
         """
 
     def query(self) -> Fields:
-        """The fields of a question about the upload, a HEAD."""
+        """Return the fields of a HEAD that asks for the upload's state."""
         return Fields()
 
     @abstractmethod
@@ -77,40 +78,39 @@ class Dialect(ABC):
         declares: bool = False,
         acknowledge: bool = False,
     ) -> Words:
-        """What a PATCH with the content of *range_* says.
+        """Return the fields and the prefix of a PATCH with the content of *range_*.
 
-        *completes* says that the content ends with it, *declares* that the server has
-        not been told the length before.
+        *completes* says that the content ends with it. *declares* says that the server
+        does not know the length yet.
         """
 
     # Answers.
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
-        """What an interim response to a request for *base* offers, if it is an offer."""
+        """Return what an interim response to a request for *base* offers; None if nothing."""
         return None
 
     def acknowledged(self, status: int, fields: Fields) -> int | None:
-        """The offset that an interim response tells; None if none."""
+        """Return the offset in an interim response; None if it has none."""
         return None
 
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
-        """Where the upload is, from the final response to what began it; None if not said.
+        """Return where the upload is, from the final response to the first request, or None.
 
-        *whole* says that the request had all the content, so that the response may be the
-        target's.
+        *whole* says that the request had all content, so that the response may be the target's.
         """
         return None
 
     def append_limit(self, fields: Fields) -> int | None:
-        """The most content for one append, if the server has such a limit and tells it."""
+        """Return the most content for one append; None if the server states no limit."""
         return None
 
     def offset(self, fields: Fields) -> int | None:
-        """``Upload-Offset``, None if absent or malformed."""
+        """Return ``Upload-Offset``; None if absent or malformed."""
         return count_of(fields.get("upload-offset"))
 
     def held(self, answer: Answer) -> int | None:
-        """How much the server has, from the answer to :meth:`query`."""
+        """Return how much the server has, from its answer to :meth:`query`."""
         return self.offset(answer.fields)
 
     def completeness(self, fields: Fields) -> bool | None:
@@ -120,19 +120,19 @@ class Dialect(ABC):
     def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
         """Whether a 2xx to an append says that the upload goes on.
 
-        If not, it is the final response.
+        Otherwise the 2xx is the final response.
         """
         return not completes
 
     def recorded(self, answer: Answer) -> bool:
-        """Whether *answer* is the target's own, whatever its status."""
+        """Whether *answer* is the target's own, with any status."""
         return False
 
     def of_target(self, answer: Answer, upload: Url) -> Answer:
-        """The final *answer* of the upload at *upload*, as the target gave it."""
+        """Return the final *answer* for the upload at *upload* as the target gave it."""
         return answer
 
     def troubled(self, answer: Answer) -> bool:
-        """Whether the server could not answer now, which says nothing of the request."""
+        """Whether the server failed for now, which says nothing about the request."""
         trouble = answer.status in self.busy or answer.status >= 500
         return trouble and not self.recorded(answer)

@@ -1,4 +1,7 @@
-"""What a server says of itself in its answer to OPTIONS."""
+"""Reads which protocols a server announces in its answer to OPTIONS.
+
+Statement numbers such as C13 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ __all__ = ["Discovery"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovery:
-    """Which protocols a server shows (C13, D2). The seed does not show here."""
+    """The protocols that a server announces (C13, D2). The seed is not announced."""
 
     rufh: bool
     tus: bool
     extensions: frozenset[str]
-    """Those of tus."""
+    """The extensions of tus."""
     limits: UploadLimits
 
     @classmethod
     def of(cls, fields: Fields) -> Discovery:
-        """What the *fields* of the answer say."""
+        """Read the *fields* of the answer."""
         extensions = split_list((fields.get("tus-extension") or "").lower())
         return cls(
             rufh="upload-limit" in fields,
@@ -37,6 +40,6 @@ class Discovery:
         )
 
     def takes_tus(self, length: int | None) -> bool:
-        """Whether an upload of *length* bytes can be made in tus; None: not known yet."""
+        """Whether tus can make an upload of *length* bytes; None: length not known yet."""
         needs = {"creation"} if length is not None else {"creation-defer-length"}
         return self.tus and "creation" in self.extensions and needs <= self.extensions

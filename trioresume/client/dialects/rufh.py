@@ -1,4 +1,7 @@
-"""Resumable Uploads for HTTP, in the versions that its drafts have."""
+"""Resumable Uploads for HTTP, in the versions of its drafts.
+
+Statement numbers such as C2 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ __all__ = ["NEWEST_RUFH", "Rufh"]
 
 
 class Rufh(Dialect):
-    """One version. With *careful* an upload is made empty first (C2, C4).
+    """One version of the drafts. With *careful*, an empty request makes the upload (C2, C4).
 
-    That costs a round trip, and needs no 104, which many proxies drop.
+    That costs a round trip. But it needs no 104, which many proxies drop.
     """
 
     explicit_completion: ClassVar[bool] = True
@@ -38,11 +41,11 @@ class Rufh(Dialect):
         self.name = "rufh" if number is None else f"rufh-{number}"
 
     def carefully(self) -> Rufh:
-        """The same version, without trust in 104s."""
+        """Return the same version without trust in 104s."""
         return Rufh(self.version, careful=True)
 
     def older(self) -> Rufh | None:
-        """The version before this one; None if there is none."""
+        """Return the version before this one; None if there is none."""
         numbers = [n for n in VERSIONS if n < (self.version.number or 0)]
         if not numbers:
             return None
@@ -69,7 +72,7 @@ class Rufh(Dialect):
         declares: bool = False,
         acknowledge: bool = False,
     ) -> Words:
-        """C8."""
+        """Return the fields of an append (C8)."""
         fields = self.version.fields
         if self.version.needs_media_type:
             fields = fields.plus({"content-type": PARTIAL_UPLOAD})
@@ -78,20 +81,23 @@ class Rufh(Dialect):
         return Words(fields.plus([line]))
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
-        """C2: the first 104 says where the upload is."""
+        """Return the location in the first 104 (C2)."""
         if status != UPLOAD_RESUMPTION_SUPPORTED:
             return None
         return self._location(base, fields)
 
     def acknowledged(self, status: int, fields: Fields) -> int | None:
-        """C12."""
+        """Return the offset in a 104 (C12)."""
         return self.offset(fields) if status == UPLOAD_RESUMPTION_SUPPORTED else None
 
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
-        """C4: only if it is said that the upload goes on; else it is the target's."""
+        """Return the upload's location if the answer says that the upload goes on (C4).
+
+        Otherwise the ``Location`` is the target's.
+        """
         said = self.completeness(answer.fields)
         if said is None:
-            # Empty content that was taken for all there is has a Location as well.
+            # A server that took the empty content for the whole also sends a Location.
             said = whole or not self.understood(answer.fields)
         return self._location(base, answer.fields) if answer.ok and not said else None
 
@@ -101,23 +107,23 @@ class Rufh(Dialect):
         return None if url is None else Locations(content=url)
 
     def append_limit(self, fields: Fields) -> int | None:
-        """C13."""
+        """Return the limit of one append (C13)."""
         return UploadLimits.parse(fields).max_append_size
 
     def completeness(self, fields: Fields) -> bool | None:
         return self.version.completeness(fields)
 
     def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
-        """C4, C11; a server may leave it out of what is final anyway."""
+        """Whether the upload goes on (C4, C11). A final response may lack the field."""
         said = self.completeness(fields)
         return not completes if said is None else not said
 
     def recorded(self, answer: Answer) -> bool:
-        """C11: the target's response, errors included, says that the upload is complete."""
+        """Whether it is the target's response: it says that the upload is complete (C11)."""
         return self.completeness(answer.fields) is True
 
     def of_target(self, answer: Answer, upload: Url) -> Answer:
-        """C19: with the target's ``Location``, where it had to make room for the upload's."""
+        """Put the target's ``Location`` back where the upload's replaced it (C19)."""
         moved = answer.fields.get("content-location")
         location = answer.fields.get("location")
         if moved is None or location is None or upload.resolve(location) != upload:
@@ -126,11 +132,11 @@ class Rufh(Dialect):
         return replace(answer, fields=fields)
 
     def understood(self, fields: Fields) -> bool:
-        """Whether an answer shows that the server knows this version."""
+        """Whether the answer shows that the server knows this version."""
         echo = any(name in fields for name, _ in self.version.fields)
         offset = self.offset(fields) is not None
         return echo or offset or self.completeness(fields) is not None
 
 
 NEWEST_RUFH = Rufh(VERSIONS[max(VERSIONS)])
-"""What is spoken unless a server is known to speak an older version only."""
+"""The version to speak unless the server is known to speak only an older one."""

@@ -1,4 +1,7 @@
-"""The seed: ``Prefer: resume``, HEAD, PATCH with ``message/byterange``."""
+"""The seed: ``Prefer: resume``, HEAD, PATCH with ``message/byterange``.
+
+Statement numbers such as B13 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ __all__ = ["PLAIN", "SEED", "SEED_WITH_RANGES", "Seed"]
 
 
 class Seed(Dialect):
-    """Partial and resumable requests; to a server that does not know it, a plain one."""
+    """The seed. To a server that does not know it, the request is a plain one."""
 
     acknowledges: ClassVar[bool] = True
 
@@ -49,13 +52,14 @@ class Seed(Dialect):
         return Words(fields, prefix)
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
-        """R1: the 100 has the locations."""
+        """Return the locations in the 100 (R1)."""
         return Locations.offered(base, fields) if status == 100 else None
 
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
-        """R5: for whom the 100 did not reach, the response has the fields again.
+        """Return the location of the response message, which the final response repeats (R5).
 
-        Its Content-Location may be the target's own, so that one is not believed.
+        The response is for clients that the 100 did not reach. Its Content-Location may
+        be the target's own, so it is not used.
         """
         offered = Locations.offered(base, answer.fields)
         if offered is None or offered.message is None:
@@ -63,11 +67,11 @@ class Seed(Dialect):
         return Locations(message=offered.message)
 
     def acknowledged(self, status: int, fields: Fields) -> int | None:
-        """R30."""
+        """Return the count in an Acknowledge (R30)."""
         return count_of(fields.get("acknowledge")) if status == 100 else None
 
     def held(self, answer: Answer) -> int | None:
-        """R12: as ``Content-Length``, unless the server says it more clearly."""
+        """Return ``Upload-Offset``, or else the ``Content-Length`` of a 200 (R12)."""
         offset = self.offset(answer.fields)
         if offset is None and answer.status == 200:
             offset = count_of(answer.fields.get("content-length"))
@@ -77,12 +81,14 @@ class Seed(Dialect):
         return boolean_item(fields, "upload-complete")
 
     def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
-        """R17: a server that is silent about it has processed what has a length."""
+        """Whether the upload goes on (R17). Without the field, content with a length is
+        complete.
+        """
         said = self.completeness(fields)
         return open_ended if said is None else not said
 
     def recorded(self, answer: Answer) -> bool:
-        """R5, R11: the target's answer carries the operation's fields again."""
+        """Whether it is the target's answer: it repeats the operation's fields (R5, R11)."""
         applied = answer.fields.get("preference-applied") or ""
         return "response-message-location" in answer.fields or "resume" in applied
 
@@ -90,7 +96,7 @@ class Seed(Dialect):
 SEED = Seed("seed")
 
 SEED_WITH_RANGES = Seed("seed", ranges_only=True)
-"""The same for a server of a *Byte Range PATCH* before draft -05."""
+"""The seed for a server of *Byte Range PATCH* before draft -05."""
 
 PLAIN = Seed("plain")
-"""For a server that was asked and speaks nothing: it is asked no more."""
+"""For a server that was asked and speaks no protocol. It is not asked again."""

@@ -1,4 +1,7 @@
-"""tus 1.0.0: POST makes an upload, PATCH fills it, HEAD tells how far it is."""
+"""tus 1.0.0: POST makes an upload, PATCH fills it, HEAD tells how far it is.
+
+Statement numbers such as D6 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["TUS", "Tus"]
 
 _MARK = Fields({"tus-resumable": VERSION})
-# They would be about the POST itself, which has no content (D6).
+# In the POST these fields would describe its own content, and it has none (D6).
 _ABOUT_THE_CONTENT = ("content-disposition", "content-type")
 
 
 class Tus(Dialect):
-    """tus. It needs no variants: what a server lacks is an answer of its own."""
+    """tus. It has no variants: a server refuses an extension that it lacks."""
 
     name = "tus"
     careful = True
     settles: ClassVar[bool] = True
-    # 423: somebody else writes. 460: what arrived is not what was sent; it was dropped.
+    # 423: another request writes. 460: the server dropped content that arrived damaged.
     busy: ClassVar[frozenset[int]] = Dialect.busy | {423, 460}
     # "SHOULD return either the 404 Not Found, 410 Gone or 403 Forbidden".
     gone_when_asked: ClassVar[frozenset[int]] = Dialect.gone | {403}
@@ -38,7 +41,7 @@ class Tus(Dialect):
     def begin(
         self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
     ) -> Fields:
-        """D6: length, name and type; a request that has metadata of its own keeps it."""
+        """Add length, name and type (D6). A request with its own metadata keeps it."""
         fields = own.without(*_ABOUT_THE_CONTENT).plus(_MARK)
         metadata = metadata_of(own)
         if metadata and "upload-metadata" not in own:
@@ -58,7 +61,7 @@ class Tus(Dialect):
         declares: bool = False,
         acknowledge: bool = False,
     ) -> Words:
-        """D5, and D7: a length that was deferred is told once it is known."""
+        """Return the fields of a PATCH (D5). State a deferred length once it is known (D6)."""
         fields = _MARK.plus(
             {"content-type": OFFSET_STREAM, "upload-offset": str(range_.start)}
         )
@@ -67,7 +70,7 @@ class Tus(Dialect):
         return Words(fields)
 
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
-        """D6; with it may come where the target's response will be (D8)."""
+        """Return the upload's location (D6), and that of the target's response if given (D8)."""
         value = answer.fields.get("location")
         believed = answer.status == 201 or (answer.ok and has_mark(answer.fields))
         url = base.resolve(value) if value is not None and believed else None
@@ -77,9 +80,9 @@ class Tus(Dialect):
         return Locations(content=url, message=offered.message)
 
     def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
-        """Always: no answer of tus is the target's own (D5)."""
+        """True: no answer of tus is the target's own (D5)."""
         return True
 
 
 TUS = Tus()
-"""The dialect, which has no state."""
+"""The only instance, since it has no state."""
