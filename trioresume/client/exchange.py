@@ -1,18 +1,18 @@
-"""One request and its response on a connection, with everything that can go wrong.
+"""One request and its response on a connection, with all that can go wrong.
 
 Three tasks share one nursery and one h11 connection: the sender, the receiver, and a
-watchdog that ends the exchange when nothing has moved in either direction for a while.
-h11 is never called across an ``await``, so they need no lock.
+watchdog that ends the exchange if nothing has moved in either direction for a while. No
+call of h11 spans an ``await``, so the tasks need no lock.
 
-What is particular:
+Three rules:
 
 * The receiver reads *while* the sender sends. Interim responses arrive in the middle
-  (R1, R30), and a final response that comes early stops the sender: nobody wants the
-  rest (RFC 9110, section 10.1.1).
-* A sender that meets a closed connection is not the end: the server may have said why
-  before it closed (R10). So the receiver gets a moment to read it.
-* Cuts are results, not exceptions: :attr:`Exchange.cause`. What is raised comes from
-  the caller's side: a broken source, a full disk, an ``on_progress`` that failed.
+  (R1, R30). An early final response stops the sender, because the server does not want
+  the rest (RFC 9110, section 10.1.1).
+* If the sender finds the connection closed, the server may have sent a reason before it
+  closed (R10). So the receiver gets a moment to read it.
+* Cuts are results, not exceptions: :attr:`Exchange.cause`. Exceptions come from the
+  caller's side: a broken source, a full disk, an ``on_progress`` that failed.
 
 Statement numbers such as R1 are defined in docs/supported-protocols.md.
 """
@@ -64,14 +64,14 @@ MAX_HEAD_BYTES = 64 * 1024
 """The longest response head that is read."""
 
 LAST_WORDS_SECONDS = 3.0
-"""How long a server that stopped reading is listened to."""
+"""How long the client still listens to a server that stopped reading."""
 
 BARE_CONTINUE_SECONDS = 0.25
-"""How long after a 100 without an offer another response with it may still come.
+"""How long after a 100 without an offer a response with the offer may still come.
 
-Some proxies, and the HTTP libraries of some servers, answer ``Expect`` themselves before
-the server says anything. Then a cut in between would find content sent that nobody can
-resume.
+Some proxies, and the HTTP libraries of some servers, answer ``Expect`` themselves,
+before the server says anything. If the client sent content at once, a cut before the
+offer would leave content that cannot be resumed.
 """
 
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)
@@ -106,7 +106,7 @@ class Link:
         )
 
     def make_reusable(self) -> bool:
-        """Prepare for the next exchange; False if the connection is of no more use."""
+        """Prepare for the next exchange. Return False if the connection cannot be used again."""
         unread, _ = self.parser.trailing_data
         if unread:
             return False
@@ -118,23 +118,23 @@ class Link:
 
     @property
     def stale(self) -> bool:
-        """Whether an idle connection was closed by the server meanwhile."""
+        """Whether the server closed the idle connection meanwhile."""
         if not isinstance(self.stream, trio.SocketStream):
             return False
         import select
 
         poll = select.poll()
         poll.register(self.stream.socket.fileno(), select.POLLIN)
-        # Between exchanges nothing may come, so whatever is readable is the end.
+        # Between exchanges the server sends nothing, so readable means closed.
         return bool(poll.poll(0))
 
     async def aclose(self) -> None:
-        """Close at once, unfinished or not."""
+        """Close at once, also if the exchange is unfinished."""
         await trio.aclose_forcefully(self.stream)
 
 
 class RateLimiter:
-    """At most *rate* bytes a second, for all exchanges together."""
+    """Limits all exchanges together to *rate* bytes a second."""
 
     def __init__(self, rate: float | None) -> None:
         if rate is not None and rate <= 0:
@@ -144,7 +144,7 @@ class RateLimiter:
 
     @property
     def portion(self) -> int | None:
-        """How many bytes to send at a time, for a smooth flow; None for no limit."""
+        """How many bytes to send at a time, for a smooth flow; None means no limit."""
         return None if self._rate is None else max(1024, int(self._rate / 8))
 
     async def take(self, size: int) -> None:
@@ -157,9 +157,9 @@ class RateLimiter:
 
 
 class Outgoing:
-    """A request's content on its way: *prefix*, then the source's bytes from *start*.
+    """A request's content: *prefix*, then the source's bytes from *start* on.
 
-    With *limit* it ends after so many of the source's bytes.
+    With *limit* it ends after that many of the source's bytes.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Outgoing:
         self.prefix = prefix
         self.limit = limit
         self.wait_for_continue: float | None = None
-        """Seconds to wait for the 100 before sending anyway; None not to wait."""
+        """For how many seconds to wait for the 100 before sending anyway; None: do not wait."""
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         if self.prefix:
@@ -193,26 +193,26 @@ class Outgoing:
 
 
 class Observer:
-    """What an exchange tells while it goes on. Here: to nobody."""
+    """Hears what happens during an exchange. This class ignores it."""
 
     async def on_interim(self, status: int, fields: Fields) -> bool:
-        """An interim response came; whether the request can be resumed by now."""
+        """Take an interim response. Return whether the request can be resumed by now."""
         del status, fields
         return False
 
     async def on_ready(self) -> bool:
-        """Content may go, for all that is known; if it is not to, the exchange ends."""
+        """Return whether to send the content now. If False, the exchange ends."""
         return True
 
     def on_sent(self, size: int) -> None:
-        """So many bytes of content were handed to the connection."""
+        """Note that *size* bytes of content were handed to the connection."""
 
     async def on_all_sent(self) -> None:
-        """The last byte of the request was."""
+        """Note that the last byte of the request was handed to the connection."""
 
 
 class Exchange:
-    """Performs one request on *link*; see the module's text."""
+    """Performs one request on *link*. The module's docstring has the rules."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class Exchange:
         self.whole = False
         self.sent = Sent.NOTHING
         self.cause: Exception | None = None
-        """Why the exchange has no final response, or not a whole one."""
+        """Why the exchange has no final response, or no whole one."""
         self._failure: Exception | None = None
         self._link = link
         self._request = request
@@ -240,7 +240,7 @@ class Exchange:
         self._observer = observer
         length = Fields.from_wire(request.headers).get("content-length")
         self._left = None if length is None else int(length)
-        """Content bytes still to be sent; None if that is not known."""
+        """How many content bytes are still to be sent; None if not known."""
         self._may_send = trio.Event()
         self._awaiting_continue = trio.CancelScope()
         self._sender_done = trio.Event()
@@ -254,9 +254,10 @@ class Exchange:
         )
 
     async def run(self) -> None:
-        """Perform it; the attributes tell how it went. Raises what the caller's side raised.
+        """Perform the request. The attributes have the result. Raises errors of the
+        caller's side.
 
-        When cancelled, the connection is in an unknown state and must be closed.
+        If cancelled, the connection is in an unknown state and must be closed.
         """
         self._touch()
         with self._exchange:
@@ -265,8 +266,8 @@ class Exchange:
                 nursery.start_soon(self._guard, self._send)
                 await self._guard(self._receive)
                 if self._left == 0:
-                    # It only lacks the end of its message, which costs no byte and
-                    # lets the connection be used again.
+                    # Only the end of the message is missing. It costs no byte, and with
+                    # it the connection can be used again.
                     await self._sender_done.wait()
                 nursery.cancel_scope.cancel()
         if self._failure is not None:
@@ -282,14 +283,14 @@ class Exchange:
     # The watchdog.
 
     def _touch(self) -> None:
-        """Something moved."""
+        """Note that something moved."""
         self._deadline = trio.current_time() + self._idle_timeout
 
     async def _watch(self) -> None:
         while True:
             await trio.sleep_until(self._deadline)
             if self._producing or self._observer_acts:
-                self._touch()  # it is this side that is slow, and may be
+                self._touch()  # this side is slow, which is allowed
             elif trio.current_time() >= self._deadline:
                 self.cause = self.cause or TimeoutError(
                     f"nothing moved for {self._idle_timeout:g} seconds"
@@ -298,7 +299,7 @@ class Exchange:
 
     @property
     def _producing(self) -> bool:
-        """Whether the exchange waits for content that the caller has yet to produce."""
+        """Whether the exchange waits for content that the caller has not produced yet."""
         return (
             self._waits_for_source
             and self._outgoing is not None
@@ -359,7 +360,7 @@ class Exchange:
         async with aclosing(outgoing.pieces()) as pieces:
             while (piece := await self._next(pieces)) is not None:
                 self.sent = Sent.SOME
-                # h11 frames by length alone and hands the piece back unread.
+                # h11 only needs the length for the framing, and returns the piece unread.
                 data = h11.Data(data=cast("bytes", piece))
                 parts: list[object] = [*(parser.send_with_data_passthrough(data) or ())]
                 for part in parts:
@@ -413,10 +414,10 @@ class Exchange:
             span = span[count:]
 
     async def _sendfile(self, span: FileSpan) -> int:
-        """What the kernel takes of *span*; 0 if it cannot do this for these files."""
+        """Send *span*; return how much the kernel took, 0 if sendfile cannot do it."""
         stream = self._link.stream
         assert isinstance(stream, trio.SocketStream)
-        # Always a checkpoint, and with TCP_NOTSENT_LOWAT one that paces the sending.
+        # This is always a checkpoint. With TCP_NOTSENT_LOWAT it also paces the sending.
         await trio.lowlevel.wait_writable(stream.socket)
         try:
             count = os.sendfile(stream.socket.fileno(), span.fd, span.offset, span.size)
@@ -440,10 +441,10 @@ class Exchange:
             while not self.whole:
                 await self._handle(self._link.parser.next_event())
         except (trio.BrokenResourceError, EOFError) as exc:
-            # What broke first is the better reason.
+            # The first failure is the better reason.
             self.cause = self.cause or exc
         except h11.RemoteProtocolError as exc:
-            # At the end of the stream h11 tells what it expected instead.
+            # At the end of the stream h11 only names what it expected instead.
             early = EOFError("the server closed the connection too early")
             self.cause = self.cause or (
                 early if self._link.parser.trailing_data[1] else exc

@@ -1,27 +1,27 @@
-"""Unfinished uploads, remembered across runs.
+"""The journal: remembers unfinished uploads across runs.
 
-One file per upload, named by a digest of method, URL and path, so that a run finds
-what an earlier one left without reading all of them. A file is msgpack::
+Each upload has one file. Its name is a digest of method, URL and path, so a run finds
+an earlier run's entry without reading all files. A file is msgpack::
 
     {"v": 3, "method", "url", "path", "size", "mtime_ns", "inode", "head",
-     "ctime_ns", "device": what else tells the file from another,
+     "ctime_ns", "device": more to recognise the file,
      "proof": [size, SHA-256] of the first bytes that were sent, or nil,
-     "dialect": in which the upload was begun, as in "tus" or "rufh-10",
+     "dialect": the one of the upload's first request, such as "tus" or "rufh-10",
      "content", "message", "result": the locations, or nil,
      "sent": whether all content was handed over, "created", "used": Unix seconds}
 
-Version 1 knew only the seed, and had no "dialect". Version 2 had no "ctime_ns", "device"
-and "proof".
+Version 1 knew only the seed and had no "dialect". Version 2 had no "ctime_ns", no
+"device" and no "proof".
 
-It is written whole beside its place, synced, and renamed over it: after a crash there
-is the old one or the new one. It holds no credentials, but whoever reads it knows
-unguessable URLs (R34), hence mode 0600 in a directory of mode 0700.
+A file is written whole under another name, synced, and renamed. After a crash the old
+or the new file is there. It has no credentials, but it has unguessable URLs (R34). So
+its mode is 0600, in a directory of mode 0700.
 
 Two runs of the same upload would take the operation from each other for ever, because
-the newest writer wins (R21). So each entry has a lock (``flock``), which the kernel
-drops when the process ends in any way.
+the newest writer wins (R21). So each entry has a lock (``flock``). The kernel releases
+it when the process ends, however it ends.
 
-Everything here blocks; the client calls it in worker threads.
+All functions here block. The client calls them in worker threads.
 
 Statement numbers such as R34 are defined in docs/supported-protocols.md.
 """
@@ -72,10 +72,10 @@ class _Key:
 
 
 class Journal:
-    """The unfinished uploads in *directory*, by default the user's state directory.
+    """The unfinished uploads in *directory*, by default in the user's state directory.
 
-    Entries unused for *max_age* seconds are forgotten, and the oldest ones beyond
-    *max_entries*. *wall_clock* gives Unix seconds.
+    Entries that were unused for *max_age* seconds are removed, and the oldest ones
+    beyond *max_entries*. *wall_clock* returns Unix seconds.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Journal:
         self._wall_clock = wall_clock
 
     def claim(self, method: str, url: str, identity: Identity) -> JournalEntry:
-        """The entry for this upload, empty if there is none yet, locked until closed.
+        """Return the entry for this upload, locked until it is closed; empty if it is new.
 
-        What was remembered of a file that has changed since is dropped. Raises
+        An entry for a file that has changed since is not used. Raises
         :class:`CallerError` if another run has the entry, :class:`OSError` if the
         directory cannot be used.
         """
@@ -114,10 +114,10 @@ class Journal:
         return entry
 
     def prune(self) -> int:
-        """Forget what is too old or too much; how many entries that were."""
+        """Remove entries that are too old or too many. Return how many were removed."""
         found: list[tuple[float, Path]] = []
         for path in self.directory.glob("*" + _SUFFIX):
-            with suppress(OSError):  # another run has just finished it
+            with suppress(OSError):  # another run has just removed it
                 found.append((path.stat().st_mtime, path))
         found.sort()
         oldest = self._wall_clock() - self._max_age
@@ -133,7 +133,7 @@ class Journal:
 
 
 def _default_directory() -> Path:
-    """Raises :class:`CallerError` if the user has no home directory."""
+    """Return the default directory. Raises :class:`CallerError` without a home directory."""
     try:
         directory = platformdirs.user_state_path("trioresume") / "uploads"
         if directory.is_absolute():
@@ -144,7 +144,7 @@ def _default_directory() -> Path:
 
 
 class JournalEntry:
-    """One upload's memory. Keep it until the upload is over, then :meth:`close` it."""
+    """One upload's entry. Hold it until the upload is over, then :meth:`close` it."""
 
     def __init__(
         self,
@@ -155,17 +155,17 @@ class JournalEntry:
         wall_clock: Callable[[], float],
     ) -> None:
         self.locations: Locations | None = None
-        """What an earlier run was offered; None to begin from the start."""
+        """The locations that an earlier run was offered; None to begin from the start."""
         self.dialect: Dialect | None = None
-        """The one that an earlier run began it in."""
+        """The dialect in which an earlier run began the upload."""
         self.all_sent = False
-        """Whether all content was handed over, so that it may have been processed."""
+        """Whether all content was sent, so that the target may have processed it."""
         self.size = identity.size
-        """The content's length, as the run that began it took it."""
+        """The content's length when the upload began."""
         self.doubt: Proof | None = None
-        """What the file has to begin with, as it is not surely the same as it was."""
+        """The bytes with which the file must begin, because it may have changed."""
         self.is_stale = False
-        """Whether what is remembered is of another file than the one that is there now."""
+        """Whether the entry belongs to another version of the file."""
         self._path = path
         self._lock: int | None = lock
         self._key = key
@@ -174,7 +174,7 @@ class JournalEntry:
         self._created = wall_clock()
 
     def load(self, oldest: float) -> None:
-        """Read what is there; a file that cannot be understood counts as none."""
+        """Read the entry's file. A file that cannot be understood counts as none."""
         try:
             with self._path.open("rb") as file:
                 record = msgpack.unpackb(file.read(_MAX_ENTRY_BYTES))
@@ -184,7 +184,7 @@ class JournalEntry:
             seed = record["v"] == _SEED_ONLY
             dialect = SEED if seed else dialect_named(record["dialect"])
             if dialect is None:
-                return  # of a later version of this program
+                return  # written by a later version of this program
             told = self._describe()
             if record["v"] != VERSION:
                 del told["ctime_ns"], told["device"]
@@ -210,7 +210,7 @@ class JournalEntry:
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, msgpack.UnpackException):
-            # A damaged entry costs an upload from the start, no more.
+            # A damaged entry only means that the upload begins again.
             self.locations = self.dialect = None
             self.doubt, self.is_stale = None, False
 
@@ -229,7 +229,7 @@ class JournalEntry:
         }
 
     def trust(self) -> None:
-        """The file was found to begin with what was sent: go on, with its new dates."""
+        """Accept the file with its new dates: it begins with the bytes that were sent."""
         self._identity = replace(self._identity, size=self.size)
 
     def save(
@@ -240,7 +240,7 @@ class JournalEntry:
         dialect: Dialect = SEED,
         proof: Proof | None = None,
     ) -> None:
-        """Remember the operation; durable on return. Raises :class:`OSError`."""
+        """Save the operation, durably. Raises :class:`OSError`."""
         self.locations, self.all_sent, self.dialect = locations, all_sent, dialect
         record = {
             "v": VERSION,
@@ -257,21 +257,21 @@ class JournalEntry:
         _replace(self._path, msgpack.packb(record))
 
     def forget(self) -> None:
-        """The upload is over, or can never be resumed."""
+        """Remove the entry: the upload is over, or can never be resumed."""
         self.locations, self.all_sent, self.dialect = None, False, None
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let other runs have it. Idempotent."""
+        """Release the entry for other runs. Idempotent."""
         lock, self._lock = self._lock, None
         if lock is not None:
-            # Unlinked while it is still held: see _lock.
+            # Unlink the file while the lock is held: see _lock.
             self._path.with_suffix(".lock").unlink(missing_ok=True)
             os.close(lock)
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write *data* as *path*: durable, mode 0600, whole or not at all."""
+    """Write *data* to *path*: durably, with mode 0600, whole or not at all."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -291,13 +291,13 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _lock(path: Path) -> int:
-    """An exclusive lock by that name, as a descriptor that holds it until it is closed."""
+    """Take an exclusive lock on *path*. Closing the returned descriptor releases it."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last owner may have unlinked the file between our open and our lock;
-            # then this lock is on a file that nobody else will ever find.
+            # The last owner may have unlinked the file between open and flock. Then no
+            # other run can find the locked file, so try again.
             if _same_file(fd, path):
                 return fd
         except BlockingIOError as exc:

@@ -1,9 +1,9 @@
-"""Where a request goes, and where its resources may be.
+"""The URL of a request, and the locations of its resources.
 
-A location that a server offers is a URI reference, resolved against the request's
-URI (R4). It is followed only within the request's own origin (RFC 9110, section
-4.3.1): requests to it carry the user's credentials and content, and one forged
-field must not send those to somebody else.
+A server offers a location as a URI reference, which is resolved against the request's
+URI (R4). The client follows it only within the request's own origin (RFC 9110, section
+4.3.1). Requests to it carry the user's credentials and content, and a forged field must
+not send those to another server.
 
 Statement numbers such as R4 are defined in docs/supported-protocols.md.
 """
@@ -23,15 +23,15 @@ __all__ = ["Locations", "Origin", "Url"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# What may stand unescaped in a path or a query (RFC 3986, sections 3.3 and 3.4), and
-# the per cent sign, since what is escaped already must stay as it is.
+# The characters that may stand unescaped in a path or a query (RFC 3986, sections 3.3
+# and 3.4), and the per cent sign, because an existing escape must not change.
 _PATH_SAFE = "/:@!$&'()*+,;=~%"
 _QUERY_SAFE = _PATH_SAFE + "?"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port, normalised: what must be equal to be trusted alike."""
+    """Scheme, host and port, normalised. URLs with equal origins get the same trust."""
 
     scheme: str
     host: str
@@ -39,7 +39,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """The value of ``Host``: the port only where it is not the scheme's own."""
+        """The value of ``Host``, with the port only if it is not the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.port == _DEFAULT_PORTS.get(self.scheme):
             return host
@@ -48,7 +48,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """An absolute http or https URI, split as a request needs it."""
+    """An absolute http or https URI, split into the parts that a request needs."""
 
     origin: Origin
     target: str
@@ -56,9 +56,9 @@ class Url:
 
     @classmethod
     def parse(cls, text: str) -> Url:
-        """Raises :class:`CallerError` for anything but an http or https URI with a host.
+        """Parse *text*. Raises :class:`CallerError` unless it is an http(s) URI with a host.
 
-        Credentials in the URI are refused: they leak into logs and journals.
+        Credentials in the URI are refused, because they leak into logs and journals.
         """
         try:
             parts = urlsplit(text)
@@ -83,7 +83,7 @@ class Url:
         return cls(origin, target)
 
     def resolve(self, reference: str) -> Url | None:
-        """*reference* against this URI; None if it is no URI of the same origin."""
+        """Resolve *reference* against this URI; None if the result has another origin."""
         try:
             url = Url.parse(urljoin(str(self), reference))
         except (CallerError, ValueError):
@@ -96,20 +96,20 @@ class Url:
 
 @dataclass(frozen=True, slots=True)
 class Locations:
-    """The three resources of an operation (R1), as far as they were offered."""
+    """The resources of an operation (R1); None if one was not offered."""
 
     content: Url | None = None
-    """``Request-Content-Location``: how much arrived, and where the rest goes."""
+    """``Request-Content-Location``: says how much arrived, and takes the rest."""
     message: Url | None = None
-    """``Response-Message-Location``: the final response, again."""
+    """``Response-Message-Location``: repeats the final response."""
     result: Url | None = None
-    """``Content-Location``: the content of the final response, for Range."""
+    """``Content-Location``: the content of the final response, for Range requests."""
 
     @classmethod
     def offered(cls, base: Url, fields: Fields) -> Locations | None:
-        """What a 100's *fields* offer; None for a 100 that offers no way to resume.
+        """Return what a 100's *fields* offer; None if they offer no way to resume.
 
-        ``Content-Location`` alone is no offer: anyone may send that field.
+        ``Content-Location`` alone is no offer, because any server may send that field.
         """
         found = [
             None if (value := fields.get(name)) is None else base.resolve(value)

@@ -1,20 +1,20 @@
-"""Which answers show that they come from the server (promise 13 of the design).
+"""Decide which answers come from the server, and not from a network in between.
 
-Between a client and its server there may be a network that answers in the server's place:
-the captive portal of a hotel or a train, a company's filter. It answers any method on any
-URL, with a page and 200, with an empty 204, or with a redirect to its own page. None of
-these may count as "stored".
+A network between client and server may answer in the server's place: the captive portal
+of a hotel or a train, or a company's filter. It answers any method on any URL with a
+page and 200, with an empty 204, or with a redirect to its own page. None of these
+answers may count as "stored".
 
-An answer is believed for one of these reasons:
+The client believes an answer for one of these reasons:
 
-* It carries a field that only a server of one of the protocols sends: :func:`has_mark`.
+* It has a field that only a server of one of the protocols sends: :func:`has_mark`.
 * An interim response with such a field came before it, in the same exchange.
-* It answers a plain request, all of whose content was sent, in a way that RFC 9110
-  reserves for a server that stored it: see :func:`plain_verdict`.
+* It answers a plain request after all content was sent, in a way that RFC 9110 reserves
+  for a server that stored it: see :func:`plain_verdict`.
 
-All other answers of success, all redirects, 511, and pages in HTML that answer a request to
-an upload's own resources are taken for the network's: see :func:`is_foreign`. The client then
-keeps the upload and tries again later.
+All other answers of success, all redirects and 511 count as the network's. So do HTML
+pages in answer to a request to an upload's own resources: see :func:`is_foreign`. The
+client then keeps the upload and tries again later.
 """
 
 from __future__ import annotations
@@ -58,27 +58,27 @@ _MARKS = frozenset(
 _PAGES = frozenset({"text/html", "application/xhtml+xml"})
 
 _NETWORK_AUTHENTICATION_REQUIRED = 511
-"""RFC 6585, section 6: made for captive portals."""
+"""RFC 6585, section 6: the status for captive portals."""
 
 _TELLS_METHODS_APART = frozenset({401, 403, 405, 501})
-"""Answers to HEAD of a server that may well have stored what it was sent."""
+"""Answers to HEAD from a server that may still have stored the content."""
 
 
 def has_mark(fields: Fields) -> bool:
-    """Whether *fields* are those of a server that speaks one of the protocols."""
+    """Whether *fields* come from a server that speaks one of the protocols."""
     if any(name in _MARKS for name, _ in fields):
         return True
     return "resume" in (fields.get("preference-applied") or "").lower()
 
 
 def is_page(answer: Answer) -> bool:
-    """Whether the content of *answer* is a page for people."""
+    """Whether the content of *answer* is an HTML page."""
     media_type = parse_media_type(answer.fields.get("content-type") or "")
     return media_type is not None and media_type.essence in _PAGES
 
 
 def is_diverted(answer: Answer) -> bool:
-    """Whether *answer* sends the client somewhere else, as portals do."""
+    """Whether *answer* redirects the client, as portals do."""
     if has_mark(answer.fields):
         return False
     redirected = 300 <= answer.status <= 399 and answer.status != 304
@@ -86,10 +86,10 @@ def is_diverted(answer: Answer) -> bool:
 
 
 def is_foreign(answer: Answer, *, vouched: bool = False) -> bool:
-    """Whether *answer* to a request for an upload's resource cannot be the server's.
+    """Whether *answer*, to a request for an upload's resource, is not the server's.
 
-    *vouched* says that a marked interim response came before it. A status of refusal
-    without a page is the server's: it may well refuse without a mark.
+    *vouched* says that a marked interim response came before it. A refusal without a
+    page counts as the server's, because servers also refuse without a mark.
     """
     if vouched or has_mark(answer.fields):
         return False
@@ -97,9 +97,9 @@ def is_foreign(answer: Answer, *, vouched: bool = False) -> bool:
 
 
 def may_be_foreign(answer: Answer) -> bool:
-    """Whether *answer* ends a request in a way that says nothing of the upload.
+    """Whether *answer* ends a request but says nothing about the upload.
 
-    It may come from the network, or refuse the credentials. The upload is worth keeping.
+    It may come from the network or refuse the credentials. The upload is kept.
     """
     if has_mark(answer.fields) or answer.ok:
         return False
@@ -111,32 +111,32 @@ def may_be_foreign(answer: Answer) -> bool:
 
 
 class Verdict(Enum):
-    """What an unmarked answer of success to a plain request says."""
+    """What an unmarked answer of success to a plain request shows."""
 
     STORED = auto()
     """The server has the content."""
     ASK = auto()
-    """Perhaps; a HEAD on the URL will tell."""
+    """The server may have the content. A HEAD on the URL will show it."""
     DOUBTFUL = auto()
     """Nothing shows that the server has the content."""
 
 
 def stores_content(method: str, length: int | None) -> bool:
-    """Whether success of such a request means that content is stored."""
+    """Whether the success of such a request means that content is stored."""
     return method in ("PATCH", "POST", "PUT") or length != 0
 
 
 def plain_verdict(
     method: str, answer: Answer, sent: Sent, length: int | None
 ) -> Verdict:
-    """What *answer*, unmarked and of success, says of a plain request's content.
+    """Return what an unmarked *answer* of success says about a plain request's content.
 
-    A server that answers before it has all the content cannot have stored it. After that:
+    A server that answers before it has all content cannot have stored it. Otherwise:
 
-    * 201 with ``Location`` says what was created (RFC 9110, section 15.3.2);
+    * a 201 with ``Location`` says what was created (RFC 9110, section 15.3.2);
     * a validator in the answer to a PUT says that the content was stored as it came
       ("MUST NOT send a validator … unless", RFC 9110, section 9.3.4);
-    * any other success of a PUT can be checked: the content is at the URL now.
+    * any other success of a PUT can be checked, because the content is at the URL now.
     """
     if sent is not Sent.ALL and length != 0:
         return Verdict.DOUBTFUL
@@ -148,7 +148,7 @@ def plain_verdict(
 
 
 def confirms(answer: Answer, length: int | None) -> bool:
-    """Whether *answer* to a HEAD shows content of *length* bytes, stored a moment ago."""
+    """Whether the *answer* to a HEAD shows content of *length* bytes, just stored."""
     if has_mark(answer.fields) and answer.ok:
         return True
     if answer.status in _TELLS_METHODS_APART:

@@ -1,4 +1,4 @@
-"""What a caller of the client sees: responses and progress."""
+"""The values that a caller of the client gets: responses and progress."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ __all__ = ["ClientResponse", "Progress"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientResponse:
-    """The final response to a request, on whichever way it came in the end."""
+    """The final response to a request, over whatever number of connections it came."""
 
     status: int
     headers: Fields
     body: bytes
-    """The content; empty when it went to a file (see *saved_to*)."""
+    """The content; empty if it went to a file (see *saved_to*)."""
     saved_to: Path | None = None
-    """Where the content was saved, if that was asked for and the status is 2xx."""
+    """The file with the content, if the caller asked for it and the status is 2xx."""
     url: str
-    """The request's URL, against which ``Location`` resolves."""
+    """The request's URL. ``Location`` is relative to it."""
     attempts: int
-    """How often the content was sent, or sent on after a cut; 1 if nothing went wrong."""
+    """How often the client began or continued to send the content; 1 if nothing failed."""
     bytes_resent: int
     """Content bytes that were sent more than once."""
     protocol: str = "plain"
-    """What the upload was made in: ``seed``, ``rufh`` or ``tus``; ``plain`` if the server
-    offered no way to resume."""
+    """The upload's protocol: ``seed``, ``rufh`` or ``tus``; ``plain`` without a way to resume."""
 
     @property
     def ok(self) -> bool:
-        """Whether the status is one of success, 200 to 299."""
+        """Whether the status means success: 200 to 299."""
         return 200 <= self.status <= 299
 
 
@@ -41,17 +40,20 @@ class Progress:
     """How far an upload is."""
 
     sent: int
-    """Where in the content the current attempt is, in bytes; falls when it must resend."""
+    """The current attempt's position in the content, in bytes. It falls when bytes are
+    sent again.
+    """
     acknowledged: int
-    """Bytes that the server said it has, safely."""
+    """How many bytes the server has, durably, by its own statement."""
     total: int | None
-    """Length of the content; None while it is not known."""
+    """The length of the content in bytes; None while it is not known."""
     attempt: int
-    """Counts from 1; rises each time the content is sent on after a cut."""
+    """The number of the attempt, from 1 on. It rises each time sending continues after a cut."""
     transferred: int = 0
-    """Content bytes handed to the connection by this call, those that were sent again
-    included, and without what an earlier run had sent: a rate is made of these."""
+    """The content bytes that this call handed to the connection, with repeated ones and
+    without those of an earlier run. Compute a rate from these.
+    """
     trouble: str | None = None
-    """Why nothing gets through at present, such as ``connection refused``; else None."""
+    """Why nothing gets through now, such as ``connection refused``; None if all is well."""
     retry_in: float | None = None
-    """Seconds until the next try, if it waits for one."""
+    """Seconds until the next attempt, if the client waits for it."""

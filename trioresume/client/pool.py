@@ -1,4 +1,4 @@
-"""Connections that are kept for the next request to the same origin."""
+"""Keeps connections for the next request to the same origin."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_IDLE_PER_ORIGIN = 8
 
 
 class Pool:
-    """Idle connections, the most recently used first, a few for each origin."""
+    """Idle connections: a few for each origin, the most recently used first."""
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
@@ -26,10 +26,10 @@ class Pool:
 
     @asynccontextmanager
     async def link(self, origin: Origin) -> AsyncIterator[Link]:
-        """A connection for one exchange; kept afterwards if it can serve another.
+        """Provide a connection for one exchange, and keep it if it can serve another.
 
-        Raises :class:`OSError` if none can be made. A block that is left by an
-        exception, cancellation included, closes the connection.
+        Raises :class:`OSError` if no connection can be made. An exception in the block,
+        also cancellation, closes the connection.
         """
         link = await self._take(origin)
         keep = False
@@ -57,7 +57,7 @@ class Pool:
         return not self._closed and len(self._idle[origin]) < MAX_IDLE_PER_ORIGIN
 
     async def aclose(self) -> None:
-        """Close what is idle, and whatever is in use as soon as it is given back."""
+        """Close idle connections now, and those in use as soon as they are given back."""
         self._closed = True
         links = [link for idle in self._idle.values() for link in idle]
         self._idle.clear()

@@ -1,4 +1,4 @@
-"""From an action to the request that performs it.
+"""Makes the request that performs an action.
 
 Statement numbers such as R35 are defined in docs/supported-protocols.md.
 """
@@ -39,7 +39,7 @@ __all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
 
 HeaderInput = Fields | Mapping[str, str] | Iterable[tuple[str, str]]
 
-# Whoever sets these changes the framing that this client is responsible for.
+# These fields change the framing, for which the client is responsible.
 _RESERVED = (
     "connection",
     "content-length",
@@ -51,20 +51,20 @@ _RESERVED = (
     "upgrade",
 )
 
-# What proves who is asking goes to the operation's resources as well (R35).
+# Credentials also go to the operation's resources (R35).
 _CREDENTIALS = ("authorization", "cookie")
 
 # RFC 10036: a proxy forwards the content as it comes, instead of collecting it first.
-# Without that nothing arrives of an upload that is cut, and there is nothing to resume.
+# Otherwise nothing of an upload that is cut reaches the server.
 _INCREMENTAL = {"incremental": "?1"}
 
-# Methods for which a request without content says so (RFC 9110, section 8.6).
+# With these methods a request without content says so (RFC 9110, section 8.6).
 _METHODS_WITH_CONTENT = ("PATCH", "POST", "PUT")
 
 
 @dataclass(frozen=True, slots=True)
 class WireRequest:
-    """A request as it goes on the wire."""
+    """A request in the form in which it is sent."""
 
     url: Url
     head: h11.Request
@@ -72,12 +72,12 @@ class WireRequest:
 
 
 class RequestBuilder:
-    """Makes every request that one transfer needs.
+    """Makes all requests of one transfer.
 
-    *choice* says in which dialect. *headers* are those of the request itself, *standing*
-    go with every request, also those to the operation's resources. *wait* is the ``Prefer: wait`` of requests for
-    the response message, in seconds. Raises :class:`CallerError` for header fields
-    that cannot be sent or are the client's own business.
+    *choice* has the dialect. *headers* are the fields of the request itself. *standing*
+    are fields of every request, also of those to the operation's resources. *wait* is
+    the ``Prefer: wait`` of requests for the response message, in seconds. Raises
+    :class:`CallerError` for fields that cannot be sent or that the client sets itself.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class RequestBuilder:
         for name in _RESERVED:
             if name in own or name in standing:
                 raise CallerError(f"the field {name!r} is set by the client itself")
-        # The request's own word counts where both speak, except that one name may
-        # well have several lines.
+        # A field of the request replaces the standing field of that name. In the
+        # request itself a name may have several lines.
         self._own = own.plus(standing.without(*(name for name, _ in own)))
         credentials = [line for line in own if line[0] in _CREDENTIALS]
         self._standing = standing.without(*_CREDENTIALS).plus(credentials)
@@ -109,7 +109,7 @@ class RequestBuilder:
             self._standing = standing
 
     def build(self, action: WireAction) -> WireRequest:
-        """The request that performs *action*."""
+        """Return the request that performs *action*."""
         match action:
             case Send():
                 return self._send(action)
@@ -133,12 +133,12 @@ class RequestBuilder:
                 return self._resource("GET", url, wish)
 
     def cancel(self, url: Url, dialect: Dialect | None = None) -> WireRequest:
-        """``DELETE`` an upload that cannot become whole any more (R25, C14, D7)."""
+        """Return the ``DELETE`` of an upload that cannot become whole any more (R25, C14, D7)."""
         words = (dialect or self._choice.dialect).query()
         return self._resource("DELETE", url, words)
 
     def release(self, url: Url) -> WireRequest:
-        """``DELETE`` the response message: it was consumed (R29)."""
+        """Return the ``DELETE`` of a response message that was read (R29)."""
         return self._resource("DELETE", url, {})
 
     def _resource(
@@ -148,21 +148,23 @@ class RequestBuilder:
 
     @property
     def _acknowledge(self) -> bool:
-        # Only content that cannot be read twice gains from acknowledgements, and they
-        # cost the server a sync each.
+        # Acknowledgements only help with content that cannot be read twice, and each
+        # costs the server a sync.
         return self._source.window is not None
 
     def _begin(self, *, whole: bool) -> Fields:
         own = self._own
         if self._source.length != 0 and "want-repr-digest" not in own:
-            # So that the client can tell whether what is stored is what it sent.
+            # With the digest the client can check that the server stored what was sent.
             own = own.plus({"want-repr-digest": "sha-256=10"})
         return self._choice.dialect.begin(
             own, self._source.length, whole=whole, acknowledge=self._acknowledge
         )
 
     def _incremental(self, fields: Fields) -> Fields:
-        """*fields* of a request with content, which a proxy is to forward as it comes."""
+        """Return *fields* of a request with content, with the wish that proxies forward
+        it as it comes.
+        """
         dialect = self._choice.dialect
         if dialect is PLAIN or not self._choice.incremental or "incremental" in fields:
             return fields
@@ -199,7 +201,8 @@ class RequestBuilder:
             fields = self._incremental(fields)
         prefix = words.prefix
         fields = fields.plus(_framing(None if size is None else len(prefix) + size))
-        # What ends with the source is not cut off before it: see FileSource.pieces().
+        # The last append reads the source to its end, because FileSource.pieces()
+        # checks there that the file did not change.
         limit = None if action.completes else size
         head = _head("PATCH", action.url, fields)
         outgoing = Outgoing(self._source, range_.start, prefix, limit)

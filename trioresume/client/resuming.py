@@ -1,4 +1,6 @@
-"""What follows the offer: ask, append, get the answer. See :mod:`~.transfer` for the rules.
+"""The steps after the offer: ask, append, get the answer.
+
+:mod:`~trioresume.client.transfer` has the rules.
 
 Statement numbers such as B1 are defined in docs/supported-protocols.md.
 """
@@ -39,101 +41,103 @@ __all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Resuming"]
 IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 """RFC 9110, section 9.2.2."""
 
-# How a server answers a part that says nothing that it knows of where it belongs (B1, B13).
+# The answers of a server that does not understand where a part belongs (B1, B13).
 _RANGE_REFUSED = frozenset({400, 422})
-# How often a page that says 404 or 410 is doubted before it is believed: a portal's
-# server has no other page for the address of an upload.
+# How many HTML pages with 404 or 410 are doubted before one is believed. A portal may
+# answer an upload's address with such a page.
 _DOUBTED_PAGES = 3
 
-# Seconds until a server is asked again that answers 202 and does not say when.
+# Seconds until the next question after a 202 without Retry-After.
 _DEFAULT_RETRY_AFTER = 1.0
 
 
 class ContentFacts(Protocol):
-    """What decisions need to know of the request's content, at the time."""
+    """The facts about the request's content that decisions need."""
 
     @property
     def length(self) -> int | None:
-        """None while it is not known, for content that is produced as it goes."""
+        """The length in bytes; None while it is not known, for content that is produced
+        while it is sent.
+        """
         ...
 
     @property
     def window(self) -> int | None:
-        """The most bytes that can be sent again; None if all can."""
+        """The most bytes that can be sent again; None if all bytes can."""
         ...
 
     def can_start_at(self, offset: int) -> bool:
-        """Whether the bytes from *offset* on can (still) be sent."""
+        """Whether the bytes from *offset* on can be sent (still, or again)."""
         ...
 
     def at_hand(self, offset: int) -> int:
-        """How many bytes from *offset* on can be sent without waiting for more."""
+        """Return how many bytes from *offset* on can be sent without waiting."""
         ...
 
 
 @dataclass(eq=False, kw_only=True)
 class Resuming(ABC):
-    """The state of a transfer, and its decisions once there was an offer."""
+    """The state of a transfer, and its decisions after the offer."""
 
     method: str
     content: ContentFacts
     budget: RetryBudget
     choice: Choice
     locations: Locations | None = None
-    """The offer; given at the start to go on with what an earlier run began."""
+    """The offer. It is given at the start to continue an earlier run's upload."""
     proven: int | None = None
-    """How many bytes of an earlier run's are known to be this file's; None for all."""
+    """How many bytes of an earlier run are known to be this file's; None means all."""
     all_sent: bool = False
-    """Whether everything was handed over once, so that it may have been processed."""
+    """Whether all content was sent once, so that the target may have processed it."""
     retry_unsafe: bool = False
     declared_length: bool = True
-    """Whether the server was told the length, so that the offset shows the end."""
+    """Whether the server knows the length, so that the offset shows the end."""
     max_restarts: int = 3
     acknowledged: int = 0
-    """The most that the server ever said it has."""
+    """The highest offset that the server ever stated."""
     append_limit: int | None = None
-    """The most content that the server takes in one append, if it has a limit."""
+    """The most bytes that the server takes in one append, if it has a limit."""
     _restarts: int = 0
     _bare: int = 0
-    """The highest offset of those that came without a mark."""
+    """The highest offset in answers without a mark."""
     _pages: int = 0
-    """How many pages in a row said that the upload is gone."""
+    """How many HTML pages in a row said that the upload is gone."""
     _answer: Answer | None = None
     _settled: Answer | None = None
-    """The answer that said that the upload is complete."""
+    """The answer that says that the upload is complete."""
 
     @property
     def dialect(self) -> Dialect:
-        """The one that is spoken now."""
+        """The dialect of the next request."""
         return self.choice.dialect
 
     @property
     def protocol(self) -> str:
-        """What the upload is made in; plain while there is no way to resume it."""
+        """The upload's protocol; ``plain`` while there is no way to resume it."""
         return "plain" if self.locations is None else self.dialect.protocol
 
     @property
     @abstractmethod
     def _first(self) -> Action:
-        """What begins the request."""
+        """The first action."""
 
-    # What is learnt in the middle of an action.
+    # What the client learns during an action.
 
     def note_offer(self, locations: Locations) -> None:
-        """The upload is at *locations* (R1, C2, D6)."""
+        """Note that the upload is at *locations* (R1, C2, D6)."""
         self.locations = locations
         if locations.content is not None:
             self.choice.settle()
         self.budget.note_progress()
 
     def note_offset(self, offset: int) -> None:
-        """The server says that it has *offset* bytes."""
+        """Note that the server says that it has *offset* bytes."""
         if offset > self.acknowledged:
             self.acknowledged = offset
             self.budget.note_progress()
 
     def note_fields(self, fields: Fields) -> None:
-        """What any response may tell: limits (C13)."""
+        """Note the limits that any response may state (C13)."""
         self.append_limit = self.dialect.append_limit(fields) or self.append_limit
 
     # Asking.
@@ -156,10 +160,10 @@ class Resuming(ABC):
         return self._go_on_from(offset, answer, outcome)
 
     def _is_foreign(self, outcome: Outcome, answer: Answer, *, gone: bool) -> bool:
-        """Whether *answer*, about the upload, is the network's and not the server's.
+        """Whether *answer*, about the upload, comes from the network and not the server.
 
-        A page that says that it is *gone* is doubted a few times, and then believed: some
-        servers say so with a page.
+        A page that says that the upload is *gone* is doubted a few times and then
+        believed, because some servers say so with a page.
         """
         if not is_foreign(answer, vouched=outcome.vouched):
             self._pages = 0
@@ -169,10 +173,10 @@ class Resuming(ABC):
         return not gone or self._pages <= _DOUBTED_PAGES
 
     def _is_bare_offset(self, answer: Answer, offset: int | None) -> bool:
-        """R12: the seed's own text has the offset in ``Content-Length`` and no mark.
+        """Whether *answer* has the offset in ``Content-Length`` and no mark, as in R12.
 
-        It is believed for as long as it contradicts nothing. What is done with it shows
-        in the next answer whether it was true.
+        It is believed as long as it contradicts nothing. The next answer shows whether
+        it was true.
         """
         if offset is None or is_page(answer) or not answer.ok:
             return False
@@ -180,7 +184,7 @@ class Resuming(ABC):
         return offset >= self.acknowledged and (length is None or offset <= length)
 
     def _check_length(self, answer: Answer) -> None:
-        """What the server says of the whole's length must be true."""
+        """Check the length of the whole that the server states."""
         stated = count_of(answer.fields.get("upload-length"))
         if stated is not None:
             self.declared_length = True
@@ -196,20 +200,20 @@ class Resuming(ABC):
     def _go_on_from(
         self, offset: int, answer: Answer, outcome: Outcome, delay: float = 0.0
     ) -> Next:
-        """The server has *offset* bytes, as *answer* says."""
+        """Decide what follows if the server has *offset* bytes, as *answer* says."""
         assert self.locations is not None
         if offset < self.acknowledged:
-            # C7: it never falls. Whatever this is, it is not progress: it costs budget.
+            # C7: an offset never falls. This is no progress, so it costs budget.
             again = self._resume_action(self.locations)
             delay = max(delay, self._later(again, outcome).delay)
         if has_mark(answer.fields):
             self.note_offset(offset)
         elif offset > self._bare:
-            # Enough to be patient, not enough to let go of bytes.
+            # This is enough to be patient, but not to drop bytes.
             self._bare = offset
             self.budget.note_progress()
         if self.proven is not None and offset > self.proven:
-            # What follows the bytes that were compared may be of another version.
+            # The bytes after the compared ones may be of another version of the file.
             return self._start_over(outcome)
         self.proven = None
         length = self.content.length
@@ -244,8 +248,8 @@ class Resuming(ABC):
         if length is None and self.dialect.acknowledges:
             return Append(url, ContentRange(offset, None, None))
         if length is None and window is not None:
-            # Without acknowledgements the bytes of a request cannot be let go before its
-            # end. One half goes while the other is produced.
+            # Without acknowledgements the bytes of a request stay in the window until
+            # its end. So one half is sent while the other is produced.
             return Gather(url, offset, self._limited(max(1, window // 2)))
         return self._append(url, offset, self._limited(self.content.at_hand(offset)))
 
@@ -253,11 +257,11 @@ class Resuming(ABC):
         return min(size, self.append_limit or size)
 
     def _append(self, url: Url, offset: int, size: int) -> Append:
-        """The *size* bytes from *offset* on, which are at hand."""
+        """Return the append of *size* bytes from *offset* on, which are at hand."""
         length = self.content.length
         declares = not self.declared_length
         if size == 0:
-            # Nothing is left to send; only the end is left to tell (B3, R18).
+            # No content is left; the append only states the end (B3, R18).
             return Append(url, ContentRange(None, None, length), declares=declares)
         stop = offset + size
         range_ = ContentRange(offset, stop - 1, length)
@@ -276,12 +280,13 @@ class Resuming(ABC):
             return self._deliver(outcome, answer)
         gone = answer.status in self.dialect.gone
         if self._is_foreign(outcome, answer, gone=gone):
-            # If it was the server's after all, the length was told: the offset will show.
+            # If the answer came from the server after all, it knows the length now. The
+            # offset will show it.
             told_length = answer.ok and action.range.total is not None
             self.declared_length = self.declared_length or told_length
             return self._later(self._resume_action(self.locations), outcome)
         if self._settled is not None and not answer.ok:
-            # It was only repeated, for a response that is not given twice.
+            # The append was only a repetition, for a response that the server does not repeat.
             return Next(Finish(self._settled, bare=True))
         if gone:
             return self._start_over(outcome)
@@ -308,13 +313,13 @@ class Resuming(ABC):
         return self._deliver(outcome, answer)
 
     def _after_incomplete(self, outcome: Outcome, answer: Answer) -> Next:
-        """What was sent has arrived, but the server does not take it for all (R17)."""
+        """Decide what follows if the content arrived and the upload is incomplete (R17)."""
         assert self.locations is not None
         before = self.acknowledged
         offset = self.dialect.offset(answer.fields)
         if offset is None:
             return self._later(self._resume_action(self.locations), outcome)
-        # A server that answers so again and again, and never completes, costs budget.
+        # A server that answers so again and again, without progress, costs budget.
         delay = 0.0
         if offset <= before and not self._is_complete(offset, answer):
             delay = self._later(self._resume_action(self.locations), outcome).delay
@@ -325,7 +330,7 @@ class Resuming(ABC):
     def _after_all(
         self, offset: int, answer: Answer, outcome: Outcome, delay: float
     ) -> Next:
-        """The upload is complete, as *answer* says; the final response is not here."""
+        """Get the final response of an upload that is complete, as *answer* says."""
         assert self.locations is not None
         if self.dialect.settles:
             self._settled = self._located(answer)
@@ -342,7 +347,7 @@ class Resuming(ABC):
         ) from outcome.cause
 
     def _located(self, answer: Answer) -> Answer:
-        """*answer*, with the upload's own location if it has none."""
+        """Return *answer*, with the upload's own location if it has none."""
         assert self.locations is not None
         if "location" in answer.fields or self.locations.content is None:
             return answer
@@ -365,7 +370,7 @@ class Resuming(ABC):
             if outcome.state == "receiving":
                 self.declared_length = False
                 return self._later(self._resume_action(self.locations), outcome)
-            # A server that processes is alive: patience for it is not for failures.
+            # A server that processes is alive, so waiting for it costs no budget.
             self.budget.note_progress()
             delay = answer.retry_after(outcome.wall_time)
             return Next(action, _DEFAULT_RETRY_AFTER if delay is None else delay)
@@ -389,7 +394,7 @@ class Resuming(ABC):
         if answer.status == 416 and outcome.received == length:
             return Next(Finish(final))
         if answer.status in (404, 410, 412, 416):
-            # Charged: we could be sent in circles.
+            # This costs budget, because the server could send the client in circles.
             self._later(action, outcome)
             return self._fetch_message(self.locations.message, outcome)
         raise self._unexpected("for the rest of the response", answer)
@@ -403,9 +408,9 @@ class Resuming(ABC):
         return Next(FetchMessage(url))
 
     def _deliver(self, outcome: Outcome, answer: Answer) -> Next:
-        """*answer* is the final response; fetch what its content lacks (R28)."""
+        """Finish with the final response *answer*; fetch the rest of its content (R28)."""
         if self.dialect.settles and self.locations is not None and answer.ok:
-            # Not the target's word, so it may as well say where the upload is.
+            # This answer is not the target's, so it can also say where the upload is.
             own = outcome.state != "message" and not self.dialect.recorded(answer)
             answer = self._located(answer) if own else answer
         if self.locations is not None and self.locations.content is not None:
@@ -416,7 +421,7 @@ class Resuming(ABC):
         return self._later(self._completing(outcome, answer), outcome)
 
     def _completing(self, outcome: Outcome, answer: Answer) -> Action:
-        """What gets the rest of a response whose content was cut."""
+        """Return the action that gets the rest of a response whose content was cut."""
         if self.locations is not None:
             if self.locations.result is not None:
                 tag = answer.strong_etag
@@ -434,14 +439,14 @@ class Resuming(ABC):
             ) from outcome.cause
         return self._first
 
-    # Where several rows meet.
+    # Steps that several rows of the table share.
 
     @property
     def _repeatable(self) -> bool:
         return self.retry_unsafe or self.method in IDEMPOTENT_METHODS
 
     def _resume_action(self, locations: Locations) -> Action:
-        """After a cut: ask how much arrived, or for the answer if nothing was to."""
+        """Return the action after a cut: ask how much arrived; without content, get the answer."""
         if locations.message is not None and self.content.length == 0:
             return FetchMessage(locations.message)
         if locations.content is None:
@@ -449,7 +454,7 @@ class Resuming(ABC):
         return AskOffset(locations.content)
 
     def _start_over(self, outcome: Outcome) -> Next:
-        """The server forgot the operation: send everything again, if that is safe."""
+        """Send everything again, if that is safe: the server forgot the operation."""
         if outcome.answer is not None and is_page(outcome.answer) and self.all_sent:
             raise self._doubtful(outcome.answer)
         if self.all_sent and not self._repeatable:
@@ -476,7 +481,7 @@ class Resuming(ABC):
         return self._later(self._first, outcome)
 
     def _later(self, action: Action, outcome: Outcome) -> Next:
-        """*action* after a delay; raises :class:`TransferFailed` when there is none left."""
+        """Return *action* after a delay. Raises :class:`TransferFailed` without budget."""
         answer = outcome.answer
         wish = None if answer is None else answer.retry_after(outcome.wall_time)
         delay = self.budget.delay(outcome.now, wish)
@@ -490,7 +495,7 @@ class Resuming(ABC):
         return Next(action, delay)
 
     def _doubtful(self, answer: Answer) -> TransferFailed:
-        """The error for an answer that may be a portal's."""
+        """Return the error for an answer that may come from a portal."""
         return TransferFailed(
             f"the answer {answer} does not show that the server has stored the content;"
             " it may be the page of a network that wants a login",

@@ -1,14 +1,13 @@
 """When to try again, and when to stop: backoff with jitter, under a budget.
 
-The budget counts *failures without progress*. An upload of a terabyte over a link
-that breaks every minute never uses it up, as long as each connection gets some new
-bytes through; a server that stays away uses it up soon. The clock starts with the
-first failure after progress, so that an hour of undisturbed sending does not count
-against the failure that ends it.
+The budget counts *failures without progress*. An upload of a terabyte over a link that
+breaks every minute never uses it up, as long as each connection gets some new bytes
+through. A server that stays away uses it up soon. The clock starts with the first
+failure after progress, so an hour of undisturbed sending does not count.
 
-Jitter is full: a delay is drawn evenly between nothing and the exponential bound.
-Many clients that a restarting server cut at the same instant then come back spread
-out, which equal delays would not do.
+Jitter is full: a delay is drawn evenly between zero and the exponential bound. If a
+restarting server cuts many clients at the same instant, they come back at different
+times. With equal delays they would come back together.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ __all__ = ["RetryBudget", "RetryPolicy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How patient a client is. Times are in seconds."""
+    """How patient the client is. Times are in seconds."""
 
     attempts: int = 20
-    """Most consecutive failures without progress."""
+    """The most consecutive failures without progress."""
     seconds: float = 300.0
-    """Longest time from the first failure without progress to the last try."""
+    """The longest time from the first failure without progress to the last attempt."""
     first_delay: float = 0.2
-    """Bound of the first delay; it doubles with each further failure."""
+    """The bound of the first delay. It doubles with each further failure."""
     longest_delay: float = 20.0
-    """Bound of every delay, except one that a server asks for with Retry-After."""
+    """The bound of every delay, except one that a server asks for with Retry-After."""
     restarts: int = 3
-    """How often one request may start over because the server forgot it."""
+    """How often one request may begin again because the server forgot it."""
 
     def __post_init__(self) -> None:
         if self.attempts < 0 or self.seconds < 0 or self.restarts < 0:
@@ -47,9 +46,9 @@ class RetryPolicy:
 
 
 class RetryBudget:
-    """What is left of a :class:`RetryPolicy` for one request.
+    """The rest of a :class:`RetryPolicy` for one request.
 
-    *draw* gives a random number from 0 up to 1; times are on any monotonic clock.
+    *draw* returns a random number from 0 up to 1. Times are on any monotonic clock.
     """
 
     def __init__(self, policy: RetryPolicy, draw: Callable[[], float]) -> None:
@@ -59,15 +58,15 @@ class RetryBudget:
         self._failing_since: float | None = None
 
     def note_progress(self) -> None:
-        """Something got through: count from zero again."""
+        """Note progress: count failures from zero again."""
         self._failures = 0
         self._failing_since = None
 
     def delay(self, now: float, retry_after: float | None = None) -> float | None:
-        """Seconds to wait after a failure at *now*; None if the budget is used up.
+        """Return the seconds to wait after a failure at *now*; None if the budget is used up.
 
-        *retry_after* is the server's wish. It is a lower bound, so a wish beyond the
-        budget ends it: trying earlier would be refused again.
+        *retry_after* is the server's wish and a lower bound. A wish beyond the budget
+        uses it up, because the server would refuse an earlier attempt again.
         """
         policy = self._policy
         if self._failing_since is None:
@@ -76,7 +75,7 @@ class RetryBudget:
         self._failures += 1
         if self._failures > policy.attempts or left <= 0:
             return None
-        # 1 << 40 is beyond every bound and still a small number.
+        # 1 << 40 is beyond every bound, and still a small number to compute with.
         bound = policy.first_delay * (1 << min(self._failures - 1, 40))
         drawn = self._draw() * min(bound, policy.longest_delay)
         if retry_after is None:

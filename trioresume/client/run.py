@@ -1,4 +1,4 @@
-"""One call of :meth:`Client.request`: performs the actions that a transfer decides on.
+"""One call of :meth:`Client.request`: performs the transfer's actions.
 
 Statement numbers such as R5 are defined in docs/supported-protocols.md.
 """
@@ -64,24 +64,24 @@ logger = logging.getLogger("trioresume.client")
 
 PROGRESS_INTERVAL_SECONDS = 0.1
 DISCOVERY_SECONDS = 5.0
-"""How long content waits for a server to say what it speaks."""
+"""How long content waits for the server's answer to OPTIONS."""
 _DISCOVERY_PAUSES = (0.1, 0.4)
-"""Seconds between the attempts to have it say so, for links that are cut."""
+"""Seconds between attempts to ask, for links that are cut."""
 RELEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds."""
+    """Timeouts in seconds."""
 
     idle: float
-    """How long nothing may move in either direction."""
+    """For how long nothing may move in either direction."""
     expect: float
-    """How long to wait for a 100 from a server that may not know of it."""
+    """How long to wait for a 100 from a server that may not know ``Expect``."""
 
 
 class Run(Observer):
-    """The asynchronous side of one transfer; it observes the exchanges it performs."""
+    """The asynchronous side of one transfer. It observes the exchanges that it performs."""
 
     def __init__(
         self,
@@ -112,17 +112,17 @@ class Run(Observer):
         self._action: Action = Send()
         self._attempts = 0
         self._interrupted = True
-        """Whether content that is sent now makes a new attempt."""
+        """Whether sending content now begins a new attempt."""
         self._vouched = False
-        """Whether an interim response of the present exchange had a protocol's mark."""
+        """Whether an interim response of the current exchange had a protocol's mark."""
         self._position = 0
         self._bytes_sent = 0
         self._reported_at = float("-inf")
         self._trouble: str | None = None
-        """Why nothing has got through since the last thing that did."""
+        """Why nothing gets through now; None if something did."""
 
     async def run(self) -> ClientResponse:
-        """Perform actions until the final response is whole."""
+        """Perform actions until the final response is complete, and return it."""
         try:
             self._action = self._transfer.begin()
             while not isinstance(self._action, Finish):
@@ -153,7 +153,7 @@ class Run(Observer):
     async def cancel_stale(
         self, locations: Locations | None, dialect: Dialect | None
     ) -> None:
-        """Have the server drop what an earlier run began with another version of the file."""
+        """Ask the server to drop an earlier run's upload of another version of the file."""
         if locations is not None and locations.content is not None:
             await self._ask_once(self._builder.cancel(locations.content, dialect))
 
@@ -187,9 +187,9 @@ class Run(Observer):
 
     @property
     def _patience(self) -> float:
-        """Seconds to wait for an offer."""
+        """For how many seconds to wait for an offer."""
         if self._transfer.choice.known_to_resume:
-            return self._timeouts.idle  # who offers always does (R5): no need to guess
+            return self._timeouts.idle  # a server that offers always does (R5)
         if self._transfer.choice.searching:
             return min(self._timeouts.expect, BARE_CONTINUE_SECONDS)
         return self._timeouts.expect
@@ -204,9 +204,9 @@ class Run(Observer):
             self._report(force=True)
 
     def _carried(self, action: WireAction, exchange: Exchange) -> Sent:
-        """How much of the content went with *exchange*."""
+        """Return how much of the content went with *exchange*."""
         if isinstance(action, Create):
-            # A creation is all there is of empty content, and carries none of any other.
+            # With empty content, a creation is the whole request. Otherwise it carries none.
             return exchange.sent if self._source.length == 0 else Sent.NOTHING
         if not isinstance(action, Send | Append):
             return Sent.NOTHING
@@ -219,7 +219,10 @@ class Run(Observer):
         return exchange.sent
 
     def _refuse_unknown_name(self, exc: OSError) -> None:
-        """A name that does not exist is a typing error, until it has once existed."""
+        """Give up if the host's name does not exist: the user has mistyped it.
+
+        A name that has existed before is no typing error.
+        """
         unknown = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_NONAME
         if unknown and self._attempts <= 1 and self._transfer.locations is None:
             raise TransferFailed(
@@ -264,10 +267,10 @@ class Run(Observer):
             await exchange.run()
             return exchange
 
-    # What is learnt on the way.
+    # What the client learns during an exchange.
 
     async def on_interim(self, status: int, fields: Fields) -> bool:
-        """An offer (R1, C2), an acknowledgement (R30, C12), or neither."""
+        """Take an offer (R1, C2), an acknowledgement (R30, C12), or neither."""
         dialect = self._transfer.dialect
         self._trouble = None
         self._vouched = self._vouched or has_mark(fields)
@@ -281,12 +284,12 @@ class Run(Observer):
             locations = dialect.offer(self._url, status, fields)
             if locations is not None:
                 self._transfer.note_offer(locations)
-                # Before the first byte of content: a killed run must not lose it.
+                # Save it before the first byte of content: a killed run must not lose the offer.
                 await self._journal_save()
         return self._transfer.locations is not None
 
     async def on_ready(self) -> bool:
-        """Content is about to go, perhaps without an offer: ask what else is spoken."""
+        """Ask for other protocols if content would go without an offer."""
         if not isinstance(self._action, Send):
             return True
         if self._transfer.wants_discovery:
@@ -294,7 +297,7 @@ class Run(Observer):
         return self._transfer.note_ready()
 
     async def _discover(self) -> Answer | None:
-        """What the server says of itself; None if nothing."""
+        """Return the server's answer to OPTIONS; None if there is none."""
         request = self._builder.build(Discover())
         with trio.move_on_after(DISCOVERY_SECONDS):
             for pause in (*_DISCOVERY_PAUSES, None):
@@ -309,7 +312,7 @@ class Run(Observer):
         return None
 
     def _note_late_offer(self, action: Send | Create, answer: Answer) -> None:
-        """The final response may say where the upload is, or its own address is."""
+        """Note the location of the upload, or of the response, in a final response."""
         if self._transfer.locations is None:
             whole = isinstance(action, Send)
             created = self._transfer.dialect.created(self._url, answer, whole=whole)
@@ -332,15 +335,15 @@ class Run(Observer):
         self._report(force=True)
 
     async def _note_decision(self, following: Next) -> None:
-        """After each decision: what is safe may be let go, what is over forgotten."""
-        # An upload that is gone stays in the journal until there is another, or an answer
-        # that is the server's: a network can say "gone", too.
+        """After each decision, release acknowledged bytes and save a new upload."""
+        # An upload that is gone stays in the journal until there is a new upload or an
+        # answer of the server: a network can say "gone" too.
         locations = self._transfer.locations
         if locations is not None:
             self._source.release(self._transfer.acknowledged, acknowledged=False)
             known = self._entry is None or self._entry.locations == locations
             if not known and not isinstance(following.action, Finish):
-                # It was made by a request of its own, and its content is next.
+                # A request of its own made the upload. Its content follows.
                 await self._journal_save()
         self._report(force=True)
 
@@ -362,8 +365,8 @@ class Run(Observer):
                 )
             )
 
-    # The journal. A write is one bounded disk call, so it is shielded: cancellation
-    # leaves it up to date.
+    # The journal. A write is one bounded disk call, so it is shielded. After a
+    # cancellation the journal is up to date.
 
     async def _journal_save(self) -> None:
         if self._entry is None or self._transfer.locations is None:
@@ -384,7 +387,7 @@ class Run(Observer):
                 logger.warning("the journal cannot be written: %s", exc)
 
     async def _journal_save_proof(self) -> None:
-        """Remember what was sent, for a next run whose file has another date."""
+        """Save the proof of what was sent, for a next run that finds another date on the file."""
         if isinstance(self._source, FileSource) and self._source.proof().size:
             await self._journal_save()
 
@@ -422,9 +425,9 @@ class Run(Observer):
         )
 
     async def _compare_digest(self, answer: Answer) -> None:
-        """Compare what the server says that it stored with what was sent.
+        """Compare the digest of the stored content with what was sent.
 
-        Raises :class:`TransferFailed` if it is something else.
+        Raises :class:`TransferFailed` if they differ.
         """
         source = self._source
         told = byte_sequences(answer.fields, "repr-digest").get("sha-256")
@@ -432,7 +435,7 @@ class Run(Observer):
             return
         if told is None:
             if isinstance(source, FileSource) and source.snapshot:
-                await source.digest()  # it may have been changed meanwhile
+                await source.digest()  # the file may have changed meanwhile
             return
         if await source.digest() in (told, None) or self._is_of_response(told):
             return
@@ -448,18 +451,18 @@ class Run(Observer):
         return hashlib.sha256(self._content.in_memory).digest() == told
 
     async def _cancel_upload(self) -> None:
-        """Have the server drop an upload that nobody can finish. A courtesy."""
+        """Ask the server to drop an upload that nobody can finish. This is optional."""
         locations = self._transfer.locations
         await self._journal_forget()
         if locations is not None and locations.content is not None:
             await self._ask_once(self._builder.cancel(locations.content))
 
     async def _release_message(self, url: Url) -> None:
-        """Tell the server that it may forget (R29). A courtesy: it would expire anyway."""
+        """Delete the response message (R29). This is optional, because it would expire."""
         await self._ask_once(self._builder.release(url))
 
     async def _ask_once(self, request: WireRequest) -> None:
-        """Perform *request*, whatever comes of it."""
+        """Perform *request*, and ignore whether it succeeds."""
         with trio.move_on_after(RELEASE_SECONDS):
             try:
                 await self._exchange(request, IgnoringSink(), Observer())

@@ -1,4 +1,4 @@
-"""What is read out of each kind of response, and where its content goes.
+"""Reads each kind of response, and decides where its content goes.
 
 Statement numbers such as R27 are defined in docs/supported-protocols.md.
 """
@@ -36,7 +36,7 @@ _MAX_DOCUMENT_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a response said: see ``transfer.Outcome`` for the members."""
+    """What a response said. :class:`~trioresume.client.steps.Outcome` explains the members."""
 
     answer: Answer | None
     whole: bool
@@ -45,19 +45,21 @@ class Reading:
 
 
 class Sink(Protocol):
-    """Takes a response as it arrives, and then says what it was."""
+    """Takes a response as it arrives, and then returns what it said."""
 
     async def begin(self, answer: Answer) -> None: ...
 
     async def write(self, data: bytes | bytearray) -> None: ...
 
     def reading(self, exchange: Exchange) -> Reading:
-        """What *exchange*, which is over, brought."""
+        """Return what the finished *exchange* brought."""
         ...
 
 
 def sink_for(action: WireAction, content: ResponseContent) -> Sink:
-    """The sink for the response to *action*; *content* holds the final one's."""
+    """Return the sink for the response to *action*. *content* holds the final
+    response's content.
+    """
     match action:
         case Send() | Create() | Append():
             return FinalSink(content)
@@ -70,20 +72,20 @@ def sink_for(action: WireAction, content: ResponseContent) -> Sink:
 
 
 class IgnoringSink:
-    """For responses whose head says all."""
+    """For responses with all information in the head."""
 
     async def begin(self, answer: Answer) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     async def write(self, data: bytes | bytearray) -> None:
-        """A problem document, perhaps: of no use to a program."""
+        """Ignore the content. It may be a problem document, which a program does not need."""
 
     def reading(self, exchange: Exchange) -> Reading:
         return Reading(exchange.answer, exchange.whole, exchange.cause)
 
 
 class FinalSink:
-    """For the response of the target, directly."""
+    """For the target's response, if it comes directly."""
 
     def __init__(self, content: ResponseContent) -> None:
         self._content = content
@@ -99,7 +101,7 @@ class FinalSink:
 
 
 class MessageSink:
-    """For ``message/http``, and for what stands in its place before it exists (R27)."""
+    """For ``message/http``, and for the document in its place before it exists (R27)."""
 
     def __init__(self, content: ResponseContent) -> None:
         self._content = content
@@ -163,11 +165,11 @@ class ResultSink:
         self._final = final
         self._usable = False
         self._end: int | None = None
-        """Where the whole content ends, if the server said so."""
+        """The length of the whole content, if the server said it."""
 
     async def begin(self, answer: Answer) -> None:
         if answer.status == 200:
-            # It does not do ranges, or the validator did not match: all of it again.
+            # The server does not do ranges, or the validator did not match: it sends all again.
             self._usable = self._is_the_same(answer)
             if self._usable:
                 await self._content.restart()
@@ -180,7 +182,7 @@ class ResultSink:
             self._end = range_.total
 
     def _is_the_same(self, answer: Answer) -> bool:
-        """Whether *answer* has the content of the final response, and not of a portal."""
+        """Whether *answer* has the final response's content, and not a portal's page."""
         if self._final is None:
             return True
         tag = self._final.strong_etag

@@ -1,4 +1,4 @@
-"""What a transfer wants done, and what came of it: the values between its two halves.
+"""Actions and their outcomes: the values between ``transfer`` and ``run``.
 
 ``transfer`` decides on an :data:`Action`, ``run`` performs it and reports an
 :class:`Outcome`.
@@ -49,7 +49,7 @@ class Sent(Enum):
     NOTHING = auto()
     SOME = auto()
     ALL = auto()
-    """Also when there is no content: then the head is the whole request."""
+    """All of it. If there is no content, the head is the whole request."""
 
 
 # ------------------------------------------------------------------------ actions
@@ -57,14 +57,14 @@ class Sent(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the whole request; *expect* is whether to ask for a 100 before its content."""
+    """Send the whole request. With *expect*, ask for a 100 before the content."""
 
     expect: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Send the request without its content: it makes an upload, to be filled later."""
+    """Send the request without its content. It makes an upload that is filled later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class AskOffset:
 class Append:
     """``PATCH`` *url* with the content of *range* (R15).
 
-    *completes* says that the content ends with it, *declares* that its length has not
-    been told before.
+    *completes* says that the content ends with it. *declares* says that the server does
+    not know the length yet.
     """
 
     url: Url
@@ -100,7 +100,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Have *size* bytes from *offset* on at hand, or all there are, to append them."""
+    """Wait until *size* bytes from *offset* on, or all that will come, can be appended."""
 
     url: Url
     offset: int
@@ -118,7 +118,7 @@ class FetchMessage:
 class FetchResult:
     """``GET`` *url* from *start* on (R28); *if_range* is a strong entity-tag.
 
-    *final* is the response whose content it completes.
+    *final* is the response whose content this completes.
     """
 
     url: Url
@@ -131,8 +131,8 @@ class FetchResult:
 class Finish:
     """*answer* is the final response, and its content is whole.
 
-    With *bare* there is no content: it is an answer about the upload, in the place of a
-    final response that cannot be had.
+    With *bare* the answer has no content. It is an answer about the upload, because the
+    final response cannot be had.
     """
 
     answer: Answer
@@ -142,7 +142,7 @@ class Finish:
 WireAction = (
     Send | Create | Discover | Confirm | AskOffset | Append | FetchMessage | FetchResult
 )
-"""What is performed by an exchange with the server."""
+"""The actions that an exchange with the server performs."""
 
 Action = WireAction | Gather | Finish
 
@@ -160,13 +160,13 @@ class Next:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The head of a final response, or of the message that records one."""
+    """The head of a final response, direct or from a response message."""
 
     status: int
     fields: Fields
 
     def __str__(self) -> str:
-        """As messages name it: the status, and what else tells answers apart."""
+        """Return the answer for error messages: status, redirection and media type."""
         location = self.fields.get("location")
         if 300 <= self.status <= 399 and location is not None:
             return f"{self.status} to {location}"
@@ -175,18 +175,18 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is one of success."""
+        """Whether the status means success."""
         return 200 <= self.status <= 299
 
     @property
     def strong_etag(self) -> str | None:
-        """The content's validator; a 201's is another resource's (R28)."""
+        """The content's strong ETag. A 201's ETag belongs to another resource (R28)."""
         tag = parse_entity_tag(self.fields.get("etag") or "")
         return None if tag is None or tag.weak or self.status == 201 else str(tag)
 
     @property
     def refuses_incremental(self) -> bool:
-        """Whether a proxy did not forward the request because it buffers (RFC 10036).
+        """Whether a proxy refused the request because it buffers (RFC 10036).
 
         Such a proxy names the reason in ``Proxy-Status`` (RFC 9209).
         """
@@ -196,7 +196,7 @@ class Answer:
         )
 
     def retry_after(self, wall_time: float) -> float | None:
-        """``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
+        """Return ``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
         value = self.fields.get("retry-after")
         if value is None:
             return None
@@ -206,7 +206,7 @@ class Answer:
         date = parse_http_date(value.strip())
         if date is None:
             return None
-        # Both dates are of the server's clock, so a wrong clock here does not matter.
+        # Both dates come from the server's clock, so a wrong clock here does no harm.
         sent = parse_http_date(self.fields.get("date") or "")
         return max(0.0, date - (wall_time if sent is None else sent))
 
@@ -215,7 +215,7 @@ _INCREMENTAL_REFUSED = re.compile(r";\x20*error=incremental_refused(?![a-z0-9_])
 
 
 def count_of(value: str | None) -> int | None:
-    """A field's value as a number of bytes or seconds, None if absent or malformed."""
+    """Return a field's value as a number; None if it is absent or malformed."""
     try:
         return None if value is None else parse_integer(value)
     except PeerError:
@@ -226,11 +226,12 @@ def count_of(value: str | None) -> int | None:
 class Outcome:
     """How an action ended.
 
-    *answer* is the head of its final response, or for ``FetchMessage`` that of the
-    message once it was read. *whole* says that the content after it came to its end;
-    if it did not, *cause* says why. *state* is the member of a 202's document. *vouched*
-    says that an interim response with a mark of the protocol came before the answer.
-    *received* counts the bytes of the final response's content held by now.
+    *answer* is the head of the final response. For ``FetchMessage`` it is the head in
+    the message, once it was read. *whole* says that the content after it is complete.
+    If it is not, *cause* says why. *state* is that member of a 202's document.
+    *vouched* says that an interim response with a mark of the protocol came before the
+    answer. *received* is how many bytes of the final response's content have arrived so
+    far.
     """
 
     answer: Answer | None = None
@@ -241,6 +242,6 @@ class Outcome:
     vouched: bool = False
     cause: Exception | None = None
     now: float = 0.0
-    """Monotonic, for the budget."""
+    """Monotonic seconds, for the retry budget."""
     wall_time: float = 0.0
     """Unix seconds, for dates from the server."""

@@ -1,32 +1,32 @@
-"""What to do next: the client's decisions, without any I/O.
+"""The client's decisions: what to do next, without any I/O.
 
-A transfer is one request to be brought to its final response. The asynchronous layer
-performs one :class:`Action` at a time and reports its :class:`Outcome`; the transfer
-decides on the next action and how long to wait before it. Between the two, offers and
-acknowledgements are noted as they arrive.
+A transfer brings one request to its final response. The asynchronous layer performs one
+:class:`Action` at a time and reports its :class:`Outcome`. The transfer decides on the
+next action and on the delay before it. During an action it notes offers and
+acknowledgements as they arrive.
 
 Theory
 ======
 
-The server keeps the operation, this side keeps the content. All that must be known
-to go on is *how much has arrived*, and only the server knows it: bytes handed to a
-kernel have not arrived. So every cut after the offer leads to the same question
-(``HEAD`` on the content, R12), and every path leads back to its answer.
+The server keeps the operation, the client keeps the content. To go on, the client must
+know one fact: *how much has arrived*. Only the server knows it, because bytes in a
+kernel's buffer have not arrived. So every cut after the offer leads to the same
+question (``HEAD`` on the content, R12), and the answer decides how to go on.
 
-This holds for every protocol; their words are a :class:`Dialect`'s, and which one is
-spoken is a :class:`Choice`'s. An *offer* says where the content goes: the 100 of the seed,
-the 104 of RUFH, the answer to a creation in tus.
+This holds for every protocol. A :class:`Dialect` has the protocol's fields, and a
+:class:`Choice` decides which protocol to speak. An *offer* says where the content goes:
+the 100 of the seed, the 104 of RUFH, the answer to a creation in tus.
 
-What is safe to repeat decides the rest:
+The other rule is what may safely be repeated:
 
-* Before the offer nothing has happened at the server (R3): begin again. This needs
-  care, since "no offer seen" is not "no offer made", and a server that does not know
-  the protocol acts on whatever it gets. If content was sent without an offer, the
-  request is repeated only when its method is idempotent (RFC 9110, section 9.2.2) or
-  the caller said so.
-* After the offer nothing is ever sent twice *to the target*; if the operation is
-  forgotten (404, 410) after all content was handed over, it may have been processed,
-  and the same rule applies.
+* Before the offer nothing has happened at the server (R3), so the client begins again.
+  This needs care. The client may have missed an offer, and a server that does not know
+  the protocol acts on any content it gets. If content was sent without an offer, the
+  request is repeated only if its method is idempotent (RFC 9110, section 9.2.2) or if
+  the caller allows it.
+* After the offer nothing reaches *the target* twice. If the server forgets the
+  operation (404, 410) after all content was sent, the target may have processed it, and
+  the same rule applies.
 
 Decisions
 =========
@@ -86,16 +86,15 @@ FETCH_RESULT     404 410 412, 416 short of the end            FETCH_MESSAGE
 ===============  ===========================================  ======================
 
 *Trouble* is 408, 425, 429 or any 5xx that is not the target's own answer; tus adds 423
-and 460. *Foreign* is an answer that is not the server's but the network's, such as a
-captive portal's page; :mod:`~trioresume.client.marks` tells them apart. *Unmarked* are
-answers without a field of any protocol. The target's recorded answer shows itself, with the operation's locations (R5)
-or as complete (C11), so that such a 503 is final and a bare one is a server in passing
-trouble. Every "later", every cut and every repetition is charged to the retry budget,
-which progress refills.
+and 460. A *foreign* answer comes from the network and not from the server, such as a
+captive portal's page; :mod:`~trioresume.client.marks` tells them apart. An *unmarked*
+answer has no field of any protocol. The target's recorded answer is recognised by the
+operation's locations (R5) or by its statement that the upload is complete (C11). So a
+503 with these is final, and a bare 503 is passing trouble. Every "later", every cut and
+every repetition costs retry budget. Progress refills the budget.
 
-An upload that is complete has an answer even if the target's cannot be had, in the
-protocols that say so (tus, RUFH): the server's word that it is complete, with the
-upload's own location.
+In tus and RUFH a complete upload has an answer even if the target's cannot be had: the
+server's statement that it is complete, with the upload's own location.
 
 Statement numbers such as R12 are defined in docs/supported-protocols.md.
 """
@@ -136,40 +135,40 @@ from trioresume.errors import TransferFailed
 
 __all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Transfer"]
 
-# What says "not now" rather than "no" before anything was begun.
+# These say "not now" rather than "no", before anything has begun.
 _REFUSED_FOR_NOW = frozenset({408, 425, 429, 503})
 
 
 @dataclass(eq=False, kw_only=True)
 class Transfer(Resuming):
-    """The state of one transfer; see the module's table.
+    """The state of one transfer. The module's docstring has its table.
 
-    What follows the offer is in :class:`Resuming`.
+    The decisions after the offer are in :class:`Resuming`.
     """
 
     _expect: bool = True
     _received: int = 0
     turned: bool = False
-    """Whether the request was stopped before its content, to go on otherwise."""
+    """Whether the request was stopped before its content, to continue in another way."""
     _refusal: Answer | None = None
     _unconfirmed: Answer | None = None
-    """The answer that waits for the result of a CONFIRM."""
+    """The answer that a CONFIRM has to confirm."""
     _action: Action = field(default_factory=Send)
 
-    # What is learnt in the middle of an action.
+    # What the client learns during an action.
 
     @property
     def wants_discovery(self) -> bool:
-        """Whether the server is to be asked before content goes without an offer."""
+        """Whether to ask the server before content goes without an offer."""
         return self.locations is None and self.choice.asks
 
     def note_discovery(self, answer: Answer | None) -> None:
-        """The answer to the question; None if there was none."""
-        if self.locations is None:  # the offer may have come meanwhile
+        """Take the answer to that question; None if there was none."""
+        if self.locations is None:  # an offer may have come meanwhile
             self.turned = self._discover(answer)
 
     def note_ready(self) -> bool:
-        """The content is about to go: whether it may, or this request is over."""
+        """Return whether to send the content now. If False, this request is over."""
         if self.locations is not None:
             self.turned = self._goes_in_parts
         elif not self.turned:
@@ -178,9 +177,9 @@ class Transfer(Resuming):
 
     @property
     def _goes_in_parts(self) -> bool:
-        """Whether content is such that it could not be sent again after a cut.
+        """Whether the content could not be sent again after a cut.
 
-        A part of it can, as long as it is not longer than the window.
+        A part of it can be sent again, if it is not longer than the window.
         """
         return self.content.window is not None and not self.dialect.acknowledges
 
@@ -191,10 +190,10 @@ class Transfer(Resuming):
         self.note_fields(answer.fields)
         return turned
 
-    # What is done next.
+    # The next action.
 
     def begin(self) -> Action:
-        """The first action: all of it, or what an earlier run left over."""
+        """Return the first action: all of the request, or the rest of an earlier run's."""
         if self.locations is not None:
             self._action = self._resume_action(self.locations)
         else:
@@ -207,7 +206,7 @@ class Transfer(Resuming):
         return Create() if self.dialect.careful or in_parts else Send(self._expect)
 
     def after(self, outcome: Outcome) -> Next:
-        """The action that follows *outcome*.
+        """Return the action that follows *outcome*.
 
         Raises :class:`TransferFailed` and :class:`UploadForgotten`.
         """
@@ -227,10 +226,10 @@ class Transfer(Resuming):
         return following
 
     def _after_buffering_proxy(self, outcome: Outcome) -> Next | None:
-        """The request again without ``Incremental``, if a proxy refused it for that.
+        """Repeat the request without ``Incremental``, if a proxy refused it for that.
 
-        None otherwise. The proxy has forwarded nothing of such a request, so nothing is
-        lost but the time, and it happens once at most.
+        Returns None otherwise. The proxy has forwarded nothing of such a request, so
+        only time is lost. This happens at most once.
         """
         answer = outcome.answer
         if answer is None or not answer.refuses_incremental or self.turned:
@@ -244,11 +243,11 @@ class Transfer(Resuming):
         return Next(self._first) if self.content.can_start_at(0) else None
 
     def _was_handed_over(self, answer: Answer | None) -> bool:
-        """Whether all of the content went to the server, now that a request is out."""
+        """Whether all of the content has gone to the server with this request."""
         if not isinstance(self._action, Append):
-            # What the network took has not reached the server.
+            # Content that the network took has not reached the server.
             return answer is None or not is_diverted(answer)
-        # A patch that met nothing to append to: its bytes went nowhere.
+        # A patch to an upload that is gone: its bytes went nowhere.
         lost = answer is not None and answer.status in self.dialect.gone
         return self._action.completes and not (
             lost and answer is not None and not self.dialect.recorded(answer)
@@ -306,7 +305,7 @@ class Transfer(Resuming):
         return self._deliver(outcome, answer)
 
     def _otherwise(self, outcome: Outcome, answer: Answer) -> Action | None:
-        """After a refusal: begin in another way, if there is one; None if not."""
+        """Return another way to begin after a refusal; None if there is none."""
         if self.locations is not None or answer.ok:
             return None
         if answer.status == 413 and self._fits_in_parts:
@@ -322,7 +321,7 @@ class Transfer(Resuming):
 
     @property
     def _fits_in_parts(self) -> bool:
-        """C13: whether what is too large for one request may still come in several."""
+        """Whether content that is too large for one request may come in several (C13)."""
         length, limit = self.content.length, self.append_limit
         if not isinstance(self.dialect, Rufh) or self.dialect.careful or not limit:
             return False
@@ -351,7 +350,7 @@ class Transfer(Resuming):
     def _after_confirm(self, outcome: Outcome) -> Next:
         answer, unconfirmed = outcome.answer, self._unconfirmed
         assert unconfirmed is not None
-        # Before trouble is looked for: a 501 says that HEAD is not known here.
+        # First, before looking for trouble: a 501 only says that the server has no HEAD.
         if answer is not None and confirms(answer, self.content.length):
             return self._deliver_plain(outcome, unconfirmed)
         if answer is None or self.dialect.troubled(answer):
@@ -359,13 +358,13 @@ class Transfer(Resuming):
         return self._disbelieve(outcome, unconfirmed)
 
     def _deliver_plain(self, outcome: Outcome, answer: Answer) -> Next:
-        """*answer* comes from a server, which speaks nothing of resuming."""
+        """Deliver *answer*, which comes from a server that cannot resume."""
         if self.locations is None:
             self.choice.note_plain()
         return self._deliver(outcome, answer)
 
     def _disbelieve(self, outcome: Outcome, answer: Answer) -> Next:
-        """Nothing shows that *answer* comes from the server: try again, if that is safe."""
+        """Try again, if that is safe: nothing shows that *answer* is the server's."""
         if self.locations is not None:
             return self._later(self._resume_action(self.locations), outcome)
         self.all_sent = False
@@ -408,7 +407,7 @@ class Transfer(Resuming):
         return Next(Finish(answer) if otherwise is None else otherwise)
 
     def _took_it_for_all(self, answer: Answer) -> bool:
-        """Whether the server does not know what ``Upload-Complete`` is."""
+        """Whether the server took the empty request for the whole: it does not know RUFH."""
         if not isinstance(self.dialect, Rufh) or is_page(answer):
             return False
         return not self.dialect.understood(answer.fields)
@@ -429,7 +428,7 @@ class Transfer(Resuming):
         return sent is Sent.NOTHING or self._repeatable
 
     def _send_later_or_finish(self, outcome: Outcome, answer: Answer) -> Next:
-        """A refusal for now is still an answer, when there is no other to be had."""
+        """Send again later, or deliver the refusal if that is not possible."""
         if self._may_send_again(outcome.sent):
             delay = self.budget.delay(
                 outcome.now, answer.retry_after(outcome.wall_time)

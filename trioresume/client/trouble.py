@@ -1,4 +1,4 @@
-"""What went wrong with an attempt, in a few words for somebody who watches."""
+"""Says in a few words what went wrong with an attempt, for progress reports."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _WORDS = {
 
 
 def trouble_of(outcome: Outcome) -> str | None:
-    """Why *outcome* is to be tried again; None if nothing is wrong.
+    """Return why *outcome* has to be tried again; None if nothing is wrong.
 
-    An answer of success that is only waited for, such as a 202, is nothing wrong.
+    A successful answer that only means waiting, such as a 202, is no trouble.
     """
     if outcome.cause is not None:
         return _words_for(outcome.cause)
@@ -54,7 +54,7 @@ def _words_for(cause: BaseException) -> str:
 
 
 def _behind(exc: BaseException) -> Iterator[BaseException]:
-    """*exc* and what it was raised from; of a group its members."""
+    """Yield *exc* and its causes; of a group also its members."""
     yield exc
     if isinstance(exc, BaseExceptionGroup):
         for member in exc.exceptions:

@@ -1,14 +1,14 @@
-"""Content that is produced as it goes, and the part of it that may be needed again.
+"""Content that is produced while it is sent, and a window of its latest bytes.
 
-It cannot be read twice, which is the hard case of resuming. It is pulled by a task of
-its own, for two reasons: a cut must not cancel the caller's iterator (a cancelled
-asynchronous generator is finished for good), and the window of bytes that may have to
-be sent again must be kept somewhere.
+Such content cannot be read twice, which is the hard case of resuming. A task of its own
+pulls it, for two reasons. A cut must not cancel the caller's iterator, because a
+cancelled asynchronous generator is finished for good. And the bytes that may have to be
+sent again, the window, must be kept somewhere.
 
-The window is bounded. Bytes leave it when the server acknowledged them (R30). A server
-that acknowledges nothing would stop the upload as soon as the window is full; so after
-a while without a first acknowledgement the oldest bytes are dropped instead, and a cut
-that needs them makes the upload fail.
+The window is bounded. Bytes leave it when the server has acknowledged them (R30). A
+server that acknowledges nothing would stop the upload as soon as the window is full. So
+after a while without a first acknowledgement the oldest bytes are dropped. If a cut
+then needs them, the upload fails.
 
 Statement numbers such as R30 are defined in docs/supported-protocols.md.
 """
@@ -27,13 +27,13 @@ __all__ = ["IterableSource"]
 PIECE_BYTES = 256 * 1024
 
 ACKNOWLEDGE_PATIENCE_SECONDS = 5.0
-"""How long a full window waits for the first Acknowledge before it drops its oldest bytes."""
+"""For how long a full window waits for the first Acknowledge before it drops bytes."""
 
 
 class IterableSource:
-    """Content that is produced once, with a window of what may be needed again.
+    """Content that is produced once, with a window of bytes that may be needed again.
 
-    *run* pulls it and must run beside the sending, in the request's own nursery.
+    *run* pulls the content. It must run beside the sender, in the request's nursery.
     """
 
     def __init__(self, blocks: AsyncIterable[bytes], window_bytes: int) -> None:
@@ -50,9 +50,9 @@ class IterableSource:
         self._failure: Exception | None = None
         self._acknowledged = False
         self._drops = False
-        """Whether a full window loses its oldest bytes instead of waiting."""
+        """Whether a full window drops its oldest bytes instead of waiting."""
         self._wanted: int | None = None
-        """The offset that a sender waits for; None while none does."""
+        """The offset for which a sender waits; None while none waits."""
         self._changed = trio.Event()
         self._hash = hashlib.sha256()
 
@@ -66,7 +66,7 @@ class IterableSource:
 
     @property
     def buffered(self) -> int:
-        """Bytes in the window; never more than its capacity."""
+        """The number of bytes in the window; never more than its capacity."""
         return len(self._window)
 
     def can_start_at(self, offset: int) -> bool:
@@ -92,7 +92,7 @@ class IterableSource:
         self._changed = trio.Event()
 
     async def run(self) -> None:
-        """Pull the content into the window until it ends; its errors go to the sender."""
+        """Pull the content into the window until it ends. Its errors go to the sender."""
         blocks = aiter(self._blocks)
         try:
             async for block in blocks:
@@ -109,12 +109,12 @@ class IterableSource:
             self._length = self._end
         finally:
             self._announce()
-            # Only generators have it; the loop leaves a cancelled one half-way.
+            # Only generators have aclose(). If the loop is cancelled, it leaves one half-way.
             if isinstance(blocks, AsyncGenerator):
                 await blocks.aclose()
 
     async def _room(self) -> int:
-        """How many bytes fit, once at least one does."""
+        """Wait for room in the window, and return how many bytes fit."""
         while (room := self._capacity - len(self._window)) == 0:
             if self._drops and self._starving and not self._acknowledged:
                 self._forget(self._base + max(1, self._capacity // 8))
@@ -128,10 +128,10 @@ class IterableSource:
 
     @property
     def _starving(self) -> bool:
-        """Whether a sender has sent all there is.
+        """Whether a sender has sent the whole window.
 
-        Only then may bytes be dropped: without a sender, after a cut, what the server
-        has is not known before it was asked.
+        Bytes may be dropped only then. After a cut there is no sender, and the client
+        does not know what the server has until it has asked.
         """
         return self._wanted == self._end
 
@@ -171,7 +171,7 @@ class IterableSource:
     async def _wait_for(self, offset: int) -> None:
         self._wanted = offset
         if len(self._window) == self._capacity:
-            self._announce()  # the pulling task must know why there is no room
+            self._announce()  # tell the pulling task why there is no room
         try:
             await self._changed.wait()
         finally:
