@@ -1,4 +1,4 @@
-"""The file service: the default target, a place to put files and to get them back.
+"""The file service: the default target, which stores files and serves them.
 
 =========================  =====================================================
 ``POST {base}``            stores under a new, unguessable name: 201, ``Location``
@@ -7,12 +7,15 @@
 ``DELETE {base}NAME``      204; ``If-Match``
 =========================  =====================================================
 
-Each principal has a namespace of its own: what another one stored does not exist.
+Each principal has a separate namespace, in which the files of others do not exist.
 A name is a key in the catalog and never a path on disk (promise 8).
 
 The service is transactional: a file appears in the same commit that records the
-upload's response. Preconditions are looked at twice, before any content is asked for
+upload's response. Preconditions are checked twice: before any content is asked for,
 and in that commit.
+
+Numbers such as G12 and B13 are statements of docs/supported-protocols.md. The promises
+are numbered in docs/durability.md.
 """
 
 from __future__ import annotations
@@ -53,8 +56,8 @@ _KEPT_FIELDS = ("content-type", "content-encoding", "content-language")
 class FileService:
     """A :class:`~trioresume.Target` that keeps uploads as files.
 
-    *base* is the path under which they live; it starts and ends with ``/``. Raises
-    :class:`~trioresume.errors.CallerError` if it does not.
+    *base* is the path of the collection of files. Raises
+    :class:`~trioresume.errors.CallerError` unless it starts and ends with ``/``.
     """
 
     policy = CallPolicy.TRANSACTIONAL
@@ -73,7 +76,7 @@ class FileService:
     async def admit(
         self, head: RequestHead, principal: str | None
     ) -> Response | Representation | None:
-        """Refuse what cannot succeed; serve what has no content to wait for."""
+        """Refuse a request that cannot succeed; answer one that needs no content."""
         name = self._name(head.path, stores=head.method == "PUT")
         allowed = "OPTIONS, POST" if name is None else "DELETE, GET, HEAD, OPTIONS, PUT"
         if head.method == "OPTIONS":
@@ -81,7 +84,7 @@ class FileService:
         if head.method not in allowed.split(", "):
             appends = name is not None and is_patch_of_bytes(head)
             if appends and await self._find(principal, name or "") is None:
-                # 404 tells the client of an upload to begin anew, and 405 does not.
+                # 404 tells the client of an upload to begin again; 405 would not.
                 raise PeerError(ProblemCode.NOT_FOUND)
             raise PeerError(
                 ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", allowed),)
@@ -89,7 +92,7 @@ class FileService:
         if head.method in ("POST", "PUT"):
             for field in ("content-range", "content-offset"):
                 if field in head.fields:
-                    # RFC 9110, section 14.5, and B13: such content is a part of a file.
+                    # RFC 9110, section 14.5, and B13: such content is only part of a file.
                     raise PeerError(
                         ProblemCode.MALFORMED_REQUEST,
                         f"{head.method} with {field.title()} is not supported: its"
@@ -112,11 +115,11 @@ class FileService:
         return None
 
     def _name(self, path: str, *, stores: bool = False) -> str | None:
-        """The file's name in *path*, None for the collection.
+        """Return the file's name in *path*, or None for the collection.
 
-        Raises :class:`PeerError`: 404 for a path with more segments or one that climbs
-        (G12). A name under which no file can be kept is a 400 for a request that
-        *stores* one, and a 404 for any other, because no such file exists.
+        Raises :class:`PeerError`: 404 for a path with more segments, or with ``..``
+        (G12). A name that no file can have is a 400 for a request that *stores* a file,
+        and a 404 for any other request, because no such file exists.
         """
         if path == self._base.removesuffix("/"):
             return None
@@ -162,9 +165,9 @@ class FileService:
         )
 
     def _modified(self, file: FileRecord) -> float:
-        """When the file was published, but not later than now (RFC 9110, section 8.8.2.1).
+        """Return the date of publication, but at most now (RFC 9110, section 8.8.2.1).
 
-        The machine's clock may have been wrong then.
+        The machine's clock may have been wrong at the publication.
         """
         return min(file.modified_at, self._services.clock.date())
 
@@ -184,7 +187,7 @@ class FileService:
     # With the content.
 
     async def respond(self, request: Request) -> RecordedWith:
-        """Publish or remove the file, together with the recording of the response."""
+        """Publish or remove the file in the commit that records the response."""
         name = self._name(request.path)
         if name is None:
             new = secrets.token_urlsafe(16)
@@ -201,7 +204,7 @@ class FileService:
         fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
         filename = request.head.filename
         if filename is not None:
-            # Kept as the client's text, not as a field of the file.
+            # Kept as text of the client: it is not a field that is sent as it is.
             fields.append(("filename", filename))
         clock = self._services.clock
         lifetime = self._services.config.file_lifetime

@@ -1,7 +1,7 @@
 """Content under construction in memory: tails, seals and writers.
 
-This is the half of :class:`~trioresume.testing.MemoryStore` that stands for the
-directory of tails and for what the disk store keeps in its process.
+This is one half of :class:`~trioresume.testing.MemoryStore`. It replaces the directory
+of tails, and the state that the disk store keeps in its process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Building", "MemoryContents"]
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """What the catalog would know of content under construction."""
+    """Content under construction, as the disk store's catalog would know it."""
 
     chunk_size: int
     durable_offset: int = 0
@@ -61,7 +61,7 @@ class Building:
         return max(self.durable_offset, self.prefix_bytes)
 
     def recipes(self, seals: Sequence[SealChunk] = ()) -> list[AnyRecipe]:
-        """Those of the parts of what is sealed, and last the one of all of it."""
+        """Return the recipes of the sealed content's parts, and last the one of all of it."""
         pieces = {seal.index: seal for seal in seals} | self.pieces
         sealed = replace(self, pieces=pieces)
         chunks = [pieces[index].digest for index in range(sealed.prefix)]
@@ -71,25 +71,25 @@ class Building:
         return [*parts, *([] if joined is None else [joined])]
 
     def content(self, seals: Sequence[SealChunk] = ()) -> Content:
-        """What is sealed, as finished content."""
+        """Return the sealed chunks as finished content."""
         whole = self.recipes(seals)[-1]
         return Content(whole.length, None, whole.digest)
 
 
 class MemoryContents:
-    """Builds content; what is finished is its subclass's."""
+    """Builds content. The subclass keeps the finished content."""
 
     def __init__(self, *, chunk_size: int = 4 * 1024 * 1024) -> None:
         self._chunk_size = chunk_size
         self.full_after: int | None = None
-        """How many bytes of content the store holds at most; None is no limit."""
+        """The most bytes of content that the store takes; None means no limit."""
         self.fail_next_sync = False
-        """Whether the next seal or flush fails, as a disk does that breaks."""
-        # What the disk store has in its catalog.
+        """Whether the next seal or flush fails, as on a disk that breaks."""
+        # The disk store has these in its catalog.
         self._operations: dict[OperationId, OperationRecord] = {}
         self._building: dict[ContentKey, Building] = {}
         self._chunks: dict[Digest, bytes] = {}
-        # What it has in files, and in memory.
+        # The disk store has these in files, and in memory.
         self._tails: dict[tuple[ContentKey, int], bytearray] = {}
         self._seals: list[_MemorySeal] = []
         self._suspects: set[ContentKey] = set()
@@ -109,7 +109,7 @@ class MemoryContents:
 
     @property
     def stored_bytes(self) -> int:
-        """The bytes of all chunks and tails."""
+        """The number of bytes in all chunks and tails."""
         return sum(
             len(data) for data in [*self._chunks.values(), *self._tails.values()]
         )
@@ -131,7 +131,7 @@ class MemoryContents:
         return 0 if building is None else self._checked_end(key, building)
 
     def _checked_end(self, key: ContentKey, building: Building) -> int:
-        """Where the bytes that count end. Raises :class:`ContentLost`."""
+        """Return the end of the bytes that count. Raises :class:`ContentLost`."""
         whole = self._end_of(key, building, trusted=True)
         if whole < building.durable:
             raise ContentLost(
@@ -198,7 +198,7 @@ class MemoryContents:
         return _MemoryWriter(self, key, size, end, waiting, synced=building.durable)
 
     def _unseal_short(self, key: ContentKey, building: Building, end: int) -> Building:
-        """Turn the short chunk that content ended in, but was not frozen with, into a tail."""
+        """Turn a short last chunk into a tail: the content was finished but not frozen."""
         last = building.pieces.get(end // building.chunk_size)
         if last is None:
             return building
@@ -210,7 +210,7 @@ class MemoryContents:
         return building
 
     def _cut(self, key: ContentKey, end: int, building: Building | None = None) -> None:
-        """Remove what *key* holds from *end* on: tails, sealings and strayed chunks."""
+        """Remove *key*'s tails, sealings and stray chunks from *end* on."""
         size = self._chunk_size if building is None else building.chunk_size
         for at in [at for at in self._tails if at[0] == key]:
             del self._tails[at][max(0, end - at[1] * size) :]
@@ -237,7 +237,7 @@ class MemoryContents:
     # For writers, seals and flushes.
 
     def write(self, key: ContentKey, index: int, data: memoryview) -> int:
-        """Add to a tail as much of *data* as there is space for; that many bytes."""
+        """Add as much of *data* to a tail as there is space for; return the number of bytes."""
         room = len(data)
         if self.full_after is not None:
             room = min(room, max(0, self.full_after - self.stored_bytes))
@@ -246,7 +246,7 @@ class MemoryContents:
         return room
 
     def sync(self, key: ContentKey) -> None:
-        """Fail if that was asked for."""
+        """Raise :class:`StorageError` if ``fail_next_sync`` asks for it."""
         if self.fail_next_sync:
             self.fail_next_sync = False
             self._suspects.add(key)
@@ -256,13 +256,13 @@ class MemoryContents:
             raise StorageError("the sync failed, as it was told to")
 
     def issue_seal(self, key: ContentKey, index: int, length: int) -> _MemorySeal:
-        """A seal that :meth:`apply` will know again, unless the tail is cut before."""
+        """Return a seal that :meth:`apply` will accept, unless the tail is cut before."""
         seal = _MemorySeal(self, key, index, length)
         self._seals.append(seal)
         return seal
 
     def name(self, key: ContentKey, index: int, length: int) -> SealChunk:
-        """Name a tail's bytes, or those of the chunk that it became already."""
+        """Name a tail's bytes, or the bytes of the chunk that it became already."""
         building = self._building.get(key)
         if building is not None and index in building.pieces:
             return building.pieces[index]
@@ -270,7 +270,7 @@ class MemoryContents:
         return SealChunk(key, index, digest_of(data), length)
 
     def release(self, writer: _MemoryWriter) -> None:
-        """The writer was closed."""
+        """Forget *writer*, which was closed."""
         if self._writers.get(writer.key) is writer:
             del self._writers[writer.key]
 
@@ -325,7 +325,7 @@ class _MemoryWriter:
         self._store = store
 
     def successor(self) -> _MemoryWriter:
-        """A newer writer that goes on exactly where this one is."""
+        """Return a newer writer that continues exactly where this one is."""
         return _MemoryWriter(
             self._store,
             self.key,
@@ -337,7 +337,7 @@ class _MemoryWriter:
 
     @property
     def can_hand_over(self) -> bool:
-        """Whether a newer writer may go on exactly where this one is."""
+        """Return whether a newer writer may continue exactly where this one is."""
         spent = self.is_stale or self.is_broken or self._finished
         return not spent and not is_response_key(self.key)
 
@@ -392,7 +392,7 @@ class _MemoryWriter:
         return self._take()
 
     def relax(self) -> None:
-        """Nothing: it holds no more than what it stores."""
+        """Do nothing: this writer has no memory besides the stored bytes."""
 
     def close(self) -> None:
         self.make_stale()

@@ -1,8 +1,8 @@
-"""A store in memory, for tests: the port without disk, threads or waiting.
+"""A store in memory, for tests: it implements the port without disk, threads or waiting.
 
-It keeps the same contract as the store on disk, proven by the same tests, and shares
-none of its code: where the disk store counts references, this one looks who still
-refers, and where the disk store relies on SQLite, this one undoes step by step.
+It keeps the same contract as the store on disk, and the same tests prove it, but it shares
+none of its code. The disk store counts references; this store searches for them. The disk
+store relies on SQLite to undo changes; this store undoes them step by step.
 
 Faults are switches: see :attr:`MemoryStore.full_after` and
 :attr:`MemoryStore.fail_next_sync`. A crash is :meth:`MemoryStore.crash`.
@@ -69,7 +69,7 @@ _S = OperationState
 
 
 def _extra(record: OperationRecord) -> int:
-    """What *record* is charged for its head and its response, if they are long."""
+    """Return the bytes charged for *record*'s head and response, if they are long."""
     head, _, inline, _ = response_columns(record.response)
     size = len(record.target.encode()) + len(pack_fields(record.fields))
     return max(0, size + len(head or b"") + len(inline or b"") - FREE_HEAD)
@@ -99,10 +99,10 @@ class MemoryStore(MemoryContents):
         self._after: list[Callable[[], None]] = []
 
     def crash(self, *, power_loss: bool, chunk_size: int | None = None) -> MemoryStore:
-        """The store as a process finds it that starts after this one was killed.
+        """Return the store that a new process would find after this one was killed.
 
-        With *power_loss* the machine went down as well: of the tails only what was
-        recorded as synced is believed. This store must not be used any more.
+        With *power_loss* the machine went down as well: of the tails, only bytes that were
+        recorded as synced are believed. This store must not be used any more.
         """
         for key in list(self._writers):
             self._end_writer(key)
@@ -121,7 +121,7 @@ class MemoryStore(MemoryContents):
         after._suspects = set(self._building) if power_loss else set(self._suspects)
         return after
 
-    # Changing, with a way back.
+    # Changes that can be undone.
 
     def _put(self, table: dict[_K, _V], key: _K, value: _V) -> None:
         self._remember(table, key)
@@ -422,7 +422,7 @@ class MemoryStore(MemoryContents):
         )
 
     def take_room(self, size: int) -> None:
-        """There is always room for a record."""
+        """Do nothing: there is always room for a record."""
 
     def sealed_content(
         self, key: ContentKey, seals: Sequence[SealChunk] = ()
@@ -497,10 +497,10 @@ class MemoryStore(MemoryContents):
         return _MemoryReader(length, read)
 
     def check(self) -> None:
-        """Memory is not removed."""
+        """Do nothing: memory cannot be removed."""
 
     def sweep(self) -> None:
-        """There are no files here that nothing speaks of."""
+        """Do nothing: there are no files that nothing refers to."""
 
     def collect(self, limit: int) -> Collected:
         contents = [record.content for record in self._operations.values()]
@@ -508,7 +508,7 @@ class MemoryStore(MemoryContents):
         contents += [file.content for file in self._files.values()]
         held = {content.digest for content in contents if content is not None}
         held |= {digest for digest, count in self._readers.items() if count}
-        # A joined recipe holds its parts for as long as it is there itself.
+        # A joined recipe holds its parts as long as it exists.
         held |= {
             part
             for recipe in self._recipes.values()
@@ -539,7 +539,7 @@ def _slice(content: Content, at: int, size: int) -> bytes:
 
 
 class _MemoryReader:
-    """Reads from a chunk at a time; ``on_close`` is called once."""
+    """Reads one chunk at a time. ``on_close`` is called once."""
 
     def __init__(
         self,
@@ -556,7 +556,7 @@ class _MemoryReader:
         return self._read(offset, size) if size > 0 else b""
 
     def extent(self, offset: int, size: int) -> None:
-        """There are no files here: whoever wants the bytes has to read them."""
+        """Return None: the bytes lie in no file and must be read."""
 
     def close(self) -> None:
         on_close, self._on_close = self._on_close, None

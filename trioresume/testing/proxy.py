@@ -1,19 +1,18 @@
 """A TCP proxy that misbehaves on a seeded schedule.
 
-:class:`ChaosProxy` stands between loopback clients and one upstream address and
-cuts, stalls and throttles the connections it carries. What happens to connection
-number *i* is a :class:`ConnectionPlan`, asked of a *schedule*, which is any
-function from *i* to a plan. Plans speak of bytes, never of time, and a random
-schedule derives each plan from its seed and *i* alone, so that a run that went
-wrong can be run again::
+:class:`ChaosProxy` stands between loopback clients and one upstream address. It cuts,
+stalls and throttles the connections that it carries. A :class:`ConnectionPlan` says what
+happens to connection number *i*. The plans come from a *schedule*, which is any function
+from *i* to a plan. Plans count bytes, never time, and a random schedule derives each plan
+from its seed and *i* alone. So a run that failed can be repeated::
 
     async with ChaosProxy(server_address, random_faults(seed=7)) as proxy:
         ...  # clients use proxy.url
         proxy.upstream = new_address        # the server came back elsewhere
     print(proxy.totals)
 
-A fault is exact in its own direction: precisely ``after_bytes`` bytes were
-passed on when it strikes. At most 64 KiB a direction are held at any time.
+A fault is exact in its own direction: it strikes when precisely ``after_bytes`` bytes
+were passed on. The proxy holds at most 64 KiB in each direction.
 """
 
 from __future__ import annotations
@@ -51,16 +50,16 @@ __all__ = [
 
 BUFFER_BYTES = 64 * 1024
 
-# After a FIN the proxy swallows what still comes for so long. Closing a socket
+# After a FIN the proxy reads and drops further input for this long. Closing a socket
 # with unread input would turn the orderly end into a reset (RFC 9112, section 9.6).
 FIN_LINGER_SECONDS = 1.0
 
-# A throttled direction is passed on in portions of this part of a second.
+# A throttled direction passes on one portion in each step of this length.
 _THROTTLE_STEP_SECONDS = 0.05
 
 
 class FaultKind(Enum):
-    """What strikes a connection."""
+    """The kind of a fault."""
 
     FIN = "fin"
     """Both sides see an orderly end of the stream."""
@@ -71,7 +70,7 @@ class FaultKind(Enum):
 
 
 class Direction(Enum):
-    """Which way bytes flow."""
+    """The direction in which bytes flow."""
 
     UP = "up"
     """From the client to the upstream server: requests."""
@@ -96,9 +95,9 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Strikes once *after_bytes* bytes have passed in *direction*.
+    """A fault that strikes once *after_bytes* bytes have passed in *direction*.
 
-    *seconds* is how long a stall lasts; by default until the proxy ends or
+    *seconds* is the length of a stall. By default it lasts until the proxy ends or
     :meth:`ChaosProxy.cut_all` is called.
     """
 
@@ -110,19 +109,19 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionPlan:
-    """All that will happen to one connection."""
+    """Everything that will happen to one connection."""
 
     faults: tuple[Fault, ...] = ()
     bytes_per_second: float | None = None
-    """A limit for each direction; None for none."""
+    """A limit for each direction; None means no limit."""
 
 
 Schedule: TypeAlias = "Callable[[int], ConnectionPlan]"
-"""From the number of a connection, counted from 0, to its plan."""
+"""A function from the number of a connection, counted from 0, to its plan."""
 
 
 def no_faults(index: int) -> ConnectionPlan:
-    """A schedule of a proxy that behaves."""
+    """A schedule without faults."""
     del index
     return ConnectionPlan()
 
@@ -130,7 +129,7 @@ def no_faults(index: int) -> ConnectionPlan:
 def scripted_faults(
     plans: Sequence[ConnectionPlan | Fault | None],
 ) -> Schedule:
-    """A schedule that gives connection *i* ``plans[i]``, and later ones no faults."""
+    """Return a schedule that gives connection *i* ``plans[i]``, and later ones no faults."""
     script = [_as_plan(plan) for plan in plans]
 
     def schedule(index: int) -> ConnectionPlan:
@@ -157,13 +156,13 @@ def random_faults(
     limit: int | None = None,
     bytes_per_second: float | None = None,
 ) -> Schedule:
-    """A schedule that strikes every connection once, at a place drawn from *seed*.
+    """Return a schedule that strikes every connection once, at a place drawn from *seed*.
 
     *share_in_head* of the faults hit within the first *head_bytes* of the request
-    and *share_in_response* within the first *response_bytes* of what the server
-    says. The others strike after an exponentially distributed number of upstream
-    bytes with mean *mean_bytes*: a constant chance of a cut for each byte, which
-    is what a bad link looks like. Connections from number *limit* on are spared.
+    and *share_in_response* within the first *response_bytes* of the response. The
+    others strike after an exponentially distributed number of upstream bytes with mean
+    *mean_bytes*: every byte has the same chance of a cut, as on a bad link.
+    Connections from number *limit* on are spared.
     """
 
     def schedule(index: int) -> ConnectionPlan:
@@ -186,7 +185,7 @@ def random_faults(
 
 @dataclass(slots=True)
 class ConnectionRecord:
-    """What happened to one connection."""
+    """The record of one connection."""
 
     index: int
     plan: ConnectionPlan
@@ -201,7 +200,7 @@ class ConnectionRecord:
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over all connections, also of those no longer in ``connections``."""
+    """Sums over all connections, including those no longer in ``connections``."""
 
     connections: int = 0
     fins: int = 0
@@ -212,7 +211,7 @@ class Totals:
 
     @property
     def cuts(self) -> int:
-        """Connections ended by the proxy."""
+        """The number of connections that the proxy ended."""
         return self.fins + self.resets
 
 
@@ -223,7 +222,7 @@ class ChaosProxy:
     connections that come later. *schedule* may be replaced at any time as well.
     ``connections`` keeps the records of the last *history* connections.
 
-    As with every nursery, what is raised inside the ``async with`` block comes out
+    As with every nursery, an exception raised inside the ``async with`` block comes out
     of it in an :class:`ExceptionGroup`.
     """
 
@@ -248,7 +247,7 @@ class ChaosProxy:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where clients connect to; known once the proxy has started."""
+        """The address that clients connect to. It is known once the proxy has started."""
         if self._address is None:
             raise RuntimeError("the proxy has not been started")
         return self._address
@@ -261,11 +260,11 @@ class ChaosProxy:
 
     @property
     def open_connections(self) -> int:
-        """How many connections are being carried, stalled ones included."""
+        """The number of connections being carried, including stalled ones."""
         return len(self._links)
 
     def cut_all(self, kind: FaultKind = FaultKind.RST) -> int:
-        """End every open connection, also stalled ones; returns how many.
+        """End every open connection, including stalled ones; return how many.
 
         *kind* is ``FIN`` or ``RST``.
         """
@@ -285,9 +284,9 @@ class ChaosProxy:
         *,
         task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept and carry connections until cancelled; reports its address.
+        """Accept and carry connections until cancelled; report the address when started.
 
-        Cancellation resets what is open.
+        Cancellation resets the open connections.
         """
         host, port = self._bind
         listeners = await trio.open_tcp_listeners(port, host=host)
@@ -376,8 +375,8 @@ class _Link:
             self.end(Ending.CLOSED)
             await self._close()
         finally:
-            self.end(Ending.SHUTDOWN)  # has no effect if it ended by itself
-            # Whatever was not closed with good manners is reset, never leaked.
+            self.end(Ending.SHUTDOWN)  # has no effect if the connection ended by itself
+            # A socket that was not closed in order is reset, never leaked.
             _reset(self._client)
             _reset(self._upstream)
 
@@ -415,7 +414,7 @@ class _Link:
                 self._count(way, len(data))
                 await self._throttle(len(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # One side was reset: so is the other, as if the proxy were not there.
+            # One side was reset, so reset the other, as if the proxy were not there.
             if self._record.ending is Ending.OPEN:
                 self._record.ending = Ending.CLOSED
                 _reset(source)
@@ -423,7 +422,7 @@ class _Link:
             self._pumps.cancel()
 
     def _portion(self, way: Direction, faults: deque[Fault]) -> int:
-        """How much to read at most: never past the next fault."""
+        """Return how many bytes to read at most: never past the next fault."""
         size = BUFFER_BYTES
         if rate := self._record.plan.bytes_per_second:
             size = min(size, max(1, int(rate * _THROTTLE_STEP_SECONDS)))
@@ -467,14 +466,14 @@ class _Link:
 
 
 async def _finish(stream: trio.SocketStream) -> None:
-    """Send a FIN, swallow what still comes for a moment, then close."""
+    """Send a FIN, drop further input for a moment, then close."""
     with trio.move_on_after(FIN_LINGER_SECONDS):
         try:
             await stream.send_eof()
             while await stream.receive_some(BUFFER_BYTES):
                 pass
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the other side was faster, or closed the hard way
+            pass  # the other side closed first, or reset the connection
     stream.socket.close()
 
 

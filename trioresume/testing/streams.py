@@ -1,17 +1,17 @@
-"""In-memory transports with a kernel's manners and switches for its bad days.
+"""In-memory transports that behave as a kernel's sockets do, with switches for faults.
 
 :func:`memory_transport_pair` joins two :class:`MemoryTransport` ends by two
-bounded pipes, one a direction. What a test relies on:
+bounded pipes, one for each direction. Tests can rely on this:
 
 * A full pipe blocks its sender (back-pressure), as a full socket buffer does.
 * Closing an end that still has unread bytes is a *reset*, and so is sending to a
-  closed end: whatever the other side had not read yet is destroyed. Real kernels
-  differ on the second half (Linux keeps what has arrived, others drop it); the
-  fake takes the pessimistic side, because code that is right here is right there.
+  closed end. A reset destroys the bytes that the other side had not read yet. Real
+  kernels differ in this (Linux keeps the bytes that have arrived, others drop them).
+  The fake drops them, because code that is right here is right on every kernel.
 * ``receive_nowait`` never blocks and never checkpoints; ``wait_readable``,
   ``send_all``, ``send_eof`` and ``aclose`` always checkpoint.
 
-The switches are plain attributes, so that a test can throw them in mid-flight.
+The switches are plain attributes, so a test can change them at any time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _numbers = count(1)
 
 
 class _Pipe:
-    """One direction: what was sent and has not been received yet."""
+    """One direction: the bytes that were sent and not received yet."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -40,7 +40,7 @@ class _Pipe:
         self._changed = trio.Event()
 
     def changed(self) -> None:
-        """Wake whoever waits; each looks for itself whether it can go on."""
+        """Wake all waiting tasks; each checks for itself whether it can go on."""
         self._changed.set()
         self._changed = trio.Event()
 
@@ -49,7 +49,7 @@ class _Pipe:
 
     @property
     def settled(self) -> bool:
-        """Whether a reader would learn something: bytes, the end, or a reset."""
+        """Whether a reader would get something: bytes, the end, or a reset."""
         return bool(self.data) or self.sender_closed or self.reset
 
     @property
@@ -75,13 +75,13 @@ class MemoryTransport:
         ``wait_readable`` never returns and ``receive_nowait`` has nothing: the
         peer is connected and silent. Set it back with :meth:`set_readable`.
     ``max_receive``
-        ``receive_nowait`` hands out at most so many bytes a call, which splits
+        ``receive_nowait`` returns at most this many bytes a call, which splits
         the peer's bytes anywhere.
     ``max_send``
-        The "kernel" takes at most so many bytes at once (short writes), with a
-        checkpoint between.
+        The "kernel" takes at most this many bytes at once (short writes), with a
+        checkpoint in between.
     ``receive_delay``
-        A slow reader: ``wait_readable`` sleeps so many seconds first.
+        A slow reader: ``wait_readable`` first sleeps this many seconds.
     """
 
     def __init__(self, incoming: _Pipe, outgoing: _Pipe, peer: str) -> None:
@@ -103,16 +103,16 @@ class MemoryTransport:
 
     @property
     def unread(self) -> int:
-        """Bytes that the other end sent and this one has not received yet."""
+        """The number of bytes that the other end sent and this one has not received yet."""
         return len(self._incoming.data)
 
     def set_readable(self, readable: bool = True) -> None:
-        """Throw the ``never_readable`` switch and wake a reader that waits."""
+        """Set the ``never_readable`` switch and wake a reader that waits."""
         self.never_readable = not readable
         self._incoming.changed()
 
     def reset(self) -> None:
-        """Break the connection as a TCP reset does, for both ends and at once."""
+        """Break the connection at once for both ends, as a TCP reset does."""
         self._incoming.abort()
         self._outgoing.abort()
 
@@ -149,16 +149,16 @@ class MemoryTransport:
 
     @property
     def readable(self) -> int:
-        return 0  # not known, as on some systems
+        return 0  # unknown, as on some systems
 
     def set_low_water(self, size: int) -> None:
-        """A hint that memory has no use for."""
+        """Ignore the hint: memory has no use for it."""
 
     async def receive_some(self, max_bytes: int = DEFAULT_CAPACITY_BYTES) -> bytes:
-        """The next bytes, or ``b""`` at the end: a convenience for scripted peers.
+        """Return the next bytes, or ``b""`` at the end: a convenience for scripted peers.
 
-        Raises :class:`trio.BrokenResourceError` on a reset. A checkpoint; when
-        cancelled, nothing was taken.
+        Raises :class:`trio.BrokenResourceError` on a reset. A checkpoint; if it is
+        cancelled, no bytes were taken.
         """
         buffer = bytearray(max_bytes)
         while True:
@@ -168,7 +168,7 @@ class MemoryTransport:
                 return bytes(buffer[:size])
 
     async def receive_all(self) -> bytes:
-        """Everything up to the end of the stream; unbounded, for tests only."""
+        """Return all bytes up to the end of the stream. Unbounded: for tests only."""
         received = bytearray()
         while data := await self.receive_some():
             received += data
@@ -188,7 +188,7 @@ class MemoryTransport:
                     await self._outgoing.wait_change()
 
     def _accept(self, view: memoryview) -> int:
-        """Take what fits now, as the kernel would; 0 when the pipe is full."""
+        """Take the bytes that fit now, as the kernel would; return 0 if the pipe is full."""
         pipe = self._outgoing
         if self._closed or pipe.broken_for_sender:
             raise trio.BrokenResourceError("the connection is closed or was reset")
@@ -212,7 +212,7 @@ class MemoryTransport:
 
     @property
     def files(self) -> None:
-        """Files have to be read: there is no kernel here to send them."""
+        """Return None: no kernel sends files here, so they must be read."""
 
     async def send_eof(self) -> None:
         self._outgoing.sender_closed = True
@@ -235,7 +235,7 @@ class MemoryTransport:
 def memory_transport_pair(
     capacity: int = DEFAULT_CAPACITY_BYTES,
 ) -> tuple[MemoryTransport, MemoryTransport]:
-    """Two connected transports; each direction holds at most *capacity* bytes."""
+    """Return two connected transports; each direction holds at most *capacity* bytes."""
     number = next(_numbers)
     forth, back = _Pipe(capacity), _Pipe(capacity)
     return (

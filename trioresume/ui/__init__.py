@@ -1,7 +1,7 @@
-"""The page that ``trioresume serve --ui`` serves: its source, and how it is built.
+"""The page that ``trioresume serve --ui`` serves: its source, and its build.
 
-``src`` is what a person wrote, in JavaScript on top of Uppy; ``dist`` is what a browser
-is sent. npm and esbuild make the one of the other: when trioresume is installed, if they
-are there (``hatch_build``), or by ``python -m trioresume.ui build``. Nothing else in the
-package needs them, and nothing is fetched when the page is served.
+``src`` is the source, in JavaScript on top of Uppy; ``dist`` has the files that a browser
+gets. npm and esbuild make ``dist`` from ``src``: during the installation of trioresume, if
+they are there (see hatch_build.py), or by ``python -m trioresume.ui build``. Nothing else
+in the package needs them, and nothing is fetched from elsewhere when the page is served.
 """

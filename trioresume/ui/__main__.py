@@ -1,4 +1,4 @@
-"""``python -m trioresume.ui build``: make the page, after an install that could not."""
+"""``python -m trioresume.ui build``: make the page after an installation that could not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trioresume.ui.build import CannotBuild, build, is_built
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code."""
+    """Run the command and return its exit code."""
     if arguments != ["build"]:
         sys.stderr.write("Usage: python -m trioresume.ui build\n")
         return 2

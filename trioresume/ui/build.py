@@ -1,12 +1,12 @@
-"""Building the page: npm fetches, esbuild bundles, and nothing half done is left.
+"""Building the page: npm fetches packages, and esbuild bundles them.
 
-It runs where trioresume is installed from source, by a tool that has none of what
-trioresume depends on: this module imports the standard library alone, and is loaded by
-its path. It never takes longer than :data:`LONGEST_BUILD`, and runs no script of the
-packages that it fetches.
+A build is whole or leaves nothing. It also runs during an installation from source, in an
+environment without the dependencies of trioresume. So this module imports only the standard
+library, and is loaded by its path. A build never takes longer than :data:`LONGEST_BUILD`,
+and runs no script of the packages that it fetches.
 
-``dist/sources`` holds the digest of what the page was built from. A page that was built
-from something else, such as an older version's, counts as none.
+``dist/sources`` has the digest of the sources from which the page was built. If these were
+other sources, such as those of an older version, the page counts as not built.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 LONGEST_BUILD = 120.0
-"""Seconds. It takes five of CPU time, and as long as npm fetches, which may be for ever."""
+"""Seconds. A build takes five seconds of CPU time, and npm's fetching may never end."""
 
 _STAMP = "sources"
 _SOURCES = ("package.json", "bundle.mjs", "src")
@@ -46,7 +46,7 @@ _INSTALL = (
     "--no-update-notifier",
     "--prefer-offline",
     "--loglevel=error",
-    # Without a network npm would try for minutes.
+    # Without a network, npm would retry for minutes.
     "--fetch-retries=1",
     "--fetch-retry-mintimeout=1000",
     "--fetch-timeout=15000",
@@ -54,11 +54,11 @@ _INSTALL = (
 
 
 class CannotBuild(Exception):
-    """Why there is no page, as a sentence for whoever wanted one."""
+    """The page cannot be built. The message says why, for the person who wanted it."""
 
 
 def is_built(folder: Path = HERE) -> bool:
-    """Whether there is a page, made of the sources that are there."""
+    """Return whether the page exists and was built from the present sources."""
     try:
         stamp = (folder / "dist" / _STAMP).read_text("ascii")
     except OSError:
@@ -67,12 +67,12 @@ def is_built(folder: Path = HERE) -> bool:
 
 
 def missing_programs() -> list[str]:
-    """What a build needs and this machine does not have."""
+    """Return the programs that a build needs and this machine does not have."""
     return [name for name in ("node", "npm") if shutil.which(name) is None]
 
 
 def build(folder: Path = HERE, *, seconds: float = LONGEST_BUILD) -> None:
-    """Make ``dist`` anew, whole or not at all.
+    """Make ``dist`` again, whole or not at all.
 
     Raises :class:`CannotBuild` where Node or npm is missing, fails, or is too slow.
     """
@@ -94,7 +94,7 @@ def build(folder: Path = HERE, *, seconds: float = LONGEST_BUILD) -> None:
 
 
 def sources_digest(folder: Path) -> str:
-    """Of the names and contents of all sources."""
+    """Return a digest of the names and contents of all sources."""
     digest = hashlib.sha256()
     for source in _SOURCES:
         path = folder / source
@@ -127,19 +127,19 @@ def _run(command: tuple[str, ...], folder: Path, deadline: float) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """*process* and all that it started: they are a group of their own."""
+    """Kill *process* and its children, which are in its process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # it ended meanwhile
+        pass  # the process has ended meanwhile
     process.communicate()
 
 
 def _replace(place: Path, new: Path) -> None:
-    """Put the folder *new* at *place*; in between there is none, never half of one."""
+    """Put the folder *new* at *place*. For an instant there is no folder, but never half one."""
     with tempfile.TemporaryDirectory(prefix=".dist-", dir=place.parent) as name:
         beside = Path(name)
-        # First onto the same file system, where a rename is one step.
+        # First copy it to the same file system, where a rename is one step.
         shutil.copytree(new, beside / "new")
         if place.exists():
             place.rename(beside / "old")

@@ -1,6 +1,6 @@
-// Makes the page's files of src/, in the folder that is named: node bundle.mjs dist
+// Makes the page's files from src/, in the named folder: node bundle.mjs dist
 //
-// The licences of what is in the bundle go with it. So does the list of its packages
+// The folder also gets the licences of the bundled packages, and a list of these packages
 // and their versions, which a test compares with package.json.
 
 import { copyFileSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
@@ -16,8 +16,8 @@ const { metafile } = await build({
   minify: true,
   format: "esm",
   target: ["es2022", "chrome109", "firefox115", "safari16.4"],
-  legalComments: "none", // they are in licences.txt, whole
-  external: ["*.svg"], // a file of its own
+  legalComments: "none", // licences.txt has the whole licences
+  external: ["*.svg"], // copied as a separate file
   metafile: true,
   logLevel: "warning",
 }).catch(() => process.exit(1)); // esbuild has said why
@@ -36,7 +36,7 @@ const licences = [];
 for (const folder of [...folders].sort()) {
   const { name, version, license, author } = JSON.parse(readFileSync(`${folder}/package.json`, "utf8"));
   const file = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
-  // Some packages have no copy of it, only its name.
+  // Some packages have no copy of their licence, only its name.
   const text = file === undefined ? `By ${author?.name ?? author}` : readFileSync(`${folder}/${file}`, "utf8").trim();
   packages[name] = version;
   licences.push(`${name} ${version} (${license})\n\n${text}\n`);

@@ -1,6 +1,6 @@
-"""Builds the page into the wheel, where Node and npm are there; else says so, no more.
+"""Builds the page into the wheel. Without Node and npm it only prints that it cannot.
 
-hatchling runs this, as pyproject.toml tells it, in an environment without trioresume.
+hatchling runs this hook, named in pyproject.toml, in an environment without trioresume.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PageBuildHook(BuildHookInterface[Any]):
         except building.CannotBuild as exc:
             self.app.display_warning(f"The page of --ui is left out: {exc}")
             return
-        # git ignores it, and so would hatchling.
+        # git ignores the folder, so hatchling would leave it out.
         build_data["artifacts"].append("/trioresume/ui/dist/")
 
 

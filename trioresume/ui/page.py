@@ -1,4 +1,4 @@
-"""The page's files, as a browser is sent them."""
+"""The page's files, as a browser gets them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PageFile:
 
 
 def load_page(endpoint: str, folder: Path = HERE) -> Mapping[str, PageFile]:
-    """The files by their names; "" is the page itself, which uploads to *endpoint*.
+    """Return the files by name; "" is the page itself, which uploads to *endpoint*.
 
     Raises :class:`~trioresume.errors.CallerError` if the page was not built.
     """

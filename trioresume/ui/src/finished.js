@@ -1,15 +1,16 @@
-// The list of what was uploaded, which outlives the page: names are hard to guess, so
-// whoever lost a link would not find the file again.
+// The list of finished uploads, which outlives the page. File names are hard to guess, so
+// a person who lost the link would not find the file again.
 //
-// An entry is { id, name, size, at, message, outcome }: when it ended, where the service's
-// answer can be fetched, and what it was; null while that is not known.
+// An entry is { id, name, size, at, message, outcome }. "at" is the time of its end,
+// "message" is where the service's answer can be fetched, and "outcome" is that answer, or
+// null while it is not known.
 
 import { browser } from "./storage.js";
 
 const KEY = "trioresume.finished";
 const MOST = 100; // the oldest go first
 
-/** The newest first. */
+/** Return the entries, the newest first. */
 export function list() {
   try {
     const kept = JSON.parse(browser.get(KEY) ?? "[]");
@@ -19,7 +20,7 @@ export function list() {
   }
 }
 
-/** Put *entry* in front, or in the place of the one with its id. */
+/** Put *entry* in front, or replace the entry with the same id. */
 export function put(entry) {
   const entries = list();
   const place = entries.findIndex(({ id }) => id === entry.id);

@@ -1,4 +1,4 @@
-// What happens when: the service, the uploads and the page know nothing of each other.
+// Connects the service, the uploads and the page, which know nothing of each other.
 
 import * as finished from "./finished.js";
 import { Service, Unauthorized } from "./service.js";
@@ -47,7 +47,7 @@ const uploads = new Uploads(service, {
 
 const pause = () => new Promise((resolve) => setTimeout(resolve, RETRY));
 
-/** Soon: many things change at once. */
+/** Redraw the page soon, not at once, because many things change together. */
 function redraw() {
   if (drawing) return;
   drawing = true;
@@ -58,12 +58,12 @@ function redraw() {
     view.showFinished(finished.list(), (location) => service.link(location));
     if (!navigator.onLine) view.notice("You are offline. Uploads go on by themselves.");
     else view.notice(unreachable ? "The service does not answer." : "");
-    // A rate falls also when nothing happens.
+    // A rate also falls while nothing happens.
     if (list.some(({ state }) => state === "uploading")) setTimeout(redraw, 1000);
   }, REDRAW);
 }
 
-/** Ask for the limits, which shows whether we may; whether we may. */
+/** Ask the service for the limits, and return whether it accepts us. */
 async function greet() {
   try {
     const limits = await service.limits();
@@ -81,7 +81,7 @@ async function greet() {
   }
 }
 
-/** Find out what became of what was uploaded. */
+/** Ask for the outcome of every finished upload that has none yet. */
 function settle() {
   for (const entry of finished.list()) {
     if (entry.outcome !== null || settling.has(entry.id)) continue;
@@ -108,7 +108,7 @@ async function settleOne(entry) {
   }
 }
 
-/** Follow a link, or fetch for it: a link cannot send a token. */
+/** Follow a link, or fetch the file instead, because a link cannot send a token. */
 async function open(event, { name, outcome }) {
   if (!service.token) return;
   event.preventDefault();

@@ -1,11 +1,11 @@
-// What the page asks the service beside uploading: who may, how much, and what became of it.
+// The page's requests to the service other than uploads: access, limits and outcomes.
 
 import { tab } from "./storage.js";
 
 const TOKEN = "trioresume.token";
 const LONGEST_WAIT = 20; // seconds
 
-/** The service wants to know who asks. */
+/** The service answered 401: it needs a token. */
 export class Unauthorized extends Error {}
 
 export class Service {
@@ -13,7 +13,7 @@ export class Service {
     this.endpoint = endpoint;
   }
 
-  /** For this tab only, and until it is closed. */
+  /** The token, kept for this tab only, until it is closed. */
   get token() {
     return tab.get(TOKEN) ?? "";
   }
@@ -26,7 +26,7 @@ export class Service {
     return this.token ? { Authorization: `Bearer ${this.token}` } : {};
   }
 
-  /** The limits of an upload in bytes, null for none: { most, mostAtOnce }. */
+  /** The limits of an upload in bytes, { most, mostAtOnce }; null means no limit. */
   async limits() {
     const response = await this.#fetch(this.endpoint, { method: "OPTIONS" });
     const most = response.headers.get("Tus-Max-Size");
@@ -35,8 +35,8 @@ export class Service {
   }
 
   /**
-   * The answer of what the upload was for, recorded at *message*: { status, location,
-   * problem }, each null where there is none. tus itself ends with a 204 that says nothing.
+   * Fetch the target's answer to the upload, recorded at *message*: { status, location,
+   * problem }, each null if it is missing. In tus itself an upload ends with a bare 204.
    */
   async outcome(message) {
     const unknown = { status: null, location: null, problem: null };
@@ -49,19 +49,19 @@ export class Service {
     }
   }
 
-  /** Have the service forget an upload; it would by itself, only later. */
+  /** Have the service forget an upload now; by itself it would forget it later. */
   async terminate(upload) {
     await this.#fetch(upload, { method: "DELETE", headers: { "Tus-Resumable": "1.0.0" } });
   }
 
-  /** The bytes of a file that needs a token, which a link cannot send. */
+  /** Fetch a file that needs a token, because a link cannot send one. */
   async download(location) {
     const response = await this.#fetch(location, {});
     if (!response.ok) throw new Error(`the service answered ${response.status}`);
     return response.blob();
   }
 
-  /** *location* as a link may have it, null if it leads anywhere but to a web server. */
+  /** Return *location* as the target of a link, or null if it is no http(s) address. */
   link(location) {
     try {
       const url = new URL(location, this.endpoint);
@@ -77,7 +77,7 @@ export class Service {
     return response;
   }
 
-  /** Read a message/http. */
+  /** Parse a message/http. */
   #recorded(text) {
     const end = text.indexOf("\r\n\r\n");
     const [first, ...lines] = text.slice(0, end).split("\r\n");
@@ -91,7 +91,7 @@ export class Service {
   }
 }
 
-/** What an application/problem+json says to a person, null if *text* is none. */
+/** Return the text of an application/problem+json for a person, or null if it is none. */
 export function problem(text) {
   try {
     const { title, detail } = JSON.parse(text);

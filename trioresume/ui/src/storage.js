@@ -1,4 +1,4 @@
-// What a browser keeps for a page, and the page itself where the browser may not.
+// Storage of the browser for a page. Where it is forbidden, the page keeps the values itself.
 
 class Kept {
   #area = null;
@@ -8,11 +8,11 @@ class Kept {
     try {
       this.#area = window[name];
     } catch {
-      // Forbidden by the person's settings.
+      // The person's settings forbid it.
     }
   }
 
-  /** The text under *key*, null if there is none. */
+  /** Return the text under *key*, or null. */
   get(key) {
     return this.#memory.get(key) ?? this.#area?.getItem(key) ?? null;
   }
@@ -27,8 +27,8 @@ class Kept {
   }
 }
 
-/** For this tab, until it is closed; it survives a reload. */
+/** Values for this tab, until it is closed; they survive a reload. */
 export const tab = new Kept("sessionStorage");
 
-/** For all tabs, until the person clears it. */
+/** Values for all tabs, until the person clears them. */
 export const browser = new Kept("localStorage");

@@ -1,4 +1,4 @@
-// Numbers and names as people read them, and the rate that they are made of.
+// Numbers and names in a form for people, and the rate of an upload.
 
 const SIZES = ["bytes", "kB", "MB", "GB", "TB"];
 
@@ -14,7 +14,7 @@ export function bytes(count) {
   return `${value.toFixed(digits)} ${SIZES[unit]}`;
 }
 
-/** 75 → "1 min 15 s"; a duration that nobody can rely on needs no more than two parts. */
+/** 75 → "1 min 15 s". Two parts are enough for a duration that is only an estimate. */
 export function duration(seconds) {
   const whole = Math.max(1, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
@@ -22,25 +22,25 @@ export function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** Never "100 %" before it is all there. */
+/** Return a percentage; it is never "100 %" before *part* is all of *whole*. */
 export function percent(part, whole) {
   return `${whole > 0 ? Math.floor((100 * part) / whole) : 0} %`;
 }
 
-// The same characters as in trioresume/text.py: controls, and what reverses the direction of
-// writing, so that "evil\u202egpj.exe" would be shown as "evilexe.jpg".
+// The same characters as in trioresume/text.py: controls, and characters that reverse the
+// direction of writing. With these, "evil\u202egpj.exe" would be shown as "evilexe.jpg".
 const CONTROLS = /[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2028\u2029\u2066-\u2069]/g;
 
-/** *text* with a mark in the place of each character that would change how the rest is shown. */
+/** Return *text* with a mark in place of each character that would change the shown text. */
 export function printable(text) {
   return text.replace(CONTROLS, "\ufffd");
 }
 
 /**
- * Bytes per second over the last seconds.
+ * The rate in bytes per second over the last seconds.
  *
- * The first sample after a start is where the upload goes on, not what was sent since:
- * a resumed upload must not seem to be fast.
+ * The first sample after a start is the offset where the upload continues. It does not count
+ * as sent bytes, so a resumed upload does not seem to be fast.
  */
 export class Rate {
   static SPAN = 5000; // ms
@@ -60,7 +60,7 @@ export class Rate {
     while (this.#samples.length > 2 && now - this.#samples[1][0] >= Rate.SPAN) this.#samples.shift();
   }
 
-  /** Zero until it can be told. */
+  /** Return the rate, or 0 while there are too few samples. */
   at(now) {
     if (this.#samples.length < 2) return 0;
     const [then, before] = this.#samples[0];

@@ -1,8 +1,8 @@
-// The uploads that are not finished. Uppy keeps their state, tus-js-client speaks to the
-// service, Golden Retriever brings both back after the page was left.
+// The unfinished uploads. Uppy keeps their state, tus-js-client speaks to the service, and
+// Golden Retriever restores both after the page was left.
 //
-// Every upload is started by itself, with retryUpload: Uppy's upload() first waits for
-// all that failed before.
+// Every upload is started separately, with retryUpload, because Uppy's upload() first waits
+// for all uploads that failed before.
 
 import Uppy from "@uppy/core";
 import { getDroppedFiles } from "@uppy/core/utils";
@@ -16,24 +16,25 @@ const AT_ONCE = 3; // a browser has six connections to a server, and the page ne
 const KEPT = 64 * 1024 * 1024; // bytes of a file that are copied so that they survive a reload
 const KEPT_IN_ALL = 256 * 1024 * 1024;
 const KEPT_FOR = 7 * 24 * 3600 * 1000; // ms: no upload lives longer, unless it is configured
-const OVER = "trioresume.over"; // where a tab keeps the keys of what is over
-const MOST_OVER = 200; // of them; each has to outlive its half second only
-// ms. Progress starts it anew: a quarter of an hour without any is when it gives up.
+const OVER = "trioresume.over"; // where a tab keeps the keys of ended uploads
+const MOST_OVER = 200; // keys; each is needed only for half a second
+// ms. Progress restarts the list. After a quarter of an hour without any, the upload gives up.
 const PAUSES = [0, 500, 1000, 2000, 5000, 10000, ...Array(30).fill(30000)];
 
 function unique() {
   return Math.random().toString(36).slice(2);
 }
 
-/** One tab, one list: a second tab that found the same uploads would take them away. */
+/** The list belongs to one tab: a second tab with the same list would take its uploads. */
 function nameOfTab() {
   const name = tab.get("trioresume.tab") ?? `trioresume-${unique()}`;
   tab.set("trioresume.tab", name);
   return name;
 }
 
-// Golden Retriever writes down twice a second what there is. An upload that is over when
-// the page is left within that half second would come back: these do not, by their keys.
+// Golden Retriever saves the uploads every half second. If an upload ends and the page is
+// left within that half second, the upload would come back. The keys of ended uploads, kept
+// here, prevent that.
 
 function isOver({ meta }) {
   return overs().includes(meta.key);
@@ -56,7 +57,8 @@ export class Uploads {
   #owners = new WeakMap(); // request → id of the upload
 
   /**
-   * *on* is told of: changed(), finished(upload), refused(status, name), mentioned(text).
+   * *on* has the callbacks changed(), finished(upload), refused(status, name) and
+   * mentioned(text).
    */
   constructor(service, on) {
     this.#service = service;
@@ -70,14 +72,14 @@ export class Uploads {
         endpoint: service.endpoint,
         limit: AT_ONCE,
         retryDelays: PAUSES,
-        removeFingerprintOnSuccess: true, // the same file once more is a new upload
+        removeFingerprintOnSuccess: true, // the same file again is a new upload
         allowedMetaFields: ["name", "type"],
         onBeforeRequest: (request, file) => this.#prepare(request, file),
         onAfterResponse: (request, response) => this.#note(request, response),
         onShouldRetry: (error, attempt, options, decide) => this.#retry(error, decide(error)),
       });
-    // What a tab keeps is its own, and has that name now. But a file has to be known in
-    // every tab, and its id begins with this:
+    // Golden Retriever has its separate store for this tab, named after the first id. But
+    // every tab must give a file the same id, which begins with this one:
     this.#uppy.setOptions({ id: "file" });
     this.#uppy.on("state-update", () => on.changed());
     this.#uppy.on("restored", () => this.#restored());
@@ -93,7 +95,7 @@ export class Uploads {
     this.#uppy.getPlugin("Tus").setOptions({ chunkSize: limits.mostAtOnce ?? Infinity });
   }
 
-  /** { id, name, size, state, sent, rate, problem } of each, in the order they came. */
+  /** Return { id, name, size, state, sent, rate, problem } of each, in order of arrival. */
   list() {
     const now = performance.now();
     return this.#uppy.getFiles().map((file) => ({
@@ -121,7 +123,7 @@ export class Uploads {
     return this.#rates.get(id);
   }
 
-  // What a person does.
+  // Actions of the person.
 
   async drop(dataTransfer) {
     this.add(await getDroppedFiles(dataTransfer));
@@ -134,7 +136,7 @@ export class Uploads {
         continue;
       }
       try {
-        // Without its folder: however a file comes, it is known by the same id.
+        // The name has no folder, so a file has the same id however the person adds it.
         const meta = { key: unique() };
         this.#start(this.#uppy.addFile({ name: file.name, type: file.type, data: file, meta }));
       } catch {
@@ -143,7 +145,7 @@ export class Uploads {
     }
   }
 
-  /** Pause it, or go on, or try again. */
+  /** Pause the upload, continue it, or try again. */
   toggle(id) {
     const file = this.#uppy.getFile(id);
     this.#rate(id).reset();
@@ -151,11 +153,11 @@ export class Uploads {
     else this.#uppy.pauseResume(id);
   }
 
-  /** Give it up: the service forgets what it has of it. */
+  /** Give the upload up, and have the service forget its bytes. */
   cancel(id) {
     const { tus, isGhost, isHeld, error, retrying } = this.#uppy.getFile(id);
     this.#forget(id);
-    // Uppy tells the service of what runs, or was paused while it ran, and of no other.
+    // Uppy itself tells the service only about an upload that runs or was paused.
     const isIdle = isGhost || isHeld || error || retrying;
     if (isIdle && tus?.uploadUrl) this.#service.terminate(tus.uploadUrl).catch(() => {});
   }
@@ -166,7 +168,7 @@ export class Uploads {
     this.#uppy.removeFile(id);
   }
 
-  /** Those that were refused because nobody had said who asks. */
+  /** Start the uploads again that were refused because there was no token. */
   retryRefused() {
     for (const file of this.#uppy.getFiles()) if (file.error && file.status === 401) this.#start(file.id);
   }
@@ -177,7 +179,7 @@ export class Uploads {
     this.#uppy.retryUpload(id);
   }
 
-  // What happens.
+  // Events.
 
   #restored() {
     this.#uppy.setState({ currentUploads: {}, recoveredState: null });
@@ -220,7 +222,8 @@ export class Uploads {
     const { name, size, message } = this.#uppy.getFile(id);
     const at = Date.now();
     this.#on.finished({ id: `${at}-${id}`, name, size, at, message: message ?? null, outcome: null });
-    // Later: as long as Uppy is at it, to remove a file is to terminate its upload.
+    // Remove the file only after Uppy's own handling: before that, Uppy would terminate the
+    // upload.
     await Promise.resolve();
     this.#forget(id);
   }
@@ -232,7 +235,7 @@ export class Uploads {
     this.#on.refused(status, name);
   }
 
-  /** Those that gave up for want of an answer have better prospects now. */
+  /** Start the uploads again that gave up because the service did not answer. */
   #online() {
     for (const file of this.#uppy.getFiles()) if (file.error && file.status === null) this.#start(file.id);
     this.#on.changed();

@@ -1,11 +1,11 @@
-// The page: what it shows, and what a person does to it. Names and answers come from
-// elsewhere, so they become text and never markup.
+// The view: it shows the page and takes the person's actions. Names and answers come from
+// elsewhere, so they are shown as text and never as markup.
 
 import { bytes, duration, percent, printable } from "./units.js";
 
 const byId = (id) => document.getElementById(id);
 
-/** What the button of an upload does in each state; none where it can do nothing. */
+/** The action of an upload's button in each state; null means that there is no button. */
 const ACTIONS = {
   waiting: "Pause",
   uploading: "Pause",
@@ -40,13 +40,13 @@ function status({ state, sent, size, rate, problem }) {
   }
 }
 
-/** The text of *element*, changed only if it is another: what is read out stays calm. */
+/** Set the text of *element* only if it differs, so a screen reader repeats nothing. */
 function say(element, text) {
   const shown = printable(text);
   if (element.textContent !== shown) element.textContent = shown;
 }
 
-/** Make the rows of *list* those of *items*, each known by its id; rows that stay stay. */
+/** Make the rows of *list* match *items* by id, and keep the rows that exist already. */
 function reconcile(list, items, template, fill) {
   const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
   items.forEach((item, index) => {
@@ -66,7 +66,10 @@ export class View {
   #on;
   #title = document.title;
 
-  /** *on* is told: drop(dataTransfer), choose(files), toggle(id), cancel(id), open(entry), clear(), token(text). */
+  /**
+   * *on* has the callbacks drop(dataTransfer), choose(files), toggle(id), cancel(id),
+   * open(entry), clear() and token(text).
+   */
   constructor(on) {
     this.#on = on;
     this.#takeFiles();
@@ -84,7 +87,7 @@ export class View {
       this.#on.choose([...chooser.files]);
       chooser.value = ""; // so that the same file can be chosen again
     });
-    // Anywhere: a file that misses its target would replace the page.
+    // Listen on the whole window: a file dropped beside the target would replace the page.
     const over = (event) => {
       if (!event.dataTransfer?.types.includes("Files")) return;
       event.preventDefault();
@@ -124,7 +127,7 @@ export class View {
     cancel.onclick = () => this.#on.cancel(id);
   }
 
-  /** *link* makes a link's target of a location. */
+  /** Show the finished uploads; *link* makes the target of a link from a location. */
   showFinished(entries, link) {
     byId("finished").hidden = entries.length === 0;
     reconcile(byId("finished").querySelector("ul"), entries, byId("finished-row"), (row, entry) => {
@@ -153,13 +156,13 @@ export class View {
     if (asked) byId("token").focus();
   }
 
-  /** Something that stays until it is over; "" for nothing. */
+  /** Show a notice that stays until it is replaced; "" removes it. */
   notice(text) {
     byId("notice").hidden = text === "";
     say(byId("notice"), text);
   }
 
-  /** Something that happened; it stays until the next. */
+  /** Show an event; it stays until the next one. */
   news(text) {
     say(byId("news"), text);
   }
@@ -175,6 +178,6 @@ export function save(blob, name) {
   anchor.href = URL.createObjectURL(blob);
   anchor.download = name;
   anchor.click();
-  // Not at once: the browser has to take it first.
+  // Revoke the address later, because the browser must read it first.
   setTimeout(() => URL.revokeObjectURL(anchor.href), 60000);
 }
