@@ -1,8 +1,8 @@
-"""The limit that the disk sets: files written one after the other, and synced.
+"""The limit of the disk: write files one after the other, and sync each.
 
-No network, no hash, no concurrency. Each file is written from one warm block of
-1 MiB and synced (``fdatasync``) when it is complete: the cheapest way to be durable,
-with the page cache in between, as the servers have it.
+There is no network, no hash and no concurrency. Each file is written from one warm block
+of 1 MiB and synced (``fdatasync``) when it is complete. This is the cheapest durable way
+that goes through the page cache, as the servers' writes do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskWrite:
-    """How long it took, and what it cost, in seconds; memory in bytes."""
+    """The elapsed time and the CPU time in seconds, and the memory in bytes."""
 
     seconds: float
     user: float
@@ -33,7 +33,7 @@ class DiskWrite:
 
 
 def measure(directory: Path, files: int, size: int, timeout: float) -> DiskWrite:
-    """Write *files* of *size* bytes into *directory*, in a process of its own.
+    """Write *files* files of *size* bytes into *directory*, in a separate process.
 
     Raises :class:`subprocess.SubprocessError` when it fails or takes too long.
     """
@@ -50,7 +50,7 @@ def measure(directory: Path, files: int, size: int, timeout: float) -> DiskWrite
 
 
 def write(directory: Path, files: int, size: int) -> DiskWrite:
-    """The same, here."""
+    """Do the same in this process."""
     block = bytes(BLOCK)
     before, begun = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     for number in range(files):
@@ -69,7 +69,7 @@ def write(directory: Path, files: int, size: int) -> DiskWrite:
 
 
 def _peak_resident() -> int:
-    # Not ru_maxrss: that begins with what the parent had before the exec.
+    # ru_maxrss would not do: it begins with the parent's memory before the exec.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -77,7 +77,7 @@ def _peak_resident() -> int:
 
 
 def main() -> None:
-    """The process."""
+    """Run the separate process of :func:`measure`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("files", type=int)

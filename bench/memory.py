@@ -1,8 +1,8 @@
-"""One large upload into trioresume, and the server's memory while it runs.
+"""Measure the server's memory during one large upload into trioresume.
 
-Promise 5 says that memory does not depend on what is uploaded. So after the first
-64 MiB, when buffers and caches of the process have their size, the resident set
-must stay within a band of 16 MiB either way until the upload ends.
+Promise 5 of docs/durability.md says that memory does not depend on the upload's size. After
+the first 64 MiB the buffers and caches of the process have their final size. From then on
+until the upload ends, the resident set must stay within a band of 16 MiB either way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BAND = 16 * MIB
 
 
 class Sampler:
-    """Reads a server's resident memory at an interval, in a thread, until stopped."""
+    """Reads a server's resident memory at an interval, in a thread, until it is stopped."""
 
     def __init__(self, server: Server, interval: float) -> None:
         self.samples: list[tuple[float, int]] = []
@@ -57,12 +57,12 @@ class Sampler:
         self._thread.join()
 
     def between(self, start: float, end: float) -> list[int]:
-        """The samples of a stretch of the monotonic clock, in bytes."""
+        """Return the samples between two times of the monotonic clock, in bytes."""
         return [size for when, size in self.samples if start <= when <= end]
 
 
 class Stretch:
-    """When the samples begin and end to count, on the monotonic clock."""
+    """The time in which the samples count, on the monotonic clock."""
 
     def __init__(self, after: int) -> None:
         self.begun = math.inf
@@ -70,7 +70,7 @@ class Stretch:
         self._after = after
 
     def observe(self, snapshot: Snapshot) -> None:
-        """Hear how far the upload is."""
+        """Take the upload's progress, to find the begin and the end."""
         now = time.monotonic()
         if snapshot.sent >= self._after:
             self.begun = min(self.begun, now)
@@ -80,14 +80,14 @@ class Stretch:
 
 @click.command(help=__doc__)
 @click.option(
-    "--size", type=ByteSize(), default="4GiB", show_default=True, help="Of the upload."
+    "--size", type=ByteSize(), default="4GiB", show_default=True, help="Upload size."
 )
 @click.option(
     "--after",
     type=ByteSize(),
     default="64MiB",
     show_default=True,
-    help="Samples count from here on.",
+    help="Samples count once this much was sent.",
 )
 @click.option(
     "--interval",
@@ -103,7 +103,7 @@ class Stretch:
     type=click.FloatRange(1),
     default=300.0,
     show_default=True,
-    help="Seconds for the upload.",
+    help="Seconds that the upload may take.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(

@@ -1,4 +1,4 @@
-"""What the commands share of their command lines."""
+"""The command-line options that the commands share."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ cache_option = click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="TRIORESUME_BENCH_CACHE",
-    help="Where peers are installed. [default: below the user's cache directory]",
+    help="Directory of installed peers. [default: below the user's cache directory]",
 )
 
 durability_option = click.option(
@@ -50,18 +50,18 @@ durability_option = click.option(
     type=click.Choice(["disk", "process"]),
     default="disk",
     show_default=True,
-    help="What trioresume promises.",
+    help="Durability that trioresume promises.",
 )
 
 work_dir_option = click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Where data directories are made. [default: the temporary directory]",
+    help="Directory for the data directories. [default: the temporary directory]",
 )
 
 
 def human(size: float) -> str:
-    """A size in the unit that reads best."""
+    """Return *size* as text, in the unit that reads best."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
@@ -70,7 +70,7 @@ def human(size: float) -> str:
 
 
 def machine(work_dir: Path | None) -> dict[str, str]:
-    """What a reader must know to place the figures."""
+    """Return the facts about the machine that a reader of the figures needs."""
     return {
         "cpu": f"{os.cpu_count()} x {_cpu_model()}",
         "kernel": f"{platform.system()} {platform.release()}",
@@ -87,7 +87,7 @@ def _cpu_model() -> str:
 
 
 def _filesystem(path: Path) -> str:
-    """The type of the filesystem that holds *path*: the longest mount point above it."""
+    """Return the type of the filesystem at *path*: that of the longest mount point above."""
     place = path.resolve()
     best, kind = Path("/"), "unknown"
     for line in Path("/proc/mounts").read_text().splitlines():
@@ -98,9 +98,9 @@ def _filesystem(path: Path) -> str:
 
 
 def raise_file_limit() -> None:
-    """Let this process and those it starts open as many files as they are allowed to.
+    """Let this process and its children open as many files as the hard limit allows.
 
-    The usual soft limit is 1024; a thousand uploads need a socket and a file each.
+    The usual soft limit is 1024, but a thousand uploads need a socket and a file each.
     """
     import resource
 

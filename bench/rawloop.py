@@ -1,10 +1,11 @@
-"""The yardstick: the least work that takes an upload, hashes it and writes it.
+"""The yardstick: a loop that takes uploads, hashes and writes them with the least work.
 
-One thread, epoll, one shared scratch of 1 MiB: ``recv_into``, BLAKE3, ``write`` to
-a file per upload, 201. No HTTP beyond finding the length, no durability, no
-catalog, no checks. What a real server takes more than this, on the same machine
-in the same run, is what its promises and its code cost. How much of it each step
-takes shows when the later ones are left out: ``receive``, ``hash``, ``write``.
+It has one thread, epoll and one shared buffer of 1 MiB. For each upload it does
+``recv_into``, BLAKE3, ``write`` to a file, and answers 201. It parses only the length of
+a request, and has no durability, no catalog and no checks. The additional cost of a real
+server, on the same machine in the same run, is the cost of its promises and its code. To
+measure the steps separately, the later ones can be left out: ``receive``, ``hash``,
+``write``.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ __all__ = ["RawLoop"]
 
 SCRATCH = 1 << 20
 WORK = ("receive", "hash", "write")
-"""How far it goes with what it receives; each includes those before it."""
+"""The steps for the received bytes; each includes those before it."""
 
 _EMPTY = b"Content-Length: 0\r\n\r\n"
 
 
 class _Connection:
-    """One connection, and the upload it carries once its head was read."""
+    """One connection, and its upload once the head was read."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -41,7 +42,7 @@ class _Connection:
 class RawLoop:
     """Serves uploads into *directory* until the process is killed.
 
-    What ``receive`` and ``hash`` took cannot be fetched; a ``HEAD`` tells its length.
+    With ``receive`` and ``hash`` an upload cannot be fetched; a ``HEAD`` tells its length.
     """
 
     def __init__(self, directory: Path, work: str = "write", port: int = 0) -> None:
@@ -94,7 +95,7 @@ class RawLoop:
             self._take(connection, self._scratch[:count])
 
     def _begin(self, connection: _Connection, data: bytes) -> None:
-        """Read a head; the generator sends it whole, and so it comes."""
+        """Read a head. The load generator sends it in one piece, so it arrives whole."""
         head, end, rest = data.partition(b"\r\n\r\n")
         method, path, *_ = head.split(b" ", 2)
         name = path.rpartition(b"/")[2].decode()
@@ -138,7 +139,7 @@ class RawLoop:
             )
 
     def _serve(self, connection: _Connection, method: bytes, name: str) -> None:
-        """Send a file back, blocking: this is for the check after the measurement."""
+        """Send a file back, blocking the loop: this is for the check after the measurement."""
         sock = connection.sock
         if name not in self._lengths or (method == b"GET" and not self._writes):
             sock.send(b"HTTP/1.1 404 Not Found\r\n" + _EMPTY)

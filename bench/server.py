@@ -1,8 +1,8 @@
-"""Servers under test, as subprocesses, and what the kernel says they used.
+"""Servers under test, as subprocesses, and the CPU time and memory that they use.
 
-CPU time is of the process and all its descendants, living and dead. Memory is the
-resident set, of the same processes: ``VmHWM`` is the kernel's own high-water mark
-since the process began, so no sampling can miss a peak.
+The figures come from the kernel. CPU time covers the process and all its descendants,
+living and dead. Memory is the resident set of the living ones. The peak is ``VmHWM``, the
+kernel's high-water mark since the process began, so no peak is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Cpu", "Server", "ServerFailed", "machine_cpu"]
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _ATTEMPTS = 3
-"""Ports tried: one that was free may be taken before the server has it."""
+"""How many ports to try: another program may take a free port before the server does."""
 
 
 class ServerFailed(Exception):
@@ -51,11 +51,11 @@ class Cpu:
 
 
 class Server:
-    """A running server; a context manager that ends it.
+    """A running server, and a context manager that ends it.
 
-    Making one installs the peer if need be, makes *data_dir*, starts the server on
+    The constructor installs the peer if necessary, makes *data_dir*, starts the server on
     a free port of the loopback interface and waits until it answers a request.
-    Raises :class:`ServerFailed`, and what :meth:`bench.peers.cache.Cache.get` raises.
+    Raises :class:`ServerFailed`, and the errors of :meth:`bench.peers.cache.Cache.get`.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Server:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                # Its children belong to it: they end with it, whatever happens.
+                # In a new session, so that its children can be ended with it.
                 start_new_session=True,
             )
-            # A pipe that nobody reads would stop a server that logs.
+            # A server that logs would stop at a full pipe, so a thread reads it.
             self._drain = threading.Thread(target=self._read_output, daemon=True)
             self._drain.start()
             try:
@@ -106,12 +106,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where uploads go."""
+        """The URL for uploads."""
         return f"http://{self.host}:{self.port}{self.path}"
 
     @property
     def output(self) -> str:
-        """The last lines it printed."""
+        """The last lines that the server printed."""
         return "".join(self._output)
 
     def _read_output(self) -> None:
@@ -120,7 +120,7 @@ class Server:
             self._output.append(line)
 
     def _wait_until_ready(self, timeout: float) -> bool:
-        """Whether it answers; not if it ended, or says nothing in time."""
+        """Return whether the server answers in time; False also if it has ended."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError):
@@ -139,31 +139,35 @@ class Server:
             return sock.recv(64).startswith(b"HTTP/1.1 ")
 
     def cpu(self) -> Cpu:
-        """CPU time so far. Raises :class:`ServerFailed` if the server is gone."""
+        """Return the CPU time so far. Raises :class:`ServerFailed` if the server has ended."""
         if self._process.poll() is not None:
             raise ServerFailed(f"{self.peer.name} ended:\n{self.output}")
         user = system = 0
         for pid in _family(self.pid):
-            with contextlib.suppress(OSError):  # a child may end any time
-                # The name in parentheses may hold spaces; fields 14 to 17 of proc(5).
+            with contextlib.suppress(OSError):  # a child may end at any time
+                # Fields 14 to 17 of proc(5). The name in parentheses may have spaces.
                 stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 user += int(stat[11]) + int(stat[13])
                 system += int(stat[12]) + int(stat[14])
         return Cpu(user * _TICK, system * _TICK)
 
     def busy(self) -> float:
-        """CPU seconds so far of the threads that it has now, to the nanosecond.
+        """Return the CPU seconds so far of its present threads, with nanoseconds.
 
-        For the difference between two moments close together, such as one request.
+        Use it for a short time, such as that of one request: threads that end meanwhile
+        drop out of the sum.
         """
         total = 0
         for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(OSError):  # a thread may end any time
+            with contextlib.suppress(OSError):  # a thread may end at any time
                 total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
     def settle(self, timeout: float = 10.0) -> Cpu:
-        """Wait until the server rests, so that work put off past its answers counts."""
+        """Wait until the server is idle, so that work after its answers counts as well.
+
+        Returns the CPU time so far.
+        """
         deadline = time.monotonic() + timeout
         cpu = self.cpu()
         while time.monotonic() < deadline:
@@ -175,11 +179,11 @@ class Server:
         return cpu
 
     def resident(self) -> int:
-        """Resident memory now, in bytes."""
+        """Return the resident memory now, in bytes."""
         return self._memory("VmRSS")
 
     def peak_resident(self) -> int:
-        """The high-water mark of resident memory, in bytes."""
+        """Return the high-water mark of resident memory, in bytes."""
         return self._memory("VmHWM")
 
     def _memory(self, name: str) -> int:
@@ -192,7 +196,7 @@ class Server:
         return total
 
     def stop(self) -> None:
-        """End the server: politely, then not; and what it may have left behind."""
+        """End the server by SIGTERM, then by SIGKILL; then kill its remaining children."""
         self._process.terminate()
         try:
             self._process.wait(10)
@@ -224,7 +228,7 @@ def _free_port() -> int:
 
 
 def _family(pid: int) -> Iterator[int]:
-    """*pid* and its living descendants."""
+    """Yield *pid* and its living descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -233,7 +237,7 @@ def _family(pid: int) -> Iterator[int]:
 
 
 def machine_cpu() -> tuple[float, float]:
-    """Seconds all CPUs were busy so far, and seconds the hypervisor took from them."""
+    """Return the seconds that all CPUs were busy, and those that the hypervisor took."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
     return (user + nice + system + irq + softirq) * _TICK, steal * _TICK

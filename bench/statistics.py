@@ -1,4 +1,4 @@
-"""Medians, ranges, and ratios of runs that were neighbours."""
+"""Medians, ranges, and ratios of runs in the same round."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Raises :class:`ValueError` if there are none."""
+        """Return the spread of *values*. Raises :class:`ValueError` if there are none."""
         known = list(values)
         if not known:
             raise ValueError("no values")
         return cls(median(known), min(known), max(known))
 
     def text(self, digits: int) -> str:
-        """``1.25 (1.10-1.40)``; without a range where it has no width."""
+        """Return text such as ``1.25 (1.10-1.40)``, without a range that has no width."""
         middle, low, high = (
             f"{value:.{digits}f}" for value in (self.middle, self.low, self.high)
         )
@@ -43,10 +43,10 @@ def ratios(
     to: K,
     value: Callable[[T], float],
 ) -> Spread | None:
-    """How *value* of *of* relates to that of *to*, round by round.
+    """Return the spread of the ratios of *value* for *of* to *value* for *to*.
 
-    A machine's speed drifts, so that only runs of one round compare; the result is
-    of the rounds' ratios. None if no round has both, or *to* is always zero.
+    A machine's speed drifts, so only runs of the same round are compared: each round gives
+    one ratio. Returns None if no round has both, or if *value* for *to* is always zero.
     """
     found = [
         value(group[of]) / value(group[to])

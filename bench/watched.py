@@ -1,16 +1,16 @@
 """``python -m bench.watched REPORT serve …``: trioresume, with a watch on its event loop.
 
-It runs the command that follows as ever, and writes into the file REPORT, when that
-ends, what held up the event loop: each *step* of a task, that is what it does from one
-checkpoint to the next, and each *round* of the loop, that is all the steps between two
-looks for input, that took longer than :data:`NOTED`.
+It runs the given command of trioresume. When the command ends, it writes into the file
+REPORT what held up the event loop for longer than :data:`NOTED`: the *steps* and the
+*rounds*. A step is the work of one task from one checkpoint to the next. A round is all
+the steps between two looks for input.
 
-A machine on which others run makes every clock lie: a thread that was ready but had no
-processor did not hold up anything itself. Linux tells how long that was (``schedstat``),
-and it is taken off. What is left is the thread's own work, what it waited for within the
-step (a disk, a lock, Python's own lock), and the kernel's interrupts.
+On a machine that others use, elapsed time misleads: a thread that is ready but has no
+processor does not hold up anything itself. Linux tells how long this lasted
+(``schedstat``), and it is subtracted. The rest is the thread's own work, its waiting
+within the step (for a disk, a lock, or Python's own lock), and the kernel's interrupts.
 
-The package knows nothing of this: trio is handed an instrument.
+The package does not know about the watch: trio gets an instrument.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trioresume.cli import main as command
 __all__ = ["LoopWatch", "Step", "longest", "read_report"]
 
 NOTED = 0.001
-"""Seconds from which on a step or a round is noted."""
+"""Seconds: shorter steps and rounds are not recorded."""
 MOST_NOTED = 100_000
 
 
@@ -43,13 +43,13 @@ class Step:
     ended: float
     """On the monotonic clock, which all processes share."""
     seconds: float
-    """How long the loop was held up: not counting what its thread waited for a processor."""
+    """How long the loop was held up, without the time its thread waited for a processor."""
     waited: float
-    """For a processor, in seconds, before it ended."""
+    """The seconds that the thread waited for a processor during the step."""
     cpu: float
-    """Of the thread's own time, how much it ran."""
+    """The CPU time of the thread, in seconds."""
     where: str
-    """The checkpoint that ended it: the innermost function of the task, and its line."""
+    """The checkpoint that ended the step: the task's innermost function, and its line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class _Moment:
     at: float
     cpu: float
     schedstat: bytes
-    """Of the thread: time it ran (not up to date), time it waited to run, turns."""
+    """For the thread: its run time (not up to date), its time waiting to run, its turns."""
 
     @property
     def waited(self) -> float:
@@ -65,7 +65,7 @@ class _Moment:
 
 
 class LoopWatch(trio.abc.Instrument):
-    """Notes what takes long."""
+    """Records the steps and rounds that take long."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -111,7 +111,7 @@ class LoopWatch(trio.abc.Instrument):
         self._round = self._now()
 
     def report(self, path: Path) -> None:
-        """Write what was found; :func:`read_report` reads it."""
+        """Write the steps and rounds to *path*; :func:`read_report` reads them."""
         found = {
             "steps": [asdict(step) for step in self.steps],
             "rounds": [asdict(step) for step in self.rounds],
@@ -120,7 +120,7 @@ class LoopWatch(trio.abc.Instrument):
 
 
 def _place(task: trio.lowlevel.Task) -> str:
-    """Where the task waits now, as far in as the package's own code goes."""
+    """Return where the task waits now: the innermost function of the package's code."""
     place = task.name
     awaited: object = task.coro
     while isinstance(awaited, CoroutineType):
@@ -134,7 +134,7 @@ def _place(task: trio.lowlevel.Task) -> str:
 
 
 def read_report(path: Path) -> tuple[list[Step], list[Step]]:
-    """The steps and the rounds of a report."""
+    """Return the steps and the rounds of a report."""
     found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text())
     return (
         [Step(**step) for step in found["steps"]],
@@ -143,7 +143,7 @@ def read_report(path: Path) -> tuple[list[Step], list[Step]]:
 
 
 def longest(steps: list[Step], start: float, end: float) -> list[Step]:
-    """Those that ended between *start* and *end*, the longest first."""
+    """Return the steps that ended between *start* and *end*, the longest first."""
     return sorted(
         (step for step in steps if start <= step.ended <= end),
         key=lambda step: -step.seconds,
@@ -154,7 +154,8 @@ def main() -> None:
     """Run the command line after the first argument."""
     report, sys.argv = Path(sys.argv[1]), [sys.argv[0], *sys.argv[2:]]
     watch = LoopWatch()
-    # The command calls trio.run itself, and has no option for it: this is the only seam.
+    # The command calls trio.run itself and has no option for instruments, so replace the
+    # function.
     vars(trio)["run"] = functools.partial(trio.run, instruments=[watch])
     try:
         command()

@@ -1,19 +1,20 @@
-"""Where servers keep their data, and a machine in the same state before every run.
+"""The servers' data directories, and the same state of the machine before every run.
 
-Three things made equal uploads differ by a factor of two to five, and none of them
-is the server's doing. Each has its remedy here.
+Three things made equal uploads differ by a factor of two to five. The server causes none
+of them, and this module has a remedy for each.
 
-* **What the run before left to write.** Its files are emptied (what is not on the
-  disk yet need never be written), then the disk is asked to finish, and the next
-  run waits until hardly anything is dirty or on its way: other programs write too.
+* **Unwritten bytes of the run before.** The files of a finished run are emptied, because
+  bytes that are not on the disk yet then need not be written at all. After that the disk is
+  synced. The next run waits until few bytes are dirty or being written, because other
+  programs write, too.
 * **Deleted files.** ext4 avoids inodes that were deleted within the last seconds
   to minutes, and looks at each of them whenever a file is made. So the files of a
-  run are emptied, not removed; the removal comes at the very end.
-* **Cold memory.** A virtual machine may hand free pages back to its host, and
-  getting them again costs more than all the rest of an upload: 2.2 s of CPU time
-  for a GiB of ``write`` against 0.2. So a file as large as the run is written and
-  emptied just before. Touching anonymous memory does not help: the page cache
-  takes larger blocks, from other free lists.
+  run are emptied and not removed; they are removed at the very end.
+* **Cold memory.** A virtual machine may return free pages to its host. Getting them
+  back costs more than all the rest of an upload: 2.2 s of CPU time for a GiB of
+  ``write`` against 0.2. So a file larger than the run is written and emptied just
+  before it. Touching anonymous memory does not help: the page cache takes larger
+  blocks, from other free lists.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ __all__ = ["Workspace", "unwritten"]
 _BLOCK = 1 << 20
 
 QUIET_BYTES = 32 << 20
-"""So little unwritten data that nobody is made to wait for it."""
+"""With fewer unwritten bytes than this, no program waits for writing."""
 
 QUIET_SECONDS = 5.0
-"""How long to wait for that; on a shared machine it may never come."""
+"""How long to wait for that. On a shared machine it may never happen."""
 
 
 class Workspace:
@@ -50,11 +51,11 @@ class Workspace:
         self._drop_caches = drop_caches
         self._count = 0
         self.current = self._root
-        """The data directory handed out last."""
+        """The last data directory that :meth:`data_dir` returned."""
 
     @contextlib.contextmanager
     def data_dir(self) -> Iterator[Path]:
-        """A path that does not exist yet, for one run's data directory."""
+        """Give a path that does not exist yet, for the data directory of one run."""
         self._count += 1
         directory = self.current = self._root / str(self._count)
         try:
@@ -63,10 +64,10 @@ class Workspace:
             _empty_files(directory)
 
     def prepare(self, size: int) -> int:
-        """Condition the machine for a run that stores *size* bytes.
+        """Prepare the machine for a run that stores *size* bytes.
 
-        Takes :data:`QUIET_SECONDS` at most, beyond what writing takes; returns how
-        many bytes the system still has to write then.
+        Returns how many bytes the system still has to write after that. Besides the time
+        for writing, this takes :data:`QUIET_SECONDS` at most.
         """
         os.sync()
         if self._drop_caches:
@@ -85,7 +86,7 @@ class Workspace:
 
 
 def unwritten(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes in the page cache that are not on their disk yet."""
+    """Return how many bytes in the page cache are not on their disk yet."""
     kib = 0
     for line in meminfo.read_text().splitlines():
         name, _, rest = line.partition(":")

@@ -22,15 +22,16 @@ __all__ = ["BOUNDS", "judge", "main", "render"]
 
 BOUNDS = Path(__file__).with_name("bounds.toml")
 SLACK = 1.1
-"""What --write allows beyond what was measured."""
+"""A new bound is the measured figure times this."""
 SLACK_OF_SYSTEM_CALLS = 1.3
-"""An idle machine wakes the loop and its threads for less at a time than a busy one."""
+"""Wider, because an idle machine wakes the loop and its threads more often, each time for
+less work, than a busy one."""
 SLACK_PER_MIB = 1.3
-"""The same where it depends on how much a socket had each time it was looked at."""
+"""Wider, because these figures depend on how many bytes a socket has at each read."""
 BLOCKS_LEFT = 5.0
-"""Caches that fill make this one waver around nothing; a leak leaves more, every time."""
+"""A fixed bound: caches that fill make this figure vary around 0, and a leak exceeds it."""
 FAR_BELOW = 0.7
-"""The part of a bound below which a figure says that the bound should follow."""
+"""A figure below this part of its bound asks for a lower bound."""
 RATIO = "CPU, in bare loops"
 RATIO_SLACK = 1.5
 UPLOADS = 16
@@ -38,15 +39,18 @@ SIZE = 16 << 20
 ROUNDS = 3
 
 HEAD = """\
-# What `python -m bench.gate` holds trioresume to; made by `python -m bench.gate --write`.
-# Whoever raises one says in the commit what that buys.
+# The bounds that `python -m bench.gate` checks; made by `python -m bench.gate --write`.
+# A commit that raises a bound says in its message what that buys.
 """
 
 
 def judge(
     figures: Mapping[str, float], bounds: Mapping[str, float]
 ) -> tuple[list[str], bool]:
-    """A line for each bound, and whether all are kept. One that was not measured is not."""
+    """Return a line for each bound, and whether all bounds are kept.
+
+    A bound without a figure, and a figure without a bound, count as failures.
+    """
     lines, kept = [], True
     for name, bound in bounds.items():
         figure = figures.get(name)
@@ -59,7 +63,7 @@ def judge(
             line += ": FAILED"
             kept = False
         elif figure < FAR_BELOW * bound and not _wavers(name):
-            line += ": far below, lower the bound"
+            line += ": far below its bound, lower the bound"
         lines.append(line)
     for name in figures.keys() - bounds.keys():
         lines.append(f"{name:28} {figures[name]:12.1f}  without a bound: FAILED")
@@ -72,7 +76,7 @@ def _wavers(name: str) -> bool:
 
 
 def render(figures: Mapping[str, float]) -> str:
-    """The bounds that follow from *figures*."""
+    """Return the text of bounds.toml for *figures*."""
     lines = [HEAD]
     for name, figure in figures.items():
         if name.startswith("blocks left"):
@@ -90,7 +94,7 @@ def render(figures: Mapping[str, float]) -> str:
 
 
 def _load(server: Server, number: int) -> float:
-    """CPU seconds that *server* takes for some uploads."""
+    """Return the CPU seconds that *server* uses for some uploads."""
     settings = Settings(
         url=server.url,
         protocol=Protocol.PLAIN,
@@ -109,7 +113,7 @@ def _load(server: Server, number: int) -> float:
 
 
 def cpu_ratio(directory: Path) -> float:
-    """The best of a few: what disturbs makes it worse, never better for long."""
+    """Return the best of a few ratios: other programs can only make a ratio worse."""
     with (
         Server(find("raw-write"), directory / "bare") as bare,
         Server(find("trioresume"), directory / "own") as own,
@@ -119,9 +123,9 @@ def cpu_ratio(directory: Path) -> float:
 
 
 @click.command(help=sys.modules["bench.gate"].__doc__)
-@click.option("--write", is_flag=True, help="Make what is measured the bounds.")
+@click.option("--write", is_flag=True, help="Make new bounds from the figures.")
 @click.option("--trace", "is_tracing", is_flag=True, help="Only follow three requests.")
-@click.option("--names", is_flag=True, help="With --trace: name what they go through.")
+@click.option("--names", is_flag=True, help="List the functions that they enter.")
 @work_dir_option
 def main(write: bool, is_tracing: bool, names: bool, work_dir: Path | None) -> None:
     bounds: dict[str, float] = {}
@@ -143,9 +147,9 @@ def main(write: bool, is_tracing: bool, names: bool, work_dir: Path | None) -> N
         if syscalls.available():
             figures |= syscalls.count(directory)
         elif write:
-            raise click.ClickException("bounds of system calls need strace")
+            raise click.ClickException("bounds for system calls need strace")
         else:
-            click.echo("system calls are not counted: there is no strace here")
+            click.echo("system calls are not counted: strace does not work here")
             bounds = {n: b for n, b in bounds.items() if "system calls" not in n}
         figures[RATIO] = cpu_ratio(directory)
     if write:

@@ -1,7 +1,7 @@
-"""The gate's client: told on standard input what to do, says when it is done.
+"""The gate's client: it reads commands on standard input and prints ``done`` after each.
 
-A process of its own, so that its calls are not counted. Each line is a verb and how
-often; all on one connection, but for what is to stay open.
+It is a separate process, so that its calls are not counted. Each line has a verb and a
+count. All requests use one connection, except those whose connection must stay open.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ APPEND = 1000
 POST = 5 << 20
 CUT = 1 << 20
 LENGTH = 1 << 40
-"""Of uploads that are not finished here."""
+"""The length of uploads that are never finished."""
 
 
 class Client:
-    """Starts the process; use it in a ``with`` statement."""
+    """Starts the client process. Use it in a ``with`` statement."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         command = [sys.executable, "-m", "bench.gate.client", address[0]]
@@ -37,7 +37,7 @@ class Client:
         )
 
     def do(self, verb: str, count: int) -> None:
-        """Have it done, and wait for that. Raises :class:`RuntimeError` if it failed."""
+        """Have the process do *verb*, and wait. Raises :class:`RuntimeError` if it failed."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -118,7 +118,7 @@ class _Worker:
         return more
 
     def small(self, count: int) -> None:
-        """Uploads that come with their head."""
+        """Make *count* small uploads, each sent together with its head."""
         for _ in range(count):
             self._ask(
                 self._sock,
@@ -129,7 +129,7 @@ class _Worker:
             )
 
     def large(self, count: int) -> None:
-        """One upload of *count* MiB."""
+        """Make one upload of *count* MiB."""
         head = f"POST /files/ HTTP/1.1\r\nHost: gate\r\nContent-Length: {count << 20}"
         self._sock.sendall(head.encode() + b"\r\n\r\n")
         for _ in range(count):
@@ -147,7 +147,7 @@ class _Worker:
         )
 
     def begin(self, count: int) -> None:
-        """*count* uploads that are cut; the last one is asked about, and goes on."""
+        """Begin *count* uploads that are cut; later verbs use the last one."""
         for _ in range(count):
             with self._connect() as sock:
                 told = self._begin(sock)
@@ -173,14 +173,14 @@ class _Worker:
             self._offset = end
 
     def idle(self, count: int) -> None:
-        """*count* more connections that wait for their next request."""
+        """Open *count* more connections that wait for their next request."""
         for _ in range(count):
             sock = self._connect()
             self._open.append(sock)
             self._ask(sock, 200, "OPTIONS /files/")
 
     def stalled(self, count: int) -> None:
-        """*count* more connections in the middle of an upload."""
+        """Open *count* more connections in the middle of an upload."""
         for _ in range(count):
             sock = self._connect()
             self._open.append(sock)
@@ -188,7 +188,7 @@ class _Worker:
             sock.sendall(os.urandom(SMALL))
 
     def post(self, count: int) -> None:
-        """*count* requests that can be resumed, and are not cut."""
+        """Make *count* resumable requests that are not cut."""
         for _ in range(count):
             told = self._ask(
                 self._sock,
@@ -203,7 +203,7 @@ class _Worker:
             self._message = told["response-message-location"]
 
     def cut(self, count: int) -> None:
-        """*count* uploads that are cut after 1 MiB."""
+        """Begin *count* uploads that are cut after 1 MiB."""
         for _ in range(count):
             with self._connect() as sock:
                 told = self._begin(sock)
@@ -211,12 +211,12 @@ class _Worker:
             self._place = told["request-content-location"]
 
     def head(self, count: int) -> None:
-        """Ask *count* times for the offset of the upload that was cut last."""
+        """Ask *count* times for the offset of the last cut upload."""
         for _ in range(count):
             self._ask(self._sock, 200, f"HEAD {self._place}")
 
     def replay(self, count: int) -> None:
-        """Fetch *count* times the response of the last :meth:`post`."""
+        """Fetch the response of the last :meth:`post` *count* times."""
         for _ in range(count):
             self._ask(self._sock, 200, f"GET {self._message}")
 

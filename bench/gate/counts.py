@@ -1,4 +1,4 @@
-"""Counts within the service's own process: calls of functions, bytes that are held."""
+"""Counts within the service's process: calls of functions, and bytes in memory."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ LARGE = 16
 HELD = 200
 LEFT_ROUNDS = 3
 SETTLE = 1.3
-"""Seconds: longer than what the service puts off, such as commits and collection."""
+"""Seconds: longer than the service puts off its work, such as commits and collection."""
 
 _CALLS = frozenset({"call", "c_call"})
 
 
 class _Calls:
-    """Counts, in the threads that begin within :meth:`counting` and in this one."""
+    """Counts calls in this thread and in the threads that begin within :meth:`counting`."""
 
     def __init__(self) -> None:
-        # One list per thread: an increment of a shared number could be lost.
+        # One list per thread, because an increment of a shared number could be lost.
         self._counts: list[list[int]] = []
         self._lock = threading.Lock()
 
@@ -68,7 +68,7 @@ class _Calls:
 
 
 def count(directory: Path) -> dict[str, float]:
-    """All of this module's figures; data goes to *directory*."""
+    """Return all of this module's figures; data goes to *directory*."""
     figures: dict[str, float] = {}
     calls = _Calls()
     with calls.counting():
@@ -111,7 +111,8 @@ async def _count_held(client: Client, figures: dict[str, float]) -> None:
     verbs = ("small", "offset", "append")
     for verb in verbs:
         await _do(client, verb, WARM_UP)
-    # A cache that happens to fill is no leak: what leaks does so each time.
+    # Take the smallest of several rounds: a leak shows in each, but a cache that happens to
+    # fill shows in only one.
     left: list[int] = []
     for _ in range(LEFT_ROUNDS):
         before = await _blocks()

@@ -1,4 +1,4 @@
-"""Counts of system calls, by strace, which is attached to the command once it runs."""
+"""Counts of system calls, by strace, which is attached to the running service."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LARGE = 32
 """MiB."""
 ATTACH_SECONDS = 20.0
 PUT_OFF = 0.7
-"""Seconds: longer than commits are put off."""
+"""Seconds: longer than the service puts off commits."""
 
 
 def available() -> bool:
-    """Whether there is a strace that may be attached here."""
+    """Return whether strace is installed and may trace processes here."""
     if shutil.which("strace") is None:
         return False
     return (
@@ -36,7 +36,7 @@ def available() -> bool:
 
 
 def count(directory: Path) -> dict[str, float]:
-    """System calls of the service, of all its threads; data goes to *directory*."""
+    """Return the system calls of all threads of the service; data goes to *directory*."""
     figures: dict[str, float] = {}
     with (
         Server(trioresume("disk"), directory / "data") as server,
@@ -63,8 +63,8 @@ def _traced(pid: int, output: Path, client: Client, verb: str, times: int) -> in
     )
     assert strace.stderr is not None
     with strace:
-        # It says so when it is attached, and then once more for each thread. A thread that
-        # ends in this moment gets a complaint first.
+        # strace prints a line when it is attached, and one more for each thread. If a thread
+        # ends in this moment, strace first prints a complaint about it.
         said = []
         for line in strace.stderr:
             said.append(line)

@@ -1,15 +1,16 @@
-"""The way of a request through the code: which modules, classes and functions it enters.
+"""The way of a request through the code: the modules, classes and functions that it enters.
 
-Where :mod:`bench.gate.counts` counts how often something is called, this counts how
-many different things are called: what a reader has to know to follow one request. Three
-requests are followed, each on a service that has served others before:
+:mod:`bench.gate.counts` counts calls. This module counts the different things that are
+called: a reader must know these to follow one request. It follows three requests, each on
+a service that has served others before:
 
 * ``post``: a ``POST`` of 5 MiB, from its first byte to the last byte of its answer;
 * ``head``: the first ``HEAD`` for an upload that was cut;
 * ``replay``: a ``GET`` of a recorded response.
 
-Only functions of the package count, in all threads of the service. Comprehensions do not
-count: newer interpreters do not call them. A class counts if one of its methods is entered.
+It counts only functions of the package, in all threads of the service. It leaves out
+comprehensions, because newer interpreters do not call them. A class counts if one of its
+methods is entered.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ REQUESTS = ("post", "head", "replay")
 WARM_UP = 3
 PACKAGE = str(Path(trioresume.__file__).parent)
 SETTLE = 1.3
-"""Seconds: longer than the service puts off commits and collection."""
+"""Seconds: longer than the service puts off its work, such as commits and collection."""
 _INLINED = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 
 
 class Way:
-    """What a request went through."""
+    """The functions that a request entered."""
 
     def __init__(self, codes: set[CodeType]) -> None:
         self._codes = {code for code in codes if code.co_name not in _INLINED}
 
     @property
     def modules(self) -> list[str]:
-        """The files, below the package."""
+        """The files, relative to the package."""
         return sorted(
             {code.co_filename.removeprefix(PACKAGE + "/") for code in self._codes}
         )
@@ -67,7 +68,7 @@ class Way:
         )
 
     def figures(self, request: str) -> dict[str, float]:
-        """The three counts, by the names that bounds have."""
+        """Return the three counts, by the names of their bounds."""
         return {
             f"modules of a {request}": len(self.modules),
             f"classes of a {request}": len(set(self.classes)),
@@ -76,7 +77,7 @@ class Way:
 
 
 class _Tracer:
-    """Notes the package's functions that are entered while it is on."""
+    """Records the package's functions that are entered while it is on."""
 
     def __init__(self) -> None:
         self._entered: set[CodeType] = set()
@@ -84,7 +85,7 @@ class _Tracer:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Look at this thread, and at every thread that begins meanwhile."""
+        """Watch this thread, and every thread that begins meanwhile."""
         threading.setprofile(self._profile)
         sys.setprofile(self._profile)
         try:
@@ -109,7 +110,7 @@ class _Tracer:
 
 
 def trace(directory: Path) -> dict[str, Way]:
-    """The way of each of :data:`REQUESTS`; data goes to *directory*."""
+    """Return the way of each of :data:`REQUESTS`; data goes to *directory*."""
     tracer = _Tracer()
     ways: dict[str, Way] = {}
     with tracer.installed():
