@@ -1,7 +1,7 @@
 """Measure the server's memory during one large upload into trioresume.
 
-Promise 5 of docs/durability.md says that memory does not depend on the upload's size. After
-the first 64 MiB the buffers and caches of the process have their final size. From then on
+The README promises that memory does not depend on the size of uploads. After the
+first 64 MiB the buffers and caches of the process have their final size. From then on
 until the upload ends, the resident set must stay within a band of 16 MiB either way.
 """
 

@@ -1,10 +1,10 @@
 """Other servers, from their registries, as programs to measure beside trioresume.
 
-``python -m bench.peers`` lists them, installs them and lets each prove itself.
-A peer is one :class:`~bench.peers.peer.Peer`: how to install it into a directory of
-its own, how to start it, what it promises about what it stored, and with which
-settings it runs. Versions stand in one table, :data:`VERSIONS`; the settings are
-what each project's own documentation recommends for speed.
+``python -m bench.peers`` lists them, installs them and checks that each works. A
+:class:`~bench.peers.peer.Peer` says how to install one server into a separate
+directory, how to start it, how safely it stores uploads, and with which settings it
+runs. All versions are in one table, :data:`VERSIONS`. The settings are those that each
+project's documentation recommends for speed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PEERS: dict[str, Peer] = {
 
 
 def find(name: str) -> Peer:
-    """The peer of that *name*. Raises :class:`LookupError` that tells the known ones."""
+    """Return the peer called *name*. Raises :class:`LookupError` with the known names."""
     try:
         return PEERS[name]
     except KeyError:
-        raise LookupError(f"{name!r} is none of {', '.join(PEERS)}") from None
+        raise LookupError(f"{name!r} is not one of {', '.join(PEERS)}") from None

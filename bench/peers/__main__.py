@@ -1,4 +1,4 @@
-"""``python -m bench.peers``: list, install, prove and run the servers to compare with."""
+"""``python -m bench.peers``: list, install, check and run the servers to compare with."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def _peer(_ctx: click.Context, _param: click.Parameter, name: str) -> Peer:
 def _peers(
     ctx: click.Context, param: click.Parameter, names: Sequence[str]
 ) -> list[Peer]:
-    """The peers of *names*, or all."""
+    """Return the peers called *names*, or all peers."""
     return [_peer(ctx, param, name) for name in names] or list(PEERS.values())
 
 
 @click.group(help=__doc__)
 def main() -> None:
-    """The group."""
+    """Do nothing: this is the group of the commands."""
 
 
 @main.command("list")
 @cache_option
 def list_peers(cache: Path | None) -> None:
-    """What can be measured, and what is installed."""
+    """List the servers that can be measured, and show which are installed."""
     place = Cache(cache)
     table = Table()
     for heading in ("peer", "version", "speaks", "hashes", "syncs", "installed"):
@@ -68,7 +68,7 @@ def list_peers(cache: Path | None) -> None:
 @cache_option
 @click.argument("peers", nargs=-1, callback=_peers)
 def install(cache: Path | None, peers: list[Peer]) -> None:
-    """Install PEERS, or all; what is there already stays."""
+    """Install PEERS, or all. Installed ones stay as they are."""
     place = Cache(cache)
 
     def one(peer: Peer) -> str:
@@ -81,7 +81,7 @@ def install(cache: Path | None, peers: list[Peer]) -> None:
 @cache_option
 @click.argument("peers", nargs=-1, callback=_peers)
 def check(cache: Path | None, peers: list[Peer]) -> None:
-    """Let PEERS, or all, take, keep and resume a small upload."""
+    """Check that PEERS, or all, take, keep and resume small uploads."""
     place = Cache(cache)
 
     def one(peer: Peer) -> str:
@@ -100,7 +100,7 @@ def check(cache: Path | None, peers: list[Peer]) -> None:
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="Where uploads go.",
+    help="Directory for the uploads.",
 )
 @click.argument("peer", callback=_peer)
 def serve(cache: Path | None, data_dir: Path, peer: Peer) -> None:
@@ -111,7 +111,7 @@ def serve(cache: Path | None, data_dir: Path, peer: Peer) -> None:
 
 
 def _each(peers: Sequence[Peer], action: Callable[[Peer], str]) -> None:
-    """Say what *action* has to tell of each; exit 1 if it failed for any."""
+    """Print the result of *action* for each peer; exit with 1 if any failed."""
     failed = False
     for peer in peers:
         try:

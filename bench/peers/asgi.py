@@ -1,4 +1,4 @@
-"""What a Python user would write: an ASGI application that puts the body in a file."""
+"""An ASGI application that writes the body to a file, as a Python user would write it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BACKLOG = "4096"
 
 
 def uvicorn_command(at: Path, app_dir: Path, app: str, port: int) -> tuple[str, ...]:
-    """uvicorn with the event loop and the parser that its documentation recommends."""
+    """Return uvicorn's command, with the event loop and parser that its docs recommend."""
     return (
         *(str(at / "bin" / "python"), "-m", "uvicorn", "--app-dir", str(app_dir)),
         *("--host", "127.0.0.1", "--port", str(port), "--backlog", _BACKLOG),
@@ -63,13 +63,13 @@ class HypercornTrio(Peer):
                 *("--backlog", _BACKLOG, "--log-level", "warning"),
                 "file_app:app",
             ),
-            # hypercorn looks for the application in the working directory, and
-            # Python here.
+            # hypercorn looks for the application in the working directory, and Python
+            # also looks in APPS.
             environment={"BENCH_DATA_DIR": str(data_dir), "PYTHONPATH": str(APPS)},
         )
 
 
-_APPLICATION = "file written in the event loop as the body comes; one process"
+_APPLICATION = "file written in the event loop while the body arrives; one process"
 
 HYPERCORN_TRIO = HypercornTrio(
     name="hypercorn-trio",

@@ -1,9 +1,9 @@
 """Installed peers, kept between runs.
 
-Each has a directory below one root: ``TRIORESUME_BENCH_CACHE`` or a directory of the
-user's cache. A directory without its mark is what an interrupted installation left;
-it is removed and made again. A lock file keeps two runs from installing one peer at
-a time, and what an installer printed stays beside the directory.
+Each peer has a directory below one root: ``TRIORESUME_BENCH_CACHE``, or a directory in
+the user's cache. A directory without its mark comes from an interrupted installation;
+it is removed and made again. A lock file keeps two runs from installing the same peer
+at the same time. The output of the installer stays in a log beside the directory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Cache", "InstallFailed", "python_environment", "run_logged"]
 
 VARIABLE = "TRIORESUME_BENCH_CACHE"
 TIMEOUT = 1800.0
-"""Seconds for one step of an installation; rustus is compiled from source."""
+"""Seconds for one step of an installation: rustus is compiled from source."""
 
 _MARK = ".installed"
 
@@ -44,11 +44,11 @@ class Cache:
         )
 
     def installed(self, peer: Peer) -> bool:
-        """Whether *peer* is here, complete and in the wanted version."""
+        """Return whether *peer* is here, complete and in the wanted version."""
         return not peer.installs or (self._place(peer) / _MARK).exists()
 
     def get(self, peer: Peer) -> Path:
-        """The directory of *peer*, which is installed first if it is not here.
+        """Return the directory of *peer*, which is installed first if it is missing.
 
         Raises :class:`~bench.peers.peer.ToolMissing` and :class:`InstallFailed`.
         """
@@ -84,7 +84,7 @@ def run_logged(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run *command*, appending what it prints to *log*.
+    """Run *command*, and append its output to *log*.
 
     Raises :class:`InstallFailed` with the end of the log when it fails or takes
     longer than :data:`TIMEOUT`.
@@ -111,7 +111,7 @@ def run_logged(
 
 
 def python_environment(at: Path, requirements: Sequence[str], log: Path) -> None:
-    """A virtual environment *at* with *requirements*, of the Python that runs this."""
+    """Make a virtual environment *at* with *requirements*, of the Python that runs this."""
     run_logged([sys.executable, "-m", "venv", str(at)], log)
     pip = [str(at / "bin" / "python"), "-m", "pip", "install", "--no-input", "--quiet"]
     run_logged([*pip, "--disable-pip-version-check", *requirements], log)

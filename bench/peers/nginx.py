@@ -1,4 +1,4 @@
-"""nginx with its DAV module: the fastest way to put a body into a file over HTTP."""
+"""nginx with its DAV module: the fastest way to write a body to a file over HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ http {{
     sendfile on;
     client_max_body_size 0;
     client_body_buffer_size 1m;
-    # On the same filesystem, so that a finished upload is renamed and not copied.
+    # On the same filesystem, so that a finished upload is renamed and not copied:
     client_body_temp_path {root}/incoming;
     proxy_temp_path {root}/unused;
     fastcgi_temp_path {root}/unused;
@@ -49,7 +49,7 @@ http {{
 
 @dataclass(frozen=True, kw_only=True)
 class Nginx(Peer):
-    """Debian's package: the one that is installed, else unpacked without installing."""
+    """Debian's nginx: the installed one, or else one from the package, only unpacked."""
 
     @property
     def version(self) -> str:
@@ -72,7 +72,7 @@ class Nginx(Peer):
 
     def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
         (data_dir / "stored" / "files").mkdir(parents=True, exist_ok=True)
-        # Only root could change to another user, and is made to stay as it is.
+        # nginx started by root would change to another user, so tell it to keep this one.
         group = grp.getgrgid(os.getegid()).gr_name
         user = f"user {getpass.getuser()} {group};\n" if os.geteuid() == 0 else ""
         configuration = data_dir / "nginx.conf"
@@ -93,7 +93,7 @@ class Nginx(Peer):
 
 
 def _build(program: Path) -> str:
-    """What *program* says of how it was built; nothing if it does not run."""
+    """Return *program*'s description of its build; no text if it does not run."""
     try:
         done = subprocess.run(
             [program, "-V"],

@@ -1,4 +1,4 @@
-"""What stands beside the peers: trioresume itself, and the limits of the machine."""
+"""trioresume itself, and the programs that show the machine's limits, as peers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Own(Peer):
         return False
 
     def install(self, at: Path, log: Path) -> None:
-        """There is nothing to do."""
+        """Do nothing: there is nothing to install."""
 
     def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
         return Launch(
@@ -39,7 +39,7 @@ class Own(Peer):
 
     @abstractmethod
     def arguments(self, data_dir: Path, port: int) -> tuple[str, ...]:
-        """The module and what it is told."""
+        """Return the module to run and its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Trioresume(Own):
 
 @dataclass(frozen=True, kw_only=True)
 class Raw(Own):
-    """A step of :mod:`bench.rawloop`."""
+    """:mod:`bench.rawloop`, up to one of its steps."""
 
     work: str
 
@@ -69,12 +69,12 @@ class Raw(Own):
 
 _SYNCS = {
     "disk": "every chunk and the catalog, before the answer",
-    "process": "none; survives the end of the process, not of the machine",
+    "process": "none; uploads survive the end of the process, not a power loss",
 }
 
 
 def trioresume(durability: str = "disk", options: Sequence[str] = ()) -> Trioresume:
-    """``trioresume serve`` with that durability and further *options*."""
+    """Return ``trioresume serve`` with this durability and further *options*."""
     return Trioresume(
         name="trioresume" if durability == "disk" else f"trioresume-{durability}",
         durability=durability,
@@ -105,7 +105,7 @@ def _raw(work: str, does: str) -> Raw:
 OWN: tuple[Own, ...] = (
     trioresume("disk"),
     trioresume("process"),
-    _raw("receive", "receives and forgets"),
+    _raw("receive", "receives and drops the bytes"),
     _raw("hash", "receives and hashes"),
     _raw("write", "receives, hashes and writes a file"),
 )

@@ -1,4 +1,4 @@
-"""What all peers have in common: where they lie, how they are started."""
+"""The base class of all peers: how to install and start a server."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ __all__ = ["Launch", "Peer", "ToolMissing"]
 
 
 class ToolMissing(Exception):
-    """A command that installing or running a peer needs is not on this machine."""
+    """This machine lacks a command that is needed to install or run a peer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A command that serves on a port until it is told to stop (SIGTERM)."""
+    """A command that serves on a port until SIGTERM."""
 
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     path: str = "/files/"
-    """Where uploads go: the path of the collection, with its slash."""
+    """The path for uploads: that of the collection, with its slash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer(ABC):
     """A server to measure.
 
-    ``protocols`` are what it speaks, the one it is measured with first: ``seed``,
-    ``tus``, ``rufh`` (resumable) or ``plain`` (PUT, no resumption). ``hashes`` and
-    ``syncs`` say what work it does for the safety of what it stores, ``settings``
-    how it is run; a report repeats them. ``needs`` names commands that must be on
-    the search path. ``request_limit``, where set, is the largest body the client
-    may send in one request: the server holds each in memory.
-    ``plain_method`` is how ``plain`` uploads: PUT of a name, or POST to the
-    collection, which answers with a ``Location``. ``serves_back`` is false where
-    nothing can be fetched again. ``interop_version`` is that of ``rufh``.
+    ``protocols`` are those that it speaks: ``seed``, ``tus``, ``rufh`` (resumable) or
+    ``plain`` (PUT, no resumption). By default it is measured with the first one.
+    ``hashes`` and ``syncs`` say how it protects stored uploads, and ``settings`` how it
+    is run; a report repeats them. ``needs`` names commands that must be on the search
+    path. ``request_limit``, if set, is the largest body that the client may send in one
+    request, because the server holds each body in memory. ``plain_method`` is the method
+    of ``plain``: PUT of a name, or POST to the collection, which answers with a
+    ``Location``. ``serves_back`` is false if uploads cannot be fetched.
+    ``interop_version`` is the one that the server speaks in ``rufh``.
     """
 
     name: str
@@ -53,44 +53,44 @@ class Peer(ABC):
 
     @property
     def resumes(self) -> bool:
-        """Whether an upload that was cut can go on."""
+        """Whether a cut upload can be resumed."""
         return self.protocols[0] != "plain"
 
     @property
     @abstractmethod
     def version(self) -> str:
-        """Its version; for what is not pinned, only known once it is installed."""
+        """The pinned version. Without one, :meth:`resolved_version` tells the real one."""
 
     @property
     def installs(self) -> bool:
-        """Whether anything has to be installed at all."""
+        """Whether the peer has to be installed at all."""
         return True
 
     def key(self) -> str:
-        """The name of its directory in the cache; another version has another one."""
+        """Return the name of its directory in the cache, which depends on the version."""
         return f"{self.name}-{self.version}"
 
     def missing_tools(self) -> list[str]:
-        """Which of ``needs`` this machine does not have."""
+        """Return those of ``needs`` that this machine does not have."""
         return [tool for tool in self.needs if shutil.which(tool) is None]
 
     def require_tools(self) -> None:
-        """Raises :class:`ToolMissing` unless all of ``needs`` are there."""
+        """Raise :class:`ToolMissing` unless this machine has all of ``needs``."""
         missing = self.missing_tools()
         if missing:
             raise ToolMissing(f"{self.name} needs {' and '.join(missing)}")
 
     @abstractmethod
     def install(self, at: Path, log: Path) -> None:
-        """Install into the empty directory *at*, what is printed going to *log*.
+        """Install into the empty directory *at*, and append all output to *log*.
 
         Raises :class:`~bench.peers.cache.InstallFailed`.
         """
 
     @abstractmethod
     def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
-        """How to serve on *port* of the loopback interface into *data_dir*."""
+        """Return how to serve *data_dir* on *port* of the loopback interface."""
 
     def resolved_version(self, at: Path) -> str:
-        """The version of what is installed *at*."""
+        """Return the version that is installed *at*."""
         return self.version

@@ -1,8 +1,9 @@
-"""Whether a peer does what it is measured for: takes, keeps, resumes.
+"""The proof that a peer takes, keeps and resumes uploads, before it is measured.
 
-A server that drops bytes is fast. So before it is measured, each has to take a few
-small uploads and, if it resumes, as many that are cut in the middle and continued
-from the offset it tells. What it stored is read back and compared by digest.
+A server that drops bytes is fast. So each peer first has to take a few small uploads.
+If it resumes uploads, it also has to take as many that are cut in the middle and
+continued from the offset that it tells. The stored uploads are read back and compared
+by digest.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ __all__ = ["Disproved", "prove"]
 
 UPLOADS = 3
 SIZE = 12 * (1 << 20) + 17
-"""Larger than the sockets' buffers and than a request, so that cuts fall between."""
+"""Larger than the sockets' buffers and than one request, so that the cut hits the middle."""
 
 SECONDS = 30.0
 
 THINK = 0.5
-"""Seconds between a cut and what follows: the proof is not about races, the comparison
-with cuts is."""
+"""Seconds between a cut and the next request. The proof does not test races; the comparison
+with cuts does."""
 
 
 class Disproved(Exception):
@@ -42,9 +43,9 @@ class Disproved(Exception):
 
 
 def prove(server: Server, protocol: str | None = None) -> list[str]:
-    """Let the running *server* show what it can in *protocol*, or in all it speaks.
+    """Check the running *server* with *protocol*, or with all protocols that it speaks.
 
-    Returns the facts found, for people. Raises :class:`Disproved`.
+    Returns the results as text for people. Raises :class:`Disproved`.
     """
     peer = server.peer
     facts = []
@@ -66,7 +67,7 @@ def _load(server: Server, protocol: Protocol, cuts: int | None) -> Results:
         method=peer.plain_method if plain else None,
         at_once=UPLOADS,
         total=UPLOADS,
-        # Other content and other names than before.
+        # With cuts, use other content and other names than without.
         seed=1 if cuts is None else 2,
         sizes=Sizes(minimum=SIZE, maximum=SIZE),
         faults=Faults(mean_bytes=cuts, kinds=(FaultKind.FIN,)),
@@ -91,7 +92,10 @@ def _load(server: Server, protocol: Protocol, cuts: int | None) -> Results:
 
 
 def _resumed(results: Results) -> str:
-    """That cut uploads went on where they were, not from their beginning."""
+    """Check that cut uploads were resumed, and return the offsets as text.
+
+    Raises :class:`Disproved` if all of them began again at 0.
+    """
     points = [
         after.first
         for upload in results.uploads

@@ -16,7 +16,10 @@ REQUEST_LIMIT = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Rustus(Peer):
-    """Built by cargo with the dependencies its authors locked; takes minutes."""
+    """rustus, built by cargo with the dependencies that its authors locked.
+
+    The build takes minutes.
+    """
 
     @property
     def version(self) -> str:
@@ -29,7 +32,7 @@ class Rustus(Peer):
                 *("--locked", "--root", str(at)),
             ],
             log,
-            # What was compiled survives an installation that was interrupted.
+            # Keep compiled files here, so that an interrupted installation can go on.
             environment={"CARGO_TARGET_DIR": str(at.parent / "build" / "cargo")},
         )
 
@@ -39,7 +42,7 @@ class Rustus(Peer):
                 *(str(at / "bin" / "rustus"), "--host", "127.0.0.1"),
                 *("--port", str(port), "--url", "/files"),
                 *("--data-dir", str(data_dir), "--info-dir", str(data_dir)),
-                # The default, 256 KiB, would be four thousand requests per GiB.
+                # The default of 256 KiB would mean four thousand requests per GiB.
                 *("--max-body-size", str(REQUEST_LIMIT), "--log-level", "ERROR"),
             )
         )
@@ -51,7 +54,7 @@ RUSTUS = Rustus(
     hashes="none",
     syncs="none",
     settings="file storage and file info storage, all cores; request bodies of at "
-    "most 8 MiB, for it holds each in memory; errors logged only",
+    "most 8 MiB, because it holds each in memory; only errors are logged",
     needs=("cargo",),
     request_limit=REQUEST_LIMIT,
 )

@@ -17,7 +17,7 @@ _SCRIPT = Path(__file__).parent / "apps" / "tus_server.mjs"
 
 @dataclass(frozen=True, kw_only=True)
 class TusServer(Peer):
-    """The two packages of a Node program of a few lines."""
+    """The two packages, in a Node program of a few lines."""
 
     @property
     def version(self) -> str:
@@ -35,7 +35,7 @@ class TusServer(Peer):
         )
 
     def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
-        # A module finds its imports from where it lies.
+        # Node looks for a module's imports beside the module.
         script = at / _SCRIPT.name
         shutil.copyfile(_SCRIPT, script)
         return Launch(
@@ -51,6 +51,6 @@ TUS_SERVER = TusServer(
     syncs="none",
     settings="file store, its default locker (in memory) and default intervals, one "
     "process as in its documentation; NODE_ENV=production; an exception of Node's web "
-    "streams (ERR_INVALID_STATE) that would end the process is passed over",
+    "streams (ERR_INVALID_STATE) that would end the process is ignored",
     needs=("node", "npm"),
 )

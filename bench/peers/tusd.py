@@ -1,4 +1,4 @@
-"""tusd, the reference implementation of tus in Go; it speaks drafts of RUFH as well."""
+"""tusd, the reference implementation of tus in Go. It speaks drafts of RUFH as well."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ __all__ = ["TUSPYSERVER"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tuspyserver(Peer):
-    """The router of the package in an application of a few lines."""
+    """The package's router, in an application of a few lines."""
 
     @property
     def version(self) -> str:
@@ -41,5 +41,5 @@ TUSPYSERVER = Tuspyserver(
     hashes="none",
     syncs="the record of each upload, not its content",
     settings="local files; uvicorn with uvloop and httptools, one process, no access "
-    "log; a route of the benchmark's own to read uploads back, for it has none",
+    "log; the benchmark adds a route to read uploads back, because there is none",
 )

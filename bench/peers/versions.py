@@ -1,8 +1,8 @@
-"""What is installed, exactly: the one place to change for newer peers.
+"""The exact versions of the peers: change them only here.
 
-What these bring along is left to each registry's client. Debian keeps one version
-of nginx per release and replaces it with security updates, so that it cannot be
-named here; a report tells the version that ran.
+Each registry's client chooses the versions of their dependencies. nginx has no version
+here, because Debian keeps one version per release and replaces it with security updates.
+A report tells the version that ran.
 """
 
 from __future__ import annotations

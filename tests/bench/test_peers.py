@@ -95,7 +95,7 @@ def test_every_peer_says_what_a_report_needs() -> None:
 
 def test_an_unknown_peer_is_answered_with_the_known_ones() -> None:
     """A typing error is not a traceback."""
-    with pytest.raises(LookupError, match=r"'tuds' is none of trioresume, .*tusd"):
+    with pytest.raises(LookupError, match=r"'tuds' is not one of trioresume, .*tusd"):
         find("tuds")
 
 

@@ -2,7 +2,7 @@
 
 Readers see committed transactions only. With ``synchronous = FULL`` SQLite syncs
 its log before a commit becomes visible to another connection. So every row that
-:class:`Catalog` returns is durable and may be announced (promise 1 of
+:class:`Catalog` returns is durable and may be announced (see "The promises" in
 docs/durability.md).
 
 The administrator's commands use a :class:`CatalogReader` alone. It reads beside the

@@ -31,8 +31,7 @@ Threads: ``apply`` is called from one thread at a time. Reads, ``Seal.run`` and
 ``Flush.run`` may be called from any thread. A writer's other methods are called from
 one thread at a time.
 
-Numbers such as G7 and R34 are statements of docs/supported-protocols.md. The promises
-are numbered in docs/durability.md.
+Numbers such as G7 and R34 are statements of docs/supported-protocols.md.
 
 The life of content under construction
 ======================================
@@ -138,7 +137,7 @@ def operation_of(key: ContentKey) -> OperationId:
     return OperationId(key.removesuffix(".r"))
 
 
-# Keys become file names: only text that matches this may reach a path (G12, promise 8).
+# Keys become file names: only text that matches this may reach a path (G12).
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}(\.r)?")
 
 

@@ -8,14 +8,13 @@
 =========================  =====================================================
 
 Each principal has a separate namespace, in which the files of others do not exist.
-A name is a key in the catalog and never a path on disk (promise 8).
+A name is a key in the catalog and never a path on disk (G12).
 
 The service is transactional: a file appears in the same commit that records the
 upload's response. Preconditions are checked twice: before any content is asked for,
 and in that commit.
 
-Numbers such as G12 and B13 are statements of docs/supported-protocols.md. The promises
-are numbered in docs/durability.md.
+Numbers such as G12 and B13 are statements of docs/supported-protocols.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An ASGI application that writes the body of a PUT to a file and serves it again.
+"""An ASGI application that writes the body of a PUT to a file and serves the file.
 
-It writes in the event loop: a thread for each piece of the body, as the servers hand
-it out (64 KiB and less), costs more than the write into the page cache. It knows
-neither asyncio nor trio, and so runs on every server.
+It writes in the event loop. The servers pass on the body in pieces of 64 KiB or less, and
+a thread for each piece costs more than the write into the page cache. The application uses
+neither asyncio nor trio, so it runs on every server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
-    """PUT and GET of a name; everything else is 405."""
+    """Answer PUT and GET of a name; other methods get a 405."""
     if scope["type"] == "lifespan":
         while True:
             message = await receive()
@@ -39,7 +39,7 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def store(path: Path, receive: Receive) -> bool:
-    """Write the body to *path*; whether all of it came."""
+    """Write the body to *path*; return whether all of it arrived."""
     with path.open("wb", buffering=0) as file:
         while True:
             message = await receive()
@@ -51,7 +51,7 @@ async def store(path: Path, receive: Receive) -> bool:
 
 
 async def serve(path: Path, send: Send) -> None:
-    """The content of *path*, in blocks."""
+    """Send the content of *path*, in blocks."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         await start(send, 200, size)
@@ -61,7 +61,7 @@ async def serve(path: Path, send: Send) -> None:
 
 
 async def answer(send: Send, status: int) -> None:
-    """A response without content."""
+    """Send a response without content."""
     await start(send, status, 0)
     await send({"type": "http.response.body", "body": b""})
 

@@ -1,4 +1,4 @@
-"""tuspyserver's router as its documentation shows it, and a way to read uploads back."""
+"""tuspyserver's router as in its documentation, and a route to read uploads back."""
 
 import os
 from pathlib import Path
@@ -15,5 +15,5 @@ app.include_router(create_tus_router(prefix="files", files_dir=str(DIRECTORY)))
 
 @app.get("/files/{upload}")
 def read_back(upload: str) -> FileResponse:
-    """What was uploaded, for the benchmark's check."""
+    """Return an upload's content, for the benchmark's check."""
     return FileResponse(DIRECTORY / Path(upload).name)
