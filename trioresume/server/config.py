@@ -82,7 +82,8 @@ class Config:
     data_dir: str | os.PathLike[str] = "data"
     """The directory of the uploads, the files and the catalog; created if missing."""
     durability: Literal["disk", "process"] = "disk"
-    """What an announced offset survives: power loss, or ``kill -9`` only."""
+    """The failures that an announced offset survives: ``"disk"`` includes power loss,
+    ``"process"`` only ``kill -9``."""
     authenticate: Authenticator | None = None
     """Tells the sender of each request; None: all senders are one anonymous principal."""
 

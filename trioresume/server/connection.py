@@ -160,7 +160,7 @@ class Connection:
         """Return the next request, to be answered; None if no request will come."""
         # Allocate nothing before a request comes: thousands of connections may be idle.
         if self._leftover:
-            # A checkpoint: a peer may send requests without end that are answered at once.
+            # A checkpoint, because a peer may send requests without end, all answered at once.
             await trio.lowlevel.checkpoint()
         elif not await self._wait_for_request():
             return None
@@ -338,7 +338,7 @@ class Connection:
 
 
 _limits = lru_cache(maxsize=8)(HeadLimits)
-"""Share one object between all connections of a service."""
+"""Returns one object for all connections of a service."""
 
 _NO_HEAD = RequestHead(
     method="", target="", fields=Fields(), http_version="1.0", length=None

@@ -1,8 +1,8 @@
 """One request and its answer: interim responses, the final response, the rest of the body.
 
 h11 writes the heads and checks the order of events. Content of known length is sent without
-h11, because it needs no framing. Each exchange has its own h11 connection: if h11 has not
-seen the body, it cannot begin the next cycle.
+h11, because it needs no framing. So h11 does not see the end of such a body and cannot begin
+its next cycle: each exchange has an h11 connection of its own.
 
 The numbered statements (R10, C19, D1 …) are in docs/supported-protocols.md.
 """
@@ -84,7 +84,7 @@ class Exchange:
         self.body = BodyReceiver(head, transport, leftover, memory, config)
         self.responded = False
         """Whether the final response has begun."""
-        # D1: a refusal before anything else is looked at uses tus's form, too.
+        # D1: an early refusal of a tus request has the form of tus, too.
         self.dialect = tus.recognise(head, on_upload=True) or UNION
         """The dialect of the request, and so of its answers."""
         self._transport = transport

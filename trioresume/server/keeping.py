@@ -64,7 +64,7 @@ async def collect(
 
     if not (Path(data_dir) / "format").exists():
         raise StorageError(f"{os.fspath(data_dir)} is no data directory of trioresume")
-    # The reserve lets this work on a full disk, too: it makes space.
+    # The reserve is space for this on a full disk: collecting must work there, too.
     opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
     deadline = trio.current_time() + PATIENCE
     while True:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Storage", "Submission"]
 
 LONGEST_DELAY = 0.5
-"""Seconds for which a submission may be delayed that nobody waits for."""
+"""The longest delay, in seconds, of a submission that no task waits for."""
 MOST_DELAYED = 64
 """Submissions delayed at a time. This bounds the files that they hold, such as tails."""
 
