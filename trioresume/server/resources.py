@@ -211,7 +211,7 @@ class Resources:
         await send_reply(exchange, exchange.dialect.offset(upload))
 
     async def _get_content(self, exchange: Exchange, operation: Operation) -> None:
-        """Send exactly the received prefix (R13). Only reading does not end a writer."""
+        """Send exactly the received prefix (R13). Reading alone does not end a writer."""
         if exchange.dialect.takes_over:
             # It asks for the offset, so the next request must be accepted at this offset.
             await operation.incoming.end_writer()
@@ -243,7 +243,7 @@ class Resources:
         )
 
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
-        """Append; at the end of the content answer with the target's response (R15 to R24)."""
+        """Append; answer the last PATCH with the target's response (R15 to R21, R24)."""
         place = await operation.incoming.end_writer()
         operation.readmits = True
         if "if-match" in exchange.head.fields and operation.is_receiving:
