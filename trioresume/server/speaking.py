@@ -95,8 +95,8 @@ async def send_outcome(
     frozen. If the client does not want to wait any longer, it gets a 202 (B11).
 
     *told* are fields of this exchange only. They are added to those of the recorded response,
-    even if those have fields of the same names. *created* is true for the request that began the upload,
-    and false for one that continued it. Raises as :meth:`Operation.outcome` does.
+    even if those have fields of the same names. *created* is true for the request that began
+    the upload, and false for one that continued it. Raises as :meth:`Operation.outcome` does.
     """
     if not exchange.dialect.awaits_target:
         upload = describe(config, exchange, operation, await operation.frozen())
