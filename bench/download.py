@@ -1,14 +1,13 @@
-"""What a download costs the server, beside nginx with the same file.
+"""Measure what a download costs the server, compared with nginx and the same file.
 
-Each server is given the same content by PUT and then asked for it on some connections at
-once: for whole files, and for ranges of a large one, on connections that are kept. The
-bytes of one run are the same whatever their number. All of it is checked by digest, in
-the process that fetches; the server's CPU time is the kernel's account of it alone.
-Meanwhile a HEAD is asked for every 20 ms: what blocks a server's loop shows there.
+Each server gets the same content by PUT. Then some connections at once fetch it: as whole
+files, or as ranges of a large file, on kept connections. One run fetches the same number of
+bytes with any number of connections. The fetching process checks all content by digest.
+The server's CPU time is the kernel's figure for the server alone. Meanwhile a HEAD is sent
+every 20 ms, to show when something blocks the server's loop.
 
-The files are in the page cache, unless --cold: then they are taken out of it before each
-run, and come from the disk. Servers take turns, in an order drawn anew for each round.
-Linux only.
+The files are in the page cache. With --cold they are removed from it before each run, and
+come from the disk. Servers take turns, in a new random order for each round. Linux only.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ MIB = 1 << 20
 GIB = 1 << 30
 KINDS = ("whole", "range")
 DISTINCT = 64
-"""Different ranges that are asked for, each of them many times."""
+"""The number of different ranges. Each of them is fetched many times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """*connections* at once fetch *total* bytes together, in ranges of *range* bytes.
 
-    Without, each fetches a file of its share of *total*, which is the same for all.
+    With *range* None each fetches a whole file, the same for all, of its share of *total*.
     """
 
     connections: int
@@ -59,17 +58,17 @@ class Work:
 
     @property
     def share(self) -> int:
-        """Of each connection, in bytes."""
+        """The bytes that each connection fetches."""
         return self.total // self.connections
 
     @property
     def size(self) -> int:
-        """Of the file, in bytes."""
+        """The size of the file, in bytes."""
         return self.share if self.range is None else self.total
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name of the work, for people."""
         if self.range is None:
             return f"{self.connections} x {human(self.size)}"
         return (
@@ -78,7 +77,7 @@ class Work:
         )
 
     def requests(self, path: str, region: Region, seed: int) -> list[list[Request]]:
-        """What each connection asks for."""
+        """Return the requests of each connection."""
         if self.range is None:
             digest = region.digest(0, self.size)
             return [[Request(path, self.size, digest)]] * self.connections
@@ -93,7 +92,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One server's run of one work. Seconds and bytes; *user* and *system* are its own."""
+    """One server's run of one work, in seconds and bytes.
+
+    *user* and *system* are the server's CPU time.
+    """
 
     bytes: int
     seconds: float
@@ -101,18 +103,18 @@ class Measured:
     system: float
     peak_resident: int
     generator: float
-    """The share of a core that fetching took: near 1, it set the pace."""
+    """The share of a core that fetching used. Near 1, fetching was the limit."""
     heads: Sequence[float]
-    """How long each HEAD took meanwhile."""
+    """The seconds that each HEAD took meanwhile."""
 
     @property
     def rate(self) -> float:
-        """MiB/s."""
+        """The speed in MiB/s."""
         return self.bytes / MIB / self.seconds
 
     @property
     def cpu(self) -> float:
-        """Seconds per GiB."""
+        """The server's CPU seconds per GiB."""
         return (self.user + self.system) * GIB / self.bytes
 
     @property
@@ -124,7 +126,7 @@ class Measured:
         return self.system * GIB / self.bytes
 
     def head(self, share: float) -> float:
-        """The milliseconds within which *share* of the HEADs was answered."""
+        """Return the milliseconds within which *share* of the HEADs were answered."""
         ordered = sorted(self.heads)
         at = min(len(ordered) - 1, int(share * len(ordered)))
         return 1000 * ordered[at] if ordered else 0.0
@@ -133,9 +135,10 @@ class Measured:
 def measure(
     server: Server, work: Work, region: Region, *, seed: int = 1, cold: Path | None
 ) -> Measured:
-    """Store the file, fetch it, check it. *cold* is the server's directory, if so.
+    """Store the file, fetch it and check it.
 
-    Raises :class:`~bench.fetch.WrongAnswer`, and :class:`OSError`.
+    *cold* is the server's directory if the file has to come from the disk. Raises
+    :class:`~bench.fetch.WrongAnswer`, and :class:`OSError`.
     """
     address = (server.host, server.port)
     path = f"{server.path}download"
@@ -144,7 +147,7 @@ def measure(
     )
     store(address, path, work.size, blocks)
     requests = work.requests(path, region, seed)
-    fetch(address, [each[:1] for each in requests[:16]])  # warm
+    fetch(address, [each[:1] for each in requests[:16]])  # warm-up
     if cold is not None:
         forget(cold)
     question = Question(address, path)
@@ -164,11 +167,11 @@ def measure(
 
 
 def forget(directory: Path) -> None:
-    """Take what lies in *directory* out of the page cache."""
+    """Remove the files in *directory* from the page cache."""
     for parent, _, names in os.walk(directory):
         for name in names:
             path = Path(parent, name)
-            # Not its sockets; and a running server may remove what it needs no more.
+            # Skip sockets. A running server may also remove files meanwhile.
             if path.is_file():
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -187,14 +190,14 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
     "--servers",
     default="trioresume,nginx",
     show_default=True,
-    help="The others are set in relation to the last.",
+    help="The last one is the reference of the ratios.",
 )
 @click.option(
     "--connections",
     default="1,16,128",
     callback=_numbers,
     show_default=True,
-    help="How many at once.",
+    help="Numbers of connections at once.",
 )
 @click.option(
     "--bytes",
@@ -202,7 +205,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
     type=ByteSize(),
     default="1GiB",
     show_default=True,
-    help="Of one run, over all its connections.",
+    help="Bytes of one run, over all its connections.",
 )
 @click.option(
     "--range",
@@ -210,10 +213,10 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
     type=ByteSize(),
     default="1MiB",
     show_default=True,
-    help="Of each request for a range.",
+    help="Size of each range.",
 )
 @click.option("--kinds", default=",".join(KINDS), show_default=True)
-@click.option("--cold", is_flag=True, help="From the disk, not from the page cache.")
+@click.option("--cold", is_flag=True, help="Read from the disk, not the page cache.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @work_dir_option
@@ -282,7 +285,7 @@ def main(
 def _order(
     works: Sequence[Work], names: Sequence[str], dice: random.Random
 ) -> Iterator[tuple[Work, str]]:
-    """The servers of one work are neighbours; all else is chance."""
+    """Yield the runs of one round in random order, with the servers of one work together."""
     for work in dice.sample(works, len(works)):
         for name in dice.sample(names, len(names)):
             yield work, name
@@ -293,7 +296,7 @@ def report(
     names: Sequence[str],
     rounds: Sequence[Mapping[tuple[Work, str], Measured]],
 ) -> Iterator[str]:
-    """The table, line by line."""
+    """Yield the table, line by line."""
     last = names[-1]
     yield (
         f"| fetched | server | MiB/s | x {last} | CPU s/GiB | user + system | x {last} "

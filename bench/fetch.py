@@ -1,13 +1,14 @@
-"""The load of the download benchmark: connections that fetch, and check what they get.
+"""The load of the download benchmark: connections that fetch, and check the content.
 
-One thread, epoll, one buffer. Every response's bytes are hashed as they come and
-compared with what was stored; a server that sends wrong bytes is not fast, it is wrong.
-Another thread asks small questions meanwhile, to see how long those wait.
+It has one thread, epoll and one buffer. Every response's bytes are hashed as they arrive
+and compared with the stored bytes, because a server that sends wrong bytes is not fast but
+wrong. Meanwhile another thread makes small requests, to see how long they wait.
 
-A server may close a connection that is kept at any time between two answers (RFC 9112,
-section 9.5). nginx does so after a thousand requests. It may say so in the last answer, or
-the next question meets the end: both open another connection, and ask there. An end within
-an answer, or on a connection that has answered nothing yet, is an error.
+A server may close a kept connection at any time between two answers (RFC 9112, section
+9.5). nginx does so after a thousand requests. It may say so in the last answer, or the next
+request finds the connection closed. In both cases this module opens another connection and
+asks there. If a connection ends within an answer, or before its first answer, that is an
+error.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ __all__ = ["Fetched", "Question", "Request", "WrongAnswer", "fetch", "store"]
 
 BUFFER = 1 << 20
 PAUSE = 0.02
-"""Seconds between two questions of :class:`Question`."""
+"""Seconds between two requests of :class:`Question`."""
 
 _CLOSE = re.compile(rb"\r\nconnection:[^\r\n]*\bclose\b", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
 class WrongAnswer(Exception):
-    """A server did not send what it had been given."""
+    """A server did not send the stored bytes, or not the expected answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to ask for, and the BLAKE3 digest of the *length* bytes that must come."""
+    """A request for *length* bytes, and the BLAKE3 digest that they must have."""
 
     path: str
     length: int
     digest: bytes
     first: int | None = None
-    """Where the range begins; None asks for the whole."""
+    """The offset at which the range begins. None asks for the whole file."""
 
     def head(self, host: str) -> bytes:
         lines = [f"GET {self.path} HTTP/1.1", f"Host: {host}"]
@@ -57,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What fetching took: seconds by the clock, and of this thread's CPU time."""
+    """The cost of fetching: elapsed seconds, and *busy* seconds of this thread's CPU time."""
 
     bytes: int
     seconds: float
@@ -65,7 +66,7 @@ class Fetched:
 
 
 class _Connection:
-    """Makes its requests one after the other."""
+    """A connection that makes its requests one after the other."""
 
     def __init__(
         self, address: tuple[str, int], requests: Iterable[Request], scratch: memoryview
@@ -81,14 +82,14 @@ class _Connection:
         self.sock = socket.create_connection(self._address, timeout=30)
         self.sock.setblocking(False)
         self._answered = False
-        """Whether an answer has come on this connection, so that it may be closed."""
+        """Whether the server has answered on this connection and so may close it."""
         self._closing = False
 
     def close(self) -> None:
         self.sock.close()
 
     def ask(self) -> bool:
-        """Send the next request; False when there is none."""
+        """Send the next request; return False when there is none."""
         if not self._requests:
             return False
         self._request = self._requests.popleft()
@@ -110,13 +111,13 @@ class _Connection:
             self._ask_again()
 
     def _ask_again(self) -> None:
-        """The server closed the connection before it saw the question."""
+        """Ask on a new connection, because the server closed this one before the request."""
         self.close()
         self._open()
         self._send()
 
     def read(self) -> bool:
-        """Take what is there; whether that was the end of an answer."""
+        """Read the available bytes; return whether they end an answer."""
         may_be_closed = self._answered and self._head == b""
         try:
             count = self.sock.recv_into(self._scratch)
@@ -138,13 +139,13 @@ class _Connection:
             self._check_head(head + b"\r\n")
             self._head, data = None, memoryview(rest)
         if len(data) > self._left:
-            raise WrongAnswer("more came than was announced")
+            raise WrongAnswer("the server sent more bytes than it announced")
         self._hasher.update(data)
         self._left -= len(data)
         if self._left:
             return False
         if self._hasher.digest() != self._request.digest:
-            raise WrongAnswer(f"other bytes than those stored: {self._request}")
+            raise WrongAnswer(f"not the stored bytes: {self._request}")
         self.received += self._request.length
         self._answered = True
         return True
@@ -160,9 +161,9 @@ class _Connection:
 
 
 def fetch(address: tuple[str, int], requests: Sequence[Sequence[Request]]) -> Fetched:
-    """Make the *requests*, a connection for each sequence of them, all at once.
+    """Make all *requests* at once, with one connection for each sequence of them.
 
-    Raises :class:`WrongAnswer`, and :class:`OSError` for a connection that broke.
+    Raises :class:`WrongAnswer`, and :class:`OSError` for a broken connection.
     """
     scratch = memoryview(bytearray(BUFFER))
     with contextlib.ExitStack() as stack, select.epoll() as epoll:
@@ -184,7 +185,9 @@ def fetch(address: tuple[str, int], requests: Sequence[Sequence[Request]]) -> Fe
                     epoll.unregister(number)
                     finished.append(connection)
                     continue
-                if connection.sock is not sock:  # which closing took out of the epoll
+                if (
+                    connection.sock is not sock
+                ):  # closing removed the old one from the epoll
                     epoll.register(connection.sock, select.EPOLLIN)
                 connections[connection.sock.fileno()] = connection
         return Fetched(
@@ -196,16 +199,16 @@ def fetch(address: tuple[str, int], requests: Sequence[Sequence[Request]]) -> Fe
 
 @dataclass
 class Question:
-    """Asks for the head of *path*, again and again, from a thread of its own."""
+    """Asks for the head of *path* again and again, in a separate thread."""
 
     address: tuple[str, int]
     path: str
     latencies: list[float] = field(default_factory=list)
-    """Seconds that each answer took."""
+    """The seconds that each answer took."""
 
     @contextlib.contextmanager
     def asked(self) -> Iterator[None]:
-        """Ask while the block runs. What went wrong is raised at its end."""
+        """Ask while the block runs. An error of the thread is raised at the block's end."""
         stop = threading.Event()
         problems: list[BaseException] = []
 
@@ -235,13 +238,13 @@ class Question:
                 begun = time.perf_counter()
                 answer = _answer(sock, question)
                 if not answer and answered:
-                    # It was closed between two questions, as it may be.
+                    # The server may close the connection between two requests.
                     sock.close()
                     sock = socket.create_connection(self.address, timeout=30)
                     begun = time.perf_counter()
                     answer = _answer(sock, question)
                 if not answer.endswith(b"\r\n\r\n"):
-                    raise WrongAnswer("a small question was not answered")
+                    raise WrongAnswer("a HEAD was not answered")
                 self.latencies.append(time.perf_counter() - begun)
                 answered = True
         finally:
@@ -249,7 +252,7 @@ class Question:
 
 
 def _answer(sock: socket.socket, question: bytes) -> bytes:
-    """What comes for *question*, up to the end of a head or of the connection."""
+    """Send *question*; return the bytes up to the end of a head or of the connection."""
     answer = b""
     try:
         sock.sendall(question)
@@ -259,14 +262,14 @@ def _answer(sock: socket.socket, question: bytes) -> bytes:
                 break
             answer += data
     except ConnectionError:
-        pass  # as an end
+        pass  # the same as the connection's end
     return answer
 
 
 def store(
     address: tuple[str, int], path: str, length: int, blocks: Iterable[bytes]
 ) -> None:
-    """PUT *blocks*, *length* bytes together. Raises :class:`WrongAnswer`."""
+    """PUT *blocks*, which have *length* bytes together. Raises :class:`WrongAnswer`."""
     host, port = address
     with socket.create_connection(address, timeout=120) as sock:
         sock.sendall(

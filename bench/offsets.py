@@ -1,12 +1,12 @@
-"""How fast servers say how much of an upload they have, alone and beside a load.
+"""Measure how fast servers answer with an upload's offset, alone and beside a load.
 
-A client that was cut asks for the offset before it goes on; thousands do at once
-when a network comes back. Each server gets unfinished uploads and then as many
-questions (HEAD, in tus's form, which all of them speak) as some connections can ask
-one after the other; then the same, at a gentler pace, while other uploads stream in.
-Every answer's offset is compared: a wrong one fails the run.
+A client that was cut asks for the offset before it continues. When a network comes back,
+thousands of clients ask at once. Each server first gets unfinished uploads. In the first
+part, some connections ask for offsets one after the other, as fast as they can (by HEAD in
+tus's form, which all these servers speak). In the second part, they ask more slowly while
+other uploads stream in. Every offset is checked: a wrong one fails the run.
 
-Servers take turns, in an order drawn anew for each round. Linux only.
+Servers take turns, in a new random order for each round. Linux only.
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ from bench.workspace import Workspace
 __all__ = ["Answers", "Measured", "ask", "begin_uploads", "measure"]
 
 LENGTH = 2 << 20
-"""Of each unfinished upload, declared."""
+"""The declared length of each unfinished upload, in bytes."""
 STORED = 64 << 10
-"""Of these, sent."""
+"""The bytes of each unfinished upload that are sent."""
 STREAM_SIZE = "64MiB"
 STREAM_LEAD = 1.5
-"""Seconds from the start of the load generator until it is under way."""
+"""Seconds that the load generator needs to start."""
 MICRO = 1e6
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
 class WrongAnswer(Exception):
-    """A server did not say what it had been given."""
+    """A server's answer was not the expected one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How long each answer took, in seconds, of questions asked for *seconds*."""
+    """The seconds that each answer took, and the *seconds* for which they were asked."""
 
     seconds: float
     latencies: Sequence[float]
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """The number of answers per second."""
         return len(self.latencies) / self.seconds
 
     def quantile(self, share: float) -> float:
-        """The time within which *share* of the answers came."""
+        """Return the time within which *share* of the answers came."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One server in one round. Times in seconds; *cpu* is the server's, per answer."""
+    """One server in one round. Times are in seconds; *cpu* is the server's, per answer."""
 
     rate: float
     cpu: float
     alone_p50: float
     alone_p99: float
     asker_busy: float
-    """The share of a core that asking took: near 1, the asker set the pace."""
+    """The share of a core that asking used. Near 1, the asker was the limit."""
     loaded_p50: float
     loaded_p99: float
     loaded_max: float
@@ -85,7 +85,7 @@ class Measured:
 
 
 def begin_uploads(server: Server, count: int) -> list[str]:
-    """Begin *count* uploads, each with :data:`STORED` bytes; their paths."""
+    """Begin *count* uploads, each with :data:`STORED` bytes, and return their paths."""
     paths = []
     content = random.Random(7).randbytes(STORED)
     connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
@@ -121,7 +121,7 @@ def _request(
 
 
 class _Asker:
-    """One connection, one question at a time."""
+    """One connection that asks one question at a time."""
 
     def __init__(self, server: Server, paths: Iterator[str]) -> None:
         self.sock = socket.create_connection((server.host, server.port), timeout=10)
@@ -141,7 +141,7 @@ class _Asker:
         )
 
     def read(self) -> float | None:
-        """The seconds that the answer took, once all of it is there."""
+        """Read; return the seconds that the answer took once it is whole, else None."""
         data = self.sock.recv(4096)
         if not data:
             raise WrongAnswer("the connection was closed")
@@ -150,7 +150,7 @@ class _Asker:
             return None
         seconds = time.perf_counter() - self._asked
         if b"\r\nupload-offset: %d\r\n" % STORED not in self._answer.lower():
-            raise WrongAnswer(f"not the offset: {self._answer!r}")
+            raise WrongAnswer(f"not the right offset: {self._answer!r}")
         return seconds
 
 
@@ -164,10 +164,10 @@ def ask(
 ) -> Answers:
     """Ask for offsets on *connections* for *seconds*, each *pause* seconds after an answer.
 
-    Raises :class:`WrongAnswer`, and :class:`OSError` for a connection that broke.
+    Raises :class:`WrongAnswer`, and :class:`OSError` for a broken connection.
     """
     latencies: list[float] = []
-    turns = iter(lambda: random.choice(paths), None)  # without end
+    turns = iter(lambda: random.choice(paths), None)  # never ends
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
         askers = []
         for _ in range(connections):
@@ -195,7 +195,7 @@ def ask(
 
 @contextlib.contextmanager
 def _streaming(server: Server, uploads: int, seconds: float) -> Iterator[None]:
-    """*uploads* at once, without end, while the block runs; at most for *seconds*."""
+    """Keep *uploads* uploads running while the block runs, for *seconds* at most."""
     load = subprocess.Popen(
         [
             *(sys.executable, "-m", "trioresume", "bench", "--protocol", "tus"),
@@ -218,9 +218,9 @@ def _streaming(server: Server, uploads: int, seconds: float) -> Iterator[None]:
 def measure(
     server: Server, *, uploads: int, connections: int, streams: int, seconds: float
 ) -> Measured:
-    """Both parts for one server. Raises what :func:`ask` raises."""
+    """Measure both parts for one server. Raises the errors of :func:`ask`."""
     paths = begin_uploads(server, uploads)
-    ask(server, paths, connections=connections, seconds=seconds / 4)  # warm
+    ask(server, paths, connections=connections, seconds=seconds / 4)  # warm-up
     before, busy = server.settle(), time.process_time()
     alone = ask(server, paths, connections=connections, seconds=seconds)
     busy = time.process_time() - busy
@@ -250,7 +250,7 @@ def measure(
     type=click.IntRange(1),
     default=200,
     show_default=True,
-    help="Unfinished ones that are asked about.",
+    help="Unfinished uploads to ask about.",
 )
 @click.option("--connections", type=click.IntRange(1), default=8, show_default=True)
 @click.option(
@@ -258,10 +258,10 @@ def measure(
     type=click.IntRange(1),
     default=128,
     show_default=True,
-    help="Uploads that stream in beside the questions of the second part.",
+    help="Uploads that stream in during the second part.",
 )
 @click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the order.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Order's seed.")
 @work_dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print every round as JSON.")
 def main(

@@ -1,8 +1,8 @@
-"""Trioresume beside its peers and the machine's limits, on the same work.
+"""Compare trioresume with its peers and the machine's limits on the same work.
 
-Every server is installed if need be, proved, and then run in rounds: each case on
-each work, in an order drawn anew, the cases of one work next to each other. The
-first round is small and thrown away.
+Every server is installed if necessary, and checked. Then the rounds begin. Each round
+runs each case on each work, in a new random order, with the cases of one work next to
+each other. The first round is small, and its figures are discarded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from trioresume.errors import TrioresumeError
 __all__ = ["main", "rounds"]
 
 WARM_UP_SHARE = 8
-"""The round that is thrown away does one part in so many of the work."""
+"""The discarded round does the work divided by this."""
 
 _FAILURES = (InstallFailed, ToolMissing, ServerFailed, Disproved, OSError)
 
@@ -56,9 +56,9 @@ def rounds(
     number: int,
     seed: int,
 ) -> list[list[Measured]]:
-    """*number* rounds after a smaller one that is discarded.
+    """Run *number* rounds after a smaller one that is discarded, and return them.
 
-    Interrupted, those that are whole; if there is none, raises
+    If it is interrupted, it returns the whole rounds so far; without one, it raises
     :class:`KeyboardInterrupt`.
     """
     dice = random.Random(seed)
@@ -77,7 +77,7 @@ def rounds(
 
 
 class _Names(click.ParamType[list[str]]):
-    """Names with commas between them."""
+    """Names, separated by commas."""
 
     name = "names"
 
@@ -93,7 +93,7 @@ def _uploads(ctx: click.Context, param: click.Parameter, names: list[str]) -> li
     found = []
     for name in names:
         if not name.isdecimal() or not 1 <= int(name) <= 100_000:
-            raise click.BadParameter(f"{name!r} is no number of uploads", ctx, param)
+            raise click.BadParameter(f"{name!r} is not from 1 to 100000", ctx, param)
         found.append(int(name))
     return found
 
@@ -141,7 +141,7 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     type=_Names(),
     callback=_cases,
     default=",".join((*PEERS, DISK)),
-    help="Servers with commas between them, as NAME or NAME:PROTOCOL. [default: all]",
+    help="Servers, separated by commas, as NAME or NAME:PROTOCOL. [default: all]",
 )
 @click.option(
     "--uploads",
@@ -149,7 +149,7 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     callback=_uploads,
     default="1,16,128,1000",
     show_default=True,
-    help="How many at once.",
+    help="Numbers of uploads at once.",
 )
 @click.option(
     "--bytes",
@@ -157,13 +157,14 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     type=ByteSize(),
     default="1GiB",
     show_default=True,
-    help="Of one run, over all its uploads.",
+    help="Bytes of one run, over all its uploads.",
 )
 @click.option(
     "--files",
     callback=_files,
     metavar="COUNTxSIZE",
-    help="So many of that size instead, as in 10000x10KiB, --uploads of them at once.",
+    help="Instead of --bytes: number and size of files, as in 10000x10KiB, of which"
+    " --uploads are sent at once.",
 )
 @click.option(
     "--cuts",
@@ -171,7 +172,7 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     callback=_cuts,
     default="none",
     show_default=True,
-    help="Mean bytes of an upload between cuts, or none; with commas, several.",
+    help="Mean bytes between cuts of an upload, or none; several, separated by commas.",
 )
 @click.option(
     "--cut-kinds",
@@ -180,7 +181,7 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     callback=_kinds,
     default=",".join(kind.value for kind in FaultKind),
     show_default=True,
-    help="How connections are cut.",
+    help="Ways to cut connections.",
 )
 @click.option(
     "--rounds",
@@ -188,49 +189,49 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="Rounds that count; a smaller one comes first.",
+    help="Rounds that count, after a smaller one that does not.",
 )
 @click.option(
     "--seed",
     type=int,
     default=1,
     show_default=True,
-    help="Of the order, the content and the cuts.",
+    help="Seed of the order, the content and the cuts.",
 )
 @click.option(
     "--baselines",
     type=_Names(),
     default="tusd,trioresume,raw-write",
     show_default=True,
-    help="Whom the others are set in relation to.",
+    help="Servers with which the others are compared.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Of the load generator.",
+    help="Processes of the load generator.",
 )
 @click.option(
     "--verify",
     type=click.Choice([way.value for way in Verify]),
     default=Verify.AUTO.value,
     show_default=True,
-    help="How stored content is checked.",
+    help="Way to check stored content.",
 )
 @click.option(
     "--prove/--no-prove",
     "proving",
     default=True,
     show_default=True,
-    help="Let each server show first that it keeps and resumes.",
+    help="First check that each server keeps and resumes uploads.",
 )
 @click.option(
     "--limit",
     type=click.FloatRange(1),
     default=120.0,
     show_default=True,
-    help="Seconds for one load; what is unfinished then is a failure.",
+    help="Seconds for one load; an upload that is unfinished then is a failure.",
 )
 @click.option(
     "--serve-option",
@@ -250,13 +251,13 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write every run here.",
+    help="File for every run as JSON.",
 )
 @click.option(
     "--markdown",
     "markdown_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the tables here, too.",
+    help="File for the tables, which are also printed.",
 )
 def main(
     cases: list[Case],
@@ -328,14 +329,14 @@ def main(
 
 
 def _with_options(case: Case, options: tuple[str, ...]) -> Case:
-    """*case* with *options*, if they are for it."""
+    """Return *case* with *options*, if it is a case of trioresume."""
     if not options or not isinstance(case.peer, Trioresume):
         return case
     return replace(case, peer=trioresume(case.peer.durability, options))
 
 
 def _in_a_line(problem: BaseException) -> str:
-    """What happened, with the end of what a server printed."""
+    """Return *problem* in one line, with the end of the server's output."""
     text = " ".join(f"{type(problem).__name__}: {problem}".split())
     return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
 
@@ -347,7 +348,7 @@ def _count(cases: Sequence[Case], works: Sequence[Work]) -> int:
 def _prepare(
     bench: Bench, cases: Sequence[Case], console: Console, *, proving: bool
 ) -> tuple[list[Case], dict[str, str], dict[str, str]]:
-    """The cases that can run, their versions, and why the others cannot."""
+    """Return the cases that can run, their versions, and why the others cannot."""
     fit: list[Case] = []
     versions: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -376,7 +377,7 @@ def _prepare(
 def _narrated(
     bench: Bench, console: Console, total: int
 ) -> Callable[[Case, Work, int], Measured]:
-    """:meth:`Bench.run`, saying what it does; what fails becomes a run with a problem."""
+    """Return :meth:`Bench.run` with messages; a failure becomes a run with a problem."""
     done = 0
     begun = time.monotonic()
 

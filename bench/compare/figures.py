@@ -1,4 +1,4 @@
-"""From runs to lines: for each work and case the medians, ranges and ratios."""
+"""The lines of a report: medians, ranges and ratios for each work and case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How a case relates to another one, which is *to*, in the same rounds."""
+    """The ratios of a case to another case, *to*, in the same rounds."""
 
     to: str
     rate: Spread | None
@@ -27,8 +27,11 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """A latency over several runs, in seconds: medians of the runs' percentiles, the
-    longest of all, and how many samples there were."""
+    """A latency over several runs, in seconds.
+
+    *p50* and *p99* are medians of the runs' percentiles, *max* is the longest of all, and
+    *count* is the number of samples.
+    """
 
     count: int
     p50: float
@@ -38,10 +41,11 @@ class Tail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A case on a work. MiB/s, files/s, CPU seconds per GiB and file, MiB, shares of a core.
+    """The figures of a case on a work.
 
-    The figures are of the *runs* that went well, and None if there were none;
-    *problems* counts what went wrong in the others.
+    The units are MiB/s, files/s, CPU seconds per GiB and per file, MiB, and shares of a
+    core. The figures come from the *runs* without problems, and are None if there is no
+    such run. *problems* counts the problems of the other runs.
     """
 
     work: Work
@@ -73,7 +77,7 @@ def lines(
     cases: Sequence[str],
     baselines: Sequence[str],
 ) -> list[Line]:
-    """A line for each of *works* and *cases* that ran, in that order."""
+    """Return a line for each of *works* and *cases* that ran, in that order."""
     made = []
     for work in works:
         kept = [
@@ -118,7 +122,7 @@ def _line(
         cpu_system=spread(lambda run: run.cpu_system),
         files_rate=spread(lambda run: run.files_rate),
         cpu_per_file=spread(lambda run: run.cpu_per_file),
-        # Of a peak the worst is what matters.
+        # The largest peak matters, not the median.
         peak_mib=max(run.peak_resident for run in mine) / MIB,
         generator=spread(lambda run: run.generator).middle,
         generator_was_limit=sum(run.generator_was_limit for run in mine),

@@ -1,4 +1,4 @@
-"""What is run in which order."""
+"""The plan of a comparison: cases, works, and the order of the runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bench.peers import Peer, find
 __all__ = ["DISK", "Case", "Work", "cases_of", "order"]
 
 DISK = "disk-write"
-"""The limit that no server stands for: see :mod:`bench.disk`."""
+"""The name of the disk's limit, which is no server: see :mod:`bench.disk`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A server, and the protocol it is spoken to; no peer is the bare disk."""
+    """A server and the protocol of the client. With *peer* None it is the bare disk."""
 
     peer: Peer | None
     protocol: str
 
     @property
     def name(self) -> str:
-        """The peer's, with the protocol if it is not the peer's first."""
+        """The peer's name, with the protocol if it is not the peer's first one."""
         if self.peer is None:
             return DISK
         if self.protocol == self.peer.protocols[0]:
@@ -38,9 +38,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """*uploads* at once, *total* bytes together, cut every *cuts* bytes in the mean.
+    """*uploads* at once, with *total* bytes together, cut every *cuts* bytes on average.
 
-    There are *files* in all, by default as many as at once.
+    *files* is the number of all uploads, by default as many as at once.
     """
 
     uploads: int
@@ -50,16 +50,16 @@ class Work:
 
     @property
     def count(self) -> int:
-        """Of all uploads."""
+        """The number of all uploads."""
         return self.uploads if self.files is None else self.files
 
     @property
     def size(self) -> int:
-        """Of each upload, in bytes."""
+        """The size of each upload, in bytes."""
         return self.total // self.count
 
     def share(self, part: int) -> Work:
-        """One part in *part* of it: fewer files, or smaller ones."""
+        """Return a work of 1/*part* of the bytes: fewer files, or smaller ones."""
         if self.files is None:
             return Work(self.uploads, self.total // part, self.cuts)
         files = max(1, self.files // part)
@@ -67,21 +67,21 @@ class Work:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name of the work, for people."""
         text = f"{self.count} x {human(self.size)}"
         if self.files is not None:
             text += f", {self.uploads} at once"
         return text if self.cuts is None else f"{text}, a cut per {human(self.cuts)}"
 
     def suits(self, case: Case) -> bool:
-        """Whether *case* can do it: cuts are for those that resume."""
+        """Return whether *case* can do it: with cuts, it must be able to resume."""
         return self.cuts is None or case.resumes
 
 
 def cases_of(names: Sequence[str]) -> list[Case]:
-    """The cases called *names*: ``tusd``, or ``tusd:rufh`` for another protocol.
+    """Return the cases called *names*: ``tusd``, or ``tusd:rufh`` for another protocol.
 
-    Raises :class:`LookupError` that says which there are.
+    Raises :class:`LookupError` with the known names.
     """
     cases: dict[str, Case] = {}
     for name in names:
@@ -100,7 +100,7 @@ def cases_of(names: Sequence[str]) -> list[Case]:
 def order(
     cases: Sequence[Case], works: Sequence[Work], dice: random.Random
 ) -> Iterator[tuple[Work, Case]]:
-    """The runs of one round: the cases of a work are neighbours, all else is chance."""
+    """Yield the runs of one round in random order, with the cases of one work together."""
     for work in dice.sample(works, len(works)):
         suited = [case for case in cases if work.suits(case)]
         for case in dice.sample(suited, len(suited)):

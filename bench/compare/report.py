@@ -1,4 +1,4 @@
-"""The outcome as Markdown, for a page of the documentation, and as JSON."""
+"""The report of a comparison as Markdown, for a page of the documentation, and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Report", "markdown_table"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything a comparison found. *skipped* says why a case did not run at all."""
+    """All results of a comparison. *skipped* says why a case did not run at all."""
 
     command: str
     machine: dict[str, str]
@@ -31,11 +31,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether no run had a problem."""
+        """Whether every run was without a problem."""
         return all(run.ok for group in self.rounds for run in group)
 
     def markdown(self) -> str:
-        """Headings of the third level and tables."""
+        """Return the report as tables, with headings of the third level."""
         parts = [self._preamble(), self._cases()]
         for work in self.works:
             mine = [line for line in self.lines if line.work == work]
@@ -56,7 +56,7 @@ class Report:
             f"{facts}. {len(self.rounds)} rounds, {self.begun}. "
             "Median (range); CPU in seconds per GiB, of the server and its children; "
             "memory is the highest peak of all rounds. `!` marks runs in which the load "
-            f"generator may have set the pace.\n\n```text\n{self.command}\n```"
+            f"generator may have been the limit.\n\n```text\n{self.command}\n```"
         )
 
     def _cases(self) -> str:
@@ -79,7 +79,7 @@ class Report:
         return text
 
     def json(self) -> str:
-        """The same and every run, for programs."""
+        """Return the same as JSON, with every run."""
         document = {
             "command": self.command,
             "machine": self.machine,
@@ -129,7 +129,7 @@ def _figures(lines: Sequence[Line]) -> str:
 
 
 def _small(lines: Sequence[Line]) -> str:
-    """For many files, of which not the bytes count."""
+    """Return the table for many small files, with figures per file."""
     rows = [
         (
             line.case,
@@ -165,7 +165,7 @@ def _resumption(lines: Sequence[Line]) -> str:
 
 
 def _ratios(lines: Sequence[Line], baselines: Sequence[str]) -> str:
-    """One column for the speed and one for the cost, for each baseline."""
+    """Return a table with a column for speed and one for CPU time for each baseline."""
     rows = []
     for line in lines:
         by_name = {ratio.to: ratio for ratio in line.ratios}
@@ -208,7 +208,7 @@ def _tail(tail: Tail | None) -> str:
 def markdown_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True
 ) -> str:
-    """A table; all columns but the first are set to the right if they are *numbers*."""
+    """Return a table. With *numbers* all columns but the first are right-aligned."""
     other = "---:" if numbers else "---"
     marks = ["---", *[other] * (len(headings) - 1)]
     escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)

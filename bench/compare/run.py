@@ -1,9 +1,9 @@
-"""One run: a fresh server, a warmed machine, one load, figures, every byte checked.
+"""One run: a fresh server, a prepared machine, one load, and a check of every byte.
 
 A server starts in an empty data directory and takes a few small uploads, so that
-nothing is done for the first time under the clock. The machine is put into the same
-state (:mod:`bench.workspace`), then the load generator of ``trioresume bench`` does
-the work, waits until the server rests, and checks what was stored.
+the measured time does not include things done for the first time. The machine is put
+into the same state (:mod:`bench.workspace`). Then the load generator of ``trioresume
+bench`` does the work, waits until the server is idle, and checks the stored uploads.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 WARM_UP = (8, 5 * MIB)
-"""Uploads before the clock starts: how many, how large. More than a chunk each."""
+"""The number and size of the uploads before the measurement. Each is larger than a chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The figures of one run. Times and CPU times in seconds, sizes in bytes.
+    """The figures of one run. Times and CPU times are in seconds, sizes in bytes.
 
-    *user* and *system* are the server's, *generator* is the share of a core that the
-    busiest process of the load generator took, *elsewhere* the share of one core that
-    all other programs took during the run, *stolen* what the hypervisor took.
-    *unwritten* is what others had left to write when the run began. *problems* says
-    what went wrong; the figures of such a run do not count.
+    *user* and *system* are the server's CPU time. *generator* is the share of a core that
+    the busiest process of the load generator used. *elsewhere* is the share of one core
+    that all other programs used during the run, and *stolen* the share that the hypervisor
+    took. *unwritten* is the number of bytes that the system still had to write when the run
+    began. *problems* says what went wrong; the figures of a run with problems do not count.
     """
 
     case: str
@@ -78,43 +78,43 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """MiB/s of content that was stored, from the first connection to the last answer."""
+        """The stored content in MiB/s, from the first connection to the last answer."""
         return self.work.total / MIB / self.seconds if self.seconds else 0.0
 
     @property
     def files_rate(self) -> float:
-        """Uploads a second."""
+        """The number of uploads per second."""
         return self.work.count / self.seconds if self.seconds else 0.0
 
     @property
     def cpu_per_file(self) -> float:
-        """CPU seconds per upload."""
+        """The CPU seconds per upload."""
         return (self.user + self.system) / self.work.count
 
     @property
     def cpu(self) -> float:
-        """CPU seconds per GiB of content."""
+        """The CPU seconds per GiB of content."""
         return (self.user + self.system) * GIB / self.work.total
 
     @property
     def cpu_user(self) -> float:
-        """Of these, in the server's own code."""
+        """The CPU seconds per GiB in the server's own code."""
         return self.user * GIB / self.work.total
 
     @property
     def cpu_system(self) -> float:
-        """Of these, in the kernel."""
+        """The CPU seconds per GiB in the kernel."""
         return self.system * GIB / self.work.total
 
 
 def load(settings: Settings) -> Results:
-    """``trioresume bench`` as a function: blocks until the run is over."""
+    """Run ``trioresume bench`` as a function, and block until it is over."""
     return trio.run(partial(run, settings))
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all runs share. *limit* bounds each load, in seconds."""
+    """The settings that all runs share. *limit* bounds each load, in seconds."""
 
     workspace: Workspace
     cache: Cache
@@ -126,7 +126,7 @@ class Bench:
     load: Callable[[Settings], Results] = load
 
     def settings(self, case: Case, server: Server, work: Work) -> Settings:
-        """The load that does *work*."""
+        """Return the settings of the load that does *work*."""
         assert case.peer is not None
         return Settings(
             url=server.url,
@@ -146,9 +146,9 @@ class Bench:
         )
 
     def run(self, case: Case, work: Work, round_: int) -> Measured:
-        """Do *work* with *case*. What fails in the load is in the result.
+        """Do *work* with *case*. The result has the failures of the load.
 
-        Raises what starting the server raises.
+        Raises the errors of :class:`~bench.server.Server`.
         """
         with self.workspace.data_dir() as directory:
             if case.peer is None:
@@ -162,7 +162,7 @@ class Bench:
 
     def _measure(self, case: Case, work: Work, round_: int, server: Server) -> Measured:
         settings = self.settings(case, server, work)
-        # Last of all: memory begins to cool down at once.
+        # Prepare last: the host may take free memory back at once.
         unwritten = self.workspace.prepare(work.total)
         begin = _Accounts.now(server)
         results = self.load(settings)
@@ -207,7 +207,7 @@ class Bench:
 
 
 def problems(results: Results, verify: Verify) -> tuple[str, ...]:
-    """What went wrong in a run: each kind once, with how often and one example."""
+    """Return the problems of a run: each kind once, with its count and one example."""
     found = []
     for ending, count in results.failures.items():
         example = next(u.detail for u in results.uploads if u.ending is ending)
@@ -224,13 +224,13 @@ def problems(results: Results, verify: Verify) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Accounts:
-    """Who used the CPUs until some moment, in seconds."""
+    """The use of the CPUs up to some moment, in seconds."""
 
     at: float
     busy: float
     stolen: float
     known: float
-    """Of the server, of this process and of those it has waited for."""
+    """The CPU time of the server, of this process and of its ended children."""
 
     @classmethod
     def now(cls, server: Server) -> _Accounts:
@@ -249,7 +249,7 @@ class _Accounts:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Of one core."""
+    """Shares of one core."""
 
     elsewhere: float
     stolen: float

@@ -1,1 +1,1 @@
-"""Measurements against how much is stored, rather than how fast it arrives."""
+"""Measurements that depend on how much is stored, or on how many clients there are."""

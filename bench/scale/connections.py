@@ -1,14 +1,13 @@
-"""``python -m bench.scale.connections``: the memory that a connection holds on to.
+"""``python -m bench.scale.connections``: the memory that each connection needs.
 
-Connections are opened to ``trioresume serve`` by the thousand, in steps, and after each
-step the process is asked what it has resident. Those of the first kind are *idle*: they
-asked for something and wait to be used again. Those of the second are *stalled*: each has
-begun an upload, sent some of it and fallen silent, without being gone. What is told is
-how much each one more takes, in the median of the steps, so that what the service needs
-anyway does not count, such as the memory that all uploads share, which it touches a page
-of 2 MiB at a time.
+It opens thousands of connections to ``trioresume serve``, in steps, and reads the resident
+memory of the process after each step. There are two kinds. *Idle* connections have had an
+answer and wait to be used again. *Stalled* connections have begun an upload, sent some of
+it and then nothing more, but they stay open. It prints how much memory one more connection
+takes, as the median of the steps. So memory that the service needs anyway does not count,
+such as the memory that all uploads share, which it touches one page of 2 MiB at a time.
 
-The kernel's memory for sockets is not in it: silent ones have hardly any.
+The kernel's memory for sockets is not included: silent sockets have hardly any.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from bench.server import Server
 __all__ = ["main", "measure"]
 
 SENT = 50_000
-"""Bytes: so few that they need no further piece of the memory that all uploads share."""
+"""Bytes: so few that they need no more of the memory that all uploads share."""
 SETTLE = 1.5
-"""Seconds after each step: longer than what the service puts off."""
+"""Seconds after each step: longer than the service puts off its work."""
 
 
 def idle(server: Server, number: int) -> socket.socket:
-    """A connection that has had an answer."""
+    """Open a connection that has had an answer."""
     sock = socket.create_connection((server.host, server.port), timeout=30)
     sock.sendall(f"OPTIONS {server.path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
     _answer(sock, b"HTTP/1.1 204 ")
@@ -47,7 +46,7 @@ def idle(server: Server, number: int) -> socket.socket:
 
 
 def stalled(server: Server, number: int) -> socket.socket:
-    """A connection in the middle of an upload."""
+    """Open a connection in the middle of an upload."""
     sock = socket.create_connection((server.host, server.port), timeout=30)
     sock.sendall(
         f"POST {server.path} HTTP/1.1\r\nHost: bench\r\nPrefer: resume\r\n"
@@ -66,7 +65,7 @@ def _answer(sock: socket.socket, start: bytes) -> None:
             raise click.ClickException(f"the connection was closed after {answer!r}")
         answer += data
     if not answer.startswith(start):
-        raise click.ClickException(f"not the answer: {answer!r}")
+        raise click.ClickException(f"not the expected answer: {answer!r}")
 
 
 def measure(
@@ -75,7 +74,7 @@ def measure(
     count: int,
     steps: int,
 ) -> tuple[float, int]:
-    """Bytes that each of *count* connections takes, and resident with all of them."""
+    """Return the bytes per connection, and the resident bytes with *count* of them."""
     found = []
     with ExitStack() as stack:
         for step in range(steps + 1):

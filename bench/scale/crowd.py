@@ -1,16 +1,17 @@
 """``python -m bench.scale.crowd``: ten thousand uploads at once, slow and fast, on one server.
 
-Two loads of ``trioresume bench`` run beside each other against one ``trioresume serve``:
-*slow* uploads that send at a set rate, and as many *fast* ones at a time as asked, one
-after the other, which send as fast as they are taken. Unless ``--slow-total`` says that
-there are more of them, the slow ones are all open from the beginning to the end: they
-begin, and end, in the same moment. Meanwhile uploads fall silent and are taken over, one
-after the other: how long it takes from a HEAD on a new connection to the offset.
+Two loads of ``trioresume bench`` run at the same time against one ``trioresume serve``.
+*Slow* uploads send at a set rate. *Fast* uploads send as fast as the server takes the
+bytes; ``--fast`` of them run at a time. Unless ``--slow-total`` is larger than ``--slow``,
+all slow uploads are open the whole time: they begin together and end together. Meanwhile
+further uploads fall silent and are taken over, one after the other. A takeover is the time
+from a HEAD on a new connection to the answer with the offset.
 
-Told are how long the uploads of each kind took (of one kind all have one speed: the
-slowest over the fastest, for as many bytes, is how fair the server was), what the server
-used, and what held up its event loop (see :mod:`bench.watched`). Every upload is read back
-and compared by its digest. The exit code is 1 unless all came through and are right.
+It prints how long the uploads of each kind took. Uploads of one kind have the same speed,
+so the slowest over the fastest, per byte, shows how fair the server was. It also prints the
+CPU time and memory that the server used, and what held up its event loop (see
+:mod:`bench.watched`). Every upload is read back and compared by its digest. The exit code
+is 1 unless all uploads succeeded with the right bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from trioresume.bench import (
 __all__ = ["Watched", "main"]
 
 TAKEN = 100_000
-"""Bytes that an upload has sent when it falls silent."""
+"""The bytes that an upload sends before it falls silent."""
 TAKEOVER_EVERY = 0.1
 MOST_SECONDS = 600.0
 
@@ -77,7 +78,7 @@ class Watched(Trioresume):
 
 
 class Takeover(NamedTuple):
-    """When one began, since the epoch, and how long it took, in seconds."""
+    """One takeover: its begin in Unix seconds, and its length in seconds."""
 
     began: float
     seconds: float
@@ -111,7 +112,7 @@ class Load:
 async def takeovers(
     server: Server, done: list[Takeover], failures: list[str], stop: trio.Event
 ) -> None:
-    """Have uploads fall silent, and take them over, until *stop*."""
+    """Make uploads that fall silent, and take them over, until *stop* is set."""
     number = 0
     while not stop.is_set():
         number += 1
@@ -123,7 +124,7 @@ async def takeovers(
 
 
 async def take_over(server: Server, number: int) -> Takeover:
-    """One upload that falls silent, and its end."""
+    """Make an upload that falls silent, take it over, and delete it."""
     with contextlib.ExitStack() as stack:
         silent = await _connect(server, stack)
         await silent.sendall(
@@ -134,14 +135,14 @@ async def take_over(server: Server, number: int) -> Takeover:
         told = await silent.head()
         place = told["request-content-location"]
         await silent.sendall(os.urandom(TAKEN))
-        await trio.sleep(0.05)  # let it arrive
+        await trio.sleep(0.05)  # let the bytes arrive
         newcomer = await _connect(server, stack)
         at, began = time.time(), time.perf_counter()
         await newcomer.sendall(f"HEAD {place} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
         told = await newcomer.head()
         took = Takeover(at, time.perf_counter() - began)
         if not 0 < int(told["upload-offset"]) <= TAKEN:
-            raise click.ClickException(f"not the offset: {told}")
+            raise click.ClickException(f"not the right offset: {told}")
         await newcomer.sendall(
             f"DELETE {place} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
         )
@@ -159,7 +160,7 @@ class _Wire:
             view = view[await self._sock.send(view) :]
 
     async def head(self) -> dict[str, str]:
-        """The fields of the next answer, which has no content."""
+        """Return the fields of the next answer, which must have no content."""
         data = b""
         while not data.endswith(b"\r\n\r\n"):
             more = await self._sock.recv(4096)
@@ -205,7 +206,7 @@ def _report(load: Load, results: Results) -> bool:
     right = sum(u.check is not None and u.check.ok for u in results.uploads)
     click.echo(
         f"{load.name}: {load.total} of {_sizes(load.sizes)}, {load.at_once} at once:"
-        f" {len(done)} came through, {right} read back and right"
+        f" {len(done)} succeeded, {right} have the right content"
     )
     if taken:
         click.echo(
@@ -247,7 +248,7 @@ def _report_takeovers(what: str, done: Sequence[Takeover]) -> None:
 
 
 def _crowded(done: Sequence[Takeover], results: Sequence[Results]) -> list[Takeover]:
-    """Those while as many uploads were open as are to be at once, or nearly so."""
+    """Return the takeovers during which (nearly) the full number of uploads was open."""
     begun = sorted(r.started + u.begun for r in results for u in r.uploads)
     ended = sorted(r.started + u.ended for r in results for u in r.uploads)
     enough = 0.95 * sum(r.settings.at_once for r in results)
@@ -280,14 +281,14 @@ def _report_watch(name: str, steps: Sequence[Step]) -> None:
 @click.option(
     "--slow-least",
     type=ByteSize(),
-    help="The smallest of them, if they differ: then they do not end together.",
+    help="The smallest slow upload, if sizes differ: then they do not end together.",
 )
 @click.option(
     "--slow-rate",
     type=ByteSize(),
     default="512",
     show_default=True,
-    help="Bytes a second of each.",
+    help="Bytes a second of each slow upload.",
 )
 @click.option("--fast", default=800, show_default=True, help="Fast uploads at once.")
 @click.option("--fast-total", default=4000, show_default=True)
@@ -336,14 +337,14 @@ def main(
         loaded = max(result.seconds for result in results)
         at_once = slow + fast
         click.echo(
-            f"server: {cpu:.1f} s of CPU, of the check too; {human(idle)} resident when"
+            f"server: {cpu:.1f} s of CPU, with the check; {human(idle)} resident when"
             f" idle, {human(peak)} at most: {human((peak - idle) / at_once)} an upload"
         )
         _report_takeovers("", taken_over)
         _report_takeovers(f" while {at_once} were open", _crowded(taken_over, results))
         click.echo(f"{len(failures)} takeovers failed {failures[:2] or ''}")
         steps, rounds = read_report(report)
-        # While all were loading: reading back is another load.
+        # Only while both loads ran: reading back is another load.
         until = min(ended, began + loaded)
         click.echo("event loop:")
         _report_watch("steps", longest(steps, began, until))

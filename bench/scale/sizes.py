@@ -1,15 +1,16 @@
-"""``python -m bench.scale.sizes``: what an upload costs that has a tebibyte already.
+"""``python -m bench.scale.sizes``: the cost of requests for an upload of a tebibyte.
 
-For each size it has the catalog take that many chunks of ``--repeat`` uploads, by the
-same code that seals them in the service, but with no bytes behind them: what is measured
-depends on what is written about the chunks, not on what is in them. The end of each is
-real: a tail, sparse, of all but 64 KiB of the last chunk.
+For each size it writes the chunks of ``--repeat`` uploads into the catalog, by the code
+that seals chunks in the service, but the chunks have no bytes. The measured costs depend on
+the catalog's rows about the chunks, not on their bytes. Only the end of each upload is
+real: a sparse tail that lacks 64 KiB to the declared length.
 
-Then ``trioresume serve`` is started on it, and asked by a plain HTTP client for the
-offset, to append 1,000 bytes, to take the rest and complete, for the last bytes of the
-file, and to delete it; and ``trioresume gc`` to release what that leaves. Figures are
-medians, in milliseconds, with the highest in parentheses: the server's CPU time, and how
-long the client waited, for its own work too. A commit's are those of this process.
+Then it starts ``trioresume serve`` on this directory. A plain HTTP client asks for the
+offset, appends 1,000 bytes, sends the rest and completes the upload, reads the last bytes
+of the file, and deletes it. ``trioresume gc`` releases the rest. The figures are medians in
+milliseconds, with the highest in parentheses: the server's CPU time, and the time that the
+client waited, which includes the client's own work. The figures of a commit come from this
+process.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ REST = 64 * 1024
 APPEND = 1000
 APPENDS = 20
 BATCH = 64
-"""Chunks named in one commit, as with a fast upload."""
+"""Chunks that one commit names, as with a fast upload."""
 SIZES = (1 << 20, 1 << 30, 64 << 30, 1 << 40)
 
 
 class _NoFiles:
-    """Publishes chunks that have no bytes."""
+    """A publisher for chunks that have no bytes."""
 
     def is_ready(self, seal: SealChunk) -> bool:
         return True
@@ -68,14 +69,14 @@ class _NoFiles:
 
 
 def operation_id(size: int, number: int) -> OperationId:
-    """A token such as the service makes, but a known one."""
+    """Return a token in the form of the service's, but a known one."""
     return OperationId(f"{size:018x}{number:04}")
 
 
 def build(data_dir: Path, size: int, repeat: int, commits: Times) -> None:
-    """Have the catalog take the chunks of *repeat* uploads of *size* bytes.
+    """Write the chunks of *repeat* uploads of *size* bytes into the catalog.
 
-    *commits* are those of :data:`BATCH` chunks each.
+    *commits* gets the times of the commits, of :data:`BATCH` chunks each.
     """
     chunks = (size - 1) // CHUNK_SIZE
     now = time.time()
@@ -126,7 +127,7 @@ def build(data_dir: Path, size: int, repeat: int, commits: Times) -> None:
 
 @dataclass
 class Times:
-    """Seconds of one kind of request."""
+    """The times of one kind of request, in seconds."""
 
     what: str
     cpu: list[float] = field(default_factory=list)
@@ -143,7 +144,7 @@ def _spread(seconds: Sequence[float]) -> str:
 
 
 class _Client:
-    """One connection."""
+    """A client with one connection."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -179,7 +180,7 @@ class _Client:
 
 @dataclass
 class Visit:
-    """What one server was asked, and how long it took."""
+    """The requests to one server, and their times."""
 
     size: int
     head: Times = field(default_factory=partial(Times, "HEAD"))
@@ -188,7 +189,7 @@ class Visit:
     read: Times = field(default_factory=partial(Times, "GET of the last bytes"))
     delete: Times = field(default_factory=partial(Times, "DELETE"))
     grown: int = 0
-    """Bytes that the server's peak memory grew by."""
+    """The bytes by which the server's peak memory grew."""
 
     def run(self, server: Server, repeat: int) -> None:
         before = server.peak_resident()
@@ -239,7 +240,7 @@ class Visit:
     type=ByteSize(),
     multiple=True,
     default=SIZES,
-    help="Of an upload; may be repeated. [default: 1MiB, 1GiB, 64GiB, 1TiB]",
+    help="Upload size; may be repeated. [default: 1MiB, 1GiB, 64GiB, 1TiB]",
 )
 @click.option("--repeat", default=5, show_default=True, help="Uploads of each size.")
 @durability_option

@@ -1,13 +1,14 @@
-"""``python -m bench.scale.startup``: starting with a million uploads in the directory.
+"""``python -m bench.scale.startup``: starts with a million uploads in the directory.
 
-It builds stores of two sizes, starts ``trioresume serve`` on each, after an orderly end
-and after ``kill -9``, and prints how long it took until it listened and how much memory
-it held a while later. Then it times the keeper's ``verify`` on the larger one.
+It builds an empty and a full store, and starts ``trioresume serve`` on each, after an
+orderly end and after ``kill -9``. It prints the time until the service listened, and the
+most memory that it used until a while later. Then it times the commands ``ls``, ``verify``
+and ``gc`` on each store.
 
-The stores are built as the service would have left them, but in bulk: rows in one
-transaction, a tail for each unfinished upload, a chunk file for each distinct content.
-``--distinct`` contents are shared by all finished uploads, as a file for each of a
-million would take 4 GiB; the catalog's rows are all there.
+The stores are as the service would have left them, but they are built in bulk: rows in one
+transaction, a tail for each unfinished upload, and a chunk file for each distinct content.
+All finished uploads share ``--distinct`` contents, because a million separate files would
+take 4 GiB. The catalog has all the rows.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SETTLE_SECONDS = 5.0
 
 def build(data_dir: Path, *, unfinished: int, finished: int, distinct: int) -> None:
     """Make the store in *data_dir*."""
-    # Not as "process": the next start would have the system write everything it holds.
+    # With durability="process" the next start would first sync the whole system.
     open_store(data_dir).close()
     now = time.time()
     with closing(sqlite3.connect(data_dir / "catalog.sqlite3")) as connection:
@@ -136,15 +137,15 @@ def _contents(data_dir: Path, distinct: int) -> Iterator[Recipe]:
 
 @dataclass(frozen=True)
 class Start:
-    """One start."""
+    """The figures of one start."""
 
     seconds: float
     resident: int
-    """Bytes, when it had settled."""
+    """The most resident memory until the service had settled, in bytes."""
 
 
 def start(data_dir: Path, number: int) -> Start:
-    """Start the service, look at it, and end it with the signal *number*."""
+    """Start the service, measure it, and end it with the signal *number*."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [
@@ -201,7 +202,7 @@ def main(unfinished: int, finished: int, distinct: int, work_dir: Path | None) -
 
 
 def _time(command: str, data_dir: Path) -> str:
-    """How long a keeper's command takes, and the most memory it held."""
+    """Return a text with *command*'s time, its most memory and its exit code."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [

@@ -102,9 +102,9 @@ def answering(answer: bytes) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (b"200 OK\r\nContent-Length: 10\r\n\r\n012345678X", "other bytes"),
+        (b"200 OK\r\nContent-Length: 10\r\n\r\n012345678X", "not the stored bytes"),
         (b"200 OK\r\nContent-Length: 10\r\n\r\n0123", "cut 6 bytes"),
-        (b"200 OK\r\nContent-Length: 10\r\n\r\n0123456789a", "more came"),
+        (b"200 OK\r\nContent-Length: 10\r\n\r\n0123456789a", "more bytes than it announced"),
         (b"200 OK\r\nContent-Length: 9\r\n\r\n012345678", "announced"),
         (b"206 Partial\r\nContent-Length: 10\r\n\r\n0123456789", "answered"),
         (b"200 OK\r\n\r\n0123456789", "answered"),
