@@ -104,7 +104,10 @@ def answering(answer: bytes) -> Iterator[tuple[str, int]]:
     [
         (b"200 OK\r\nContent-Length: 10\r\n\r\n012345678X", "not the stored bytes"),
         (b"200 OK\r\nContent-Length: 10\r\n\r\n0123", "cut 6 bytes"),
-        (b"200 OK\r\nContent-Length: 10\r\n\r\n0123456789a", "more bytes than it announced"),
+        (
+            b"200 OK\r\nContent-Length: 10\r\n\r\n0123456789a",
+            "more bytes than it announced",
+        ),
         (b"200 OK\r\nContent-Length: 9\r\n\r\n012345678", "announced"),
         (b"206 Partial\r\nContent-Length: 10\r\n\r\n0123456789", "answered"),
         (b"200 OK\r\n\r\n0123456789", "answered"),
