@@ -319,9 +319,9 @@ def test_variable_of_no_option_is_refused(name: str, meant: str | None) -> None:
     """As a key of the file is, with what it is close to."""
     result = run(**{name: "8080"})
     assert result.exit_code == ExitCode.USAGE
-    assert f"has the variable {name}" in result.output
+    assert f"the variable {name} belongs to no option" in result.output
     if meant is not None:
-        assert f"is {meant} meant?" in result.output
+        assert f"did you mean {meant}?" in result.output
 
 
 def test_variables_of_others_are_left_alone() -> None:
@@ -405,7 +405,7 @@ def test_switch_refuses_other_words(value: str) -> None:
     ("text", "complaint"),
     [
         ("[show]\nbnid = 'localhost:1'\n", "no option 'bnid'"),
-        ("[shwo]\n", "no command and no common option 'shwo'"),
+        ("[shwo]\n", "'shwo' is neither a command nor an option of all commands"),
         ("show = 1\n", "must be a table"),
         ("[show]\nopen = 'yes'\n", "must be true or false"),
         ("[show]\nbuffer-size = [1]\n", "must be a string or a number"),

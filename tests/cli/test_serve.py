@@ -97,7 +97,7 @@ def test_second_signal_stops_at_once(tmp_path: Path) -> None:
             assert hanging.recv(100).startswith(b"HTTP/1.1 100")
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
-            while "once more" not in process.stderr.readline():
+            while "again" not in process.stderr.readline():
                 assert process.poll() is None
             time.sleep(0.2)
             assert process.poll() is None

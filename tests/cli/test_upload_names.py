@@ -220,5 +220,5 @@ def test_show_takes_any_bytes_for_a_name(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == (
-        b"Error: there is no upload and no file '\\udcff\\x1b.png'\n"
+        b"Error: no upload and no file is called '\\udcff\\x1b.png'\n"
     )

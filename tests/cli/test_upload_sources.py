@@ -271,7 +271,7 @@ def test_directory_needs_recursive(network: Network, tmp_path: Path) -> None:
     assert str(folder) in done.stderr
     done = run(tmp_path, folder, network.url, options=["--recursive"])
     assert done.returncode == 0, done.stderr
-    assert "pipe is no regular file" in done.stderr
+    assert "pipe is not a regular file" in done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     stored = {path: network.fetch(url) for path, url in lines.items()}
     assert stored == {

@@ -1,8 +1,8 @@
-"""The command ``trioresume``: only what an embedding program could do as well.
+"""The command ``trioresume``. It uses only what an embedding program could use as well.
 
-A subcommand is imported when it is asked for, so that ``trioresume upload`` does
-not pay for the server. Its function returns an :class:`~.options.ExitCode`, or
-None for success.
+A subcommand's module is imported only when the subcommand runs, so that
+``trioresume upload`` does not import the server. The subcommand's function returns an
+:class:`~.options.ExitCode`, or None for success.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["main"]
 
 
 class TrioresumeGroup(click.Group):
-    """The group of subcommands, and the one place that turns errors into exit codes."""
+    """The group of subcommands. It is the only place that turns errors into exit codes."""
 
-    # Name of the subcommand: where its click command is.
+    # Name of the subcommand -> module and name of its click command.
     _TABLE: ClassVar = {
         "serve": "trioresume.cli.serve:serve",
         "upload": "trioresume.cli.upload:upload",
@@ -56,7 +56,7 @@ class TrioresumeGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """As click's, but the exit code is what the subcommand returns."""
+        """Do the same as click's method, but exit with the code that the subcommand returns."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         guarded = guard()
@@ -76,7 +76,7 @@ class TrioresumeGroup(click.Group):
         complete_var: str | None,
         **extra: Any,
     ) -> int:
-        """Run the subcommand; what it returns, or what its error amounts to."""
+        """Run the subcommand. Return its exit code, or the exit code for its error."""
         try:
             result = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as exc:
@@ -104,4 +104,4 @@ class TrioresumeGroup(click.Group):
 )
 @click.version_option(package_name="trioresume")
 def main() -> None:
-    """HTTP requests that survive any cut."""
+    """Resumable HTTP uploads: serve, upload, measure, and look after stored files."""

@@ -1,4 +1,4 @@
-"""``trioresume bench``: uploads that are cut and resumed, in numbers."""
+"""``trioresume bench``: measure a server with uploads that are cut and resumed."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ __all__ = ["bench"]
 
 
 class SizesType(click.ParamType[Sizes]):
-    """How large uploads are: ``1MiB``, ``1MiB-64MiB``, or ``lognormal:8MiB,1.5``.
+    """The sizes of uploads: ``1MiB``, ``1MiB-64MiB``, or ``lognormal:8MiB,1.5``.
 
-    A range is uniform. A log-normal distribution has its median and the sigma of the
-    logarithm, and may have bounds: ``lognormal:8MiB,1.5,64KiB-1GiB``.
+    Sizes in a range have a uniform distribution. A log-normal distribution is given by
+    its median and the sigma of the logarithm. It may have bounds:
+    ``lognormal:8MiB,1.5,64KiB-1GiB``.
     """
 
     name = "sizes"
@@ -109,7 +110,7 @@ class HeaderLine(click.ParamType[tuple[str, str]]):
 
 
 class InteropVersion(click.ParamType["int | None"]):
-    """A number, or ``none``: the protocol without a draft's version."""
+    """A draft's interop version, or ``none`` to send no version."""
 
     name = "version"
 
@@ -119,7 +120,7 @@ class InteropVersion(click.ParamType["int | None"]):
         if str(value).lower() == "none":
             return None
         if str(value) not in map(str, range(3, 11)):
-            self.fail(f"{value!r} is not 3 to 10, nor none", param, ctx)
+            self.fail(f"{value!r} is neither 3 to 10 nor none", param, ctx)
         return int(str(value))
 
 
@@ -137,87 +138,95 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     "--protocol",
     type=click.Choice([p.value for p in Protocol]),
     default=Protocol.AUTO.value,
-    help="What to speak; auto asks the server, and prefers seed, rufh, tus in this order.",
+    help="Protocol. seed: Partial and Resumable Requests in HTTP; rufh: Resumable Uploads "
+    "for HTTP; tus: tus 1.0.0; plain: whole requests; auto: the first of seed, rufh and "
+    "tus that the server speaks.",
 )
 @click.option(
     "--at-once",
     "-n",
     type=click.IntRange(1, 100_000),
     default=16,
-    help="Uploads that run at the same time.",
+    help="Number of uploads that run at the same time.",
 )
 @click.option(
     "--total",
     type=click.IntRange(1, 1_000_000),
-    help="Uploads in all. [default: four times those at once]",
+    help="Total number of uploads. [default: four times --at-once]",
 )
 @click.option(
     "--size",
     type=SizesType(),
     default="16MiB",
-    help="Of an upload: 16MiB, a range 1MiB-64MiB, or lognormal:MEDIAN,SIGMA[,MIN-MAX].",
+    help="Size of an upload: 16MiB, a range 1MiB-64MiB, or "
+    "lognormal:MEDIAN,SIGMA[,MIN-MAX].",
 )
 @click.option(
     "--rate",
     type=Size(minimum=1),
-    help="Bytes a second of one upload. [default: as fast as it goes]",
+    help="Most bytes a second of one upload. [default: no limit]",
 )
-@click.option("--seed", type=int, default=1, help="Of sizes, contents and cuts.")
+@click.option(
+    "--seed",
+    type=int,
+    default=1,
+    help="Seed of the random numbers for sizes, contents and cuts.",
+)
 @click.option(
     "--duration",
     type=Duration(minimum=0.1),
-    help="Stop the load after this time, finished or not.",
+    help="Stop the load after this time, even if uploads are unfinished.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(1, 256),
     default=1,
-    help="Processes of the load generator.",
+    help="Number of processes of the load generator.",
 )
 @click.option(
     "--cut-every",
     type=Size(minimum=1024),
-    help="Cut each upload, after so many bytes in the mean. [default: no cuts]",
+    help="Cut each upload after this many bytes on average. [default: no cuts]",
 )
 @click.option(
     "--cut-by",
     multiple=True,
     type=click.Choice([k.value for k in FaultKind]),
     default=tuple(k.value for k in FaultKind),
-    help="How connections are cut; may be repeated, and each is as likely.",
+    help="How to cut connections; may be repeated, and each way is equally likely.",
 )
 @click.option(
     "--cut-in",
     multiple=True,
     type=click.Choice([p.value for p in FaultPlace]),
     default=(FaultPlace.BODY.value,),
-    help="Where in a request; may be repeated. response: after all of it, before "
-    "the answer was read.",
+    help="Where to cut a request; may be repeated. response: after the whole request, "
+    "before the answer is read.",
 )
 @click.option(
     "--think",
     type=Duration(),
     default=0.0,
-    help="How long an upload waits after a cut before it goes on.",
+    help="How long an upload waits after a cut before it continues.",
 )
 @click.option("--kill-command", help="Shell command that kills the server.")
-@click.option("--restart-command", help="Shell command that starts it again.")
+@click.option("--restart-command", help="Shell command that starts the server again.")
 @click.option(
     "--kill-every",
     type=Duration(minimum=0.1),
     default=10.0,
-    help="How long the server lives between kills.",
+    help="Time between a start of the server and the next kill.",
 )
 @click.option(
     "--down-time",
     type=Duration(),
     default=0.5,
-    help="From the kill to the restart.",
+    help="Time between the kill and the restart.",
 )
 @click.option(
     "--server-pid",
     type=click.IntRange(1),
-    help="The server's process: measure its CPU time and memory, children included.",
+    help="Process id of the server: measure its CPU time and memory, with its children.",
 )
 @click.option(
     "--server-pid-file",
@@ -227,13 +236,14 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     "--verify",
     type=click.Choice([v.value for v in Verify]),
     default=Verify.AUTO.value,
-    help="auto checks content by digest where it can be read back, else by length.",
+    help="How to check content. auto: by digest if it can be read back, else by length.",
 )
 @click.option(
     "--method",
     metavar="METHOD",
-    help="POST if the URL ends with a slash, else PUT. {id} in the URL, and with PUT "
-    "behind its slash, becomes the upload's name.",
+    help="HTTP method. {id} in the URL becomes the upload's name. With PUT, the name is "
+    "added to a URL that ends with a slash. [default: POST if the URL ends with a slash, "
+    "else PUT]",
 )
 @click.option(
     "--header",
@@ -241,50 +251,50 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     "headers",
     multiple=True,
     type=HeaderLine(),
-    help="A field for every request; may be repeated.",
+    help="A header field to add to every request; may be repeated.",
 )
 @click.option(
-    "--token-file", type=SecretFile(), help="File with the bearer token to send."
+    "--token-file", type=SecretFile(), help="File whose first line is the bearer token."
 )
 @click.option(
     "--chunk",
     type=Size(minimum=1),
-    help="Most content of one request, with tus and rufh. [default: all of it]",
+    help="Most content in one request, with tus and rufh. [default: no limit]",
 )
 @click.option(
     "--interop-version",
     type=InteropVersion(),
     default=8,
-    help="Of rufh: 3 to 10, or none.",
+    help="Interop version of rufh: 3 to 10, or none.",
 )
 @click.option(
     "--idle-timeout",
     type=Duration(minimum=0.1),
     default=30.0,
-    help="How long the server may be silent.",
+    help="How long the server may be silent before the attempt fails.",
 )
 @click.option(
     "--retries",
     type=click.IntRange(0, 1_000_000),
     default=10,
-    help="Attempts in a row that may get an upload nowhere.",
+    help="Attempts in a row without progress before an upload fails.",
 )
 @click.option(
     "--json",
     "json_path",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True, writable=True),
-    help="Write everything that was found here; - is standard output.",
+    help="Write all results to this file; - is standard output.",
 )
 @click.option(
     "--html",
     "html_path",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
-    help="Write a page with plots here, which needs no network to be read. Needs the "
-    "extra: pip install 'trioresume[html]'.",
+    help="Write a page with plots to this file. Reading it needs no network. Writing it "
+    "needs the extra: pip install 'trioresume[html]'.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Show nothing while it runs.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 def bench(
     url: str,
     json_path: Path | None,
@@ -292,17 +302,17 @@ def bench(
     quiet: bool,
     **options: Any,
 ) -> ExitCode:
-    """Load the server at URL with uploads that are cut and resumed; say how it did.
+    """Measure the server at URL with many uploads, which may be cut and resumed.
 
-    Every upload's content is checked. The exit code is 0 if all of them came through
-    and are right, 65 if content is wrong, 1 if uploads failed.
+    The content of every finished upload is checked. The exit code is 0 if all uploads
+    finished and are right, 65 if content is wrong, and 1 if uploads failed.
     """
     if json_path != Path("-"):
         output.is_report()
     try:
         settings = _settings(url, options)
         if html_path is not None:
-            require_plotly()  # now, and not after an hour's load
+            require_plotly()  # fail before the load, which may take an hour
         for path in (json_path, html_path):
             _must_have_a_place(path)
         with watching(settings, Console(stderr=True, quiet=quiet)) as show:
@@ -318,7 +328,7 @@ def bench(
             click.echo(text, nl=False)
         else:
             _write(json_path, text)
-    # Before the page, which takes a moment and the disk may have no room for.
+    # Print before writing the page: that takes a moment, and fails on a full disk.
     print_results(results, Console(stderr=to_stdout))
     if html_path is not None:
         _write(html_path, html_page(results))
@@ -326,7 +336,7 @@ def bench(
 
 
 def _must_have_a_place(path: Path | None) -> None:
-    """Raises :class:`CallerError` where a file to be written has no directory."""
+    """Raise :class:`CallerError` if the directory of the output file does not exist."""
     if path is not None and path != Path("-") and not path.absolute().parent.is_dir():
         raise CallerError(f"there is no directory {path.absolute().parent}")
 
@@ -339,7 +349,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _settings(url: str, options: dict[str, Any]) -> Settings:
-    """Raises :class:`CallerError` for what cannot be meant."""
+    """Return the settings. Raises :class:`CallerError` if they contradict each other."""
     headers: tuple[tuple[str, str], ...] = options["headers"]
     if options["token_file"] is not None:
         headers = (*headers, ("authorization", f"Bearer {options['token_file']}"))
@@ -376,7 +386,7 @@ def _settings(url: str, options: dict[str, Any]) -> Settings:
 
 
 async def _run(settings: Settings, show: Callable[[Snapshot], None]) -> Results:
-    """The run; Ctrl-C stops the load, and what was found until then is told."""
+    """Run the benchmark. After Ctrl-C it stops the load and returns the results up to then."""
     stop = trio.Event()
     results: Results | TrioresumeError
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -385,7 +395,7 @@ async def _run(settings: Settings, show: Callable[[Snapshot], None]) -> Results:
             try:
                 results = await run(settings, observe=show, stop=stop)
             except TrioresumeError as exc:
-                results = exc  # not in a group, for whoever turns it into words
+                results = exc  # raised below: the nursery would wrap it in a group
             nursery.cancel_scope.cancel()
     if isinstance(results, TrioresumeError):
         raise results
@@ -394,13 +404,13 @@ async def _run(settings: Settings, show: Callable[[Snapshot], None]) -> Results:
 
 async def _watch(signals: AsyncIterator[int], stop: trio.Event) -> None:
     async for _ in signals:
-        if stop.is_set():  # whoever asks twice does not want to wait
+        if stop.is_set():  # after a second signal the user does not want to wait
             raise KeyboardInterrupt
         stop.set()
 
 
 def _exit_code(results: Results) -> ExitCode:
-    """The worst of what happened; wrong content is worse than none."""
+    """Return the exit code for the worst result. Wrong content is worse than a failure."""
     if results.wrong:
         return ExitCode.WRONG_CONTENT
     if results.failures:

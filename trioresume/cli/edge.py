@@ -16,92 +16,92 @@ __all__ = ["EDGE", "edge_options"]
 
 _DEFAULTS = trioresume.Config()
 
-# Option, setting, type, help. A setting that is a list makes an option that is
-# repeated, one that is a truth value a switch.
+# Option, setting, type, help. If the setting is a list, the option may be repeated. If the
+# setting is a boolean, the option is a switch.
 EDGE: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
     (
         "--operation-path",
         "operation_path",
         click.STRING,
-        "Path under which unfinished uploads and their responses live.",
+        "URL path of unfinished uploads and their responses.",
     ),
     (
         "--root-path",
         "root_path",
         click.STRING,
-        "What a proxy takes off the front of each path, as /up.",
+        "Prefix that a proxy removes from each path, such as /up.",
     ),
     (
         "--relative-locations",
         "relative_locations",
         click.BOOL,
-        "Never tell an absolute location.",
+        "Never send an absolute location.",
     ),
     (
         "--interim-responses",
         "interim_responses",
         click.Choice(["all", "locations", "none"]),
-        "Unasked 1xx responses to send; a proxy may take few, or none.",
+        "Unrequested 1xx responses to send; some proxies accept few, or none.",
     ),
     (
         "--continue-without-expect",
         "continue_without_expect",
         click.BOOL,
-        "Answer Prefer with 100 also where Expect is missing.",
+        "Answer a request that has Prefer with 100, even without Expect.",
     ),
     (
         "--lenient-range-unit",
         "lenient_range_unit",
         click.BOOL,
-        "Take Content-Range: 3-9/10, without a unit.",
+        "Accept Content-Range without a unit: 3-9/10.",
     ),
     (
         "--strict-metadata",
         "strict_metadata",
         click.BOOL,
-        "Refuse a value of Upload-Metadata that is not Base64.",
+        "Refuse an Upload-Metadata value that is not Base64.",
     ),
     (
         "--trusted-proxy",
         "trusted_proxies",
         click.STRING,
-        "Address or network of a proxy that is believed; may be repeated.",
+        "Address or network of a proxy whose fields are believed; may be repeated.",
     ),
     (
         "--forwarded-fields",
         "forwarded_fields",
         click.Choice(["x-forwarded", "forwarded"]),
-        "What trusted proxies write: X-Forwarded-*, or Forwarded.",
+        "Fields that trusted proxies write: X-Forwarded-*, or Forwarded.",
     ),
     (
         "--cors-origin",
         "cors_origins",
         click.STRING,
-        "Origin whose pages may use the service; may be repeated; * for any.",
+        "Origin whose web pages may use the server; may be repeated; * for any.",
     ),
     (
         "--cors-credentials",
         "cors_credentials",
         click.BOOL,
-        "Let these pages have cookies and client certificates sent along.",
+        "Allow these pages to send cookies and client certificates.",
     ),
     (
         "--cors-max-age",
         "cors_max_age",
         Duration(),
-        "How long a browser may remember what these pages may do.",
+        "How long a browser may cache these permissions.",
     ),
     (
         "--cors-request-field",
         "cors_request_fields",
         click.STRING,
-        "Further field that these pages may send; may be repeated.",
+        "Another request field that these pages may send; may be repeated.",
     ),
     (
         "--cors-response-field",
         "cors_response_fields",
         click.STRING,
-        "Further field that these pages may read; may be repeated.",
+        "Another response field that these pages may read; may be repeated.",
     ),
 )
 
@@ -112,9 +112,9 @@ _R = TypeVar("_R")
 def edge_options(
     command: Callable[Concatenate[Settings, _P], _R],
 ) -> Callable[_P, _R]:
-    """Decorator: the options of :data:`EDGE`, given to *command* as settings.
+    """Decorator: add the options of :data:`EDGE` to *command*.
 
-    *command* gets them as its first argument.
+    *command* gets their settings as its first argument.
     """
 
     def with_settings(*args: _P.args, **kwargs: _P.kwargs) -> _R:

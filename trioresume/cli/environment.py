@@ -1,8 +1,8 @@
-"""The variables ``TRIORESUME_…``: none of them is passed over in silence.
+"""Check the variables ``TRIORESUME_…``. No wrong variable is ignored.
 
-A misspelt key in the configuration file is an error, and so is a misspelt variable. An
-empty one is an error too: ``TRIORESUME_SERVE_TOKENS_FILE=`` would open a service to
-everybody, while whoever wrote it wanted tokens.
+A misspelt variable is an error, as is a misspelt key in the configuration file. An empty
+variable is an error too: ``TRIORESUME_SERVE_TOKENS_FILE=`` would open the server to
+everybody, although its author wanted tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OTHERS = re.compile(
 """Variables of this project's build, benchmarks and tests."""
 
 # Kubernetes tells every container the addresses of every service, in variables that are
-# named after it: of a service called "trioresume" these.
+# named after the service. These are the variables of a service called "trioresume".
 _SERVICE_LINK = re.compile(
     rf"{ENVIRONMENT_PREFIX}(?:_[A-Z0-9]+)*?_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?"
     r"|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
@@ -32,9 +32,9 @@ _SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)(?:://.*)?|[0-9]+|[0-9a-fA-F.:]+
 
 
 def check_environment(ctx: click.Context, environ: Mapping[str, str]) -> None:
-    """Refuse variables that are empty, or that no option has.
+    """Refuse variables that are empty, or that belong to no option.
 
-    Raises :class:`click.UsageError`. Other commands' variables are theirs to check.
+    Raises :class:`click.UsageError`. Each command checks only its own variables.
     """
     known = {
         name
@@ -57,9 +57,9 @@ def check_environment(ctx: click.Context, environ: Mapping[str, str]) -> None:
             or _is_service_link(name, value)
         ):
             near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.7)
-            hint = f"; is {near[0]} meant?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             raise click.UsageError(
-                f"no option of this command has the variable {name}{hint}", ctx
+                f"the variable {name} belongs to no option of this command{hint}", ctx
             )
 
 
@@ -80,10 +80,11 @@ def _others(ctx: click.Context) -> Iterator[str]:
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes made it: by its name, and an address or a port for a value."""
+    """Return whether Kubernetes made the variable, by its name and its value."""
     if _SERVICE_LINK.fullmatch(name) is None:
         return False
-    # TRIORESUME_SERVE_PORT=8080 is somebody's guess at an option; the link has a scheme.
+    # TRIORESUME_SERVE_PORT=8080 is a user's guess at an option: Kubernetes' value has a
+    # scheme.
     if name.endswith("_PORT") and not name.endswith(("_SERVICE_PORT", "_TCP_PORT")):
         return "://" in value or name.count("_PORT") > 1
     return _SERVICE_ADDRESS.fullmatch(value) is not None

@@ -1,8 +1,8 @@
-"""The keeper's commands: ``ls``, ``show``, ``verify`` and ``gc``, beside a running service.
+"""The commands that inspect a data directory: ``ls``, ``show``, ``verify`` and ``gc``.
 
-What they print comes a row at a time, so that a million rows need no memory: columns
-have fixed widths, and the one that may be long comes last. With ``--json`` each row is
-a JSON object on a line of its own.
+They also work while a server is running. They print one row at a time, so that a million
+rows need no memory. Therefore columns have fixed widths, and the column that may be long
+comes last. With ``--json`` each row is a JSON object on its own line.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(str(trioresume.Config().data_dir)),
-    help="Where uploads and files are kept.",
+    help="Directory where uploads and files are stored.",
 )
 _as_json = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON objects, one a line."
+    "--json", "as_json", is_flag=True, help="Print JSON objects, one per line."
 )
 
 
@@ -47,15 +47,15 @@ _as_json = click.option(
 @click.option(
     "--ended",
     is_flag=True,
-    help="List also uploads that are done and kept to be replayed, or gone.",
+    help="Also list uploads that are finished, cancelled or expired but not yet forgotten.",
 )
 def list_(
     data_dir: Path, as_json: bool, files: bool, uploads: bool, ended: bool
 ) -> None:
-    """List files, and uploads that are not done.
+    """List files and unfinished uploads.
 
-    An upload's id is as good as a password: whoever has it can go on with the upload,
-    unless the service asks for tokens.
+    Treat the id of an upload as a password: anybody who knows it can continue the upload,
+    unless the server asks for tokens.
     """
     with trioresume.Inventory(data_dir) as inventory:
         if not as_json:
@@ -63,7 +63,7 @@ def list_(
         for file in inventory.files() if files else ():
             click.echo(_json("file", file) if as_json else _file_line(file))
             if output.unread:
-                return  # nobody reads on, as behind "| head"
+                return  # the reader is gone, for example "| head"
         for upload in inventory.uploads(ended=ended) if uploads else ():
             click.echo(_json("upload", upload) if as_json else _upload_line(upload))
             if output.unread:
@@ -105,10 +105,10 @@ def _upload_line(upload: trioresume.StoredUpload) -> str:
 @_as_json
 @click.argument("what", metavar="[ID|NAME]", required=False)
 def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
-    """Show all that is known of an upload or a file; without one, count what there is.
+    """Show everything that is known about an upload or a file; without one, show totals.
 
-    An upload is named by its id, a file by its name; where several owners have a file of
-    that name, all are shown.
+    Name an upload by its id, and a file by its name. If several owners have a file with
+    that name, all of these files are shown.
     """
     with trioresume.Inventory(data_dir) as inventory:
         found: list[tuple[str, object]] = []
@@ -127,13 +127,13 @@ def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
         for name, text in _details(kind, value):
             click.echo(f"{name:<14}  {text}")
     if not found:
-        click.echo(f"Error: there is no upload and no file '{_text(what)}'", err=True)
+        click.echo(f"Error: no upload and no file is called '{_text(what)}'", err=True)
         return ExitCode.FAILED
     return ExitCode.DONE
 
 
 def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
-    """Names and values as people read them."""
+    """Yield names and values in the form that people read."""
     yield "kind", kind
     for name, member in _members(value).items():
         if name == "fields":
@@ -160,16 +160,16 @@ def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
     metavar="PATH",
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Look in this file, or in all files below this directory, for the bytes of"
-    " damaged chunks, and put them right. Can be given several times.",
+    help="Repair damaged chunks with bytes from this file, or from any file below this "
+    "directory; may be repeated.",
 )
 def verify(data_dir: Path, as_json: bool, sources: tuple[Path, ...]) -> ExitCode:
-    """Read everything again, and compare it with what it is called.
+    """Read all stored bytes again and compare them with their digests.
 
-    Prints what is damaged, and the files and uploads that are concerned. Says which chunks
-    are right again that an earlier run reported, because the same content was stored since.
-    Nothing is repaired without --repair-from. The exit code is 3 if there is any damage
-    that was not repaired.
+    Prints each damaged part, and the files and uploads that need it. Also names each
+    chunk that an earlier run reported as damaged and that is right again, because the
+    same content was stored since. Nothing is repaired without --repair-from. The exit
+    code is 3 if there is damage that was not repaired.
     """
     output.is_report()
 
@@ -227,7 +227,7 @@ def _damage_line(damage: trioresume.Damage) -> str:
 def _progress(
     inventory: trioresume.Inventory, verification: trioresume.Verification
 ) -> Iterator[None]:
-    """A bar while chunks are read, where there is a terminal to draw it on."""
+    """Show a progress bar while chunks are read, if standard error is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -244,11 +244,12 @@ def _progress(
 @_data_dir
 @_as_json
 def gc(data_dir: Path, as_json: bool) -> ExitCode:
-    """Release at once what nothing refers to any more.
+    """Free the space of deleted, replaced and expired content at once.
 
-    A running service does so by itself; this also looks for files that a crash left, and
-    waits until nothing is left to do. A service that runs is asked to do it, beside its
-    uploads. Where none runs, none can be started meanwhile.
+    A running server frees it by itself, a little at a time. This command also looks for
+    files that a crash left behind, and waits until there is nothing left to free. If a
+    server is running, the command asks the server to do the work. If none is running, no
+    server can be started until the command is done.
     """
     output.is_report()
     try:
@@ -263,7 +264,7 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-# How things are written.
+# Formatting.
 
 
 def _members(value: object) -> dict[str, object]:
@@ -279,7 +280,8 @@ def _json(kind: str | None, value: object) -> str:
 
 
 def _text(text: str | None) -> str:
-    """*text* for a terminal: what came from the network must not control it."""
+    """Return *text* without control characters: text from the network must not control
+    the terminal. Empty text and None become ``-``."""
     if not text:
         return "-"
     return printable(text)

@@ -1,6 +1,6 @@
-"""The options of ``trioresume serve`` that bound what clients may take.
+"""The options of ``trioresume serve`` that limit the resources that clients may use.
 
-A table, because each is the same: an option, the setting it is, how it is written.
+They are a table, because all have the same form: option, setting, type, help.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COUNT = click.IntRange(min=1)
 _COUNT_OR_NONE = click.IntRange(min=0)
 _SIZE_OR_NONE = Size()
 _OR_NONE = (_COUNT_OR_NONE, _SIZE_OR_NONE)
-"""Types of which 0 means that there is no limit."""
+"""Types whose value 0 means "no limit"."""
 
 # Option, setting, type, help.
 LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
@@ -31,43 +31,43 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
         "--max-connections",
         "max_connections",
         _COUNT,
-        "Connections at a time; idle ones are closed for new ones, else 503.",
+        "Most connections at a time. At the limit, idle ones are closed, else 503.",
     ),
     (
         "--max-connections-per-address",
         "max_connections_per_address",
         _COUNT_OR_NONE,
-        "The same for each client address, else 429; 0: no limit.",
+        "Most connections of each client address; more are answered 429. 0: no limit.",
     ),
     (
         "--max-stored-bytes",
         "max_stored_bytes",
         _SIZE_OR_NONE,
-        "What all uploads and files together may take, else 507; 0: no limit.",
+        "Most space for all uploads and files together; more is answered 507. 0: no limit.",
     ),
     (
         "--min-free-space",
         "min_free_space",
         Size(),
-        "What uploads leave free of the disk, at most a twentieth of it, else 507.",
+        "Disk space that uploads leave free (at most 1/20 of the disk), else 507.",
     ),
     (
         "--max-stored-bytes-per-principal",
         "max_stored_bytes_per_principal",
         _SIZE_OR_NONE,
-        "What the uploads and files of each token's name may take; 0: no limit.",
+        "Most space for the uploads and files of each token's name. 0: no limit.",
     ),
     (
         "--max-open-uploads-per-principal",
         "max_open_uploads_per_principal",
         _COUNT_OR_NONE,
-        "Unfinished uploads of each token's name, else 429; 0: no limit.",
+        "Most unfinished uploads of each token's name; more are answered 429. 0: no limit.",
     ),
     (
         "--max-upload-lifetime",
         "max_upload_lifetime",
         Duration(minimum=1),
-        "How long an upload may take in all, however often it is resumed.",
+        "How long an upload may take in total, however often it is resumed.",
     ),
     (
         "--header-timeout",
@@ -91,18 +91,18 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
         "--digest-budget",
         "digest_budget",
         Size(),
-        "Bytes of joined uploads that are hashed for each token's name in an hour.",
+        "Bytes of joined tus uploads to hash per hour for each token's name.",
     ),
     (
         "--receive-memory",
         "receive_memory",
         Size(minimum=1),
-        "Memory for content between the network and the disk, of all uploads together.",
+        "Memory that all uploads together may use for content between network and disk.",
     ),
 )
 
 Settings = dict[str, object]
-"""From names of :class:`trioresume.Config` to values."""
+"""Attribute names of :class:`trioresume.Config`, and values."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -111,9 +111,10 @@ _R = TypeVar("_R")
 def limit_options(
     command: Callable[Concatenate[Settings, _P], _R],
 ) -> Callable[_P, _R]:
-    """Decorator: the options of :data:`LIMITS`, given to *command* as settings.
+    """Decorator: add the options of :data:`LIMITS` to *command*.
 
-    *command* gets them as its first argument. A limit of which 0 means that there is none becomes None.
+    *command* gets their settings as its first argument. 0 becomes None for the limits
+    for which it means "no limit".
     """
 
     @functools.wraps(command)

@@ -1,9 +1,9 @@
-"""Logging of the command: structlog renders, the standard library carries.
+"""Logging of the commands: structlog renders the records of the standard library.
 
-The library logs through ``logging.getLogger("trioresume…")`` and configures
-nothing, so that an embedding program decides. The command routes those records
-and its own through one structlog formatter, to standard error: standard output
-belongs to what a command is asked for.
+The library logs through ``logging.getLogger("trioresume…")`` and configures nothing, so
+that an embedding program decides. The command sends those records and its own through
+one structlog formatter to standard error. Standard output is for the results of a
+command.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure(level: str, format: str, stream: TextIO | None = None) -> None:
-    """Send the records of *level* and above to *stream*, standard error if None.
+    """Send the records of *level* and above to *stream*, or to standard error if None.
 
     *format* is ``text``, coloured on a terminal unless ``NO_COLOR`` is set, or
     ``json``: one object a line with ``timestamp`` (ISO 8601, UTC), ``level``,
-    ``logger``, ``event``, whatever was passed as ``extra``, and ``exception``.
+    ``logger``, ``event``, the members of ``extra``, and ``exception``.
     """
     out = sys.stderr if stream is None else stream
     guarded = output.stderr if stream is None else None
@@ -62,7 +62,7 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
 
 
 class _TellingHandler(logging.StreamHandler[TextIO]):
-    """Writes records, and tells of those that were lost once the stream takes them again."""
+    """Writes records. When the stream accepts text again, logs how many records were lost."""
 
     def __init__(self, out: TextIO, guarded: GuardedWriter | None) -> None:
         super().__init__(out)

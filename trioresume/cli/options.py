@@ -1,13 +1,13 @@
-"""What the commands' options have in common.
+"""The parts that the options of all commands share.
 
-Every option can be given in three places; the first that has it wins:
+Every option can be given in three places. The first place in this list wins:
 
 1. the command line: ``trioresume serve --data-dir data``;
-2. the environment: ``TRIORESUME_SERVE_DATA_DIR=data``, that is the command's name
-   and the option's, in capitals. An option that may be repeated takes a list
-   separated by white space. The options of :func:`common_options` belong to no one
-   command: ``TRIORESUME_CONFIG``, ``TRIORESUME_LOG_LEVEL``, ``TRIORESUME_LOG_FORMAT``;
-3. the file that ``--config`` names, TOML, with a table for each command::
+2. the environment: ``TRIORESUME_SERVE_DATA_DIR=data``. The variable has the names of the
+   command and of the option in capitals. An option that may be repeated takes a list
+   separated by white space. The options of :func:`common_options` belong to all
+   commands: ``TRIORESUME_CONFIG``, ``TRIORESUME_LOG_LEVEL``, ``TRIORESUME_LOG_FORMAT``;
+3. the TOML file that ``--config`` names, with a table for each command::
 
        log-level = "info"
 
@@ -15,8 +15,8 @@ Every option can be given in three places; the first that has it wins:
        bind = ["127.0.0.1:8080", "[::1]:8080"]
        data-dir = "data"
 
-A secret is in neither of them: an option names the file that holds it, because a
-command line and an environment are seen by other processes.
+No option takes a secret itself. An option names the file that holds the secret, because
+other processes can see a command line and an environment.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ __all__ = [
 ]
 
 MAX_SIZE = 10**15 - 1
-"""The largest number of bytes on the wire: 15 digits (G6)."""
+"""The largest number of bytes on the wire: 15 digits (G6 in docs/supported-protocols.md)."""
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means."""
+    """The exit codes of the commands."""
 
     DONE = 0
-    """Everything that was asked for is done; a service was shut down in order."""
+    """Success. For ``serve``: it was shut down in order."""
     FAILED = 1
-    """It failed, and running it again will not help by itself."""
+    """The command failed, and running it again will not help by itself."""
     USAGE = 2
     """An option, an argument or the configuration file is wrong; nothing was tried."""
     DAMAGED = 3
-    """What was verified is damaged; the output says what, and whom it concerns."""
+    """``verify`` found damage. The output names it, and the files and uploads that need it."""
     WRONG_CONTENT = 65
-    """A benchmark found content that is not what was sent.
+    """``bench`` found content that differs from the content that was sent.
 
     EX_DATAERR of sysexits.h."""
     UNFINISHED = 75
-    """Retries are used up, the service ended, or the network answered in the server's
-    place. What was done is kept: run the command again.
+    """Retries are used up, the server stopped, or the network answered in the server's
+    place. The progress is kept: run the command again.
 
-    EX_TEMPFAIL of sysexits.h, which mail and batch systems retry on."""
+    EX_TEMPFAIL of sysexits.h; mail and batch systems retry after it."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C: 128 + SIGINT, as shells report it."""
 
@@ -110,7 +110,7 @@ _QUANTITY = re.compile(
 def _quantity(
     text: str, units: Mapping[str, Decimal] | Mapping[str, int]
 ) -> Decimal | None:
-    """*text* in the base unit, or None if it is no number with one of *units*."""
+    """Return *text* in the base unit, or None if it is not a number with one of *units*."""
     match = _QUANTITY.fullmatch(text.strip())
     if match is None or match["unit"].lower() not in units:
         return None
@@ -120,8 +120,8 @@ def _quantity(
 class Size(click.ParamType[int]):
     """A number of bytes: ``4096``, ``64k``, ``1GB``, ``5MiB``.
 
-    With an ``i`` the unit is a power of 1024, without one of 1000. A fraction is
-    taken if it comes out at whole bytes.
+    With an ``i`` the unit is a power of 1024, without an ``i`` a power of 1000. A
+    fraction is accepted if the result is a whole number of bytes.
     """
 
     name = "size"
@@ -174,8 +174,8 @@ class Duration(click.ParamType[float]):
 class Bind(click.ParamType[str]):
     """An address to listen on: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
 
-    Port 0 lets the system choose. There is no default host: whoever wants to
-    listen on every interface says so with ``0.0.0.0`` or ``[::]``.
+    With port 0 the system chooses a free port. There is no default host: to listen on
+    every interface, write ``0.0.0.0`` or ``[::]``.
     """
 
     name = "host:port"
@@ -217,7 +217,7 @@ class SecretFile(click.ParamType[str]):
             self.fail(f"the first line of {value!r} is empty", param, ctx)
         if not secret.isascii() or not secret.isprintable() or " " in secret:
             self.fail(
-                f"the first line of {value!r} is not a token: it has a blank, or"
+                f"the first line of {value!r} is not a token: it contains a space, or"
                 " characters that are not ASCII",
                 param,
                 ctx,
@@ -233,7 +233,7 @@ _COMMON_OPTIONS = {"log-level", "log-format"}
 def _read_config(
     ctx: click.Context, param: click.Parameter, value: Path | None
 ) -> Path | None:
-    """Put what the file says about this command below the environment."""
+    """Make the file's options for this command defaults, which the environment overrides."""
     if value is None:
         return None
     try:
@@ -248,7 +248,7 @@ def _read_config(
 
 
 def _defaults(ctx: click.Context, document: Mapping[str, object]) -> dict[str, object]:
-    """The defaults of this command; raises ValueError for what it does not know."""
+    """Return this command's defaults. Raise ValueError for unknown keys and wrong kinds."""
     options = {
         name.removeprefix("--"): option
         for option in ctx.command.params
@@ -265,11 +265,13 @@ def _defaults(ctx: click.Context, document: Mapping[str, object]) -> dict[str, o
         elif key in _COMMON_OPTIONS:
             defaults[options[key].name or ""] = _checked(key, value, options[key])
         else:
-            raise ValueError(f"there is no command and no common option {key!r}")
+            raise ValueError(
+                f"{key!r} is neither a command nor an option of all commands"
+            )
     table = document.get(ctx.info_name or "", {})
     for key, value in table.items() if isinstance(table, dict) else ():
         if key not in options:
-            raise ValueError(f"{ctx.info_name!r} has no option {key!r}")
+            raise ValueError(f"the command {ctx.info_name!r} has no option {key!r}")
         defaults[options[key].name or ""] = _checked(key, value, options[key])
     return defaults
 
@@ -282,9 +284,10 @@ def _command_names(ctx: click.Context) -> set[str]:
 
 
 def _checked(key: str, value: object, option: click.Option) -> object:
-    """*value* in the shape that click converts; ValueError for another kind.
+    """Return *value* in the form that click converts. Raise ValueError for a wrong kind.
 
-    click would make "True" of a boolean, and the letters of a string a list.
+    Without this, click would turn a boolean into "True", and a string into a list of
+    its letters.
     """
     if option.is_flag:
         if not isinstance(value, bool):
@@ -307,9 +310,10 @@ def _scalar(key: str, value: object) -> str:
 def switch(
     *spellings: str, default: bool, help: str
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: an option that is on by its name alone, or takes ``true`` or ``false``.
+    """Decorator: add an option that is on by its name alone, or takes ``true`` or ``false``.
 
-    Only for commands without arguments, which could be taken for the value.
+    Use it only for commands without arguments: click would take an argument after the
+    option for its value.
     """
     return click.option(
         *spellings,
@@ -323,9 +327,9 @@ def switch(
 
 
 def name_environment_twins(name: str, command: click.Command) -> None:
-    """Give every option of *command* its variable, made of the long option's name.
+    """Give every option of *command* a variable that is named after the long option.
 
-    click would take the Python parameter's name, which may have to be another one.
+    click would name it after the Python parameter, which sometimes has another name.
     """
     for option in command.params:
         if isinstance(option, click.Option) and option.envvar is None:
@@ -341,9 +345,9 @@ _R = TypeVar("_R")
 def common_options(
     command: Callable[_P, _R],
 ) -> Callable[Concatenate[str, str, _P], _R]:
-    """Decorator: the options of every command, and logging set up by them.
+    """Decorator: add the options that every command has, and configure logging from them.
 
-    It goes below ``@click.command`` and above the command's own options; the
+    Place it below ``@click.command`` and above the command's own options. The decorated
     function does not get the values.
     """
 
@@ -351,7 +355,7 @@ def common_options(
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
         envvar=f"{ENVIRONMENT_PREFIX}_CONFIG",
-        is_eager=True,  # it supplies defaults, so it comes before what it supplies
+        is_eager=True,  # the file gives the defaults of the other options, so read it first
         expose_value=False,
         callback=_read_config,
         help="Read options from this TOML file.",
@@ -362,7 +366,7 @@ def common_options(
         envvar=f"{ENVIRONMENT_PREFIX}_LOG_LEVEL",
         default="info",
         show_default=True,
-        help="The least important messages to show.",
+        help="Show log messages of this level and above.",
     )
     @click.option(
         "--log-format",
@@ -370,7 +374,7 @@ def common_options(
         envvar=f"{ENVIRONMENT_PREFIX}_LOG_FORMAT",
         default="text",
         show_default=True,
-        help="Lines for people, or one JSON object a line.",
+        help="Log lines for people, or one JSON object per line.",
     )
     @functools.wraps(command)
     def with_logging(
@@ -380,5 +384,5 @@ def common_options(
         logs.configure(log_level, log_format)
         return command(*args, **kwargs)
 
-    # mypy takes the names of the two added arguments for a narrower type.
+    # mypy infers a narrower type from the names of the two added arguments.
     return cast("Callable[Concatenate[str, str, _P], _R]", with_logging)

@@ -1,23 +1,24 @@
-"""Standard output and standard error of the command, in whatever state they are.
+"""Standard output and standard error of the command, even if they are closed, full or slow.
 
 A stream may be closed (``2>&-``), full (``/dev/full``, a log on a full disk), without a
-reader (``| head -1``) or with a reader that takes its time (a stopped pager, a log
-collector that hangs). None of that is about the work. So:
+reader (``| head -1``), or with a slow reader (a stopped pager, a log collector that
+hangs). None of these must disturb the work of the command. So:
 
-* Writing never raises. What could not be written is counted, and told when the stream
-  takes text again, or at the end on the other stream.
-* Standard error never makes the command wait. A thread writes it, from a queue of
-  bounded size; a service whose log is not read goes on, and drops what does not fit.
-* Standard output waits for its reader, as that of every filter does. A command that
-  runs an event loop calls :meth:`Output.never_wait`; then it is like standard error.
-* The exit code tells of the work. Only a command whose output *is* its work, such as
+* Writing never raises. Lost writes are counted. They are reported when the stream accepts
+  text again, or at the end on the other stream.
+* Standard error never makes the command wait. A thread writes it from a queue of bounded
+  size. If nobody reads the log of a server, the server continues, and drops the lines
+  that do not fit.
+* Standard output waits for its reader, as in every filter. A command that runs an event
+  loop calls :meth:`Output.never_wait`; then standard output works like standard error.
+* The exit code is about the work. Only a command whose output *is* its work, such as
   ``ls``, fails when its output was lost; see :class:`Purpose`.
-* A descriptor that was closed is opened on the null device before anything else is
-  opened. Otherwise the first socket or file would get its number, and whatever is written
-  to "standard error" would go there.
+* A closed descriptor 0, 1 or 2 is opened on the null device before anything else is
+  opened. Otherwise the first socket or file would get its number, and text for "standard
+  error" would go there.
 
-Everything that writes (click, rich, structlog, tracebacks) finds ``sys.stdout`` and
-``sys.stderr`` when it writes, so both are replaced, once, in :func:`guard`.
+All writers (click, rich, structlog, tracebacks) look up ``sys.stdout`` and ``sys.stderr``
+when they write. So :func:`guard` replaces both, once.
 """
 
 from __future__ import annotations
@@ -41,38 +42,38 @@ if TYPE_CHECKING:
 __all__ = ["GuardedWriter", "Output", "Purpose", "guard", "output"]
 
 STDERR_QUEUE_BYTES = 1024 * 1024
-"""Text that waits for a slow reader of standard error; more is dropped."""
+"""Bytes of text that may wait for a slow reader of standard error; more is dropped."""
 
 STDOUT_QUEUE_BYTES = 16 * 1024 * 1024
 """The same for standard output: the results of some 50,000 uploads."""
 
 STDERR_LINGER_SECONDS = 2.0
-"""How long the end of the command waits for a standard error that takes nothing."""
+"""How long the ending command waits for a standard error that accepts nothing."""
 
 STDOUT_LINGER_SECONDS = 10.0
-"""The same for standard output, whose text somebody may have asked for."""
+"""The same for standard output. It is longer, because results are more important."""
 
 _FIRST_PAUSE = 0.02
-"""Seconds until a descriptor that takes nothing now is tried again; it doubles."""
+"""Seconds before the next try on a descriptor that accepts nothing now; it doubles."""
 
 _NOBODY_WANTS_IT = frozenset({errno.EPIPE, errno.EBADF})
-"""The reader went away, or there never was one: no reason to complain."""
+"""The reader went away, or there never was one. The command does not report this."""
 
 
 class Purpose(Enum):
-    """What standard output is to a command: it decides what a loss of it means."""
+    """The role of standard output for a command. It decides what lost output means."""
 
     PRODUCT = auto()
-    """The output is the work, as of ``ls``: if it is lost, the command failed."""
+    """The output is the work, as with ``ls``: if it is lost, the command failed."""
     REPORT = auto()
-    """The output tells of the work, as of ``gc``: the exit code tells it too."""
+    """The output describes the work, as with ``gc``: the exit code is about the work."""
 
 
 class GuardedWriter(io.RawIOBase):
-    """Writes to a descriptor; never raises, and waits only where it is to.
+    """Writes to a descriptor. It never raises, and waits for the reader only with *waits*.
 
-    *descriptor* is None for a stream that was closed: everything is dropped. With
-    *waits* a write waits for the reader; without, a thread writes from a queue.
+    *descriptor* is None for a stream that was closed: all text is dropped. Without *waits*
+    a thread writes from a queue.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class GuardedWriter(io.RawIOBase):
     ) -> None:
         super().__init__()
         self.error: OSError | None = None
-        """Why text was lost last; None if none was. A slow reader is a TimeoutError."""
+        """Why text was last lost; None if none was. For a slow reader a TimeoutError."""
         self.waits = waits
         self.linger = linger
         self._descriptor = descriptor
@@ -99,7 +100,7 @@ class GuardedWriter(io.RawIOBase):
         self._progress = 0
         self._thread: threading.Thread | None = None
 
-    # What a text stream and a terminal library ask of a raw stream.
+    # The methods of a raw stream that text streams and terminal libraries call.
 
     def writable(self) -> bool:
         return True
@@ -113,15 +114,15 @@ class GuardedWriter(io.RawIOBase):
         return self._descriptor is not None and os.isatty(self._descriptor)
 
     def close(self) -> None:
-        """Not the descriptor: it is the process's own."""
+        """Do nothing: the descriptor belongs to the process and stays open."""
 
     @property
     def reader_gone(self) -> bool:
-        """Whether nobody will read what is written from now on."""
+        """Whether the reader is gone, so that nobody reads later text."""
         return self.error is not None and self.error.errno == errno.EPIPE
 
     def take_lost(self) -> int:
-        """How many writes were lost since the last call; 0 while they are still lost."""
+        """Return the number of writes lost since the last call; 0 while writes still fail."""
         if self._losing:
             return 0
         lost, self._lost = self._lost, 0
@@ -145,7 +146,7 @@ class GuardedWriter(io.RawIOBase):
             try:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:
-                # Somebody who shares the descriptor made it so that it does not wait.
+                # Another process that shares the descriptor made it non-blocking.
                 time.sleep(pause)
                 pause = min(1.0, 2 * pause)
                 continue
@@ -169,7 +170,7 @@ class GuardedWriter(io.RawIOBase):
             self._queue.append(text)
             self._queued += len(text)
             if self._thread is None:
-                # A daemon: whoever waits for a reader must not keep the process.
+                # A daemon thread: waiting for a reader must not keep the process alive.
                 self._thread = threading.Thread(
                     target=self._run, name="output", daemon=True
                 )
@@ -184,15 +185,15 @@ class GuardedWriter(io.RawIOBase):
                 text = self._queue[0]
             self._write(text)
             with self._changed:
-                # Only now: a queue that is empty says that all of it was written.
+                # Remove the text only now: an empty queue means that all was written.
                 self._queue.popleft()
                 self._queued -= len(text)
                 self._changed.notify_all()
 
     def drain(self) -> bool:
-        """Wait until the queue is written; False if the stream takes nothing.
+        """Wait until the queue is written. Return False if the stream accepts nothing.
 
-        It gives up after ``linger`` seconds without any progress, once and for all.
+        It gives up after ``linger`` seconds without any progress, and does not try again.
         """
         with self._changed:
             while self._queue:
@@ -206,16 +207,18 @@ class GuardedWriter(io.RawIOBase):
         return True
 
     def write_if_ready(self, text: bytes) -> None:
-        """Write *text* at once if the descriptor takes it now, for a signal handler."""
+        """Write *text* if the descriptor accepts it now. A signal handler may call this."""
         if self._descriptor is None:
             return
-        with suppress(OSError, ValueError):  # ValueError: a number above select's
+        with suppress(
+            OSError, ValueError
+        ):  # ValueError: the number is above select's limit
             if select.select([], [self._descriptor], [], 0)[1]:
                 os.write(self._descriptor, text)
 
 
 class Output:
-    """Both streams of the command; None for one that :func:`guard` left alone."""
+    """Both streams of the command. A stream is None if :func:`guard` did not replace it."""
 
     def __init__(self) -> None:
         self.stdout: GuardedWriter | None = None
@@ -223,14 +226,14 @@ class Output:
         self.purpose = Purpose.PRODUCT
 
     def is_report(self) -> None:
-        """Say that standard output only tells of the work."""
+        """Declare that standard output only describes the work (:attr:`Purpose.REPORT`)."""
         self.purpose = Purpose.REPORT
 
     def never_wait(self, linger: float = STDOUT_LINGER_SECONDS) -> None:
-        """Say the same, and that writing to it must not hold anything up.
+        """Do the same as :meth:`is_report`, and never wait for the reader while running.
 
-        At its end the command waits for a reader that takes nothing for *linger*
-        seconds at most.
+        When the command ends, it waits for a reader that accepts nothing for at most
+        *linger* seconds.
         """
         self.is_report()
         if self.stdout is not None:
@@ -243,7 +246,7 @@ class Output:
         return self.stdout is not None and self.stdout.reader_gone
 
     def finish(self) -> str | None:
-        """Write what waits; what to tell if standard output was lost, else None."""
+        """Write the queued text. Return a message if standard output was lost, else None."""
         _drain()
         if self.stdout is None or self.stdout.error is None:
             return None
@@ -254,14 +257,14 @@ class Output:
 
 
 output = Output()
-"""The command's own. It is per process, as the descriptors are."""
+"""The streams of this process. There is one object, because descriptors are per process."""
 
 
 def guard() -> Output:
-    """Guard the process's own streams from now on, until it ends.
+    """Replace the process's own streams by guarded ones, until the process ends.
 
-    Streams that somebody has put in the place of the process's own stay as they are:
-    an embedding program, or a test, knows what it does.
+    If an embedding program or a test has replaced ``sys.stdout`` or ``sys.stderr``, that
+    stream stays as it is.
     """
     closed = _fill_closed_descriptors()
     output.purpose = Purpose.PRODUCT
@@ -273,26 +276,26 @@ def guard() -> Output:
         fd = None if 2 in closed or sys.__stderr__ is None else 2
         output.stderr = GuardedWriter(fd, waits=False, linger=STDERR_LINGER_SECONDS)
         sys.stderr = _text_stream(output.stderr, sys.__stderr__)
-    # The interpreter writes a traceback after the command is over, and then calls this.
+    # The interpreter writes a traceback after the command has ended, and then calls this.
     atexit.register(_drain)
     return output
 
 
 def _drain() -> None:
-    """Write what waits in the queues, or give it up."""
+    """Write the text in the queues, or give it up."""
     try:
         for writer in (output.stderr, output.stdout):
             if writer is not None:
                 writer.drain()
     except KeyboardInterrupt:
-        pass  # whoever presses Ctrl-C now does not want to wait for a reader
+        pass  # after Ctrl-C the user does not want to wait for a reader
 
 
 def _fill_closed_descriptors() -> frozenset[int]:
-    """Open the null device on those of 0, 1 and 2 that are closed; which these are.
+    """Open the null device on those of 0, 1 and 2 that are closed. Return their numbers.
 
-    Only for writing: who reads a closed standard input must get an error, and not an
-    empty file that could be taken for content.
+    It is opened only for writing. Reading a closed standard input must give an error, not
+    an empty file that could be taken for content.
     """
     closed = set()
     for number in (0, 1, 2):
@@ -300,7 +303,7 @@ def _fill_closed_descriptors() -> frozenset[int]:
             os.fstat(number)
         except OSError:
             closed.add(number)
-            # The system gives the lowest number that is free, which is mostly this one.
+            # The system gives the lowest free number, which is usually this one.
             opened = os.open(os.devnull, os.O_WRONLY)
             if opened != number:
                 os.dup2(opened, number)
@@ -310,15 +313,15 @@ def _fill_closed_descriptors() -> frozenset[int]:
 
 
 def _text_stream(writer: GuardedWriter, model: TextIO | None) -> TextIO:
-    """A text stream on *writer*, in the encoding of *model*; no character makes it fail."""
+    """Return a text stream on *writer* in *model*'s encoding. No character makes it fail."""
     encoding = "utf-8" if model is None else model.encoding
     errors = None if model is None else model.errors
     if errors in (None, "strict"):
         errors = "backslashreplace"
-    # write_through: each write of the program is one of the writer, so that what is
-    # dropped is whole lines.
+    # write_through: each write of the program becomes one write of the writer, so that only
+    # whole lines are dropped.
     return io.TextIOWrapper(
-        # A raw stream, as under "python -u"; typeshed knows only buffered ones here.
+        # A raw stream, as with "python -u". typeshed allows only buffered streams here.
         cast("BinaryIO", writer),
         encoding=encoding,
         errors=errors,

@@ -1,14 +1,14 @@
-"""How far the uploads are: bars on a terminal, a line now and then elsewhere.
+"""Show the progress of uploads: bars on a terminal, a line every ten seconds elsewhere.
 
-Both show only what is known to be true:
+Both show only facts:
 
-* A rate is made of the bytes that the connection took within the last seconds. It falls to
-  zero when the connection takes nothing, and is zero while there is none. What an earlier
-  run had sent, and the server still has, is no part of it.
-* How far a file is falls back when the server turns out to have less.
-* What is wrong is said, with the time until the next try.
+* A rate counts the bytes that the connection accepted within the last seconds. It falls to
+  zero when the connection accepts nothing, and is zero while there is no connection. It
+  does not count the bytes that an earlier run sent.
+* The progress of a file goes back when the server turns out to have fewer bytes.
+* While something is wrong, the reason is shown, with the time until the next try.
 
-Everything goes to standard error. Results go to standard output.
+Progress goes to standard error. Results go to standard output.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ from trioresume.text import printable
 __all__ = ["Display", "FileProgress", "RateMeter", "Total", "display"]
 
 RATE_SECONDS = 5.0
-"""How far back a rate looks."""
+"""The time over which a rate is averaged."""
 
 LINE_INTERVAL_SECONDS = 10.0
-"""How often progress is told where there is no terminal to draw a bar on."""
+"""The time between two lines where there is no terminal for bars."""
 
 _SAMPLE_SECONDS = 0.1
 _FRAMES_PER_SECOND = 5
 _BAR_WIDTH = 20
 _LEAST_NAME = 12
 _KEPT_LINES = 3
-"""Lines of the terminal that the bars leave to others."""
+"""Lines of the terminal that the bars leave free."""
 
 
 class RateMeter:
-    """Bytes a second, over the last :data:`RATE_SECONDS`, of a count that grows."""
+    """Measures the rate of a growing byte count over the last :data:`RATE_SECONDS`."""
 
     def __init__(self, now: float) -> None:
         self._samples: deque[tuple[float, int]] = deque([(now, 0)])
 
     def note(self, now: float, count: int) -> None:
-        """The count is *count* now."""
+        """Record that the count is *count* at the time *now*."""
         samples = self._samples
         if len(samples) > 1 and now - samples[-2][0] < _SAMPLE_SECONDS:
             samples.pop()
         samples.append((now, count))
-        # One that is older stays: what was moved since then is known from it.
+        # Keep one older sample: the rate is the difference from it.
         while len(samples) > 1 and samples[1][0] <= now - RATE_SECONDS:
             samples.popleft()
 
     def restart(self, now: float) -> None:
-        """Nothing gets through: what was moved before does not count any more."""
+        """Forget the bytes before *now*: the connection failed, so the rate is zero."""
         self._samples = deque([(now, self._samples[-1][1])])
 
     def rate(self, now: float) -> float:
-        """The rate at *now*."""
+        """Return the rate at *now*, in bytes a second."""
         start = now - RATE_SECONDS
         samples = list(self._samples)
         first_at, first = samples[0]
@@ -83,27 +83,27 @@ class RateMeter:
 
 @dataclass(eq=False)
 class FileProgress:
-    """One file, as far as it is shown."""
+    """The progress of one file, as it is shown."""
 
     name: str
-    """Short, for a bar."""
+    """The short name, for a bar."""
     path: str
-    """As it was given, for a line."""
+    """The path as the user gave it, for a line."""
     size: int | None
-    """In bytes; None while it is not known."""
+    """Bytes; None while it is not known."""
     sent: int = 0
     attempt: int = 1
     trouble: str | None = None
     retry_at: float | None = None
     ok: bool | None = None
-    """Whether it is stored; None while it runs."""
+    """Whether the file is stored; None while it is being sent."""
     meter: RateMeter = field(default_factory=lambda: RateMeter(time.monotonic()))
     started: float = field(default_factory=time.monotonic)
     transferred: int = 0
     ended: float | None = None
 
     def note(self, progress: Progress, now: float) -> None:
-        """Take over what the client tells."""
+        """Take over the numbers that the client reports."""
         self.sent = progress.sent
         self.attempt = progress.attempt
         self.transferred = progress.transferred
@@ -116,13 +116,13 @@ class FileProgress:
         self.retry_at = None if progress.retry_in is None else now + progress.retry_in
 
     def rate(self, now: float) -> float:
-        """Bytes a second now; of a file that is done, over the whole time."""
+        """Return bytes a second: at present, or the average of a file that has ended."""
         if self.ended is not None:
             return self.transferred / max(self.ended - self.started, 0.001)
         return 0.0 if self.trouble is not None else self.meter.rate(now)
 
     def note_in_words(self, now: float) -> str:
-        """What is to be known besides the numbers; "" if nothing is."""
+        """Return a remark to show with the numbers; "" if there is none."""
         if self.ended is not None:
             return "" if self.ok else "failed"
         if self.trouble is not None:
@@ -136,25 +136,25 @@ class FileProgress:
 
 @dataclass(eq=False)
 class Total:
-    """All files together, those that have not begun included."""
+    """The progress of all files together, including those that have not begun."""
 
     count: int
     size: int
-    """Of all whose size is known."""
+    """Bytes of all files whose size is known."""
     running: list[FileProgress] = field(default_factory=list)
     done: int = 0
     failed: int = 0
     settled: int = 0
-    """Bytes of files that are done, or that will never be sent."""
+    """Bytes of the files that are stored."""
     started: float = field(default_factory=time.monotonic)
     transferred: int = 0
 
     def begin(self, file: FileProgress) -> None:
-        """*file* is being sent from now on."""
+        """Record that sending *file* begins."""
         self.running.append(file)
 
     def end(self, file: FileProgress, *, ok: bool, now: float) -> None:
-        """*file* is stored, or has failed."""
+        """Record that *file* is stored (*ok*) or has failed."""
         if file not in self.running:
             return
         self.running.remove(file)
@@ -165,32 +165,32 @@ class Total:
             self.settled += file.size or 0
         else:
             self.failed += 1
-            self.size -= file.size or 0  # it is not going to be sent
+            self.size -= file.size or 0  # it will not be sent
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether every file is stored or has failed."""
         return self.done + self.failed == self.count
 
     @property
     def sent(self) -> int:
-        """Bytes that are at the server, as far as is known."""
+        """Bytes that the server has, as far as the client knows."""
         return self.settled + sum(file.sent for file in self.running)
 
     def rate(self, now: float) -> float:
-        """Bytes a second of all that run; at the end over the whole time."""
+        """Return bytes a second of all running files; at the end the overall average."""
         if self.over:
             return self.transferred / max(now - self.started, 0.001)
         return sum(file.rate(now) for file in self.running)
 
     def in_words(self) -> str:
-        """How many files are done, and how many have failed."""
+        """Return how many files are stored and how many have failed, as text."""
         words = f"{self.done} of {self.count} files"
         return f"{words}, {self.failed} failed" if self.failed else words
 
 
 class Display(Protocol):
-    """Shows how far the uploads are, and lets lines through."""
+    """Shows the progress of uploads, and prints lines beside it."""
 
     def begin(self, file: FileProgress) -> None: ...
 
@@ -203,7 +203,7 @@ class Display(Protocol):
 
 @contextmanager
 def display(*, quiet: bool, count: int, size: int) -> Iterator[Display]:
-    """What shows *count* files of *size* bytes together."""
+    """Give a display for *count* files with *size* bytes in total."""
     console = Console(stderr=True)
     if quiet:
         yield _Quiet()
@@ -216,7 +216,7 @@ def display(*, quiet: bool, count: int, size: int) -> Iterator[Display]:
 
 
 class _Quiet:
-    """Nothing but results."""
+    """Shows no progress, only results."""
 
     def begin(self, file: FileProgress) -> None:
         """Not shown."""
@@ -232,7 +232,7 @@ class _Quiet:
 
 
 class _Bars(_Quiet):
-    """A bar for each file that runs, and one for all of them."""
+    """Shows a bar for each file that is being sent, and one for all files."""
 
     def __init__(
         self,
@@ -244,12 +244,12 @@ class _Bars(_Quiet):
         self._total = total
         self._clock = clock
         self._last: FileProgress | None = None
-        # rich draws in a thread of its own.
+        # rich draws in another thread.
         self._lock = threading.Lock()
 
     @contextmanager
     def drawn(self) -> Iterator[None]:
-        """Draw them until the end of the block; the last picture stays."""
+        """Draw the bars until the end of the block. The last state stays on the screen."""
         with Live(
             console=self._console,
             get_renderable=self.render,
@@ -273,7 +273,7 @@ class _Bars(_Quiet):
             self._total.end(file, ok=ok, now=self._clock())
 
     def write(self, line: str, *, err: bool = False) -> None:
-        # A result on standard output would tear the bar if both are the terminal.
+        # If standard output is the same terminal, printing there would damage the bars.
         if err or sys.stdout.isatty():
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -282,7 +282,7 @@ class _Bars(_Quiet):
     # Drawing.
 
     def render(self) -> RenderableType:
-        """The picture now: the files that run, then all together."""
+        """Return the current bars: the files that are being sent, then all files together."""
         with self._lock:
             now = self._clock()
             shown = list(self._total.running)
@@ -337,7 +337,7 @@ class _Bars(_Quiet):
             (12, Text(units.rate(rate), justify="right")),
             (12, Text(left, justify="right")),
         ]
-        # What there is no room for goes, the last first; the name stays.
+        # On a narrow terminal drop the bar first, then columns from the right. The name stays.
         width = self._console.width
         while len(cells) > 1 and _LEAST_NAME + sum(w + 1 for w, _ in cells) > width:
             del cells[0 if cells[0][0] == _BAR_WIDTH else -1]
@@ -352,7 +352,7 @@ class _Bars(_Quiet):
 
 
 class _Lines(_Quiet):
-    """A line now and then, for logs."""
+    """Writes a line every :data:`LINE_INTERVAL_SECONDS`, and at news; for logs."""
 
     def __init__(
         self, total: Total, clock: Callable[[], float] = time.monotonic
@@ -371,7 +371,7 @@ class _Lines(_Quiet):
         file.note(progress, now)
         told_at, attempt, trouble = self._told[file]
         if file.trouble is not None and file.retry_at is None:
-            return  # it is being tried again; how that goes is told
+            return  # the next attempt has begun; its outcome will be reported
         news = file.attempt != attempt and file.trouble is None
         news = news or (file.trouble is not None and file.trouble != trouble)
         if news or now - told_at >= LINE_INTERVAL_SECONDS:

@@ -44,83 +44,87 @@ if hasattr(signal, "SIGHUP"):
     type=Bind(),
     multiple=True,
     default=tuple(_DEFAULTS.bind),
-    help="Address to listen on; may be repeated. Port 0 takes a free one.",
+    help="Address to listen on; may be repeated. Port 0 takes a free port.",
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(str(_DEFAULTS.data_dir)),
-    help="Where uploads and files are kept.",
+    help="Directory where uploads and files are stored.",
 )
-@click.option("--base-path", default="/files/", help="Path of the file service.")
+@click.option("--base-path", default="/files/", help="URL path of the file service.")
 @click.option(
     "--tokens-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Bearer tokens that may use the service, as lines 'NAME SHA256' "
-    "(see 'trioresume token'); without it, everybody may.",
+    help="File with the bearer tokens that are allowed, as lines 'NAME SHA256' "
+    "(see 'trioresume token'). Without it everybody may use the server.",
 )
 @click.option(
     "--durability",
     type=click.Choice(["disk", "process"]),
     default=_DEFAULTS.durability,
-    help="What announced bytes survive: power loss, or only the end of the process.",
+    help="What acknowledged bytes survive: disk: power loss too; process: only the end "
+    "of the process.",
 )
-@click.option("--public-url", help="Put before the locations that clients are told.")
 @click.option(
-    "--max-upload-size", type=Size(minimum=1), help="Longest content accepted."
+    "--public-url", help="URL to put before the locations that are sent to clients."
+)
+@click.option(
+    "--max-upload-size", type=Size(minimum=1), help="Largest upload to accept."
 )
 @click.option(
     "--min-resumable-size",
     type=Size(),
     default=_DEFAULTS.min_resumable_size,
-    help="Shorter content sent whole gets no upload resource of its own.",
+    help="A smaller upload that is sent whole in one request is not made resumable.",
 )
 @click.option(
     "--max-append-size",
     type=Size(minimum=1),
-    help="Most content in one request of a resumable upload, as a proxy may demand.",
+    help="Largest content of one request of a resumable upload; set it if a proxy has a "
+    "limit.",
 )
 @click.option(
     "--min-append-size",
     type=Size(),
     default=_DEFAULTS.min_append_size,
-    help="Least content in such a request, unless it is empty or the last.",
+    help="Smallest content of such a request, unless it is empty or the last one.",
 )
 @switch(
     "--check-interop-version",
     default=_DEFAULTS.check_interop_version,
-    help="Whether 104 is sent only to clients that name a draft's interop version.",
+    help="Send 104 only to clients that name an interop version of the draft.",
 )
 @click.option(
     "--incomplete-lifetime",
     type=Duration(minimum=1),
     default=_DEFAULTS.incomplete_lifetime,
-    help="How long an incomplete upload is kept after its last request.",
+    help="How long to keep an unfinished upload after its last request.",
 )
 @click.option(
     "--response-lifetime",
     type=Duration(minimum=1),
     default=_DEFAULTS.response_lifetime,
-    help="How long a final response can be fetched again.",
+    help="How long clients can fetch a final response again.",
 )
 @click.option(
     "--file-lifetime",
     type=Duration(minimum=1),
-    help="How long a finished file is kept; for ever, if not given.",
+    help="How long to keep a stored file. [default: forever]",
 )
 @click.option(
     "--idle-timeout",
     type=Duration(minimum=0.1),
     default=_DEFAULTS.body_timeout,
-    help="How long an upload may make no progress before it counts as cut.",
+    help="How long an upload may make no progress before its connection is closed.",
 )
 @click.option(
     "--grace-timeout",
     type=Duration(),
     default=_DEFAULTS.grace_timeout,
-    help="How long running requests may take after SIGTERM or Ctrl-C.",
+    help="How long running requests may continue after SIGTERM or Ctrl-C.",
 )
-@switch("--ui", default=False, help="Serve a page for people to upload with, at /ui/.")
+@switch("--ui", default=False, help="Serve an upload page for browsers at /ui/.")
 @limit_options
 @edge_options
 def serve(
@@ -144,15 +148,16 @@ def serve(
     grace_timeout: float,
     ui: bool,
 ) -> ExitCode:
-    """Take uploads and keep them as files.
+    """Accept resumable uploads and store them as files.
 
-    SIGTERM or Ctrl-C ends it: no new requests, a grace period for the running ones.
-    A second one stops at once. Nothing that was announced is lost either way. SIGHUP, as
-    of a terminal that is closed, changes nothing.
+    SIGTERM or Ctrl-C stops the server: it accepts no new requests, and gives running
+    requests some time to finish. A second signal stops it at once. In both cases no
+    acknowledged byte is lost. SIGHUP, for example from a closed terminal, does nothing.
     """
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey tells of it
-    # Whoever waits for the service to end, such as a container runtime, waits not long.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey handles it
+    # Wait only one second for a reader of the output: a container runtime, for example,
+    # kills a process that does not end soon.
     output.never_wait(linger=1.0)
     settings: dict[str, Any] = {**limits, **edge}
     _check_base_path(base_path)
@@ -190,7 +195,7 @@ def serve(
 
 
 def _config(**settings: Any) -> trioresume.Config:
-    """The settings; what cannot be meant together is wrong usage."""
+    """Return the settings. Settings that contradict each other are a usage error."""
     try:
         return dataclasses.replace(_DEFAULTS, **settings)
     except trioresume.CallerError as exc:
@@ -198,7 +203,7 @@ def _config(**settings: Any) -> trioresume.Config:
 
 
 def _tokens(path: Path) -> trioresume.Authenticator:
-    """The tokens in *path*; a file that cannot be used is wrong usage."""
+    """Return an authenticator for the tokens in *path*. A bad file is a usage error."""
     try:
         return trioresume.bearer_tokens(path)
     except trioresume.CallerError as exc:
@@ -253,18 +258,18 @@ async def _obey(
     count = 0
     async for number in signals:
         if number not in (signal.SIGINT, signal.SIGTERM):
-            logger.info("SIGHUP: there is nothing to read again, the service goes on")
+            logger.info("SIGHUP ignored: the server does not reload its configuration")
             continue
         count += 1
         if count == 1:
-            click.echo("Shutting down; once more stops at once.", err=True)
+            click.echo("Shutting down. Press Ctrl-C again to stop at once.", err=True)
             server.shutdown()
         else:
             whole.cancel()
 
 
 def _raise_descriptor_limit() -> None:
-    """Each upload needs two descriptors: take as many as the system lets us have."""
+    """Allow as many descriptors as the system permits: each upload needs two."""
     try:
         import resource
     except ImportError:
@@ -274,18 +279,19 @@ def _raise_descriptor_limit() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):
-            pass  # some systems have a lower limit than they say
+            pass  # the real limit of some systems is lower than the reported one
 
 
 def _calm_collector() -> None:
-    """Have the garbage collector look at little each time, and never at what stays.
+    """Make each run of the garbage collector short, and exclude the permanent objects.
 
-    What a request made is freed with it: the collector is for accidents. With the usual
-    thresholds it goes through all that thousands of open uploads are made of, again and
-    again: with 3,500 of them for a quarter of a second, in which nobody is answered, and
-    with 10,000 for a second. Looking at 2,000 new objects and at the few thousand before
-    them takes 5 ms; at all of them it looks after some ten million. A library must not
-    decide this for its process; a command may.
+    The objects of a request are freed by their reference counts when it ends. The
+    collector is only needed for rare reference cycles. With the usual thresholds it scans
+    the objects of all open uploads again and again, and the server answers nobody
+    meanwhile: for a quarter of a second with 3,500 uploads, and for a second with
+    10,000. With these thresholds a usual run scans 2,000 new objects and the few
+    thousand before them, in 5 ms. A scan of all objects happens after some ten million
+    new ones. A library must not decide this for its process; a command may.
     """
     gc.collect()
     gc.freeze()
@@ -296,10 +302,10 @@ def _calm_collector() -> None:
 @common_options
 @click.argument("name")
 def token(name: str) -> None:
-    """Make a bearer token for NAME.
+    """Create a bearer token for NAME.
 
-    Prints the token, to be given to NAME, on the first line, and on the second the
-    line for the file of 'trioresume serve --tokens-file'. The token is not kept.
+    The first line of the output is the token: give it to NAME. The second line belongs
+    into the file of 'trioresume serve --tokens-file'. The token is not stored.
     """
     secret, line = trioresume.new_token(name)
     click.echo(secret)

@@ -1,4 +1,4 @@
-"""Quantities as the commands print them: one system of units, powers of 1024."""
+"""Format quantities for the output of the commands. The units are powers of 1024."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["duration", "rate", "size"]
 
 
 def size(count: float | None) -> str:
-    """*count* bytes: ``512 B``, ``1.5 MiB``; ``?`` if it is not known."""
+    """Return *count* bytes as text: ``512 B``, ``1.5 MiB``; ``?`` if it is not known."""
     if count is None:
         return "?"
     if count < 1024:
@@ -19,12 +19,12 @@ def size(count: float | None) -> str:
 
 
 def rate(bytes_per_second: float) -> str:
-    """A rate: ``1.5 MiB/s``."""
+    """Return a rate as text: ``1.5 MiB/s``."""
     return f"{size(bytes_per_second)}/s"
 
 
 def duration(seconds: float) -> str:
-    """A time span in whole seconds: ``3 s``, ``2:05``, ``1:02:05``."""
+    """Return a time span as text, in whole seconds: ``3 s``, ``2:05``, ``1:02:05``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

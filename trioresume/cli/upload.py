@@ -1,4 +1,4 @@
-"""``trioresume upload``: files to a server, over any number of cuts and runs."""
+"""``trioresume upload``: send files, and resume after broken connections and stopped runs."""
 
 from __future__ import annotations
 
@@ -54,41 +54,43 @@ __all__ = ["upload"]
     "--recursive",
     "-r",
     is_flag=True,
-    help="Send the files in each FILE that is a directory. With PUT their names are "
-    "DIRECTORY/NAME; links to directories are not followed.",
+    help="If FILE is a directory, send the files in it. With PUT their names are "
+    "DIRECTORY/NAME. Links to directories are not followed.",
 )
 @click.option(
     "--snapshot-size",
     is_flag=True,
-    help="Send what is in each file at the beginning, though it grows meanwhile.",
+    help="Send only the bytes that each file has at the beginning. Use this for a file "
+    "that grows.",
 )
 @click.option(
     "--method",
     metavar="METHOD",
-    help="POST if the URL ends with a slash, else PUT. With PUT and a slash, each "
-    "file's name is put behind it.",
+    help="HTTP method. With PUT, each file's name is added to a URL that ends with a "
+    "slash. [default: POST if the URL ends with a slash, else PUT]",
 )
 @click.option(
     "--protocol",
     type=click.Choice(get_args(ProtocolName)),
     default="auto",
-    help="What to speak: seed, rufh or tus; auto takes the first of seed, tus and rufh "
-    "that the server speaks, else a plain request. tus always begins with POST.",
+    help="Protocol. seed: Partial and Resumable Requests in HTTP; rufh: Resumable Uploads "
+    "for HTTP; tus: tus 1.0.0, always with POST; auto: the first of seed, tus and rufh "
+    "that the server speaks, else a plain request.",
 )
 @click.option(
-    "--token-file", type=SecretFile(), help="File with the bearer token to send."
+    "--token-file", type=SecretFile(), help="File whose first line is the bearer token."
 )
 @click.option(
     "--retry-for",
     type=Duration(),
     default=300.0,
-    help="How long to go on trying while nothing gets through.",
+    help="How long to keep trying without any progress.",
 )
 @click.option(
     "--idle-timeout",
     type=Duration(minimum=0.1),
     default=60.0,
-    help="How long a connection may be silent before it counts as cut.",
+    help="How long a connection may be silent before it counts as broken.",
 )
 @click.option(
     "--concurrency",
@@ -97,12 +99,14 @@ __all__ = ["upload"]
     help="How many files to send at the same time.",
 )
 @click.option(
-    "--limit-rate", type=Size(minimum=1), help="Most bytes a second, for all files."
+    "--limit-rate",
+    type=Size(minimum=1),
+    help="Most bytes a second, all files together.",
 )
 @click.option(
     "--journal/--no-journal",
     default=True,
-    help="Remember unfinished uploads, so that running the command again resumes.",
+    help="Remember unfinished uploads, so that the same command resumes them.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @click.option(
@@ -124,16 +128,17 @@ def upload(
     quiet: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Send each FILE to URL; print where it is to be found. - is standard input.
+    """Send each FILE to URL and print the address of the stored file.
 
-    When the connection breaks, sending goes on from the last byte the server has. When
-    retries are used up, or after Ctrl-C, run the same command again.
+    FILE may be - for standard input. When the connection breaks, the upload continues by
+    itself from the last byte that the server has. If retries are used up, or after
+    Ctrl-C, run the same command again to continue.
     """
     output.never_wait()
     entries = list(_entries(files, recursive=recursive))
     jobs = _jobs(entries, url, method, protocol, recursive=recursive)
     remembered = _journal() if journal else None
-    # Attempts are not what runs out: only time is, as the option says.
+    # --retry-for limits the time. The number of attempts has no limit.
     retry = RetryPolicy(attempts=10**9, seconds=retry_for)
     client = Client(
         protocol=protocol,
@@ -151,7 +156,7 @@ def upload(
         trio.run(upload.run, restrict_keyboard_interrupt_to_checkpoints=True)
     if upload.interrupted:
         keeps = remembered is not None
-        hint = "run the same command again to go on" if keeps else "nothing was kept"
+        hint = "run the same command again to continue" if keeps else "nothing was kept"
         click.echo(f"Stopped; {hint}.", err=True)
         return ExitCode.INTERRUPTED
     return max(
@@ -160,31 +165,31 @@ def upload(
 
 
 def _journal() -> Journal | None:
-    """The journal; None, and a warning, where there is no place for one."""
+    """Return the journal. If there is no directory for it, warn and return None."""
     try:
         return Journal()
     except TrioresumeError as exc:
         click.echo(
-            f"Warning: {exc}. This run works, but another run cannot resume its uploads. "
+            f"Warning: {exc}. This run works, but a later run cannot resume its uploads. "
             "Set HOME or XDG_STATE_HOME.",
             err=True,
         )
         return None
 
 
-# From the least to the most that went wrong, over all files.
+# The command exits with the last of these that one of the files has.
 _SEVERITY = [ExitCode.DONE, ExitCode.UNFINISHED, ExitCode.FAILED]
 
 
 @dataclass(eq=False)
 class _Job:
-    """One file's way."""
+    """One file to send, and its result."""
 
     path: Path
     url: str
     method: str
     size: int | None
-    """None for a pipe and the like, and where only reading tells."""
+    """Bytes. None for a pipe, and if the size is known only after reading."""
     exit_code: ExitCode = ExitCode.FAILED
     result: dict[str, object] = field(default_factory=dict)
     shown: FileProgress = field(init=False)
@@ -192,14 +197,14 @@ class _Job:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file to be sent, and its name below a collection."""
+    """A file to send, and its name relative to the URL of a collection."""
 
     path: Path
     name: PurePath
 
 
 def _entries(files: Sequence[Path], *, recursive: bool) -> Iterator[_Entry]:
-    """The files that are named, and those in directories that are.
+    """Yield the files on the command line, and the files in directories on it.
 
     Raises :class:`click.UsageError` for a directory without ``--recursive``.
     """
@@ -210,12 +215,15 @@ def _entries(files: Sequence[Path], *, recursive: bool) -> Iterator[_Entry]:
             yield from _entries_in(path)
         else:
             raise click.UsageError(
-                f"{printable(str(path))} is a directory; --recursive sends what is in it"
+                f"{printable(str(path))} is a directory; use --recursive to send its files"
             )
 
 
 def _entries_in(directory: Path) -> Iterator[_Entry]:
-    """All regular files below *directory*, in order; what cannot be listed is told."""
+    """Yield all regular files below *directory*, in order.
+
+    Raises :class:`click.UsageError` for a directory that cannot be listed.
+    """
     above = directory.resolve().parent
 
     def complain(exc: OSError) -> None:
@@ -231,7 +239,7 @@ def _entries_in(directory: Path) -> Iterator[_Entry]:
                 yield _Entry(path, (path.parent.resolve() / name).relative_to(above))
             else:
                 click.echo(
-                    f"{printable(str(path))} is no regular file and is left out",
+                    f"{printable(str(path))} is not a regular file and is left out",
                     err=True,
                 )
 
@@ -247,14 +255,14 @@ def _jobs(
     *,
     recursive: bool,
 ) -> list[_Job]:
-    """What to do. Raises :class:`click.UsageError` for what cannot be meant."""
+    """Return a job for each file. Raises :class:`click.UsageError` for wrong arguments."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise click.UsageError(f"{url!r} is not an http:// URL")
     if "@" in parts.netloc:
         raise click.UsageError(
-            f"the URL for {parts.hostname} has a user name or a password in it; "
-            "--token-file names a file with a token"
+            f"the URL for {parts.hostname} contains a user name or a password; "
+            "put a token into a file and name it with --token-file"
         )
     collection = parts.path.endswith("/") or not parts.path
     if (len(entries) > 1 or recursive) and not collection:
@@ -262,19 +270,19 @@ def _jobs(
     posts = collection or protocol == "tus"
     method = (method or ("POST" if posts else "PUT")).upper()
     if protocol == "tus" and method != "POST":
-        raise click.UsageError("in tus an upload begins with POST")
+        raise click.UsageError("a tus upload begins with POST; leave out --method")
     jobs = []
     for entry in entries:
         path, target = entry.path, url
         if collection and method == "PUT":
             if path == _STDIN:
                 raise click.UsageError(
-                    "standard input has no name: put one behind the URL, or use POST"
+                    "standard input has no name: add a name to the URL, or use POST"
                 )
             name = "/".join(
                 quote(_name_bytes(PurePath(part)), safe="") for part in entry.name.parts
             )
-            # The query stays behind the name: it may be what permits the upload.
+            # Keep the query behind the name: it may be the signature of a signed URL.
             target = urlunsplit(parts._replace(path=(parts.path or "/") + name))
         jobs.append(_Job(path, target, method, _size_of(path)))
     _check_targets(jobs)
@@ -282,7 +290,10 @@ def _jobs(
 
 
 def _size_of(path: Path) -> int | None:
-    """The size that a file says it has; it may say 0 for what only reading tells."""
+    """Return the size that the file system reports, or None if it is not known.
+
+    Files in /proc, for example, report 0. Only reading tells their real size.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -292,9 +303,9 @@ def _size_of(path: Path) -> int | None:
 
 
 def _check_targets(jobs: Sequence[_Job]) -> None:
-    """Refuse jobs of which one would overwrite another, before anything is sent.
+    """Refuse two jobs of which one would overwrite the other, before anything is sent.
 
-    Each POST makes a file of its own; there a file that is named twice is a mistake.
+    With POST each job creates a new file, so only a file that is named twice is refused.
     Raises :class:`click.UsageError`.
     """
     known: dict[tuple[str, Path | None], _Job] = {}
@@ -314,7 +325,7 @@ def _check_targets(jobs: Sequence[_Job]) -> None:
 
 
 def _name_bytes(path: PurePath) -> bytes:
-    """The name of the file, as UTF-8 where it is text, else the bytes that it has."""
+    """Return the file's name in UTF-8 if it is text, else its bytes unchanged."""
     try:
         return path.name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a UTF-16 pair, as Windows allows it
@@ -322,10 +333,10 @@ def _name_bytes(path: PurePath) -> bytes:
 
 
 def _disposition(path: Path) -> str:
-    """A suggestion for the name of the stored file.
+    """Return a Content-Disposition that suggests a name for the stored file.
 
-    RFC 8187: the one form that needs no quoting rules. It has to be UTF-8, so a byte that
-    is not becomes U+FFFD.
+    It uses the form of RFC 8187, which needs no quoting rules. That form must be UTF-8, so
+    U+FFFD replaces each byte that is not.
     """
     name = _name_bytes(path).decode("utf-8", "replace")
     return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
@@ -335,7 +346,7 @@ def _disposition(path: Path) -> str:
 
 
 class _Uploads:
-    """All of the command's uploads, and its reaction to signals."""
+    """Runs all uploads of the command, and reacts to signals."""
 
     def __init__(
         self,
@@ -356,7 +367,7 @@ class _Uploads:
         self._as_json = as_json
 
     async def run(self) -> None:
-        """Send everything, a few at a time; a failed file does not stop the others."""
+        """Send all files, a few at a time. A failed file does not stop the others."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with self._client, trio.open_nursery() as watching:
                 watching.start_soon(self._watch, signals, watching.cancel_scope)
@@ -371,7 +382,7 @@ class _Uploads:
     ) -> None:
         async for _ in signals:
             self.interrupted = True
-            # Whoever asks a second time does not want to wait for anything.
+            # After a second signal the user does not want to wait for anything.
             signal.signal(signal.SIGINT, _exit_at_once)
             signal.signal(signal.SIGTERM, _exit_at_once)
             whole.cancel()
@@ -446,7 +457,7 @@ class _Uploads:
 
 
 def _is_nameless(path: Path) -> bool:
-    """Whether the name is only a descriptor's, as for standard input and ``<(command)``."""
+    """Return whether *path* names only a descriptor: standard input or ``<(command)``."""
     return path == _STDIN or path.parent in (
         Path("/dev"),
         Path("/dev/fd"),
@@ -457,19 +468,21 @@ def _is_nameless(path: Path) -> bool:
 def _content_of(path: Path) -> Path | BinaryIO:
     if path != _STDIN:
         return path
-    # Unbuffered, and left open: it is the process's own.
+    # Unbuffered. It stays open, because descriptor 0 belongs to the process.
     return cast("BinaryIO", open(0, "rb", buffering=0, closefd=False))
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
-    """Ends the process; not a byte of state is in memory that is needed later."""
+    """End the process. The journal is on disk, so memory holds nothing that is needed later."""
     del number, frame
     if output.stderr is not None and output.stderr.isatty():
-        output.stderr.write_if_ready(b"\x1b[?25h\n")  # the bar hides the cursor
+        # The progress bar hides the cursor: show it again.
+        output.stderr.write_if_ready(b"\x1b[?25h\n")
     os._exit(ExitCode.INTERRUPTED)
 
 
-# mimetypes tells the coding apart from what is inside; a file is sent as it is.
+# mimetypes returns the type of the uncompressed content, and the compression. The client
+# sends a file as it is, so its type is that of the compressed file.
 _CODED = {
     "br": "application/x-brotli",
     "bzip2": "application/x-bzip2",
@@ -486,8 +499,8 @@ def _media_type(path: Path) -> str:
     return media_type or "application/octet-stream"
 
 
-# Answers that another run may not get. A network that wants a login redirects, or says 511
-# (RFC 6585, section 6).
+# Statuses that a later run may not get again. A network that asks for a login answers with
+# a redirect, or with 511 (RFC 6585, section 6).
 _FOR_NOW = frozenset({408, 425, 429, 502, 503, 504, 511})
 
 
@@ -496,7 +509,7 @@ def _is_for_now(status: int) -> bool:
 
 
 def _refusal(response: ClientResponse) -> str:
-    """What the server says against it: a problem's title and detail (RFC 9457)."""
+    """Return the server's reason: the status, and a problem's title and detail (RFC 9457)."""
     words = [f"the server answered {response.status}"]
     location = response.headers.get("location")
     if 300 <= response.status <= 399 and location is not None:
@@ -510,5 +523,5 @@ def _refusal(response: ClientResponse) -> str:
                 str(problem[name]) for name in ("title", "detail") if problem.get(name)
             ]
         except (ValueError, AttributeError):
-            pass  # the status has to do
+            pass  # show the status alone
     return ": ".join(words)
