@@ -202,7 +202,10 @@ class CatalogReader:
     def listed(
         self, key: ContentKey
     ) -> tuple[ContentRow, list[Digest], list[Digest]] | None:
-        """Of what is under construction: its row, its parts, the chunks after those."""
+        """Return the row, the parts and the chunks after the parts of *key*'s content.
+
+        The chunks end at the first gap. Returns None if *key* is not under construction.
+        """
         try:
             with self._reading, _snapshot(self._reader):
                 row = self._reader.execute(
@@ -220,7 +223,7 @@ class CatalogReader:
             raise sqlite_error(exc) from exc
 
     def sealed(self, key: ContentKey) -> Iterator[Digest]:
-        """The sealed chunks of what is under construction, those past a gap included."""
+        """Yield the sealed chunks of content under construction, including those past a gap."""
         parts = self._all(
             "SELECT p.digest FROM parts p JOIN contents c ON p.cid = c.cid"
             " WHERE c.key = ? ORDER BY p.idx",

@@ -41,7 +41,7 @@ _SHARD_AT = 2
 
 _TEMPORARY = ".new"
 _ASIDE = ".directory"
-"""How a directory is called that had the name of a chunk."""
+"""The suffix of a directory that was found under the name of a chunk."""
 
 
 class ChunkFiles:
@@ -140,17 +140,18 @@ class ChunkFiles:
         self._rename(temporary, path)
 
     def _rename(self, temporary: str, path: str) -> None:
-        """Have the file *temporary* take the name *path*, whatever has that name."""
+        """Give the file *temporary* the name *path*, even if a directory has that name."""
         if os.path.isdir(path) and not os.path.islink(path):
-            # Somebody put it there. It may have something in it that is wanted.
+            # Somebody made this directory and may want its files, so keep it.
             aside = (f"{path}.{number}{_ASIDE}" for number in count(1))
             self.disk.replace(path, next(n for n in aside if not os.path.lexists(n)))
         self.disk.replace(temporary, path)
 
     def restore(self, digest: Digest, blocks: Iterable[bytes]) -> bool:
-        """Put the chunk *digest* in its place durably, beside a service or without one.
+        """Put the chunk *digest* in its place durably, with or without a running service.
 
-        Whether *blocks* had its bytes: otherwise nothing changes. Raises :class:`OSError`.
+        Returns False and changes nothing if *blocks* are not the chunk's bytes. Raises
+        :class:`OSError`.
         """
         path = self.path(digest)
         shard = os.path.dirname(path)

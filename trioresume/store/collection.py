@@ -184,8 +184,8 @@ class Sweep:
         try:
             status = os.lstat(path)
         except FileNotFoundError:
-            return None  # of a repair beside this process
+            return None  # it was the temporary file of a repair
         if stat.S_ISDIR(status.st_mode):
-            return None  # no store makes one here: it is left to whoever did
+            return None  # no store makes a directory here: leave it to its owner
         self._chunks.remove_file(path)
         return None if digest is None else status.st_size

@@ -56,7 +56,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
-"""Regular files ignore this flag."""
+"""Keeps the open and the reads of a pipe from waiting. Regular files ignore this flag."""
 
 # link() fails with these where hard links do not exist (FAT, some network and FUSE file
 # systems), would cross a boundary, or are used up for this file.
@@ -149,10 +149,10 @@ class Disk:
         )
 
     def give_to_owner_of(self, path: str, file: Descriptor) -> None:
-        """Have *file* belong to whoever owns *path*, if this process is the superuser.
+        """Give *file* the owner of *path*, if this process is the superuser.
 
-        A keeper's command that runs as root must leave nothing that the service, which
-        does not, cannot read.
+        The service may run as another user, and must be able to read the files that an
+        administrator's command makes as root.
         """
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             status = os.stat(path)
@@ -161,13 +161,13 @@ class Disk:
     def open(self, path: str, *, write: bool = False) -> Descriptor:
         """Open the existing file under *path*.
 
-        If it is a pipe, neither opening nor reading it waits for a writer.
+        If it is a pipe, neither the open nor a read waits for a writer.
         """
         flags = (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS | _NO_WAITING
         return Descriptor(os.open(path, flags))
 
     def open_directory(self, path: str) -> Descriptor:
-        """Open the directory *path*, for changes of its inode."""
+        """Open the directory *path*, to change its inode."""
         return Descriptor(os.open(path, os.O_RDONLY | _OPEN_FLAGS))
 
     def allocate(self, path: str, size: int) -> None:

@@ -13,9 +13,9 @@ the chunk is damaged. An unfinished upload that has a damaged chunk is lost.
 
 Where the system cannot tell mounts apart, every start begins a new mount life.
 
-A chunk that ``verify`` reported as damaged is in doubt as well, at once and also beside a
-running service (see reports). It may have been healed since. It is compared with its name
-once for each report.
+A chunk that ``verify`` reported as damaged is in doubt as well, at once, even if a service
+is running (see reports.py). It may have been healed since. It is read and compared with its
+name until it is found to be right, once for each report.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MASK_AT, _MOUNT_AT = 0, 0x90
 
 _READ_SIZE = 1024 * 1024
 _MOST_ANSWERS = 65536
-"""How many chunks are remembered to be right."""
+"""How many chunks are remembered as right."""
 
 
 def mount_id(path: str) -> str | None:
@@ -98,18 +98,18 @@ class Doubts:
         self._right: set[Digest] = set()
         self._reports = Reports(data_dir, self._right.clear)
         self.any_unsynced = catalog.has_unsynced_before(mount_epoch)
-        """Whether any chunk was lost perhaps, for want of a sync. Nothing is read for it."""
+        """Whether any chunk may be lost because it was not synced. No chunk is read for this."""
 
     @property
     def any_reported(self) -> bool:
-        """Whether the last ``verify`` left any chunk that it reported as damaged."""
+        """Whether the last ``verify`` reported any chunk as damaged and did not repair it."""
         return bool(self._reports.look())
 
     def check(self, digest: Digest, path: str) -> None:
-        """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and is wrong.
+        """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and has wrong bytes.
 
-        Raises :class:`FileNotFoundError` if it is not there. Reads the chunk, until it was
-        found to be right once.
+        Raises :class:`FileNotFoundError` if the file is missing. Reads the chunk at each
+        call until it is found to be right.
         """
         if not (self.any_reported or self.any_unsynced) or digest in self._right:
             return
@@ -132,5 +132,5 @@ class Doubts:
         )
 
     def forget(self, digest: Digest) -> None:
-        """The chunk was published anew."""
+        """Forget that *digest* was right, because the chunk was published again."""
         self._right.discard(digest)

@@ -54,7 +54,7 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class ContentRow:
-    """Content under construction: its contiguous sealed prefix and what is durable."""
+    """Content under construction: its contiguous sealed prefix and its durable bytes."""
 
     cid: int
     chunk_size: int
@@ -202,7 +202,7 @@ def keep_recipe(
     return int(dismantled)
 
 
-# Letting go.
+# Releasing holds.
 
 
 def unhold(connection: sqlite3.Connection, digests: list[Digest]) -> None:

@@ -1,10 +1,10 @@
 """The inventory of a data directory, read for its administrator beside a running service.
 
-Nothing here takes the directory's lock. Only :meth:`Inventory.verify` writes: its report,
-and the chunks that it repairs. The catalog is read by a
-separate connection, page by page, and each page is a short transaction. So memory does
-not grow with the number of rows, and the service can cut its log back in between. A long
-listing is therefore no snapshot; each row was true when it was read.
+Nothing here takes the directory's lock. Only :meth:`Inventory.verify` writes: it writes its
+report, and the chunks that it repairs. The catalog is read by a separate connection, page
+by page, and each page is a short transaction. So memory does not grow with the number of
+rows, and the service can cut its log back in between. A long listing is therefore no
+snapshot; each row was true when it was read.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class StoredUpload:
     created_at: float
     expires_at: float
     received: int
-    """The offset that a client is told when it asks, or less.
+    """The offset that a client gets when it asks, or less.
 
-    A list reads no tails. If no service runs, a list shows the offset that a client is told
-    if no unsynced bytes were lost.
+    A list reads no tails. If no service runs, a list shows the offset that a client would
+    get if no unsynced bytes were lost.
     """
     durable: int
     """How many of these bytes are known to survive power loss."""
@@ -274,12 +274,12 @@ class Inventory:
     def verify(
         self, *, repair_from: Iterable[str | os.PathLike[str]] = ()
     ) -> Verification:
-        """Re-read everything; see :class:`Verification`.
+        """Return a verification, which reads everything again; see :class:`Verification`.
 
-        Damaged chunks are put right with bytes from *repair_from*: files, and directories
-        with all files below them.
+        It repairs damaged chunks with bytes from *repair_from*: files, and directories with
+        all files below them.
         """
-        # What is written must last, whatever the service does without.
+        # Repaired chunks and the report must be durable, even if the service syncs nothing.
         disk = Disk(durable=True) if type(self._disk) is Disk else self._disk
         return Verification(
             self._connection,

@@ -1,17 +1,17 @@
-"""Repair: the bytes of damaged chunks, looked for in files that the keeper has.
+"""Repair: finding the bytes of damaged chunks in other files of the administrator.
 
-A file is cut as the store would cut it, and each piece whose digest is that of a damaged
-chunk takes the chunk's place. Which cuts are tried:
+A file is cut as the store would cut it. A piece that has the digest of a damaged chunk
+takes the chunk's place. The repair tries these cuts:
 
-* every multiple of each chunk size that damaged content was stored with;
-* the places of damaged chunks in the contents that need them. They differ from the first
-  kind for the last, short chunk of content, and in content that was put together;
-* the whole file, for a chunk of another data directory.
+* every multiple of each chunk size of damaged content;
+* the positions of damaged chunks in the contents that need them. They are not among the
+  first for the last, short chunk of content, and in content joined from others;
+* the whole file, which may be a chunk of another data directory.
 
-It works beside a service. A chunk that is put in its place has the bytes of its name and is
-synced before it takes the name, as one that the service publishes, so it does not matter
-which of the two replaces the other. If the service collects the chunk at the same moment, a
-file may stay behind that nothing speaks of. The next look at every file removes it.
+It works beside a running service. A restored chunk has the right bytes and is synced before
+it takes its name, like a chunk that the service publishes. So it does not matter if one of
+the two replaces the other. If the service collects the chunk at the same moment, a file may
+stay that the catalog does not name. The next sweep removes it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ _TABLES = ("wanted", "cuts", "places", "within")
 
 
 class Repair:
-    """One search through *sources*, which are files, and directories with all below them.
+    """One search for damaged chunks through files.
 
-    *connection* has the damaged chunks in ``temp.bad_chunks``. The temporary tables of this
-    class bound its memory. *parse* gives the recipe of a digest and a body, None if it is
-    damaged.
+    *connection* has the damaged chunks in ``temp.bad_chunks``. This class keeps its data in
+    temporary tables, so its memory is bounded. *parse* returns the recipe of a digest and a
+    body, or None if it is damaged. *on_trouble* is called with a sentence about each file
+    that cannot be used.
     """
 
     def __init__(
@@ -75,7 +76,10 @@ class Repair:
     def run(
         self, sources: Iterable[str | os.PathLike[str]]
     ) -> Iterator[tuple[Digest, str]]:
-        """Put chunks in their places; give each one's digest and the file it came from."""
+        """Restore chunks from *sources*; yield the digest of each, and the file used.
+
+        *sources* are files, and directories with all files below them.
+        """
         self._connection.executescript(_TEMPORARY)
         try:
             if self._wants("1"):
@@ -96,7 +100,7 @@ class Repair:
             is not None
         )
 
-    # Where damaged chunks lie in the contents that need them.
+    # The positions of damaged chunks in the contents that need them.
 
     def _find_places(self) -> None:
         self._execute(
@@ -151,7 +155,7 @@ class Repair:
     def _add_place(self, at: int, length: int) -> None:
         self._execute("INSERT OR IGNORE INTO temp.places VALUES (?, ?)", (at, length))
 
-    # Looking for them.
+    # The search.
 
     def _search(self, path: str) -> Iterator[tuple[Digest, str]]:
         try:
@@ -212,7 +216,7 @@ def _files(
 
 
 def _open_regular(path: str) -> BinaryIO:
-    """Open the regular file *path*; of anything else the end may never come."""
+    """Open *path* if it is a regular file, because others, such as a pipe, may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(0, "it is no regular file", path)
     return open(path, "rb", buffering=0)

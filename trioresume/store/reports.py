@@ -1,13 +1,14 @@
-"""What ``verify`` reported as damaged, kept in the file ``damaged`` of the data directory.
+"""The report of damaged chunks: the file ``damaged`` in the data directory.
 
-``verify`` writes it, and a later ``verify`` reads it to say which chunks are right again.
-A service reads it too. A chunk that was reported is not believed until it was compared
-with its name: see :mod:`trioresume.store.doubts`.
+``verify`` writes the report, and a later ``verify`` reads it to say which chunks are right
+again. A service reads it too: it checks a reported chunk before it believes the chunk (see
+:mod:`trioresume.store.doubts`).
 
-The file is text, one chunk a line: its digest in hexadecimal and the date of the first
+The file is text. Each line has a chunk's digest in hexadecimal and the date of the first
 report in Unix seconds. It lists at most :data:`MOST` chunks. If there are more, its last
-line is ``*``, which stands for every chunk. The file is written aside, synced and renamed.
-What cannot be understood in it is passed over: nothing depends on it but caution.
+line is ``*``, which stands for every chunk. The file is written under another name, synced
+and renamed. Lines that cannot be parsed are ignored: without them chunks are only checked
+less often.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trioresume.store.recipe import DIGEST_LENGTH, Digest
 __all__ = ["MOST", "Report", "Reports", "read_report", "write_report"]
 
 MOST = 10_000
-"""Chunks that are listed."""
+"""The most chunks that a report lists."""
 
 _NAME = "damaged"
 _EVERY = b"*"
@@ -34,11 +35,11 @@ _NEVER = (0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The chunks that were reported, each with the date of its first report."""
+    """The reported chunks, each with the date of its first report."""
 
     dates: Mapping[Digest, int] = field(default_factory=dict)
     every: bool = False
-    """Whether there were too many to list them: any chunk may be damaged."""
+    """Whether there were too many chunks to list, so any chunk may be damaged."""
 
     def __bool__(self) -> bool:
         return bool(self.dates) or self.every
@@ -48,7 +49,7 @@ class Report:
 
 
 def read_report(data_dir: str) -> Report:
-    """The report in *data_dir*; an empty one if there is none. Raises :class:`OSError`."""
+    """Return the report in *data_dir*, or an empty one. Raises :class:`OSError`."""
     try:
         with open(os.path.join(data_dir, _NAME), "rb") as file:
             lines = file.read(_MOST_BYTES).split(b"\n")
@@ -69,7 +70,7 @@ def _parsed(lines: list[bytes]) -> Iterator[tuple[Digest, int]]:
 
 
 def write_report(data_dir: str, report: Report, disk: Disk) -> None:
-    """Keep *report* in *data_dir* durably, or remove what is there if it is empty.
+    """Write *report* to *data_dir* durably. An empty report removes the file.
 
     Raises :class:`OSError`.
     """
@@ -96,7 +97,7 @@ def write_report(data_dir: str, report: Report, disk: Disk) -> None:
 
 
 class Reports:
-    """The report as a service sees it: it is read again when another process changed it."""
+    """The report for a service, read again whenever another process has changed it."""
 
     def __init__(self, data_dir: str, on_change: Callable[[], None]) -> None:
         self._data_dir = data_dir
@@ -107,14 +108,15 @@ class Reports:
         self._report = Report()
 
     def look(self) -> Report:
-        """The report as it is now. Costs a ``stat``."""
+        """Return the present report. If it has not changed, this costs one ``stat``."""
         seen = self._state()
         if seen != self._seen:
             with self._lock:
                 try:
                     self._report = read_report(self._data_dir)
                 except OSError:
-                    # There is one that this process may not read. It may name any chunk.
+                    # The report exists, but this process may not read it. It may name any
+                    # chunk.
                     self._report = Report(every=True)
                 self._on_change()
                 self._seen = seen

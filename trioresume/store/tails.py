@@ -219,7 +219,7 @@ class TailFiles:
             return 0
 
     def claimed(self, key: ContentKey, index: int) -> int:
-        """How many bytes are proven if the tail has the bytes that were written: no read."""
+        """Return how many bytes the proof covers, without reading the tail to check it."""
         try:
             proof, length = self.proof(key, index), self.length(key, index)
         except OSError:

@@ -19,10 +19,10 @@ degrees:
 The first pass keeps its findings in temporary tables, and the other passes report which
 files and uploads they affect. So memory is bounded by pages, even when everything is lost.
 
-The damaged chunks are kept in a report, if it can be written (see reports). The next run
-says which of them are right again, and a service compares them before it uses them. Nothing
-else in the data directory is written, unless the keeper gives files to repair chunks from
-(see repair).
+The damaged chunks are listed in a report, if it can be written (see reports.py). The next
+run says which of them are right again, and a service checks them before it uses them.
+Nothing else in the data directory is written, unless the administrator names files from
+which chunks can be repaired (see repair.py).
 """
 
 from __future__ import annotations
@@ -131,13 +131,13 @@ class Verification:
         self.on_progress: Callable[[], None] | None = None
         """Called after each chunk."""
         self.on_healed: Callable[[str, float], None] | None = None
-        """Called with the digest of a chunk that an earlier run reported as damaged and
-        that is right now, and the date of that report in Unix seconds."""
+        """Called for each chunk that an earlier run reported as damaged and that is right
+        now, with its digest and the date of that report in Unix seconds."""
         self.on_repaired: Callable[[str, str], None] | None = None
-        """Called with the digest of a chunk that was repaired, and the file it came from."""
+        """Called for each repaired chunk, with its digest and the file that had its bytes."""
         self.on_trouble: Callable[[str], None] | None = None
-        """Called with a sentence about a file to repair from, or about the report, that
-        could not be used. Verification goes on."""
+        """Called with a sentence if the report, or a file to repair from, cannot be used.
+        The verification goes on."""
         self.chunks = 0
         self.bytes = 0
         """The bytes of chunks and tails that were read."""
@@ -145,9 +145,9 @@ class Verification:
         self.uploads = 0
         self.damages = 0
         self.healed = 0
-        """Chunks that an earlier run reported as damaged, and that are right now."""
+        """The number of chunks that an earlier run reported as damaged and that are right now."""
         self.repaired = 0
-        """Damaged chunks that were repaired; they are counted as damages, too."""
+        """The number of repaired chunks. They also count as damages."""
         self._data_dir = data_dir
         self._repair_from = tuple(repair_from)
         self._repaired_chunks = repaired_chunks or chunks
@@ -176,7 +176,7 @@ class Verification:
         except sqlite3.Error as exc:
             error = sqlite_error(exc)
             if isinstance(error, StorageFull):
-                # Only the temporary tables are written here.
+                # This connection writes only the temporary tables.
                 error = StorageFull(
                     "the disk for temporary files is full; the variable SQLITE_TMPDIR"
                     " names another directory for them"
@@ -194,7 +194,7 @@ class Verification:
             self._execute("COMMIT")
         yield from self._unfinished()
 
-    # What was reported, and repairing.
+    # The report, and repairing.
 
     def _read_report(self) -> None:
         try:
@@ -203,7 +203,7 @@ class Verification:
             self._tell(f"the report of damage cannot be read: {exc.strerror or exc}")
 
     def _keep_report(self) -> None:
-        """Replace the report by what this run found, and add it if it did not read all."""
+        """Write this run's findings as the report, with the old ones if it was incomplete."""
         found = self._execute("SELECT digest FROM temp.bad_chunks LIMIT ?", (MOST + 1,))
         dates = {} if self._read_all else dict(self._before.dates)
         now = int(time.time())
