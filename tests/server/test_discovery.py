@@ -134,3 +134,20 @@ async def test_handler_is_not_asked_for_a_stranger() -> None:
     async with memory_service(handler := Recorder(), config) as service:
         assert (await service.connect().request("OPTIONS", "/")).status == 200
     assert handler.requests == []
+
+
+@pytest.mark.parametrize("expects", [False, True])
+@pytest.mark.parametrize("marks", MARKS)
+async def test_content_of_options_is_passed_over(
+    marks: dict[str, str], expects: bool
+) -> None:
+    """C17: a handler is asked as without it, and the answer is the same."""
+    handler = Recorder(response=lambda body: Response(204))
+    expect = {"Expect": "100-continue"} if expects else {}
+    async with memory_service(handler) as service:
+        for content in (b"a", b"a" * 300_000):
+            client = service.connect()
+            reply = await client.request("OPTIONS", "/", {**marks, **expect}, content)
+            assert (reply.status, reply["upload-limit"]) == (200, "min-size=0")
+            assert reply["tus-version"] == "1.0.0"
+    assert handler.requests == [("OPTIONS", "/", b"")] * 2

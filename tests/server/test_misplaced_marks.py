@@ -129,6 +129,13 @@ MARKS: dict[str, Mark] = {
     "partial": Mark({"Upload-Concat": "partial"}),
     "final": Mark({"Upload-Concat": "final;/operations/x/content"}),
     "incomplete": Mark({"Upload-Incomplete": "?1"}),
+    "complete-twice": Mark({"Upload-Complete": "?1, ?1"}, PLAIN, PLAIN),
+    "more-twice": Mark({"Upload-Complete": "?0, ?0"}),
+    "both": Mark({"Upload-Complete": "?1, ?0"}),
+    "incomplete-twice": Mark({"Upload-Incomplete": "?1, ?1"}),
+    "length-twice": Mark({"Upload-Length": "5, 100"}),
+    "whole-length-twice": Mark({"Upload-Complete": "?1", "Upload-Length": "5, 100"}),
+    "whole-offset-twice": Mark({"Upload-Complete": "?1", "Upload-Offset": "5, 5"}),
     "incomplete-0": Mark({"Upload-Incomplete": "?0"}, PLAIN, PLAIN),
     # A range of the whole; RFC 9110, section 14.5, speaks of PUT.
     "range": Mark({"Content-Range": "bytes 0-4/10"}),
@@ -191,6 +198,13 @@ for number in ("3", "4", "6", "10", "99", ""):
             {**version, **media, **dict([more]), **AT, OVERRIDE: "PATCH"},
             patch=APPEND,
             stands_for="PATCH",
+        ),
+        f"{name}-more-twice": Mark({**version, more[0]: f"{more[1]}, {more[1]}"}),
+        f"{name}-append-twice": Mark(
+            {**version, **media, more[0]: f"{more[1]}, {more[1]}", **AT}
+        ),
+        f"{name}-append-offset-twice": Mark(
+            {**version, **media, **dict([more]), "Upload-Offset": "5, 5"}
         ),
         f"{name}-document": Mark(
             {
@@ -302,8 +316,6 @@ def expected(cell: Cell) -> Outcome:
             return mark.post[index]
         if cell.method == "PUT" and cell.resource in (FILE, NAME):
             return mark.put[index]
-        if cell.method == "POST" and cell.name == "tus-partial":
-            return mark.post[index]  # no target is asked about a part (D7)
         if cell.method == "DELETE" and cell.content and cell.resource == FILE:
             # Content is judged in any request that changes something.
             return "plain" if mark.is_range or mark.put[1] == "plain" else "refused"

@@ -327,6 +327,35 @@ async def test_parts_become_one_upload() -> None:
     assert handler.bodies == [whole]
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/files/", 201),
+        ("/files", 201),
+        ("/files/x", 405),
+        ("/files/there", 405),
+        ("/files/a/b", 404),
+        ("/elsewhere", 404),
+    ],
+)
+async def test_part_begins_where_an_upload_does(path: str, status: int) -> None:
+    """D7: on a path at which a POST is refused, a part is refused in the same way."""
+    about: list[dict[str, str]] = [{}, {"Upload-Metadata": f"filename {b64(b'../x')}"}]
+    async with memory_service(FileService()) as service:
+        client = service.connect()
+        await client.request("PUT", "/files/there", {}, b"x")
+        for metadata in about:
+            part = {**MARK, **metadata, "Upload-Length": "1"}
+            part["Upload-Concat"] = "partial"
+            begun = await client.request("POST", path, part, b"")
+            plain = await client.request("POST", path, {}, b"x")
+            assert begun.status == plain.status == status
+            if status != 201:
+                assert begun.code == plain.code
+                assert begun.get("allow") == plain.get("allow")
+                assert begun["tus-resumable"] == "1.0.0"
+
+
 async def test_a_range_goes_over_the_parts() -> None:
     """D7: a file made of parts is served like any other, and outlives them."""
     async with memory_service(FileService()) as service:

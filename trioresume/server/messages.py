@@ -372,6 +372,19 @@ class StoreTarget(Protocol):
 AnyTarget = Target | StoreTarget
 
 
+@runtime_checkable
+class PartTarget(Protocol):
+    """A target that says where a tus partial upload may begin."""
+
+    def check_part(self, head: RequestHead) -> None:
+        """Raises :class:`~trioresume.PeerError` for a path at which no upload begins.
+
+        It judges the path of *head*, and nothing else: a part's type and length say
+        nothing of the whole.
+        """
+        ...
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 """An async function from a complete request to its response.
 

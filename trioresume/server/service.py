@@ -22,6 +22,7 @@ from trioresume.server.following import Follower
 from trioresume.server.joining import find_parts
 from trioresume.server.locations import locate, operation_fields
 from trioresume.server.messages import (
+    PartTarget,
     Progress,
     RecordedWith,
     Representation,
@@ -170,7 +171,8 @@ class Service:
         if early is not None:
             return self._send(exchange, early)
         resumes = preferences.resume is not None and head.method != "OPTIONS"
-        if head.method in _SAFE and not resumes and not head.has_content:
+        takes_content = head.has_content and head.method != "OPTIONS"
+        if head.method in _SAFE and not resumes and not takes_content:
             return self._handle_safe(exchange, principal)
         if creation.joins is not None:
             return self._handle_join(exchange, principal, creation, parts)
@@ -186,9 +188,12 @@ class Service:
         target is not asked about a part of a later upload (D7), because it never gets the
         part: the part's name and length say nothing about the whole. It is asked about the
         whole when the parts are joined.
+        Only the place where a part begins is judged before.
         """
         fields = head.fields if creation.fields is None else creation.fields
         if is_partial(fields):
+            if isinstance(self._target, PartTarget):
+                self._target.check_part(head)
             return None
         begun = replace(head, fields=fields, length=creation.length)
         return await self._target.admit(begun, principal)
@@ -205,7 +210,11 @@ class Service:
             )
 
     async def _handle_safe(self, exchange: Exchange, principal: str | None) -> None:
-        """Answer a safe request without content: nothing is stored or recorded."""
+        """Answer a safe request without content: nothing is stored or recorded.
+
+        OPTIONS is always such a request, because its content has no use (RFC 9110, section
+        9.3.7).
+        """
         request = Request(
             head=exchange.head,
             body=RequestBody(Content(0, inline=b""), self._storage),

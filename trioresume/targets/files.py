@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileService"]
 
+_ALLOWED_ON_FILES = "DELETE, GET, HEAD, OPTIONS, PUT"
 _KEPT_FIELDS = ("content-type", "content-encoding", "content-language")
 
 
@@ -77,7 +78,7 @@ class FileService:
     ) -> Response | Representation | None:
         """Refuse a request that cannot succeed; answer one that needs no content."""
         name = self._name(head.path, stores=head.method == "PUT")
-        allowed = "OPTIONS, POST" if name is None else "DELETE, GET, HEAD, OPTIONS, PUT"
+        allowed = "OPTIONS, POST" if name is None else _ALLOWED_ON_FILES
         if head.method == "OPTIONS":
             return Response(200, {"allow": allowed})
         if head.method not in allowed.split(", "):
@@ -112,6 +113,13 @@ class FileService:
             return self._represent(file)
         self._check(head, file)
         return None
+
+    def check_part(self, head: RequestHead) -> None:
+        """A part of a later upload begins where a POST is taken, at the collection."""
+        if self._name(head.path) is not None:
+            raise PeerError(
+                ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", _ALLOWED_ON_FILES),)
+            )
 
     def _name(self, path: str, *, stores: bool = False) -> str | None:
         """Return the file's name in *path*, or None for the collection.

@@ -9,6 +9,7 @@ request's content counts as the whole only if nothing in the head contradicts th
     Upload-Length, other than the content's               more is to come, or something is wrong
     a media type of patches                               the content is not the representation
 
+If such a field is repeated, it says nothing certain, and the request is refused.
 A ``Content-Range`` is HTTP's own field; the target judges it (RFC 9110, section 14.5).
 
 Statement numbers such as E10 are defined in docs/supported-protocols.md.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields, RequestHead
 
 __all__ = [
+    "check_once",
     "check_whole",
     "essence_of",
     "is_append",
@@ -47,6 +49,9 @@ _OF_PATCHES = frozenset({BINARY, MESSAGE, MULTIPART}) | _OF_UPLOADS
 _MAY_BE_OF_PATCHES = re.compile(
     r"byterange|partial-upload|offset\+octet", re.IGNORECASE
 )
+# A repeated field is refused for any value of these, and for "more is to come" of those.
+_NUMBERS = ("upload-offset", "upload-length")
+_SAYS_MORE = (("upload-complete", "?0"), ("upload-incomplete", "?1"))
 _SAYS_PART = ("upload-offset", "upload-defer-length", "upload-concat")
 
 
@@ -89,6 +94,25 @@ def _of_patches(fields: Fields) -> bool:
     return essence_of(fields) in _OF_PATCHES
 
 
+def check_once(fields: Fields) -> None:
+    """Refuse a repeated field that may say that the content is a part.
+
+    RFC 9651, section 4.2, lets a receiver ignore such a field, or refuse the message. To
+    ignore ``Upload-Complete: ?0`` because it came twice would take a part for the whole.
+    Raises :class:`PeerError` (400).
+    """
+    repeated = [name for name in _NUMBERS if "," in (fields.get(name) or "")]
+    for name, more in _SAYS_MORE:
+        value = fields.get(name) or ""
+        if "," in value and more in value:
+            repeated.append(name)
+    if repeated:
+        raise PeerError(
+            ProblemCode.MALFORMED_REQUEST,
+            f"{repeated[0].title()} has more than one value",
+        )
+
+
 def check_whole(head: RequestHead) -> None:
     """Refuse a plain request whose content is only a part.
 
@@ -108,6 +132,7 @@ def check_whole(head: RequestHead) -> None:
             break
     else:
         return  # the usual case: a plain client's plain request
+    check_once(fields)
     for name in _SAYS_PART:
         if name in fields:
             raise PeerError(

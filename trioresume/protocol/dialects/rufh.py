@@ -40,7 +40,7 @@ from trioresume.protocol.dialects.base import (
     Upload,
     UploadLimits,
 )
-from trioresume.protocol.dialects.misplaced import essence_of
+from trioresume.protocol.dialects.misplaced import check_once, essence_of
 from trioresume.protocol.dialects.rufh_versions import (
     INTEROP_VERSION,
     UNVERSIONED,
@@ -93,12 +93,14 @@ class ResumableUpload(Dialect):
         return self.version.fields
 
     def check(self, head: RequestHead) -> None:
-        if head.method not in _NEVER_CREATES and self.version.contradicted(head.fields):
-            raise PeerError(
-                ProblemCode.MALFORMED_REQUEST,
-                "Upload-Complete and Upload-Incomplete belong to different draft"
-                " versions, and one says that more content is to come",
-            )
+        if head.method not in _NEVER_CREATES:
+            check_once(head.fields)
+            if self.version.contradicted(head.fields):
+                raise PeerError(
+                    ProblemCode.MALFORMED_REQUEST,
+                    "Upload-Complete and Upload-Incomplete belong to different draft"
+                    " versions, and one says that more content is to come",
+                )
         if self.version.forbids_fields and head.method in ("HEAD", "DELETE"):
             # The Upload-Length of an offset retrieval is forbidden by -05 alone.
             for name in _APPEND_FIELDS:
