@@ -161,6 +161,7 @@ class Resources:
             try:
                 await method(exchange, operation)
             except ContentLost as exc:
+                _refuse_gone(operation)  # another request has ended it meanwhile
                 if not operation.is_receiving:
                     raise
                 # C7: an offset that was announced cannot be taken back.
@@ -307,8 +308,11 @@ class Resources:
         self, exchange: Exchange, operation: Operation, append: Append
     ) -> None:
         """Refuse content after the end (R24). Only an empty patch at the end is no error."""
-        await exchange.send_continue()
         refused = RefusedContent(append.reader, operation.record.length)
+        if append.reader.range is not None and exchange.head.length:
+            # Its head says all: a silent sender need not be waited for.
+            raise refused.problem()
+        await exchange.send_continue()
         await exchange.body.receive(refused)
         refused.end()
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageError
+from trioresume.errors import (
+    ContentLost,
+    PeerError,
+    ProblemCode,
+    StorageConflict,
+    StorageError,
+)
 from trioresume.protocol.dialects import classify, discovery_fields
 from trioresume.protocol.dialects.tus_fields import is_partial
 from trioresume.protocol.digests import ReprDigest
@@ -54,6 +60,9 @@ if TYPE_CHECKING:
     from trioresume.server.page import UploadPage
 
 __all__ = ["Service"]
+
+MOST_TRIES = 10
+"""How often the target is asked again because its content is gone before it is read."""
 
 # Safe methods (RFC 9110, section 9.2.1) change nothing, so nothing of them must survive.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -168,6 +177,8 @@ class Service:
         self._check_size(creation)
         early = await self._admit(head, principal, creation)
         preferences = parse_preferences(head.fields)
+        if isinstance(early, Representation):
+            return self._send_stored(exchange, early, principal)
         if early is not None:
             return self._send(exchange, early)
         resumes = preferences.resume is not None and head.method != "OPTIONS"
@@ -251,23 +262,41 @@ class Service:
             fields = fields.plus(discovery_fields(self._limits))
         await exchange.respond(status, fields, body)
 
-    async def _send(
-        self, exchange: Exchange, answer: Response | Representation
-    ) -> None:
-        if isinstance(answer, Response) and exchange.head.method == "OPTIONS":
+    async def _send(self, exchange: Exchange, answer: Response) -> None:
+        if exchange.head.method == "OPTIONS":
             await self._send_options(exchange, answer)
             return
-        if isinstance(answer, Response):
-            fields = end_to_end_fields(answer.fields)
-            await exchange.respond(answer.status, fields, answer.body)
+        fields = end_to_end_fields(answer.fields)
+        await exchange.respond(answer.status, fields, answer.body)
+
+    async def _send_stored(
+        self, exchange: Exchange, answer: Representation, principal: str | None
+    ) -> None:
+        """Serve stored content.
+
+        Between the target's answer and the opening, another request may replace or remove
+        the content. Then the target is asked again, and knows the newer state.
+        """
+        for tries_left in reversed(range(MOST_TRIES)):
+            try:
+                reader = await self._storage.run(
+                    self._storage.store.open_reader, answer.content
+                )
+            except ContentLost:
+                if not tries_left:
+                    raise
+                newer = await self._target.admit(exchange.head, principal)
+                if not isinstance(newer, Representation):
+                    assert newer is not None
+                    await self._send(exchange, newer)
+                    return
+                answer = newer
+                continue
+            served = Served(answer.fields, reader, answer.etag, answer.last_modified)
+            await serve_bytes(
+                exchange, self._storage, served, max_ranges=self._config.max_ranges
+            )
             return
-        reader = await self._storage.run(
-            self._storage.store.open_reader, answer.content
-        )
-        served = Served(answer.fields, reader, answer.etag, answer.last_modified)
-        await serve_bytes(
-            exchange, self._storage, served, max_ranges=self._config.max_ranges
-        )
 
     async def _handle_operation(
         self,

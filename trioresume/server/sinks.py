@@ -300,19 +300,20 @@ class RefusedContent:
     def end(self) -> None:
         self._judge(self._reader.end())
         if self._reader.completes is False:
-            raise self._complete()  # the patch says that the upload goes on
+            raise self.problem()  # the patch says that the upload goes on
 
     def _judge(self, events: Iterable[PatchEvent]) -> None:
         for event in events:
             if isinstance(event, PartData):
-                raise self._complete()
+                raise self.problem()
             if isinstance(event, PartStart):
                 range_ = event.range
                 start = range_.total if range_.first is None else range_.first
                 if start != self._length or event.length not in (0, None):
-                    raise self._complete()
+                    raise self.problem()
 
-    def _complete(self) -> PeerError:
+    def problem(self) -> PeerError:
+        """What such a patch is refused with."""
         return PeerError(
             ProblemCode.UPLOAD_COMPLETE,
             f"all {self._length} bytes were received already",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trioresume.errors import ContentLost, PeerError, ProblemCode
 from trioresume.protocol.dialects import Reply, Upload
 from trioresume.protocol.dialects.base import PRIVATE
 from trioresume.protocol.heads import Fields
@@ -121,7 +122,13 @@ async def send_outcome(
     if isinstance(answer, Reply):
         await send_reply(exchange, answer, told)
     else:
-        await _send_recorded(exchange, storage, response, answer, told)
+        try:
+            await _send_recorded(exchange, storage, response, answer, told)
+        except ContentLost as exc:
+            if operation.record.response is not None:
+                raise
+            # A DELETE of the response came between its recording and its sending.
+            raise PeerError(ProblemCode.GONE) from exc
 
 
 async def send_processing(
