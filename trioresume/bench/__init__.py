@@ -1,7 +1,7 @@
-"""Uploads that are cut and resumed, in numbers: what ``trioresume bench`` does, for programs.
+"""Measures uploads that are cut and resumed: ``trioresume bench`` for programs.
 
-:class:`Settings` say what to do, :func:`run` does it, :class:`Results` are what was found;
-:func:`to_json` and :func:`from_json` carry results from program to program.
+:class:`Settings` describe a run, :func:`run` performs it, and :class:`Results` are the
+findings. :func:`to_json` and :func:`from_json` carry results between programs.
 """
 
 from trioresume.bench.document import from_json, to_json

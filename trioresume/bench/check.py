@@ -1,4 +1,4 @@
-"""Whether what the server holds is what was sent."""
+"""Checks whether the server stored what was sent."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from trioresume.client.locations import Url
 __all__ = ["check"]
 
 TRIES = 3
-"""Of each request: a connection may break for reasons that say nothing of the content."""
+"""How often each request is tried: a connection may break for reasons that say nothing
+about the content.
+"""
 
 _NOT_OFFERED = {400, 401, 403, 404, 405, 406, 410, 415, 501}
-"""Statuses by which a server says that content is not to be read back here."""
+"""Statuses that say that the content cannot be read back here."""
 
 
 async def check(
     link: Link, dialect: Dialect, planned: Planned, region: Region
 ) -> Check:
-    """Check one finished upload, as the settings say.
+    """Check one finished upload as the settings say.
 
-    By digest: the content is read back. Where that is not offered, by length: the
-    server states how much it holds. What cannot be asked for is not checked, which
-    the result says.
+    The check by digest reads the content back. If the server does not offer that, the
+    check compares the length that the server states. If the server states none, nothing
+    is checked, and the result says so.
     """
     wish = link.settings.verify
     if wish is Verify.NONE:
@@ -49,7 +51,7 @@ async def check(
 async def _by_digest(
     link: Link, dialect: Dialect, planned: Planned, region: Region, url: Url
 ) -> Check | None:
-    """None where reading back is not offered."""
+    """Read the content back and compare its digest. None if the server does not offer that."""
     identity = {"accept-encoding": "identity"}
     request = Request("GET", url, dialect.read_fields().plus(identity))
     for left in reversed(range(TRIES)):
@@ -76,7 +78,7 @@ async def _by_digest(
 
 
 class _Received:
-    """Hashes what is read back, and no more of it than there should be."""
+    """Hashes the content that is read back, up to the expected length."""
 
     def __init__(self, size: int) -> None:
         self.hasher = blake3()
@@ -102,7 +104,7 @@ async def _by_length(link: Link, dialect: Dialect, planned: Planned, url: Url) -
                 continue
             return Check(CheckedBy.LENGTH, False, f"asking: {exc.detail}")
         if response.status in (404, 410):
-            # Whoever names a place for the content must have it there.
+            # A server that names a place for the content must have it there.
             return Check(CheckedBy.LENGTH, False, f"not there: {response.status}")
         if length is None:
             return Check(
@@ -118,7 +120,7 @@ async def _by_length(link: Link, dialect: Dialect, planned: Planned, url: Url) -
 async def _ask(
     link: Link, request: Request, on_body: _Received | None = None
 ) -> Response:
-    """On a connection of its own. Raises :class:`Unhappy`."""
+    """Send *request* on a connection of its own. Raises :class:`Unhappy`."""
     connection = await link.open()
     try:
         response = await connection.ask(request, link.settings.headers, on_body=on_body)

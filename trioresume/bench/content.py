@@ -1,12 +1,12 @@
-"""What is uploaded: bytes that no store of chunks can deduplicate, and that cost nothing to make.
+"""The content of uploads: bytes that a chunk store cannot deduplicate and that cost nothing.
 
-All content is cut from one endless sequence: a region of random bytes, repeated.
-The region's length is prime and an upload starts at a multiple of :data:`SLOT`, so
-that chunks of any fixed size up to a slot start at different places of the region
-over all uploads of a run, until the sequence has gone round the region once for
-each of its bytes (1 PiB for the largest). Two such chunks are therefore never
-equal, although the generator holds one region only and sends straight out of its
-pages. A store that cuts chunks by content could see the repetition, every 256 MiB.
+All content is cut from one endless sequence: a region of random bytes, repeated. The
+region's length is prime, and each upload starts at a multiple of :data:`SLOT`. So
+chunks of any fixed size up to a slot start at different places of the region, over all
+uploads of a run. This holds until the sequence has gone round the region once for each
+of its bytes (1 PiB for the largest region). Two such chunks are never equal, although
+the generator holds only one region and sends straight out of its pages. A store that
+cuts chunks by content could see the repetition, every 256 MiB.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["SLOT", "Region", "length_for", "pieces"]
 MIB = 1 << 20
 
 SLOT = 4 * MIB
-"""Uploads start at multiples of this, the largest chunk size that is kept distinct."""
+"""Uploads start at multiples of this. It is the largest chunk size without duplicates."""
 
 _PRIMES = (1_048_573, 16_777_213, 268_435_399)
-"""The largest primes below 1, 16 and 256 MiB; the last is more than a CPU's cache."""
+"""The largest primes below 1, 16 and 256 MiB. The last is larger than a CPU's cache."""
 
 
 def length_for(total: int) -> int:
-    """The length of the region for *total* bytes of content: no larger than it need be."""
+    """Return the length of the region for *total* bytes: the smallest that is large enough."""
     return next((prime for prime in _PRIMES if prime >= total), _PRIMES[-1])
 
 
 def pieces(length: int, position: int, count: int) -> Iterator[tuple[int, int]]:
-    """Where *count* bytes from *position* on lie in a region of *length*: (offset, count)."""
+    """Yield where *count* bytes from *position* on lie in a region: (offset, count)."""
     start = position % length
     while count:
         part = min(count, length - start)
@@ -48,7 +48,7 @@ def pieces(length: int, position: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 class Region:
-    """The random bytes, in memory that a descriptor names. A context manager."""
+    """The random bytes, in memory that has a file descriptor. A context manager."""
 
     def __init__(self, fd: int, length: int) -> None:
         self.fd = fd
@@ -57,9 +57,9 @@ class Region:
 
     @classmethod
     def make(cls, seed: int, total: int) -> Region:
-        """A new region for *total* bytes; equal arguments make equal content.
+        """Make a region for *total* bytes. Equal arguments make equal content.
 
-        Raises :class:`CallerError` where the system has no memfd (it is not Linux).
+        Raises :class:`CallerError` if the system has no memfd: only Linux has it.
         """
         if not hasattr(os, "memfd_create"):
             raise CallerError("the load generator needs Linux (memfd, sendfile)")
@@ -67,7 +67,7 @@ class Region:
         fd = os.memfd_create("trioresume-bench")
         os.ftruncate(fd, length)
         region = cls(fd, length)
-        # BLAKE3's extended output is the fastest random stream at hand.
+        # BLAKE3's extended output is the fastest random stream available.
         stream = blake3(b"trioresume bench %d" % seed)
         for start in range(0, length, MIB):
             count = min(MIB, length - start)
@@ -75,14 +75,14 @@ class Region:
         return region
 
     def read(self, position: int, count: int) -> bytes:
-        """*count* bytes of the sequence from *position* on."""
+        """Return *count* bytes of the sequence from *position* on."""
         return b"".join(
             self._map[offset : offset + part]
             for offset, part in pieces(self.length, position, count)
         )
 
     def digest(self, position: int, count: int) -> bytes:
-        """The BLAKE3 hash of those bytes."""
+        """Return the BLAKE3 hash of *count* bytes from *position* on."""
         hasher = blake3()
         with memoryview(self._map) as view:
             for offset, part in pieces(self.length, position, count):

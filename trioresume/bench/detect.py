@@ -1,4 +1,4 @@
-"""Which protocol a server speaks, found out with a few small requests."""
+"""Finds out, with a few small requests, which protocol a server speaks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["detect"]
 
 
 async def detect(link: Link, target: Target) -> tuple[Protocol, str | None]:
-    """The first of seed, rufh, tus that the server shows, else plain; and its name.
+    """Return the first of seed, rufh, tus that the server shows, else plain; and its name.
 
-    The seed shows in the 100 that answers a request of no more than its head; its
-    content never comes, and the server was asked to keep nothing of it. The others
-    show in the answer to OPTIONS. Raises :class:`Unhappy` if nobody answers.
+    For the seed, a request is sent up to its head, and the 100 shows the seed. The
+    content is never sent, and the request asks the server to keep nothing. The others
+    show in the answer to OPTIONS. Raises :class:`Unhappy` if no server answers.
     """
     name: str | None = None
     if await _offers_resumption(link, target):
@@ -74,7 +74,7 @@ async def _offers_resumption(link: Link, target: Target) -> bool:
 
 
 async def _cancel(link: Link, url: Url) -> None:
-    """Leave nothing behind (R25); a server that does not know how will let it expire."""
+    """Delete the upload (R25). A server that does not know DELETE lets it expire."""
     await _ask(link, Request("DELETE", url))
 
 

@@ -1,9 +1,9 @@
-"""What the protocols have in common: one upload as questions and answers, without I/O.
+"""The base of the protocols: one upload as requests and answers, without I/O.
 
-A :class:`Dialect` is asked for the :meth:`~Dialect.next` request and told what came
-of it: interim responses, the final one, or that the connection ended. It remembers
-where the upload is and what the server has announced, and notices when the server
-contradicts itself. It knows no sockets, clocks or faults.
+A :class:`Dialect` returns the :meth:`~Dialect.next` request. It is told the result:
+interim responses, the final response, or the end of the connection. It remembers where
+the upload is and what the server has announced, and finds contradictions of the server.
+It knows no sockets, clocks or faults.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from trioresume.protocol.heads import Fields
 __all__ = ["Dialect", "Request", "Response", "Target", "Unhappy", "integer_field"]
 
 _TRY_AGAIN = {408, 409, 423, 425, 429, 500, 502, 503, 504, 507}
-"""Statuses after which the same upload may still go on."""
+"""Statuses after which the upload may still go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to send: *prefix*, then content from byte *start* to *stop*.
+    """A request to send: *prefix*, then the content from byte *start* to *stop*.
 
-    *asks_offset* marks a query whose latency is measured. *expect*: the content
-    waits for ``100 Continue``, for a while.
+    *asks_offset* marks a query whose latency is measured. With *expect*, the content
+    waits for ``100 Continue`` for a while.
     """
 
     method: str
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Bytes of content on the wire."""
+        """The length of the request's content on the wire, in bytes."""
         return len(self.prefix) + self.stop - self.start
 
 
@@ -64,7 +64,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how uploads are made; *url* and *method* are this upload's."""
+    """Where and how an upload is made. *url* and *method* are for this upload."""
 
     method: str
     url: Url
@@ -74,7 +74,7 @@ class Target:
 
 
 class Unhappy(Exception):
-    """The server's answer ends this attempt; with *retry* another one makes sense."""
+    """The server's answer ends this attempt. With *retry* another attempt makes sense."""
 
     def __init__(self, ending: Ending, detail: str, *, retry: bool) -> None:
         super().__init__(detail)
@@ -84,7 +84,7 @@ class Unhappy(Exception):
 
 
 def integer_field(response: Response, name: str) -> int:
-    """A non-negative integer of at most 15 digits. Raises :class:`Unhappy`."""
+    """Return a non-negative integer of at most 15 digits. Raises :class:`Unhappy`."""
     value = response.fields.get(name)
     if value is None:
         raise Unhappy(
@@ -101,12 +101,12 @@ def integer_field(response: Response, name: str) -> int:
 class Dialect(ABC):
     """One upload of *size* bytes to *target*.
 
-    :attr:`offset` is where the next content starts, :attr:`url` the upload's own
-    resource once it is known, :attr:`result` where the finished content is.
+    :attr:`offset` is where the next content starts. :attr:`url` is the upload's own
+    resource, once it is known. :attr:`result` is where the finished content is.
     """
 
     resumes = True
-    """Whether a cut upload goes on where it was."""
+    """Whether a cut upload continues where it was."""
 
     def __init__(self, target: Target, size: int) -> None:
         self.target = target
@@ -121,24 +121,24 @@ class Dialect(ABC):
 
     @abstractmethod
     def next(self) -> Request | None:
-        """What to send next; None once the upload is complete."""
+        """Return the next request; None once the upload is complete."""
 
     @abstractmethod
     def final(self, request: Request, response: Response) -> None:
-        """The final response to *request*. Raises :class:`Unhappy`."""
+        """Take the final response to *request*. Raises :class:`Unhappy`."""
 
     def interim(self, response: Response) -> None:
-        """A 1xx response while a request is under way. Raises :class:`Unhappy`."""
-        del response  # most say nothing
+        """Take a 1xx response during a request. Raises :class:`Unhappy`."""
+        del response  # most protocols ignore it
 
     def wrote(self, position: int) -> None:
-        """Content up to *position* was handed to the network."""
+        """Note that content up to *position* was handed to the network."""
         self.written = max(self.written, position)
 
     def cut(self) -> None:
-        """The connection ended; how much arrived is not known."""
+        """Note that the connection ended. How much arrived is not known."""
         if self.url is None:
-            # Nothing can be asked, so the upload begins again, as a new one.
+            # Without a URL there is nothing to ask, so the upload begins again, as a new one.
             self.offset = self.announced = self.written = 0
         else:
             self._must_ask = True
@@ -146,18 +146,18 @@ class Dialect(ABC):
     # For checking the content of a finished upload.
 
     def read_fields(self) -> Fields:
-        """Fields that a request for the finished content needs."""
+        """Return the fields that a request for the finished content needs."""
         return Fields()
 
     def stored_length(self, response: Response) -> int | None:
-        """The length that the answer to a HEAD of :attr:`result` states, if it does."""
+        """Return the length in the answer to a HEAD of :attr:`result`; None without one."""
         value = response.fields.get("content-length", "")
         return int(value) if value and value.isdecimal() and len(value) < 16 else None
 
     # For the protocols.
 
     def _announce(self, offset: int) -> None:
-        """The server says that it has the bytes below *offset* (C7)."""
+        """Note that the server says that it has the bytes below *offset* (C7)."""
         if offset < self.announced:
             raise Unhappy(
                 Ending.OFFSET_FELL,
@@ -178,12 +178,12 @@ class Dialect(ABC):
         self._must_ask = False
 
     def _stop(self) -> int:
-        """Where the content of a request that starts at the offset ends."""
+        """Return where the content of the next request ends."""
         chunk = self.target.chunk
         return self.size if chunk is None else min(self.size, self.offset + chunk)
 
     def _append(self, words: Wording, url: Url, stop: int) -> Request:
-        """A PATCH of *url* with the content from the offset to *stop*."""
+        """Return a PATCH of *url* with the content from the offset to *stop*."""
         completes = stop == self.size
         range_ = ContentRange(None, None, self.size)
         if stop > self.offset:
@@ -200,7 +200,7 @@ class Dialect(ABC):
         )
 
     def _own_url(self, response: Response) -> Url:
-        """The ``Location`` of a response. Raises :class:`Unhappy`."""
+        """Return the ``Location`` of a response. Raises :class:`Unhappy`."""
         url = self._location(response)
         if url is None:
             raise Unhappy(
@@ -215,7 +215,7 @@ class Dialect(ABC):
         return None if value is None else self.target.url.resolve(value)
 
     def _refused(self, request: Request, response: Response) -> Unhappy:
-        """What an answer that does not carry on the upload means."""
+        """Return the error for an answer that does not continue the upload."""
         words = f"{request.method} answered {response.status}"
         try:
             words += f" {HTTPStatus(response.status).phrase}"

@@ -1,8 +1,9 @@
 """The protocols: the seed, tus 1.0.0, Resumable Uploads for HTTP, and none.
 
-What a request says is the client's own words (:mod:`trioresume.client.dialects`). What
-comes next is decided here, in the simplest way there is: the client makes the best of a
-server, the benchmark finds out what it is like.
+The fields of a request come from the client's dialects
+(:mod:`trioresume.client.dialects`). This module decides on the next request, in the
+simplest way. The client gets the best out of a server. The benchmark finds out what the
+server does.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from trioresume.protocol.message import (
 __all__ = ["Plain", "Rufh", "Seed", "Tus", "make_dialect"]
 
 _ABOUT = Fields({"content-type": "application/octet-stream"})
-"""What is said of every upload; tuspyserver refuses to tell the offset of one without."""
+"""The fields of every upload. tuspyserver does not tell the offset of an upload without them."""
 
 MESSAGE_WAIT = 5
-"""Seconds for which the server may hold back an answer that is not ready (R27)."""
+"""For how many seconds the server may hold back an answer that is not ready (R27)."""
 
 
 def make_dialect(protocol: Protocol, target: Target, size: int) -> Dialect:
-    """A new upload in *protocol*, which is not AUTO."""
+    """Make a new upload in *protocol*, which is not AUTO."""
     dialects: dict[Protocol, type[Plain | Rufh | Seed | Tus]] = {
         Protocol.SEED: Seed,
         Protocol.RUFH: Rufh,
@@ -49,7 +50,7 @@ def make_dialect(protocol: Protocol, target: Target, size: int) -> Dialect:
 
 
 class Plain(Dialect):
-    """One request with the whole content; after a cut, the same from the beginning."""
+    """One request with the whole content. After a cut it begins again."""
 
     resumes = False
 
@@ -123,7 +124,7 @@ class Seed(Dialect):
         elif request.method == "GET":
             self._read_message(response)
         elif request.method == "PATCH" and "upload-offset" in response.fields:
-            # Either a step on the way (R17) or the completed upload's own answer.
+            # Either the upload goes on (R17), or this is the completed upload's own answer.
             self._go_on_from(integer_field(response, "upload-offset"))
             if self.offset == self.size:
                 self._completed(response)
@@ -137,7 +138,7 @@ class Seed(Dialect):
             self.result = self.target.url
 
     def _read_message(self, response: Response) -> None:
-        """The final response that got lost, as ``message/http`` (R26, R27)."""
+        """Read the lost final response from ``message/http`` (R26, R27)."""
         if response.status == 202:
             raise Unhappy(Ending.TIMEOUT, "the response is not ready", retry=True)
         try:
@@ -203,11 +204,11 @@ class Tus(Dialect):
 
 
 class Rufh(Dialect):
-    """Resumable Uploads for HTTP, of an interop version or of none.
+    """Resumable Uploads for HTTP, with an interop version or without.
 
-    With a version the server announces the upload's resource in a 104 while the
-    content is on its way. Without one there are no 104s yet, so the upload is created
-    empty first ("careful creation"): nothing would be resumable otherwise.
+    With a version the server announces the upload's resource in a 104 while the content
+    is sent. Without a version there are no 104s. So an empty request creates the upload
+    first ("careful creation"). Otherwise nothing could be resumed.
     """
 
     def __init__(self, target: Target, size: int) -> None:
@@ -263,7 +264,7 @@ class Rufh(Dialect):
             self._go_on_from(request.stop)
 
     def _completed(self, response: Response) -> None:
-        """A final ``?1`` has the ``Location`` of what was made, or of the upload (C4, C19)."""
+        """Take a final ``?1``: its ``Location`` is the new resource's or the upload's (C4, C19)."""
         self.complete = True
         self.result = self._location(response) or self.url
 

@@ -1,8 +1,8 @@
-"""The JSON document of a run, which ``trioresume bench --json`` writes, and its schema.
+"""The JSON document of a run, as ``trioresume bench --json`` writes it, and its schema.
 
-It is the records of :mod:`~trioresume.bench.results` as they are, so that nothing is
-lost, and under ``"summary"`` the figures that follow from them, so that a reader in
-another language need not compute a percentile. Names end with their units.
+It has all records of :mod:`~trioresume.bench.results`, so nothing is lost.
+``"summary"`` has the figures that follow from them, so a reader in another language
+need not compute percentiles. Names end with their units.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ PerGib = Annotated[float, Unit("cpu_seconds_per_gib")]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The figures that follow from a run's records; None where there is nothing to tell.
+    """The figures that follow from a run's records; None if a figure has no data.
 
-    *failures* counts failed uploads by their ``ending``, *checked* finished ones that
-    were found right by how that was checked, *cuts* those of the generator by
-    ``kind/place``. *busiest_generator* is the part of the time, 0 to 1, that the
-    busiest process of the generator kept a core busy.
+    *failures* counts failed uploads by their ``ending``. *checked* counts finished
+    uploads that passed the check, by the kind of check. *cuts* counts the generator's
+    cuts by ``kind/place``. *busiest_generator* is the part of the time, 0 to 1, in
+    which the generator's busiest process kept a core busy.
     """
 
     uploads: int
@@ -74,7 +74,7 @@ class Summary:
 
 
 def summary(results: Results) -> Summary:
-    """The figures of *results*, each as its property says."""
+    """Return the figures of *results*. The property of the same name explains each."""
     return Summary(
         uploads=len(results.uploads),
         done=len(results.done),
@@ -108,16 +108,16 @@ def summary(results: Results) -> Summary:
 
 
 def to_json(results: Results) -> str:
-    """The whole of *results* and their :class:`Summary`, as one line of JSON.
+    """Return *results* and their :class:`Summary` as one line of JSON.
 
-    Values of header fields are left out: they may be credentials.
+    Values of header fields are left out, because they may be credentials.
     """
     document = {**to_plain(results), "summary": to_plain(summary(results))}
     return json.dumps(document, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Results:
-    """What :func:`to_json` wrote. Raises :class:`~trioresume.bench.records.BadRecord`."""
+    """Read the output of :func:`to_json`. Raises :class:`~trioresume.bench.records.BadRecord`."""
     try:
         document = json.loads(text)
     except ValueError as exc:
@@ -131,10 +131,9 @@ def from_json(text: str | bytes) -> Results:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of what :func:`to_json` writes, made from the records.
+    """Return the JSON Schema (2020-12) of :func:`to_json`, made from the records.
 
-    Members may be added without a new ``format``; readers pass over what they do not
-    know.
+    Members may be added without a new ``format``. Readers ignore members that they do not know.
     """
     definitions: dict[str, Any] = {}
     document = _record_schema(Results, definitions)
@@ -178,7 +177,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         if kind.__name__ not in definitions:
             definitions[
                 kind.__name__
-            ] = {}  # a place for it, should it hold its own kind
+            ] = {}  # a placeholder, in case the record contains its own type
             definitions[kind.__name__] = _record_schema(kind, definitions)
         return {"$ref": f"#/$defs/{kind.__name__}"}
     assert issubclass(kind, Enum)

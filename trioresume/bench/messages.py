@@ -1,4 +1,4 @@
-"""Messages between the load generator's processes: msgpack, one after the other in a pipe."""
+"""Messages between the load generator's processes: a series of msgpack values in a pipe."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trioresume.bench.records import Bytes
 __all__ = ["MAX_MESSAGE", "Counts", "Unpacker", "pack"]
 
 MAX_MESSAGE = 64 << 20
-"""Bytes of one message: an upload's record, with all its attempts."""
+"""The largest message in bytes: an upload's record, with all its attempts."""
 
 
 def pack(message: object) -> bytes:
-    """*message*, of plain values."""
+    """Encode *message*, which has plain values only."""
     data = msgpack.packb(message)
     assert isinstance(data, bytes)
     return data
@@ -25,7 +25,7 @@ def pack(message: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How far a process is: uploads by their state, bytes, cuts, resumptions."""
+    """How far a process is: numbers of uploads by state, bytes, cuts and resumptions."""
 
     running: int = 0
     sent: Bytes = 0
@@ -37,17 +37,17 @@ class Counts:
 
     @classmethod
     def total(cls, parts: Iterable[Self]) -> Self:
-        """All processes together; there is at least one."""
+        """Add up the counts of all processes. There is at least one."""
         return cls(*map(sum, zip(*map(astuple, parts), strict=True)))
 
 
 class Unpacker:
-    """Messages out of the bytes of a pipe, however they were cut."""
+    """Reads messages from the bytes of a pipe, however they were cut."""
 
     def __init__(self) -> None:
         self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_MESSAGE)
 
     def feed(self, data: bytes | bytearray) -> Iterator[Any]:
-        """The messages that *data* completes; take each before feeding again."""
+        """Yield the messages that *data* completes. Take all of them before feeding again."""
         self._unpacker.feed(data)
         yield from self._unpacker

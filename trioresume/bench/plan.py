@@ -1,8 +1,8 @@
-"""The schedule of a run: drawn once from the seed, the same each time.
+"""The plan of a run: drawn from the seed, and the same each time.
 
-Sizes are drawn in the order of the uploads. The cuts of an upload are drawn from a
-generator of its own, so that they depend on the seed and the upload's number alone,
-not on how many processes there are or what the server does.
+Sizes are drawn in the order of the uploads. Each upload's cuts come from a random
+generator of its own. So they depend only on the seed and the upload's number, not on
+the number of processes or on the server.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from trioresume.bench.settings import FaultPlace, Faults, Settings, SizeKind, Si
 __all__ = ["Cuts", "Planned", "PlannedCut", "cuts_of", "plan"]
 
 MAX_CUTS = 100_000
-"""Of one upload; a bound for memory, far beyond what anybody means."""
+"""The most cuts of one upload. It only bounds memory; no real run has so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCut:
-    """A cut that is due when *after* bytes of content were sent, over all attempts."""
+    """A cut that happens when *after* bytes of content were sent, over all attempts."""
 
     after: int
     fault: Fault
@@ -31,7 +31,7 @@ class PlannedCut:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An upload to come; its content starts at *position* of the sequence."""
+    """A planned upload. Its content starts at *position* of the sequence."""
 
     number: int
     name: str
@@ -40,7 +40,7 @@ class Planned:
 
 
 def plan(settings: Settings) -> list[Planned]:
-    """Every upload of a run, in order."""
+    """Return all uploads of a run, in order."""
     dice = random.Random(f"sizes {settings.seed}")
     planned = []
     position = 0
@@ -48,7 +48,7 @@ def plan(settings: Settings) -> list[Planned]:
         size = _size(settings.sizes, dice)
         name = f"bench-{settings.seed}-{number}"
         planned.append(Planned(number, name, size, position))
-        # An upload without content takes a slot too: numbers stay apart.
+        # An upload without content takes a slot too, so that positions differ.
         position += max(1, -(-size // SLOT)) * SLOT
     return planned
 
@@ -65,7 +65,7 @@ def _size(sizes: Sizes, dice: random.Random) -> int:
 
 
 def cuts_of(faults: Faults, seed: int, number: int, size: int) -> list[PlannedCut]:
-    """The cuts of upload *number*: a Poisson process along its bytes."""
+    """Return the cuts of upload *number*: a Poisson process along its bytes."""
     if faults.mean_bytes is None:
         return []
     dice = random.Random(f"cuts {seed} {number}")
@@ -81,18 +81,18 @@ def cuts_of(faults: Faults, seed: int, number: int, size: int) -> list[PlannedCu
 
 
 class Cuts:
-    """Carries out an upload's cuts; knows nothing of connections.
+    """Decides when an upload is cut. It knows no connections.
 
-    A cut in the body happens at its byte. One in a head happens in the head of the
-    next request after the body cuts before it. One of the response happens at the
-    end of the first request that ends at or beyond its byte.
+    A cut in the body happens at its byte. A cut in a head happens in the next request's
+    head, after the body cuts that are planned before it. A cut of the response happens
+    at the end of the first request that ends at or beyond its byte.
     """
 
     def __init__(self, planned: list[PlannedCut]) -> None:
         self._left = list(planned)
 
     def at_head(self) -> Fault | None:
-        """Whether the head of a request that begins now is to be cut."""
+        """Return the cut for the head of a request that begins now; None if there is none."""
         for index, cut in enumerate(self._left):
             if cut.fault.place is FaultPlace.HEAD:
                 return self._left.pop(index).fault
@@ -101,21 +101,21 @@ class Cuts:
         return None
 
     def before_cut(self, sent: int) -> int | None:
-        """How many more bytes may follow the *sent* ones; None without bounds."""
+        """Return how many bytes may follow the *sent* ones before a cut; None without a cut."""
         for cut in self._left:
             if cut.fault.place is FaultPlace.BODY:
                 return max(0, cut.after - sent)
         return None
 
     def at_body(self) -> Fault:
-        """The cut whose byte was reached."""
+        """Return the cut whose byte was reached."""
         for index, cut in enumerate(self._left):
             if cut.fault.place is FaultPlace.BODY:
                 return self._left.pop(index).fault
         raise AssertionError("no cut in the body is left")
 
     def at_response(self, sent: int) -> Fault | None:
-        """Whether the response to a request that ends after *sent* bytes is to be lost."""
+        """Return the cut that loses the response to a request that ends after *sent* bytes."""
         for index, cut in enumerate(self._left):
             if cut.fault.place is FaultPlace.RESPONSE and cut.after <= sent:
                 return self._left.pop(index).fault

@@ -1,4 +1,4 @@
-"""The processes of the load generator, seen from their parent."""
+"""The load generator's processes, as their parent sees them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ END_SECONDS = 10.0
 
 
 class BenchFailed(TrioresumeError):
-    """The run could not be carried out; it says nothing about the server's uploads."""
+    """The run itself failed. This says nothing about the server's uploads."""
 
 
 class Workers:
-    """All worker processes; *hear* is called with each message and its process.
+    """All worker processes. *hear* is called with a process's index and its message.
 
-    An async context manager: none outlives the block, however it ends.
+    An async context manager. No process outlives the block, however it ends.
     """
 
     def __init__(self, hear: Callable[[int, list[Any]], None]) -> None:
@@ -36,7 +36,7 @@ class Workers:
         self._ended = 0
 
     async def start(self, job: dict[str, Any], region: Region) -> None:
-        """One more process, with its job."""
+        """Start one more process with its job."""
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "trioresume.bench.worker"],
             stdin=subprocess.PIPE,
@@ -60,7 +60,7 @@ class Workers:
             raise BenchFailed("a process of the load generator died") from exc
 
     async def listen(self) -> None:
-        """Until every process has said its last word. Raises :class:`BenchFailed`."""
+        """Listen until each process has sent its last message. Raises :class:`BenchFailed`."""
         async with trio.open_nursery() as nursery:
             for index, process in enumerate(self._processes):
                 nursery.start_soon(self._listen_to, index, process)
@@ -89,7 +89,7 @@ class Workers:
             await self._end()
 
     async def _end(self) -> None:
-        """Their input ends, and if that does not help, so do they."""
+        """Close each process's input. Kill the processes that do not end then."""
         for process in self._processes:
             assert process.stdin is not None
             await process.stdin.aclose()

@@ -1,11 +1,12 @@
-"""Records to plain values and back: what JSON and msgpack can carry.
+"""Turns records into plain values for JSON and msgpack, and back.
 
-Frozen dataclasses become mappings, enumerations their values, tuples lists; the
-types of the fields say how to come back. A field with ``metadata={"secret": True}``
-holds pairs whose second member must not be written down: it is replaced.
+Frozen dataclasses become mappings, enumerations become their values, and tuples become
+lists. The types of the fields say how to turn them back. A field with
+``metadata={"secret": True}`` has pairs whose second member must not be written. It is
+replaced.
 
-A plain value has its unit in its name, because it may be read far from here: a field
-``begun: Seconds`` is written as ``begun_seconds``. See :class:`Unit`.
+The name of a plain value has its unit, because its reader may not know this code: a
+field ``begun: Seconds`` is written as ``begun_seconds``. See :class:`Unit`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ __all__ = [
 ]
 
 HIDDEN = "(not shown)"
-"""Stands for a secret's value."""
+"""The text in place of a secret's value."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What the number, or each in a tuple, counts: the end of its name when it is written."""
+    """The unit of a number, or of each number in a tuple: the end of its written name."""
 
     suffix: str
 
@@ -53,14 +54,14 @@ BytesPerSecond = Annotated[float, Unit("bytes_per_second")]
 WholeBytesPerSecond = Annotated[int, Unit("bytes_per_second")]
 CpuSeconds = Annotated[float, Unit("cpu_seconds")]
 EpochSeconds = Annotated[float, Unit("epoch_seconds")]
-"""Since 1970-01-01 UTC."""
+"""Seconds since 1970-01-01 UTC."""
 Offset = Annotated[int, Unit("byte_offset")]
 Seconds = Annotated[float, Unit("seconds")]
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A field of a record: its *name* when it is written, its type without the unit."""
+    """A field of a record: its written *name*, and its type without the unit."""
 
     field: dataclasses.Field[Any]
     name: str
@@ -68,14 +69,14 @@ class Member:
 
 
 class BadRecord(ValueError):
-    """A plain value does not have the shape of the record it should become."""
+    """A plain value does not have the shape of its record."""
 
 
 def to_plain(record: object, *, secrets: bool = False) -> Any:
-    """*record* in dicts, lists, strings, numbers, booleans and None.
+    """Turn *record* into dicts, lists, strings, numbers, booleans and None.
 
-    Properties are not included: they can be computed again. *secrets* keeps what
-    is otherwise hidden, for processes of the same run.
+    Properties are not included, because they can be computed again. *secrets* keeps the
+    secret values, for processes of the same run.
     """
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         plain: dict[str, Any] = {}
@@ -95,11 +96,10 @@ def to_plain(record: object, *, secrets: bool = False) -> Any:
 
 
 def from_plain(kind: type[T], plain: object) -> T:
-    """The record of type *kind* that :func:`to_plain` made *plain* of.
+    """Return the record of type *kind* from which :func:`to_plain` made *plain*.
 
-    A member that is missing takes the field's default, so that what an older
-    version wrote can be read; an unknown one is passed over. Raises
-    :class:`BadRecord`.
+    A missing member takes the field's default, so that records of an older version can
+    be read. An unknown member is ignored. Raises :class:`BadRecord`.
     """
     made = _made(kind, plain)
     assert isinstance(made, kind)
@@ -110,7 +110,7 @@ _known_members: dict[type, tuple[Member, ...]] = {}
 
 
 def members(kind: type) -> tuple[Member, ...]:
-    """The members of the record type *kind*, in order."""
+    """Return the members of the record type *kind*, in order."""
     if kind not in _known_members:  # evaluated once: a run has many records
         bare = typing.get_type_hints(kind)
         annotated = typing.get_type_hints(kind, include_extras=True)
@@ -122,7 +122,7 @@ def members(kind: type) -> tuple[Member, ...]:
 
 
 def _name(name: str, hint: Any) -> str:
-    """*name* and its unit, unless it ends with that already (``seconds``, ``mean_bytes``)."""
+    """Return *name* with its unit, unless it ends with the unit (``seconds``, ``mean_bytes``)."""
     for unit in _units(hint):
         if name != unit.suffix and not name.endswith(f"_{unit.suffix}"):
             return f"{name}_{unit.suffix}"
@@ -151,7 +151,7 @@ def _made(kind: Any, plain: Any) -> Any:
             raise BadRecord(f"{plain!r} is no {kind.__name__}") from exc
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
         return float(plain)  # JSON writers may drop a trailing .0
-    # A bool is an int to isinstance, and never what was meant.
+    # For isinstance a bool is an int, but it is never meant as one.
     if not isinstance(plain, kind) or (kind is int and isinstance(plain, bool)):
         raise BadRecord(f"{plain!r} is no {kind.__name__}")
     return plain

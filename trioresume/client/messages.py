@@ -12,7 +12,7 @@ __all__ = ["ClientResponse", "Progress"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientResponse:
-    """The final response to a request, over whatever number of connections it came."""
+    """The final response to a request, over any number of connections."""
 
     status: int
     headers: Fields
