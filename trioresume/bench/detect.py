@@ -1,4 +1,7 @@
-"""Finds out, with a few small requests, which protocol a server speaks."""
+"""Finds out, with a few small requests, which protocol a server speaks.
+
+Statement numbers such as R25 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ A :class:`Dialect` returns the :meth:`~Dialect.next` request. It is told the res
 interim responses, the final response, or the end of the connection. It remembers where
 the upload is and what the server has announced, and finds contradictions of the server.
 It knows no sockets, clocks or faults.
+
+Statement numbers such as C7 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

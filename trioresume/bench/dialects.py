@@ -4,6 +4,8 @@ The fields of a request come from the client's dialects
 (:mod:`trioresume.client.dialects`). This module decides on the next request, in the
 simplest way. The client gets the best out of a server. The benchmark finds out what the
 server does.
+
+Statement numbers such as R27 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations

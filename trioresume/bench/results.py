@@ -1,14 +1,14 @@
-"""What a run found: typed records, and the figures that follow from them.
+"""The results of a run: typed records, and the figures that follow from them.
 
 All times are seconds since the load began (:attr:`Results.started` is the wall
 clock of that moment), sizes are bytes, rates bytes a second, CPU times seconds.
-A record holds what was observed; whatever can be computed from it is a property,
-so that a file written by ``--json`` and read again says the same.
+A record holds observations. Figures that can be computed from it are properties, so a
+file that ``--json`` wrote has the same figures after reading.
 :func:`~trioresume.bench.document.to_json` adds the computed figures under
 ``"summary"`` for readers in other languages.
 
-*Sent* is what went to the network: of a connection that was reset, what still lay in
-the generator's own socket buffer does not count.
+*Sent* bytes went to the network. If a connection was reset, the bytes in the
+generator's own socket buffer do not count.
 """
 
 from __future__ import annotations
@@ -49,38 +49,38 @@ __all__ = [
 ]
 
 FORMAT = 1
-"""Of the JSON document; it rises when a member changes its meaning or goes away."""
+"""The format of the JSON document. It rises when a member changes its meaning or is removed."""
 
 GIB = 1 << 30
 
 
 class Ending(Enum):
-    """How an attempt ended, and an upload with its last attempt."""
+    """How an attempt ended. An upload ends like its last attempt."""
 
     DONE = "done"
     """The server answered that the upload is complete."""
     CUT = "cut"
     """Cut by the generator; the attempt's ``fault`` says how."""
     KILLED = "server-killed"
-    """The connection broke, or none came about, while the server was killed."""
+    """The connection broke, or could not be made, while the server was killed."""
     REFUSED = "refused"
     """There was no connection."""
     CLOSED = "closed"
-    """The server ended the connection, with FIN or RST, when it should not have."""
+    """The server closed the connection unexpectedly, with FIN or RST."""
     TIMEOUT = "timeout"
     """The server was silent for as long as ``idle_timeout``."""
     REJECTED = "rejected"
-    """The server answered with a status that does not carry on the upload."""
+    """The server answered with a status that does not continue the upload."""
     NOT_UNDERSTOOD = "not-understood"
-    """The server's answer is no HTTP/1.1, or lacks what the protocol demands."""
+    """The server's answer is not HTTP/1.1, or breaks the protocol."""
     OFFSET_FELL = "offset-fell"
     """The server forgot bytes that it had announced."""
     OFFSET_BEYOND = "offset-beyond"
-    """The server announced more bytes than it was ever sent."""
+    """The server announced more bytes than were ever sent to it."""
     FORGOTTEN = "forgotten"
     """The server does not know the upload any more."""
     STOPPED = "stopped"
-    """The run's time was up, or it was interrupted. Not a failure."""
+    """The run's time was over, or it was interrupted. This is no failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +93,16 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What one connection did for an upload.
+    """The work of one connection for an upload.
 
-    Content from byte *first* up to, not including, *last* was sent; they are equal
-    if there was none. *offset_query* is the time from the query for the offset to
-    its answer, on an open connection. *resume* is the time from the last cut to
-    the first byte that was sent after it and taken by the server, *think* seconds
-    of waiting on purpose not counted; it is on the attempt that succeeded in it.
-    *status* is the last final status, *detail* says more about an unhappy ending.
-    *sending* is when the first byte of content went: before it the connection only asked,
-    or waited for a lock of the server. None if none went.
+    Content from byte *first* up to, but not including, *last* was sent. The two are
+    equal if no content was sent. *offset_query* is the time from the query for the
+    offset to its answer, on an open connection. *resume* is the time from the last cut
+    to the first byte after it that the server took, without the *think* seconds of
+    waiting on purpose. The attempt that resumed the upload has it. *status* is the last
+    final status. *detail* says more about an ending with an error. *sending* is when
+    the first byte of content was sent; before it the connection only asked, or waited
+    for a lock of the server. It is None if no content was sent.
     """
 
     begun: Seconds
@@ -133,7 +133,7 @@ class CheckedBy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The outcome of checking one finished upload; *detail* says what is wrong."""
+    """The result of checking one finished upload. *detail* says what is wrong."""
 
     by: CheckedBy
     ok: bool
@@ -142,7 +142,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One upload's story. *check* is None if it did not finish."""
+    """One upload with all its attempts. *check* is None if it did not finish."""
 
     number: int
     name: str
@@ -158,7 +158,7 @@ class Upload:
 
     @property
     def seconds(self) -> float:
-        """From beginning to end, thinking not counted."""
+        """The seconds from beginning to end, without waiting on purpose."""
         return self.ended - self.begun - sum(a.think for a in self.attempts)
 
     @property
@@ -167,7 +167,7 @@ class Upload:
 
     @property
     def sent_again(self) -> int:
-        """Bytes that were sent more than once, counted each time after the first."""
+        """Bytes that were sent again, counted each time."""
         again = reached = 0
         for attempt in self.attempts:
             again += max(0, min(reached, attempt.last) - attempt.first)
@@ -184,7 +184,7 @@ class Upload:
 
     @property
     def rate(self) -> float | None:
-        """Its size by its seconds; None if it did not finish or has no content."""
+        """The size divided by the seconds; None if it did not finish or has no content."""
         if self.ending is not Ending.DONE or not self.size or self.seconds <= 0:
             return None
         return self.size / self.seconds
@@ -200,10 +200,10 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What happened in each *interval* seconds from the beginning on.
+    """What happened in each interval of *interval* seconds from the beginning on.
 
-    *sent* counts bytes handed to the kernel: near the end of a connection that was
-    cut, up to a socket buffer more than the attempts tell.
+    *sent* counts bytes handed to the kernel. At the end of a connection that was cut it
+    may be up to a socket buffer more than the attempts say.
     """
 
     interval: Seconds
@@ -223,7 +223,7 @@ class Generator:
 
     @property
     def busy(self) -> float:
-        """The part of the time that it kept a core busy, 0 to 1."""
+        """The part of the time, 0 to 1, in which it kept a core busy."""
         return (self.user + self.system) / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -239,10 +239,10 @@ class ServerSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerUsage:
-    """What the server used, its children included.
+    """What the server and its child processes used.
 
-    *user* and *system* are of the load and of the work that the server put off
-    until after its answers, over all its lives if it was killed; *peak_resident* is
+    *user* and *system* are for the load and for the work that the server did after its
+    answers. If it was killed, they cover all its processes in turn. *peak_resident* is
     the sum of the processes' high-water marks.
     """
 
@@ -255,7 +255,7 @@ class ServerUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What a reader must know to place the figures."""
+    """The machine, which a reader must know to judge the figures."""
 
     cpus: int
     cpu: str
@@ -276,7 +276,7 @@ class Latency:
 
     @classmethod
     def of(cls, samples: Iterable[float]) -> Latency | None:
-        """None without samples."""
+        """Return the distribution of *samples*; None without samples."""
         ordered = sorted(samples)
         if not ordered:
             return None
@@ -289,10 +289,10 @@ class Latency:
 class Results:
     """Everything about one run. *started* is seconds since the epoch.
 
-    *seconds* is the load's duration, from its beginning to the last upload's end;
-    checking comes after it and is not counted. *interrupted*: Ctrl-C ended it.
-    *protocol* is what was spoken, never AUTO; *server_name* what the server calls
-    itself.
+    *seconds* is the load's duration, from its beginning to the last upload's end. The
+    check comes after it and does not count. *interrupted* says that Ctrl-C ended the
+    run. *protocol* is the protocol that was used, never AUTO. *server_name* is the
+    server's own name for itself.
     """
 
     settings: Settings
@@ -317,7 +317,7 @@ class Results:
 
     @property
     def failures(self) -> dict[Ending, int]:
-        """How many uploads failed, by how they ended."""
+        """The number of failed uploads, by ending."""
         return dict(Counter(u.ending for u in self.uploads if u.failed))
 
     @property
@@ -326,22 +326,22 @@ class Results:
 
     @property
     def checks(self) -> dict[CheckedBy, int]:
-        """How many finished uploads were checked and found right, by how."""
+        """The number of finished uploads that passed the check, by kind of check."""
         return dict(Counter(u.check.by for u in self.uploads if u.check and u.check.ok))
 
     @property
     def wrong(self) -> tuple[Upload, ...]:
-        """Uploads whose content is not what was sent."""
+        """Uploads whose stored content differs from what was sent."""
         return tuple(u for u in self.uploads if u.check and not u.check.ok)
 
     @property
     def unchecked(self) -> int:
-        """Finished uploads of which nothing is known."""
+        """The number of finished uploads that were not checked."""
         return sum(u.check is None or u.check.by is CheckedBy.NONE for u in self.done)
 
     @property
     def ok(self) -> bool:
-        """No upload failed and none is wrong."""
+        """Whether no upload failed and none is wrong."""
         return not self.failures and not self.wrong
 
     # Bytes.
@@ -356,17 +356,17 @@ class Results:
 
     @property
     def stored(self) -> int:
-        """Content of the uploads that finished."""
+        """The content of the finished uploads, in bytes."""
         return sum(upload.size for upload in self.done)
 
     @property
     def throughput(self) -> float:
-        """Content sent, by the load's seconds."""
+        """The content that was sent, divided by the load's seconds."""
         return self.sent / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def goodput(self) -> float:
-        """Content of finished uploads that are not wrong, by the load's seconds."""
+        """The content of finished uploads that are not wrong, divided by the load's seconds."""
         right = self.stored - sum(upload.size for upload in self.wrong)
         return right / self.seconds if self.seconds > 0 else 0.0
 
@@ -401,7 +401,9 @@ class Results:
 
     @property
     def fairness(self) -> float | None:
-        """The fastest upload's rate by the slowest's: 1 is fair. None for fewer than two."""
+        """The fastest upload's rate divided by the slowest's: 1 is fair. None for fewer
+        than two.
+        """
         rates = [upload.rate for upload in self.done if upload.rate is not None]
         return max(rates) / min(rates) if len(rates) > 1 else None
 
@@ -409,12 +411,12 @@ class Results:
 
     @property
     def generator_was_limit(self) -> bool:
-        """Whether a process of the generator was so busy that it may have set the pace."""
+        """Whether a process of the generator was so busy that it may have limited the rate."""
         return any(generator.busy > 0.9 for generator in self.generators)
 
     @property
     def server_user_per_gib(self) -> float | None:
-        """The server's user CPU-seconds for each GiB that was sent."""
+        """The server's user CPU seconds for each GiB that was sent."""
         return self._per_gib(self.server.user) if self.server else None
 
     @property
@@ -433,13 +435,13 @@ class Results:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """How far a run is, for whoever shows it while it goes on.
+    """How far a run is, for a display during the run.
 
-    *phase* is ``detecting``, ``loading``, ``settling`` (the server finishes what it
-    put off) or ``checking``. *sent* counts bytes handed to the kernel so far, *stored*
-    the content of uploads that finished, *planned* that of all there will be;
-    *rate* is that of the last second; *resumed* counts connections that carried on
-    after a cut, *checked* finished checks.
+    *phase* is ``detecting``, ``loading``, ``settling`` (the server finishes postponed
+    work) or ``checking``. *sent* counts bytes handed to the kernel so far. *stored* is
+    the content of finished uploads, *planned* the content of all uploads. *rate* is the
+    rate of the last second. *resumed* counts connections that continued after a cut.
+    *checked* counts finished checks.
     """
 
     phase: str

@@ -1,4 +1,4 @@
-"""A run: the load, then quiet, then the check; and what all processes told, put together."""
+"""A run: the load, then a quiet time, then the check. Collects the reports of all processes."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ __all__ = ["run"]
 OBSERVE_SECONDS = 0.1
 
 MAX_BUCKETS = 6000
-"""Of the series; then its interval doubles."""
+"""The most intervals of the series. Beyond them its interval doubles."""
 
 RESTART_SECONDS = 60.0
-"""How long a server may take to accept connections after it was started again."""
+"""How long a restarted server may take to accept connections."""
 
 
 async def run(
@@ -51,14 +51,14 @@ async def run(
     observe: Callable[[Snapshot], None] | None = None,
     stop: trio.Event | None = None,
 ) -> Results:
-    """Load the server as *settings* say, check what it stored, and tell what was found.
+    """Load the server as *settings* say, check what it stored, and return the results.
 
-    *observe* is called about ten times a second with how far it is; what it raises
-    ends the run. When *stop* is set the load ends at once, and what was found until
-    then is the result. Failed uploads and wrong content are results, not errors.
-    Raises :class:`~trioresume.CallerError` for settings that cannot be meant and
-    :class:`BenchFailed` where the run itself cannot go on. If cancelled, its
-    processes are ended first.
+    *observe* is called about ten times a second with a snapshot. If it raises, the run
+    ends. When *stop* is set the load ends at once, and the result is what was found
+    until then. Failed uploads and wrong content are results, not errors. Raises
+    :class:`~trioresume.CallerError` for settings that make no sense, and
+    :class:`BenchFailed` if the run itself cannot go on. If cancelled, it first ends its
+    processes.
     """
     target = target_of(settings, "0")
     settings = replace(settings, processes=min(settings.processes, settings.at_once))
@@ -68,8 +68,7 @@ async def run(
         try:
             return await _Run(settings, address, region, observe, stop).run()
         except BaseExceptionGroup as group:
-            # What one of the tasks found is what the caller hears, not how many
-            # nurseries it came through.
+            # The caller gets the error of one task, without the groups of the nurseries.
             own, others = group.split(TrioresumeError)
             if own is None or others is not None:
                 raise
@@ -184,7 +183,7 @@ class _Run:
         return self._results(protocol, server_name)
 
     async def _detect(self) -> tuple[Protocol, str | None]:
-        """What to speak; and whether anybody is there at all."""
+        """Return the protocol and the server's name. Raises BenchFailed without a server."""
         target = target_of(self._settings, f"bench-{self._settings.seed}-probe")
         link = Link(
             self._settings,
@@ -209,7 +208,7 @@ class _Run:
         async with trio.open_nursery() as nursery:
             self._started = time.time()
             self._zero = time.monotonic()
-            self._tell()  # a small load is over before the next look
+            self._tell()  # a small load may be over before the next snapshot
             if self._watch is not None:
                 self._watch.sample()
                 nursery.start_soon(self._watch.run)
@@ -221,14 +220,14 @@ class _Run:
             nursery.cancel_scope.cancel()
 
     async def _end_early(self, workers: Workers) -> None:
-        """Stop the load when its time is up, or when somebody says so."""
+        """Stop the load when its time is over, or when *stop* is set."""
         with trio.move_on_after(self._settings.duration or float("inf")):
             await self._stop.wait()
             self._interrupted = True
         await workers.tell("stop")
 
     async def _kill(self, workers: Workers) -> None:
-        """Kill the server and start it again, until cancelled; it is left running."""
+        """Kill the server and start it again, until cancelled. Leave it running."""
         faults = self._settings.faults
         assert faults.kill_command is not None
         assert faults.restart_command is not None
@@ -270,7 +269,7 @@ class _Run:
         if self._watch is not None:
             await self._watch.settle()
 
-    # What the processes say.
+    # Messages from the processes.
 
     def _hear(self, process: int, message: list[Any]) -> None:
         match message:
@@ -354,7 +353,7 @@ class _Run:
 
 
 async def _shell(what: str, command: str) -> None:
-    """Run a command of the user's; what it leaves running outlives this program."""
+    """Run the user's command. Processes that it starts may outlive this program."""
     done = await trio.run_process(
         ["sh", "-c", command],
         check=False,

@@ -1,4 +1,7 @@
-"""What a run is asked to do. Sizes in bytes, times in seconds, rates in bytes a second."""
+"""The settings of a run. Sizes are in bytes, times in seconds, rates in bytes a second.
+
+Statement numbers such as G6 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Protocol(Enum):
     """How an upload is made and resumed."""
 
     AUTO = "auto"
-    """Ask the server which of the others it speaks, in this order."""
+    """Ask the server which of the other protocols it speaks, in this order."""
     SEED = "seed"
     """``Prefer: resume`` (Partial and Resumable Requests in HTTP)."""
     RUFH = "rufh"
@@ -35,16 +38,16 @@ class Protocol(Enum):
     TUS = "tus"
     """tus 1.0.0."""
     PLAIN = "plain"
-    """One PUT or POST; a cut upload begins again."""
+    """One PUT or POST. A cut upload begins again."""
 
 
 class FaultKind(Enum):
     """How the generator ends a connection that it cuts."""
 
     FIN = "fin"
-    """Closed in order: what was written still arrives."""
+    """Closed in order: written bytes still arrive."""
     RST = "rst"
-    """Reset: what is on its way is lost."""
+    """Reset: bytes on their way are lost."""
     SILENCE = "silence"
     """Left open, and never written to or read from again."""
 
@@ -57,11 +60,11 @@ class FaultPlace(Enum):
     BODY = "body"
     """Between two bytes of the content."""
     RESPONSE = "response"
-    """After the whole request, before any of its final response was read."""
+    """After the whole request, before reading any of its final response."""
 
 
 class SizeKind(Enum):
-    """How the sizes of uploads are spread."""
+    """How the sizes of uploads are distributed."""
 
     FIXED = "fixed"
     UNIFORM = "uniform"
@@ -72,9 +75,9 @@ class Verify(Enum):
     """How the content of finished uploads is checked."""
 
     AUTO = "auto"
-    """By digest where the server lets it be read back, else by length."""
+    """By digest if the server lets the content be read back, else by length."""
     DIGEST = "digest"
-    """Read back and compared by digest; a server that refuses is a failure."""
+    """Read back and compared by digest. It is a failure if the server refuses this."""
     LENGTH = "length"
     """Only the length that the server states."""
     NONE = "none"
@@ -85,8 +88,8 @@ class Verify(Enum):
 class Sizes:
     """The sizes of uploads, in bytes, between *minimum* and *maximum* inclusive.
 
-    FIXED: always *minimum*. UNIFORM: each size is as likely. LOGNORMAL: with
-    *median* and *sigma* of the logarithm, clamped to the bounds.
+    FIXED: always *minimum*. UNIFORM: all sizes are equally likely. LOGNORMAL: with
+    *median* and the logarithm's *sigma*, clamped to the bounds.
     """
 
     kind: SizeKind = SizeKind.FIXED
@@ -108,13 +111,13 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong on purpose.
+    """The faults that the generator makes on purpose.
 
-    *mean_bytes* is the mean distance of cuts, in bytes sent of one upload; None
-    cuts nothing. Each cut's kind and place are drawn from *kinds* and *places*.
-    *kill_command* and *restart_command* are run by the shell: the first ends the
-    server *kill_every* seconds after it was last started, the second starts it
-    again *down_seconds* later.
+    *mean_bytes* is the mean distance between cuts, in bytes sent for one upload; None
+    means no cuts. Each cut's kind and place are drawn from *kinds* and *places*. The
+    shell runs *kill_command* and *restart_command*. The first ends the server
+    *kill_every* seconds after its last start. The second starts it again *down_seconds*
+    later.
     """
 
     mean_bytes: Bytes | None = None
@@ -138,19 +141,19 @@ class Faults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A run: what is uploaded, where to, how, and what goes wrong.
+    """A run: what is uploaded, to which server, how, and with which faults.
 
     The same *seed* with the same settings draws the same sizes, contents and cuts.
     In *url*, and for PUT behind a final slash, ``{id}`` stands for the upload's
     name. *method* None is POST where the URL ends with a slash and names no
     ``{id}``, else PUT; tus always creates with POST.
 
-    *rate* is of one upload; None is as fast as possible. *think* is how long an
-    upload waits after a cut before it goes on. After *duration* nothing new begins
-    and what is unfinished is stopped. *idle_timeout* bounds every wait for the
-    server; *retries* bounds the attempts in a row that get nothing further.
-    *chunk* bounds the content of one request (tus and rufh); *interop_version* is
-    that of rufh, None for the protocol without a version.
+    *rate* is the rate of one upload; None means as fast as possible. *think* is how
+    long an upload waits after a cut before it continues. After *duration* no upload
+    begins, and unfinished uploads are stopped. *idle_timeout* bounds every wait for the
+    server. *retries* bounds the consecutive attempts without progress. *chunk* bounds
+    the content of one request (tus and rufh). *interop_version* is for rufh; None means
+    the protocol without a version.
     """
 
     url: str

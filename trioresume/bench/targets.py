@@ -1,4 +1,4 @@
-"""Where an upload goes: its method and URL from the settings and its name."""
+"""Makes an upload's method and URL from the settings and the upload's name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _METHOD = re.compile(r"[A-Z]{1,20}")
 
 
 def target_of(settings: Settings, name: str) -> Target:
-    """The target of the upload called *name*. Raises :class:`CallerError`."""
+    """Return the target of the upload called *name*. Raises :class:`CallerError`."""
     text = settings.url
     collection = text.partition("?")[0].endswith("/") and _PLACE not in text
     method = settings.method or ("POST" if collection else "PUT")

@@ -1,9 +1,9 @@
-"""One upload: attempt after attempt until it is done, or given up.
+"""One upload: attempt after attempt until it is done or given up.
 
-What ends an attempt decides what follows. A cut of our own is thought over for as
-long as asked and then resumed; what the server did is tried again after a pause
-that grows, as often in a row as ``retries`` allows; a contradiction ends the upload,
-because from there on nothing it says can be believed.
+The end of an attempt decides what follows. After the generator's own cut the upload
+waits for ``think`` seconds and is resumed. After a failure of the server it tries again
+after a growing pause, up to ``retries`` times in a row. A contradiction of the server
+ends the upload, because the server cannot be believed any more.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ __all__ = ["Link", "ServerLife", "Uploader"]
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
-"""Seconds between attempts that the server made fail; each is twice the one before."""
+"""Seconds between attempts after failures of the server. Each pause is twice the one before."""
 
 MAX_SILENCED = 8
-"""Connections that one upload leaves open and silent; the oldest is reset."""
+"""How many silent connections one upload leaves open. Beyond that the oldest is reset."""
 
 
 class ServerLife:
-    """Whether the server lives, as far as those know who kill it."""
+    """Whether the server is running, as the task that kills it reports."""
 
     GRACE = 1.0
-    """Seconds after a restart in which a broken connection is still the kill's doing."""
+    """For how many seconds after a restart a broken connection still counts as killed."""
 
     def __init__(self) -> None:
         self._up: trio.Event | None = None
         self._blamed_until = 0.0
 
     def down(self) -> None:
-        """It is about to be killed."""
+        """Note that the server is about to be killed."""
         self._up = trio.Event()
 
     def up(self) -> None:
-        """It accepts connections again."""
+        """Note that the server accepts connections again."""
         if self._up is not None:
             self._up.set()
         self._up = None
@@ -55,11 +55,11 @@ class ServerLife:
 
     @property
     def to_blame(self) -> bool:
-        """Whether what breaks now broke because of a kill."""
+        """Whether a kill is the cause of a connection that breaks now."""
         return self._up is not None or trio.current_time() < self._blamed_until
 
     async def wait(self, seconds: float) -> None:
-        """Wait until it lives, *seconds* at most."""
+        """Wait until the server is running, at most *seconds*."""
         if self._up is not None:
             with trio.move_on_after(seconds):
                 await self._up.wait()
@@ -67,7 +67,7 @@ class ServerLife:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How every connection of a process is made, and what its clock says."""
+    """How a process makes its connections, and the process's clock."""
 
     settings: Settings
     address: tuple[str, int]
@@ -97,7 +97,7 @@ class _Running:
 
 
 class Uploader:
-    """Does *planned*; *on_sent* hears of bytes, *on_cut* of cuts, *on_resumed* of resumptions."""
+    """Performs *planned*. The callbacks hear of sent bytes, of cuts and of resumptions."""
 
     def __init__(
         self,
@@ -135,11 +135,11 @@ class Uploader:
         self._scope = trio.CancelScope()
 
     def stop(self) -> None:
-        """End it where it is."""
+        """Stop the upload where it is."""
         self._scope.cancel()
 
     async def run(self) -> Upload:
-        """All attempts. If cancelled from outside, nothing is left open."""
+        """Make all attempts. If cancelled from outside, nothing is left open."""
         begun = self._link.clock()
         try:
             with self._scope:
@@ -182,7 +182,7 @@ class Uploader:
                 self._on_cut()
                 pause = 0.0
                 continue
-            # Only what the server has confirmed is progress.
+            # Only bytes that the server has confirmed are progress.
             if self._dialect.announced > furthest:
                 furthest = self._dialect.announced
                 fruitless = 0
@@ -193,7 +193,7 @@ class Uploader:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(fruitless, 20))
 
     async def _rest(self, pause: float) -> None:
-        """Think, or let the server come to itself; both count as *think*."""
+        """Wait on purpose, or for the server to recover. Both count as *think*."""
         seconds = max(self._link.settings.think, pause)
         before = self._link.clock()
         if seconds:
@@ -203,7 +203,7 @@ class Uploader:
         self._thought_since_cut += self._running.thought
 
     async def _attempt(self) -> bool:
-        """One attempt, recorded; whether another one may follow."""
+        """Make one attempt and record it. Return whether another may follow."""
         try:
             await self._link.life.wait(self._link.settings.idle_timeout)
             while (request := self._dialect.next()) is not None:
@@ -228,7 +228,7 @@ class Uploader:
         return False
 
     async def _ask(self, request: Request) -> None:
-        """One request; the connection of the last one is used again if it can be."""
+        """Send one request, on the last request's connection if that can be used again."""
         if self._connection is not None and not self._connection.reusable:
             self._drop(FaultKind.FIN)
         if self._connection is None:
@@ -245,10 +245,11 @@ class Uploader:
             self._confirmed(self._dialect.announced)
 
     def _confirmed(self, offset: int) -> None:
-        """The server has the bytes below *offset*, and this attempt sent none of them.
+        """Correct an earlier attempt: the server has the bytes below *offset*.
 
-        What lay unsent when a connection was reset is read a moment before the
-        reset, and in that moment the server may still have taken some of it.
+        The present attempt sent none of them. The number of unsent bytes of a reset
+        connection is read a moment before the reset. In that moment the server may
+        still have taken some of them.
         """
         reached = max((attempt.last for attempt in self._attempts), default=0)
         if offset <= reached:
@@ -260,7 +261,7 @@ class Uploader:
                 return
 
     def _sent(self, position: int, count: int) -> None:
-        """Content went out, *count* bytes up to *position*."""
+        """Note that *count* bytes of content up to *position* were sent."""
         running = self._running
         if running.first is None:
             running.first = position - count
@@ -291,7 +292,7 @@ class Uploader:
         first = running.first or 0
         last = running.last if running.first is not None else first
         resume = None
-        # Bytes that were answered with a refusal were not taken.
+        # The server did not take bytes that it answered with a refusal.
         taken = ending in (Ending.DONE, Ending.CUT, Ending.STOPPED, Ending.KILLED)
         if taken and self._cut_at is not None and running.resumed is not None:
             resume = running.resumed - self._cut_at - self._thought_since_cut

@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, and the machine they are on, from ``/proc``."""
+"""Reads the CPU time and memory of processes, and the machine, from ``/proc``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["ServerWatch", "machine"]
 
 SAMPLE_SECONDS = 0.25
 MAX_SAMPLES = 4000
-"""Then every second one is dropped and half as many are taken."""
+"""The most samples. Beyond them every second one is dropped, and half as many are taken."""
 
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> Machine:
-    """This one."""
+    """Return the facts about this machine."""
     try:
         own = version("trioresume")
     except PackageNotFoundError:  # run from a checkout that was never installed
@@ -47,7 +47,7 @@ def _cpu_model() -> str:
 
 
 def family(pid: int) -> Iterator[int]:
-    """*pid* and its living descendants."""
+    """Yield *pid* and its living descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -56,10 +56,10 @@ def family(pid: int) -> Iterator[int]:
 
 
 def usage(pid: int) -> tuple[float, float, int, int] | None:
-    """User and system seconds, resident and peak memory of *pid* and its children.
+    """Return user and system seconds, resident and peak memory of *pid* and its children.
 
-    Children that ended and were waited for are in their parent's times. None if
-    there is no such process.
+    The parent's times contain those of children that ended and were waited for. Returns
+    None if there is no such process.
     """
     user = system = resident = peak = 0
     alive = False
@@ -69,7 +69,7 @@ def usage(pid: int) -> tuple[float, float, int, int] | None:
             text = Path(f"/proc/{member}/stat").read_text()
             stat = text.rpartition(")")[2].split()
             status = Path(f"/proc/{member}/status").read_text()
-        except OSError:  # a child may end any time
+        except OSError:  # a child may end at any time
             continue
         if stat[0] == "Z":
             continue
@@ -91,9 +91,9 @@ def _kib(status: str, name: str) -> int:
 
 
 class ServerWatch:
-    """Samples the server's processes over all its lives.
+    """Samples the server's processes, also over restarts.
 
-    *pid* names the first life; *pid_file*, read again after each restart, any. Raises
+    *pid* is the first process. *pid_file* is read again after each restart. Raises
     :class:`CallerError` if there is no such process.
     """
 
@@ -109,7 +109,7 @@ class ServerWatch:
         if first is None:
             raise CallerError(f"there is no process {found}")
         self.pid = found
-        # What it used before the load is not the load's.
+        # Its use before the load does not count.
         self._base = (first[0], first[1])
         self._last = self._base
         self._earlier = (0.0, 0.0)
@@ -128,7 +128,7 @@ class ServerWatch:
         return self._samples[-1] if self._samples else None
 
     def sample(self) -> float:
-        """Look now; the CPU seconds so far."""
+        """Take a sample now. Return the CPU seconds so far."""
         seen = usage(self.pid)
         if seen is not None:
             self._last = (seen[0], seen[1])
@@ -142,7 +142,7 @@ class ServerWatch:
         return user + system
 
     def restarted(self) -> None:
-        """The server lives again; with a pid file, as another process."""
+        """Note that the server runs again; with a pid file, as another process."""
         pid = self._read_pid() if self._pid_file else None
         if pid is None or pid == self.pid or usage(pid) is None:
             return
@@ -164,7 +164,7 @@ class ServerWatch:
             await trio.sleep(self._every)
 
     async def settle(self, seconds: float = 10.0) -> None:
-        """Wait until the server rests, so that work put off past its answers counts."""
+        """Wait until the server is idle, so that work after its answers counts too."""
         with trio.move_on_after(seconds):
             before = self.sample()
             while True:
@@ -175,7 +175,7 @@ class ServerWatch:
                 before = now
 
     def usage(self) -> ServerUsage:
-        """What the server used since this object was made."""
+        """Return what the server used since this object was made."""
         user, system = self._used()
         return ServerUsage(
             pid=self.pid,

@@ -1,11 +1,11 @@
 """Connections of the load generator: content goes from the region by ``sendfile``.
 
-h11 makes the heads and reads the responses; content passes it by, because that is
-what must cost nothing. While content is sent a second task reads: interim responses
-arrive in the middle, and a final one that comes early ends the sending.
+h11 makes the heads and reads the responses. Content does not go through h11, because
+sending it must cost nothing. While content is sent a second task reads. Interim
+responses arrive in the middle, and an early final response ends the sending.
 
-Every way in which the server's side can fail comes out as :class:`Unhappy`, a cut
-made on purpose as :class:`WasCut`.
+All failures of the server's side raise :class:`Unhappy`. A cut on purpose raises
+:class:`WasCut`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from trioresume.protocol.heads import Fields
 __all__ = ["Connection", "Content", "Pace", "WasCut"]
 
 TURN = 1 << 20
-"""At most this much goes to one socket before the others have their turn."""
+"""The most bytes that go to one socket before the others have their turn."""
 
 RECEIVE_BYTES = 256 * 1024
 
 MAX_BODY = 64 * 1024
-"""Of a response, as far as anybody looks at it."""
+"""The most bytes of a response's content that are kept."""
 
 MAX_INTERIMS = 1_000_000
 
@@ -45,10 +45,10 @@ MAX_INTERIMS = 1_000_000
 _SIOCOUTQNSD = 0x894B
 
 CONTINUE_SECONDS = 1.0
-"""How long content waits for a 100: a server need not send one (RFC 9110, 10.1.1)."""
+"""How long content waits for a 100. A server need not send one (RFC 9110, 10.1.1)."""
 
 LAST_WORDS_SECONDS = 1.0
-"""How long a server that stopped reading is listened to."""
+"""How long the generator still listens to a server that stopped reading."""
 
 
 class WasCut(Exception):
@@ -60,7 +60,7 @@ class WasCut(Exception):
 
 
 class Pace:
-    """At most *rate* bytes a second; None for as fast as possible."""
+    """Limits an upload to *rate* bytes a second; None means as fast as possible."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -68,13 +68,13 @@ class Pace:
 
     @property
     def portion(self) -> int:
-        """How much to send at a time, for a smooth flow."""
+        """How many bytes to send at a time, for a smooth flow."""
         if self._rate is None:
             return TURN
         return max(1024, min(TURN, int(self._rate / 20)))
 
     def spend(self, count: int) -> None:
-        """*count* bytes were sent."""
+        """Note that *count* bytes were sent."""
         if self._rate is not None:
             begin = max(self._free_at, trio.current_time())
             self._free_at = begin + count / self._rate
@@ -87,10 +87,10 @@ class Pace:
 
 @dataclass(slots=True)
 class Content:
-    """An upload's content, and everything that watches over how it is sent.
+    """An upload's content, with its cuts, its pace and its callback.
 
-    *sent* counts over all attempts; *on_sent* hears of each step: the position after
-    it and its size.
+    *sent* counts over all attempts. *on_sent* gets the position after each step and the
+    size of the step.
     """
 
     region: Region
@@ -102,10 +102,10 @@ class Content:
 
 
 class Connection:
-    """A connection to the server; *idle* is how many seconds it may be silent.
+    """A connection to the server. *idle* is for how many seconds it may be silent.
 
-    ``async with`` is not offered: how it ends is the point. :meth:`close`,
-    :meth:`reset` and :meth:`abandon` are the three ways, and never block.
+    There is no ``async with``, because the caller chooses how it ends: by
+    :meth:`close`, by :meth:`reset`, or silently (see :meth:`end`). None of them blocks.
     """
 
     def __init__(self, sock: trio.socket.SocketType, origin: Origin, idle: float):
@@ -139,7 +139,7 @@ class Connection:
     # Ways to end.
 
     def close(self) -> None:
-        """In order: what was written still arrives."""
+        """Close in order: written bytes still arrive."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
             # Unread bytes would turn the FIN into a RST.
@@ -151,7 +151,7 @@ class Connection:
         self._sock.close()
 
     def reset(self) -> None:
-        """With a RST (SO_LINGER with a time of zero, socket(7))."""
+        """Close with a RST (SO_LINGER with a time of zero, socket(7))."""
         try:
             linger = struct.pack("ii", 1, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -160,7 +160,7 @@ class Connection:
         self._sock.close()
 
     def unsent(self) -> int:
-        """Bytes that were written and are not on the network yet."""
+        """Return how many bytes were written but are not on the network yet."""
         try:
             answer = fcntl.ioctl(self._sock.fileno(), _SIOCOUTQNSD, bytes(4))
         except OSError:
@@ -168,7 +168,7 @@ class Connection:
         return int(struct.unpack("i", answer)[0])
 
     def end(self, kind: FaultKind) -> bool:
-        """End as *kind* says; whether the connection stays open, silent."""
+        """End as *kind* says. Return whether the connection stays open and silent."""
         if kind is FaultKind.RST:
             self.reset()
         elif kind is FaultKind.FIN:
@@ -188,9 +188,10 @@ class Connection:
     ) -> Response:
         """Send *request* with further *fields*, and read its final response.
 
-        The response's content goes to *on_body* as it comes, or else the beginning
-        of it into the response. With *hold_content* only the head is sent, and the
-        answer has to come within the time that content waits for a 100. Raises :class:`Unhappy` and :class:`WasCut`.
+        The response's content goes to *on_body* as it comes. Without *on_body* the
+        response gets its beginning. With *hold_content* only the head is sent, and the
+        answer must come within the time that content waits for a 100. Raises
+        :class:`Unhappy` and :class:`WasCut`.
         """
         exchange = _Exchange(
             self._sock, self._idle, request, content, on_interim, on_body
@@ -239,7 +240,7 @@ class _Exchange:
         self.hold_content = False
 
     def head(self, origin: Origin, fields: tuple[tuple[str, str], ...]) -> bytes:
-        """The request's head; after it h11 waits for the response."""
+        """Return the request's head. After it h11 waits for the response."""
         request = self._request
         lines = [("host", origin.authority), *request.fields, *fields]
         if request.has_content:
@@ -255,7 +256,7 @@ class _Exchange:
         )
 
     async def run(self, head: bytes) -> Response:
-        """Everything; how it ended was noted by the two tasks."""
+        """Send the request and return its response. The two tasks note how it ends."""
         expect = self._request.expect
         await self.send(head if expect else head + self._request.prefix)
         if not self._request.length:
@@ -285,11 +286,11 @@ class _Exchange:
         return self._response
 
     def _moved(self) -> None:
-        """Bytes went one way or the other: the wait for the server begins again."""
+        """Note that bytes moved in some direction: the wait for the server begins again."""
         self._watch.deadline = trio.current_time() + self._idle
 
     async def send(self, data: bytes) -> None:
-        """All of *data*, in time."""
+        """Send all of *data*. Raises :class:`Unhappy` if it takes too long."""
         with trio.move_on_after(self._idle) as scope:
             rest = memoryview(data)
             while rest:
@@ -321,7 +322,7 @@ class _Exchange:
             whole.cancel()
 
     def _sent_all(self) -> None:
-        """The request is out, unless it was cut; perhaps its response is to be lost."""
+        """Note that the request was sent, unless it was cut. Its response may have to be lost."""
         content = self._content
         if self._fault is not None or self._all_sent:
             return
@@ -330,7 +331,7 @@ class _Exchange:
             self._fault = content.cuts.at_response(content.sent)
 
     async def _pump(self, content: Content) -> None:
-        """The content, by sendfile, up to its end or to a cut."""
+        """Send the content by sendfile, up to its end or to a cut."""
         region = content.region
         at = self._request.start
         while at < self._request.stop:
@@ -341,7 +342,7 @@ class _Exchange:
                 return
             if room is not None:
                 want = min(want, room)
-            # The first piece: where the region ends, so does the turn.
+            # Only the first piece: a turn ends where the region ends.
             offset, count = next(pieces(region.length, content.position + at, want))
             done = await self._sendfile(region.fd, offset, count)
             at += done
@@ -350,16 +351,16 @@ class _Exchange:
             self._moved()
             content.on_sent(at, done)
             if at == self._request.stop:
-                # Before anything is awaited: the answer may come at any moment.
+                # Before any await, because the answer may come at any moment.
                 self._sent_all()
                 return
             await content.pace.wait()
             if done == count:
-                # It would go on at once: everybody else first.
+                # This task could continue at once, so let the others run first.
                 await trio.lowlevel.checkpoint()
 
     async def _sendfile(self, fd: int, offset: int, count: int) -> int:
-        # What was sent must be accounted for, so nothing is awaited after it.
+        # Nothing is awaited after sendfile, so that all sent bytes are counted.
         while True:
             try:
                 return os.sendfile(self._sock.fileno(), fd, offset, count)
@@ -378,7 +379,7 @@ class _Exchange:
         except Unhappy as exc:
             self._failure = exc
         else:
-            self._failure = None  # the server had the last word
+            self._failure = None  # the server's answer counts
         whole.cancel()
 
     async def _read_responses(self) -> None:

@@ -1,11 +1,11 @@
 """A process of the load generator.
 
-Its parent talks to it over the standard streams, in msgpack messages, each a list
-whose first member says what it is. It is told the job, then ``go`` with the moment
-that counts as zero (of the monotonic clock, which all processes share), perhaps
-``down`` and ``up`` when the server is killed, ``stop``, and in the end ``check``. It
-tells ticks, each upload that ended, its CPU time when all have, and each check. It
-ends when it has nothing left to do, or nobody left to tell.
+It talks to its parent over the standard streams, in msgpack messages. Each message is a
+list whose first member is its kind. The parent sends the job, then ``go`` with the
+moment that counts as zero (on the monotonic clock, which all processes share). It sends
+``down`` and ``up`` when the server is killed, ``stop``, and at the end ``check``. The
+process sends ticks, each upload that ended, its CPU time after the last upload, and
+each check. It ends when all work is done, or when its parent is gone.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class Worker:
         self._finished: list[tuple[Dialect, Planned]] = []
         self._sent = self._stored = self._cuts = self._resumed = 0
         self._done = self._failed = 0
-        # Bounded: whoever produces waits until the parent has read.
+        # Bounded: a sender waits until the parent has read.
         self._outbox, self._letters = trio.open_memory_channel[Any](1000)
 
     def _clock(self) -> float:
         return time.monotonic() - self._zero
 
     async def run(self, unpacker: Unpacker) -> None:
-        """The whole life."""
+        """Run the process from the first message to the last."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
             nursery.start_soon(self._read, unpacker, nursery.cancel_scope)
@@ -90,7 +90,7 @@ class Worker:
             async for data in stream:
                 for message in unpacker.feed(data):
                     self._hear(message)
-        whole.cancel()  # nobody is left who wants to know
+        whole.cancel()  # the parent is gone
 
     def _hear(self, message: list[Any]) -> None:
         match message:
@@ -140,12 +140,12 @@ class Worker:
         await self._outbox.send(["loaded", to_plain(generator)])
 
     def _at_once(self) -> int:
-        """This process's share."""
+        """Return this process's share of the uploads at once."""
         whole, rest = divmod(self._settings.at_once, self._settings.processes)
         return whole + (self._process < rest)
 
     async def _work(self, uploads: Iterator[Planned]) -> None:
-        """One upload after the other, until there are none."""
+        """Perform one upload after the other, until there are none."""
         for planned in uploads:
             if self._stopping:
                 return
@@ -218,7 +218,7 @@ class Worker:
 
 
 def raise_file_limit() -> None:
-    """Open as many files as allowed: the usual soft limit is 1024."""
+    """Allow as many open files as the hard limit. The usual soft limit is 1024."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -226,8 +226,8 @@ def raise_file_limit() -> None:
 
 
 def main() -> None:
-    """The process: the job comes first."""
-    # Ctrl-C reaches the whole group; what it means is the parent's to say.
+    """Run the process. The job is the first message."""
+    # Ctrl-C reaches the whole process group. The parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_file_limit()
     unpacker = Unpacker()
