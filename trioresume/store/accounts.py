@@ -63,7 +63,7 @@ CREATE TABLE kept (
 ) WITHOUT ROWID;
 ALTER TABLE operations ADD COLUMN reserved INTEGER NOT NULL DEFAULT 0;
 
--- What is there already. Uploads reserve what they have, or were to have.
+-- Count the present rows. An upload reserves its declared length, or its bytes if more.
 UPDATE operations SET reserved = max(ifnull(length, 0), ifnull(
     (SELECT max(c.durable_offset, c.prefix_bytes) FROM contents c
      WHERE c.key = operations.id), 0)) WHERE state = 'receiving';

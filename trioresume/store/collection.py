@@ -34,7 +34,7 @@ __all__ = ["Step", "Sweep", "collect_rows"]
 
 @dataclass(slots=True)
 class Step:
-    """What one transaction of collection did, and the chunks to unlink after it."""
+    """The result of one transaction of collection, and the chunks to unlink after it."""
 
     steps: int = 0
     recipes: int = 0

@@ -1,6 +1,6 @@
 """The store on a local disk: chunk files, tails and the catalog put together.
 
-What is on disk::
+The files on disk::
 
     format            the version of all this
     lock              held while a process serves the directory
@@ -477,7 +477,7 @@ class DiskStore:
         if tail is not None and not tail.broken:
             return tail.offset
         if is_response_key(key):
-            return 0  # a new writer of a response begins anew
+            return 0  # a new writer of a response begins at its start
         offset = self._recovery.offset(key)
         if offset is not None:
             return offset

@@ -61,7 +61,7 @@ class StoredUpload:
     """
 
     id: str
-    """Anybody who knows it can go on with the upload: treat it like a password."""
+    """Anybody who knows it can continue the upload: treat it like a password."""
     state: str
     """``receiving``, ``complete``, ``processing``, ``done``, ``abandoned`` or ``gone``."""
     method: str

@@ -69,7 +69,7 @@ class Recovery:
     def _proven(self, key: ContentKey, index: int) -> int:
         """Return :meth:`TailFiles.proven`, and remember it until somebody writes.
 
-        A client may ask for an offset again and again. Not every request may cost a read.
+        A client may ask for an offset again and again, and must not cause a read each time.
         """
         proven = self._proofs.get((key, index))
         if proven is None:
@@ -109,8 +109,8 @@ class Recovery:
     def holds_tail(self, key: ContentKey, index: int) -> bool:
         """Return whether tail *index* is a part of *key*'s content, which has no writer.
 
-        It is not if it lies past a gap, which a power loss can leave, or if an earlier run
-        left it of a response: a writer that opens the content writes these tails anew.
+        It is not a part if it lies past a gap, which a power loss can leave, or if it belongs
+        to a response that an earlier run began. A new writer writes such tails again.
         """
         if self._tails.is_being_sealed(key, index):
             return True
