@@ -52,7 +52,7 @@ def prove(server: Server, protocol: str | None = None) -> list[str]:
     for each in (protocol,) if protocol else peer.protocols:
         results = _load(server, Protocol(each), None)
         how = "kept" if peer.serves_back else "taken"
-        facts.append(f"{each}: {len(results.done)} of {SIZE} bytes {how}")
+        facts.append(f"{each}: {len(results.done)} uploads of {SIZE} bytes {how}")
         if each != "plain":
             facts.append(_resumed(_load(server, Protocol(each), SIZE // 2)))
     return facts

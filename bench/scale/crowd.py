@@ -266,7 +266,7 @@ def _at(ordered: Sequence[float], share: float) -> float:
 
 def _report_watch(name: str, steps: Sequence[Step]) -> None:
     late = sum(step.seconds > 0.005 for step in steps)
-    click.echo(f"  {name}: {late} held the loop for more than 5 ms; the longest were")
+    click.echo(f"  {name}: {late} held the loop for more than 5 ms; the longest:")
     for step in steps[:5]:
         click.echo(
             f"    {step.seconds * 1000:.1f} ms, {step.cpu * 1000:.1f} of CPU"
@@ -330,7 +330,7 @@ def main(
             ended = time.monotonic()
             peak, cpu = server.peak_resident(), server.cpu().total
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        click.echo(f"{slow + fast} uploads at once, {files} files may be open")
+        click.echo(f"{slow + fast} uploads at once; the limit of open files is {files}")
         right = [
             _report(load, result) for load, result in zip(loads, results, strict=True)
         ]

@@ -188,7 +188,7 @@ def main(unfinished: int, finished: int, distinct: int, work_dir: Path | None) -
             )
             for what, end in (
                 ("after an orderly end", signal.SIGTERM),
-                ("the same", signal.SIGKILL),
+                ("after another orderly end", signal.SIGKILL),
                 ("after kill -9", signal.SIGTERM),
             ):
                 found = start(data_dir, end)
