@@ -6,8 +6,10 @@ reboot: a file system can be shut down, or detached and mounted again.
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.store.helpers import (
     FaultyDisk,
     begin,
     do,
+    downgrade,
     make_durable,
     put,
     read_content,
@@ -30,7 +33,7 @@ from trioresume.errors import ChunkCorrupt, ContentLost, StorageFull
 from trioresume.store import disk as disk_module
 from trioresume.store.disk import DiskStore, Durability, open_store
 from trioresume.store.disk_io import Disk
-from trioresume.store.doubts import mount_id
+from trioresume.store.doubts import boot_id, mount_id
 from trioresume.store.port import Content, HoldBack
 from trioresume.store.recipe import digest_of
 from trioresume.store.tails import PROOF
@@ -277,3 +280,59 @@ def test_proof_is_kept_with_the_inode_or_beside_it(
         put(store, store.open_writer(KEY), DATA[store.offset(KEY) : 23])
     with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
         assert store.offset(KEY) == 23
+
+
+# Data directories of versions that wrote no proofs.
+
+
+def _of_an_old_version(
+    path: Path, durability: Durability, boot: str
+) -> tuple[Content, Path]:
+    """A file, and an upload of 20 bytes of which nothing was recorded but two chunks."""
+    store = open_store(path, chunk_size=CHUNK, durability=durability)
+    content = store_content(store, DATA[:16], "whole")
+    writer = begin(store)
+    put(store, writer, DATA[:20])
+    make_durable(store, writer)
+    store.close()
+    downgrade(path, 5)
+    with closing(sqlite3.connect(path / "catalog.sqlite3")) as connection, connection:
+        connection.execute("REPLACE INTO store VALUES ('boot', ?)", (boot,))
+        connection.execute("DELETE FROM store WHERE name IN ('mount', 'mount_epoch')")
+    for tail in (path / "tails").iterdir():
+        if tail.name.endswith(PROOF):
+            tail.unlink()
+        elif hasattr(os, "removexattr"):
+            with suppress(OSError):
+                os.removexattr(tail, "user.trioresume.proof")
+    name = digest_of(DATA[:8]).hex()
+    return content, path / "chunks" / name[4:6] / name
+
+
+@pytest.mark.parametrize("now", ["disk", "process"])
+@pytest.mark.parametrize(
+    ("before", "boot", "offset"),
+    [("disk", None, 20), ("process", None, 20), ("process", "another boot", 16)],
+)
+def test_upgrade_takes_back_no_offset(
+    tmp_path: Path, before: Durability, boot: str | None, offset: int, now: Durability
+) -> None:
+    """Without proofs: what was recorded counts, and the lengths of this boot once more."""
+    path = tmp_path / "data"
+    _of_an_old_version(path, before, boot_id() or "" if boot is None else boot)
+    for _ in range(2):
+        with closing(open_store(path, chunk_size=CHUNK, durability=now)) as store:
+            assert store.offset(KEY) == offset
+    with (path / "tails" / f"{KEY}.2").open("ab") as tail:
+        tail.write(b"?")  # the length alone is believed no more
+    with closing(open_store(path, chunk_size=CHUNK, durability=now)) as store:
+        assert store.offset(KEY) == offset
+
+
+def test_unsynced_chunks_of_an_old_version_are_in_doubt(tmp_path: Path) -> None:
+    """That version noted nowhere when a chunk was published."""
+    content, chunk = _of_an_old_version(tmp_path / "data", "process", "another boot")
+    chunk.write_bytes(bytes(8))
+    with closing(open_store(tmp_path / "data", chunk_size=CHUNK)) as store:
+        with pytest.raises(ChunkCorrupt, match=chunk.name):
+            read_content(store, content)

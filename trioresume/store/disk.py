@@ -58,7 +58,7 @@ from trioresume.store.chunks import ChunkFiles
 from trioresume.store.collection import Sweep, collect_rows
 from trioresume.store.data_dir import DataDir
 from trioresume.store.disk_io import Disk, translated
-from trioresume.store.doubts import Doubts, mount_id
+from trioresume.store.doubts import Doubts, boot_id, mount_id
 from trioresume.store.extent import Epoch
 from trioresume.store.ledger import Effects, Ledger
 from trioresume.store.port import (
@@ -87,7 +87,7 @@ from trioresume.store.recipe import JoinedRecipe, cut, join
 from trioresume.store.recovery import Recovery
 from trioresume.store.reserve import Reserve
 from trioresume.store.rows import namespace_of
-from trioresume.store.tails import Tail, TailFiles
+from trioresume.store.tails import PROOF, Tail, TailFiles
 from trioresume.store.writers import Writers
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "DiskStore", "Durability", "open_store"]
@@ -203,11 +203,15 @@ class DiskStore:
         same = mount is not None and mount == self._catalog.store_value("mount")
         kept = self._catalog.store_value("mount_epoch")
         mount_epoch = int(kept) if same and kept is not None else self._epoch.number
+        boot = self._catalog.store_value("boot")
+        if unsynced and boot is not None and boot == (boot_id() or ""):
+            self._prove_old_tails(last.number)
         if unsynced:
             # Bytes that the earlier process left in the page cache must not count as
             # durable now, so they are written back first.
             self._disk.sync_everything(self._dir.path)
         with self._catalog.transaction() as connection:
+            connection.execute("DELETE FROM store WHERE name = 'boot'")
             if unsynced and self._disk.durable:
                 connection.execute(
                     "UPDATE chunks SET unsynced = 0 WHERE unsynced >= ? AND unsynced > 0",
@@ -223,6 +227,22 @@ class DiskStore:
             clean="no",
             durability="disk" if self._disk.durable else "process",
         )
+
+    def _prove_old_tails(self, epoch: int) -> None:
+        """Write proofs for the tails of a version that had none: it noted the boot instead.
+
+        With ``durability="process"`` that version recorded no offsets. It announced the
+        lengths of tails, and believed them until the next boot. They are believed for the
+        last time here, so that an upgrade takes back no offset.
+        """
+        for path, key, index in self._tails.names():
+            row = self._catalog.content(key)
+            if row is None or row.epoch != epoch or path.endswith(PROOF):
+                continue
+            try:
+                self._tails.prove(key, index)
+            except OSError:
+                continue  # a tail that cannot be read or written is found when it is opened
 
     def _note(self, **values: str) -> None:
         with self._catalog.transaction() as connection:

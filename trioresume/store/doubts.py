@@ -35,7 +35,7 @@ from trioresume.store.disk_io import Descriptor, Disk
 from trioresume.store.recipe import Digest, wrap_hash
 from trioresume.store.reports import Reports
 
-__all__ = ["Doubts", "hash_chunk", "mount_id"]
+__all__ = ["Doubts", "boot_id", "hash_chunk", "mount_id"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _AT_FDCWD = -100
@@ -67,11 +67,16 @@ def mount_id(path: str) -> str | None:
     if not mask & _STATX_MNT_ID_UNIQUE:
         return None
     (number,) = struct.unpack_from("=Q", found, _MOUNT_AT)
+    boot = boot_id()
+    return None if boot is None else f"{boot} {number}"
+
+
+def boot_id() -> str | None:
+    """Identify this boot of the machine; None where that is unknown."""
     try:
-        boot = Path(_BOOT_ID).read_text(encoding="ascii").strip()
+        return Path(_BOOT_ID).read_text(encoding="ascii").strip()
     except OSError:
         return None
-    return f"{boot} {number}"
 
 
 def hash_chunk(file: Descriptor, disk: Disk) -> Digest:

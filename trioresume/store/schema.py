@@ -152,6 +152,9 @@ ALTER TABLE contents ADD COLUMN parts INTEGER NOT NULL DEFAULT 0;
 _VERSION_6 = """
 ALTER TABLE chunks ADD COLUMN unsynced INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX chunks_unsynced ON chunks (unsynced) WHERE unsynced > 0;
+UPDATE chunks
+    SET unsynced = max(1, (SELECT CAST(value AS INTEGER) FROM store WHERE name = 'epoch'))
+    WHERE (SELECT value FROM store WHERE name = 'durability') = 'process';
 """
 
 # Entry n migrates a catalog from version n to version n + 1.

@@ -178,6 +178,13 @@ class TailFiles:
         if not self.disk.attach(file, record):
             self.disk.overwrite(self.path(key, index) + PROOF, record)
 
+    def prove(self, key: ContentKey, index: int) -> None:
+        """Write a proof of all the bytes that the tail has. Raises :class:`OSError`."""
+        with closing(self.open(key, index)) as file:
+            hasher = _hash_file(file, self.disk)
+            length = os.fstat(file.fileno()).st_size
+            self.write_proof(key, index, file, Proof(length, hasher.digest()))
+
     def proof(self, key: ContentKey, index: int) -> Proof | None:
         """Return the proof that was written last, without a look at the tail's bytes.
 
