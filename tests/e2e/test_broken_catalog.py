@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -17,15 +18,34 @@ MakeService = Callable[..., Service]
 pytestmark = pytest.mark.slow
 
 
-def ask(service: Service, method: str, path: str, body: bytes | None = None) -> int:
+TUS = {"Tus-Resumable": "1.0.0"}
+PATCH = {
+    **TUS,
+    "Upload-Offset": "0",
+    "Content-Type": "application/offset+octet-stream",
+}
+
+
+def answer(
+    service: Service,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """The status and the ``Location``."""
     connection = HTTPConnection(*service.address, timeout=60)
     try:
-        connection.request(method, path, body)
+        connection.request(method, path, body, dict(fields or {}))
         response = connection.getresponse()
         response.read()
-        return response.status
+        return response.status, response.getheader("Location", "")
     finally:
         connection.close()
+
+
+def ask(service: Service, method: str, path: str, body: bytes | None = None) -> int:
+    return answer(service, method, path, body)[0]
 
 
 @pytest.mark.parametrize("what", ["removed", "moved", "replaced"])
@@ -36,6 +56,10 @@ def test_nothing_succeeds_in_a_data_directory_that_is_gone(
     service = make_service()
     service.start()
     assert ask(service, "PUT", "/files/a", b"content") == 201
+    create = {**TUS, "Upload-Length": "9"}
+    status, location = answer(service, "POST", "/files/", fields=create)
+    assert status == 201
+    upload = urlsplit(location).path
     if what == "removed":
         shutil.rmtree(service.data_dir)
     else:
@@ -52,6 +76,16 @@ def test_nothing_succeeds_in_a_data_directory_that_is_gone(
         ("DELETE", "/files/a", None),
     ]:
         assert ask(service, method, path, body) == 500, (method, path)
+    for method, path, body, fields in [
+        ("POST", "/files/", None, create),
+        ("HEAD", upload, None, TUS),
+        ("PATCH", upload, b"bytes", PATCH),
+        ("PATCH", upload, b"the whole", PATCH),
+        ("DELETE", upload, None, TUS),
+        ("PUT", "/files/d", b"part", {"Upload-Complete": "?0"}),
+    ]:
+        status, _ = answer(service, method, path, body, fields)
+        assert status == 500, (method, path)
     assert service.is_running
 
 

@@ -7,6 +7,7 @@ reboot: a file system can be shut down, or detached and mounted again.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -269,9 +270,8 @@ def test_proof_is_kept_with_the_inode_or_beside_it(
     disk.attaches = attaches and disk.attaches
     with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
         put(store, begin(store), DATA[:21])
-        attached = disk.attaches
-    tail = tmp_path / "tails" / f"{KEY}.2"
-    assert tail.with_name(tail.name + PROOF).exists() != attached
+        tail = tmp_path / "tails" / f"{KEY}.2"
+        assert tail.with_name(tail.name + PROOF).exists() != disk.attaches
     if lost:
         tail.write_bytes(DATA[16:18] + b"\0" + DATA[19:21])
     with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
@@ -336,3 +336,24 @@ def test_unsynced_chunks_of_an_old_version_are_in_doubt(tmp_path: Path) -> None:
     with closing(open_store(tmp_path / "data", chunk_size=CHUNK)) as store:
         with pytest.raises(ChunkCorrupt, match=chunk.name):
             read_content(store, content)
+
+
+@pytest.mark.parametrize("durability", ["disk", "process"])
+def test_copy_without_attributes_keeps_every_offset(
+    tmp_path: Path, durability: Durability
+) -> None:
+    """As ``cp -r`` and ``tar`` make it, of a data directory that was closed."""
+    for number, end in enumerate((20, 23)):
+        path = tmp_path / f"data{number}"
+        store = open_store(path, chunk_size=CHUNK, durability=durability)
+        writer = store.open_writer(KEY) if number else begin(store)
+        put(store, writer, DATA[:20] if not number else DATA[20:end])
+        make_durable(store, writer)
+        store.close()
+        shutil.copytree(
+            path, tmp_path / f"data{number + 1}", copy_function=shutil.copyfile
+        )
+        copied = open_store(tmp_path / f"data{number + 1}", durability=durability)
+        with closing(copied) as store:
+            assert store.offset(KEY) == end
+            assert read_prefix(store) == DATA[:end]

@@ -283,6 +283,9 @@ class DiskStore:
             finally:
                 self._sweep = None
                 self._catalog.close()
+                if not self._disk.durable:
+                    # Nothing else tells of these bytes: no offset was recorded.
+                    self._tails.copy_proofs()
                 self._dir.close()
 
     def _note_end(self) -> None:

@@ -185,6 +185,22 @@ class TailFiles:
             length = os.fstat(file.fileno()).st_size
             self.write_proof(key, index, file, Proof(length, hasher.digest()))
 
+    def copy_proofs(self) -> None:
+        """Write the proofs that are attributes of tails to files as well.
+
+        A copy of the directory often lacks the attributes.
+        """
+        for path, key, index in self.names():
+            if path.endswith(PROOF):
+                continue
+            try:
+                proof = self.proof(key, index)
+                if proof is not None:
+                    record = _PROOF.pack(proof.length, proof.hash)
+                    self.disk.overwrite(path + PROOF, record)
+            except OSError:
+                continue  # the attribute is there all the same
+
     def proof(self, key: ContentKey, index: int) -> Proof | None:
         """Return the proof that was written last, without a look at the tail's bytes.
 
