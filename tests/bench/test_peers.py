@@ -103,7 +103,7 @@ def test_a_correct_server_is_proved(tmp_path: Path) -> None:
     """Without this the faults below would prove nothing."""
     with Server(faulty("none"), tmp_path / "data") as server:
         facts = prove(server, "tus")
-    assert facts[0].startswith("tus: 3 of")
+    assert facts[0].startswith("tus: 3 uploads of")
     assert facts[1].startswith("resumed at")
 
 
