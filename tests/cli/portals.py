@@ -29,6 +29,15 @@ PORTALS = {
     "page with a validator": reply(
         "200 OK", "Content-Type: text/html", 'ETag: "1"', body=PAGE
     ),
+    "text with a date": reply(
+        "200 OK",
+        "Content-Type: text/plain",
+        "Last-Modified: Sun, 29 Nov 2026 10:00:00 GMT",
+        body=b"log in first",
+    ),
+    "json with a validator": reply(
+        "200 OK", "Content-Type: application/json", 'ETag: "1"', body=b"{}"
+    ),
     "json": reply("200 OK", "Content-Type: application/json", body=b'{"login": true}'),
     "empty": reply("200 OK"),
     "nothing": reply("204 No Content"),
@@ -55,6 +64,8 @@ class Gateway:
     portal: bytes
     waits: bool = False
     diverts: Callable[[int], bool] = lambda _: True
+    reflects: bool = False
+    """Whether the portal gives back the fields of the request."""
     cut_after: int | None = None
     """The service's connections break once so many bytes went up, while this is set."""
     connections: int = 0
@@ -108,6 +119,14 @@ class Gateway:
                         return
                     content += data
             answer = self.portal
+            if self.reflects:
+                line, _, rest = answer.partition(b"\r\n")
+                fields = b"\r\n".join(
+                    given
+                    for given in head.split(b"\r\n")[1:]
+                    if not given.lower().startswith((b"content-length:", b"transfer-"))
+                )
+                answer = line + b"\r\n" + fields + b"\r\n" + rest
             if method == "HEAD":
                 answer = answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
             connection.sendall(answer)

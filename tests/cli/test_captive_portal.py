@@ -77,10 +77,38 @@ def test_portal_is_no_success_of_a_put(tmp_path: Path, portal: str, size: int) -
         code, result = upload(
             tmp_path, path, gateway.url + "name", "auto", "--retry-for", "400ms"
         )
-    # An empty file that is said to be there with 200 and no content cannot be told.
-    if (portal, size) != ("empty", 0):
-        assert code == 75, result
-        assert "location" not in result
+    assert code == 75, result
+    assert "location" not in result
+
+
+@pytest.mark.parametrize("portal", ["page", "empty", "json", "nothing"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_portal_that_gives_back_fields_is_no_success(
+    tmp_path: Path, portal: str, protocol: str
+) -> None:
+    """``Upload-Complete: ?1`` is no mark if it is the request's own."""
+    path, _ = file_of(tmp_path, 200_000)
+    with Gateway(None, PORTALS[portal], waits=True, reflects=True) as gateway:
+        code, result = upload(
+            tmp_path, path, gateway.url, protocol, "--retry-for", "400ms"
+        )
+    assert code == 75, result
+    assert "location" not in result
+
+
+@pytest.mark.parametrize("protocol", ["seed", "rufh", "tus"])
+def test_portal_that_gives_back_fields_ends_no_upload(
+    service: tuple[str, int], network: Network, tmp_path: Path, protocol: str
+) -> None:
+    """It answers the appends with their own words; the server has the last one."""
+    path, data = file_of(tmp_path, SIZE)
+    with Gateway(service, PORTALS["empty"], waits=True, reflects=True) as gateway:
+        gateway.cut_after = SIZE // 2
+        # The first connection begins the upload, another one tells the offset.
+        gateway.diverts = lambda number: number >= 1 and number % 2 == 0
+        code, result = upload(tmp_path, path, gateway.url, protocol)
+    assert code == 0, result
+    assert network.fetch(past(service, result)) == data
 
 
 def past(service: tuple[str, int], result: dict[str, object]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -309,3 +311,163 @@ def test_without_a_home_it_goes_on(network: Network, tmp_path: Path) -> None:
     assert "no home directory" in done.stderr
     assert network.fetch(done.stdout.strip()) == data
     assert not (tmp_path / "~").exists()
+
+
+# What cannot be read, among what can.
+
+
+def without_privileges() -> list[str]:
+    """The words that make a command obey the modes of files, also for root."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root reads everything here")
+    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
+
+
+def run_unprivileged(
+    directory: Path, *arguments: object, options: list[str]
+) -> subprocess.CompletedProcess[str]:
+    words, environment = command(directory, *arguments, options=options)
+    return subprocess.run(
+        [*without_privileges(), *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_folder_that_cannot_be_read_does_not_stop_the_others(
+    network: Network, tmp_path: Path, mode: int
+) -> None:
+    """Exit code 1, and the folder is named: it cannot be listed, or only listed."""
+    folder = tmp_path / "folder"
+    locked = folder / "locked"
+    locked.mkdir(parents=True)
+    (folder / "a").write_bytes(b"first")
+    (folder / "z").write_bytes(b"last")
+    (locked / "secret").write_bytes(b"not to be had")
+    locked.chmod(mode)
+    try:
+        done = run_unprivileged(
+            tmp_path, folder, network.url, options=["--recursive", "--json", "--quiet"]
+        )
+    finally:
+        locked.chmod(0o700)
+    assert done.returncode == 1, done.stderr
+    results = {
+        entry["file"]: entry for entry in map(json.loads, done.stdout.splitlines())
+    }
+    assert network.fetch(results.pop(str(folder / "a"))["location"]) == b"first"
+    assert network.fetch(results.pop(str(folder / "z"))["location"]) == b"last"
+    [(name, failed)] = results.items()
+    assert name == str(locked if mode == 0 else locked / "secret")
+    assert "Permission denied" in failed["error"]
+    assert f"{name}: " in done.stderr
+
+
+def make_missing(path: Path) -> None:
+    """Nothing is there."""
+
+
+def make_dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def make_unreadable(path: Path) -> None:
+    path.write_bytes(b"not to be had")
+    path.chmod(0)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    "make", [make_missing, make_dangling, make_loop, make_unreadable, make_socket]
+)
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_file_that_cannot_be_opened_does_not_stop_the_others(
+    network: Network, tmp_path: Path, make: Callable[[Path], None], method: str
+) -> None:
+    """Exit code 1; the others are stored, those before it and those after."""
+    bad = tmp_path / "bad"
+    make(bad)
+    good = [file_of(tmp_path, 10, "a")[0], file_of(tmp_path, 20, "b")[0]]
+    done = run_unprivileged(
+        tmp_path,
+        good[0],
+        bad,
+        good[1],
+        network.url,
+        options=["--method", method, "--quiet"],
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"{bad}: ")
+    assert "Traceback" not in done.stderr
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    for path in good:
+        assert network.fetch(lines[str(path)]) == path.read_bytes()
+
+
+def test_only_a_bare_dash_is_standard_input(network: Network, tmp_path: Path) -> None:
+    """``./-`` is a file of that name, as is one found in a directory."""
+    (tmp_path / "-").write_bytes(b"of the file")
+    words, environment = command(tmp_path, "./-", network.url)
+    stored = []
+    for tail in (
+        ["./-", network.url],
+        [".", "--recursive", network.url],
+        ["-", network.url],
+    ):
+        done = subprocess.run(
+            [*words[:4], "--no-journal", "--json", *tail],
+            env=environment,
+            cwd=tmp_path,
+            input=b"of standard input",
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        stored.append(network.fetch(json.loads(done.stdout)["location"]))
+    assert stored == [b"of the file", b"of the file", b"of standard input"]
+
+
+@pytest.mark.parametrize("state", ["0<&-", "0>/dev/null"])
+def test_standard_input_that_cannot_be_read_fails_at_once(
+    network: Network, tmp_path: Path, state: str
+) -> None:
+    """It is not taken for a connection that is tried again, nor for empty content."""
+    words, environment = command(tmp_path, "-", network.url)
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {state}', "bash", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "-: standard input is closed, or cannot be read" in done.stderr
+
+
+def test_read_error_is_the_file_s(network: Network, tmp_path: Path) -> None:
+    """A file whose reading fails is told at once; the network is not to blame."""
+    path = Path("/proc/self/mem")
+    if not path.exists():
+        pytest.skip("no such file on this system")
+    good, data = file_of(tmp_path, 100)
+    done = run(tmp_path, path, good, network.url, options=["--quiet"])
+    assert done.returncode == 1
+    assert done.stderr == f"{path}: Input/output error\n"
+    assert network.fetch(done.stdout.strip().split(": ")[1]) == data

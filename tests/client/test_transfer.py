@@ -25,6 +25,7 @@ from trioresume.client.steps import (
     Append,
     AskOffset,
     Confirm,
+    Contrast,
     FetchMessage,
     FetchResult,
     Finish,
@@ -470,6 +471,49 @@ def test_server_that_knows_no_head_may_have_stored_a_put(status: int) -> None:
     asked = made.after(answered(200, {}, sent=Sent.ALL))
     assert isinstance(asked.action, Confirm)
     assert isinstance(made.after(answered(status)).action, Finish)
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "stored"),
+    [
+        (404, {}, True),
+        (403, {}, True),
+        (501, {}, True),
+        (200, {"content-type": "text/html"}, True),
+        (200, {}, False),
+        (200, {"etag": '"1"'}, False),
+        (204, {}, False),
+    ],
+)
+@pytest.mark.parametrize("length", [0, 100])
+def test_validator_counts_if_another_name_has_none(
+    length: int, status: int, fields: dict[str, str], stored: bool
+) -> None:
+    """A portal answers a name that nothing is stored under as it answers all."""
+    made = transfer("PUT", Facts(length))
+    made.begin()
+    asked = made.after(answered(200, {"etag": '"1"'}, sent=Sent.ALL))
+    assert asked.action == Contrast()
+    following = made.after(answered(status, fields)).action
+    assert isinstance(following, Finish if stored else Send)
+
+
+def test_empty_put_is_checked_with_another_name() -> None:
+    """A length of 0 is what an empty answer of a portal has, too."""
+    made = transfer("PUT", Facts(0))
+    made.begin()
+    assert made.after(answered(200, {}, sent=Sent.ALL)).action == Confirm()
+    there = answered(200, {"content-length": "0"})
+    assert made.after(there).action == Contrast()
+    assert isinstance(made.after(there).action, Send)
+
+
+def test_unanswered_contrast_counts_for_a_validator() -> None:
+    """A server that speaks of versions, and closes then, is believed."""
+    made = transfer("PUT")
+    made.begin()
+    made.after(answered(200, {"etag": '"1"'}, sent=Sent.ALL))
+    assert isinstance(made.after(cut()).action, Finish)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mimetypes
 import os
@@ -47,7 +48,6 @@ __all__ = ["upload"]
     metavar="FILE...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, exists=True, allow_dash=True),
 )
 @click.argument("url")
 @click.option(
@@ -113,7 +113,7 @@ __all__ = ["upload"]
     "--json", "as_json", is_flag=True, help="Print one JSON object for each file."
 )
 def upload(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     url: str,
     recursive: bool,
     snapshot_size: bool,
@@ -181,11 +181,23 @@ def _journal() -> Journal | None:
 _SEVERITY = [ExitCode.DONE, ExitCode.UNFINISHED, ExitCode.FAILED]
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A file to be sent, and its name below a collection."""
+
+    path: Path
+    name: PurePath
+    is_stdin: bool = False
+    """Whether it is standard input: the word ``-``. ``./-`` is a file of that name."""
+    problem: str | None = None
+    """Why nothing of it can be sent, if that is known before it is opened."""
+
+
 @dataclass(eq=False)
 class _Job:
     """One file to send, and its result."""
 
-    path: Path
+    entry: _Entry
     url: str
     method: str
     size: int | None
@@ -194,23 +206,26 @@ class _Job:
     result: dict[str, object] = field(default_factory=dict)
     shown: FileProgress = field(init=False)
 
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A file to send, and its name relative to the URL of a collection."""
-
-    path: Path
-    name: PurePath
+    @property
+    def path(self) -> Path:
+        """The path of the file; for standard input the word ``-``."""
+        return self.entry.path
 
 
-def _entries(files: Sequence[Path], *, recursive: bool) -> Iterator[_Entry]:
+def _entries(files: Sequence[str], *, recursive: bool) -> Iterator[_Entry]:
     """Yield the files on the command line, and the files in directories on it.
 
-    Raises :class:`click.UsageError` for a directory without ``--recursive``.
+    A file that cannot be read is one of them: the others are sent all the same. Raises
+    :class:`click.UsageError` for a directory without ``--recursive``, and if no file that is
+    named exists.
     """
-    for path in files:
-        if path == _STDIN or not path.is_dir():
-            yield _Entry(path, PurePath(path.name))
+    if not any(word == _STDIN or os.path.lexists(word) for word in files):
+        raise click.UsageError(f"{printable(files[0])!r} does not exist")
+    for word in files:
+        path = Path(word)
+        if word == _STDIN or not os.path.isdir(word):
+            problem = None if word else "the name of the file is empty"
+            yield _Entry(path, PurePath(path.name), word == _STDIN, problem)
         elif recursive:
             yield from _entries_in(path)
         else:
@@ -220,31 +235,39 @@ def _entries(files: Sequence[Path], *, recursive: bool) -> Iterator[_Entry]:
 
 
 def _entries_in(directory: Path) -> Iterator[_Entry]:
-    """Yield all regular files below *directory*, in order.
-
-    Raises :class:`click.UsageError` for a directory that cannot be listed.
-    """
-    above = directory.resolve().parent
-
-    def complain(exc: OSError) -> None:
-        raise click.UsageError(
-            f"{printable(str(exc.filename))} cannot be listed: {exc.strerror}"
-        )
-
-    for folder, folders, names in os.walk(directory, onerror=complain):
+    """Yield the regular files below *directory*, then the folders that cannot be listed."""
+    above = Path(os.path.realpath(directory)).parent
+    unlisted: list[OSError] = []
+    for folder, folders, names in os.walk(directory, onerror=unlisted.append):
         folders.sort()
         for name in sorted(names):
             path = Path(folder, name)
-            if path.is_file() or path.is_symlink():
-                yield _Entry(path, (path.parent.resolve() / name).relative_to(above))
+            if _may_be_file(path):
+                below = Path(os.path.realpath(folder), name).relative_to(above)
+                yield _Entry(path, below)
             else:
                 click.echo(
                     f"{printable(str(path))} is not a regular file and is left out",
                     err=True,
                 )
+    for exc in unlisted:
+        path = Path(os.fsdecode(exc.filename))
+        yield _Entry(
+            path,
+            PurePath(path.name),
+            problem=f"the directory cannot be listed: {exc.strerror}",
+        )
 
 
-_STDIN = Path("-")
+def _may_be_file(path: Path) -> bool:
+    """Whether *path* is a regular file, or cannot be asked; then its opening says why."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+_STDIN = "-"
 
 
 def _jobs(
@@ -256,7 +279,11 @@ def _jobs(
     recursive: bool,
 ) -> list[_Job]:
     """Return a job for each file. Raises :class:`click.UsageError` for wrong arguments."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as exc:
+        raise click.UsageError(f"{url!r} is not a URL: {exc}") from exc
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise click.UsageError(f"{url!r} is not an http:// URL")
     if "@" in parts.netloc:
@@ -273,9 +300,9 @@ def _jobs(
         raise click.UsageError("a tus upload begins with POST; leave out --method")
     jobs = []
     for entry in entries:
-        path, target = entry.path, url
+        target = url
         if collection and method == "PUT":
-            if path == _STDIN:
+            if entry.is_stdin:
                 raise click.UsageError(
                     "standard input has no name: add a name to the URL, or use POST"
                 )
@@ -284,21 +311,21 @@ def _jobs(
             )
             # Keep the query behind the name: it may be the signature of a signed URL.
             target = urlunsplit(parts._replace(path=(parts.path or "/") + name))
-        jobs.append(_Job(path, target, method, _size_of(path)))
+        jobs.append(_Job(entry, target, method, _size_of(entry)))
     _check_targets(jobs)
     return jobs
 
 
-def _size_of(path: Path) -> int | None:
+def _size_of(entry: _Entry) -> int | None:
     """Return the size that the file system reports, or None if it is not known.
 
     Files in /proc, for example, report 0. Only reading tells their real size.
     """
     try:
-        status = path.stat()
+        status = entry.path.stat()
     except OSError:
         return None
-    regular = path != _STDIN and stat.S_ISREG(status.st_mode)
+    regular = not entry.is_stdin and stat.S_ISREG(status.st_mode)
     return status.st_size if regular and status.st_size else None
 
 
@@ -308,20 +335,27 @@ def _check_targets(jobs: Sequence[_Job]) -> None:
     With POST each job creates a new file, so only a file that is named twice is refused.
     Raises :class:`click.UsageError`.
     """
-    known: dict[tuple[str, Path | None], _Job] = {}
+    known: dict[tuple[str, str | None], _Job] = {}
     for job in jobs:
-        source = job.path.resolve()
+        if job.entry.problem is not None:
+            continue
+        source = _source_of(job)
         other = known.setdefault(
             (job.url, source if job.method == "POST" else None), job
         )
         if other is job:
             continue
-        if other.path.resolve() == source:
+        if _source_of(other) == source:
             raise click.UsageError(f"{printable(str(job.path))} is named twice")
         raise click.UsageError(
             f"{printable(str(other.path))} and {printable(str(job.path))} have the same "
             f"name: both would be stored as {printable(job.url)}"
         )
+
+
+def _source_of(job: _Job) -> str:
+    """What tells the file from others; the path of a link that leads nowhere is its own."""
+    return _STDIN if job.entry.is_stdin else os.path.realpath(job.path)
 
 
 def _name_bytes(path: PurePath) -> bytes:
@@ -399,14 +433,17 @@ class _Uploads:
         job.shown = shown
         self._display.begin(shown)
         job.result = {"file": str(job.path), "url": job.url}
+        if job.entry.problem is not None:
+            self._report_failure(job, job.entry.problem)
+            return
         headers = {"content-type": _media_type(job.path)}
-        if not _is_nameless(job.path):
+        if not _is_nameless(job.entry):
             headers["content-disposition"] = _disposition(job.path)
         try:
             response = await self._client.request(
                 job.method,
                 job.url,
-                body=_content_of(job.path),
+                body=_content_of(job.entry),
                 headers=headers,
                 on_progress=lambda progress: self._display.show(shown, progress),
                 snapshot_size=self._snapshot,
@@ -416,7 +453,11 @@ class _Uploads:
             job.exit_code = ExitCode.UNFINISHED if resumable else ExitCode.FAILED
             self._report_failure(job, f"{job.url}: {exc}")
         except OSError as exc:
-            self._report_failure(job, exc.strerror or str(exc))
+            if job.entry.is_stdin and exc.errno == errno.EBADF:
+                reason = "standard input is closed, or cannot be read"
+            else:
+                reason = exc.strerror or str(exc)
+            self._report_failure(job, reason)
         else:
             self._report_response(job, response, trio.current_time() - start)
 
@@ -456,18 +497,18 @@ class _Uploads:
         )
 
 
-def _is_nameless(path: Path) -> bool:
-    """Return whether *path* names only a descriptor: standard input or ``<(command)``."""
-    return path == _STDIN or path.parent in (
+def _is_nameless(entry: _Entry) -> bool:
+    """Return whether *entry* has only a descriptor: standard input or ``<(command)``."""
+    return entry.is_stdin or entry.path.parent in (
         Path("/dev"),
         Path("/dev/fd"),
         Path("/proc/self/fd"),
     )
 
 
-def _content_of(path: Path) -> Path | BinaryIO:
-    if path != _STDIN:
-        return path
+def _content_of(entry: _Entry) -> Path | BinaryIO:
+    if not entry.is_stdin:
+        return entry.path
     # Unbuffered. It stays open, because descriptor 0 belongs to the process.
     return cast("BinaryIO", open(0, "rb", buffering=0, closefd=False))
 

@@ -84,6 +84,9 @@ _BROKEN = (
     errno.EHOSTUNREACH,
     errno.ENETDOWN,
     errno.ENETUNREACH,
+    errno.ENETRESET,
+    errno.ENOBUFS,
+    errno.EHOSTDOWN,
 )
 
 
@@ -450,6 +453,11 @@ class Exchange:
                 early if self._link.parser.trailing_data[1] else exc
             )
 
+    def _copied(self, fields: Fields) -> frozenset[str]:
+        """Names of the *fields* that are the request's own, given back."""
+        asked = set(Fields.from_wire(self._request.headers))
+        return frozenset(line[0] for line in fields if line in asked)
+
     async def _handle(self, event: object) -> None:
         match event:
             case h11.NEED_DATA:
@@ -466,7 +474,7 @@ class Exchange:
                 if self._left != 0:
                     self._sending.cancel()
                 fields = Fields.from_wire(event.headers)
-                self.answer = Answer(event.status_code, fields)
+                self.answer = Answer(event.status_code, fields, self._copied(fields))
                 await self._sink.begin(self.answer)
             case h11.Data():
                 await self._sink.write(event.data)

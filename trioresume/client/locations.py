@@ -90,6 +90,11 @@ class Url:
             return None
         return url if url.origin == self.origin else None
 
+    def beside(self, name: str) -> Url:
+        """The URL of *name* in the same folder."""
+        folder = self.target.partition("?")[0].rpartition("/")[0]
+        return Url(self.origin, f"{folder}/{name}")
+
     def __str__(self) -> str:
         return f"{self.origin.scheme}://{self.origin.authority}{self.target}"
 

@@ -7,10 +7,14 @@ answers may count as "stored".
 
 The client believes an answer for one of these reasons:
 
-* It has a field that only a server of one of the protocols sends: :func:`has_mark`.
+* It has a field that only a server of one of the protocols sends: :func:`is_marked`.
+  If the answer is a page, or repeats the request's fields, then a field that the request
+  had with the same value does not count.
 * An interim response with such a field came before it, in the same exchange.
 * It answers a plain request after all content was sent, in a way that RFC 9110 reserves
-  for a server that stored it: see :func:`plain_verdict`.
+  for a server that stored it: see :func:`plain_verdict`. If only a validator or a length
+  of 0 shows that, a ``HEAD`` on an unused name has to show that nothing is there: see
+  :func:`contradicts`.
 
 All other answers of success, all redirects and 511 count as the network's. So do HTML
 pages in answer to a request to an upload's own resources: see :func:`is_foreign`. The
@@ -20,23 +24,24 @@ client then keeps the upload and tries again later.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 from trioresume.client.steps import Answer, Sent, count_of
 from trioresume.protocol.fields import parse_entity_tag, parse_media_type
-
-if TYPE_CHECKING:
-    from trioresume.protocol.heads import Fields
+from trioresume.protocol.heads import Fields
 
 __all__ = [
     "Verdict",
     "confirms",
+    "contradicts",
     "has_mark",
+    "has_validator",
     "is_diverted",
     "is_foreign",
+    "is_marked",
     "is_page",
     "may_be_foreign",
     "plain_verdict",
+    "shows_length",
     "stores_content",
 ]
 
@@ -55,6 +60,21 @@ _MARKS = frozenset(
 )
 """Fields of the seed, of RUFH and of tus that no other software has a reason to send."""
 
+_OF_REQUESTS = frozenset(
+    {
+        "accept",
+        "authorization",
+        "content-disposition",
+        "expect",
+        "host",
+        "incremental",
+        "prefer",
+        "user-agent",
+        "want-repr-digest",
+    }
+)
+"""Fields that answers have only if something gives back what it is sent."""
+
 _PAGES = frozenset({"text/html", "application/xhtml+xml"})
 
 _NETWORK_AUTHENTICATION_REQUIRED = 511
@@ -71,6 +91,15 @@ def has_mark(fields: Fields) -> bool:
     return "resume" in (fields.get("preference-applied") or "").lower()
 
 
+def is_marked(answer: Answer) -> bool:
+    """Whether *answer* has a mark that is not the request's own, given back."""
+    if not (answer.copied & _OF_REQUESTS or is_page(answer)):
+        # A server may well say the same as the request: the version, or "complete".
+        return has_mark(answer.fields)
+    copied = answer.copied
+    return has_mark(Fields(line for line in answer.fields if line[0] not in copied))
+
+
 def is_page(answer: Answer) -> bool:
     """Whether the content of *answer* is an HTML page."""
     media_type = parse_media_type(answer.fields.get("content-type") or "")
@@ -79,7 +108,7 @@ def is_page(answer: Answer) -> bool:
 
 def is_diverted(answer: Answer) -> bool:
     """Whether *answer* redirects the client, as portals do."""
-    if has_mark(answer.fields):
+    if is_marked(answer):
         return False
     redirected = 300 <= answer.status <= 399 and answer.status != 304
     return redirected or answer.status == _NETWORK_AUTHENTICATION_REQUIRED
@@ -91,7 +120,7 @@ def is_foreign(answer: Answer, *, vouched: bool = False) -> bool:
     *vouched* says that a marked interim response came before it. A refusal without a
     page counts as the server's, because servers also refuse without a mark.
     """
-    if vouched or has_mark(answer.fields):
+    if vouched or is_marked(answer):
         return False
     return answer.ok or is_diverted(answer) or (is_page(answer) and answer.status < 500)
 
@@ -101,7 +130,7 @@ def may_be_foreign(answer: Answer) -> bool:
 
     It may come from the network or refuse the credentials. The upload is kept.
     """
-    if has_mark(answer.fields) or answer.ok:
+    if is_marked(answer) or answer.ok:
         return False
     unauthorised = answer.status in (401, 403, 407)
     return unauthorised or is_diverted(answer) or is_page(answer)
@@ -117,6 +146,9 @@ class Verdict(Enum):
     """The server has the content."""
     ASK = auto()
     """The server may have the content. A HEAD on the URL will show it."""
+    CONTRAST = auto()
+    """The server says that it has the content. A HEAD on an unused name will show whether
+    it says so of anything."""
     DOUBTFUL = auto()
     """Nothing shows that the server has the content."""
 
@@ -135,7 +167,8 @@ def plain_verdict(
 
     * a 201 with ``Location`` says what was created (RFC 9110, section 15.3.2);
     * a validator in the answer to a PUT says that the content was stored as it came
-      ("MUST NOT send a validator … unless", RFC 9110, section 9.3.4);
+      ("MUST NOT send a validator … unless", RFC 9110, section 9.3.4),
+      but a portal that serves one file for every request sends that file's validator;
     * any other success of a PUT can be checked, because the content is at the URL now.
     """
     if sent is not Sent.ALL and length != 0:
@@ -144,12 +177,14 @@ def plain_verdict(
         return Verdict.STORED
     if is_page(answer) or method != "PUT":
         return Verdict.DOUBTFUL
-    return Verdict.STORED if _has_validator(answer) else Verdict.ASK
+    if not has_validator(answer):
+        return Verdict.ASK
+    return Verdict.STORED if answer.status == 201 else Verdict.CONTRAST
 
 
 def confirms(answer: Answer, length: int | None) -> bool:
     """Whether the *answer* to a HEAD shows content of *length* bytes, just stored."""
-    if has_mark(answer.fields) and answer.ok:
+    if is_marked(answer) and answer.ok:
         return True
     if answer.status in _TELLS_METHODS_APART:
         return not is_page(answer)
@@ -157,10 +192,25 @@ def confirms(answer: Answer, length: int | None) -> bool:
         return False
     stated = count_of(answer.fields.get("content-length"))
     if stated is None or length is None:
-        return _has_validator(answer)
+        return has_validator(answer)
     return stated == length
 
 
-def _has_validator(answer: Answer) -> bool:
+def shows_length(answer: Answer, length: int | None) -> bool:
+    """Whether *answer* to a HEAD has a length that hardly any other content has."""
+    return bool(length) and count_of(answer.fields.get("content-length")) == length
+
+
+def contradicts(answer: Answer) -> bool:
+    """Whether *answer*, to a HEAD on a name that nothing is stored under, has content.
+
+    Then what answers knows nothing of names. A page says that there is nothing: some
+    servers answer 200 with one for any name.
+    """
+    return answer.ok and not is_page(answer)
+
+
+def has_validator(answer: Answer) -> bool:
+    """Whether *answer* says which version of a content it is about."""
     tag = parse_entity_tag(answer.fields.get("etag") or "")
     return tag is not None or "last-modified" in answer.fields

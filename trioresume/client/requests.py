@@ -5,6 +5,7 @@ Statement numbers such as R35 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from trioresume.client.steps import (
     Append,
     AskOffset,
     Confirm,
+    Contrast,
     Create,
     Discover,
     FetchMessage,
@@ -119,6 +121,8 @@ class RequestBuilder:
                 return self._resource("OPTIONS", self._url, {})
             case Confirm():
                 return self._resource("HEAD", self._url, {})
+            case Contrast():
+                return self._resource("HEAD", self._url.beside(_unused_name()), {})
             case Append():
                 return self._append(action)
             case AskOffset(url):
@@ -207,6 +211,10 @@ class RequestBuilder:
         head = _head("PATCH", action.url, fields)
         outgoing = Outgoing(self._source, range_.start, prefix, limit)
         return WireRequest(action.url, head, outgoing)
+
+
+def _unused_name() -> str:
+    return f"trioresume-{secrets.token_hex(16)}"
 
 
 def _framing(length: int | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.client.locations import Locations
-from trioresume.client.marks import has_mark, is_foreign, is_page
+from trioresume.client.marks import is_foreign, is_marked, is_page
 from trioresume.client.steps import (
     Action,
     Answer,
@@ -105,6 +105,8 @@ class Resuming(ABC):
     _answer: Answer | None = None
     _settled: Answer | None = None
     """The answer that says that the upload is complete."""
+    _claimed: Outcome | None = None
+    """The outcome of an append whose answer repeats the request's word "complete"."""
 
     @property
     def dialect(self) -> Dialect:
@@ -206,7 +208,7 @@ class Resuming(ABC):
             # C7: an offset never falls. This is no progress, so it costs budget.
             again = self._resume_action(self.locations)
             delay = max(delay, self._later(again, outcome).delay)
-        if has_mark(answer.fields):
+        if is_marked(answer):
             self.note_offset(offset)
         elif offset > self._bare:
             # This is enough to be patient, but not to drop bytes.
@@ -274,6 +276,11 @@ class Resuming(ABC):
     def _after_append(self, outcome: Outcome, action: Append) -> Next:
         assert self.locations is not None
         answer = outcome.answer
+        self._claimed = None
+        if answer is not None and self._repeats_the_end(outcome, answer):
+            # The offset shows whether the server says so, or something gives back fields.
+            self._claimed = outcome
+            return self._later(self._resume_action(self.locations), outcome)
         if answer is None or self.dialect.troubled(answer):
             return self._later(self._resume_action(self.locations), outcome)
         if self.dialect.recorded(answer):
@@ -312,6 +319,12 @@ class Resuming(ABC):
                 return self._after_incomplete(outcome, answer)
         return self._deliver(outcome, answer)
 
+    def _repeats_the_end(self, outcome: Outcome, answer: Answer) -> bool:
+        """Whether nothing but a field of the request's own says that this is the end."""
+        if self._settled is not None or outcome.vouched or is_marked(answer):
+            return False
+        return self.dialect.explicit_completion and self.dialect.recorded(answer)
+
     def _after_incomplete(self, outcome: Outcome, answer: Answer) -> Next:
         """Decide what follows if the content arrived and the upload is incomplete (R17)."""
         assert self.locations is not None
@@ -334,6 +347,9 @@ class Resuming(ABC):
         assert self.locations is not None
         if self.dialect.settles:
             self._settled = self._located(answer)
+        claimed, self._claimed = self._claimed, None
+        if claimed is not None and claimed.answer is not None and claimed.whole:
+            return self._deliver(claimed, claimed.answer)
         if self.locations.message is not None:
             return Next(FetchMessage(self.locations.message), delay)
         if self.dialect.replays and self.locations.content is not None:
@@ -474,7 +490,7 @@ class Resuming(ABC):
         self.locations = None
         self.all_sent = False
         self.acknowledged = 0
-        self._settled = None
+        self._settled = self._claimed = None
         self._pages = 0
         self.proven = None
         self.choice.forget()

@@ -32,6 +32,7 @@ from trioresume.client.steps import (
     Action,
     Answer,
     Append,
+    Contrast,
     Create,
     Discover,
     Finish,
@@ -78,6 +79,14 @@ class Timeouts:
     """For how long nothing may move in either direction."""
     expect: float
     """How long to wait for a 100 from a server that may not know ``Expect``."""
+
+
+class _NotConnected(Exception):
+    """There is no connection for a request, for *reason*."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Run(Observer):
@@ -166,6 +175,11 @@ class Run(Observer):
         if isinstance(action, Discover):
             answer = await self._discover()
             return self._outcome(Reading(answer, True, None), Sent.NOTHING)
+        if isinstance(action, Contrast):
+            # It only confirms: a server that does not answer it costs a moment.
+            with trio.move_on_after(DISCOVERY_SECONDS):
+                return await self._perform(action)
+            return self._outcome(Reading(None, False, TimeoutError()), Sent.NOTHING)
         return await self._perform(action)
 
     async def _perform(self, action: WireAction) -> Outcome:
@@ -177,10 +191,10 @@ class Run(Observer):
         sink = sink_for(action, self._content)
         try:
             exchange = await self._exchange(request, sink, self)
-        except OSError as exc:
-            self._refuse_unknown_name(exc)
+        except _NotConnected as exc:
+            self._refuse_unknown_name(exc.reason)
             self._interrupted = self._interrupted or isinstance(action, Send | Append)
-            return self._outcome(Reading(None, False, exc), Sent.NOTHING)
+            return self._outcome(Reading(None, False, exc.reason), Sent.NOTHING)
         if isinstance(action, Send | Create) and exchange.answer is not None:
             self._note_late_offer(action, exchange.answer)
         return self._outcome(sink.reading(exchange), self._carried(action, exchange))
@@ -253,19 +267,30 @@ class Run(Observer):
     async def _exchange(
         self, request: WireRequest, sink: ResponseSink, observer: Observer
     ) -> Exchange:
-        """Perform *request*. Raises :class:`OSError` if there is no connection for it."""
-        async with self._pool.link(request.url.origin) as link:
-            exchange = Exchange(
-                link,
-                request.head,
-                request.outgoing,
-                sink,
-                idle_timeout=self._timeouts.idle,
-                limiter=self._limiter,
-                observer=observer,
-            )
-            await exchange.run()
-            return exchange
+        """Perform *request*.
+
+        Raises :class:`_NotConnected` if there is no connection for it. An
+        :class:`OSError` is of the content: a disk that cannot be read or written.
+        """
+        connected = False
+        try:
+            async with self._pool.link(request.url.origin) as link:
+                connected = True
+                exchange = Exchange(
+                    link,
+                    request.head,
+                    request.outgoing,
+                    sink,
+                    idle_timeout=self._timeouts.idle,
+                    limiter=self._limiter,
+                    observer=observer,
+                )
+                await exchange.run()
+                return exchange
+        except OSError as exc:
+            if connected:
+                raise
+            raise _NotConnected(exc) from exc
 
     # What the client learns during an exchange.
 
@@ -305,8 +330,8 @@ class Run(Observer):
                     exchange = await self._exchange(request, IgnoringSink(), Observer())
                     if exchange.answer is not None:
                         return exchange.answer
-                except OSError as exc:
-                    logger.debug("%s was not asked: %s", request.url, exc)
+                except _NotConnected as exc:
+                    logger.debug("%s was not asked: %s", request.url, exc.reason)
                 if pause is not None:
                     await trio.sleep(pause)
         return None
@@ -466,5 +491,5 @@ class Run(Observer):
         with trio.move_on_after(RELEASE_SECONDS):
             try:
                 await self._exchange(request, IgnoringSink(), Observer())
-            except OSError as exc:
-                logger.debug("%s was not told: %s", request.url, exc)
+            except _NotConnected as exc:
+                logger.debug("%s was not told: %s", request.url, exc.reason)

@@ -17,6 +17,7 @@ from trioresume.client.steps import (
     Append,
     AskOffset,
     Confirm,
+    Contrast,
     Create,
     Discover,
     FetchMessage,
@@ -63,7 +64,7 @@ def sink_for(action: WireAction, content: ResponseContent) -> Sink:
     match action:
         case Send() | Create() | Append():
             return FinalSink(content)
-        case AskOffset() | Confirm() | Discover():
+        case AskOffset() | Confirm() | Contrast() | Discover():
             return IgnoringSink()
         case FetchMessage():
             return MessageSink(content)

@@ -28,6 +28,7 @@ __all__ = [
     "Append",
     "AskOffset",
     "Confirm",
+    "Contrast",
     "Create",
     "Discover",
     "FetchMessage",
@@ -75,6 +76,14 @@ class Discover:
 @dataclass(frozen=True, slots=True)
 class Confirm:
     """``HEAD`` on the request's URL: is the content of a plain PUT there?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """``HEAD`` beside the request's URL, on a name that nothing is stored under.
+
+    A network answers as if it were there, too.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,15 @@ class Finish:
 
 
 WireAction = (
-    Send | Create | Discover | Confirm | AskOffset | Append | FetchMessage | FetchResult
+    Send
+    | Create
+    | Discover
+    | Confirm
+    | Contrast
+    | AskOffset
+    | Append
+    | FetchMessage
+    | FetchResult
 )
 """The actions that an exchange with the server performs."""
 
@@ -164,6 +181,8 @@ class Answer:
 
     status: int
     fields: Fields
+    copied: frozenset[str] = frozenset()
+    """Names of the fields that came back as the request had them: they prove nothing."""
 
     def __str__(self) -> str:
         """Return the answer for error messages: status, redirection and media type."""

@@ -48,12 +48,18 @@ SEND             413, and appends may be smaller              CREATE
 SEND             it is a step (RUFH)                          APPEND the rest
 SEND             redirected, or 511                           SEND, later, if safe
 SEND             success, unmarked, of a PUT                  CONFIRM
+SEND             the same with a validator                    CONTRAST
 SEND             success, unmarked, nothing shows it          SEND, later, if safe
 SEND             final response                               finish
 SEND             final response, its content cut              FETCH_RESULT
-CONFIRM          the content is there                         finish
+CONFIRM          content of this length is there              finish
+CONFIRM          something is there                           CONTRAST
 CONFIRM          it is not                                    SEND, later
 CONFIRM          cut, trouble                                 CONFIRM, later
+CONTRAST         success for a name that nothing has          SEND, later
+CONTRAST         anything else                                finish
+CONTRAST         cut, trouble, after a validator              finish
+CONTRAST         cut, trouble                                 CONTRAST, later
 DISCOVER         another dialect                              SEND or CREATE in it
 DISCOVER         nothing new                                  finish as refused
 CREATE           cut, trouble, foreign                        CREATE, later
@@ -101,16 +107,19 @@ Statement numbers such as R12 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trioresume.client.dialects import Discovery, Rufh
 from trioresume.client.marks import (
     Verdict,
     confirms,
-    has_mark,
+    contradicts,
+    has_validator,
     is_diverted,
+    is_marked,
     is_page,
     plain_verdict,
+    shows_length,
     stores_content,
 )
 from trioresume.client.resuming import IDEMPOTENT_METHODS, ContentFacts, Resuming
@@ -120,6 +129,7 @@ from trioresume.client.steps import (
     Append,
     AskOffset,
     Confirm,
+    Contrast,
     Create,
     Discover,
     FetchMessage,
@@ -152,7 +162,7 @@ class Transfer(Resuming):
     """Whether the request was stopped before its content, to continue in another way."""
     _refusal: Answer | None = None
     _unconfirmed: Answer | None = None
-    """The answer that a CONFIRM has to confirm."""
+    """The answer that a CONFIRM or CONTRAST has to confirm."""
     _action: Action = field(default_factory=Send)
 
     # What the client learns during an action.
@@ -263,6 +273,8 @@ class Transfer(Resuming):
                 return self._after_discover(outcome)
             case Confirm():
                 return self._after_confirm(outcome)
+            case Contrast():
+                return self._after_contrast(outcome)
             case AskOffset():
                 return self._after_ask(outcome, self._action)
             case Gather():
@@ -335,27 +347,44 @@ class Transfer(Resuming):
 
     @staticmethod
     def _is_marked(outcome: Outcome, answer: Answer) -> bool:
-        return outcome.vouched or has_mark(answer.fields)
+        return outcome.vouched or is_marked(answer)
 
     def _after_unmarked(self, outcome: Outcome, answer: Answer) -> Next:
         length = self.content.length
         verdict = plain_verdict(self.method, answer, outcome.sent, length)
         if verdict is Verdict.STORED:
             return self._deliver_plain(outcome, answer)
-        if verdict is Verdict.ASK:
+        if verdict is not Verdict.DOUBTFUL:
             self._unconfirmed = answer
-            return Next(Confirm())
+            return Next(Confirm() if verdict is Verdict.ASK else Contrast())
         return self._disbelieve(outcome, answer)
 
     def _after_confirm(self, outcome: Outcome) -> Next:
         answer, unconfirmed = outcome.answer, self._unconfirmed
         assert unconfirmed is not None
         # First, before looking for trouble: a 501 only says that the server has no HEAD.
-        if answer is not None and confirms(answer, self.content.length):
-            return self._deliver_plain(outcome, unconfirmed)
+        length = self.content.length
+        if answer is not None and confirms(answer, length):
+            # A server that refuses HEAD here refuses it for the unused name as well.
+            sure = is_marked(answer) or shows_length(answer, length)
+            if sure or not answer.ok:
+                return self._deliver_plain(outcome, unconfirmed)
+            return Next(Contrast())
         if answer is None or self.dialect.troubled(answer):
             return self._later(Confirm(), outcome)
         return self._disbelieve(outcome, unconfirmed)
+
+    def _after_contrast(self, outcome: Outcome) -> Next:
+        answer, unconfirmed = outcome.answer, self._unconfirmed
+        assert unconfirmed is not None
+        not_known = answer is not None and answer.status == 501
+        if answer is None or (self.dialect.troubled(answer) and not not_known):
+            if has_validator(unconfirmed):
+                return self._deliver_plain(replace(outcome, whole=True), unconfirmed)
+            return self._later(Contrast(), outcome)
+        if contradicts(answer):
+            return self._disbelieve(outcome, unconfirmed)
+        return self._deliver_plain(outcome, unconfirmed)
 
     def _deliver_plain(self, outcome: Outcome, answer: Answer) -> Next:
         """Deliver *answer*, which comes from a server that cannot resume."""
@@ -369,7 +398,8 @@ class Transfer(Resuming):
             return self._later(self._resume_action(self.locations), outcome)
         self.all_sent = False
         self.choice.reconsider()
-        sent = Sent.ALL if isinstance(self._action, Confirm) else outcome.sent
+        asked = isinstance(self._action, Confirm | Contrast)
+        sent = Sent.ALL if asked else outcome.sent
         if not self._may_send_again(sent):
             raise self._doubtful(answer)
         return self._later(self._first, outcome)

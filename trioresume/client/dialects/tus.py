@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from trioresume.client.dialects.base import Dialect, Words
 from trioresume.client.locations import Locations
-from trioresume.client.marks import has_mark
+from trioresume.client.marks import is_marked
 from trioresume.protocol.byteranges import OFFSET_STREAM
 from trioresume.protocol.dialects.tus import VERSION
 from trioresume.protocol.dialects.tus_fields import format_metadata, metadata_of
@@ -72,7 +72,7 @@ class Tus(Dialect):
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
         """Return the upload's location (D6), and that of the target's response if given (D8)."""
         value = answer.fields.get("location")
-        believed = answer.status == 201 or (answer.ok and has_mark(answer.fields))
+        believed = answer.status == 201 or (answer.ok and is_marked(answer))
         url = base.resolve(value) if value is not None and believed else None
         if url is None:
             return None
