@@ -289,7 +289,7 @@ def test_an_empty_run_makes_a_page(results: Results) -> None:
     )
     page = parsed(html_page(empty))
     assert page.data["plots"] == []
-    assert "Nothing was shown: no upload finished" in page.text
+    assert "No result: no upload finished" in page.text
 
 
 # ----------------------------------------------------------------- nobody else's code

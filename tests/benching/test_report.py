@@ -160,7 +160,7 @@ def test_limits_follow_the_run(good: Results) -> None:
     for part in (
         "network between",
         "Nothing was cut",
-        "no measure of resumption",
+        "does not measure resumption",
         "--server-pid",
     ):
         assert part in there

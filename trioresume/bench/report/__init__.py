@@ -1,8 +1,8 @@
-"""What a run is shown as: while it goes on, at its end, and as a page to keep.
+"""Shows a run: during the load, at its end, and as a page to keep.
 
-A run is :func:`watching` that is given the snapshots, then :func:`print_results` or
-:func:`html_page` of what was found. They are apart from :mod:`trioresume.bench`
-because the load generator's processes need none of it.
+During a run :func:`watching` shows the snapshots. Then :func:`print_results` or
+:func:`html_page` shows the results. These modules are apart from
+:mod:`trioresume.bench` because the load generator's processes do not need them.
 """
 
 from trioresume.bench.report.live import watching

@@ -1,4 +1,4 @@
-"""Plots of numbers over time, and of how times are distributed."""
+"""Plots of numbers over time, and of the distribution of times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rate_plots(results: Results) -> Iterator[Plot]:
     curve = bins(results)
     if not curve.throughput:
         return
-    # A step line needs the last value at both ends of its stretch.
+    # A step line needs the last value at both ends of its interval.
     sent = [value / (1 << 20) for value in curve.throughput]
     stayed = [value / (1 << 20) for value in curve.goodput]
     hover = "%{y:.4~g} MiB/s"
@@ -83,11 +83,11 @@ def rate_plots(results: Results) -> Iterator[Plot]:
     yield Plot(
         "rates",
         "Throughput and goodput over time",
-        "The area is all that was sent; the line is the part of it that stayed, because it "
-        "belongs to an upload that finished and was not sent again later. Where the line "
+        "The area shows all bytes that were sent. The line shows the bytes that stayed: they "
+        "belong to a finished upload and were not sent again later. Where the line "
         "runs below the area, work was lost to cuts or to uploads that never finished. "
-        "When each byte of a connection went is not recorded: the line is an estimate, and may "
-        "now and then be above the area." + killed,
+        "The time of each single byte is not recorded, so the line is an estimate. "
+        "It may sometimes be above the area." + killed,
         {"data": data, "layout": shape},
         height,
     )
@@ -165,9 +165,9 @@ def _latency(
     yield Plot(
         id,
         title,
-        f"{units.plural(latency.count, 'sample')}; marked: {named}. The curve says how many "
-        "per cent took no longer than the time below; steep is even, a long tail to the "
-        "right is rare slow ones. The time scale is logarithmic.",
+        f"{units.plural(latency.count, 'sample')}; marked: {named}. The curve shows how many "
+        "per cent took no longer than the time below. A steep curve means even times, "
+        "a long tail to the right means a few slow ones. The time scale is logarithmic.",
         {"data": data, "layout": shape},
         320,
         half=True,
@@ -201,9 +201,9 @@ def _time_axis(low: float, high: float) -> dict[str, Any]:
 
 
 def _apart(samples: Sequence[ServerSample]) -> tuple[ServerSample, ...]:
-    """Those that are not much nearer to the one before than usual.
+    """Return the samples that are not much closer to the one before than usual.
 
-    A tick of CPU time between two that nearly coincide would be drawn as many cores.
+    Between two samples at almost the same time, one tick of CPU time would look like many cores.
     """
     gaps = sorted(b.at - a.at for a, b in pairwise(samples))
     least = gaps[len(gaps) // 2] / 2
@@ -220,7 +220,7 @@ def server_plots(results: Results) -> Iterator[Plot]:
     step = max(1, len(samples) // 400)
     samples = _apart(samples[::step])
     pairs = list(pairwise(samples))
-    # A restarted server's CPU time begins again at nothing.
+    # A restarted server's CPU time begins again at zero.
     alive = [
         (a, b)
         for a, b in pairs
@@ -270,8 +270,8 @@ def server_plots(results: Results) -> Iterator[Plot]:
     yield Plot(
         "server",
         "The server's CPU and memory",
-        "Above, how many cores the server kept busy, its own code (user) and the kernel's "
-        "work for it (system) on top of each other; below, the memory it held.",
+        "Above: how many cores the server kept busy, with its own code (user) and the kernel's "
+        "work for it (system) on top of each other. Below: the memory that it held.",
         {"data": data, "layout": shape},
         400,
     )

@@ -1,4 +1,4 @@
-"""What a reader of a run should doubt, and what the run does not show."""
+"""Says which results of a run are doubtful, and what the run does not show."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from trioresume.bench.settings import Protocol
 __all__ = ["limits", "suspicions"]
 
 SHORT_SECONDS = 10.0
-"""Shorter runs are marked by how they begin and end."""
+"""In shorter runs the beginning and the end distort the figures."""
 
 
 def suspicions(results: Results) -> list[str]:
-    """Why figures of this very run may be wrong or too low."""
+    """Return the reasons why figures of this run may be wrong or too low."""
     found: list[str] = []
     if results.generator_was_limit:
         found.append(
-            "The load generator was a limit: a process of it kept its core busy all the "
+            "The load generator was a limit: one of its processes kept a core busy all the "
             "time, so the server may be faster than these figures. Use more --processes."
         )
     if results.interrupted:
         found.append(
-            "The run was interrupted: the figures are of the part that was done."
+            "The run was interrupted: the figures cover only the part before that."
         )
     if 0 < results.seconds < SHORT_SECONDS:
         found.append(
             f"The load lasted only {units.duration(results.seconds)}, so its beginning and "
-            "its end weigh heavily."
+            "its end distort the figures."
         )
     if any(kill.up is None for kill in results.kills):
         found.append("The server did not come back after it was killed.")
@@ -39,15 +39,15 @@ def suspicions(results: Results) -> list[str]:
 
 
 def limits(results: Results) -> list[str]:
-    """What a reader might think was shown, and was not."""
+    """Return what the run does not show, although a reader might think so."""
     settings = results.settings
     said = [
-        "It is one run, and runs differ; to compare servers, run them in turns, several times."
+        "This is one run, and runs differ. To compare servers, run them in turns, several times."
     ]
     if _is_loopback(settings.url):
         said.append(
-            "Server and load generator were on the same machine: there was no network in "
-            "between to lose or delay anything, and both competed for the same "
+            "Server and load generator were on the same machine. No network between them "
+            "lost or delayed anything, and both shared the same "
             f"{units.plural(results.machine.cpus, 'CPU')}."
         )
     else:
@@ -58,7 +58,7 @@ def limits(results: Results) -> list[str]:
     said += _limits_of_faults(results)
     if results.server is None:
         said.append(
-            "The server's CPU time and memory were not measured; --server-pid does that."
+            "The server's CPU time and memory were not measured. --server-pid measures them."
         )
     for name, latency in (
         ("time to resume", results.resume),
@@ -66,12 +66,12 @@ def limits(results: Results) -> list[str]:
     ):
         if latency is not None and latency.count < 100:
             said.append(
-                f"The p99 of the {name} is that of only "
-                f"{units.plural(latency.count, 'sample')}: it is their maximum."
+                f"The p99 of the {name} comes from only "
+                f"{units.plural(latency.count, 'sample')}: it is the maximum."
             )
     said.append(
-        "That content is intact now says nothing about a power loss: whether the server "
-        "had it on the disk when it said so was not tested."
+        "Intact content says nothing about a power loss: the run did not test whether the "
+        "content was on the disk when the server said so."
     )
     return said
 
@@ -80,24 +80,24 @@ def _limits_of_faults(results: Results) -> Iterator[str]:
     if results.protocol is Protocol.PLAIN:
         yield (
             "Uploads were plain requests: after a cut each began again from its first "
-            "byte, so this is no measure of resumption."
+            "byte, so the run does not measure resumption."
         )
     if results.cuts:
         yield (
-            "Cuts were made on purpose at the sending end. Links that are slow, lossy or "
-            "reorder, and proxies that buffer, were not there."
+            "Cuts were made on purpose at the sending end. There were no slow or lossy "
+            "links, no reordering, and no proxies that buffer."
         )
     else:
-        yield "Nothing was cut, so it does not show how the server takes cuts."
+        yield "Nothing was cut, so the run does not show how the server handles cuts."
     if results.kills:
         yield (
-            "Killing the server's process leaves the kernel's memory as it is: that is "
-            "milder than a crash of the machine."
+            "Killing the server's process leaves the kernel's memory as it is. A crash of "
+            "the machine is harder."
         )
 
 
 def _is_loopback(url: str) -> bool:
-    """Whether *url* is of this machine."""
+    """Whether *url* is on this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

@@ -1,8 +1,8 @@
-"""How far a run is, while it goes on: a panel on a terminal, lines elsewhere.
+"""Shows how far a run is: in a panel on a terminal, in lines elsewhere.
 
-Both are fed the same snapshots, about ten a second. The panel is redrawn by rich; of
-the lines there is one each :data:`LINE_SECONDS` and one for each new phase, so that
-a log tells when something happened and does not fill the disk.
+Both get the same snapshots, about ten a second. rich redraws the panel. A line is
+printed every :data:`LINE_SECONDS` and for each new phase. So a log shows when something
+happened and does not fill the disk.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from trioresume.bench.settings import Settings
 __all__ = ["LINE_SECONDS", "eta", "progress", "watching"]
 
 LINE_SECONDS = 5.0
-"""Between two lines of a phase where there is no terminal."""
+"""Seconds between two lines of a phase if there is no terminal."""
 
 Observer = Callable[[Snapshot], None]
 
 _PHASES = {
-    "detecting": "asking the server what it speaks",
+    "detecting": "asking the server which protocol it speaks",
     "loading": "uploading",
-    "settling": "waiting until the server rests",
+    "settling": "waiting until the server is idle",
     "checking": "checking what was stored",
 }
 
 
 @contextmanager
 def watching(settings: Settings, console: Console) -> Iterator[Observer]:
-    """A function that shows each snapshot it is given on *console*.
+    """Provide a function that shows each snapshot on *console*.
 
-    The panel is gone afterwards: what comes next is the result.
+    The panel disappears afterwards, because the result follows.
     """
     if not console.is_terminal:
         yield _Lines(settings, console).show
@@ -53,10 +53,10 @@ def watching(settings: Settings, console: Console) -> Iterator[Observer]:
 
 
 def progress(settings: Settings, snapshot: Snapshot) -> float:
-    """How much of the present phase is done, 0 to 1.
+    """Return how much of the current phase is done, 0 to 1.
 
-    Content that is sent again makes this run ahead of the truth while uploads are
-    under way; it is held back to what finished uploads and time allow.
+    Content that is sent again makes the value too high while uploads run. So it stays
+    below 1 until all uploads have ended.
     """
     if snapshot.phase == "detecting":
         return 0.0
@@ -75,7 +75,7 @@ def progress(settings: Settings, snapshot: Snapshot) -> float:
 
 
 def eta(settings: Settings, snapshot: Snapshot) -> float | None:
-    """Seconds until the load ends, at the pace so far; None while nobody can tell."""
+    """Return the seconds until the load ends, at the rate so far; None if unknown."""
     part = progress(settings, snapshot)
     if snapshot.phase != "loading" or part < 0.005 or snapshot.at < 1.0:
         return None
@@ -119,7 +119,7 @@ def _panel(settings: Settings, snapshot: Snapshot) -> Group:
 
 
 def _cells(snapshot: Snapshot) -> list[tuple[str, str, bool]]:
-    """Name, value, and whether that is bad."""
+    """Return name, value, and whether the value is bad."""
     checking = snapshot.phase == "checking"
     cells = [
         ("finished", f"{snapshot.done:,} of {snapshot.total:,}", False),
@@ -152,7 +152,7 @@ def _cells(snapshot: Snapshot) -> list[tuple[str, str, bool]]:
 
 
 class _Lines:
-    """A line for each phase, and one now and then."""
+    """Prints a line for each phase, and further lines at intervals."""
 
     def __init__(self, settings: Settings, console: Console) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""HTML that is escaped because of its type: a plain string in it is always text."""
+"""HTML with escaping by type: a plain string is always text and gets escaped."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ __all__ = ["Html", "element", "void"]
 
 
 class Html(str):
-    """A string that is markup already. Only this module and fixed text make one."""
+    """A string that is already markup. Only this module and fixed texts make one."""
 
     __slots__ = ()
 
 
 def element(name: str, /, *children: str, **attributes: str | None) -> Html:
-    """``<name …>children</name>``: children that are no :class:`Html` are escaped.
+    """Return ``<name …>children</name>``. Children that are not :class:`Html` are escaped.
 
-    An attribute None is left out; ``class_`` is ``class``, other underscores are
-    hyphens.
+    An attribute None is left out. ``class_`` becomes ``class``, and other underscores
+    become hyphens.
     """
     inner = "".join(
         child if isinstance(child, Html) else escape(child) for child in children
@@ -26,7 +26,7 @@ def element(name: str, /, *children: str, **attributes: str | None) -> Html:
 
 
 def void(name: str, /, **attributes: str | None) -> Html:
-    """``<name …>``, for elements that have no content."""
+    """Return ``<name …>``, for elements without content."""
     written = "".join(
         f' {key.removesuffix("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()

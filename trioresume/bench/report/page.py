@@ -1,15 +1,15 @@
 """The HTML page of a run: one file that a person can read without the documentation.
 
 Self-contained
-    Styles, scripts, plotly itself and the data are in the file. A Content Security
-    Policy in it forbids the browser to load anything, so that the page cannot call
-    anybody even if a later plotly would.
+    Styles, scripts, plotly itself and the data are in the file. Its Content Security
+    Policy forbids the browser to load anything. So the page contacts no server, even if
+    a later plotly tries to.
 
 Hostile text
-    A server's name, its statuses and the details of failures are its own words. They
-    are text nodes, escaped by :mod:`~trioresume.bench.report.markup`; the data for
-    the plots has none of them, and is written so that it cannot end its element; and
-    the policy names the digests of the only two scripts that may run.
+    A server's name, its statuses and the details of failures come from the server. They
+    become text nodes, escaped by :mod:`~trioresume.bench.report.markup`. The data for
+    the plots has none of them, and is written so that it cannot end its element. The
+    policy names the digests of the only two scripts that may run.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from trioresume.bench.results import Results
 __all__ = ["MAX_LISTED", "html_page"]
 
 MAX_LISTED = 100
-"""Failed and wrong uploads that are listed one by one."""
+"""The most failed and wrong uploads that are listed one by one."""
 
 
 def html_page(results: Results) -> str:
-    """The whole page. Raises :class:`~trioresume.errors.CallerError` without plotly."""
+    """Return the whole page. Raises :class:`~trioresume.errors.CallerError` without plotly."""
     require_plotly()
     from plotly.offline import get_plotlyjs
 
     drawn = plots(results)
     library = str(get_plotlyjs())
-    # As text of an HTML script element neither may close it.
+    # No script may contain the end tag of its own element.
     if "</script" in library.lower():
         raise AssertionError("plotly's script would end its own element")
     script = _asset("page.js")
@@ -86,7 +86,7 @@ def _digest(script: str) -> str:
 
 
 def _data(value: Any) -> Html:
-    """*value* as JSON that contains neither a tag nor the beginning of a comment."""
+    """Return *value* as JSON that contains no tag and no beginning of a comment."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Html(
         text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -140,7 +140,7 @@ def _header(results: Results) -> Html:
 
 
 def _what(results: Results) -> str:
-    """The run in a sentence or two."""
+    """Describe the run in a sentence or two."""
     settings, faults = results.settings, results.settings.faults
     at_once = min(settings.at_once, settings.total)
     text = f"{units.plural(len(results.uploads), 'upload')}, {at_once:,} at once"
@@ -150,8 +150,8 @@ def _what(results: Results) -> str:
     if faults.mean_bytes is not None:
         text += (
             " Connections were cut on purpose, on average once in "
-            f"{units.size(faults.mean_bytes)} of each upload, and every upload had to go on "
-            "from what the server had kept."
+            f"{units.size(faults.mean_bytes)} of each upload, and every upload had to continue "
+            "from the bytes that the server had kept."
         )
     if faults.kill_command is not None:
         text += (
@@ -300,7 +300,7 @@ _UNITS = {
 
 
 def _flat(record: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The members of *record* and of the records in it, as rows."""
+    """Yield the members of *record* and of the records in it, as rows."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         name = prefix + field.name.replace("_", " ")

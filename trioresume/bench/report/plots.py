@@ -1,9 +1,9 @@
 """The plots of the HTML page, as plotly figures in plain JSON values.
 
-Plotly reads some markup in its texts, so no text that came from the network is in
-a plot: numbers and this package's own words only. Colours are those of the light
-scheme; the page exchanges them for the second member in :data:`~.style.PALETTE` in
-the dark.
+Plotly interprets some markup in its texts. So a plot has only numbers and this
+package's own texts, and no text from the network. The colours are those of the light
+scheme. In the dark scheme the page replaces them by the second members in
+:data:`~.style.PALETTE`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["plots", "require_plotly"]
 
 
 def require_plotly() -> None:
-    """Raises :class:`CallerError` that says what to install where plotly is missing."""
+    """Raise :class:`CallerError`, which says what to install, if plotly is missing."""
     try:
         import plotly.graph_objects
     except ImportError as exc:
@@ -32,7 +32,7 @@ def require_plotly() -> None:
 
 
 def plots(results: Results) -> list[Plot]:
-    """The plots that this run has data for, in the order to read them."""
+    """Return the plots for which this run has data, in the order to read them."""
     made = [
         *rate_plots(results),
         *latency_plots(results),
@@ -43,10 +43,10 @@ def plots(results: Results) -> list[Plot]:
 
 
 def _checked(plot: Plot) -> Plot:
-    """*plot* as plotly's own model writes it: a misspelt property raises here."""
+    """Return *plot* as plotly's own model writes it. A misspelt property raises."""
     from plotly.graph_objects import Figure
 
     figure = json.loads(Figure(plot.figure, skip_invalid=False).to_json())
-    # The default template is tens of kilobytes for each plot, and not in use.
+    # The default template has tens of kilobytes for each plot and is not used.
     figure["layout"].pop("template", None)
     return Plot(plot.id, plot.title, plot.reading, figure, plot.height, plot.half)

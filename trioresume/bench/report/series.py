@@ -1,14 +1,14 @@
 """The curves behind the plots: plain numbers from :class:`Results`, without a library.
 
 Goodput over time
-    An upload's content counts at the moment it *stayed*: the last time each byte was
-    sent. What a cut threw away counts nothing, although it was sent. When a byte of
-    a connection was sent is not recorded, so its bytes are spread over its time as
-    all connections' are, by the series. The sum of the curve is the run's goodput
-    times its duration exactly.
+    Each byte of an upload counts at the moment when it *stayed*: the last time it was
+    sent. Bytes that a cut lost do not count, although they were sent. The time of each
+    single byte is not recorded. So a connection's bytes are spread over its time in the
+    same way as the bytes of all connections in the series. The sum of the curve is
+    exactly the run's goodput times its duration.
 
 Bounds
-    However long a run was, a curve has at most :data:`MAX_BINS` points; the timelines
+    For a run of any length, a curve has at most :data:`MAX_BINS` points; the timelines
     have at most :data:`MAX_ROWS` uploads and :data:`MAX_SPANS` connections.
 """
 
@@ -37,23 +37,23 @@ __all__ = [
 ]
 
 MAX_BINS = 180
-"""Of a curve over time: about as many as can be told apart on a page."""
+"""The most points of a curve over time: about as many as a page can show."""
 
 MAX_POINTS = 800
-"""Of a distribution."""
+"""The most points of a distribution."""
 
 MAX_ROWS = 1000
 MAX_SPANS = 20_000
 
 CLOSER_ROWS = 24
-"""Uploads that are few enough to be read one by one."""
+"""The number of uploads in the closer look: few enough to read one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Rates in bytes a second and cuts in each stretch of time, from *edges* to the next.
+    """Rates in bytes a second, and cuts, in each interval between two *edges*.
 
-    There is one edge more than there are values; edges are in seconds.
+    There is one edge more than there are values. Edges are in seconds.
     """
 
     edges: tuple[float, ...]
@@ -64,17 +64,17 @@ class Bins:
 
 
 def bins(results: Results) -> Bins:
-    """The series of *results* in at most :data:`MAX_BINS` stretches."""
+    """Return the series of *results* in at most :data:`MAX_BINS` intervals."""
     series = results.series
     longest = max(len(series.sent), len(series.finished), len(series.cuts))
-    # The last tick may have passed without an interval of its own, and the reverse.
+    # The series may end before the run's last interval, or after it.
     needed = max(longest, ceil(results.seconds / series.interval - 1e-9))
     merged = max(1, ceil(needed / MAX_BINS))
     width = merged * series.interval
     if not needed:
         return Bins((0.0,), (), (), (), ())
-    # The last stretch ends with the run, and is not shorter than the others: a tick that
-    # came late would be a spike in what is left of a stretch. So the rest joins it.
+    # The last interval ends with the run and is not shorter than the others: in a short
+    # rest a late tick would look like a spike. So the rest joins the last interval.
     count = max(1, int(results.seconds / width + 1e-9))
     edges = [index * width for index in range(count)]
     edges.append(results.seconds if results.seconds > edges[-1] else edges[-1] + width)
@@ -91,7 +91,7 @@ def bins(results: Results) -> Bins:
 
 
 def _merge(values: Sequence[int], merged: int, count: int) -> list[int]:
-    """*values* summed up, *merged* at a time; the last sum has all that is left."""
+    """Return the sums of *values*, *merged* at a time. The last sum has the rest."""
     starts = [index * merged for index in range(count)]
     return [
         sum(values[start:end])
@@ -100,7 +100,7 @@ def _merge(values: Sequence[int], merged: int, count: int) -> list[int]:
 
 
 def _stayed(results: Results, edges: Sequence[float]) -> list[float]:
-    """The bytes of finished, right uploads in each stretch, see above."""
+    """Return the bytes of finished, right uploads in each interval (see the module)."""
     clock = _SentClock(results.series)
     totals = [0.0] * (len(edges) - 1)
     wrong = {upload.number for upload in results.wrong}
@@ -113,14 +113,14 @@ def _stayed(results: Results, edges: Sequence[float]) -> list[float]:
 
 
 class _SentClock:
-    """A clock that advances by a byte sent instead of by a second."""
+    """A clock that counts sent bytes instead of seconds."""
 
     def __init__(self, series: Series) -> None:
         self._interval = series.interval
         self._sums = [0, *accumulate(series.sent)]
 
     def at(self, seconds: float) -> float:
-        """Bytes that all connections had sent by then."""
+        """Return how many bytes all connections had sent by then."""
         place = max(0.0, seconds / self._interval)
         index = min(int(place), len(self._sums) - 1)
         if index == len(self._sums) - 1:
@@ -130,7 +130,7 @@ class _SentClock:
 
 
 def _kept(upload: Upload) -> Iterable[tuple[Attempt, int]]:
-    """How much of what each attempt sent was not sent again later."""
+    """Yield how many bytes of each attempt were not sent again later."""
     lowest = upload.size
     for attempt in reversed(upload.attempts):
         if kept := max(0, min(attempt.last, lowest) - attempt.first):
@@ -146,7 +146,7 @@ def _spread(
     amount: int,
     clock: _SentClock,
 ) -> None:
-    """Adds *amount* to the stretches that *attempt* lasted over, by the bytes sent then."""
+    """Spread *amount* over the intervals of *attempt*, by the bytes sent in each."""
     if not totals:
         return
     last = len(totals) - 1
@@ -167,7 +167,7 @@ def _spread(
 
 
 def ecdf(samples: Iterable[float]) -> tuple[list[float], list[float]]:
-    """Sorted samples and the part, 0 to 1, that is not above each; thinned evenly."""
+    """Return sorted samples, and for each the part, 0 to 1, not above it; thinned evenly."""
     ordered = sorted(samples)
     n = len(ordered)
     step = max(1, ceil(n / MAX_POINTS))
@@ -184,7 +184,7 @@ class Timelines:
 
 
 def timelines(results: Results) -> Timelines:
-    """Every upload or, of too many, all that failed and the rest thinned evenly."""
+    """Return all uploads. If there are too many, keep failed ones and thin the rest evenly."""
     rows = _thin(results, list(results.uploads), MAX_ROWS)
     while len(rows) > 1 and sum(len(u.attempts) for u in rows) > MAX_SPANS:
         rows = _thin(results, rows, len(rows) // 2)
@@ -203,7 +203,7 @@ def _thin(results: Results, uploads: list[Upload], most: int) -> list[Upload]:
 
 
 def closer_look(results: Results) -> Timelines:
-    """The few that tell most: failed and wrong, then the slowest, then the fastest."""
+    """Return the few most interesting uploads: failed and wrong, slowest, and fastest."""
     bad = {upload.number: upload for upload, _ in unhappy(results)}
     chosen = dict(list(bad.items())[: CLOSER_ROWS // 3])
     by_time = sorted(

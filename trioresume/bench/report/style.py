@@ -1,4 +1,4 @@
-"""What all plots have in common: colours, axes, layout."""
+"""The parts that all plots share: colours, axes, layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PALETTE = {
     "bad": ("#c4001d", "#ff6b78"),
     "killed": ("#6a3fb5", "#b795f5"),
 }
-"""Name: light, dark. No colour stands alone for a meaning: shapes and texts say it too."""
+"""Name: light, dark. No meaning depends on colour alone: shapes and texts show it too."""
 
 
 @dataclass(frozen=True, slots=True)

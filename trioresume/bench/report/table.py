@@ -1,4 +1,4 @@
-"""The end of a run in a terminal: verdict, figures, what went wrong, what to doubt."""
+"""Prints a run's results in a terminal: verdict, figures, failures and doubts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trioresume.text import printable
 __all__ = ["MAX_LISTED", "print_results"]
 
 MAX_LISTED = 20
-"""Failed and wrong uploads that are listed one by one."""
+"""The most failed and wrong uploads that are listed one by one."""
 
 _STYLES = {Mood.GOOD: "bold green", Mood.ATTENTION: "bold yellow", Mood.BAD: "bold red"}
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print what people want to know; what is the server's own words cannot do harm."""
+    """Print the results. Texts from the server are made harmless."""
     for part in _parts(results):
         console.print(part, markup=False, highlight=False)
 
@@ -71,7 +71,7 @@ def _failures(results: Results) -> Table:
         made.add_row(
             units.count(len(results.wrong)),
             "wrong-content",
-            "what the server stored is not what was sent",
+            "the stored content differs from what was sent",
         )
     for ending, number in results.failures.items():
         made.add_row(units.count(number), ending.value, words.ENDINGS[ending])

@@ -1,4 +1,4 @@
-"""The story of each upload: a row, its connections as bars, and how they ended as marks."""
+"""Timelines: a row for each upload, a bar for each connection, marks for how they ended."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trioresume.bench.settings import FaultKind
 __all__ = ["timeline_plots"]
 
 DETAILED_ROWS = 64
-"""Up to here each upload has a line thick enough to be read."""
+"""Up to this number, each upload's row is thick enough to read."""
 
 LOCKED = 423
-"""What servers of tus answer while another request has the upload's lock."""
+"""The status of tus servers while another request has the upload's lock."""
 
 _ENOUGH_FOR_TEXTS = 3000
-"""Connections with a text of their own when pointed at; more would make the page slow."""
+"""The most connections with a text on hover. More would make the page slow."""
 
 
 _SYMBOLS = {
@@ -31,19 +31,19 @@ _SYMBOLS = {
 
 
 def timeline_plots(results: Results) -> Iterator[Plot]:
-    """All uploads, and of many a few more closely."""
+    """Yield a plot of all uploads. If there are many, also one of a few."""
     everything = timelines(results)
     if not everything.rows:
         return
     how = (
         "Each row is one upload, in the order they began. A bar is a connection that sends; "
-        "a thin line is waiting to go on, for a lock of the server too. Marks say how a "
+        "a thin line is waiting, also for a lock of the server. Marks show how a "
         "connection ended."
     )
     if everything.total > len(everything.rows):
         how += (
             f" {len(everything.rows):,} of {everything.total:,} are drawn: failed ones "
-            "first, the others picked evenly."
+            "first, the others chosen evenly."
         )
     if len(everything.rows) <= DETAILED_ROWS:
         yield _timeline("timelines", "Uploads and their cuts", how, everything, results)
@@ -59,7 +59,7 @@ def timeline_plots(results: Results) -> Iterator[Plot]:
     yield _timeline(
         "closer",
         "A closer look at a few",
-        "Those that failed or are wrong, if any, then the slowest and the fastest of those "
+        "Uploads that failed or are wrong, if any, and the slowest and fastest of those "
         "that finished.",
         closer,
         results,
@@ -76,7 +76,7 @@ def _timeline(
     thick = 9.0 if detailed else max(0.6, 0.75 * 560 / count)
     data = [
         _waits(rows, 1.0 if detailed else max(0.3, thick / 3)),
-        # Where bars fill the plot, marks have to stand out against them.
+        # If bars fill the plot, marks have to stand out against them.
         _spans(rows, thick, "line" if detailed else "sent"),
         *_marks(rows, 9.0 if detailed else max(3.0, min(7.0, 5 * thick)), detailed),
     ]
@@ -105,7 +105,7 @@ def _timeline(
 
 
 def _waits(rows: Sequence[Upload], width: float) -> dict[str, Any]:
-    """One line behind everything an upload did, in one trace for all of them."""
+    """Return one line behind each upload's bars, in one trace for all uploads."""
     x: list[float | None] = []
     y: list[int | None] = []
     for row, upload in enumerate(rows):
@@ -123,7 +123,7 @@ def _waits(rows: Sequence[Upload], width: float) -> dict[str, Any]:
 
 
 def _spans(rows: Sequence[Upload], width: float, shade: str) -> dict[str, Any]:
-    """A bar for each connection, from its first byte of content on, in one trace."""
+    """Return a bar for each connection, from its first byte of content on, in one trace."""
     texts = sum(len(upload.attempts) for upload in rows) <= _ENOUGH_FOR_TEXTS
     x: list[float | None] = []
     y: list[int | None] = []
@@ -131,7 +131,7 @@ def _spans(rows: Sequence[Upload], width: float, shade: str) -> dict[str, Any]:
     for row, upload in enumerate(rows):
         for number, attempt in enumerate(upload.attempts, 1):
             if not attempt.sent:
-                continue  # it asked, and had to wait or was refused
+                continue  # it asked, and then waited or was refused
             x += [_sending_from(attempt), attempt.ended, None]
             y += [row, row, None]
             if texts:
@@ -152,7 +152,7 @@ def _spans(rows: Sequence[Upload], width: float, shade: str) -> dict[str, Any]:
 
 
 def _sending_from(attempt: Attempt) -> float:
-    """When it began to send; of results of an older version when it was made."""
+    """Return when *attempt* began to send; in results of an older version, when it began."""
     return attempt.begun if attempt.sending is None else attempt.sending
 
 
@@ -180,7 +180,7 @@ def _ending_text(attempt: Attempt) -> str:
 def _marks(
     rows: Sequence[Upload], size: float, detailed: bool
 ) -> Iterator[dict[str, Any]]:
-    """How connections ended: a trace for each kind of cut, for kills, failures, ends."""
+    """Yield how connections ended: a trace for each kind of cut, kill, failure and end."""
     points: dict[str, list[tuple[float, int, str]]] = {}
     styles: dict[str, tuple[str, str]] = {
         f"cut by {kind.value.upper()}": style for kind, style in _SYMBOLS.items()
@@ -198,7 +198,7 @@ def _marks(
         for number, attempt in enumerate(upload.attempts, 1):
             name = _mark_of(attempt)
             if number == len(upload.attempts) and upload.failed:
-                name = None  # it has the mark of the upload
+                name = None  # it has the mark of the upload itself
             if name is not None:
                 said = _attempt_text(upload, number, attempt) if detailed else ""
                 points.setdefault(name, []).append((attempt.ended, row, said))

@@ -1,4 +1,4 @@
-"""Quantities as people read them: a number of three digits or so, and its unit."""
+"""Formats quantities for people: about three digits and a unit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def short_duration(seconds: float) -> str:
 
 
 def share(part: float) -> str:
-    """A part of one in per cent: ``3.4 %``; what is not nothing never reads as 0."""
+    """A part of one in per cent: ``3.4 %``. Only zero reads as 0."""
     percent = 100 * part
     if percent == 0 or percent >= 10:
         return f"{percent:.0f} %"
@@ -80,7 +80,7 @@ def plural(number: int, one: str, many: str | None = None) -> str:
 
 
 def _three(value: float) -> str:
-    """*value* with about three digits."""
+    """Return *value* with about three digits."""
     magnitude = abs(value)
     if magnitude >= 99.95:
         return f"{value:.0f}"

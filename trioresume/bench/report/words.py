@@ -1,7 +1,7 @@
-"""A run in words: the verdict, each figure with its meaning, what went wrong.
+"""A run in words: the verdict, each figure with its meaning, and what went wrong.
 
-The table in the terminal and the HTML page say the same because both take it from
-here. Nothing here is computed: every figure is a property of
+The table in the terminal and the HTML page take their texts from here, so both say the
+same. Nothing is computed here. Every figure is a property of
 :class:`~trioresume.bench.results.Results`.
 """
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 PROTOCOLS = {
-    Protocol.AUTO: "not found out",
+    Protocol.AUTO: "not detected",
     Protocol.SEED: "Partial and Resumable Requests in HTTP",
     Protocol.RUFH: "Resumable Uploads for HTTP",
     Protocol.TUS: "tus 1.0.0",
@@ -46,21 +46,21 @@ PROTOCOLS = {
 ENDINGS = {
     Ending.DONE: "finished",
     Ending.CUT: "cut on purpose, and given up after too many attempts without progress",
-    Ending.KILLED: "the server was killed on purpose, and the upload given up",
+    Ending.KILLED: "the server was killed on purpose, and the upload was given up",
     Ending.REFUSED: "no connection to the server",
-    Ending.CLOSED: "the server ended the connection when it should not have",
+    Ending.CLOSED: "the server closed the connection unexpectedly",
     Ending.TIMEOUT: "the server was silent for too long",
-    Ending.REJECTED: "the server answered with a status that does not carry on the upload",
-    Ending.NOT_UNDERSTOOD: "the server's answer was not what the protocol demands",
+    Ending.REJECTED: "the server answered with a status that does not continue the upload",
+    Ending.NOT_UNDERSTOOD: "the server's answer breaks the protocol",
     Ending.OFFSET_FELL: "the server forgot bytes that it had announced",
-    Ending.OFFSET_BEYOND: "the server announced more bytes than it was ever sent",
-    Ending.FORGOTTEN: "the server did not know the upload any more",
-    Ending.STOPPED: "stopped with the run; not a failure",
+    Ending.OFFSET_BEYOND: "the server announced more bytes than were ever sent to it",
+    Ending.FORGOTTEN: "the server no longer knew the upload",
+    Ending.STOPPED: "stopped with the run; this is no failure",
 }
 
 
 class Mood(Enum):
-    """How bad it is."""
+    """How good or bad a verdict is."""
 
     GOOD = "good"
     ATTENTION = "attention"
@@ -69,7 +69,7 @@ class Mood(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the server passed, in one sentence, and what that rests on."""
+    """Whether the server passed, in one sentence, and the evidence for it."""
 
     mood: Mood
     headline: str
@@ -78,7 +78,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure: its name, its value, more values beside it, and what it means."""
+    """One figure: its name, its value, further values, and its meaning."""
 
     name: str
     value: str
@@ -90,17 +90,17 @@ class Figure:
 
 
 def verdict(results: Results) -> Verdict:
-    """Failed and wrong uploads first; then what keeps a good run from being conclusive."""
+    """Return the verdict: wrong and failed uploads first, then reasons to doubt a good run."""
     total, done = len(results.uploads), len(results.done)
     failed, wrong = sum(results.failures.values()), len(results.wrong)
     detail = " ".join(_checking(results))
     if wrong:
-        stored = "what the server stored is not what was sent"
+        stored = "the stored content differs from what was sent"
         also = f" {units.plural(failed, 'upload')} failed." if failed else ""
         return Verdict(
             Mood.BAD,
             f"Wrong content: {units.plural(wrong, 'upload')} of {done:,}",
-            f"Of {units.plural(wrong, 'finished upload')} {stored}.{also} {detail}",
+            f"In {units.plural(wrong, 'finished upload')} {stored}.{also} {detail}",
         )
     if failed:
         return Verdict(
@@ -109,14 +109,14 @@ def verdict(results: Results) -> Verdict:
     if not done:
         return Verdict(
             Mood.ATTENTION,
-            "Nothing was shown: no upload finished",
-            "The run ended before any upload did.",
+            "No result: no upload finished",
+            "The run ended before any upload was complete.",
         )
     if results.stopped:
         return Verdict(
             Mood.ATTENTION,
             f"No failure, but {units.plural(results.stopped, 'upload')} of {total:,} "
-            "did not get to the end",
+            "did not finish",
             f"The run {_why_stopped(results)}. {detail}",
         )
     headline = f"All {units.plural(done, 'upload')} finished"
@@ -133,12 +133,12 @@ def _why_stopped(results: Results) -> str:
     if results.interrupted:
         return "was interrupted"
     if results.settings.duration is not None:
-        return f"was to last {units.duration(results.settings.duration)}"
+        return f"was limited to {units.duration(results.settings.duration)}"
     return "ended early"
 
 
 def _checking(results: Results) -> Iterator[str]:
-    """How the content of finished uploads was checked."""
+    """Yield how the content of finished uploads was checked."""
     checks = results.checks
     if by_digest := checks.get(CheckedBy.DIGEST, 0):
         yield (
@@ -147,8 +147,8 @@ def _checking(results: Results) -> Iterator[str]:
         )
     if by_length := checks.get(CheckedBy.LENGTH, 0):
         yield (
-            f"{units.plural(by_length, 'upload')} compared by length only: wrong bytes "
-            "would not have been noticed."
+            f"{units.plural(by_length, 'upload')} compared by length only, which "
+            "does not find wrong bytes."
         )
     if results.unchecked:
         yield f"{units.plural(results.unchecked, 'finished upload')} not checked at all."
@@ -158,7 +158,7 @@ def _checking(results: Results) -> Iterator[str]:
 
 
 def figures(results: Results) -> list[Figure]:
-    """Every figure of the run, the most telling first."""
+    """Return all figures of the run, the most important first."""
     return [
         *_bytes(results),
         *_times(results),
@@ -172,22 +172,22 @@ def _bytes(results: Results) -> Iterator[Figure]:
         "Throughput",
         units.rate(results.throughput),
         f"{units.size(results.sent)} in {units.duration(results.seconds)}",
-        "All content that was sent, also what was sent twice, by the duration of the load.",
+        "All content that was sent, with repeated bytes, divided by the duration of the load.",
     )
     yield Figure(
         "Goodput",
         units.rate(results.goodput),
         f"{units.size(results.stored)} in finished uploads",
-        "Only the content of uploads that finished and are not wrong, by the same "
-        "duration: what the users got.",
+        "Only the content of uploads that finished and are not wrong, divided by the same "
+        "duration. This is the rate that users get.",
     )
     again = results.sent_again / results.sent if results.sent else 0.0
     yield Figure(
         "Sent again",
         units.size(results.sent_again),
         f"{units.share(again)} of what was sent",
-        "Bytes that had to be sent another time after a cut. A server that keeps what "
-        "arrived until the cut keeps this small.",
+        "Bytes that had to be sent again after a cut. The number is small if the server keeps "
+        "the bytes that arrived before the cut.",
     )
 
 
@@ -195,7 +195,8 @@ def _times(results: Results) -> Iterator[Figure]:
     yield _latency(
         "Time to resume",
         results.resume,
-        "From a cut to the first new byte that the server took; waiting on purpose is not counted.",
+        "From a cut to the first new byte that the server took. "
+        "Waiting on purpose does not count.",
         "Nothing was resumed in this run.",
     )
     yield _latency(
@@ -217,7 +218,7 @@ def _times(results: Results) -> Iterator[Figure]:
         "fastest upload to slowest",
         "How many times faster the fastest upload was than the slowest: 1 is fair."
         if fairness is not None
-        else "It takes two finished uploads to compare.",
+        else "A comparison needs two finished uploads.",
     )
 
 
@@ -246,8 +247,8 @@ def _disturbances(results: Results) -> Iterator[Figure]:
         "Cuts",
         units.count(sum(cuts.values())),
         kinds,
-        "Connections that the load generator ended on purpose: FIN closes in order, RST "
-        "resets, SILENCE leaves the connection open and never uses it again.",
+        "Connections that the load generator ended on purpose: FIN closes the connection in "
+        "order, RST resets it, SILENCE leaves it open and never uses it again.",
     )
     if results.kills:
         down = [kill.up - kill.down for kill in results.kills if kill.up is not None]
@@ -264,7 +265,7 @@ def _disturbances(results: Results) -> Iterator[Figure]:
         "Failed uploads",
         units.count(sum(failures.values())),
         " \u00b7 ".join(f"{n:,} {ending.value}" for ending, n in failures.items()),
-        "Uploads that were given up. A cut alone is no failure: the upload goes on.",
+        "Uploads that were given up. A cut alone is no failure, because the upload continues.",
     )
 
 
@@ -276,8 +277,8 @@ def _costs(results: Results) -> Iterator[Figure]:
             "Server CPU per GiB",
             f"{cpu:.2f} s",
             f"{user:.2f} s user \u00b7 {system:.2f} s system",
-            "CPU-seconds of the server for each GiB that was sent: user is its own "
-            "code, system the kernel's work for it. Children are included.",
+            "CPU seconds of the server for each GiB that was sent. User is its own code, "
+            "system is the kernel's work for it. Child processes are included.",
         )
     if server is not None:
         yield Figure(
@@ -292,8 +293,8 @@ def _costs(results: Results) -> Iterator[Figure]:
             "Load generator",
             units.share(busiest.busy),
             f"of a core, {units.plural(len(results.generators), 'process', 'processes')}",
-            "How busy the busiest process of the load generator was. Near 100 % it, and "
-            "not the server, sets the pace.",
+            "How busy the load generator's busiest process was. Near 100 % the load generator "
+            "limits the rate, not the server.",
         )
 
 
@@ -305,7 +306,7 @@ def _busy(generator: Generator) -> float:
 
 
 def url_to_show(url: str) -> str:
-    """*url* without a user name or a password in it: reports are passed on."""
+    """Return *url* without user name and password, because people pass reports on."""
     parts = urlsplit(url)
     if "@" not in parts.netloc:
         return url
@@ -313,7 +314,7 @@ def url_to_show(url: str) -> str:
 
 
 def unhappy(results: Results) -> list[tuple[Upload, str]]:
-    """Wrong and failed uploads, each with why; the wrong ones come first."""
+    """Return wrong and failed uploads, each with the reason; wrong ones come first."""
     wrong = [
         (upload, f"wrong content: {upload.check.detail}" if upload.check else "")
         for upload in results.wrong
