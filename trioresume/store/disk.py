@@ -229,11 +229,11 @@ class DiskStore:
         )
 
     def _prove_old_tails(self, epoch: int) -> None:
-        """Write proofs for the tails of a version that had none: it noted the boot instead.
+        """Write proofs for tails of an earlier version, which recorded the boot instead.
 
         With ``durability="process"`` that version recorded no offsets. It announced the
         lengths of tails, and believed them until the next boot. They are believed for the
-        last time here, so that an upgrade takes back no offset.
+        last time here, so an upgrade takes back no offset.
         """
         for path, key, index in self._tails.names():
             row = self._catalog.content(key)
@@ -284,7 +284,7 @@ class DiskStore:
                 self._sweep = None
                 self._catalog.close()
                 if not self._disk.durable:
-                    # Nothing else tells of these bytes: no offset was recorded.
+                    # Only the proofs tell of these bytes, because no offset was recorded.
                     self._tails.copy_proofs()
                 self._dir.close()
 

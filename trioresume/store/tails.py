@@ -186,7 +186,7 @@ class TailFiles:
             self.write_proof(key, index, file, Proof(length, hasher.digest()))
 
     def copy_proofs(self) -> None:
-        """Write the proofs that are attributes of tails to files as well.
+        """Also write the proofs that are attributes of tails to files.
 
         A copy of the directory often lacks the attributes.
         """
@@ -199,14 +199,14 @@ class TailFiles:
                     record = _PROOF.pack(proof.length, proof.hash)
                     self.disk.overwrite(path + PROOF, record)
             except OSError:
-                continue  # the attribute is there all the same
+                continue  # the attribute still has the proof
 
     def proof(self, key: ContentKey, index: int) -> Proof | None:
         """Return the proof that was written last, without a look at the tail's bytes.
 
-        The proof is in the tail's inode or in a separate file. If both exist, because the
-        attribute could not be written at some point, the proof of more bytes is the later
-        one.
+        The proof is in the tail's inode or in a separate file. Both can exist: see
+        :meth:`copy_proofs`, or the attribute could not be written at some point. Then the
+        proof of more bytes is the later one.
         """
         path = self.path(key, index)
         records = []
