@@ -138,7 +138,8 @@ def test_name_that_a_server_refuses_does_not_stop_the_others(
     assert "\\udcff.png: " in first
     assert "%FF.png: the server answered 400" in first
     assert "not UTF-8" in first
-    assert "cod\\u202egpj.exe: the server answered 400" in second
+    assert "cod\\u202egpj.exe: http" in second
+    assert "gpj.exe: the server answered 400" in second
     assert "direction" in second
     assert service.fetch(service.url + "after.png") == b"after"
 
