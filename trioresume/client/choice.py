@@ -5,9 +5,9 @@ anyway, so a server that speaks the seed is asked nothing more. Other servers ar
 what they speak, while the content still waits. The request then goes on or begins
 again::
 
-    the content may go, no offer      ask; what it says decides, nothing: a plain request
+    the content may go, no offer      ask; if the server shows no protocol, a plain request
     refused with a mark of tus        tus
-    refused, not understood           ask; what it says decides, nothing: the refusal stands
+    refused, not understood           ask; if the server shows no protocol, it stays refused
 
 tus is tried before RUFH, because it has one version. tus makes uploads by POST only, in
 a collection, so it is left out for other methods.
@@ -19,7 +19,7 @@ RUFH begins in the newest version. A server that understands the request answers
     the same, and it shows RUFH       the version before; after the oldest, make the upload
                                       first: 104s get lost behind many proxies
     refused, not understood           the version before, or the one that was not refused
-    made an upload, not understood    a plain request
+    creation taken as the whole       a plain request
 
 After an offer none of this happens. The client remembers the result for each place (see
 :func:`place_of`) as long as it lives.

@@ -73,7 +73,7 @@ _OF_REQUESTS = frozenset(
         "want-repr-digest",
     }
 )
-"""Fields that answers have only if something gives back what it is sent."""
+"""Request fields. An answer has them only if a network or a proxy sends them back."""
 
 _PAGES = frozenset({"text/html", "application/xhtml+xml"})
 
@@ -92,9 +92,9 @@ def has_mark(fields: Fields) -> bool:
 
 
 def is_marked(answer: Answer) -> bool:
-    """Whether *answer* has a mark that is not the request's own, given back."""
+    """Whether *answer* has a mark that is not a copy of the request's own field."""
     if not (answer.copied & _OF_REQUESTS or is_page(answer)):
-        # A server may well say the same as the request: the version, or "complete".
+        # A server may send the same value as the request: the version, or "complete".
         return has_mark(answer.fields)
     copied = answer.copied
     return has_mark(Fields(line for line in answer.fields if line[0] not in copied))
@@ -148,7 +148,8 @@ class Verdict(Enum):
     """The server may have the content. A HEAD on the URL will show it."""
     CONTRAST = auto()
     """The server says that it has the content. A HEAD on an unused name will show whether
-    it says so of anything."""
+    it says so of anything.
+    """
     DOUBTFUL = auto()
     """Nothing shows that the server has the content."""
 
@@ -202,15 +203,15 @@ def shows_length(answer: Answer, length: int | None) -> bool:
 
 
 def contradicts(answer: Answer) -> bool:
-    """Whether *answer*, to a HEAD on a name that nothing is stored under, has content.
+    """Whether *answer*, to a HEAD on an unused name, claims that content is there.
 
-    Then what answers knows nothing of names. A page says that there is nothing: some
-    servers answer 200 with one for any name.
+    If so, the answers do not depend on the name, and prove nothing. A page does not
+    count, because some servers answer 200 with a page for any unknown name.
     """
     return answer.ok and not is_page(answer)
 
 
 def has_validator(answer: Answer) -> bool:
-    """Whether *answer* says which version of a content it is about."""
+    """Whether *answer* has a validator: an ETag or a date."""
     tag = parse_entity_tag(answer.fields.get("etag") or "")
     return tag is not None or "last-modified" in answer.fields

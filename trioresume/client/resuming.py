@@ -106,7 +106,7 @@ class Resuming(ABC):
     _settled: Answer | None = None
     """The answer that says that the upload is complete."""
     _claimed: Outcome | None = None
-    """The outcome of an append whose answer repeats the request's word "complete"."""
+    """The outcome of an append whose answer copies the request's "complete"."""
 
     @property
     def dialect(self) -> Dialect:
@@ -278,7 +278,7 @@ class Resuming(ABC):
         answer = outcome.answer
         self._claimed = None
         if answer is not None and self._repeats_the_end(outcome, answer):
-            # The offset shows whether the server says so, or something gives back fields.
+            # The offset shows whether the server says so, or a network copies fields.
             self._claimed = outcome
             return self._later(self._resume_action(self.locations), outcome)
         if answer is None or self.dialect.troubled(answer):
@@ -320,7 +320,7 @@ class Resuming(ABC):
         return self._deliver(outcome, answer)
 
     def _repeats_the_end(self, outcome: Outcome, answer: Answer) -> bool:
-        """Whether nothing but a field of the request's own says that this is the end."""
+        """Whether only a copy of the request's own field says that this is the end."""
         if self._settled is not None or outcome.vouched or is_marked(answer):
             return False
         return self.dialect.explicit_completion and self.dialect.recorded(answer)

@@ -80,9 +80,9 @@ class Confirm:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """``HEAD`` beside the request's URL, on a name that nothing is stored under.
+    """``HEAD`` on an unused name in the same folder as the request's URL.
 
-    A network answers as if it were there, too.
+    A server says that nothing is there. A network answers as for any other name.
     """
 
 
@@ -182,7 +182,7 @@ class Answer:
     status: int
     fields: Fields
     copied: frozenset[str] = frozenset()
-    """Names of the fields that came back as the request had them: they prove nothing."""
+    """Names of fields with the same value as in the request. They prove nothing."""
 
     def __str__(self) -> str:
         """Return the answer for error messages: status, redirection and media type."""

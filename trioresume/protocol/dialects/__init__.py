@@ -5,17 +5,17 @@ part in which the protocols differ: the fields in which a request states somethi
 the fields, statuses and interim responses of the answer. It is sans-IO and holds no
 state::
 
-    request head ──creation()──► Creation   what a request to a target begins
-                 ──append()────► Append     what a PATCH of an upload's content adds
+    request head ──creation()──► Creation   the upload that a request to a target begins
+                 ──append()────► Append     the content that a PATCH of an upload adds
 
-    Upload ──announcement()─► Interim       the upload exists, here it is
-           ──progress()─────► Interim       so much of it is durable
-           ──created()──────► Reply         the first request is over, the upload is not
-           ──offset()───────► Reply         how far it is (HEAD)
-           ──appended()─────► Reply         a PATCH is over, the upload is not
-           ──completed()────► Fields        what to add to the target's own response,
-                              or a Reply    what to answer in its stead
-           ──cancelled()────► Reply         it is gone
+    Upload ──announcement()─► Interim       says where the upload is
+           ──progress()─────► Interim       says how much is durable
+           ──created()──────► Reply         answers a first request that leaves it incomplete
+           ──offset()───────► Reply         answers HEAD
+           ──appended()─────► Reply         answers a PATCH that leaves it incomplete
+           ──completed()────► Fields        is added to the target's own response,
+                              or a Reply    replaces the target's response
+           ──cancelled()────► Reply         answers DELETE
     PeerError ──problem()───► PeerError     the same fault in the dialect's words
 
 The server (:mod:`trioresume.server.service`, :mod:`~trioresume.server.resources`) asks
