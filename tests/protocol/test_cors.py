@@ -193,6 +193,7 @@ def test_the_tables_have_every_field_that_the_dialects_know() -> None:
             ("upload-", "tus-", "repr-", "content-digest")
         )
         and " " not in node.value
+        and not node.value.endswith("-")  # a prefix, which names no field
     }
     assert {"upload-offset", "tus-resumable"} <= known
     tables = (*EXPOSED.values(), *SENDABLE.values())
