@@ -35,9 +35,10 @@ from trioresume.store import disk as disk_module
 from trioresume.store.disk import DiskStore, Durability, open_store
 from trioresume.store.disk_io import Disk
 from trioresume.store.doubts import boot_id, mount_id
+from trioresume.store.extent import Epoch
 from trioresume.store.port import Content, HoldBack
 from trioresume.store.recipe import digest_of
-from trioresume.store.tails import PROOF
+from trioresume.store.tails import PROOF, Proof, TailFiles
 
 DATA = bytes(range(65, 91)) * 2
 
@@ -357,3 +358,34 @@ def test_copy_without_attributes_keeps_every_offset(
         with closing(copied) as store:
             assert store.offset(KEY) == end
             assert read_prefix(store) == DATA[:end]
+
+
+def test_half_of_a_proof_proves_nothing() -> None:
+    """A power loss may leave any part of it; verification must not call that damage."""
+    proof = Proof(3, bytes(range(1, 33)))
+    record = proof.record()
+    assert Proof.parse(record) == proof
+    for end in range(len(record)):
+        assert Proof.parse(record[:end]) is None
+        assert Proof.parse(record[:end] + bytes(len(record) - end)) is None
+        assert Proof.parse(bytes(end) + record[end:]) in (None, proof)
+    assert Proof.parse(bytes(len(record))) is None
+
+
+@pytest.mark.parametrize("attaches", [True, False])
+def test_proof_of_bytes_that_were_cut_off_is_gone(
+    tmp_path: Path, attaches: bool
+) -> None:
+    """It would hide the next proof, which covers fewer bytes."""
+    disk = Disk(durable=False)
+    disk.attaches = attaches and disk.attaches
+    tails = TailFiles(str(tmp_path), disk, Epoch())
+    with closing(tails.create(KEY, 0)) as file:
+        os.write(file.fileno(), DATA[:5])
+    tails.prove(KEY, 0)
+    assert tails.proven(KEY, 0) == 5
+    tails.cut(KEY, 0, 3)
+    assert tails.proof(KEY, 0) is None
+    disk.attaches = False
+    tails.prove(KEY, 0)
+    assert tails.proven(KEY, 0) == 3

@@ -22,6 +22,7 @@ Durability
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -297,6 +298,12 @@ class Disk:
             return os.getxattr(file.fileno(), _ATTRIBUTE) if _HAS_ATTRIBUTES else b""
         except OSError:
             return b""
+
+    def detach(self, file: Descriptor) -> None:
+        """Remove what :meth:`attach` kept, if there is anything."""
+        if _HAS_ATTRIBUTES:
+            with contextlib.suppress(OSError):
+                os.removexattr(file.fileno(), _ATTRIBUTE)
 
     def sync_data(self, file: Descriptor) -> None:
         """Make the file's bytes and length durable."""

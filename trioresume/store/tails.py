@@ -67,6 +67,8 @@ PROOF = ".proof"
 """The suffix of a proof's file name."""
 
 _PROOF = struct.Struct(">Q32s")
+_CHECK_SIZE = 8
+_RECORD_SIZE = _PROOF.size + _CHECK_SIZE
 _READ_SIZE = 1024 * 1024
 
 
@@ -89,6 +91,27 @@ class Proof:
 
     length: int
     hash: bytes
+
+    def record(self) -> bytes:
+        """Return the proof as it is stored, with a check of its own bytes.
+
+        A power loss can leave half of a proof. Without the check it would look like a tail
+        with wrong bytes.
+        """
+        packed = _PROOF.pack(self.length, self.hash)
+        return packed + _check(packed)
+
+    @classmethod
+    def parse(cls, record: bytes) -> Proof | None:
+        """Return the proof of a *record*, or None if the record is not whole."""
+        packed, check = record[: _PROOF.size], record[_PROOF.size :]
+        if len(record) != _RECORD_SIZE or check != _check(packed):
+            return None
+        return cls(*_PROOF.unpack(packed))
+
+
+def _check(packed: bytes) -> bytes:
+    return blake3(packed).digest(length=_CHECK_SIZE)
 
 
 class TailFiles:
@@ -152,15 +175,16 @@ class TailFiles:
         """Cut the tail back to *length* bytes; with a length of 0 or less, remove it.
 
         The new length is durable on return. A removal is durable only after
-        :meth:`sync_names`. A proof file that covers bytes which are cut off is removed.
+        :meth:`sync_names`. Proofs that cover bytes which are cut off are removed.
         """
         if length <= 0:
             self.remove(key, index)
             return
         proof = self.proof(key, index)
-        if proof is not None and proof.length > length:
-            self.disk.unlink(self.path(key, index) + PROOF)
         with closing(self.open(key, index)) as file:
+            if proof is not None and proof.length > length:
+                self.disk.unlink(self.path(key, index) + PROOF)
+                self.disk.detach(file)
             self.disk.truncate(file, length)
             self.disk.sync_data(file)
 
@@ -174,9 +198,8 @@ class TailFiles:
         self, key: ContentKey, index: int, file: Descriptor, proof: Proof
     ) -> None:
         """Keep *proof* of the bytes of *file*, the tail. Raises :class:`OSError`."""
-        record = _PROOF.pack(proof.length, proof.hash)
-        if not self.disk.attach(file, record):
-            self.disk.overwrite(self.path(key, index) + PROOF, record)
+        if not self.disk.attach(file, proof.record()):
+            self.disk.overwrite(self.path(key, index) + PROOF, proof.record())
 
     def prove(self, key: ContentKey, index: int) -> None:
         """Write a proof of all the bytes that the tail has. Raises :class:`OSError`."""
@@ -196,8 +219,7 @@ class TailFiles:
             try:
                 proof = self.proof(key, index)
                 if proof is not None:
-                    record = _PROOF.pack(proof.length, proof.hash)
-                    self.disk.overwrite(path + PROOF, record)
+                    self.disk.overwrite(path + PROOF, proof.record())
             except OSError:
                 continue  # the attribute still has the proof
 
@@ -216,15 +238,11 @@ class TailFiles:
                     records.append(
                         self.disk.attached(file)
                         if name == path
-                        else self.disk.read(file.fileno(), _PROOF.size)
+                        else self.disk.read(file.fileno(), _RECORD_SIZE)
                     )
             except FileNotFoundError:
                 continue
-        proofs = [
-            Proof(*_PROOF.unpack(record))
-            for record in records
-            if len(record) == _PROOF.size
-        ]
+        proofs = filter(None, map(Proof.parse, records))
         return max(proofs, key=lambda proof: proof.length, default=None)
 
     def proven(self, key: ContentKey, index: int) -> int:
