@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -50,32 +51,27 @@ class Body:
                 sent += len(block)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request. *known* says whether its length is stated, *expect* whether to wait for a 100."""
+
+    method: str
+    url: str
+    fields: dict[str, str]
+    body: Body | None
+    known: bool
+    expect: bool
+
+
 class Client(Protocol):
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer: ...
+    def send(self, asked: Asked) -> Answer: ...
 
 
 class Curl:
     """pycurl, which brings a libcurl of its own."""
 
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer:
+    def send(self, asked: Asked) -> Answer:
+        method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import pycurl
 
         curl = pycurl.Curl()
@@ -112,9 +108,9 @@ class Curl:
 
             curl.setopt(pycurl.UPLOAD, 1)
             curl.setopt(pycurl.READFUNCTION, read)
-            if known:
+            if asked.known:
                 curl.setopt(pycurl.INFILESIZE_LARGE, body.size)
-            lines.append("Expect: 100-continue" if expect else "Expect:")
+            lines.append("Expect: 100-continue" if asked.expect else "Expect:")
         elif method == "HEAD":
             curl.setopt(pycurl.NOBODY, 1)
         elif method == "POST":
@@ -138,17 +134,8 @@ class Wget:
     It refuses the answer to a Range that it has not asked for itself, which is ``-c``.
     """
 
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer:
-        del known
+    def send(self, asked: Asked) -> Answer:
+        method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             command = ["wget", "-q", "-S", "--no-config", "--no-proxy", "--tries=1"]
@@ -160,7 +147,7 @@ class Wget:
                 command.append("-c")
                 fields = {}
             command += [f"--header={n}: {v}" for n, v in fields.items()]
-            if expect:
+            if asked.expect:
                 command.append("--header=Expect: 100-continue")
             if body is not None:
                 content = b"".join(Body(body.path, body.start).blocks())
@@ -186,22 +173,13 @@ class Wget:
 
 
 class Urllib3:
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer:
+    def send(self, asked: Asked) -> Answer:
+        method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import urllib3
 
-        fields = dict(fields)
-        if body is not None and known:
+        if body is not None and asked.known:
             fields["Content-Length"] = str(body.size)
-        if expect:
+        if asked.expect:
             fields["Expect"] = "100-continue"
         with urllib3.PoolManager(retries=False) as pool:
             response = pool.request(
@@ -214,20 +192,11 @@ class Urllib3:
 
 
 class Requests:
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer:
+    def send(self, asked: Asked) -> Answer:
+        method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import requests
 
-        fields = dict(fields)
-        if expect:
+        if asked.expect:
             fields["Expect"] = "100-continue"
 
         class Sized:
@@ -243,7 +212,7 @@ class Requests:
             def __iter__(self) -> Iterator[bytes]:
                 return self._blocks
 
-        data = None if body is None else Sized(body) if known else body.blocks()
+        data = None if body is None else Sized(body) if asked.known else body.blocks()
         with requests.Session() as session:
             session.trust_env = False
             response = session.request(method, url, headers=fields, data=data)
@@ -251,22 +220,13 @@ class Requests:
 
 
 class Httpx:
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer:
+    def send(self, asked: Asked) -> Answer:
+        method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import httpx
 
-        fields = dict(fields)
-        if body is not None and known:
+        if body is not None and asked.known:
             fields["Content-Length"] = str(body.size)
-        if expect:
+        if asked.expect:
             fields["Expect"] = "100-continue"
         with httpx.Client(trust_env=False, timeout=30) as client:
             response = client.request(
@@ -279,16 +239,8 @@ class Httpx:
 
 
 class Aiohttp:
-    def send(
-        self,
-        method: str,
-        url: str,
-        fields: dict[str, str],
-        body: Body | None = None,
-        *,
-        known: bool = True,
-        expect: bool = False,
-    ) -> Answer:
+    def send(self, asked: Asked) -> Answer:
+        method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import aiohttp
 
         async def blocks(body: Body) -> object:
@@ -297,7 +249,7 @@ class Aiohttp:
 
         async def run() -> Answer:
             headers = dict(fields)
-            if body is not None and known:
+            if body is not None and asked.known:
                 headers["Content-Length"] = str(body.size)
             async with (
                 aiohttp.ClientSession() as session,
@@ -306,7 +258,7 @@ class Aiohttp:
                     url,
                     headers=headers,
                     data=None if body is None else blocks(body),
-                    expect100=expect,
+                    expect100=asked.expect,
                 ) as response,
             ):
                 return Answer(response.status, response.headers, await response.read())
@@ -347,24 +299,36 @@ class Trials:
         self.path, self.name = path, name
         self.type = {"Content-Type": "application/octet-stream"}
 
+    def _send(
+        self,
+        method: str,
+        url: str,
+        fields: Mapping[str, str],
+        body: Body | None = None,
+        *,
+        known: bool = True,
+        expect: bool = False,
+    ) -> Answer:
+        return self.client.send(Asked(method, url, dict(fields), body, known, expect))
+
     def put(self) -> None:
         url = f"{self.root}/files/{self.name}-put"
-        say("put", self.client.send("PUT", url, self.type, Body(self.path)))
+        say("put", self._send("PUT", url, self.type, Body(self.path)))
 
     def stream(self) -> None:
         url = f"{self.root}/files/"
-        answer = self.client.send("POST", url, self.type, Body(self.path), known=False)
+        answer = self._send("POST", url, self.type, Body(self.path), known=False)
         say("stream", answer)
 
     def prefer(self) -> None:
         url = f"{self.root}/files/{self.name}-prefer"
         fields = {**self.type, "Prefer": "resume"}
-        say("prefer", self.client.send("PUT", url, fields, Body(self.path)))
+        say("prefer", self._send("PUT", url, fields, Body(self.path)))
 
     def expect(self) -> None:
         url = f"{self.root}/files/{self.name}-expect"
         fields = {**self.type, "Prefer": "resume"}
-        answer = self.client.send("PUT", url, fields, Body(self.path), expect=True)
+        answer = self._send("PUT", url, fields, Body(self.path), expect=True)
         say("expect", answer)
 
     def interim(self) -> None:
@@ -374,39 +338,39 @@ class Trials:
             "Upload-Complete": "?1",
             "Upload-Draft-Interop-Version": "6",
         }
-        say("interim", self.client.send("POST", url, fields, Body(self.path)))
+        say("interim", self._send("POST", url, fields, Body(self.path)))
 
     def resume(self) -> None:
         url = f"{self.root}/files/"
         length = str(self.path.stat().st_size)
         first = {"Upload-Complete": "?0", "Upload-Length": length}
-        upload = self.client.send("POST", url, first).fields["location"]
+        upload = self._send("POST", url, first).fields["location"]
         append = {"Content-Type": "application/partial-upload", "Upload-Offset": "0"}
         half = self.path.stat().st_size // 2
         # wget sends half as a request of its own; the others are cut within one.
         complete = "?0" if isinstance(self.client, Wget) else "?1"
         try:
             fields = {**append, "Upload-Complete": complete}
-            self.client.send("PATCH", upload, fields, Body(self.path, cut=half))
+            self._send("PATCH", upload, fields, Body(self.path, cut=half))
         except Exception as exc:  # noqa: BLE001 - each has errors of its own
             print(f"cut: {exc!r}", file=sys.stderr)  # noqa: T201 - for whoever looks
-        offset = int(self.client.send("HEAD", upload, {}).fields["upload-offset"])
+        offset = int(self._send("HEAD", upload, {}).fields["upload-offset"])
         fields = {**append, "Upload-Offset": str(offset), "Upload-Complete": "?1"}
-        answer = self.client.send("PATCH", upload, fields, Body(self.path, offset))
+        answer = self._send("PATCH", upload, fields, Body(self.path, offset))
         say("resume", answer, offset=offset)
 
     def refused(self) -> None:
         url = f"{self.limited}/files/{self.name}-refused"
-        say("refused", self.client.send("PUT", url, self.type, Body(self.path)))
+        say("refused", self._send("PUT", url, self.type, Body(self.path)))
 
     def range(self) -> None:
         url = f"{self.root}/files/{self.name}-put"
-        say("range", self.client.send("GET", url, {"Range": "bytes=1000-"}))
+        say("range", self._send("GET", url, {"Range": "bytes=1000-"}))
 
     def delete(self) -> None:
         say(
             "delete",
-            self.client.send("DELETE", f"{self.root}/files/{self.name}-put", {}),
+            self._send("DELETE", f"{self.root}/files/{self.name}-put", {}),
         )
 
 
