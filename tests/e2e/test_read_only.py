@@ -219,7 +219,7 @@ def fill(place: Path) -> None:
 def test_full_disk_is_read_and_called_that(
     make_service: MakeService, full_disk: Path, state: str
 ) -> None:
-    """Readers need no room. What needs some says that there is none."""
+    """Readers need no room, and collection has its reserve. A new directory needs room."""
     service = make_service()
     service.start()
     store(service)
@@ -235,11 +235,7 @@ def test_full_disk_is_read_and_called_that(
         assert done.stdout
     if state == "stopped":
         collected = keep("gc", data_dir)
-        assert collected.returncode == 1
-        assert "the disk is full" in collected.stderr, collected.stderr
-        served = serve(data_dir)
-        assert served.returncode == 1
-        assert "the disk is full" in served.stderr, served.stderr
+        assert collected.returncode == 0, collected.stderr
     fresh = serve(full_disk / "new")
     assert fresh.returncode == 1
     assert "No space left on device" in fresh.stderr, fresh.stderr

@@ -16,6 +16,7 @@ from trioresume import (
     RequestHead,
     Response,
 )
+from trioresume.protocol.heads import Fields
 from trioresume.server.config import Authenticator
 
 LIMIT = 1000
@@ -35,19 +36,22 @@ def authenticating(status: Literal[401, 403, 429, 503]) -> Authenticator:
     async def authenticate(head: RequestHead) -> Principal | Rejection:
         if head.fields.get("authorization") == "Bearer x":
             return Principal("x")
-        return Rejection(status)
+        challenge = Fields({"www-authenticate": "Bearer", "x-secret": "1"})
+        return Rejection(status, challenge)
 
     return authenticate
 
 
-async def ask(client: Client, target: str, fields: dict[str, str]) -> None:
-    """It is answered with 200, limits, and what tus wants to know."""
+async def ask(client: Client, target: str, fields: dict[str, str]) -> str | None:
+    """It is answered with 200, limits, and what tus wants to know; its challenge."""
     reply = await client.request("OPTIONS", target, fields)
     assert (reply.status, reply.body, reply.interims) == (200, b"", [])
     assert reply["upload-limit"] == f"max-size={LIMIT}"
     assert (reply["tus-version"], reply["tus-max-size"]) == ("1.0.0", str(LIMIT))
     assert reply.get("tus-resumable") is None
     assert reply.get("upload-complete") is None
+    assert reply.get("x-secret") is None
+    return reply.get("www-authenticate")
 
 
 @pytest.mark.parametrize("marks", MARKS)
@@ -64,7 +68,9 @@ async def test_everybody_is_told(
     async with memory_service(FileService(), config) as service:
         client = service.connect()
         for target in ("/files/", "/files", "/files/a", "*"):
-            await ask(client, target, fields)
+            challenge = await ask(client, target, fields)
+            # The page of --ui sees by it that a token is needed.
+            assert challenge == (None if credentials == "Bearer x" else "Bearer")
         if credentials != "Bearer x":
             # Whether there is such an upload, or a name of that form, does not show.
             for target in ("/operations/none", "/elsewhere"):

@@ -120,8 +120,10 @@ class Service:
             principal = await self._authenticate(exchange)
         except PeerError as exc:
             if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
-                # C17: the server's protocols are no secret. The answer tells of no target.
-                return self._discover(exchange)
+                # C17: the server's protocols are no secret. The answer tells of no target,
+                # and that credentials are needed (RFC 9110, section 11.6.1).
+                asks = (f for f in exc.fields if f[0].lower() == "www-authenticate")
+                return self._discover(exchange, Fields(asks))
             raise
         path = exchange.head.path
         if path.startswith(self._config.operation_path):
@@ -163,7 +165,7 @@ class Service:
         exchange.dialect.check(head)
         if head.target == "*":
             # RFC 9110, section 9.3.7: it is about the server, not about a target.
-            return self._discover(exchange)
+            return self._discover(exchange, Fields())
         if exchange.dialect.needs_upload(head):
             # The target refuses it with its own answer, or there is no upload of that name.
             meant = exchange.dialect.method(head)
@@ -238,9 +240,9 @@ class Service:
             answer = answer.response
         await self._send(exchange, answer)
 
-    async def _discover(self, exchange: Exchange) -> None:
+    async def _discover(self, exchange: Exchange, challenge: Fields) -> None:
         """Answer OPTIONS for the server, not for a particular resource."""
-        await exchange.respond(200, discovery_fields(self._limits))
+        await exchange.respond(200, discovery_fields(self._limits).plus(challenge))
 
     async def _send_options(self, exchange: Exchange, answer: Response) -> None:
         """Answer OPTIONS with a 200 where possible: Apple's background upload wants it (C17).

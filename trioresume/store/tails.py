@@ -254,7 +254,7 @@ class TailFiles:
             proof = self.proof(key, index)
             if proof is None:
                 return 0
-            with closing(self.open(key, index)) as file:
+            with closing(self.disk.open(self.path(key, index))) as file:
                 return proof.length if _has(file, self.disk, proof) else 0
         except OSError:
             return 0

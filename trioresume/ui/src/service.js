@@ -29,6 +29,8 @@ export class Service {
   /** The limits of an upload in bytes, { most, mostAtOnce }; null means no limit. */
   async limits() {
     const response = await this.#fetch(this.endpoint, { method: "OPTIONS" });
+    // OPTIONS is answered without credentials, too. The answer then says that they are needed.
+    if (response.headers.has("WWW-Authenticate")) throw new Unauthorized();
     const most = response.headers.get("Tus-Max-Size");
     const atOnce = /(?:^|[,\s])max-append-size=(\d+)/.exec(response.headers.get("Upload-Limit") ?? "");
     return { most: most === null ? null : Number(most), mostAtOnce: atOnce && Number(atOnce[1]) };
