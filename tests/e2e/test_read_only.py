@@ -233,12 +233,12 @@ def test_full_disk_is_read_and_called_that(
         done = keep(command, data_dir)
         assert done.returncode == 0, done.stderr
         assert done.stdout
-    if state == "stopped":
-        collected = keep("gc", data_dir)
-        assert collected.returncode == 0, collected.stderr
     fresh = serve(full_disk / "new")
     assert fresh.returncode == 1
     assert "No space left on device" in fresh.stderr, fresh.stderr
+    if state == "stopped":
+        collected = keep("gc", data_dir)
+        assert collected.returncode == 0, collected.stderr
 
 
 def serve(data_dir: Path) -> subprocess.CompletedProcess[str]:
