@@ -34,11 +34,11 @@ nitpick_ignore = [
     ("py:class", f"trioresume.{name}")
     for name in (
         "bench.records.Unit",
-        "server.messages.Progress",
-        "server.messages.RecordedWith",
-        "server.messages.Representation",
-        "server.messages.Services",
-        "server.messages._H",
+        "server.api.handler.Progress",
+        "server.api.handler.RecordedWith",
+        "server.api.handler.Representation",
+        "server.api.handler.Services",
+        "server.api.handler._H",
         "store.catalog.CatalogReader",
         "store.chunks.ChunkFiles",
         "store.disk_io.Disk",

@@ -130,6 +130,52 @@ def test_inner_layers_do_no_io(path: Path) -> None:
         assert not calls & {"open", "input", "print"}
 
 
+# What each wing of the server may import of the others. ``serving`` puts them together.
+WINGS: dict[str, set[str]] = {"event_loop": set()}
+WINGS["async_store"] = {"event_loop"}
+WINGS["api"] = {"async_store"}
+WINGS["http"] = {"event_loop", "async_store", "api"}
+WINGS["uploads"] = WINGS["http"] | {"http"}
+WINGS["keeper"] = {"uploads"}
+WINGS["routes"] = WINGS["uploads"] | {"uploads"}
+WINGS["serving"] = {*WINGS}
+MOST_MODULES = 13
+"""A wing with more modules wants to be two."""
+
+
+def wing_of(path: Path) -> str:
+    """The folder or the module below ``server`` that *path* belongs to."""
+    return path.relative_to(PACKAGE / "server").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((PACKAGE / "server").rglob("*.py")),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_wings_of_the_server_point_one_way(path: Path) -> None:
+    """No wing imports one that is built on it, not even for type checking."""
+    wing = wing_of(path)
+    if wing == "__init__":
+        return
+    prefix = "trioresume.server."
+    known = {
+        n.removeprefix(prefix).partition(".")[0] for n in imports(path) if prefix in n
+    }
+    assert known <= WINGS[wing] | {wing}
+
+
+def test_wings_are_small_and_known() -> None:
+    """Every module of the server is in a wing, and no wing is a heap."""
+    folders = [
+        p for p in (PACKAGE / "server").iterdir() if (p / "__init__.py").exists()
+    ]
+    assert {folder.name for folder in folders} | {"serving"} == WINGS.keys()
+    for folder in folders:
+        modules = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, folder.name
+
+
 def test_the_command_knows_only_the_face_of_the_benchmark() -> None:
     """``trioresume.bench`` and its ``report`` are public, the modules within are not."""
     names = {name for path in (PACKAGE / "cli").glob("*.py") for name in imports(path)}

@@ -39,9 +39,8 @@ from trioresume.errors import (
     UploadForgotten,
 )
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.config import Authenticator, Config, Principal, Rejection
-from trioresume.server.keeping import collect
-from trioresume.server.messages import (
+from trioresume.server.api.config import Authenticator, Config, Principal, Rejection
+from trioresume.server.api.handler import (
     CallPolicy,
     ContentFile,
     Handler,
@@ -51,8 +50,9 @@ from trioresume.server.messages import (
     Target,
     idempotent,
 )
+from trioresume.server.api.tokens import bearer_tokens, new_token
+from trioresume.server.keeper.collect import collect
 from trioresume.server.serving import Server, serve
-from trioresume.server.tokens import bearer_tokens, new_token
 from trioresume.store.inventory import Inventory, StoredFile, StoredUpload, Totals
 from trioresume.store.port import Collected
 from trioresume.store.verification import Damage, DamageKind, Verification

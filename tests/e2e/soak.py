@@ -33,7 +33,7 @@ from tests.e2e.command import Service
 from tests.e2e.uploads import TRY_AGAIN_SECONDS, Pace, Upload
 from tests.e2e.wire import Cut, ask
 from trioresume.errors import CollectionCut
-from trioresume.server.control import ask_to_collect
+from trioresume.server.keeper.control_socket import ask_to_collect
 
 __all__ = [
     "Report",

@@ -42,36 +42,36 @@ MODULES: dict[str, tuple[str, ...]] = {
         "writers",
     ),
     "server": (
-        "accepting",
-        "admission",
-        "answers",
-        "connection",
-        "edge",
-        "exchange",
-        "expiry",
-        "hashing",
-        "incoming",
-        "joining",
-        "locations",
-        "memory",
-        "operation",
-        "operations",
-        "quotas",
-        "receive",
-        "representation",
-        "resources",
-        "sending",
-        "service",
+        "api/tokens",
+        "async_store/receive_memory",
+        "async_store/storage",
+        "async_store/threads",
+        "event_loop/signals",
+        "event_loop/stall_watch",
+        "event_loop/turnstile",
+        "http/acceptor",
+        "http/body",
+        "http/connection",
+        "http/connection_limits",
+        "http/exchange",
+        "http/gateway",
+        "http/stored_body",
+        "http/transport",
+        "routes/concatenation",
+        "routes/operation_resources",
+        "routes/representation",
+        "routes/router",
         "serving",
-        "signals",
-        "sinks",
-        "storage",
-        "tokens",
-        "transport",
-        "turnstile",
-        "uploads",
-        "watch",
-        "workers",
+        "uploads/completion",
+        "uploads/expiry",
+        "uploads/hashing",
+        "uploads/incoming",
+        "uploads/locations",
+        "uploads/operation",
+        "uploads/quotas",
+        "uploads/reception",
+        "uploads/registry",
+        "uploads/sinks",
     ),
     "protocol": (
         "appending",
@@ -151,45 +151,63 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/schema": ("tests/store/test_disk.py",),
     "store/tails": (_ORDER, _CONTENT, "tests/store/test_losses.py"),
     "store/writers": (_ORDER, _CONTENT, "tests/store/test_threads.py"),
-    "server/answers": (
+    "server/uploads/completion": (
         _HELD,
         "tests/server/test_result.py",
         "tests/server/test_failures.py",
     ),
-    "server/connection": ("tests/server/test_hostile.py", "tests/server/test_edge.py"),
-    "server/exchange": ("tests/server/test_edge.py", "tests/server/test_result.py"),
-    "server/incoming": (
+    "server/http/connection": (
+        "tests/server/test_hostile.py",
+        "tests/server/http/test_gateway.py",
+    ),
+    "server/http/exchange": (
+        "tests/server/http/test_gateway.py",
+        "tests/server/test_result.py",
+    ),
+    "server/uploads/incoming": (
         _HELD,
-        "tests/server/test_storage.py",
+        "tests/server/async_store/test_storage.py",
         "tests/server/test_content.py",
     ),
-    "server/joining": ("tests/server/test_tus_extensions.py",),
-    "server/operation": (
+    "server/routes/concatenation": ("tests/server/test_tus_extensions.py",),
+    "server/uploads/operation": (
         _HELD,
         "tests/server/test_content.py",
         "tests/server/test_result.py",
     ),
-    "server/quotas": (_HELD,),
-    "server/locations": ("tests/server/test_result.py", "tests/server/test_edge.py"),
-    "server/operations": (
+    "server/uploads/quotas": (_HELD,),
+    "server/uploads/locations": (
+        "tests/server/test_result.py",
+        "tests/server/http/test_gateway.py",
+    ),
+    "server/uploads/registry": (
         "tests/server/test_resting.py",
         "tests/server/test_content.py",
     ),
-    "server/receive": (
+    "server/http/body": (
         "tests/server/test_receiving.py",
         "tests/server/test_content.py",
     ),
-    "server/representation": ("tests/server/test_downloads.py",),
-    "server/resources": ("tests/server/test_content.py", "tests/server/test_result.py"),
-    "server/storage": (_HELD,),
-    "server/service": ("tests/server/test_result.py", "tests/server/test_dialects.py"),
+    "server/routes/representation": ("tests/server/test_downloads.py",),
+    "server/routes/operation_resources": (
+        "tests/server/test_content.py",
+        "tests/server/test_result.py",
+    ),
+    "server/async_store/storage": (_HELD,),
+    "server/routes/router": (
+        "tests/server/test_result.py",
+        "tests/server/test_dialects.py",
+    ),
     "server/serving": ("tests/server/test_starting.py",),
-    "server/sinks": (
+    "server/uploads/sinks": (
         _HELD,
         "tests/server/test_transactions.py",
         "tests/server/test_content.py",
     ),
-    "server/uploads": ("tests/server/test_content.py", "tests/server/test_rufh.py"),
+    "server/uploads/reception": (
+        "tests/server/test_content.py",
+        "tests/server/test_rufh.py",
+    ),
     "protocol/bhttp": (_PATCHES,),
     "protocol/byteranges": (_PATCHES,),
     "protocol/digests": (
@@ -243,7 +261,7 @@ def all_modules() -> list[str]:
 
 def first_tests(module: str) -> list[str]:
     """The files of tests that should notice a fault in *module*; maybe none."""
-    folder, _, name = module.replace("/dialects", "").partition("/")
+    folder, _, name = module.replace("/dialects", "").rpartition("/")
     own = sorted((ROOT / "tests" / folder).glob(f"test_{name}.py"))
     paths = [str(path.relative_to(ROOT)) for path in own]
     return [*paths, *(path for path in MORE.get(module, ()) if path not in paths)]

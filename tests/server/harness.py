@@ -34,11 +34,11 @@ from tests.server.held import HeldStore
 from trioresume import Config, Fields, Request, Response
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.protocol.clock import ServiceClock
-from trioresume.server.messages import AnyTarget, as_target
-from trioresume.server.operations import Operations
+from trioresume.server.api.handler import AnyTarget, as_target
+from trioresume.server.async_store.storage import Storage
+from trioresume.server.async_store.threads import Workers
 from trioresume.server.serving import Doorman, running_service, running_storage
-from trioresume.server.storage import Storage
-from trioresume.server.workers import Workers
+from trioresume.server.uploads.registry import Operations
 from trioresume.store.port import Mutation, Store
 from trioresume.testing import MemoryTransport, memory_transport_pair
 from trioresume.testing.memory_store import MemoryStore

@@ -32,7 +32,7 @@ from typing import Any, cast
 import trio
 
 from trioresume.errors import StorageConflict
-from trioresume.server.workers import Job, Lane, Then, Workers
+from trioresume.server.async_store.threads import Job, Lane, Then, Workers
 from trioresume.store.port import Mutation, Store
 from trioresume.testing.memory_store import MemoryStore
 

@@ -22,7 +22,7 @@ from tests.server.harness import (
 from tests.server.test_rufh import NEWEST, appends, path_of, says
 from tests.server.tus import MARK, OCTETS, append, b64, create, place, receiving, upload
 from trioresume import PeerError, ProblemCode, Request, RequestHead, Response
-from trioresume.server.messages import CallPolicy
+from trioresume.server.api.handler import CallPolicy
 
 BODY = b"The quick brown fox jumps over the lazy dog." * 5
 NAME = "fox \u202f\u200d.png"

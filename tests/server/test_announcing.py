@@ -12,9 +12,9 @@ import trio.testing
 from tests.server.harness import Recorder, memory_service, socket_service
 from tests.server.test_content import BODY
 from trioresume.errors import StorageConflict, StorageFull
-from trioresume.server import operations
-from trioresume.server.config import Config
-from trioresume.server.locations import locate
+from trioresume.server.api.config import Config
+from trioresume.server.uploads import registry as operations
+from trioresume.server.uploads.locations import locate
 from trioresume.store.disk import Durability, open_store
 from trioresume.store.port import Mutation, RecordOffset, request_key
 from trioresume.testing import MemoryStore

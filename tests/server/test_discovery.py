@@ -17,7 +17,7 @@ from trioresume import (
     Response,
 )
 from trioresume.protocol.heads import Fields
-from trioresume.server.config import Authenticator
+from trioresume.server.api.config import Authenticator
 
 LIMIT = 1000
 MARKS: list[dict[str, str]] = [

@@ -27,8 +27,8 @@ from tests.server.harness import (
     socket_service,
 )
 from trioresume import FileService, Response
-from trioresume.server import sending
-from trioresume.server.transport import SocketTransport
+from trioresume.server.http import stored_body as sending
+from trioresume.server.http.transport import SocketTransport
 
 CHUNK = 64 * 1024
 

@@ -27,7 +27,7 @@ from tests.server.test_content import BODY, MULTIPART, _multipart, cut_upload
 from trioresume import Config, FileService
 from trioresume.errors import StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
-from trioresume.server.storage import LONGEST_DELAY, MOST_DELAYED, Storage
+from trioresume.server.async_store.storage import LONGEST_DELAY, MOST_DELAYED, Storage
 from trioresume.store.port import (
     ContentKey,
     CreateOperation,

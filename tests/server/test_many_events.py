@@ -16,14 +16,14 @@ from trioresume.protocol.bhttp import encode_binary_part, encode_varint
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.framing import MAX_MEMBERS
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.memory import Piece, ReceiveMemory
-from trioresume.server.receive import (
+from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
+from trioresume.server.async_store.threads import Job, Lane, Then, Workers
+from trioresume.server.http.body import (
     LARGEST_SHARE,
     MUCH_WORK,
     SMALLEST_SHARE,
     BodyReceiver,
 )
-from trioresume.server.workers import Job, Lane, Then, Workers
 from trioresume.testing import MemoryTransport, memory_transport_pair
 
 Clock = trio.testing.MockClock

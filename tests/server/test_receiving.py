@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.config import Config
-from trioresume.server.memory import Piece, ReceiveMemory
-from trioresume.server.receive import BodyReceiver
-from trioresume.server.transport import Transport
+from trioresume.server.api.config import Config
+from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
+from trioresume.server.http.body import BodyReceiver
+from trioresume.server.http.transport import Transport
 from trioresume.testing import MemoryTransport, memory_transport_pair
 
 MIB = 1024 * 1024

@@ -18,7 +18,7 @@ from tests.server.harness import (
 )
 from tests.server.test_content import BODY
 from trioresume.errors import StorageConflict, StorageFull
-from trioresume.server import operations
+from trioresume.server.uploads import registry as operations
 from trioresume.store.port import CreateOperation, Mutation, SetLength
 from trioresume.testing import MemoryStore
 

@@ -24,7 +24,7 @@ from tests.server.harness import (
 from tests.server.test_content import BODY, cut_upload
 from trioresume import Config, Principal, Rejection, Request, RequestHead, Response
 from trioresume.errors import StorageConflict, StorageError
-from trioresume.server.messages import idempotent
+from trioresume.server.api.handler import idempotent
 from trioresume.store.disk import open_store
 from trioresume.store.port import FreezeContent, Mutation
 from trioresume.testing.memory_store import MemoryStore

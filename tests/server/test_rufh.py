@@ -31,8 +31,8 @@ from trioresume import (
     Response,
 )
 from trioresume.protocol.dialects.rufh_versions import VERSIONS, Version
-from trioresume.server import operations
-from trioresume.server.messages import CallPolicy, HandlerTarget
+from trioresume.server.api.handler import CallPolicy, HandlerTarget
+from trioresume.server.uploads import registry as operations
 from trioresume.testing.memory_store import MemoryStore
 
 BODY = b"The quick brown fox jumps over the lazy dog."
@@ -1134,7 +1134,7 @@ async def test_digests_nobody_wants_are_not_computed(
     def never(*args: object) -> None:
         raise AssertionError("it was computed")
 
-    monkeypatch.setattr("trioresume.server.hashing._hash_slice", never)
+    monkeypatch.setattr("trioresume.server.uploads.hashing._hash_slice", never)
     async with memory_service(Recorder()) as service:
         fields = {**says(NEWEST, True), "Want-Repr-Digest": want}
         reply = await service.connect().request("POST", "/", fields, BODY)

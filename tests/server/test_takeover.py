@@ -27,8 +27,8 @@ from tests.stopwatch import Stopwatch
 from trioresume import Config, PeerError
 from trioresume.errors import ProblemCode
 from trioresume.protocol.operation import OperationState
-from trioresume.server.incoming import Incoming
-from trioresume.server.operation import Operation
+from trioresume.server.uploads.incoming import Incoming
+from trioresume.server.uploads.operation import Operation
 from trioresume.store.disk_io import Descriptor, Disk
 from trioresume.store.port import OperationId
 
@@ -234,8 +234,8 @@ async def test_what_is_on_its_way_is_taken_before_the_takeover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R21: what the buffers of both ends hold need not be sent again."""
-    monkeypatch.setattr("trioresume.server.receive.LAST_TIME", 10.0)
-    monkeypatch.setattr("trioresume.server.receive.LAST_PAUSE", 0.2)
+    monkeypatch.setattr("trioresume.server.http.body.LAST_TIME", 10.0)
+    monkeypatch.setattr("trioresume.server.http.body.LAST_PAUSE", 0.2)
     body = random.Random(1).randbytes(8 << 20)
     async with (
         socket_service(Recorder(), tmp_path, receive_memory=64 * 1024) as service,

@@ -25,8 +25,8 @@ from tests.server.harness import (
 from tests.server.test_many_events import Taking
 from trioresume import Config
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.memory import ReceiveMemory
-from trioresume.server.receive import BodyReceiver, ContentCut
+from trioresume.server.async_store.receive_memory import ReceiveMemory
+from trioresume.server.http.body import BodyReceiver, ContentCut
 from trioresume.testing import memory_transport_pair
 
 Clock = trio.testing.MockClock

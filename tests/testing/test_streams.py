@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from trioresume.server.transport import Transport
+from trioresume.server.http.transport import Transport
 from trioresume.testing import MemoryTransport, memory_transport_pair
 
 

@@ -28,22 +28,22 @@ import trio
 
 from trioresume.errors import CallerError, PeerError
 from trioresume.protocol.clock import ServiceClock
-from trioresume.server.accepting import accept_from
-from trioresume.server.admission import Admission
-from trioresume.server.config import Config
-from trioresume.server.connection import Connection
-from trioresume.server.control import serve_control
-from trioresume.server.edge import Edge
-from trioresume.server.expiry import LAST_SEEN, Collector, Expiry, clock_reading
-from trioresume.server.memory import ReceiveMemory
-from trioresume.server.messages import Services, StoreTarget, as_target
-from trioresume.server.operations import Operations
-from trioresume.server.page import UploadPage
-from trioresume.server.quotas import Quotas
-from trioresume.server.service import Service
-from trioresume.server.storage import Storage
-from trioresume.server.transport import SocketTransport
-from trioresume.server.workers import Workers
+from trioresume.server.api.config import Config
+from trioresume.server.api.handler import Services, StoreTarget, as_target
+from trioresume.server.async_store.receive_memory import ReceiveMemory
+from trioresume.server.async_store.storage import Storage
+from trioresume.server.async_store.threads import Workers
+from trioresume.server.http.acceptor import accept_from
+from trioresume.server.http.connection import Connection
+from trioresume.server.http.connection_limits import Admission
+from trioresume.server.http.gateway import Edge
+from trioresume.server.http.transport import SocketTransport
+from trioresume.server.keeper.control_socket import serve_control
+from trioresume.server.routes.router import Service
+from trioresume.server.routes.upload_page import UploadPage
+from trioresume.server.uploads.expiry import LAST_SEEN, Collector, Expiry, clock_reading
+from trioresume.server.uploads.quotas import Quotas
+from trioresume.server.uploads.registry import Operations
 from trioresume.store.disk import open_store
 from trioresume.store.port import SERVICE_CLOCK
 from trioresume.store.reserve import RESERVE_SIZE
@@ -51,8 +51,8 @@ from trioresume.store.reserve import RESERVE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trioresume.server.messages import AnyTarget, Handler
-    from trioresume.server.transport import Transport
+    from trioresume.server.api.handler import AnyTarget, Handler
+    from trioresume.server.http.transport import Transport
     from trioresume.store.port import Mutation, Store
 
 __all__ = ["Server", "serve"]
@@ -145,7 +145,7 @@ async def running_storage(
 ) -> AsyncIterator[Storage]:
     """Run the store for async callers; on exit everything submitted is applied.
 
-    *workers* is passed to :class:`~trioresume.server.storage.Storage`.
+    *workers* is passed to :class:`~trioresume.server.async_store.storage.Storage`.
     """
     storage = Storage(store, threads=config.storage_threads, workers=workers)
     async with trio.open_nursery() as nursery:
@@ -200,7 +200,7 @@ async def running_service(
     """Run everything between the commits and the listeners while the block runs.
 
     *control* says that the store is the one in ``config.data_dir``, so that ``trioresume gc``
-    may ask for a collection (see :mod:`trioresume.server.control`).
+    may ask for a collection (see :mod:`trioresume.server.keeper.control_socket`).
     """
     if isinstance(target, StoreTarget):
         target.attach(Services(storage, clock, config))
@@ -208,7 +208,7 @@ async def running_service(
     collector = Collector(storage)
     quotas = Quotas(storage.store, config)
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
-    storage.quotas = quotas
+    storage.batch_observer = quotas
     async with trio.open_nursery() as background:
         operations = Operations(storage, target, config, clock, background, quotas)
         service = Service(operations, config, background, page)

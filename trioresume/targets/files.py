@@ -31,21 +31,21 @@ from trioresume.protocol.dialects.misplaced import is_patch_of_bytes
 from trioresume.protocol.disposition import content_disposition_attachment
 from trioresume.protocol.filenames import name_fault
 from trioresume.protocol.heads import Fields
-from trioresume.server.answers import content_etag_of
-from trioresume.server.locations import root_of
-from trioresume.server.messages import (
+from trioresume.server.api.handler import (
     CallPolicy,
     RecordedWith,
     Representation,
     Request,
     Response,
 )
-from trioresume.server.representation import SANDBOX
+from trioresume.server.routes.representation import SANDBOX
+from trioresume.server.uploads.completion import content_etag_of
+from trioresume.server.uploads.locations import root_of
 from trioresume.store.port import FileRecord, PublishFile, RemoveFile
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.messages import Services
+    from trioresume.server.api.handler import Services
 
 __all__ = ["FileService"]
 

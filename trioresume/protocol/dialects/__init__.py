@@ -18,7 +18,7 @@ state::
            ──cancelled()────► Reply         answers DELETE
     PeerError ──problem()───► PeerError     the same fault in the dialect's words
 
-The server (:mod:`trioresume.server.service`, :mod:`~trioresume.server.resources`) asks
+The server (:mod:`trioresume.server.routes.router`, :mod:`~trioresume.server.routes.operation_resources`) asks
 :func:`classify` once for each request and keeps the answer in ``Exchange.dialect``.
 Takeover, receiving, durability and completion are then the same for all dialects.
 

@@ -1,0 +1,92 @@
+"""Bearer tokens (RFC 6750) from a file that contains only their hashes.
+
+A line is ``NAME SHA256``, with the token's SHA-256 in hexadecimal. Empty lines and lines that
+begin with ``#`` are ignored. The file is UTF-8, or UTF-16 with a byte order mark. A name may
+have several tokens. A plain hash is enough because tokens are random (:func:`new_token`) and
+not chosen by people: there is no dictionary to try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import os
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from trioresume.errors import CallerError
+from trioresume.protocol.heads import Fields
+from trioresume.server.api.config import Principal, Rejection
+from trioresume.text import decode_text
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.server.api.config import Authenticator
+
+__all__ = ["bearer_tokens", "new_token"]
+
+_NAME = re.compile(r"[^\s#]\S*")
+_LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-fA-F]{{64}})")
+_BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
+_REFUSAL = Rejection(
+    401,
+    Fields({"www-authenticate": 'Bearer realm="trioresume"'}),
+    "a bearer token is needed",
+)
+
+
+def new_token(name: str) -> tuple[str, str]:
+    """Return a new random token for *name*, and the line for the file of tokens.
+
+    Raises :class:`~trioresume.errors.CallerError` for a name that the file cannot hold: an
+    empty one, one with white space, one that begins with ``#``.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise CallerError("a name has no white space and does not begin with '#'")
+    token = secrets.token_urlsafe(32)
+    return token, f"{name} {_hash(token)}"
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
+    """Return an ``authenticate`` for :class:`~trioresume.Config` with the tokens in *path*.
+
+    The file is read once. Raises :class:`~trioresume.errors.CallerError` if it has no token
+    or a line in another form, :class:`OSError` if it cannot be read.
+    """
+    known: list[tuple[str, str]] = []
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        lines = io.StringIO(decode_text(data), newline=None)
+    except ValueError as exc:
+        raise CallerError(f"{os.fspath(path)} cannot be read: {exc}") from exc
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise CallerError(f"{path}, line {number}: not 'NAME SHA256'")
+        known.append((match["name"], match["hash"].lower()))
+    if not known:
+        raise CallerError(f"{path} has no token")
+
+    async def authenticate(head: RequestHead) -> Principal | Rejection:
+        match = _BEARER.fullmatch(head.fields.get("authorization") or "")
+        if match is None:
+            return _REFUSAL
+        offered = _hash(match[1])
+        found = None
+        # Compare every line, in constant time each: the duration reveals nothing.
+        for name, hashed in known:
+            if hmac.compare_digest(hashed, offered):
+                found = name
+        return _REFUSAL if found is None else Principal(found)
+
+    return authenticate

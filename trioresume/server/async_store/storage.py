@@ -1,0 +1,319 @@
+"""The store for async code: calls in worker threads, commits in groups.
+
+Group commit
+============
+
+Every change of the catalog is a submission of mutations. One task takes all submissions that
+were made during the previous commit, and applies them in one commit. So a thousand uploads
+share one sync of the disk. Submissions take effect in the order of the calls of
+:meth:`Storage.commit`.
+
+If a batch fails as a whole, its submissions are tried again one by one. Only the submission
+that caused the failure gets the error (G8 in docs/supported-protocols.md: a full disk hurts
+one request).
+
+A commit costs much and holds many submissions. So a submission that nobody waits for, such as
+the chunks of an upload that goes on, may be delayed a little (:meth:`Storage.submit_later`).
+
+A cancelled waiter does not take its submission back: a submission always happens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, cast
+
+import trio
+
+from trioresume.errors import StorageError
+from trioresume.server.async_store.threads import Workers
+from trioresume.store.port import FreezeContent, content_of
+
+if TYPE_CHECKING:
+    from trioresume.errors import StorageConflict
+    from trioresume.store.port import (
+        Content,
+        ContentKey,
+        ContentWriter,
+        Mutation,
+        SealChunk,
+        Store,
+    )
+
+__all__ = ["Storage", "Submission"]
+
+LONGEST_DELAY = 0.5
+"""The longest delay, in seconds, of a submission that no task waits for."""
+MOST_DELAYED = 64
+"""Submissions delayed at a time. This bounds the files that they hold, such as tails."""
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@dataclass(eq=False, slots=True)
+class Submission:
+    """Mutations on their way into the catalog."""
+
+    mutations: Sequence[Mutation]
+    finished: trio.Event = field(default_factory=trio.Event)
+    error: StorageError | None = None
+
+    async def wait(self) -> None:
+        """Return once they are applied and durable. A checkpoint if they are not yet.
+
+        Raises :class:`~trioresume.errors.StorageError` if they could not be applied.
+        """
+        if not self.finished.is_set():
+            await self.finished.wait()
+        if self.error is not None:
+            # Several tasks may raise the stored error: give each one its own copy.
+            raise type(self.error)(*self.error.args) from self.error
+
+
+class BatchObserver(Protocol):
+    """Looks at the store with each batch of commits."""
+
+    def before_batch(self) -> Callable[[], Callable[[], None]]:
+        """Prepare for a batch, in the event loop.
+
+        Returns a function that is called in the batch's thread, after the batch. What that
+        function returns is called in the event loop, after all mutations were observed.
+        """
+
+
+class Storage:
+    """Runs a :class:`~trioresume.store.port.Store` for async callers.
+
+    *workers* makes :class:`Workers` with a given number of threads, which make the store's
+    calls. A test passes its own, to choose the order in which the calls begin and end.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        threads: int,
+        workers: Callable[[int], Workers] = Workers,
+    ) -> None:
+        self.store = store
+        threads = threads if store.blocking else 0
+        self.workers = workers(threads)
+        """For the disk work of running uploads."""
+        self.senders = workers(threads)
+        """For the disk work of running downloads."""
+        self.callers = workers(threads)
+        """For calls that a task waits for: looking up, opening, syncing."""
+        self.hashers = workers(min(threads, max(1, (os.cpu_count() or 1) // 2)))
+        """For digests that clients ask for: no other call waits behind them."""
+        # Commits have a thread of their own, so they never wait behind slow syncs.
+        self._committer = workers(min(1, threads))
+        self._queue: list[Submission] = []
+        self._changed = trio.Event()
+        self._due = float("inf")
+        """When the queue will be committed, on trio's clock."""
+        self._stopping = False
+        self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
+        """Called with the mutations of every submission that was applied."""
+        self.batch_observer: BatchObserver | None = None
+        """Told of each batch, before and after it."""
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call a function of the store, in a worker thread if it may block.
+
+        A checkpoint. Cancellation does not interrupt the call, and takes effect only after
+        it: disk work is one whole step.
+        """
+        return await self._call(self.callers, partial(function, *args))
+
+    async def send(self, step: Callable[[], T]) -> T:
+        """Call *step*, which sends stored content, as :meth:`run` does.
+
+        It waits for other downloads only, and other calls do not wait for it.
+        """
+        return await self._call(self.senders, step)
+
+    async def hash(self, step: Callable[[], T]) -> T:
+        """Call *step*, which hashes stored content, as :meth:`run` does."""
+        return await self._call(self.hashers, step)
+
+    async def _call(self, workers: Workers, job: Callable[[], T]) -> T:
+        if not self.store.blocking:
+            await trio.lowlevel.checkpoint()
+            return job()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = trio.lowlevel.current_task()
+        outcome: list[tuple[object, Exception | None]] = []
+
+        def go_on(result: object, error: Exception | None) -> None:
+            outcome.append((result, error))
+            trio.lowlevel.reschedule(task)
+
+        # Less than half the cost of trio.to_thread, and each request has several calls.
+        workers.submit(job, go_on)
+        await trio.lowlevel.wait_task_rescheduled(_not_now)
+        result, error = outcome.pop()
+        if error is not None:
+            raise error
+        return cast("T", result)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the worker threads while the block runs."""
+        with (
+            self.workers.running(),
+            self.senders.running(),
+            self.hashers.running(),
+            self.callers.running(),
+        ):
+            yield
+
+    def submit(self, *mutations: Mutation) -> Submission:
+        """Have *mutations* applied together, soon, without waiting."""
+        return self._submit(mutations, 0.0)
+
+    def submit_later(self, *mutations: Mutation) -> Submission:
+        """Have *mutations* applied together with the next commit that a task waits for.
+
+        They are applied after :data:`LONGEST_DELAY` seconds at the latest, and at once when
+        :meth:`hurry` is called.
+        """
+        return self._submit(mutations, LONGEST_DELAY)
+
+    def hurry(self) -> None:
+        """Commit the delayed submissions now, because a task waits for one."""
+        if self._queue:
+            self._due = 0.0
+            self._changed.set()
+
+    async def commit(self, *mutations: Mutation) -> None:
+        """Apply *mutations* together; durable on return. A checkpoint.
+
+        Raises :class:`~trioresume.errors.StorageConflict` if a compare-and-set
+        failed, or another :class:`~trioresume.errors.StorageError`; then nothing
+        of the submission was done. If cancelled, the commit may still happen.
+        """
+        await self._submit(mutations, 0.0).wait()
+
+    async def finish_content(
+        self,
+        writer: ContentWriter,
+        key: ContentKey,
+        earlier: Sequence[SealChunk],
+        seals: Sequence[SealChunk],
+    ) -> tuple[Content, list[Mutation]]:
+        """Return the whole content that *writer* has finished, and the mutations to freeze it.
+
+        *seals* are the last seals. Earlier seals of the writer must have been applied.
+        *earlier* are some of them; if they are all, the store is not asked. The caller
+        commits the mutations, together with other changes that belong to the same moment.
+        """
+        known = [*earlier, *seals]
+        if sum(seal.length for seal in known) == writer.offset:
+            content = content_of(writer.chunk_size, known)
+        else:
+            content = await self.run(self.store.sealed_content, key, seals)
+        if content.length != writer.offset:
+            raise ValueError("the chunks do not add up to the length")
+        return content, [*seals, FreezeContent(key, content)]
+
+    def _submit(self, mutations: Sequence[Mutation], delay: float) -> Submission:
+        submission = Submission(mutations)
+        self._queue.append(submission)
+        if len(self._queue) > MOST_DELAYED:
+            delay = 0.0
+        due = trio.current_time() + delay
+        if due < self._due:
+            self._due = due
+            self._changed.set()
+        return submission
+
+    async def run_commits(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run the committing task until :meth:`stop`, even if it is cancelled.
+
+        Other tasks may still submit while they are being cancelled, and every submission
+        happens.
+        """
+        with trio.CancelScope(shield=True), self._committer.running():
+            task_status.started()
+            while not self._stopping or self._queue:
+                if self._due > trio.current_time() and not self._stopping:
+                    self._changed = trio.Event()
+                    if self._due == float("inf"):
+                        await self._changed.wait()
+                    else:
+                        with trio.move_on_at(self._due):
+                            await self._changed.wait()
+                else:
+                    self._due = float("inf")
+                    await self._commit_queue()
+
+    def stop(self) -> None:
+        """End the committing task once everything submitted is applied."""
+        self._stopping = True
+        self._changed.set()
+
+    async def _commit_queue(self) -> None:
+        batch, self._queue = self._queue, []
+        if not batch:
+            return
+        try:
+            await self._apply(batch)
+        except StorageError:
+            for submission in batch:
+                try:
+                    await self._apply([submission])
+                except StorageError as exc:
+                    submission.error = exc
+        except BaseException:
+            # A bug, which ends the service: no waiter may take it for a success.
+            for submission in batch:
+                submission.error = StorageError("the commit failed")
+            raise
+        finally:
+            for submission in batch:
+                submission.finished.set()
+
+    async def _apply(self, batch: Sequence[Submission]) -> None:
+        mutations = [submission.mutations for submission in batch]
+        observer = self.batch_observer
+        look = _look_at_nothing if observer is None else observer.before_batch()
+        apply = partial(_apply_and_look, self.store, mutations, look)
+        results, take_over = await self._call(self._committer, apply)
+        for submission, conflict in zip(batch, results, strict=True):
+            submission.error = conflict
+            if conflict is None:
+                self.observe(submission.mutations)
+        take_over()
+
+
+def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
+    """Refuse cancellation until the call has ended: disk work is one whole step."""
+    return trio.lowlevel.Abort.FAILED
+
+
+def _apply_and_look(
+    store: Store,
+    batch: Sequence[Sequence[Mutation]],
+    look: Callable[[], Callable[[], None]],
+) -> tuple[list[StorageConflict | None], Callable[[], None]]:
+    return store.apply(batch), look()
+
+
+def _look_at_nothing() -> Callable[[], None]:
+    """Do nothing: there is no observer."""
+    return _take_over_nothing
+
+
+def _take_over_nothing() -> None:
+    """Take over nothing: the default of :func:`_look_at_nothing`."""
+
+
+def _observe_nothing(mutations: Sequence[Mutation]) -> None:
+    """Ignore the mutations: the default of :attr:`Storage.observe`."""

@@ -1,0 +1,1 @@
+"""Ways to wait and to take turns in the event loop."""

@@ -1,0 +1,623 @@
+"""The receive path: from the socket to the store, in few and large pieces.
+
+G5 is in docs/supported-protocols.md. What was measured, tried and rejected is in
+docs/benchmarks.md ("What was tried") and docs/explanation/design.md ("Rejected").
+
+Why it looks like this
+======================
+
+A body of known length needs no parser. h11 reads the head. The bytes that came with the head
+are in the connection's buffer. Everything after that is read with ``recv_into`` straight into
+a piece of the memory that all connections share (:mod:`trioresume.server.async_store.receive_memory`), up to
+2 MiB at a time. A worker thread hashes and writes it from there, past the page cache if the
+system can do that, while the task receives the next piece. Small content takes the same way
+and shares a piece with content of others. It is not written in the event loop: now and then
+a write, or the creation of a file, waits for the disk for tens of milliseconds, and all other
+tasks would wait with it.
+
+**Between a receive and handing the bytes on there is no checkpoint.** trio's own
+``recv_into`` has one after the call. So the transport offers ``wait_readable`` and
+``receive_nowait`` instead: a cancelled task has either handed on what it read, or not read
+it. A piece is reused only when all its holders have released it. If bytes of two uploads
+were mixed up, the lengths would still be right. Only a comparison of content shows such a
+fault, and the tests compare content.
+
+So the memory is a setting, plus a few KiB for each connection.
+
+Python pays for wake-ups more than for bytes. On a fast connection the kernel is therefore
+asked (``SO_RCVLOWAT``) to wake the task only when a larger amount has come
+(:attr:`~trioresume.server.async_store.receive_memory.ReceiveMemory.low_water`), or the end. This low-water mark
+is a whole piece while there are few uploads, and less with more uploads, so that the bytes
+that wait in the kernel are bounded, too. A mark is never more than the connection fills in
+:data:`FILL_TIME`. A connection that does not fill its mark within twice that time loses it:
+its peer may be waiting for an acknowledgement of its last bytes before it sends more. When a
+newcomer ends the writer, the bytes that are on their way are taken first. For an upload that
+is faster than the disk these are megabytes, which its client would have to send again. On
+systems without the option only the cost differs.
+
+A read ends on a page of the content if there is enough to read. Then all of it can bypass the
+page cache, and no page is written twice.
+
+Fairness: each task takes at most one piece in a turn, and tasks that wait for memory are
+served in order. So a thousand uploads advance together and none starves. A task that has just
+waited for memory or for room has given the others their turn. It reads the bytes that came
+meanwhile without waiting for the connection, too. (With one upload that saves one of three
+turns of the event loop; with 128 uploads, half of the waits.)
+
+Back-pressure: when an upload has two pieces on their way to the disk, or when no piece is
+free, its task waits before it reads again. The kernel's buffer fills, and TCP slows the peer
+down.
+
+Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`. The content
+that it finds is gathered in a piece for as long as there is more to read. That copies the
+content once more; the way to the disk is the same.
+
+Some bytes have to be parsed one by one, in the event loop: the framing of chunks, the parts
+of a patch. A megabyte of chunks of one byte takes a second. So a task reads only a share of
+such bytes in a turn. The sink and the chunked reader count the fields, chunks and parts that
+they find. After a turn with much work the task gives way: of all such tasks one goes on in
+each round of the event loop, and it reads a smaller share. Plain content needs no parsing; a
+sink says how many of the next bytes are plain (``plain``).
+
+After one second without data the watch calls the sink's ``relax()``. The store then frees
+memory that it can compute again, such as a hash's state of 2 KiB. This happens once a minute
+at most for a body, because going on costs a read of up to a chunk.
+
+Deadlines are attributes that one task looks at (:mod:`trioresume.server.event_loop.stall_watch`), not cancel
+scopes. A body moves its deadline with each read. For 128 uploads of 8 MiB at once a scope's
+deadline would be set some 35 times each, a twelfth of the event loop's cost. When the deadline
+has passed, the wait for the connection ends in an error. A scope only for that would take 700
+bytes for each silent upload.
+
+If any progress renewed the deadline in full, a peer could hold on for ever with a byte a
+minute (G5). So each byte of content buys 1 / ``min_body_rate`` seconds, and at most
+``body_timeout`` is saved up. A silent peer is cut after ``body_timeout``, and a trickling one
+not much later. A fast peer never notices. Only bytes of content count. Framing counts for
+nothing: chunk sizes and their extensions, trailers, the heads of a patch's parts. While the
+task waits for memory or for the disk, the peer's time stands still. It does not start anew:
+with many connections there is always a wait for memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from trioresume.errors import PeerError, StorageError
+from trioresume.protocol.chunked import ChunkedReader
+from trioresume.protocol.framing import HeadLimits
+from trioresume.server.async_store.receive_memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import Fields, RequestHead
+    from trioresume.server.api.config import Config
+    from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
+    from trioresume.server.http.transport import Transport
+
+__all__ = ["BodyReceiver", "ContentCut", "Sink"]
+
+LEAST_ROUNDED = 64 * 1024
+"""A read of at least this many bytes ends on a page: less is not written past the cache."""
+LAST_MOST = 16 * 1024 * 1024
+"""Bytes taken at the end of a writer: at most those in the buffers of both ends."""
+LAST_TIME = 0.03
+"""Seconds for taking them."""
+LAST_PAUSE = 0.002
+"""Seconds without data after which nothing more is expected to be on its way."""
+LEAST_MARK = 8 * 1024
+"""Bytes: a smaller low-water mark is not worth the system call."""
+FILL_TIME = 0.25
+"""Seconds in which a connection has to fill its low-water mark."""
+MUCH_WORK = 256
+"""A turn with so many fields, chunks or parts lets other tasks go first: about 0.3 ms."""
+SMALLEST_SHARE = 8 * 1024
+"""Bytes of the first turn, and of a turn after much work: some milliseconds at worst."""
+LARGEST_SHARE = 64 * 1024
+"""The most bytes in a turn, if they have to be parsed. The share doubles after little work."""
+RELAXED_AFTER = 1.0
+"""Seconds of silence after which a connection holds less memory."""
+SELDOM_RELAXED = 60.0
+"""The same for a body that has held less memory before."""
+
+
+class ContentCut(Exception):
+    """The connection ended, or was silent for too long, before the content ended."""
+
+    def __init__(self, *, timed_out: bool) -> None:
+        super().__init__("timed out" if timed_out else "connection ended")
+        self.timed_out = timed_out
+
+
+class Sink(Protocol):
+    """The receiver of content."""
+
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        """Consume *data* before returning, or hold the *piece* that contains it."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """The offset in the content where the next byte will most likely belong."""
+        ...
+
+    @property
+    def taken(self) -> int:
+        """A count that grows by each byte of content taken, and by nothing else.
+
+        The framing of a patch is no content, so it is no progress.
+        """
+        ...
+
+    @property
+    def plain(self) -> int | None:
+        """How many of the next bytes need no parsing; None: all of them.
+
+        The bytes after them have to be parsed, which may be much work.
+        """
+        ...
+
+    @property
+    def work(self) -> int:
+        """A count of the parsing work: one for each field, chunk or part."""
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes more data now. If not, wait for ``room`` first."""
+        ...
+
+    async def room(self) -> None: ...
+
+    def relax(self) -> None:
+        """Hold less memory, because no data comes for a while. Fast, and cannot fail."""
+        ...
+
+
+class BodyReceiver:
+    """Receives the content of one request from its connection."""
+
+    __slots__ = (
+        "_config",
+        "_leftover",
+        "_low_water",
+        "_memory",
+        "_rate",
+        "_reader",
+        "_relaxes_after",
+        "_remaining",
+        "_saved_until",
+        "_share",
+        "_since",
+        "_sink",
+        "_suspended_at",
+        "_timeout",
+        "_transport",
+        "_until",
+    )
+
+    def __init__(
+        self,
+        head: RequestHead,
+        transport: Transport,
+        leftover: bytearray,
+        memory: ReceiveMemory,
+        config: Config,
+    ) -> None:
+        self._transport = transport
+        self._leftover = leftover
+        self._memory = memory
+        self._low_water = 1
+        self._timeout = config.body_timeout
+        self._rate = config.min_body_rate
+        self._share = SMALLEST_SHARE
+        """Bytes of the next turn, if they have to be parsed one by one."""
+        self._suspended_at = 0.0
+        self._saved_until = 0.0
+        self._until = float("inf")
+        """The peer's deadline, on trio's clock."""
+        self._since = float("inf")
+        """The start of the present wait for the low-water mark."""
+        self._relaxes_after = RELAXED_AFTER
+        self._sink: Sink | None = None
+        """The sink of the content that is being received."""
+        self._remaining = head.length
+        """Bytes still to come; None for a chunked body that has not ended."""
+        self._config = config
+        self._reader: ChunkedReader | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._remaining == 0
+
+    @property
+    def trailers(self) -> Fields:
+        """The trailers of chunked content that has ended."""
+        return self._chunks.trailers
+
+    @property
+    def _chunks(self) -> ChunkedReader:
+        # Created on demand: most content is of known length.
+        if self._reader is None:
+            config = self._config
+            limits = HeadLimits(config.max_header_size, config.max_header_fields)
+            self._reader = ChunkedReader(limits)
+        return self._reader
+
+    @property
+    def remaining(self) -> int | None:
+        return self._remaining
+
+    async def receive(self, sink: Sink) -> None:
+        """Receive the whole content into *sink*.
+
+        Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and any
+        exception of the sink. When cancelled, the sink has got everything that was read.
+        """
+        memory = self._memory
+        self._begin_waiting(trio.current_time())
+        self._sink = sink
+        memory.watch.enter(self, self._timeout)
+        memory.uploads += 1
+        try:
+            if self._remaining is None:
+                await self._receive_chunked(sink)
+            else:
+                await self._receive_known(sink)
+        except trio.Cancelled:
+            if self._remaining is not None:
+                with trio.CancelScope(shield=True):
+                    await self._take_last(sink)
+            raise
+        except trio.BrokenResourceError:
+            timed_out = trio.current_time() >= self._until
+            raise ContentCut(timed_out=timed_out) from None
+        finally:
+            memory.uploads -= 1
+            memory.watch.leave(self)
+            self._sink = None
+            self._set_low_water(1)
+
+    def _begin_waiting(self, now: float) -> None:
+        self._until = self._saved_until = now + self._timeout
+        self._since = now
+
+    def _renew(self, now: float, gained: int) -> None:
+        """Start a new wait at *now*, as long as *gained* bytes of content buy.
+
+        Bytes of another kind, such as the framing of chunks and of parts, buy nothing.
+        """
+        self._since = now
+        if not gained:
+            return
+        until = now + self._timeout
+        if self._rate:
+            until = min(until, self._saved_until + gained / self._rate)
+        self._until = self._saved_until = until
+
+    def _suspend(self) -> None:
+        """Stop the peer's time: the next wait does not depend on the peer."""
+        self._suspended_at = trio.current_time()
+        self._until = self._since = float("inf")
+
+    def _resume(self) -> float:
+        """Let the peer's time go on with the same rest as before; return the time now."""
+        now = trio.current_time()
+        self._saved_until += now - self._suspended_at
+        self._until = self._saved_until
+        self._since = now
+        return now
+
+    async def _give_way(self) -> None:
+        """Wait for the turn of this task, among those whose bytes are much work."""
+        self._suspend()
+        await self._memory.busy.wait()
+        self._resume()
+
+    def _next_share(self, work: int) -> bool:
+        """Set the share of the next turn, after a turn with so much *work*.
+
+        Returns True if other tasks have to get their turns first.
+        """
+        if work < MUCH_WORK:
+            self._share = min(2 * self._share, LARGEST_SHARE)
+            return False
+        self._share = SMALLEST_SHARE
+        return True
+
+    def look(self, now: float) -> None:
+        """Act on deadlines; called now and then by :class:`~trioresume.server.event_loop.stall_watch.Watch`."""
+        if now >= self._until:
+            self._transport.interrupt()
+            return
+        silent = now - self._since
+        if self._low_water > 1 and silent >= min(2 * FILL_TIME, self._timeout / 4):
+            self._set_low_water(1)  # the system wakes the task if any byte is there
+        if self._sink is not None and silent >= self._relaxes_after:
+            self._sink.relax()
+            # Going on costs a read of up to a chunk, so a stuttering peer causes it seldom.
+            self._relaxes_after = SELDOM_RELAXED
+
+    async def _receive_known(self, sink: Sink) -> None:
+        assert self._remaining is not None
+        if self._leftover and self._remaining:
+            taken = bytes(self._leftover[: self._remaining])
+            del self._leftover[: len(taken)]
+            self._remaining -= len(taken)
+            sink.append(memoryview(taken))
+        last = trio.current_time()
+        while self._remaining:
+            waited = not sink.has_room
+            if waited:
+                self._suspend()
+                await sink.room()
+                last = self._resume()
+            # If the other tasks get their turn anyway, one wait is enough.
+            if not (waited or self._memory.is_taken) or not self._is_ready():
+                await self._transport.wait_readable()
+            waiting = self._transport.readable
+            piece = self._memory.take_nowait(waiting)
+            if piece is None:
+                piece = await self._take_in_line()
+                last = trio.current_time()
+                waiting = self._transport.readable
+            plain = sink.plain
+            content = work = 0
+            if plain is not None:
+                content, work = sink.taken, sink.work
+            count = self._read_once(sink, piece, waiting, plain)
+            if count is None:
+                continue
+            if count == 0:
+                raise ContentCut(timed_out=False)
+            now = trio.current_time()
+            if plain is None:
+                self._renew(now, count)
+                self._adapt(count, now - last)
+                last = now
+                continue
+            self._renew(now, sink.taken - content)
+            self._set_low_water(1)  # a share may be less than the bytes that have come
+            if self._next_share(sink.work - work):
+                await self._give_way()
+            last = trio.current_time()
+
+    async def _take_in_line(self) -> Piece:
+        """Wait for a piece. The peer's time stands still meanwhile."""
+        self._suspend()
+        piece = await self._memory.take()
+        self._resume()
+        return piece
+
+    def _is_ready(self) -> bool:
+        """Whether the connection has enough bytes to wake its task."""
+        assert self._remaining is not None
+        return self._transport.readable >= min(self._low_water, self._remaining)
+
+    async def _take_last(self, sink: Sink) -> None:
+        """Take the bytes sent before a newcomer ended this writer, to save sending them again.
+
+        They wait in the kernel's buffers, the peer's too, and come as fast as there is room.
+        This takes only a short time and no more bytes than such buffers hold, because the
+        newcomer waits.
+        """
+        assert self._remaining is not None
+        self._set_low_water(1)
+        stop = max(0, self._remaining - LAST_MOST)
+        try:
+            with trio.move_on_after(LAST_TIME):
+                # A silent peer has nothing on its way.
+                waiting = self._transport.readable
+                piece = self._memory.take_nowait(waiting)
+                more = self._read_once(sink, piece, waiting, sink.plain)
+                while more and self._remaining > stop:
+                    with trio.move_on_after(LAST_PAUSE):
+                        await self._transport.wait_readable()
+                    piece = await self._memory.take(first=True)
+                    waiting = self._transport.readable
+                    more = self._read_once(sink, piece, waiting, sink.plain)
+        except (trio.BrokenResourceError, StorageError, PeerError):
+            pass  # the bytes that were read before are in order
+
+    def _read_once(
+        self, sink: Sink, piece: Piece | None, waiting: int, plain: int | None
+    ) -> int | None:
+        """Receive and append the bytes that are there, about *waiting*; release *piece*.
+
+        Not a checkpoint. Without a piece this reads only a little. *plain* is the sink's
+        ``plain``. Returns as ``receive_nowait`` does.
+        """
+        assert self._remaining is not None
+        try:
+            if piece is None:
+                start, view = 0, self._memory.scratch
+            else:
+                start = piece.start(sink.offset)
+                view = piece.view[start:]
+            view = view[: self._remaining]
+            if plain is not None:
+                view = view[: max(plain, self._share)]
+            if LEAST_ROUNDED <= waiting < len(view):
+                view = view[: (start + waiting) // PAGE_SIZE * PAGE_SIZE - start]
+            count = self._transport.receive_nowait(view)
+            if count:
+                self._remaining -= count
+                sink.append(view[:count], piece)
+                if piece is not None:
+                    self._memory.share(piece, start + count)
+            elif piece is not None:
+                self._memory.share(piece, piece.used)
+            return count
+        finally:
+            if piece is not None:
+                piece.release()
+
+    def _adapt(self, count: int, seconds: float) -> None:
+        """Set the low-water mark after *count* bytes came in *seconds*."""
+        assert self._remaining is not None
+        wanted = min(self._memory.low_water, self._remaining)
+        if count * FILL_TIME < wanted * seconds:
+            wanted = int(count * FILL_TIME / seconds)
+        if wanted < LEAST_MARK:
+            wanted = 1
+        # Setting it costs a system call: small differences are not worth it.
+        if self._low_water > self._remaining or not (
+            wanted <= 2 * self._low_water and self._low_water <= 2 * wanted
+        ):
+            self._set_low_water(wanted)
+
+    def _set_low_water(self, size: int) -> None:
+        size = max(1, size)
+        if size != self._low_water:
+            self._low_water = size
+            self._transport.set_low_water(size)
+
+    async def _receive_chunked(self, sink: Sink) -> None:
+        gathered = _Gathered(sink, self._memory)
+        try:
+            while self._remaining is None:
+                if not sink.has_room:
+                    self._suspend()
+                    await sink.room()
+                    self._resume()
+                if not gathered.begin(self._transport.readable):
+                    gathered.begin_with(await self._take_in_line())
+                data = self._next_bytes()
+                if data is None:
+                    gathered.hand_on()
+                    await self._transport.wait_readable()
+                    continue
+                taken = sink.taken + gathered.size
+                work = sink.work + self._chunks.work
+                content = self._feed(data)
+                handed_on = bool(content) and gathered.add(content)
+                if sink.plain is not None:
+                    gathered.hand_on()  # the sink parses no more in a turn than was read here
+                self._renew(trio.current_time(), sink.taken + gathered.size - taken)
+                if self._chunks.fault is not None:
+                    raise replace(self._chunks.fault)  # a copy, for its traceback
+                if self._next_share(sink.work + self._chunks.work - work):
+                    gathered.hand_on()  # others may need the piece meanwhile
+                    await self._give_way()
+                elif handed_on or sink.plain is not None:
+                    await trio.lowlevel.checkpoint()  # the other tasks' turn
+        finally:
+            gathered.hand_on()
+
+    def _next_bytes(self) -> memoryview | None:
+        """Return the bytes left over from the head; then those the connection has, or None."""
+        if self._leftover:
+            taken = bytes(self._leftover)
+            self._leftover.clear()
+            return memoryview(taken)
+        share = self._memory.scratch[: self._share]
+        count = self._transport.receive_nowait(share)
+        if count == 0:
+            raise ContentCut(timed_out=False)
+        return None if count is None else share[:count]
+
+    def _feed(self, data: memoryview) -> memoryview:
+        content = self._chunks.feed(data)
+        if self._chunks.finished:
+            self._remaining = 0
+            self._leftover += self._chunks.excess
+        return content
+
+    async def discard(self, limit: int) -> bool:
+        """Read and drop up to *limit* bytes; whether that was all. Raises as ``receive``."""
+        sink = _Discard(limit)
+        try:
+            await self.receive(sink)
+        except _EnoughDiscarded:
+            return False
+        return True
+
+
+class _Gathered:
+    """Content of chunks, gathered without their framing until it is worth handing on."""
+
+    def __init__(self, sink: Sink, memory: ReceiveMemory) -> None:
+        self._sink = sink
+        self._memory = memory
+        self._piece: Piece | None = None
+        self._start = 0
+        self._end = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that were not handed on yet."""
+        return self._end - self._start
+
+    def begin(self, expected: int | None = None) -> bool:
+        """Take a piece unless there is one already. Returns False if none is free."""
+        if self._piece is None:
+            piece = self._memory.take_nowait(expected)
+            if piece is None:
+                return False
+            self.begin_with(piece)
+        return True
+
+    def begin_with(self, piece: Piece) -> None:
+        self._piece = piece
+        self._start = self._end = piece.start(self._sink.offset)
+
+    def add(self, content: memoryview) -> bool:
+        """Add *content*. Returns whether some was handed on; without a piece all of it is."""
+        handed_on = False
+        while content:
+            if not self.begin():
+                self._sink.append(content)
+                return True
+            assert self._piece is not None
+            room = self._piece.view[self._end :][: len(content)]
+            room[:] = content[: len(room)]
+            self._end += len(room)
+            content = content[len(room) :]
+            if self._end == len(self._piece.view):
+                self.hand_on()
+                handed_on = True
+        return handed_on
+
+    def hand_on(self) -> None:
+        """Append the gathered content to the sink, and release the piece."""
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            try:
+                if self._end > self._start:
+                    self._sink.append(piece.view[self._start : self._end], piece)
+                    self._memory.share(piece, self._end)
+                else:
+                    self._memory.share(piece, piece.used)
+            finally:
+                self._start = self._end = 0
+                piece.release()
+
+
+class _EnoughDiscarded(Exception):
+    pass
+
+
+class _Discard:
+    """A sink that drops content, up to a limit."""
+
+    offset = 0
+    has_room = True
+    plain: int | None = None
+    work = 0
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self.taken = 0
+
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        self._left -= len(data)
+        self.taken += len(data)
+        if self._left < 0:
+            raise _EnoughDiscarded
+
+    def relax(self) -> None:
+        return
+
+    async def room(self) -> None:
+        return

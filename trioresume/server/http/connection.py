@@ -1,0 +1,346 @@
+"""A connection: read a head, answer the request, and only then read the next head.
+
+Request N+1 starts after the final response of N (R33 in docs/supported-protocols.md). The
+bytes that a pipelining client sent ahead wait in the connection's buffer. Only cancellation
+leaves a connection as an exception: a failing request, a dead peer or a bug hurts this
+connection alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import h11
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
+from trioresume.protocol.dialects import tus
+from trioresume.protocol.framing import (
+    HeadLimits,
+    check_head,
+    find_head_end,
+    head_start,
+    request_head,
+)
+from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.server.http.body import ContentCut
+from trioresume.server.http.connection_limits import Admission, address_of
+from trioresume.server.http.exchange import Exchange
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.api.config import Config
+    from trioresume.server.async_store.receive_memory import ReceiveMemory
+    from trioresume.server.http.gateway import Edge
+    from trioresume.server.http.transport import Transport
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("trioresume.connection")
+
+LAST_WORDS_SECONDS = 1.0
+"""Seconds after the grace period in which a 503 may be sent and read."""
+
+RETRY_AFTER = 1
+"""Seconds after which a client whose request a shutdown ended may come back."""
+
+HEAD_READ = 16 * 1024
+"""Bytes read at once while a head is expected: little content comes with them."""
+
+
+class Connection:
+    """Serves one transport until it ends."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        handle: Callable[[Exchange], Awaitable[Awaitable[None]]],
+        memory: ReceiveMemory,
+        admission: Admission,
+        edge: Edge,
+        config: Config,
+        clock: ServiceClock,
+    ) -> None:
+        self._is_proxy = edge.is_proxy(transport.peer)
+        self.address = "" if self._is_proxy else address_of(transport.peer)
+        """The address this connection counts for, see :class:`Admission`."""
+        self._admission = admission
+        self._transport = transport
+        self._handle = handle
+        self._memory = memory
+        self._edge = edge
+        self._config = config
+        self._clock = clock
+        self._limits = _limits(config.max_header_size, config.max_header_fields)
+        self._leftover = bytearray()
+        self.stopping = False
+        """Whether the server shuts down, so that no further request is read."""
+        self._deadline = float("inf")
+        """The end of a shutdown's grace period, on trio's clock."""
+        self._answering: Exchange | None = None
+        self._idle_scope: trio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """Serve until the peer or the server ends the connection; then close it."""
+        try:
+            await self._serve()
+        except trio.BrokenResourceError:
+            logger.debug("%s went away", self._transport.peer)
+        except Exception:
+            logger.exception("the connection of %s failed", self._transport.peer)
+        except BaseException:
+            # Cancelled, at the end of the grace period or at once; perhaps in a group.
+            if trio.current_time() >= self._deadline and self._answering is not None:
+                with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
+                    await self._say_unavailable(self._answering)
+            raise
+        finally:
+            await self._transport.aclose()
+
+    async def _serve(self) -> None:
+        while (exchange := await self._next_exchange()) is not None:
+            self._answering = exchange
+            await self._answer(exchange)
+            if not await exchange.finish() or self.stopping:
+                break
+            if self._is_proxy:
+                self._admission.count_as(self, "")
+            # Otherwise the exchange would stay in memory until the next request comes.
+            del exchange
+            self._answering = None
+
+    async def _say_unavailable(self, exchange: Exchange) -> None:
+        """Answer a request that a shutdown ended with 503, if that is still possible.
+
+        The content that has arrived is kept, as after any cut. The client learns at once
+        that it should come back, and does not wait for a dead connection.
+        """
+        if not exchange.can_respond:
+            return
+        error = PeerError(
+            ProblemCode.SERVICE_UNAVAILABLE,
+            "the service is shutting down",
+            fields=(("retry-after", str(RETRY_AFTER)),),
+            close=True,
+        )
+        try:
+            await exchange.respond_problem(error)
+            await exchange.finish()
+        except trio.BrokenResourceError:
+            logger.debug("%s went away", self._transport.peer)
+
+    async def turn_away(self, error: PeerError) -> None:
+        """Answer with *error*, whatever the request will be; then close."""
+        try:
+            await self._refuse(error)
+        except trio.BrokenResourceError:
+            logger.debug("%s went away", self._transport.peer)
+        finally:
+            await self._transport.aclose()
+
+    def dismiss(self) -> None:
+        """Close this connection if it is idle: another one needs its place."""
+        if self._idle_scope is not None:
+            self._idle_scope.cancel()
+
+    def stop(self, deadline: float) -> None:
+        """Read no further request. The running one may take until *deadline*.
+
+        A cancellation after *deadline* makes :meth:`run` answer 503, unless the response has
+        begun.
+        """
+        self.stopping = True
+        self._deadline = deadline
+        self.dismiss()
+
+    async def _next_exchange(self) -> Exchange | None:
+        """Return the next request, to be answered; None if no request will come."""
+        # Allocate nothing before a request comes: thousands of connections may be idle.
+        if self._leftover:
+            # A checkpoint, because a peer may send requests without end, all answered at once.
+            await trio.lowlevel.checkpoint()
+        elif not await self._wait_for_request():
+            return None
+        parser = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=self._config.max_header_size
+        )
+        raw: bytes | None = None
+        try:
+            raw = await self._read_head()
+            if raw is None:
+                return None
+            head = self._parse(parser, raw)
+        except PeerError as exc:
+            await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
+            return None
+        if head.length != 0:
+            await self._admission.turnstile.wait()
+        return self._exchange(head, parser)
+
+    async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
+        """Answer with *error* and close, if no request could be read.
+
+        *came* is the received part of the request's head.
+        """
+        refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
+        if tus.shows_mark(came):
+            refused.dialect = tus.TUS  # D1 (docs/supported-protocols.md)
+        refused.close_after()
+        await refused.respond_problem(error)
+        await refused.finish()
+
+    def _exchange(self, head: RequestHead, parser: h11.Connection) -> Exchange:
+        return Exchange(
+            head,
+            self._transport,
+            parser,
+            self._leftover,
+            self._memory,
+            self._edge,
+            self._config,
+            self._clock,
+        )
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            if self.stopping:
+                exchange.close_after()
+            exchange.read_expectation()
+            if self._is_proxy:
+                client = self._edge.client_address(exchange.head, self._transport.peer)
+                self._admission.count_as(self, client)
+            granted = self._edge.preflight(exchange.head)
+            if granted is None:
+                await (await self._handle(exchange))
+            else:
+                await exchange.respond(204, granted)
+        except ContentCut as exc:
+            # A peer that closed its side wants no answer. A silent one might want it.
+            exchange.close_after()
+            if exc.timed_out and not exchange.responded:
+                await exchange.respond_problem(
+                    PeerError(ProblemCode.REQUEST_TIMEOUT, close=True)
+                )
+        except PeerError as exc:
+            await self._problem(exchange, exc)
+        except StorageError as exc:
+            full = isinstance(exc, StorageFull)
+            logger.error("%s %s: %s", exchange.head.method, exchange.head.path, exc)
+            await self._problem(
+                exchange,
+                PeerError(
+                    ProblemCode.INSUFFICIENT_STORAGE
+                    if full
+                    else ProblemCode.INTERNAL_ERROR
+                ),
+            )
+        except trio.BrokenResourceError:
+            raise
+        except Exception:
+            logger.exception("%s %s failed", exchange.head.method, exchange.head.path)
+            await self._problem(exchange, PeerError(ProblemCode.INTERNAL_ERROR))
+
+    async def _problem(self, exchange: Exchange, error: PeerError) -> None:
+        if exchange.responded:
+            # The length was announced: only a close shows that the content is not whole.
+            raise trio.BrokenResourceError("the response failed after its start")
+        await exchange.respond_problem(error)
+
+    # Reading a head.
+
+    async def _read_head(self) -> bytes | None:
+        """Return the next request's head, or None if none will come."""
+        if not self._leftover and self._receive() is False:
+            return None
+        end = find_head_end(self._leftover, 0, self._limits)
+        if end < 0:
+            # This is rare. Mostly the whole head is there at once and needs no deadline.
+            with trio.move_on_after(self._config.header_timeout) as scope:
+                found = await self._find_end(len(self._leftover))
+            if scope.cancelled_caught:
+                raise PeerError(
+                    ProblemCode.REQUEST_TIMEOUT, "the head took too long", close=True
+                )
+            if found is None:
+                return None
+            end = found
+        raw = bytes(self._leftover[head_start(self._leftover) : end])
+        del self._leftover[:end]
+        return raw
+
+    async def _wait_for_request(self) -> bool:
+        if self.stopping:
+            return False
+        self._admission.note_idle(self)
+        with trio.move_on_after(self._config.keep_alive_timeout) as self._idle_scope:
+            await self._transport.wait_readable()
+        idle, self._idle_scope = self._idle_scope, None
+        self._admission.note_busy(self)
+        # Not cancelled_caught: if a request comes at the moment of the dismissal, another
+        # connection has taken this one's place already.
+        return not idle.cancel_called
+
+    async def _find_end(self, searched: int) -> int | None:
+        """Receive until the head is complete; return its end.
+
+        Returns None if the stream ended before any byte of a head. The first *searched*
+        bytes of the buffer are known not to contain the end.
+        """
+        end = -1
+        while end < 0:
+            while (came := self._receive()) is None:
+                await self._transport.wait_readable()
+            if not came:
+                if not self._leftover:
+                    return None
+                raise PeerError(
+                    ProblemCode.MALFORMED_REQUEST, "the head is incomplete", close=True
+                )
+            end = find_head_end(self._leftover, searched, self._limits)
+            searched = len(self._leftover)
+        return end
+
+    def _receive(self) -> bool | None:
+        """Receive what is there now. Returns None if nothing is, False at the stream's end."""
+        scratch = self._memory.scratch[:HEAD_READ]
+        count = self._transport.receive_nowait(scratch)
+        if count is None:
+            return None
+        self._leftover += scratch[:count]
+        return count > 0
+
+    def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
+        check_head(raw, self._limits)
+        parser.receive_data(raw)
+        try:
+            event = parser.next_event()
+        except h11.RemoteProtocolError as exc:
+            raise PeerError(
+                ProblemCode.NOT_IMPLEMENTED
+                if exc.error_status_hint == 501
+                else ProblemCode.MALFORMED_REQUEST,
+                "the head is malformed",
+                close=True,
+            ) from exc
+        assert isinstance(event, h11.Request)
+        head = request_head(
+            event.method,
+            event.target,
+            Fields.from_wire(event.headers),
+            event.http_version,
+            peer=self._transport.peer,
+            limits=self._limits,
+        )
+        return self._edge.identify(head)
+
+
+_limits = lru_cache(maxsize=8)(HeadLimits)
+"""Returns one object for all connections of a service."""
+
+_NO_HEAD = RequestHead(
+    method="", target="", fields=Fields(), http_version="1.0", length=None
+)
+"""Stands for a request whose head could not be read. Nothing after it can be read, either."""

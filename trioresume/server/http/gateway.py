@@ -1,0 +1,96 @@
+"""The rules for proxies and browsers, applied to each request and each final response.
+
+They apply first to a request and last to a response; no other module knows of them. G13 is
+in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from trioresume.protocol.forwarded import host_of, origin_from
+from trioresume.server.api.config import cross_origin, proxies
+from trioresume.server.http.connection_limits import address_of
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import Fields, RequestHead
+    from trioresume.server.api.config import Config
+
+__all__ = ["Edge"]
+
+# Only a proxy sends one of these, or a client that pretends to be one.
+_SIGNS_OF_A_PROXY = frozenset(
+    {
+        "forwarded",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    }
+)
+
+
+class Edge:
+    """The settings about proxies and browsers, parsed."""
+
+    def __init__(self, config: Config) -> None:
+        self._proxies = proxies(config)
+        self._cross_origin = cross_origin(config)
+
+    def is_proxy(self, peer: str) -> bool:
+        """Whether *peer* is a trusted proxy."""
+        return self._proxies.trusts(host_of(peer))
+
+    def client_address(self, head: RequestHead, proxy: str) -> str:
+        """Return the address that the client of *head* counts for; *proxy* forwarded it.
+
+        Returns "" if the client is not counted: if the proxy names no client, names itself,
+        or invents a name (RFC 7239, section 6.3), which may be new for each request.
+        """
+        if head.peer == proxy or self._proxies.trusts(head.peer):
+            return ""
+        return address_of(f"{head.peer}:0")
+
+    def identify(self, head: RequestHead) -> RequestHead:
+        """Return *head* with its sender and its origin, as far as they are known (G13)."""
+        if not self._proxies.trusts(host_of(head.peer)):
+            return replace(head, origin=_direct_origin(head))
+        hop = self._proxies.first_hop(head.fields)
+        authority = hop.authority or head.fields.get("host")
+        known = hop.scheme and authority
+        return replace(
+            head,
+            peer=hop.client or head.peer,
+            origin=origin_from(hop.scheme, authority or "") if known else "",
+        )
+
+    def preflight(self, head: RequestHead) -> Fields | None:
+        """Return the fields of the answer if *head* is a CORS preflight; else None.
+
+        Raises :class:`PeerError` (403).
+        """
+        if self._cross_origin is None:
+            return None
+        return self._cross_origin.preflight(head)
+
+    def finish(self, head: RequestHead, fields: Fields) -> Fields:
+        """Return *fields* of a final response to *head*, plus those that a browser needs."""
+        if self._cross_origin is None:
+            return fields
+        return self._cross_origin.marked(head, fields)
+
+
+def _direct_origin(head: RequestHead) -> str:
+    """Return the origin to which a client sent *head*; "" if a proxy may have forwarded it.
+
+    Many proxies do not tell the scheme, and some put another name for the server in Host.
+    A proxy that adds no field of its own speaks HTTP/1.0, as nginx does.
+    """
+    host = head.fields.get("host")
+    if not host or head.http_version == "1.0":
+        return ""
+    for name, _ in head.fields:
+        if name in _SIGNS_OF_A_PROXY:
+            return ""
+    return origin_from("http", host)

@@ -1,0 +1,1 @@
+"""How a keeper's command reaches the process that serves a data directory."""

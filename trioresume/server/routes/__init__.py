@@ -1,0 +1,1 @@
+"""From a request's head to the code that answers it."""

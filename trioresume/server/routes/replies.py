@@ -1,0 +1,215 @@
+"""Describe an operation to its client, and send the dialect's answer about it.
+
+The numbered statements (B10, B11, C19, R27) are in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import ContentLost, PeerError, ProblemCode
+from trioresume.protocol.dialects import Reply, Upload
+from trioresume.protocol.dialects.base import PRIVATE
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.operation import OperationState
+from trioresume.protocol.preferences import (
+    Preferences,
+    parse_preferences,
+    preference_applied,
+)
+from trioresume.server.api.config import upload_limits
+from trioresume.server.http.stored_body import StoredBody, StoredPart
+from trioresume.server.routes.progress import processing
+from trioresume.server.uploads.completion import record_head
+from trioresume.server.uploads.locations import (
+    Resource,
+    location,
+    operation_fields,
+    origin_of,
+)
+
+if TYPE_CHECKING:
+    from trioresume.server.api.config import Config
+    from trioresume.server.async_store.storage import Storage
+    from trioresume.server.http.exchange import Exchange
+    from trioresume.server.routes.progress import Follower
+    from trioresume.server.uploads.operation import Operation
+    from trioresume.store.port import StoredResponse
+
+__all__ = [
+    "RETRY_AFTER",
+    "describe",
+    "send_not_yet",
+    "send_outcome",
+    "send_processing",
+    "send_reply",
+]
+
+NO_FIELDS = Fields()
+RETRY_AFTER = 1
+"""Seconds after which a client may ask again for a response that is not there yet."""
+
+
+def describe(
+    config: Config, exchange: Exchange, operation: Operation, offset: int
+) -> Upload:
+    """Return what the sender may know of *operation*; *offset* is durable."""
+    content = location(config, operation.id, Resource.CONTENT)
+    lifetime, expires_at = operation.guaranteed()
+    return Upload(
+        content=content,
+        absolute_content=origin_of(config, exchange.head) + content,
+        message=location(config, operation.id, Resource.MESSAGE),
+        offset=offset,
+        length=operation.record.length,
+        is_complete=operation.state is not OperationState.RECEIVING,
+        lifetime=lifetime,
+        expires_at=expires_at,
+        limits=upload_limits(config),
+        request=record_head(operation.record),
+    )
+
+
+async def send_reply(
+    exchange: Exchange, reply: Reply, further: Fields = NO_FIELDS
+) -> None:
+    """Send a dialect's own answer, with *further* fields."""
+    await exchange.respond(reply.status, reply.fields.plus(further), reply.body)
+
+
+async def send_outcome(
+    exchange: Exchange,
+    operation: Operation,
+    storage: Storage,
+    config: Config,
+    follower: Follower,
+    told: Fields = NO_FIELDS,
+    *,
+    created: bool,
+) -> None:
+    """Wait for the target's response and send it, in the form of the dialect.
+
+    If the dialect does not wait for the target, the answer comes as soon as the content is
+    frozen. If the client does not want to wait any longer, it gets a 202 (B11).
+
+    *told* are fields of this exchange only. They are added to those of the recorded response,
+    even if those have fields of the same names. *created* is true for the request that began
+    the upload, and false for one that continued it. Raises as :meth:`Operation.outcome` does.
+    """
+    if not exchange.dialect.awaits_target:
+        upload = describe(config, exchange, operation, await operation.frozen())
+        reply = exchange.dialect.completed(upload, NO_FIELDS, created=created)
+        assert isinstance(reply, Reply)
+        await send_reply(exchange, reply, told)
+        return
+    asked = parse_preferences(exchange.head.fields)
+    response: StoredResponse | None = None
+    async with follower.during(exchange, operation):
+        if asked.respond_async:
+            # The time starts here, because the wait for the target starts (RFC 7240, 4.3).
+            with trio.move_on_after(asked.wait or 0):
+                response = await operation.outcome()
+        else:
+            response = await operation.outcome()
+    if response is None:
+        await _send_accepted(exchange, operation, config, asked, told, created=created)
+        return
+    upload = describe(config, exchange, operation, operation.durable_offset)
+    answer = exchange.dialect.completed(upload, response.fields, created=created)
+    if isinstance(answer, Reply):
+        await send_reply(exchange, answer, told)
+    else:
+        try:
+            await _send_recorded(exchange, storage, response, answer, told)
+        except ContentLost as exc:
+            if operation.record.response is not None:
+                raise
+            # A DELETE of the response came between its recording and its sending.
+            raise PeerError(ProblemCode.GONE) from exc
+
+
+async def send_processing(
+    exchange: Exchange, operation: Operation, config: Config
+) -> None:
+    """Tell the client that the request is accepted, and where to ask for its outcome (B10)."""
+    if parse_preferences(exchange.head.fields).processing:
+        status = location(config, operation.id, Resource.MESSAGE)
+        await exchange.send_interim(processing(operation.progress, status))
+
+
+async def _send_accepted(
+    exchange: Exchange,
+    operation: Operation,
+    config: Config,
+    asked: Preferences,
+    told: Fields,
+    *,
+    created: bool,
+) -> None:
+    """Send a 202 with the message's location: the operation goes on (B11)."""
+    resume = asked.resume if created else None
+    applied = Preferences(resume=resume, wait=asked.wait, respond_async=True)
+    message = location(config, operation.id, Resource.MESSAGE)
+    fields = Fields(
+        {
+            "location": message,
+            "preference-applied": preference_applied(applied) or "",
+        }
+    )
+    if resume is not None:
+        fields = fields.plus(operation_fields(config, operation.id))
+    else:
+        # Location may have to be the one that a 104 gave (C19).
+        fields = fields.plus({"response-message-location": message})
+    upload = describe(config, exchange, operation, operation.durable_offset)
+    further = exchange.dialect.completed(upload, fields, created=created)
+    assert isinstance(further, Fields)
+    await send_not_yet(exchange, operation, fields.plus(further).plus(told))
+
+
+async def send_not_yet(
+    exchange: Exchange, operation: Operation, further: Fields
+) -> None:
+    """Send the state of the operation, and when to ask again (R27)."""
+    receiving = operation.state is OperationState.RECEIVING
+    state: dict[str, object] = {
+        "state": "receiving" if receiving else "processing",
+        "offset": operation.durable_offset,
+        "length": operation.record.length,
+    }
+    if operation.progress is not None:
+        progress = operation.progress
+        state["progress"] = {
+            "done": progress.done,
+            "total": progress.total,
+            "remark": progress.remark,
+        }
+    fields = PRIVATE.plus(
+        {"content-type": "application/json", "retry-after": str(RETRY_AFTER)}
+    )
+    body = json.dumps(state).encode() + b"\n"
+    await exchange.respond(202, fields.plus(further), body)
+
+
+async def _send_recorded(
+    exchange: Exchange,
+    storage: Storage,
+    response: StoredResponse,
+    further: Fields,
+    told: Fields,
+) -> None:
+    fields = response.fields.without(*(name for name, _ in further)).plus(further)
+    fields = fields.plus(told)
+    body = response.body
+    if body.inline is not None:
+        await exchange.respond(response.status, fields, body.inline)
+        return
+    reader = await storage.run(storage.store.open_reader, body)
+    try:
+        stored = StoredBody(storage, StoredPart(reader, 0, reader.length))
+        await exchange.respond(response.status, fields, stored)
+    finally:
+        reader.close()

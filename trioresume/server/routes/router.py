@@ -1,0 +1,447 @@
+"""Route each request: authenticate it, then pass it to an operation or to the target.
+
+The numbered statements (R10, C17, D7 …) are in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import (
+    ContentLost,
+    PeerError,
+    ProblemCode,
+    StorageConflict,
+    StorageError,
+)
+from trioresume.protocol.dialects import classify, discovery_fields
+from trioresume.protocol.dialects.tus_fields import is_partial
+from trioresume.protocol.digests import ReprDigest
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.message import end_to_end_fields
+from trioresume.protocol.preferences import ResumeMode, parse_preferences
+from trioresume.server.api.config import Principal, upload_limits
+from trioresume.server.api.handler import (
+    PartTarget,
+    Progress,
+    RecordedWith,
+    Representation,
+    Request,
+    RequestBody,
+    Response,
+)
+from trioresume.server.routes.concatenation import find_parts
+from trioresume.server.routes.operation_resources import Resources
+from trioresume.server.routes.progress import Follower
+from trioresume.server.routes.replies import (
+    describe,
+    send_outcome,
+    send_processing,
+    send_reply,
+)
+from trioresume.server.routes.representation import Served, serve_bytes
+from trioresume.server.uploads.locations import locate, operation_fields
+from trioresume.server.uploads.reception import Acknowledger, receive_content
+from trioresume.store.port import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from trioresume.protocol.dialects import Creation
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.protocol.preferences import Preferences
+    from trioresume.server.api.config import Config
+    from trioresume.server.http.exchange import Exchange
+    from trioresume.server.routes.upload_page import UploadPage
+    from trioresume.server.uploads.operation import Operation
+    from trioresume.server.uploads.registry import Operations
+
+__all__ = ["Service"]
+
+MOST_TRIES = 10
+"""How often the target is asked again because its content is gone before it is read."""
+
+# Safe methods (RFC 9110, section 9.2.1) change nothing, so nothing of them must survive.
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+# The answer of a handler that does not handle OPTIONS.
+_KNOWS_NO_OPTIONS = frozenset({405, 501})
+
+# Refusals of an unknown sender, or of one that may not use the service.
+_NOT_KNOWN = frozenset({ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN})
+
+# Problems of the first request's content that make it useless to go on: the received content
+# is too large already, or it is not what its sender meant.
+_SPOILS = frozenset(
+    {
+        ProblemCode.CHECKSUM_MISMATCH,
+        ProblemCode.CONTENT_TOO_LARGE,
+        ProblemCode.DIGEST_MISMATCH,
+    }
+)
+
+
+class Service:
+    """Answers every request of the server."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        config: Config,
+        background: trio.Nursery,
+        page: UploadPage | None = None,
+    ) -> None:
+        self._page = page
+        self._operations = operations
+        self._storage = operations.storage
+        self._target = operations.target
+        self._config = config
+        self._limits = upload_limits(config)
+        self._acknowledger = Acknowledger(background, config.acknowledge_interval)
+        self._follower = Follower(background, config.acknowledge_interval)
+        self._resources = Resources(
+            operations, config, self._acknowledger, self._follower
+        )
+
+    async def handle(self, exchange: Exchange) -> Awaitable[None]:
+        """Route one request. Returns the coroutine that answers it.
+
+        Raises :class:`PeerError` and other errors, as the coroutine does; the connection
+        turns them into a problem response. The caller awaits the coroutine, so that the
+        local state of this method is not held in memory while content comes.
+        """
+        if self._page is not None and self._page.has(exchange.head.path):
+            return self._page.handle(exchange)
+        self._storage.store.check()
+        try:
+            principal = await self._authenticate(exchange)
+        except PeerError as exc:
+            if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
+                # C17: the server's protocols are no secret. The answer tells of no target,
+                # and that credentials are needed (RFC 9110, section 11.6.1).
+                asks = (f for f in exc.fields if f[0].lower() == "www-authenticate")
+                return self._discover(exchange, Fields(asks))
+            raise
+        path = exchange.head.path
+        if path.startswith(self._config.operation_path):
+            place = locate(self._config, path)
+            return self._resources.handle(exchange, principal, place)
+        return await self._for_target(exchange, principal)
+
+    async def _authenticate(self, exchange: Exchange) -> str | None:
+        """Return the sender's name, before anything else is done for a request (R10, R35)."""
+        if self._config.authenticate is None:
+            return None
+        with trio.move_on_after(self._config.header_timeout) as scope:
+            verdict = await self._config.authenticate(exchange.head)
+        if scope.cancelled_caught:
+            raise PeerError(
+                ProblemCode.SERVICE_UNAVAILABLE, "who you are took too long"
+            )
+        if isinstance(verdict, Principal):
+            return verdict.name
+        problem = {
+            401: ProblemCode.UNAUTHORIZED,
+            403: ProblemCode.FORBIDDEN,
+            429: ProblemCode.TOO_MANY_REQUESTS,
+            503: ProblemCode.SERVICE_UNAVAILABLE,
+        }[verdict.status]
+        raise PeerError(problem, verdict.detail, fields=tuple(verdict.headers))
+
+    async def _for_target(
+        self, exchange: Exchange, principal: str | None
+    ) -> Awaitable[None]:
+        """Route a request for the target. Returns the coroutine that answers it."""
+        head = exchange.head
+        exchange.dialect = classify(
+            head,
+            on_upload=False,
+            any_interop_version=not self._config.check_interop_version,
+            strict_metadata=self._config.strict_metadata,
+        )
+        exchange.dialect.check(head)
+        if head.target == "*":
+            # RFC 9110, section 9.3.7: it is about the server, not about a target.
+            return self._discover(exchange, Fields())
+        if exchange.dialect.needs_upload(head):
+            # The target refuses it with its own answer, or there is no upload of that name.
+            meant = exchange.dialect.method(head)
+            await self._target.admit(replace(head, method=meant), principal)
+            raise PeerError(ProblemCode.NOT_FOUND, "there is no upload here")
+        creation = exchange.dialect.creation(head, self._limits)
+        parts: Sequence[Content] = ()
+        if creation.joins is not None:
+            parts = await find_parts(self._operations, creation.joins, principal)
+            creation = replace(creation, length=sum(part.length for part in parts))
+        self._check_size(creation)
+        early = await self._admit(head, principal, creation)
+        preferences = parse_preferences(head.fields)
+        if isinstance(early, Representation):
+            return self._send_stored(exchange, early, principal)
+        if early is not None:
+            return self._send(exchange, early)
+        resumes = preferences.resume is not None and head.method != "OPTIONS"
+        takes_content = head.has_content and head.method != "OPTIONS"
+        if head.method in _SAFE and not resumes and not takes_content:
+            return self._handle_safe(exchange, principal)
+        if creation.joins is not None:
+            return self._handle_join(exchange, principal, creation, parts)
+        return self._handle_operation(exchange, principal, creation, preferences)
+
+    async def _admit(
+        self, head: RequestHead, principal: str | None, creation: Creation
+    ) -> Response | Representation | None:
+        """Ask the target about the upload that *head* begins.
+
+        The target sees the head of the whole upload, as :meth:`AnyTarget.respond` will. If a
+        dialect gives the length, type or name in fields of its own, these are translated. The
+        target is not asked about a part of a later upload (D7), because it never gets the
+        part: the part's name and length say nothing about the whole. It is asked about the
+        whole when the parts are joined.
+        Only the place where a part begins is judged before.
+        """
+        fields = head.fields if creation.fields is None else creation.fields
+        if is_partial(fields):
+            if isinstance(self._target, PartTarget):
+                self._target.check_part(head)
+            return None
+        begun = replace(head, fields=fields, length=creation.length)
+        return await self._target.admit(begun, principal)
+
+    def _check_size(self, creation: Creation) -> None:
+        limit = self._config.max_upload_size
+        if (
+            limit is not None
+            and creation.length is not None
+            and creation.length > limit
+        ):
+            raise PeerError(
+                ProblemCode.CONTENT_TOO_LARGE, f"at most {limit} bytes are taken"
+            )
+
+    async def _handle_safe(self, exchange: Exchange, principal: str | None) -> None:
+        """Answer a safe request without content: nothing is stored or recorded.
+
+        OPTIONS is always such a request, because its content has no use (RFC 9110, section
+        9.3.7).
+        """
+        request = Request(
+            head=exchange.head,
+            body=RequestBody(Content(0, inline=b""), self._storage),
+            principal=principal,
+            on_progress=_ignore_progress,
+        )
+        answer = await self._target.respond(request)
+        if isinstance(answer, RecordedWith):
+            await self._storage.commit(*answer.mutations)
+            answer = answer.response
+        await self._send(exchange, answer)
+
+    async def _discover(self, exchange: Exchange, challenge: Fields) -> None:
+        """Answer OPTIONS for the server, not for a particular resource."""
+        await exchange.respond(200, discovery_fields(self._limits).plus(challenge))
+
+    async def _send_options(self, exchange: Exchange, answer: Response) -> None:
+        """Answer OPTIONS with a 200 where possible: Apple's background upload wants it (C17).
+
+        A target that does not handle OPTIONS still takes resumable uploads. A 204 means the
+        same as a 200 without content. Any other answer stands.
+        """
+        status, fields, body = (
+            answer.status,
+            end_to_end_fields(answer.fields),
+            answer.body,
+        )
+        if status in _KNOWS_NO_OPTIONS:
+            status, body = 200, b""
+            fields = Fields((n, v) for n, v in fields if n == "allow")
+        elif status == 204:
+            status = 200
+        if status < 300:
+            fields = fields.plus(discovery_fields(self._limits))
+        await exchange.respond(status, fields, body)
+
+    async def _send(self, exchange: Exchange, answer: Response) -> None:
+        if exchange.head.method == "OPTIONS":
+            await self._send_options(exchange, answer)
+            return
+        fields = end_to_end_fields(answer.fields)
+        await exchange.respond(answer.status, fields, answer.body)
+
+    async def _send_stored(
+        self, exchange: Exchange, answer: Representation, principal: str | None
+    ) -> None:
+        """Serve stored content.
+
+        Between the target's answer and the opening, another request may replace or remove
+        the content. Then the target is asked again, and knows the newer state.
+        """
+        for tries_left in reversed(range(MOST_TRIES)):
+            try:
+                reader = await self._storage.run(
+                    self._storage.store.open_reader, answer.content
+                )
+            except ContentLost:
+                if not tries_left:
+                    raise
+                newer = await self._target.admit(exchange.head, principal)
+                if not isinstance(newer, Representation):
+                    assert newer is not None
+                    await self._send(exchange, newer)
+                    return
+                answer = newer
+                continue
+            served = Served(answer.fields, reader, answer.etag, answer.last_modified)
+            await serve_bytes(
+                exchange, self._storage, served, max_ranges=self._config.max_ranges
+            )
+            return
+
+    async def _handle_operation(
+        self,
+        exchange: Exchange,
+        principal: str | None,
+        creation: Creation,
+        preferences: Preferences,
+    ) -> None:
+        head, resume = exchange.head, preferences.resume
+        followed = preferences.processing or preferences.respond_async
+        async with self._operations.create(
+            head,
+            principal,
+            creation,
+            offered=creation.offers or resume is not None or followed,
+            keep_incomplete=creation.offers or resume is ResumeMode.SAVE_INCOMPLETE,
+            must_be_offered=creation.offers,
+        ) as operation:
+            if operation.unoffered and (resume is not None or followed):
+                # At a limit: the request is admitted, and its preferences are ignored.
+                exchange.head = replace(head, fields=head.fields.without("prefer"))
+                preferences, resume = parse_preferences(exchange.head.fields), None
+                operation.forget_preferences()
+            if resume is None:
+                await exchange.send_continue()
+            else:
+                await exchange.send_continue(
+                    self._locations(exchange, operation), always=True
+                )
+            await self._announce(exchange, operation, creation)
+            if exchange.dialect.awaits_target:
+                await send_processing(exchange, operation, self._config)
+            try:
+                await receive_content(
+                    exchange,
+                    operation,
+                    creation,
+                    preferences,
+                    self._acknowledger,
+                    self._config,
+                )
+            except BaseException as exc:
+                self._give_up(exchange, operation, creation, exc)
+                raise
+            if operation.is_receiving:
+                offset = await operation.make_durable()
+                upload = describe(self._config, exchange, operation, offset)
+                reply = exchange.dialect.created(upload)
+                told = (
+                    Fields() if resume is None else self._locations(exchange, operation)
+                )
+                await send_reply(exchange, reply, told)
+            else:
+                await self._send_outcome(exchange, operation)
+
+    def _locations(self, exchange: Exchange, operation: Operation) -> Fields:
+        return operation_fields(self._config, operation.id, exchange.head.has_content)
+
+    async def _send_outcome(self, exchange: Exchange, operation: Operation) -> None:
+        await send_outcome(
+            exchange,
+            operation,
+            self._storage,
+            self._config,
+            self._follower,
+            created=True,
+        )
+
+    async def _handle_join(
+        self,
+        exchange: Exchange,
+        principal: str | None,
+        creation: Creation,
+        parts: Sequence[Content],
+    ) -> None:
+        """Create an upload from others (D7): nothing is received or copied."""
+        tells_digest = self._check_hashing(exchange.head, principal, parts)
+        # Its bytes are stored already, and were admitted with the parts: no space is
+        # reserved for them. Once joined, they count like any content (G7).
+        creation = replace(creation, length=0)
+        async with self._operations.create(
+            exchange.head, principal, creation, offered=True, keep_incomplete=True
+        ) as operation:
+            operation.tells_digest = tells_digest
+            try:
+                await operation.join(tuple(parts))
+            except StorageError as exc:
+                await operation.cancel()
+                if not isinstance(exc, StorageConflict):
+                    raise
+                raise PeerError(
+                    ProblemCode.CONFLICT, "a partial upload was ended meanwhile"
+                ) from exc
+            await self._send_outcome(exchange, operation)
+
+    def _check_hashing(
+        self, head: RequestHead, principal: str | None, parts: Sequence[Content]
+    ) -> bool:
+        """Whether the digest of the joined content is told, if the client wants it.
+
+        Raises :class:`PeerError` if the client claims a digest, and checking it would exceed
+        the budget for hashing bytes that no client has sent.
+        """
+        asked = ReprDigest(head.fields)
+        if not asked.expected and not asked.wanted:
+            return True
+        size = sum(part.length for part in parts)
+        hashing = self._operations.hashing
+        if hashing.spend(principal, size):
+            return True
+        if asked.expected:
+            raise hashing.refusal(principal, size)
+        return False
+
+    async def _announce(
+        self, exchange: Exchange, operation: Operation, creation: Creation
+    ) -> None:
+        """Tell the upload's location before any of its content is read (C2)."""
+        if creation.offers:
+            upload = describe(self._config, exchange, operation, 0)
+            interim = exchange.dialect.announcement(upload)
+            if interim is not None:
+                await exchange.send_interim(interim)
+
+    def _give_up(
+        self,
+        exchange: Exchange,
+        operation: Operation,
+        creation: Creation,
+        exc: BaseException,
+    ) -> None:
+        """Clean up in the background after receiving has ended with *exc*.
+
+        This also happens when the request is cancelled.
+        """
+        spoilt = isinstance(exc, PeerError) and (
+            exc.problem in _SPOILS or exc.problem in exchange.dialect.invalidated_by
+        )
+        if creation.check is not None and not creation.check.keeps_prefix:
+            spoilt = True
+        ending = operation.cancel if spoilt else operation.cut
+        self._operations.start(operation, ending)
+
+
+def _ignore_progress(progress: Progress) -> None:
+    """Ignore progress: a request without resources cannot be asked for it."""

@@ -1,0 +1,1 @@
+"""An upload in memory: its writer, its completion, quotas, expiry."""

@@ -1,0 +1,287 @@
+"""The expiry task and the collector: end what has expired, and release its bytes.
+
+The catalog's index is the schedule. A window of its soonest deadlines is in memory
+(:class:`~trioresume.protocol.schedule.Schedule`). One task sleeps until the soonest
+deadline, or until an earlier one is noted. Nothing polls, whatever the number of deadlines.
+
+An operation in use does not expire (G11 in docs/supported-protocols.md): its expiry is moved
+to a later time instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import StorageError
+from trioresume.protocol.schedule import Schedule
+from trioresume.store.port import (
+    SERVICE_CLOCK,
+    Collected,
+    CreateOperation,
+    EndOperation,
+    ForgetOperation,
+    Mutation,
+    OperationId,
+    PublishFile,
+    RecordResponse,
+    RemoveFile,
+    SetExpiry,
+    SetMeta,
+)
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.async_store.storage import Storage
+    from trioresume.server.uploads.registry import Operations
+
+__all__ = ["LAST_SEEN", "Collector", "Expiry", "clock_reading"]
+
+logger = logging.getLogger("trioresume.expiry")
+
+WINDOW = 1024
+SHORTEST_SLEEP = 0.001
+"""Seconds. Unix time as a float has steps of a quarter of a microsecond. Without this minimum,
+a sleep for the time left might end again and again just before the deadline."""
+RETRY_DELAY = 60.0
+"""Seconds until an expiry that failed is tried again."""
+AT_ONCE = 64
+"""Uploads and files that expire at the same time."""
+COLLECT_LIMIT = 200
+"""Rows and files released in one step. Commits wait for a step, which takes some milliseconds."""
+COLLECT_DELAY = 1.0
+"""Seconds between a release and the collection, so that one collection serves many releases."""
+LAST_SEEN = "last-seen"
+"""The key that earlier versions used for :data:`SERVICE_CLOCK`."""
+NOTE_EVERY = 60.0
+"""Seconds of service time that a kill may lose. Deadlines come later by that time."""
+NOTE_IDLE_EVERY = 12 * 3600.0
+"""The same if nothing happens, so that an idle service is not woken more often."""
+
+_RELOAD = "reload"
+
+
+def clock_reading(clock: ServiceClock) -> SetMeta:
+    """Return the reading of *clock* that the catalog keeps for the next process and for gc."""
+    return SetMeta(SERVICE_CLOCK, f"{clock.now()!r} {clock.date()!r}")
+
+
+class Expiry:
+    """Expires operations and files at their deadlines."""
+
+    def __init__(self, storage: Storage, clock: ServiceClock) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._schedule = Schedule(WINDOW)
+        self._noted = trio.Event()
+        self._wakes_at = 0.0
+        # The soonest deadline of a published file that is not in the schedule.
+        self._reload_at = float("inf")
+        self._reloads = 0
+
+        self._read_at = float("-inf")
+        """When the clock's reading was last written to the catalog."""
+
+    def _note(self, deadline: float, token: str) -> None:
+        """Add or move a deadline in the schedule. A deadline of the catalog is there already."""
+        self._schedule.add(token, deadline)
+        if deadline < self._wakes_at:
+            self._noted.set()
+
+    def observe(self, mutations: Sequence[Mutation]) -> None:
+        """Note the deadlines that were committed, as the schedule demands.
+
+        This also drops the deadlines of operations that are forgotten. There may be thousands
+        of these in a second that no client was told of, with deadlines a day from now.
+        """
+        now = self._clock.now()
+        if now >= self._read_at + NOTE_EVERY:
+            self._read_at = now
+            self._storage.submit_later(clock_reading(self._clock))
+        for mutation in mutations:
+            if isinstance(mutation, CreateOperation):
+                record = mutation.record
+                self._note(record.expires_at, f"o:{record.id}")
+            elif isinstance(mutation, _MOVING):
+                self._note(mutation.expires_at, f"o:{mutation.operation}")
+            elif isinstance(mutation, ForgetOperation):
+                self._schedule.discard(f"o:{mutation.operation}")
+            elif (
+                isinstance(mutation, PublishFile)
+                and mutation.file.expires_at is not None
+                and mutation.file.expires_at < self._reload_at
+            ):
+                # Only the catalog knows the file's token. This entry stands for it. Its
+                # unique name keeps a later file from postponing it.
+                self._reload_at = mutation.file.expires_at
+                self._reloads += 1
+                self._note(self._reload_at, f"{_RELOAD}:{self._reloads}")
+
+    async def run(self, operations: Operations) -> None:
+        """Run the expiry task until cancelled."""
+        while True:
+            failed = False
+            try:
+                await self._keep_time()
+                await self._expire_due(operations)
+            except StorageError as exc:
+                # Most likely the disk is full: that needs no traceback.
+                logger.error("expiry is postponed: %s", exc)
+                failed = True
+            except Exception:
+                logger.exception("expiry failed and is postponed")
+                failed = True
+            if failed:
+                await trio.sleep(RETRY_DELAY)
+            else:
+                await self._sleep()
+
+    async def _keep_time(self) -> None:
+        """Tell the next process how long this one was running (G11)."""
+        now = self._clock.now()
+        if now >= self._read_at + NOTE_IDLE_EVERY:
+            self._read_at = now
+            await self._storage.commit(clock_reading(self._clock))
+
+    async def _expire_due(self, operations: Operations) -> None:
+        while True:
+            if self._schedule.needs_load:
+                await self._load()
+            due = self._schedule.due(self._clock.now())
+            if not due and not self._schedule.needs_load:
+                return
+            for first in range(0, len(due), AT_ONCE):
+                await self._expire_together(operations, due[first : first + AT_ONCE])
+
+    async def _expire_together(
+        self, operations: Operations, tokens: Sequence[str]
+    ) -> None:
+        """Expire *tokens* at the same time, so that they share commits.
+
+        If one fails, the others go on. The failed one stays due, and the first failure is
+        raised.
+        """
+        failures: list[Exception] = []
+
+        async def expire(token: str) -> None:
+            try:
+                await self._expire(operations, token)
+            except Exception as exc:  # noqa: BLE001 - raised below
+                failures.append(exc)
+                self._note(self._clock.now(), token)
+
+        async with trio.open_nursery() as nursery:
+            for token in tokens:
+                nursery.start_soon(expire, token)
+        if failures:
+            raise failures[0]
+
+    async def _expire(self, operations: Operations, token: str) -> None:
+        now = self._clock.now()
+        kind, _, name = token.partition(":")
+        if kind == "f":
+            mutations = await self._storage.run(
+                self._storage.store.expire_file, token, now
+            )
+            if mutations:
+                await self._storage.commit(*mutations)
+        elif kind == "o":
+            operation_id = OperationId(name)
+            async with operations.use(operation_id) as operation:
+                if operation is None:
+                    return
+                if operation.record.expires_at > now:
+                    # It was moved to a later time, which the schedule did not know.
+                    self._note(operation.record.expires_at, token)
+                elif operation.users == 1:
+                    await operation.expire()
+                else:
+                    operation.renew()
+                    if operation.record.expires_at <= now:
+                        # A tombstone, which cannot be renewed: it expires a little later.
+                        self._note(now + RETRY_DELAY, token)
+        else:
+            await self._load()
+
+    async def _load(self) -> None:
+        schedule = self._schedule
+        schedule.begin_load()
+        self._reload_at = float("inf")
+        try:
+            entries = await self._storage.run(self._storage.store.expiring, WINDOW)
+        except BaseException:
+            schedule.abandon_load()
+            raise
+        schedule.load(entries, complete=len(entries) < WINDOW)
+
+    async def _sleep(self) -> None:
+        deadline = self._schedule.next_deadline()
+        self._noted = trio.Event()
+        self._wakes_at = float("inf") if deadline is None else deadline
+        until = min(self._wakes_at, self._read_at + NOTE_IDLE_EVERY)
+        seconds = max(SHORTEST_SLEEP, until - self._clock.now())
+        with trio.move_on_after(seconds):
+            await self._noted.wait()
+
+
+class Collector:
+    """Releases the bytes that nothing refers to any more, in small steps."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        # A crash may have left garbage: look once at the start.
+        self._released = trio.Event()
+        self._released.set()
+        # One collection at a time, so that "nothing was left" is true for each caller.
+        self._collecting = trio.Lock()
+
+    def observe(self, mutations: Sequence[Mutation]) -> None:
+        """Wake the task if *mutations* may have released something."""
+        if any(isinstance(mutation, _RELEASING) for mutation in mutations):
+            self._released.set()
+
+    async def run(self) -> None:
+        """Run the collecting task until cancelled."""
+        while True:
+            await self._released.wait()
+            await trio.sleep(COLLECT_DELAY)
+            self._released = trio.Event()
+            failed = False
+            try:
+                await self.collect(_ignore)
+            except StorageError as exc:
+                # Most likely the disk is full: that needs no traceback.
+                logger.error("collection is postponed: %s", exc)
+                failed = True
+            except Exception:
+                logger.exception("collection failed and is postponed")
+                failed = True
+            if failed:
+                await trio.sleep(RETRY_DELAY)
+                self._released.set()
+
+    async def collect(
+        self, on_step: Callable[[Collected], Awaitable[None]], *, sweep: bool = False
+    ) -> None:
+        """Collect until nothing is left. Cancellation takes effect between two steps.
+
+        With *sweep* this looks at every file as well. Raises :class:`StorageError`.
+        """
+        store, run = self._storage.store, self._storage.run
+        async with self._collecting:
+            if sweep:
+                await run(store.sweep)
+            while (done := await run(store.collect, COLLECT_LIMIT)) != Collected():
+                logger.debug("collected %d chunks, %d bytes", done.chunks, done.bytes)
+                await on_step(done)
+
+
+async def _ignore(done: Collected) -> None:
+    """Ignore a step of the background collection."""
+
+
+_MOVING = (SetExpiry, RecordResponse, EndOperation)
+_RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)

@@ -1,0 +1,393 @@
+"""All operations: create them, load them, and count their users.
+
+An unfinished upload that nothing uses any more *rests*: it stays in memory until others have
+come after it. Most likely its client was cut and will ask for the offset, perhaps more than
+once. Such a question then needs neither the catalog nor the disk. A resting upload holds no
+file and no lock, and the catalog has everything that is known about it.
+
+R31 is in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, StorageError, StorageFull
+from trioresume.protocol.operation import Event, OperationState
+from trioresume.server.event_loop.signals import Holding
+from trioresume.server.uploads.completion import Answering
+from trioresume.server.uploads.hashing import Hashing
+from trioresume.server.uploads.operation import Operation, Surroundings
+from trioresume.store.port import (
+    CreateOperation,
+    OperationId,
+    OperationRecord,
+    record_size,
+    request_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.protocol.dialects import Creation
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.server.api.config import Config
+    from trioresume.server.api.handler import AnyTarget
+    from trioresume.server.async_store.storage import Storage
+    from trioresume.server.uploads.quotas import Quotas
+    from trioresume.store.port import Mutation
+
+__all__ = ["Operations"]
+
+logger = logging.getLogger("trioresume.operations")
+
+RECOVER_DELAY = 60.0
+"""Seconds until a recovery that failed is tried again."""
+
+_S = OperationState
+_CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
+"""States on disk of an operation whose target is being called."""
+
+
+MOST_RESTING = 1024
+"""Uploads that rest in memory. Each takes 2.3 KB, and more if its head was large."""
+
+
+class _Creating:
+    """Use a new operation in the block. (A class, because a generator would hold more.)"""
+
+    __slots__ = ("_may_be_unoffered", "_operation", "_operations")
+
+    def __init__(
+        self, operations: Operations, operation: Operation, may_be_unoffered: bool
+    ) -> None:
+        self._operations = operations
+        self._operation = operation
+        self._may_be_unoffered = may_be_unoffered
+
+    async def __aenter__(self) -> Operation:
+        self._operation.users += 1
+        self._operation.visitors += 1
+        try:
+            try:
+                await self._operations.record(self._operation)
+            except StorageFull:
+                if not self._may_be_unoffered or self._operation.unoffered:
+                    raise
+                self._operation.unoffered = True
+                await self._operations.record(self._operation)
+        except BaseException:
+            self._operations.leave(self._operation)
+            raise
+        return self._operation
+
+    async def __aexit__(self, *_: object) -> None:
+        self._operations.leave(self._operation)
+
+
+class _Using:
+    """Use an operation that exists already, in the block."""
+
+    __slots__ = ("_asks_offset", "_id", "_operation", "_operations")
+
+    def __init__(
+        self, operations: Operations, id: OperationId, asks_offset: bool
+    ) -> None:
+        self._operations = operations
+        self._id = id
+        self._asks_offset = asks_offset
+        self._operation: Operation
+
+    async def __aenter__(self) -> Operation | None:
+        operation = self._operation = self._operations.enter(self._id)
+        operation.visitors += 1
+        try:
+            if not operation.is_loaded:
+                await self._operations.load(operation, self._asks_offset)
+        except BaseException:
+            self._operations.leave(operation)
+            raise
+        return operation if operation.is_loaded else None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._operations.leave(self._operation)
+
+
+class Operations:
+    """All operations: finds, creates and loads them, and counts their users."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        target: AnyTarget,
+        config: Config,
+        clock: ServiceClock,
+        background: trio.Nursery,
+        quotas: Quotas,
+    ) -> None:
+        self._quotas = quotas
+        self.storage = storage
+        self.target = target
+        self.config = config
+        self.clock = clock
+        self.hashing = Hashing(storage, config)
+        self._surroundings = Surroundings(
+            storage, config, clock, self.start, quotas, self._answer
+        )
+        self._background = background
+        self._loaded: dict[OperationId, Operation] = {}
+        self._resting: dict[OperationId, None] = {}
+        """The loaded operations that nothing uses; the one that has rested longest is first."""
+
+    async def _answer(self, operation: Operation, frozen: list[Mutation]) -> None:
+        await self._answering(operation, frozen).run()
+
+    def _answering(self, operation: Operation, frozen: list[Mutation]) -> Answering:
+        return Answering(
+            operation,
+            self.storage,
+            self.target,
+            self.config,
+            self.clock,
+            frozen,
+            self.hashing,
+        )
+
+    def start(
+        self, operation: Operation, function: Callable[..., object], *args: object
+    ) -> None:
+        """Run *function* in the server's nursery; *operation* is in use meanwhile."""
+        operation.users += 1
+        self._background.start_soon(self._run, operation, function, args)
+
+    async def _run(
+        self,
+        operation: Operation,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+    ) -> None:
+        try:
+            await function(*args)  # type: ignore[misc]
+        except Exception as exc:
+            # A bug, but of one operation only: log it, and let the service go on.
+            logger.exception("operation %s failed", operation.id)
+            operation.note_bug(exc)
+        finally:
+            self.release(operation)
+
+    def leave(self, operation: Operation) -> None:
+        """End a request's use of *operation*."""
+        operation.visitors -= 1
+        operation.left_at = trio.current_time()
+        self.release(operation)
+
+    def release(self, operation: Operation) -> None:
+        """End one use of *operation*."""
+        operation.users -= 1
+        if operation.users:
+            return
+        self._quotas.forget(operation.id)
+        if operation.may_rest:
+            operation.rest()
+            self._resting[operation.id] = None
+            if len(self._resting) > MOST_RESTING:
+                oldest = next(iter(self._resting))
+                del self._resting[oldest]
+                self._unload(self._loaded[oldest])
+        else:
+            self._unload(operation)
+
+    def _unload(self, operation: Operation) -> None:
+        del self._loaded[operation.id]
+        if operation.is_loaded:
+            operation.unload()
+
+    def create(
+        self,
+        head: RequestHead,
+        principal: str | None,
+        creation: Creation,
+        *,
+        offered: bool,
+        keep_incomplete: bool,
+        must_be_offered: bool = False,
+    ) -> AbstractAsyncContextManager[Operation]:
+        """Create an operation for *head*, used within the block.
+
+        If it is *offered* (the client will be told its locations), its record is durable on
+        entry: the client will find the operation again, even after a crash.
+
+        At a limit a request that removes something is still admitted, but it is not offered.
+        With *must_be_offered* it is refused like any other request.
+
+        Raises :class:`PeerError` (429, 507) at a quota, :class:`StorageFull` if too little of
+        the disk is free.
+        """
+        now = self.clock.now()
+        record = OperationRecord(
+            id=OperationId(secrets.token_urlsafe(16)),
+            method=head.method,
+            target=head.target,
+            fields=head.fields if creation.fields is None else creation.fields,
+            principal=principal,
+            created_at=now,
+            expires_at=now
+            + min(self.config.incomplete_lifetime, self.config.max_upload_lifetime),
+            keep_incomplete=keep_incomplete,
+            explicit_completion=creation.explicit_completion,
+            length=creation.length,
+        )
+        # A client at its limit must still be able to remove something. But such a request
+        # must leave nothing behind, or requests with long heads would fill the disk.
+        removes = head.method == "DELETE" and not head.has_content
+        may_be_unoffered = removes and not must_be_offered
+        try:
+            reserved = self._admit(record)
+        except (PeerError, StorageFull):
+            if not may_be_unoffered:
+                raise
+            reserved, offered = self._quotas.admit(record, exempt=True), False
+        record = replace(record, reserved=reserved)
+        operation = self._loaded[record.id] = Operation(record.id, self._surroundings)
+        operation.unoffered = not offered
+        operation.readmits = record.length is None
+        operation.was_visited = True
+        operation.load(record)
+        operation.incoming.begin()
+        return _Creating(self, operation, may_be_unoffered)
+
+    def _admit(self, record: OperationRecord) -> int:
+        """Admit a new operation; return the number of bytes reserved for it.
+
+        Raises :class:`PeerError` at a quota, :class:`StorageFull` if the disk has no room
+        for its record.
+        """
+        reserved = self._quotas.admit(record, exempt=False)
+        try:
+            self.storage.store.take_room(record_size(record))
+        except StorageFull:
+            self._quotas.withdraw(record.id)
+            raise
+        return reserved
+
+    async def record(self, operation: Operation) -> None:
+        """Put a new operation into the catalog. If it is offered, this waits for the commit."""
+        creation = CreateOperation(operation.record)
+        if operation.unoffered:
+            # No other request can look for it. Mostly it is over before the commit is due.
+            operation.incoming.creation = self.storage.submit_later(creation)
+        else:
+            await self.storage.commit(creation)
+            operation.is_known = True
+
+    def use(
+        self, id: OperationId, *, asks_offset: bool = False
+    ) -> AbstractAsyncContextManager[Operation | None]:
+        """Use the operation called *id* in the block; None if there is none.
+
+        With *asks_offset* one look at the disk finds both the operation and its offset.
+        """
+        return _Using(self, id, asks_offset)
+
+    def remembers(self, id: OperationId) -> bool:
+        """Whether the operation is in memory, so that the store is not asked."""
+        operation = self._loaded.get(id)
+        return operation is not None and operation.is_loaded
+
+    def enter(self, id: OperationId) -> Operation:
+        """Begin a use of the operation, which may not be loaded yet."""
+        operation = self._loaded.get(id)
+        if operation is None:
+            operation = self._loaded[id] = Operation(id, self._surroundings)
+        elif not operation.users:
+            del self._resting[id]
+        operation.users += 1
+        return operation
+
+    async def load(self, operation: Operation, asks_offset: bool) -> None:
+        """Load the operation, if the store has it."""
+        # One task loads, the others wait: there must never be two copies of an operation.
+        if operation.loading is None:
+            operation.loading = trio.Lock()
+        async with Holding(operation.loading):
+            if not operation.is_loaded:
+                record, offset = await self.storage.run(
+                    self._look, operation.id, asks_offset
+                )
+                if record is not None:
+                    operation.load(record, offset)
+                    operation.is_known = True
+                    self._resume_call(operation)
+        operation.loading = None if operation.is_loaded else operation.loading
+
+    def _look(
+        self, id: OperationId, asks_offset: bool
+    ) -> tuple[OperationRecord | None, int | None]:
+        """Look into the store, in a worker thread."""
+        store = self.storage.store
+        record = store.operation(id)
+        if record is None or record.state is not _S.RECEIVING or not asks_offset:
+            return record, None
+        try:
+            return record, store.offset(request_key(id))
+        except StorageError:
+            return record, None  # it will fail again in a place that handles the error
+
+    def _resume_call(self, operation: Operation) -> None:
+        """Go on with the target's call if the last process stopped in it.
+
+        A running call uses its operation. So an operation that is loaded in the middle of a
+        call has no task that drives it, whether recovery or a client loads it first.
+        """
+        if operation.state in _CALLING:
+            self.start(operation, self._restart, operation)
+
+    async def recover(self) -> None:
+        """Go on with operations that the last process left between complete and done (R31).
+
+        A catalog that cannot be read does not end the service. The service serves what can be
+        read, and tries this again.
+        """
+        while True:
+            try:
+                await self._recover()
+            except StorageError as exc:
+                logger.error("recovery is postponed: %s", exc)
+            else:
+                return
+            await trio.sleep(RECOVER_DELAY)
+
+    async def _recover(self) -> None:
+        after: OperationId | None = None
+        while records := await self.storage.run(
+            self.storage.store.operations_in, _CALLING, 100, after
+        ):
+            for record in records:
+                after = record.id
+                # Loading it is enough. This is no request, so it is no visit.
+                operation = self.enter(record.id)
+                try:
+                    if not operation.is_loaded:
+                        await self.load(operation, False)
+                finally:
+                    self.release(operation)
+
+    async def _restart(self, operation: Operation) -> None:
+        """Apply RESTARTED: go on where the last process stopped."""
+        was = operation.state
+        operation.change(Event.RESTARTED)
+        operation.frozen_content = operation.record.content
+        operation.tells_digest = False  # no client waits for it any more
+        if was is _S.ABANDONED:
+            await operation.discard()
+        elif was is _S.PROCESSING:
+            await self._answering(operation, []).record_indeterminate()
+        else:
+            await self._answering(operation, []).run()
