@@ -222,7 +222,7 @@ def test_run_without_a_tick_has_no_curve() -> None:
 
 
 def bars_of(results: Results) -> tuple[list[float | None], list[str]]:
-    """The times of the bars of connections that send, and the names of what is drawn."""
+    """Return the times at which connections send, and the names of the drawn bars."""
     (plot,) = timeline_plots(results)
     data = plot.figure["data"]
     (sending,) = (trace for trace in data if trace["name"] == "sending")

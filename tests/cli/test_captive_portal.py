@@ -181,7 +181,7 @@ def test_portal_at_the_beginning_is_waited_for(
     portal: str,
     protocol: str,
 ) -> None:
-    """What it said of itself is forgotten: the upload can be resumed all the same."""
+    """The client forgets what the portal claimed, and can still resume the upload."""
     path, data = file_of(tmp_path, 200_000)
     with Gateway(service, PORTALS[portal]) as gateway:
         gateway.diverts = lambda number: number < 2

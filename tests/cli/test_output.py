@@ -168,7 +168,7 @@ def test_wrong_usage_is_wrong_usage(tmp_path: Path, state: str) -> None:
 def test_bench_measures_whatever_takes_its_output(
     service: Service, tmp_path: Path, number: int, state: str
 ) -> None:
-    """What it was asked for is in the file."""
+    """The file has the results that the command was asked for."""
     report = tmp_path / "report.json"
     arguments = ["bench", f"{service.root}/files/", "-n", "2", "--total", "2"]
     arguments += ["--size", "1k", "--json", str(report)]
@@ -249,7 +249,7 @@ def test_listing_fails_only_if_it_was_lost(
     states: dict[int, str],
     code: int,
 ) -> None:
-    """The listing is the work. Whoever closed it, or reads no further, wants none."""
+    """Printing is the work here. A reader that closes the output wants no more of it."""
     found, out, err = run([*arguments, "--data-dir", damaged], states, tmp_path)
     assert found == code, err
     assert b"Traceback" not in err

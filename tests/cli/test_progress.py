@@ -42,7 +42,7 @@ def file_at(now: float, name: str = "file") -> FileProgress:
 
 
 def test_rate_is_that_of_the_last_seconds() -> None:
-    """What was fast an hour ago is not a rate now."""
+    """The rate counts recent bytes only: a fast start an hour ago does not matter."""
     meter = RateMeter(0.0)
     for second in range(1, 11):
         meter.note(float(second), 1000 * second)
@@ -63,7 +63,7 @@ def test_rate_falls_to_zero_when_nothing_moves() -> None:
 
 
 def test_resumed_run_counts_only_what_it_sends() -> None:
-    """A position that jumps to what the server has is no rate."""
+    """A jump to the offset that the server already has does not count for the rate."""
     file = file_at(0.0)
     file.note(told(0), 0.1)
     file.note(told(8 * MIB, moved=0), 0.2)

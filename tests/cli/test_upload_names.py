@@ -23,7 +23,8 @@ from trioresume.protocol.disposition import parse_content_disposition_filename
 from trioresume.store.disk import open_store
 
 needs_any_bytes = pytest.mark.skipif(
-    sys.platform != "linux", reason="its file names are text"
+    sys.platform != "linux",
+    reason="the test needs a file name that is not UTF-8, which only Linux allows",
 )
 
 
@@ -34,7 +35,7 @@ def service() -> Iterator[Network]:
 
 
 class Recorder(BaseHTTPRequestHandler):
-    """A plain server that notes the targets of what it is sent."""
+    """A plain server that notes the target of each request."""
 
     protocol_version = "HTTP/1.1"
     targets: list[tuple[str, str, bytes]]

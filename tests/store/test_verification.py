@@ -624,7 +624,8 @@ def test_report_that_cannot_be_read_stands_for_every_chunk(full: DiskStand) -> N
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the superuser"
+    not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root can change a file's owner",
 )
 def test_what_root_writes_belongs_to_the_owner(full: DiskStand, tmp_path: Path) -> None:
     """The service, which does not run as root, must be able to read it."""
