@@ -8,7 +8,7 @@ import random
 import threading
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ import trio
 import trioresume
 from tests.server.harness import (
     BYTERANGE,
+    RESUME,
     Recorder,
     Reply,
     SocketService,
     byterange,
     chunked,
     head,
+    socket_service,
 )
+from tests.server.test_rufh import NEWEST, says
 from trioresume.protocol.digests import Hashes
 from trioresume.store.disk import DiskStore
 from trioresume.store.disk_io import Disk
 from trioresume.store.port import Usage
+from trioresume.store.writers import DiskWriter
 
 CHUNK = 256 * 1024
 BODY = random.Random(7).randbytes(3 * CHUNK + 1000)
@@ -69,6 +73,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
     for name in CHANGES:
         watch(Disk, name)
     watch(Hashes, "update")
+    for name in ("append", "finish"):
+        watch(DiskWriter, name)
     return found
 
 
@@ -141,10 +147,98 @@ async def test_threads_write_and_hash(
         found = calls.copy()
         nursery.cancel_scope.cancel()
     assert handler.bodies == sent
-    mine = {name for name, thread in found if thread == threading.get_ident()}
+    _in_threads(found, names={"create", "write_some", "sync_data", "commit", "update"})
+
+
+async def _blocks(body: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+def _in_threads(calls: Counter[tuple[str, int]], *, names: set[str]) -> None:
+    """Assert that the event loop called nothing, and threads called *names*."""
+    mine = {name for name, thread in calls if thread == threading.get_ident()}
     assert mine == set()
-    names = {name for name, _ in found}
-    assert names >= {"create", "write_some", "sync_data", "commit", "update"}
+    assert {name for name, _ in calls} >= names
+
+
+@pytest.mark.parametrize("durability", ["disk", "process"])
+async def test_threads_write_responses(
+    tmp_path: Path, calls: Counter[tuple[str, int]], durability: Any
+) -> None:
+    """Small and large, in one piece, in large blocks and in many small ones."""
+    bodies: list[Callable[[], bytes | AsyncIterable[bytes]]] = [
+        lambda: b"small",
+        lambda: LARGE,
+        lambda: _blocks(LARGE, 1024 * 1024),
+        lambda: _blocks(BODY, 1000),
+        lambda: _blocks(b"", 1),
+    ]
+    expected = [b"small", LARGE, LARGE, BODY, b""]
+    made = iter(bodies)
+
+    async def handler(request: trioresume.Request) -> trioresume.Response:
+        return trioresume.Response(200, {}, next(made)())
+
+    async with socket_service(
+        handler, tmp_path, durability=durability, chunk_size=CHUNK
+    ) as service:
+        calls.clear()
+        for body in expected:
+            async with service.connect() as client:
+                reply = await client.request("POST", "/", RESUME, b"x")
+                assert (reply.status, reply.body) == (200, body)
+                replayed = await client.request("GET", reply.message)
+                assert replayed.body.endswith(body)
+                result = await client.request("GET", reply.result)
+                assert result.body == body
+        found = calls.copy()
+    _in_threads(found, names={"create", "write_some", "commit", "append", "finish"})
+
+
+async def test_threads_keep_files(
+    tmp_path: Path, calls: Counter[tuple[str, int]]
+) -> None:
+    """The file service stores, replaces, sends and removes a file."""
+    async with socket_service(
+        trioresume.FileService(), tmp_path, durability="disk", chunk_size=CHUNK
+    ) as service:
+        calls.clear()
+        async with service.connect() as client:
+            for body, status in ((BODY, 201), (LARGE, 204)):
+                reply = await client.request("PUT", "/files/a", {}, body)
+                assert reply.status == status, reply
+                assert (await client.request("GET", "/files/a")).body == body
+            assert (await client.request("DELETE", "/files/a")).status == 204
+        found = calls.copy()
+    _in_threads(found, names={"create", "write_some", "sync_data", "commit", "append"})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"Prefer": "resume, acknowledge"}, says(NEWEST, True)]
+)
+async def test_threads_sync_for_progress(
+    tmp_path: Path, calls: Counter[tuple[str, int]], fields: dict[str, str]
+) -> None:
+    """A client that is told how much is durable, in the middle of a chunk."""
+    config = {"durability": "disk", "chunk_size": CHUNK, "acknowledge_interval": 0.01}
+    async with (
+        socket_service(Recorder(), tmp_path, **config) as service,
+        service.connect() as client,
+    ):
+        calls.clear()
+        part = len(BODY) - 500
+        await client.send(head("POST", "/", fields, length=len(BODY)) + BODY[:part])
+        told = "0"
+        while told != str(part):
+            interim = await client.interim()
+            told = (
+                interim.fields.get("acknowledge")
+                or interim.fields.get("upload-offset")
+                or "0"
+            )
+        found = calls.copy()
+    _in_threads(found, names={"create", "write_some", "sync_data", "commit", "append"})
 
 
 async def test_quotas_are_counted_beside_the_loop(

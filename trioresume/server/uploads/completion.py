@@ -20,6 +20,7 @@ The numbered statements (R31, C15, G8 …) are in docs/supported-protocols.md.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,6 +40,7 @@ from trioresume.protocol.operation import Event, OperationState
 from trioresume.protocol.preferences import parse_preferences
 from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import (
+    BLOCK_SIZE,
     CallPolicy,
     Progress,
     RecordedWith,
@@ -47,7 +49,9 @@ from trioresume.server.api.handler import (
     Response,
     closing_iterator,
 )
+from trioresume.server.async_store.threads import Lane
 from trioresume.server.uploads.hashing import WANTED_FOR
+from trioresume.server.uploads.incoming import run_seals
 from trioresume.server.uploads.locations import operation_fields
 from trioresume.store.port import (
     Content,
@@ -378,12 +382,16 @@ class _Patience:
 
 
 class _ResponseWriter:
-    """Writes response content that is too large for the catalog into chunks."""
+    """Writes response content that is too large for the catalog into chunks.
+
+    Like request content it goes through a lane: worker threads write, hash and sync it.
+    """
 
     def __init__(self, operation: Operation, storage: Storage) -> None:
         self._operation = operation
         self._key = response_key(operation.id)
         self._storage = storage
+        self._lane = Lane(storage.workers)
 
     async def write(
         self, body: bytes | AsyncIterable[bytes]
@@ -393,31 +401,42 @@ class _ResponseWriter:
             if isinstance(body, bytes):
                 await self._append(writer, body)
             else:
-                async with closing_iterator(body) as blocks:
-                    async for block in blocks:
-                        await self._append(writer, block)
-            return await self._finish(writer)
+                await self._append_blocks(writer, body)
+            seals = await self._lane.call(lambda: run_seals(writer.finish()))
+            return await self._storage.finish_content(writer, self._key, [], seals)
         finally:
             writer.close()
+
+    async def _append_blocks(
+        self, writer: ContentWriter, blocks: AsyncIterable[bytes]
+    ) -> None:
+        """Append *blocks*, small ones together: each append is a job for a thread."""
+        gathered: list[bytes] = []
+        size = 0
+        async with closing_iterator(blocks) as iterator:
+            async for block in iterator:
+                gathered.append(block)
+                size += len(block)
+                if size >= BLOCK_SIZE:
+                    await self._append(writer, b"".join(gathered))
+                    gathered, size = [], 0
+        await self._append(writer, b"".join(gathered))
 
     async def _append(self, writer: ContentWriter, block: bytes) -> None:
         """Append *block*, waiting for space (G8): the target's call is not repeated."""
         patience = _Patience(self._operation)
         end = writer.offset + len(block)
-        while True:
+        while writer.offset < end:
             rest = memoryview(block)[len(block) - (end - writer.offset) :]
             try:
-                seals = writer.append(rest)
+                seals = await self._lane.call(partial(writer.append, rest))
             except StorageFull as exc:
                 await patience.wait(exc)
                 continue
-            for seal in seals:
-                await self._storage.commit(await self._storage.run(seal.run))
-            return
-
-    async def _finish(self, writer: ContentWriter) -> tuple[Content, list[Mutation]]:
-        seals = [await self._storage.run(seal.run) for seal in writer.finish()]
-        return await self._storage.finish_content(writer, self._key, [], seals)
+            if seals:
+                # Not in the same job: after a sync that failed, no patience helps.
+                run = partial(run_seals, seals)
+                await self._storage.commit(*await self._lane.call(run))
 
 
 def record_head(record: OperationRecord) -> RequestHead:

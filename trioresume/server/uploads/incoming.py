@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         SealChunk,
     )
 
-__all__ = ["MOST_PIECES", "Incoming", "kept"]
+__all__ = ["MOST_PIECES", "Incoming", "kept", "run_seals"]
 
 MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
@@ -370,7 +370,7 @@ class Incoming:
         try:
             if check is not None:
                 check.update(data)
-            return _run(writer.append(data))
+            return run_seals(writer.append(data))
         except BaseException:
             self._failed = writer  # at once: the next job starts without the loop
             raise
@@ -600,7 +600,7 @@ class Incoming:
         if self.failure is not None:
             raise self.failure
         self._check_gap(writer)
-        return _run(writer.finish())
+        return run_seals(writer.finish())
 
 
 def kept(data: memoryview, piece: Piece | None) -> memoryview:
@@ -612,5 +612,6 @@ def kept(data: memoryview, piece: Piece | None) -> memoryview:
     return data
 
 
-def _run(seals: Sequence[Seal]) -> list[SealChunk]:
+def run_seals(seals: Sequence[Seal]) -> list[SealChunk]:
+    """Sync what *seals* cover, in a worker thread. Raises :class:`StorageError`."""
     return [seal.run() for seal in seals]
