@@ -22,7 +22,7 @@ from sphinx.pycode import ModuleAnalyzer
 import trioresume.cli
 from trioresume.cli.options import Duration, ExitCode
 from trioresume.errors import ProblemCode
-from trioresume.protocol.dialects.rufh_versions import UNVERSIONED, VERSIONS
+from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.operation import (
     TRANSITIONS,
     Effect,

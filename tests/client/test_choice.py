@@ -5,21 +5,16 @@ from __future__ import annotations
 import pytest
 
 from trioresume.client.choice import Choice, ProtocolName, place_of
-from trioresume.client.dialects import (
-    NEWEST_RUFH,
-    PLAIN,
-    SEED,
-    TUS,
-    Dialect,
-    Discovery,
-    Rufh,
-    dialect_named,
-)
-from trioresume.client.locations import Url
-from trioresume.client.steps import Answer
+from trioresume.client.journal import dialect_named
 from trioresume.errors import CallerError
-from trioresume.protocol.dialects.rufh_versions import VERSIONS
+from trioresume.protocol.dialects.client import Answer, ClientDialect
+from trioresume.protocol.dialects.discovery import Discovery
+from trioresume.protocol.dialects.rufh.client import NEWEST_RUFH, RufhClient
+from trioresume.protocol.dialects.rufh.versions import VERSIONS
+from trioresume.protocol.dialects.seed.client import PLAIN, SEED
+from trioresume.protocol.dialects.tus.client import TUS
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 TUS_SHOWN = {
     "tus-version": "0.2.2,1.0.0",
@@ -37,8 +32,8 @@ class Made:
         method: str = "POST",
         length: int | None = 100,
         *,
-        known: Dialect | None = None,
-        begun: Dialect | None = None,
+        known: ClientDialect | None = None,
+        begun: ClientDialect | None = None,
     ) -> None:
         self.remembered: list[str] = []
         self.choice = Choice(
@@ -274,7 +269,7 @@ def test_names_tell_dialects_apart() -> None:
         assert found is not None
         assert found.name == name
     rufh = dialect_named("rufh-6")
-    assert isinstance(rufh, Rufh)
+    assert isinstance(rufh, RufhClient)
     assert rufh.version.number == 6
     for unknown in ("plain", "rufh-11", "rufh", "", None, 3):
         assert dialect_named(unknown) is None

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from trioresume.client.dialects import (
-    NEWEST_RUFH,
-    SEED,
-    TUS,
-    Dialect,
-    Discovery,
-    Rufh,
-)
-from trioresume.client.locations import Locations, Url
-from trioresume.client.steps import Answer
 from trioresume.protocol.byteranges import encode_message_byterange
-from trioresume.protocol.dialects.rufh_versions import UNVERSIONED, VERSIONS
+from trioresume.protocol.dialects.client import Answer, ClientDialect, Locations
+from trioresume.protocol.dialects.discovery import Discovery
+from trioresume.protocol.dialects.rufh.client import NEWEST_RUFH, RufhClient
+from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
+from trioresume.protocol.dialects.seed.client import SEED
+from trioresume.protocol.dialects.tus.client import TUS
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 BASE = Url.parse("http://peer.test/files/")
 UPLOAD = Url.parse("http://peer.test/up")
@@ -62,7 +58,7 @@ def test_seed_offers_with_a_100_only() -> None:
 @pytest.mark.parametrize("number", VERSIONS)
 def test_rufh_says_whether_more_will_come(number: int) -> None:
     """C2: each version in its own field; the length since there are limits."""
-    dialect = Rufh(VERSIONS[number])
+    dialect = RufhClient(VERSIONS[number])
     whole = dict(dialect.begin(OWN, 100, whole=True))
     empty = dict(dialect.begin(OWN, 100, whole=False))
     if number == 3:
@@ -78,7 +74,7 @@ def test_rufh_says_whether_more_will_come(number: int) -> None:
 @pytest.mark.parametrize("number", VERSIONS)
 def test_rufh_appends_at_an_offset(number: int) -> None:
     """C8; what completes says so, also without content."""
-    dialect = Rufh(VERSIONS[number])
+    dialect = RufhClient(VERSIONS[number])
     for range_, completes, offset in [
         (PART, False, "10"),
         (LAST, True, "90"),
@@ -93,7 +89,7 @@ def test_rufh_appends_at_an_offset(number: int) -> None:
 
 def test_rufh_without_a_version_marks_nothing() -> None:
     """What the RFC will have."""
-    dialect = Rufh(UNVERSIONED)
+    dialect = RufhClient(UNVERSIONED)
     assert (dialect.name, len(dialect.query())) == ("rufh", 0)
     assert "upload-complete" in dialect.begin(OWN, 5, whole=True)
 
@@ -192,13 +188,13 @@ def test_tus_upload_is_where_its_creation_says() -> None:
         (SEED, {"upload-complete": "?1"}, False),
         (NEWEST_RUFH, {"upload-complete": "?1"}, True),
         (NEWEST_RUFH, {"upload-complete": "?0"}, False),
-        (Rufh(VERSIONS[3]), {"upload-incomplete": "?0"}, True),
+        (RufhClient(VERSIONS[3]), {"upload-incomplete": "?0"}, True),
         (NEWEST_RUFH, {}, False),
         (TUS, {"response-message-location": "/m"}, False),
     ],
 )
 def test_targets_own_answer_is_told_from_trouble(
-    dialect: Dialect, fields: dict[str, str], recorded: bool
+    dialect: ClientDialect, fields: dict[str, str], recorded: bool
 ) -> None:
     """R5, C11; in tus no answer is the target's."""
     assert dialect.recorded(answer(503, fields)) is recorded

@@ -18,11 +18,14 @@ from trioresume.client.bodies import (
     Identity,
     Proof,
 )
-from trioresume.client.dialects import SEED, TUS, Rufh
 from trioresume.client.journal import DAY
-from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError
-from trioresume.protocol.dialects.rufh_versions import VERSIONS
+from trioresume.protocol.dialects.client import Locations
+from trioresume.protocol.dialects.rufh.client import RufhClient
+from trioresume.protocol.dialects.rufh.versions import VERSIONS
+from trioresume.protocol.dialects.seed.client import SEED
+from trioresume.protocol.dialects.tus.client import TUS
+from trioresume.protocol.urls import Url
 
 URL = "http://peer.test/files/"
 IDENTITY = Identity("/home/u/file", 100, 12345, 7, b"digest")
@@ -239,7 +242,7 @@ def test_damaged_entry_counts_as_none(damage: bytes) -> None:
 def test_dialect_is_remembered(tmp_path: Path) -> None:
     """An upload goes on in the one it was begun in, version included."""
     journal = Journal(tmp_path)
-    for dialect in (TUS, Rufh(VERSIONS[6])):
+    for dialect in (TUS, RufhClient(VERSIONS[6])):
         entry = journal.claim("POST", URL, IDENTITY)
         entry.save(OFFER, all_sent=True, dialect=dialect)
         entry.close()

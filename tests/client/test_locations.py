@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects.seed.client import offered_locations
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 BASE = Url.parse("http://host.test:8080/a/b?q")
 
@@ -91,9 +92,9 @@ def test_any_reference_stays_or_is_dropped(reference: str) -> None:
 
 def test_offer_needs_a_way_to_resume() -> None:
     """R1: Content-Location alone says nothing; anyone may send it."""
-    assert Locations.offered(BASE, Fields({"content-location": "/x"})) is None
-    assert Locations.offered(BASE, Fields()) is None
-    offer = Locations.offered(
+    assert offered_locations(BASE, Fields({"content-location": "/x"})) is None
+    assert offered_locations(BASE, Fields()) is None
+    offer = offered_locations(
         BASE,
         Fields(
             {

@@ -14,8 +14,9 @@ import trio
 from tests.client.test_sockets import MIB, PATIENT, file_of, serving
 from trioresume.client import Client, Journal, Progress, ProtocolName
 from trioresume.client.client import Client as ClientImplementation
-from trioresume.client.dialects import Dialect, Rufh
-from trioresume.protocol.dialects.rufh_versions import VERSIONS
+from trioresume.protocol.dialects.client import ClientDialect
+from trioresume.protocol.dialects.rufh.client import RufhClient
+from trioresume.protocol.dialects.rufh.versions import VERSIONS
 from trioresume.testing import (
     ChaosProxy,
     ConnectionPlan,
@@ -80,7 +81,7 @@ async def test_every_version_of_rufh_goes_on_after_a_cut(
         async with ChaosProxy(service.address, cuts) as proxy:
             async with ClientImplementation(protocol="rufh", retry=PATIENT) as c:
                 # As if it had been found out in this place.
-                c._spoken = Versioned(Rufh(VERSIONS[number]))  # type: ignore[assignment]
+                c._spoken = Versioned(RufhClient(VERSIONS[number]))  # type: ignore[assignment]
                 response = await c.request("POST", proxy.url, body=path)
             assert proxy.totals.cuts == 1
     assert (response.status, response.attempts) == (201, 2)
@@ -88,13 +89,13 @@ async def test_every_version_of_rufh_goes_on_after_a_cut(
     assert service.contents == [data]
 
 
-class Versioned(dict[object, Dialect]):
+class Versioned(dict[object, ClientDialect]):
     """Knows one dialect for every place."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: ClientDialect) -> None:
         self._dialect = dialect
 
-    def get(self, key: object, default: object = None) -> Dialect:
+    def get(self, key: object, default: object = None) -> ClientDialect:
         del key, default
         return self._dialect
 

@@ -18,10 +18,8 @@ from tests.client.transfers import (
     cut,
     transfer,
 )
-from trioresume.client.locations import Locations
 from trioresume.client.steps import (
     Action,
-    Answer,
     Append,
     AskOffset,
     Confirm,
@@ -33,6 +31,7 @@ from trioresume.client.steps import (
     Sent,
 )
 from trioresume.errors import TransferFailed, UploadForgotten
+from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
 

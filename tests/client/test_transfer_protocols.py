@@ -16,10 +16,8 @@ from tests.client.transfers import (
     transfer,
 )
 from trioresume.client.choice import ProtocolName
-from trioresume.client.locations import Locations
 from trioresume.client.steps import (
     Action,
-    Answer,
     Append,
     AskOffset,
     Create,
@@ -33,6 +31,7 @@ from trioresume.client.steps import (
 )
 from trioresume.client.transfer import Transfer
 from trioresume.errors import TransferFailed, UploadForgotten
+from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
 

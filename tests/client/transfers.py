@@ -5,20 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trioresume.client.choice import Choice, ProtocolName
-from trioresume.client.dialects import SEED
-from trioresume.client.locations import Locations, Url
 from trioresume.client.retry import RetryBudget, RetryPolicy
-from trioresume.client.steps import (
-    Action,
-    Answer,
-    Append,
-    FetchResult,
-    Outcome,
-    Sent,
-)
+from trioresume.client.steps import Action, Append, FetchResult, Outcome, Sent
 from trioresume.client.transfer import Transfer
+from trioresume.protocol.dialects.client import Answer, Locations
+from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 BASE = Url.parse("http://peer.test/target")
 CONTENT, MESSAGE, RESULT = (

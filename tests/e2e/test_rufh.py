@@ -44,7 +44,7 @@ from tests.e2e.test_curl import PATIENCE_SECONDS, PATIENT, curl
 from tests.e2e.tus_uploads import request
 from tests.platforms import needs
 from tests.server.harness import Client, Reply, chunked
-from trioresume.protocol.dialects.rufh_versions import VERSIONS
+from trioresume.protocol.dialects.rufh.versions import VERSIONS
 
 SIZE = 300_000
 

@@ -16,6 +16,10 @@ import h11
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.byteranges import patch_reader
 from trioresume.protocol.chunked import ChunkedReader
+from trioresume.protocol.dialects.seed.preferences import (
+    parse_preferences,
+    preference_applied,
+)
 from trioresume.protocol.fields import (
     MAX_DIGITS,
     header_safe,
@@ -40,7 +44,6 @@ from trioresume.protocol.parts import (
     PatchEnd,
     PatchReader,
 )
-from trioresume.protocol.preferences import parse_preferences, preference_applied
 from trioresume.protocol.structured import (
     boolean_item,
     byte_sequences,

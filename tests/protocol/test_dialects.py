@@ -6,16 +6,16 @@ import pytest
 
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.dialects import (
-    UNION,
-    Dialect,
     Interim,
     Reply,
+    ServerDialect,
     Upload,
     UploadLimits,
     classify,
 )
-from trioresume.protocol.dialects.rufh import ResumableUpload
-from trioresume.protocol.dialects.rufh_versions import VERSIONS, Version
+from trioresume.protocol.dialects.rufh.server import RufhServer
+from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
+from trioresume.protocol.dialects.seed.server import SEED
 from trioresume.protocol.heads import Fields, RequestHead
 
 MARK = "upload-draft-interop-version"
@@ -33,10 +33,10 @@ def request(method: str, *, length: int | None = 0, **fields: str) -> RequestHea
     )
 
 
-def version_of(dialect: Dialect) -> int | str | None:
+def version_of(dialect: ServerDialect) -> int | str | None:
     """The interop version, "unversioned", or None for the union."""
-    if not isinstance(dialect, ResumableUpload):
-        assert dialect is UNION
+    if not isinstance(dialect, RufhServer):
+        assert dialect is SEED
         return None
     return dialect.version.number or "unversioned"
 
@@ -105,9 +105,9 @@ def upload(
     )
 
 
-def dialect(number: int) -> ResumableUpload:
+def dialect(number: int) -> RufhServer:
     """RUFH in one of its versions."""
-    return ResumableUpload(VERSIONS[number], interims=True)
+    return RufhServer(VERSIONS[number], interims=True)
 
 
 EXPECTED = {
@@ -229,8 +229,8 @@ def test_completeness_reads_back(version: Version, *, complete: bool) -> None:
 
 def test_union_has_no_words_for_an_upload_that_is_not_complete() -> None:
     """A request without a marker begins none, so that nobody asks it for them."""
-    assert not UNION.shows_progress
+    assert not SEED.shows_progress
     with pytest.raises(NotImplementedError, match="the content's end is the upload's"):
-        UNION.created(upload())
+        SEED.created(upload())
     with pytest.raises(NotImplementedError, match="only a dialect with a word for it"):
-        UNION.progress(5)
+        SEED.progress(5)

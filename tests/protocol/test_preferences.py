@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.preferences import (
+from trioresume.protocol.dialects.seed.preferences import (
     Preferences,
     ResumeMode,
     Transaction,
     parse_preferences,
     preference_applied,
 )
+from trioresume.protocol.heads import Fields
 
 
 def of(*lines: str) -> Preferences:

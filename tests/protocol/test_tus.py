@@ -15,7 +15,7 @@ from trioresume.protocol.dialects import (
     classify,
     discovery_fields,
 )
-from trioresume.protocol.dialects.tus import EXTENSIONS, TUS, Tus
+from trioresume.protocol.dialects.tus.server import EXTENSIONS, TUS, TusServer
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.parts import PatchLimits
 
@@ -78,19 +78,19 @@ def test_the_mark_decides() -> None:
     both = {"Tus-Resumable": "9", "Upload-Draft-Interop-Version": "6"}
     assert classify(head("PATCH", both), on_upload=True) is TUS
     assert classify(head("POST", both), on_upload=False) is TUS
-    assert not isinstance(classify(head("POST", {}), on_upload=False), Tus)
+    assert not isinstance(classify(head("POST", {}), on_upload=False), TusServer)
 
 
 def test_the_media_type_alone_is_a_format_of_everyone_s() -> None:
     """E1, D1, R15: what is not marked is answered as a client without a marker is."""
     unmarked = head("PATCH", {"Content-Type": "application/offset+octet-stream"})
-    assert not isinstance(classify(unmarked, on_upload=True), Tus)
+    assert not isinstance(classify(unmarked, on_upload=True), TusServer)
 
 
 def test_options_is_in_no_dialect() -> None:
     """D1: it carries no version."""
     marked = classify(head("OPTIONS", {"Tus-Resumable": "9"}), on_upload=False)
-    assert not isinstance(marked, Tus)
+    assert not isinstance(marked, TusServer)
     assert "tus-resumable" not in marked.fields
 
 

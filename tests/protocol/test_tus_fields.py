@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.dialects.tus_fields import (
+from trioresume.protocol.dialects.tus.fields import (
     CHECKSUM_ALGORITHMS,
     Checksum,
     format_metadata,

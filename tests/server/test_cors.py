@@ -17,7 +17,7 @@ from tests.server.harness import (
     socket_service,
 )
 from trioresume import Fields, FileService, Principal, Rejection, RequestHead, Response
-from trioresume.protocol.dialects.rufh_versions import VERSIONS, Version
+from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
 
 APP = "https://app.example"
 BODY = bytes(range(256)) * 4

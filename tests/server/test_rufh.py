@@ -30,7 +30,7 @@ from trioresume import (
     RequestHead,
     Response,
 )
-from trioresume.protocol.dialects.rufh_versions import VERSIONS, Version
+from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
 from trioresume.server.api.handler import CallPolicy, HandlerTarget
 from trioresume.server.uploads import registry as operations
 from trioresume.testing.memory_store import MemoryStore

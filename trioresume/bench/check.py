@@ -10,7 +10,7 @@ from trioresume.bench.plan import Planned
 from trioresume.bench.results import Check, CheckedBy, Ending
 from trioresume.bench.settings import Verify
 from trioresume.bench.upload import Link
-from trioresume.client.locations import Url
+from trioresume.protocol.urls import Url
 
 __all__ = ["check"]
 

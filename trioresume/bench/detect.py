@@ -9,9 +9,11 @@ from trioresume.bench.dialect import Request, Response, Target, Unhappy
 from trioresume.bench.results import Ending
 from trioresume.bench.settings import Protocol
 from trioresume.bench.upload import Link
-from trioresume.client.dialects import SEED, Discovery
-from trioresume.client.locations import Locations, Url
+from trioresume.protocol.dialects.client import Locations
+from trioresume.protocol.dialects.discovery import Discovery
+from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 __all__ = ["detect"]
 

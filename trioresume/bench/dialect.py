@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from trioresume.bench.results import Ending
-from trioresume.client.dialects import Dialect as Wording
-from trioresume.client.locations import Url
 from trioresume.errors import PeerError
+from trioresume.protocol.dialects.client import ClientDialect as Wording
 from trioresume.protocol.fields import ContentRange, parse_integer
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 __all__ = ["Dialect", "Request", "Response", "Target", "Unhappy", "integer_field"]
 

@@ -1,7 +1,7 @@
 """The protocols: the seed, tus 1.0.0, Resumable Uploads for HTTP, and none.
 
-The fields of a request come from the client's dialects
-(:mod:`trioresume.client.dialects`). This module decides on the next request, in the
+The fields of a request come from the client's side of the dialects
+(:mod:`trioresume.protocol.dialects`). This module decides on the next request, in the
 simplest way. The client gets the best out of a server. The benchmark finds out what the
 server does.
 
@@ -20,16 +20,18 @@ from trioresume.bench.dialect import (
 )
 from trioresume.bench.results import Ending
 from trioresume.bench.settings import Protocol
-from trioresume.client import dialects as words
-from trioresume.client.locations import Url
 from trioresume.errors import PeerError
-from trioresume.protocol.dialects.rufh_versions import UNVERSIONED, VERSIONS
+from trioresume.protocol.dialects.rufh.client import RufhClient
+from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
+from trioresume.protocol.dialects.seed.client import SEED
+from trioresume.protocol.dialects.tus.client import TUS
 from trioresume.protocol.disposition import content_disposition_attachment
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import (
     UPLOAD_RESUMPTION_SUPPORTED,
     parse_response_head,
 )
+from trioresume.protocol.urls import Url
 
 __all__ = ["Plain", "Rufh", "Seed", "Tus", "make_dialect"]
 
@@ -90,7 +92,7 @@ class Seed(Dialect):
             return Request(
                 self.target.method,
                 self.target.url,
-                words.SEED.begin(_ABOUT, self.size, whole=True),
+                SEED.begin(_ABOUT, self.size, whole=True),
                 stop=self.size,
                 has_content=True,
                 expect=self.size > 0,
@@ -106,11 +108,11 @@ class Seed(Dialect):
                 )
             wish = {"accept": "message/http", "prefer": f"wait={MESSAGE_WAIT}"}
             return Request("GET", self._message, Fields(wish))
-        return self._append(words.SEED, self.url, self.size)
+        return self._append(SEED, self.url, self.size)
 
     def interim(self, response: Response) -> None:
         status, fields = response.status, response.fields
-        offered = words.SEED.offer(self.target.url, status, fields)
+        offered = SEED.offer(self.target.url, status, fields)
         if offered is not None and self.url is None:
             self.url = offered.content
             self._message = offered.message
@@ -172,12 +174,12 @@ class Tus(Dialect):
             return Request(
                 "POST",
                 self.target.url,
-                words.TUS.begin(about, self.size, whole=False),
+                TUS.begin(about, self.size, whole=False),
                 has_content=True,
             )
         if self._must_ask:
-            return Request("HEAD", self.url, words.TUS.query(), asks_offset=True)
-        return self._append(words.TUS, self.url, self._stop())
+            return Request("HEAD", self.url, TUS.query(), asks_offset=True)
+        return self._append(TUS, self.url, self._stop())
 
     def final(self, request: Request, response: Response) -> None:
         if not response.ok:
@@ -197,7 +199,7 @@ class Tus(Dialect):
         self.complete = self.offset == self.size
 
     def read_fields(self) -> Fields:
-        return words.TUS.query()
+        return TUS.query()
 
     def stored_length(self, response: Response) -> int | None:
         if "upload-offset" in response.fields:
@@ -217,7 +219,7 @@ class Rufh(Dialect):
         super().__init__(target, size)
         number = target.interop_version
         version = UNVERSIONED if number is None else VERSIONS[number]
-        self._words = words.Rufh(version, careful=number is None)
+        self._words = RufhClient(version, careful=number is None)
 
     def next(self) -> Request | None:
         if self.complete:

@@ -6,8 +6,8 @@ import re
 
 from trioresume.bench.dialect import Target
 from trioresume.bench.settings import Settings
-from trioresume.client.locations import Url
 from trioresume.errors import CallerError
+from trioresume.protocol.urls import Url
 
 __all__ = ["target_of"]
 

@@ -20,7 +20,7 @@ from trioresume.bench.plan import Cuts, Planned, cuts_of
 from trioresume.bench.results import Attempt, Ending, Fault, Upload
 from trioresume.bench.settings import FaultKind, Settings
 from trioresume.bench.wire import Connection, Content, Pace, WasCut
-from trioresume.client.locations import Origin
+from trioresume.protocol.urls import Origin
 
 __all__ = ["Link", "ServerLife", "Uploader"]
 

@@ -25,8 +25,8 @@ from trioresume.bench.dialect import Request, Response, Unhappy
 from trioresume.bench.plan import Cuts
 from trioresume.bench.results import Ending, Fault
 from trioresume.bench.settings import FaultKind
-from trioresume.client.locations import Origin
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Origin
 
 __all__ = ["Connection", "Content", "Pace", "WasCut"]
 

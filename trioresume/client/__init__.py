@@ -13,9 +13,9 @@ from trioresume.client.choice import ProtocolName
 from trioresume.client.client import Client
 from trioresume.client.connector import Connector, TcpConnector
 from trioresume.client.journal import Journal
-from trioresume.client.locations import Origin
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.retry import RetryPolicy
+from trioresume.protocol.urls import Origin
 
 __all__ = [
     "BodyInput",

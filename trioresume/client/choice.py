@@ -31,23 +31,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from trioresume.client.dialects import (
-    NEWEST_RUFH,
-    PLAIN,
-    SEED,
-    SEED_WITH_RANGES,
-    TUS,
-    Dialect,
-    Discovery,
-    Rufh,
-)
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects.client import ClientDialect
+from trioresume.protocol.dialects.discovery import Discovery
+from trioresume.protocol.dialects.rufh.client import NEWEST_RUFH, RufhClient
+from trioresume.protocol.dialects.seed.client import PLAIN, SEED, SEED_WITH_RANGES
+from trioresume.protocol.dialects.tus.client import TUS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trioresume.client.locations import Origin, Url
-    from trioresume.client.steps import Answer
+    from trioresume.protocol.dialects.client import Answer
+    from trioresume.protocol.urls import Origin, Url
 
 __all__ = ["Choice", "Place", "ProtocolName", "place_of"]
 
@@ -83,9 +78,9 @@ class Choice:
         method: str,
         length: int | None,
         *,
-        known: Dialect | None = None,
-        begun: Dialect | None = None,
-        remember: Callable[[Dialect], None] = lambda _: None,
+        known: ClientDialect | None = None,
+        begun: ClientDialect | None = None,
+        remember: Callable[[ClientDialect], None] = lambda _: None,
     ) -> None:
         if protocol == "tus" and method != "POST":
             raise CallerError(f"in tus an upload is begun by POST, not by {method}")
@@ -94,7 +89,7 @@ class Choice:
         self._length = length
         self._remember = remember
         self._begun = begun is not None
-        first: dict[str, Dialect] = {"tus": TUS, "rufh": NEWEST_RUFH}
+        first: dict[str, ClientDialect] = {"tus": TUS, "rufh": NEWEST_RUFH}
         self.dialect = begun or first.get(protocol, SEED)
         if known is not None and known is not PLAIN and begun is None:
             self.dialect = known
@@ -108,7 +103,7 @@ class Choice:
         self._shows_rufh = False
         self._shows_nothing = False
         """Whether the server was asked and its answer named no protocol."""
-        self._unrefused: Rufh | None = None
+        self._unrefused: RufhClient | None = None
         """The first version that met neither an offer nor a refusal."""
 
     @property
@@ -152,7 +147,7 @@ class Choice:
 
     def be_careful(self) -> None:
         """Make uploads before their content is sent."""
-        assert isinstance(self.dialect, Rufh)
+        assert isinstance(self.dialect, RufhClient)
         self.dialect = self.dialect.carefully()
 
     def discover(self, discovery: Discovery | None) -> bool:
@@ -180,7 +175,7 @@ class Choice:
         """
         if not self.searching:
             return False
-        if not isinstance(self.dialect, Rufh):
+        if not isinstance(self.dialect, RufhClient):
             self.dialect = NEWEST_RUFH
             return True
         self._unrefused = self._unrefused or self.dialect
@@ -214,7 +209,7 @@ class Choice:
         """Decide what follows when the request was refused before its content."""
         if self._settled or answer.status not in _NOT_UNDERSTOOD:
             return "stands"
-        if isinstance(self.dialect, Rufh):
+        if isinstance(self.dialect, RufhClient):
             return self._refused_rufh(self.dialect, answer)
         if not self._undecided:
             return "stands"
@@ -226,7 +221,7 @@ class Choice:
         return "ask" if self.asks else "stands"
 
     def _refused_rufh(
-        self, dialect: Rufh, answer: Answer
+        self, dialect: RufhClient, answer: Answer
     ) -> Literal["stands", "turned"]:
         if dialect.understood(answer.fields):
             return "stands"

@@ -28,7 +28,6 @@ from trioresume.client.choice import (
 from trioresume.client.connector import Connector, TcpConnector
 from trioresume.client.content import ResponseContent
 from trioresume.client.exchange import RateLimiter
-from trioresume.client.locations import Url
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.pool import Pool
 from trioresume.client.requests import HeaderInput, RequestBuilder
@@ -38,12 +37,13 @@ from trioresume.client.transfer import Transfer
 from trioresume.client.window import IterableSource
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trioresume.client.dialects import Dialect
     from trioresume.client.journal import Journal, JournalEntry
+    from trioresume.protocol.dialects.client import ClientDialect
 
 __all__ = ["Client"]
 
@@ -111,7 +111,7 @@ class Client:
         self._release = release
         self._limiter = RateLimiter(limit_rate)
         self._draw = (random or _RANDOM).random
-        self._spoken: dict[Place, Dialect] = {}
+        self._spoken: dict[Place, ClientDialect] = {}
         """The dialect of each place. The number of places is bounded by the caller's requests."""
 
     async def __aenter__(self) -> Self:
@@ -210,7 +210,7 @@ class Client:
     ) -> Choice:
         place = place_of(method, url)
 
-        def remember(dialect: Dialect) -> None:
+        def remember(dialect: ClientDialect) -> None:
             self._spoken[place] = dialect
 
         return Choice(

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import trio
 
-from trioresume.client.locations import Origin
 from trioresume.errors import CallerError
+from trioresume.protocol.urls import Origin
 
 __all__ = ["Connector", "TcpConnector"]
 

@@ -33,11 +33,9 @@ from trioresume.client.bodies import (
     Piece,
     shrunk,
 )
-from trioresume.client.steps import (
-    Answer,
-    Sent,
-)
+from trioresume.client.steps import Sent
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
     from trioresume.client.bodies import (
         Source,
     )
-    from trioresume.client.locations import Origin
+    from trioresume.protocol.urls import Origin
 
 __all__ = [
     "BARE_CONTINUE_SECONDS",

@@ -45,9 +45,13 @@ from trioresume.client.bodies import (
     Identity,
     Proof,
 )
-from trioresume.client.dialects import SEED, Dialect, dialect_named
-from trioresume.client.locations import Locations, Url
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects.client import ClientDialect, Locations
+from trioresume.protocol.dialects.rufh.client import RufhClient
+from trioresume.protocol.dialects.rufh.versions import VERSIONS
+from trioresume.protocol.dialects.seed.client import SEED
+from trioresume.protocol.dialects.tus.client import TUS
+from trioresume.protocol.urls import Url
 
 __all__ = ["Journal", "JournalEntry"]
 
@@ -156,7 +160,7 @@ class JournalEntry:
     ) -> None:
         self.locations: Locations | None = None
         """The locations that an earlier run was offered; None to begin from the start."""
-        self.dialect: Dialect | None = None
+        self.dialect: ClientDialect | None = None
         """The dialect in which an earlier run began the upload."""
         self.all_sent = False
         """Whether all content was sent, so that the target may have processed it."""
@@ -237,7 +241,7 @@ class JournalEntry:
         locations: Locations,
         *,
         all_sent: bool,
-        dialect: Dialect = SEED,
+        dialect: ClientDialect = SEED,
         proof: Proof | None = None,
     ) -> None:
         """Save the operation, durably. Raises :class:`OSError`."""
@@ -268,6 +272,12 @@ class JournalEntry:
             # Unlink the file while the lock is held: see _lock.
             self._path.with_suffix(".lock").unlink(missing_ok=True)
             os.close(lock)
+
+
+def dialect_named(name: object) -> ClientDialect | None:
+    """Return the dialect with that :attr:`~ClientDialect.name`, in which an upload can go on."""
+    uploads: list[ClientDialect] = [SEED, TUS, *map(RufhClient, VERSIONS.values())]
+    return next((dialect for dialect in uploads if dialect.name == name), None)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -7,9 +7,8 @@ answers may count as "stored".
 
 The client believes an answer for one of these reasons:
 
-* It has a field that only a server of one of the protocols sends: :func:`is_marked`.
-  If the answer is a page, or repeats the request's fields, then a field that the request
-  had with the same value does not count.
+* It has a field that only a server of one of the protocols sends:
+  :func:`~trioresume.protocol.dialects.marks.is_marked`.
 * An interim response with such a field came before it, in the same exchange.
 * It answers a plain request after all content was sent, in a way that RFC 9110 reserves
   for a server that stored it: see :func:`plain_verdict`. If only a validator or a length
@@ -25,85 +24,29 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from trioresume.client.steps import Answer, Sent, count_of
-from trioresume.protocol.fields import parse_entity_tag, parse_media_type
-from trioresume.protocol.heads import Fields
+from trioresume.client.steps import Sent
+from trioresume.protocol.dialects.client import Answer
+from trioresume.protocol.dialects.marks import is_marked, is_page
+from trioresume.protocol.fields import maybe_integer, parse_entity_tag
 
 __all__ = [
     "Verdict",
     "confirms",
     "contradicts",
-    "has_mark",
     "has_validator",
     "is_diverted",
     "is_foreign",
-    "is_marked",
-    "is_page",
     "may_be_foreign",
     "plain_verdict",
     "shows_length",
     "stores_content",
 ]
 
-_MARKS = frozenset(
-    {
-        "acknowledge",
-        "request-content-location",
-        "response-message-location",
-        "tus-resumable",
-        "upload-complete",
-        "upload-draft-interop-version",
-        "upload-incomplete",
-        "upload-limit",
-        "upload-offset",
-    }
-)
-"""Fields of the seed, of RUFH and of tus that no other software has a reason to send."""
-
-_OF_REQUESTS = frozenset(
-    {
-        "accept",
-        "authorization",
-        "content-disposition",
-        "expect",
-        "host",
-        "incremental",
-        "prefer",
-        "user-agent",
-        "want-repr-digest",
-    }
-)
-"""Request fields. An answer has them only if a network or a proxy sends them back."""
-
-_PAGES = frozenset({"text/html", "application/xhtml+xml"})
-
 _NETWORK_AUTHENTICATION_REQUIRED = 511
 """RFC 6585, section 6: the status for captive portals."""
 
 _TELLS_METHODS_APART = frozenset({401, 403, 405, 501})
 """Answers to HEAD from a server that may still have stored the content."""
-
-
-def has_mark(fields: Fields) -> bool:
-    """Whether *fields* come from a server that speaks one of the protocols."""
-    if any(name in _MARKS for name, _ in fields):
-        return True
-    return "resume" in (fields.get("preference-applied") or "").lower()
-
-
-def is_marked(answer: Answer) -> bool:
-    """Whether *answer* has a mark that is not a copy of the request's own field."""
-    if not (answer.copied & _OF_REQUESTS or is_page(answer)):
-        # A server may send the same value as the request: the version, or "complete".
-        return has_mark(answer.fields)
-    copied = answer.copied
-    return has_mark(Fields(line for line in answer.fields if line[0] not in copied))
-
-
-def is_page(answer: Answer) -> bool:
-    """Whether the content of *answer* is an HTML page."""
-    media_type = parse_media_type(answer.fields.get("content-type") or "")
-    return media_type is not None and media_type.essence in _PAGES
 
 
 def is_diverted(answer: Answer) -> bool:
@@ -191,7 +134,7 @@ def confirms(answer: Answer, length: int | None) -> bool:
         return not is_page(answer)
     if answer.status != 200 or is_page(answer):
         return False
-    stated = count_of(answer.fields.get("content-length"))
+    stated = maybe_integer(answer.fields.get("content-length"))
     if stated is None or length is None:
         return has_validator(answer)
     return stated == length
@@ -199,7 +142,7 @@ def confirms(answer: Answer, length: int | None) -> bool:
 
 def shows_length(answer: Answer, length: int | None) -> bool:
     """Whether *answer* to a HEAD has a length that hardly any other content has."""
-    return bool(length) and count_of(answer.fields.get("content-length")) == length
+    return bool(length) and maybe_integer(answer.fields.get("content-length")) == length
 
 
 def contradicts(answer: Answer) -> bool:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from trioresume.client.connector import Connector
 from trioresume.client.exchange import Link
-from trioresume.client.locations import Origin
 from trioresume.errors import CallerError
+from trioresume.protocol.urls import Origin
 
 __all__ = ["Pool"]
 

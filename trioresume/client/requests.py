@@ -15,9 +15,7 @@ import h11
 from trioresume.client.bodies import (
     Source,
 )
-from trioresume.client.dialects import PLAIN
 from trioresume.client.exchange import Outgoing
-from trioresume.client.locations import Url
 from trioresume.client.steps import (
     Append,
     AskOffset,
@@ -31,11 +29,13 @@ from trioresume.client.steps import (
     WireAction,
 )
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects.seed.client import PLAIN
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
     from trioresume.client.choice import Choice
-    from trioresume.client.dialects import Dialect
+    from trioresume.protocol.dialects.client import ClientDialect
 
 __all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
 
@@ -136,7 +136,7 @@ class RequestBuilder:
                     wish["if-range"] = if_range
                 return self._resource("GET", url, wish)
 
-    def cancel(self, url: Url, dialect: Dialect | None = None) -> WireRequest:
+    def cancel(self, url: Url, dialect: ClientDialect | None = None) -> WireRequest:
         """Return the ``DELETE`` of an upload that cannot become whole any more (R25, C14, D7)."""
         words = (dialect or self._choice.dialect).query()
         return self._resource("DELETE", url, words)

@@ -11,11 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from trioresume.client.locations import Locations
-from trioresume.client.marks import is_foreign, is_marked, is_page
+from trioresume.client.marks import is_foreign
 from trioresume.client.steps import (
     Action,
-    Answer,
     Append,
     AskOffset,
     FetchMessage,
@@ -24,17 +22,18 @@ from trioresume.client.steps import (
     Gather,
     Next,
     Outcome,
-    count_of,
 )
 from trioresume.errors import TransferFailed, UploadForgotten
-from trioresume.protocol.fields import ContentRange
+from trioresume.protocol.dialects.client import Answer, Locations
+from trioresume.protocol.dialects.marks import is_marked, is_page
+from trioresume.protocol.fields import ContentRange, maybe_integer
 
 if TYPE_CHECKING:
     from trioresume.client.choice import Choice
-    from trioresume.client.dialects import Dialect
-    from trioresume.client.locations import Url
     from trioresume.client.retry import RetryBudget
+    from trioresume.protocol.dialects.client import ClientDialect
     from trioresume.protocol.heads import Fields
+    from trioresume.protocol.urls import Url
 
 __all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Resuming"]
 
@@ -109,7 +108,7 @@ class Resuming(ABC):
     """The outcome of an append whose answer copies the request's "complete"."""
 
     @property
-    def dialect(self) -> Dialect:
+    def dialect(self) -> ClientDialect:
         """The dialect of the next request."""
         return self.choice.dialect
 
@@ -187,7 +186,7 @@ class Resuming(ABC):
 
     def _check_length(self, answer: Answer) -> None:
         """Check the length of the whole that the server states."""
-        stated = count_of(answer.fields.get("upload-length"))
+        stated = maybe_integer(answer.fields.get("upload-length"))
         if stated is not None:
             self.declared_length = True
         elif "upload-defer-length" in answer.fields:
@@ -406,7 +405,7 @@ class Resuming(ABC):
         gone = answer.status in self.dialect.gone
         if self._is_foreign(outcome, answer, gone=gone):
             return self._later(self._completing(outcome, final), outcome)
-        length = count_of(final.fields.get("content-length"))
+        length = maybe_integer(final.fields.get("content-length"))
         if answer.status == 416 and outcome.received == length:
             return Next(Finish(final))
         if answer.status in (404, 410, 412, 416):

@@ -24,13 +24,11 @@ from trioresume.client.exchange import (
     RateLimiter,
     ResponseSink,
 )
-from trioresume.client.locations import Locations, Url
-from trioresume.client.marks import has_mark, may_be_foreign
+from trioresume.client.marks import may_be_foreign
 from trioresume.client.messages import ClientResponse, Progress
 from trioresume.client.sinks import IgnoringSink, Reading, sink_for
 from trioresume.client.steps import (
     Action,
-    Answer,
     Append,
     Contrast,
     Create,
@@ -46,18 +44,21 @@ from trioresume.client.steps import (
 from trioresume.client.transfer import Transfer
 from trioresume.client.trouble import trouble_of
 from trioresume.errors import TransferFailed, UploadForgotten
+from trioresume.protocol.dialects.client import Answer, Locations
+from trioresume.protocol.dialects.marks import has_mark
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.structured import byte_sequences
+from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
     from trioresume.client.bodies import (
         Source,
     )
     from trioresume.client.content import ResponseContent
-    from trioresume.client.dialects import Dialect
     from trioresume.client.journal import JournalEntry
     from trioresume.client.pool import Pool
     from trioresume.client.requests import RequestBuilder, WireRequest
+    from trioresume.protocol.dialects.client import ClientDialect
 
 __all__ = ["Run", "Timeouts"]
 
@@ -160,7 +161,7 @@ class Run(Observer):
             raise
 
     async def cancel_stale(
-        self, locations: Locations | None, dialect: Dialect | None
+        self, locations: Locations | None, dialect: ClientDialect | None
     ) -> None:
         """Ask the server to drop an earlier run's upload of another version of the file."""
         if locations is not None and locations.content is not None:

@@ -11,9 +11,7 @@ from typing import Protocol
 
 from trioresume.client.content import ResponseContent
 from trioresume.client.exchange import Exchange
-from trioresume.client.marks import is_page
 from trioresume.client.steps import (
-    Answer,
     Append,
     AskOffset,
     Confirm,
@@ -26,6 +24,8 @@ from trioresume.client.steps import (
     WireAction,
 )
 from trioresume.errors import PeerError, TransferFailed
+from trioresume.protocol.dialects.client import Answer
+from trioresume.protocol.dialects.marks import is_page
 from trioresume.protocol.fields import parse_content_range, parse_media_type
 from trioresume.protocol.message import MEDIA_TYPE, parse_response_head
 

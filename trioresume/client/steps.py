@@ -8,23 +8,15 @@ Statement numbers such as R12 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from trioresume.client.locations import Url
-from trioresume.errors import PeerError
-from trioresume.protocol.fields import (
-    ContentRange,
-    parse_entity_tag,
-    parse_http_date,
-    parse_integer,
-)
-from trioresume.protocol.heads import Fields
+from trioresume.protocol.dialects.client import Answer
+from trioresume.protocol.fields import ContentRange
+from trioresume.protocol.urls import Url
 
 __all__ = [
     "Action",
-    "Answer",
     "Append",
     "AskOffset",
     "Confirm",
@@ -40,7 +32,6 @@ __all__ = [
     "Send",
     "Sent",
     "WireAction",
-    "count_of",
 ]
 
 
@@ -173,72 +164,6 @@ class Next:
 
 
 # ----------------------------------------------------------------------- outcomes
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The head of a final response, direct or from a response message."""
-
-    status: int
-    fields: Fields
-    copied: frozenset[str] = frozenset()
-    """Names of fields with the same value as in the request. They prove nothing."""
-
-    def __str__(self) -> str:
-        """Return the answer for error messages: status, redirection and media type."""
-        location = self.fields.get("location")
-        if 300 <= self.status <= 399 and location is not None:
-            return f"{self.status} to {location}"
-        media_type = self.fields.get("content-type")
-        return f"{self.status}" if media_type is None else f"{self.status} {media_type}"
-
-    @property
-    def ok(self) -> bool:
-        """Whether the status means success."""
-        return 200 <= self.status <= 299
-
-    @property
-    def strong_etag(self) -> str | None:
-        """The content's strong ETag. A 201's ETag belongs to another resource (R28)."""
-        tag = parse_entity_tag(self.fields.get("etag") or "")
-        return None if tag is None or tag.weak or self.status == 201 else str(tag)
-
-    @property
-    def refuses_incremental(self) -> bool:
-        """Whether a proxy refused the request because it buffers (RFC 10036).
-
-        Such a proxy names the reason in ``Proxy-Status`` (RFC 9209).
-        """
-        return (
-            _INCREMENTAL_REFUSED.search(self.fields.get("proxy-status") or "")
-            is not None
-        )
-
-    def retry_after(self, wall_time: float) -> float | None:
-        """Return ``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
-        value = self.fields.get("retry-after")
-        if value is None:
-            return None
-        seconds = count_of(value)
-        if seconds is not None:
-            return float(seconds)
-        date = parse_http_date(value.strip())
-        if date is None:
-            return None
-        # Both dates come from the server's clock, so a wrong clock here does no harm.
-        sent = parse_http_date(self.fields.get("date") or "")
-        return max(0.0, date - (wall_time if sent is None else sent))
-
-
-_INCREMENTAL_REFUSED = re.compile(r";\x20*error=incremental_refused(?![a-z0-9_])")
-
-
-def count_of(value: str | None) -> int | None:
-    """Return a field's value as a number; None if it is absent or malformed."""
-    try:
-        return None if value is None else parse_integer(value)
-    except PeerError:
-        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ know one fact: *how much has arrived*. Only the server knows it, because bytes i
 kernel's buffer have not arrived. So every cut after the offer leads to the same
 question (``HEAD`` on the content, R12), and the answer decides how to go on.
 
-This holds for every protocol. A :class:`Dialect` has the protocol's fields, and a
+This holds for every protocol. A :class:`~trioresume.protocol.dialects.client.ClientDialect` has the protocol's fields, and a
 :class:`Choice` decides which protocol to speak. An *offer* says where the content goes:
 the 100 of the seed, the 104 of RUFH, the answer to a creation in tus.
 
@@ -109,15 +109,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from trioresume.client.dialects import Discovery, Rufh
 from trioresume.client.marks import (
     Verdict,
     confirms,
     contradicts,
     has_validator,
     is_diverted,
-    is_marked,
-    is_page,
     plain_verdict,
     shows_length,
     stores_content,
@@ -125,7 +122,6 @@ from trioresume.client.marks import (
 from trioresume.client.resuming import IDEMPOTENT_METHODS, ContentFacts, Resuming
 from trioresume.client.steps import (
     Action,
-    Answer,
     Append,
     AskOffset,
     Confirm,
@@ -142,6 +138,10 @@ from trioresume.client.steps import (
     Sent,
 )
 from trioresume.errors import TransferFailed
+from trioresume.protocol.dialects.client import Answer
+from trioresume.protocol.dialects.discovery import Discovery
+from trioresume.protocol.dialects.marks import is_marked, is_page
+from trioresume.protocol.dialects.rufh.client import RufhClient
 
 __all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Transfer"]
 
@@ -335,7 +335,11 @@ class Transfer(Resuming):
     def _fits_in_parts(self) -> bool:
         """Whether content that is too large for one request may come in several (C13)."""
         length, limit = self.content.length, self.append_limit
-        if not isinstance(self.dialect, Rufh) or self.dialect.careful or not limit:
+        if (
+            not isinstance(self.dialect, RufhClient)
+            or self.dialect.careful
+            or not limit
+        ):
             return False
         return self.content.can_start_at(0) and (length is None or length > limit)
 
@@ -438,7 +442,7 @@ class Transfer(Resuming):
 
     def _took_it_for_all(self, answer: Answer) -> bool:
         """Whether the server took the empty request for the whole: it does not know RUFH."""
-        if not isinstance(self.dialect, Rufh) or is_page(answer):
+        if not isinstance(self.dialect, RufhClient) or is_page(answer):
             return False
         return not self.dialect.understood(answer.fields)
 

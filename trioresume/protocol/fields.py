@@ -41,6 +41,7 @@ __all__ = [
     "format_http_date",
     "format_part_range",
     "header_safe",
+    "maybe_integer",
     "parse_content_offset",
     "parse_content_range",
     "parse_entity_tag",
@@ -87,6 +88,14 @@ def parse_integer(
             problem, f"the {what} is not a whole number of at most {MAX_DIGITS} digits"
         )
     return int(text)
+
+
+def maybe_integer(value: str | None) -> int | None:
+    """Return a field's value as a number; None if it is absent or malformed."""
+    try:
+        return None if value is None else parse_integer(value)
+    except PeerError:
+        return None
 
 
 def header_safe(value: str) -> bool:

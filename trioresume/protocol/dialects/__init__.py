@@ -1,9 +1,12 @@
-"""Dialects: how clients speak to the one engine, and how it answers them.
+"""Dialects: the parts in which the protocols differ, for the client and for the server.
 
-There is one kind of upload, one record of it and one receive path. A *dialect* is the
-part in which the protocols differ: the fields in which a request states something, and
-the fields, statuses and interim responses of the answer. It is sans-IO and holds no
-state::
+There is one kind of upload, one record of it and one receive path. A *dialect* has the
+fields in which a request states something, and the fields, statuses and interim
+responses of the answer. Each protocol has a room, with the side of the server, the side
+of the client, and what both need: ``seed``, ``rufh`` and ``tus``. All of it is sans-IO
+and holds no state.
+
+The server's side, :class:`~trioresume.protocol.dialects.server.ServerDialect`::
 
     request head ──creation()──► Creation   the upload that a request to a target begins
                  ──append()────► Append     the content that a PATCH of an upload adds
@@ -18,14 +21,20 @@ state::
            ──cancelled()────► Reply         answers DELETE
     PeerError ──problem()───► PeerError     the same fault in the dialect's words
 
-The server (:mod:`trioresume.server.routes.router`, :mod:`~trioresume.server.routes.operation_resources`) asks
-:func:`classify` once for each request and keeps the answer in ``Exchange.dialect``.
-Takeover, receiving, durability and completion are then the same for all dialects.
+The server asks :func:`~trioresume.protocol.dialects.classify.classify` once for each
+request and keeps the answer in ``Exchange.dialect``. Takeover, receiving, durability
+and completion are then the same for all dialects.
 
-:class:`Dialect` itself is the seed's. What no other dialect overrides is the answer to
-a client without any marker, the *union answer* (section E of
-docs/supported-protocols.md). The seed's resources and preferences combine with any
-other dialect. So they are not here but in the server, under ``Prefer: resume``.
+The client's side, :class:`~trioresume.protocol.dialects.client.ClientDialect`::
+
+    begin()  ───► fields of the request that begins      offer()  ◄─── an interim response
+    query()  ───► fields of a HEAD on the upload         held()   ◄─── its answer
+    append() ───► fields, and a prefix, of a PATCH       is_step()◄─── its answer
+                                                         created()◄─── a creation's answer
+
+A few facts are class attributes: whether an upload is made before its content is sent,
+whether its end has to be said, and how to proceed if the upload is complete but its
+answer got lost.
 
 The dialects disagree about an upload itself in one point only: when it is complete.
 Three rules decide, by the request that writes its end:
@@ -39,28 +48,29 @@ Three rules decide, by the request that writes its end:
 ``Creation.explicit_completion`` is stored with the upload. If it is not set, and an
 upload is found whole after a crash or a full disk, the next request for it completes
 it.
+
+The names that the server's parts share are exported here.
 """
 
-from trioresume.protocol.dialects.base import (
+from trioresume.protocol.dialects.classify import classify, discovery_fields
+from trioresume.protocol.dialects.server import (
     Append,
     AppendRules,
     Creation,
-    Dialect,
     Interim,
     Reply,
+    ServerDialect,
     Upload,
-    UploadLimits,
 )
-from trioresume.protocol.dialects.classify import UNION, classify, discovery_fields
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 
 __all__ = [
-    "UNION",
     "Append",
     "AppendRules",
     "Creation",
-    "Dialect",
     "Interim",
     "Reply",
+    "ServerDialect",
     "Upload",
     "UploadLimits",
     "classify",

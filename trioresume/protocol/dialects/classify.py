@@ -6,7 +6,7 @@
     a known interop version                           that version of RUFH
     a valid Upload-Complete                           the newest RUFH, without 104s
     PATCH of an upload                                by media type
-    anything else                                     the union: Dialect
+    anything else                                     the seed, which has no marker
 
 Statement numbers such as C13 are defined in docs/supported-protocols.md.
 """
@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trioresume.protocol.dialects import rufh, tus
-from trioresume.protocol.dialects.base import Dialect, UploadLimits
+from trioresume.protocol.dialects.rufh import server as rufh
+from trioresume.protocol.dialects.seed.server import SEED
+from trioresume.protocol.dialects.server import ServerDialect
+from trioresume.protocol.dialects.tus import server as tus
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
 
-__all__ = ["UNION", "classify", "discovery_fields"]
-
-UNION = Dialect()
+__all__ = ["classify", "discovery_fields"]
 
 
 def classify(
@@ -33,7 +34,7 @@ def classify(
     on_upload: bool,
     any_interop_version: bool = False,
     strict_metadata: bool = False,
-) -> Dialect:
+) -> ServerDialect:
     """Return the dialect of a request to an upload's own resources or to a target.
 
     With *any_interop_version*, a request without an interop version is in the dialect
@@ -44,7 +45,7 @@ def classify(
         or rufh.recognise(
             head, on_upload=on_upload, any_interop_version=any_interop_version
         )
-        or UNION
+        or SEED
     )
 
 

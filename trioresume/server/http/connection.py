@@ -17,7 +17,7 @@ import h11
 import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
-from trioresume.protocol.dialects import tus
+from trioresume.protocol.dialects.tus import server as tus
 from trioresume.protocol.framing import (
     HeadLimits,
     check_head,

@@ -17,8 +17,9 @@ import h11
 import trio
 
 from trioresume.errors import PeerError
-from trioresume.protocol.continuing import takes_unasked_continue
-from trioresume.protocol.dialects import UNION, tus
+from trioresume.protocol.dialects.seed.server import SEED
+from trioresume.protocol.dialects.seed.unasked_continue import takes_unasked_continue
+from trioresume.protocol.dialects.tus import server as tus
 from trioresume.protocol.fields import format_http_date, split_list
 from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
@@ -85,7 +86,7 @@ class Exchange:
         self.responded = False
         """Whether the final response has begun."""
         # D1: an early refusal of a tus request has the form of tus, too.
-        self.dialect = tus.recognise(head, on_upload=True) or UNION
+        self.dialect = tus.recognise(head, on_upload=True) or SEED
         """The dialect of the request, and so of its answers."""
         self._transport = transport
         self._memory = memory

@@ -25,7 +25,13 @@ from trioresume.protocol.dialects import (
     classify,
     discovery_fields,
 )
-from trioresume.protocol.dialects.base import PRIVATE
+from trioresume.protocol.dialects.seed.preferences import (
+    Preferences,
+    Transaction,
+    parse_preferences,
+    preference_applied,
+)
+from trioresume.protocol.dialects.server import PRIVATE
 from trioresume.protocol.disposition import (
     content_disposition_attachment,
     parse_content_disposition_filename,
@@ -33,12 +39,6 @@ from trioresume.protocol.disposition import (
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import serialise_response
 from trioresume.protocol.operation import OperationState
-from trioresume.protocol.preferences import (
-    Preferences,
-    Transaction,
-    parse_preferences,
-    preference_applied,
-)
 from trioresume.server.api.config import upload_limits
 from trioresume.server.routes.progress import processing
 from trioresume.server.routes.replies import (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.protocol.dialects import Interim
+from trioresume.protocol.dialects.seed.preferences import parse_preferences
 from trioresume.protocol.heads import Fields
-from trioresume.protocol.preferences import parse_preferences
 from trioresume.protocol.progress import format_progress
 from trioresume.server.event_loop.background import beside
 

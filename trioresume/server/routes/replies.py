@@ -12,14 +12,14 @@ import trio
 
 from trioresume.errors import ContentLost, PeerError, ProblemCode
 from trioresume.protocol.dialects import Reply, Upload
-from trioresume.protocol.dialects.base import PRIVATE
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.operation import OperationState
-from trioresume.protocol.preferences import (
+from trioresume.protocol.dialects.seed.preferences import (
     Preferences,
     parse_preferences,
     preference_applied,
 )
+from trioresume.protocol.dialects.server import PRIVATE
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.operation import OperationState
 from trioresume.server.api.config import upload_limits
 from trioresume.server.http.stored_body import StoredBody, StoredPart
 from trioresume.server.routes.progress import processing

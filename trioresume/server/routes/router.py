@@ -18,11 +18,11 @@ from trioresume.errors import (
     StorageError,
 )
 from trioresume.protocol.dialects import classify, discovery_fields
-from trioresume.protocol.dialects.tus_fields import is_partial
+from trioresume.protocol.dialects.seed.preferences import ResumeMode, parse_preferences
+from trioresume.protocol.dialects.tus.fields import is_partial
 from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import end_to_end_fields
-from trioresume.protocol.preferences import ResumeMode, parse_preferences
 from trioresume.server.api.config import Principal, upload_limits
 from trioresume.server.api.handler import (
     PartTarget,
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from trioresume.protocol.dialects import Creation
+    from trioresume.protocol.dialects.seed.preferences import Preferences
     from trioresume.protocol.heads import RequestHead
-    from trioresume.protocol.preferences import Preferences
     from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.routes.upload_page import UploadPage

@@ -32,12 +32,12 @@ from trioresume.errors import (
     StorageError,
     StorageFull,
 )
+from trioresume.protocol.dialects.seed.preferences import parse_preferences
 from trioresume.protocol.digests import ReprDigest, repr_digest
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.message import end_to_end_fields, has_content
 from trioresume.protocol.operation import Event, OperationState
-from trioresume.protocol.preferences import parse_preferences
 from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import (
     BLOCK_SIZE,

@@ -32,7 +32,7 @@ from trioresume.errors import (
     StorageConflict,
     StorageError,
 )
-from trioresume.protocol.dialects.tus_fields import is_partial
+from trioresume.protocol.dialects.tus.fields import is_partial
 from trioresume.protocol.operation import Event, OperationState, step
 from trioresume.server.event_loop.signals import Signal
 from trioresume.server.uploads.incoming import Incoming

@@ -24,12 +24,11 @@ import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.protocol.appending import check_part
-from trioresume.protocol.dialects import Interim
-from trioresume.protocol.heads import Fields
+from trioresume.protocol.dialects.seed.preferences import Transaction
+from trioresume.protocol.dialects.seed.server import acknowledgement
 from trioresume.protocol.parts import (
     PatchLimits,
 )
-from trioresume.protocol.preferences import Transaction
 from trioresume.server.event_loop.background import beside
 from trioresume.server.http.body import ContentCut
 from trioresume.server.uploads.sinks import (
@@ -42,7 +41,7 @@ from trioresume.server.uploads.sinks import (
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append, Creation
-    from trioresume.protocol.preferences import Preferences
+    from trioresume.protocol.dialects.seed.preferences import Preferences
     from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.uploads.incoming import Incoming
@@ -104,8 +103,7 @@ class Acknowledger:
             if offset > last:
                 last = offset
                 if acknowledges:
-                    fields = Fields({"acknowledge": str(offset)})
-                    exchange.offer_interim(Interim(100, fields))
+                    exchange.offer_interim(acknowledgement(offset))
                 if exchange.dialect.shows_progress:
                     exchange.offer_interim(exchange.dialect.progress(offset))
 

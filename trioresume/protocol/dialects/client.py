@@ -1,31 +1,108 @@
-"""The interface of a client's dialect."""
+"""The client's side of a dialect: its interface, and the values that it reads and returns.
+
+Statement numbers such as R1 are defined in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from trioresume.client.steps import count_of
+from trioresume.protocol.fields import (
+    maybe_integer,
+    parse_entity_tag,
+    parse_http_date,
+)
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
-    from trioresume.client.locations import Locations, Url
-    from trioresume.client.steps import Answer
     from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.urls import Url
 
-__all__ = ["Dialect", "Words"]
+__all__ = ["Answer", "AppendRequest", "ClientDialect", "Locations"]
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """The dialect's part of a request: *fields*, and a *prefix* of the content."""
+class Answer:
+    """The head of a final response, direct or from a response message."""
+
+    status: int
+    fields: Fields
+    copied: frozenset[str] = frozenset()
+    """Names of fields with the same value as in the request. They prove nothing."""
+
+    def __str__(self) -> str:
+        """Return the answer for error messages: status, redirection and media type."""
+        location = self.fields.get("location")
+        if 300 <= self.status <= 399 and location is not None:
+            return f"{self.status} to {location}"
+        media_type = self.fields.get("content-type")
+        return f"{self.status}" if media_type is None else f"{self.status} {media_type}"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status means success."""
+        return 200 <= self.status <= 299
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The content's strong ETag. A 201's ETag belongs to another resource (R28)."""
+        tag = parse_entity_tag(self.fields.get("etag") or "")
+        return None if tag is None or tag.weak or self.status == 201 else str(tag)
+
+    @property
+    def refuses_incremental(self) -> bool:
+        """Whether a proxy refused the request because it buffers (RFC 10036).
+
+        Such a proxy names the reason in ``Proxy-Status`` (RFC 9209).
+        """
+        return (
+            _INCREMENTAL_REFUSED.search(self.fields.get("proxy-status") or "")
+            is not None
+        )
+
+    def retry_after(self, wall_time: float) -> float | None:
+        """Return ``Retry-After`` in seconds (RFC 9110, section 10.2.3)."""
+        value = self.fields.get("retry-after")
+        if value is None:
+            return None
+        seconds = maybe_integer(value)
+        if seconds is not None:
+            return float(seconds)
+        date = parse_http_date(value.strip())
+        if date is None:
+            return None
+        # Both dates come from the server's clock, so a wrong clock here does no harm.
+        sent = parse_http_date(self.fields.get("date") or "")
+        return max(0.0, date - (wall_time if sent is None else sent))
+
+
+_INCREMENTAL_REFUSED = re.compile(r";\x20*error=incremental_refused(?![a-z0-9_])")
+
+
+@dataclass(frozen=True, slots=True)
+class Locations:
+    """The resources of an operation (R1); None if one was not offered."""
+
+    content: Url | None = None
+    """``Request-Content-Location``: says how much arrived, and takes the rest."""
+    message: Url | None = None
+    """``Response-Message-Location``: repeats the final response."""
+    result: Url | None = None
+    """``Content-Location``: the content of the final response, for Range requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppendRequest:
+    """The dialect's part of an append: *fields*, and a *prefix* of the content."""
 
     fields: Fields
     prefix: bytes = b""
 
 
-class Dialect(ABC):
+class ClientDialect(ABC):
     """One protocol, or one version of it. The package's docstring explains it."""
 
     name: str
@@ -77,7 +154,7 @@ class Dialect(ABC):
         completes: bool,
         declares: bool = False,
         acknowledge: bool = False,
-    ) -> Words:
+    ) -> AppendRequest:
         """Return the fields and the prefix of a PATCH with the content of *range_*.
 
         *completes* says that the content ends with it. *declares* says that the server
@@ -107,7 +184,7 @@ class Dialect(ABC):
 
     def offset(self, fields: Fields) -> int | None:
         """Return ``Upload-Offset``; None if absent or malformed."""
-        return count_of(fields.get("upload-offset"))
+        return maybe_integer(fields.get("upload-offset"))
 
     def held(self, answer: Answer) -> int | None:
         """Return how much the server has, from its answer to :meth:`query`."""

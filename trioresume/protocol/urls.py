@@ -1,4 +1,4 @@
-"""The URL of a request, and the locations of its resources.
+"""Absolute http and https URIs, as a client uses them.
 
 A server offers a location as a URI reference, which is resolved against the request's
 URI (R4). The client follows it only within the request's own origin (RFC 9110, section
@@ -11,15 +11,11 @@ Statement numbers such as R4 are defined in docs/supported-protocols.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
 from trioresume.errors import CallerError
 
-if TYPE_CHECKING:
-    from trioresume.protocol.heads import Fields
-
-__all__ = ["Locations", "Origin", "Url"]
+__all__ = ["Origin", "Url"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -97,34 +93,3 @@ class Url:
 
     def __str__(self) -> str:
         return f"{self.origin.scheme}://{self.origin.authority}{self.target}"
-
-
-@dataclass(frozen=True, slots=True)
-class Locations:
-    """The resources of an operation (R1); None if one was not offered."""
-
-    content: Url | None = None
-    """``Request-Content-Location``: says how much arrived, and takes the rest."""
-    message: Url | None = None
-    """``Response-Message-Location``: repeats the final response."""
-    result: Url | None = None
-    """``Content-Location``: the content of the final response, for Range requests."""
-
-    @classmethod
-    def offered(cls, base: Url, fields: Fields) -> Locations | None:
-        """Return what a 100's *fields* offer; None if they offer no way to resume.
-
-        ``Content-Location`` alone is no offer, because any server may send that field.
-        """
-        found = [
-            None if (value := fields.get(name)) is None else base.resolve(value)
-            for name in (
-                "request-content-location",
-                "response-message-location",
-                "content-location",
-            )
-        ]
-        locations = cls(*found)
-        if locations.content is None and locations.message is None:
-            return None
-        return locations

@@ -1,23 +1,19 @@
-"""The interface of a dialect, implemented for clients without a marker.
+"""The server's side of a dialect: its interface, and the values that it reads and returns.
 
 Statement numbers such as R36 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.appending import content_etag
-from trioresume.protocol.byteranges import ACCEPT_PATCH, patch_reader
-from trioresume.protocol.dialects.misplaced import (
-    check_whole,
-    is_append,
-    whole_length,
-)
+from trioresume.protocol.dialects.misplaced import is_append
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.protocol.structured import format_dictionary, integer_members
 
 if TYPE_CHECKING:
     from trioresume.protocol.digests import ContentCheck
@@ -29,11 +25,11 @@ __all__ = [
     "Append",
     "AppendRules",
     "Creation",
-    "Dialect",
     "Interim",
     "Reply",
+    "ServerDialect",
     "Upload",
-    "UploadLimits",
+    "shared_content_fields",
 ]
 
 PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
@@ -43,40 +39,6 @@ PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
 METHOD_OVERRIDE = "x-http-method-override"
 # A POST can stand for one of these methods, and for no other.
 _OVERRIDDEN = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH"})
-
-_LIMITS = ("max_size", "min_size", "max_append_size", "min_append_size")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadLimits:
-    """The server's limits in bytes (C13). None means no limit."""
-
-    max_size: int | None = None
-    min_size: int | None = None
-    """Content that is shorter and is sent whole gets no upload resource."""
-    max_append_size: int | None = None
-    min_append_size: int | None = None
-
-    @classmethod
-    def parse(cls, fields: Fields) -> UploadLimits:
-        """Read ``Upload-Limit``. A malformed member sets no limit."""
-        members = integer_members(fields, "upload-limit")
-        return cls(**{name: members.get(name.replace("_", "-")) for name in _LIMITS})
-
-    def field(self, lifetime: tuple[str, int] | None = None) -> str:
-        """Return the value of ``Upload-Limit``.
-
-        *lifetime* is the name of the member for the lifetime, and the seconds.
-        """
-        members: dict[str, int | bytes] = {}
-        for name in _LIMITS:
-            value: int | None = getattr(self, name)
-            if value is not None:
-                members[name.replace("_", "-")] = value
-        if lifetime is not None:
-            members[lifetime[0]] = lifetime[1]
-        # An empty Dictionary cannot be sent. This member stands for "no limits".
-        return format_dictionary(members or {"min-size": 0})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +121,11 @@ class Reply:
     body: bytes = b""
 
 
-class Dialect:
-    """The union: the dialect for a client without a marker."""
+class ServerDialect(ABC):
+    """How the server reads the requests of one protocol, and words its answers.
+
+    The package's docstring explains it.
+    """
 
     takes_over: ClassVar[bool] = False
     """Whether a GET of the content ends a running writer. A HEAD always does."""
@@ -206,33 +171,24 @@ class Dialect:
 
         The server calls it for requests to an upload's content and to a target.
         """
+        return
 
     def check_upload(self, head: RequestHead, began: RequestHead) -> None:
         """Judge a request to the content of an upload whose first request was *began*.
 
         Raises :class:`PeerError`.
         """
+        return
 
     # Requests.
 
+    @abstractmethod
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
         """Return what *head* begins on a target. Raises :class:`PeerError`."""
-        check_whole(head)
-        # In an upload's record this field would say that tus began it: see is_partial.
-        marked = "tus-resumable" in head.fields
-        plain = head.fields.without("tus-resumable") if marked else None
-        return Creation(length=whole_length(head), fields=plain)
 
+    @abstractmethod
     def append(self, head: RequestHead, rules: AppendRules) -> Append:
         """Return what a PATCH with *head* adds. Raises :class:`PeerError`."""
-        reader = patch_reader(
-            head.fields.get("content-type"),
-            head.fields,
-            content_length=head.length,
-            limits=rules.patch,
-            lenient_unit=rules.lenient_unit,
-        )
-        return Append(reader=reader)
 
     # Answers.
 
@@ -253,25 +209,17 @@ class Dialect:
         """
         raise NotImplementedError("only a dialect with a word for it is asked")
 
+    @abstractmethod
     def created(self, upload: Upload) -> Reply:
-        """Return the answer to a first request that leaves the upload incomplete.
+        """Return the answer to a first request that leaves the upload incomplete."""
 
-        Only dialects whose :meth:`creation` can say that more will come have it.
-        Without a marker the content's end is always the upload's end. Calling it on
-        such a dialect is a bug, so this method raises.
-        """
-        raise NotImplementedError("without a marker the content's end is the upload's")
-
+    @abstractmethod
     def offset(self, upload: Upload) -> Reply:
-        """Return the answer to HEAD (R12): ``Content-Length`` and ``Upload-Offset``
-        tell how much arrived.
-        """
-        fields = self.content_fields(upload)
-        return Reply(200, fields.plus({"content-length": str(upload.offset)}))
+        """Return the answer to HEAD (R12)."""
 
+    @abstractmethod
     def appended(self, upload: Upload) -> Reply:
         """Return the answer to a PATCH that leaves the upload incomplete (R17)."""
-        return Reply(204, self.content_fields(upload))
 
     def completed(
         self, upload: Upload, recorded: Fields, *, created: bool
@@ -290,15 +238,14 @@ class Dialect:
         """Return *error* as the dialect reports it."""
         return error
 
+    @abstractmethod
     def content_fields(self, upload: Upload) -> Fields:
         """Return the fields that all answers about the content share."""
-        fields = {
-            "etag": content_etag(upload.offset),
-            "upload-offset": str(upload.offset),
-            "upload-complete": "?1" if upload.is_complete else "?0",
-            "upload-limit": upload.limits.field(("max-age", upload.lifetime)),
-            "accept-patch": ACCEPT_PATCH,
-        }
-        if upload.length is not None:
-            fields["upload-length"] = str(upload.length)
-        return PRIVATE.plus(fields)
+
+
+def shared_content_fields(upload: Upload) -> Fields:
+    """Return the fields about the content that have the same form in every dialect."""
+    fields = PRIVATE.plus({"etag": content_etag(upload.offset)})
+    if upload.length is None:
+        return fields
+    return fields.plus({"upload-length": str(upload.length)})

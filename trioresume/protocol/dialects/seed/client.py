@@ -1,4 +1,4 @@
-"""The seed: ``Prefer: resume``, HEAD, PATCH with ``message/byterange``.
+"""The client's side of the seed: ``Prefer: resume``, HEAD, PATCH with ``message/byterange``.
 
 Statement numbers such as B13 are defined in docs/supported-protocols.md.
 """
@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from trioresume.client.dialects.base import Dialect, Words
-from trioresume.client.locations import Locations
-from trioresume.client.steps import count_of
 from trioresume.protocol.byteranges import MESSAGE, encode_message_byterange
+from trioresume.protocol.dialects.client import (
+    Answer,
+    AppendRequest,
+    ClientDialect,
+    Locations,
+)
+from trioresume.protocol.fields import maybe_integer
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.structured import boolean_item
 
 if TYPE_CHECKING:
-    from trioresume.client.locations import Url
-    from trioresume.client.steps import Answer
     from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.urls import Url
 
-__all__ = ["PLAIN", "SEED", "SEED_WITH_RANGES", "Seed"]
+__all__ = ["PLAIN", "SEED", "SEED_WITH_RANGES", "SeedClient", "offered_locations"]
 
 
-class Seed(Dialect):
+class SeedClient(ClientDialect):
     """The seed. To a server that does not know it, the request is a plain one."""
 
     acknowledges: ClassVar[bool] = True
@@ -44,16 +47,16 @@ class Seed(Dialect):
         completes: bool,
         declares: bool = False,
         acknowledge: bool = False,
-    ) -> Words:
+    ) -> AppendRequest:
         fields = Fields({"content-type": MESSAGE})
         if acknowledge:
             fields = fields.plus({"prefer": "acknowledge"})
         prefix = encode_message_byterange(range_, ranges_only=self.ranges_only)
-        return Words(fields, prefix)
+        return AppendRequest(fields, prefix)
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
         """Return the locations in the 100 (R1)."""
-        return Locations.offered(base, fields) if status == 100 else None
+        return offered_locations(base, fields) if status == 100 else None
 
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
         """Return the location of the response message, which the final response repeats (R5).
@@ -61,20 +64,20 @@ class Seed(Dialect):
         The response is for clients that the 100 did not reach. Its Content-Location may
         be the target's own, so it is not used.
         """
-        offered = Locations.offered(base, answer.fields)
+        offered = offered_locations(base, answer.fields)
         if offered is None or offered.message is None:
             return None
         return Locations(message=offered.message)
 
     def acknowledged(self, status: int, fields: Fields) -> int | None:
         """Return the count in an Acknowledge (R30)."""
-        return count_of(fields.get("acknowledge")) if status == 100 else None
+        return maybe_integer(fields.get("acknowledge")) if status == 100 else None
 
     def held(self, answer: Answer) -> int | None:
         """Return ``Upload-Offset``, or else the ``Content-Length`` of a 200 (R12)."""
         offset = self.offset(answer.fields)
         if offset is None and answer.status == 200:
-            offset = count_of(answer.fields.get("content-length"))
+            offset = maybe_integer(answer.fields.get("content-length"))
         return offset
 
     def completeness(self, fields: Fields) -> bool | None:
@@ -93,10 +96,29 @@ class Seed(Dialect):
         return "response-message-location" in answer.fields or "resume" in applied
 
 
-SEED = Seed("seed")
+SEED = SeedClient("seed")
 
-SEED_WITH_RANGES = Seed("seed", ranges_only=True)
+SEED_WITH_RANGES = SeedClient("seed", ranges_only=True)
 """The seed for a server of *Byte Range PATCH* before draft -05."""
 
-PLAIN = Seed("plain")
+PLAIN = SeedClient("plain")
 """For a server that was asked and speaks no protocol. It is not asked again."""
+
+
+def offered_locations(base: Url, fields: Fields) -> Locations | None:
+    """Return what a 100's *fields* offer; None if they offer no way to resume.
+
+    ``Content-Location`` alone is no offer, because any server may send that field.
+    """
+    found = [
+        None if (value := fields.get(name)) is None else base.resolve(value)
+        for name in (
+            "request-content-location",
+            "response-message-location",
+            "content-location",
+        )
+    ]
+    locations = Locations(*found)
+    if locations.content is None and locations.message is None:
+        return None
+    return locations

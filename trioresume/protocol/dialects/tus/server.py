@@ -1,4 +1,4 @@
-"""tus 1.0.0, core protocol and extensions: https://tus.io/protocols/resumable-upload.
+"""The server's side of tus 1.0.0, core and extensions: https://tus.io/protocols/resumable-upload.
 
 A POST makes an upload and says how long it will be. PATCH requests then fill it. It is
 complete when it has that length. Particular to tus are:
@@ -23,20 +23,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.byteranges import OFFSET_STREAM
-from trioresume.protocol.dialects.base import (
+from trioresume.protocol.byteranges import OFFSET_STREAM, OffsetReader
+from trioresume.protocol.dialects.seed.server import SeedServer
+from trioresume.protocol.dialects.server import (
     METHOD_OVERRIDE,
     PRIVATE,
     Append,
     AppendRules,
     Creation,
-    Dialect,
     Reply,
+    ServerDialect,
     Upload,
-    UploadLimits,
+    shared_content_fields,
 )
-from trioresume.protocol.dialects.tus_fields import (
+from trioresume.protocol.dialects.tus.fields import (
     CHECKSUM_ALGORITHMS,
+    MARK,
+    VERSION,
     Checksum,
     is_partial,
     joined_references,
@@ -45,6 +48,7 @@ from trioresume.protocol.dialects.tus_fields import (
     stated_length,
     tus_integer,
 )
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.fields import (
     format_http_date,
     parse_media_type,
@@ -57,14 +61,12 @@ if TYPE_CHECKING:
 __all__ = [
     "EXTENSIONS",
     "TUS",
-    "VERSION",
-    "Tus",
+    "TusServer",
     "recognise",
     "shows_mark",
     "tus_discovery",
 ]
 
-VERSION = "1.0.0"
 EXTENSIONS = (
     "creation",
     "creation-with-upload",
@@ -89,7 +91,7 @@ _WORDS: Mapping[ProblemCode, ProblemCode] = {
 
 def recognise(
     head: RequestHead, *, on_upload: bool, strict_metadata: bool = False
-) -> Dialect | None:
+) -> ServerDialect | None:
     """Return the dialect of a request that is marked as tus, else None.
 
     tus defines one request to a target: the POST that begins an upload. Any other request
@@ -127,7 +129,7 @@ def tus_discovery(limits: UploadLimits) -> Fields:
     return fields.plus({"tus-max-size": str(limits.max_size)})
 
 
-class Tus(Dialect):
+class TusServer(ServerDialect):
     """tus 1.0.0. With *strict_metadata*, metadata that is not Base64 is refused."""
 
     awaits_target: ClassVar[bool] = False
@@ -137,7 +139,7 @@ class Tus(Dialect):
 
     @property
     def fields(self) -> Fields:
-        return Fields({_MARK: VERSION})
+        return MARK
 
     def check(self, head: RequestHead) -> None:
         """Refuse another version of tus (D1)."""
@@ -207,8 +209,13 @@ class Tus(Dialect):
             value = head.fields.get(name)
             if value is not None:
                 tus_integer(value, what=name.title())
-        check = Checksum.of(head.fields)
-        return replace(super().append(head, rules), check=check)
+        reader = OffsetReader(
+            head.fields,
+            content_length=head.length,
+            limits=rules.patch,
+            completes=None,
+        )
+        return Append(reader=reader, check=Checksum.of(head.fields))
 
     # Answers.
 
@@ -218,11 +225,9 @@ class Tus(Dialect):
         return Reply(201, self._state(upload).plus(location))
 
     def offset(self, upload: Upload) -> Reply:
-        """Return the union's answer with the fields that tus adds (D4)."""
-        return Reply(
-            200,
-            self.content_fields(upload).plus({"content-length": str(upload.offset)}),
-        )
+        """Return the seed's answer with the fields that tus adds (D4)."""
+        fields = self.content_fields(upload)
+        return Reply(200, fields.plus({"content-length": str(upload.offset)}))
 
     def appended(self, upload: Upload) -> Reply:
         return Reply(204, self._state(upload))
@@ -243,9 +248,7 @@ class Tus(Dialect):
         return replace(error, problem=problem, fields=tuple(fields))
 
     def content_fields(self, upload: Upload) -> Fields:
-        fields = super().content_fields(upload)
-        fields = fields.without("upload-complete", "upload-limit", "accept-patch")
-        fields = fields.without("upload-offset").plus(self._about(upload))
+        fields = shared_content_fields(upload).plus(self._about(upload))
         if upload.length is None:
             fields = fields.plus({"upload-defer-length": "1"})
         if _MARK not in upload.request.fields:
@@ -292,13 +295,13 @@ def _check_media_type(head: RequestHead) -> None:
         )
 
 
-TUS = Tus()
+TUS = TusServer()
 """The dialect that accepts any metadata."""
 
-_STRICT_TUS = Tus(strict_metadata=True)
+_STRICT_TUS = TusServer(strict_metadata=True)
 
 
-class MarkedOnly(Dialect):
+class MarkedOnly(SeedServer):
     """A request to a target that has tus's mark, but is no request that tus defines.
 
     It is a plain request. Its answer has tus's version (D1), and a refusal is in tus's

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trioresume.protocol.dialects.base import UploadLimits
-from trioresume.protocol.dialects.tus import VERSION
+from trioresume.protocol.dialects.tus.fields import VERSION
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.fields import split_list
 
 if TYPE_CHECKING:

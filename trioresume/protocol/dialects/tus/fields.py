@@ -1,6 +1,6 @@
 """The values of tus's fields: lengths, metadata, checksums, parts of a concatenation.
 
-:mod:`trioresume.protocol.dialects.tus` says what they mean for an upload. Where tus
+The modules beside this one say what they mean for an upload. Where tus
 leaves the form of a value open, this module takes the stricter reading. Numbers are
 bounded like all others (G6).
 
@@ -28,15 +28,16 @@ from trioresume.protocol.fields import (
     split_list,
 )
 from trioresume.protocol.filenames import safe_filename
+from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trioresume.protocol.heads import Fields
-
 __all__ = [
     "CHECKSUM_ALGORITHMS",
+    "MARK",
     "PARTIAL",
+    "VERSION",
     "Checksum",
     "format_metadata",
     "is_partial",
@@ -47,6 +48,11 @@ __all__ = [
     "stated_length",
     "tus_integer",
 ]
+
+VERSION = "1.0.0"
+
+MARK = Fields({"tus-resumable": VERSION})
+"""The field of every message of tus (D1)."""
 
 CHECKSUM_ALGORITHMS = ("sha1", "sha256", "sha512", "md5")
 """In the order of ``Tus-Checksum-Algorithm``. tus requires sha1 (D7)."""

@@ -1,4 +1,4 @@
-"""Resumable Uploads for HTTP: draft-ietf-httpbis-resumable-upload, section C.
+"""The server's side of *Resumable Uploads for HTTP*, section C.
 
 A request begins an upload if it says whether its content is all there is
 (``Upload-Complete``). The target's own response ends the upload, whichever request
@@ -6,7 +6,7 @@ completed it; ``?1`` marks this response. All other responses are the upload res
 ``?0``.
 
 The table of the drafts' differences is in
-:mod:`trioresume.protocol.dialects.rufh_versions`. Two fields go out more often than the
+:mod:`trioresume.protocol.dialects.rufh.versions`. Two fields go out more often than the
 newest draft asks, because existing clients look for them: ``Upload-Offset`` on each
 answer that is not an error (required up to interop version 6, expected by
 tus-js-client), and ``Location`` on each answer to the first request.
@@ -28,31 +28,32 @@ from trioresume.protocol.byteranges import (
     PARTIAL_UPLOAD,
     OffsetReader,
 )
-from trioresume.protocol.dialects.base import (
-    METHOD_OVERRIDE,
-    PRIVATE,
-    Append,
-    AppendRules,
-    Creation,
-    Dialect,
-    Interim,
-    Reply,
-    Upload,
-    UploadLimits,
-)
 from trioresume.protocol.dialects.misplaced import check_once, essence_of
-from trioresume.protocol.dialects.rufh_versions import (
+from trioresume.protocol.dialects.rufh.versions import (
     INTEROP_VERSION,
     UNVERSIONED,
     VERSIONS,
     Version,
 )
+from trioresume.protocol.dialects.server import (
+    METHOD_OVERRIDE,
+    PRIVATE,
+    Append,
+    AppendRules,
+    Creation,
+    Interim,
+    Reply,
+    ServerDialect,
+    Upload,
+    shared_content_fields,
+)
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.digests import ContentDigest
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.message import UPLOAD_RESUMPTION_SUPPORTED
 from trioresume.protocol.structured import integer_item
 
-__all__ = ["ResumableUpload", "recognise"]
+__all__ = ["RufhServer", "recognise"]
 
 _NAMES_RANGE = frozenset({BINARY, MESSAGE, MULTIPART})
 _APPEND_FIELDS = ("upload-offset", "upload-complete", "upload-incomplete")
@@ -63,14 +64,14 @@ _NEVER_CREATES = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})
 
 def recognise(
     head: RequestHead, *, on_upload: bool, any_interop_version: bool
-) -> ResumableUpload | None:
+) -> RufhServer | None:
     """Return the dialect if the request is in one of RUFH's versions, else None."""
     number = integer_item(head.fields, INTEROP_VERSION)
     version = VERSIONS.get(number) if number is not None else None
     if version is not None:
-        dialect = ResumableUpload(version, interims=True)
+        dialect = RufhServer(version, interims=True)
     else:
-        dialect = ResumableUpload(UNVERSIONED, interims=any_interop_version)
+        dialect = RufhServer(UNVERSIONED, interims=any_interop_version)
     if on_upload:
         appends = essence_of(head.fields) == PARTIAL_UPLOAD
         return dialect if version is not None or appends else None
@@ -79,7 +80,7 @@ def recognise(
     return dialect if creates and said is not None else None
 
 
-class ResumableUpload(Dialect):
+class RufhServer(ServerDialect):
     """One version of RUFH. *interims* says whether 104s may be sent (C3)."""
 
     takes_over: ClassVar[bool] = True
@@ -295,10 +296,8 @@ class ResumableUpload(Dialect):
         return frozenset()
 
     def content_fields(self, upload: Upload) -> Fields:
-        unsaid = ("upload-complete", "upload-limit")
-        fields = super().content_fields(upload).without(*unsaid)
-        line = self.version.completeness_line(complete=upload.is_complete)
-        return fields.plus([line]).plus(self._limit(upload))
+        fields = shared_content_fields(upload).plus(self._state(upload))
+        return fields.plus({"accept-patch": ACCEPT_PATCH}).plus(self._limit(upload))
 
     def _state(self, upload: Upload) -> Fields:
         return Fields(

@@ -1,4 +1,4 @@
-"""tus 1.0.0: POST makes an upload, PATCH fills it, HEAD tells how far it is.
+"""The client's side of tus 1.0.0: POST makes an upload, PATCH fills it, HEAD tells how far it is.
 
 Statement numbers such as D6 are defined in docs/supported-protocols.md.
 """
@@ -7,42 +7,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from trioresume.client.dialects.base import Dialect, Words
-from trioresume.client.locations import Locations
-from trioresume.client.marks import is_marked
 from trioresume.protocol.byteranges import OFFSET_STREAM
-from trioresume.protocol.dialects.tus import VERSION
-from trioresume.protocol.dialects.tus_fields import format_metadata, metadata_of
+from trioresume.protocol.dialects.client import (
+    Answer,
+    AppendRequest,
+    ClientDialect,
+    Locations,
+)
+from trioresume.protocol.dialects.marks import is_marked
+from trioresume.protocol.dialects.seed.client import offered_locations
+from trioresume.protocol.dialects.tus.fields import MARK, format_metadata, metadata_of
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
-    from trioresume.client.locations import Url
-    from trioresume.client.steps import Answer
     from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.urls import Url
 
-__all__ = ["TUS", "Tus"]
+__all__ = ["TUS", "TusClient"]
 
-_MARK = Fields({"tus-resumable": VERSION})
 # In the POST these fields would describe its own content, and it has none (D6).
 _ABOUT_THE_CONTENT = ("content-disposition", "content-type")
 
 
-class Tus(Dialect):
+class TusClient(ClientDialect):
     """tus. It has no variants: a server refuses an extension that it lacks."""
 
     name = "tus"
     careful = True
     settles: ClassVar[bool] = True
     # 423: another request writes. 460: the server dropped content that arrived damaged.
-    busy: ClassVar[frozenset[int]] = Dialect.busy | {423, 460}
+    busy: ClassVar[frozenset[int]] = ClientDialect.busy | {423, 460}
     # "SHOULD return either the 404 Not Found, 410 Gone or 403 Forbidden".
-    gone_when_asked: ClassVar[frozenset[int]] = Dialect.gone | {403}
+    gone_when_asked: ClassVar[frozenset[int]] = ClientDialect.gone | {403}
 
     def begin(
         self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
     ) -> Fields:
         """Add length, name and type (D6). A request with its own metadata keeps it."""
-        fields = own.without(*_ABOUT_THE_CONTENT).plus(_MARK)
+        fields = own.without(*_ABOUT_THE_CONTENT).plus(MARK)
         metadata = metadata_of(own)
         if metadata and "upload-metadata" not in own:
             fields = fields.plus({"upload-metadata": format_metadata(metadata)})
@@ -51,7 +53,7 @@ class Tus(Dialect):
         return fields.plus({"upload-length": str(length)})
 
     def query(self) -> Fields:
-        return _MARK
+        return MARK
 
     def append(
         self,
@@ -60,14 +62,14 @@ class Tus(Dialect):
         completes: bool,
         declares: bool = False,
         acknowledge: bool = False,
-    ) -> Words:
+    ) -> AppendRequest:
         """Return the fields of a PATCH (D5). State a deferred length once it is known (D6)."""
-        fields = _MARK.plus(
+        fields = MARK.plus(
             {"content-type": OFFSET_STREAM, "upload-offset": str(range_.start)}
         )
         if declares and range_.total is not None:
             fields = fields.plus({"upload-length": str(range_.total)})
-        return Words(fields)
+        return AppendRequest(fields)
 
     def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
         """Return the upload's location (D6), and that of the target's response if given (D8)."""
@@ -76,7 +78,7 @@ class Tus(Dialect):
         url = base.resolve(value) if value is not None and believed else None
         if url is None:
             return None
-        offered = Locations.offered(base, answer.fields) or Locations()
+        offered = offered_locations(base, answer.fields) or Locations()
         return Locations(content=url, message=offered.message)
 
     def is_step(self, fields: Fields, *, completes: bool, open_ended: bool) -> bool:
@@ -84,5 +86,5 @@ class Tus(Dialect):
         return True
 
 
-TUS = Tus()
+TUS = TusClient()
 """The only instance, since it has no state."""

@@ -1,4 +1,4 @@
-"""Resumable Uploads for HTTP, in the versions of its drafts.
+"""The client's side of *Resumable Uploads for HTTP*, in the versions of its drafts.
 
 Statement numbers such as C2 are defined in docs/supported-protocols.md.
 """
@@ -8,23 +8,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from trioresume.client.dialects.base import Dialect, Words
-from trioresume.client.locations import Locations
 from trioresume.protocol.byteranges import PARTIAL_UPLOAD
-from trioresume.protocol.dialects.base import UploadLimits
-from trioresume.protocol.dialects.rufh_versions import VERSIONS, Version
+from trioresume.protocol.dialects.client import (
+    Answer,
+    AppendRequest,
+    ClientDialect,
+    Locations,
+)
+from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
+from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import UPLOAD_RESUMPTION_SUPPORTED
 
 if TYPE_CHECKING:
-    from trioresume.client.locations import Url
-    from trioresume.client.steps import Answer
     from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.urls import Url
 
-__all__ = ["NEWEST_RUFH", "Rufh"]
+__all__ = ["NEWEST_RUFH", "RufhClient"]
 
 
-class Rufh(Dialect):
+class RufhClient(ClientDialect):
     """One version of the drafts. With *careful*, an empty request makes the upload (C2, C4).
 
     That costs a round trip. But it needs no 104, which many proxies drop.
@@ -40,16 +43,16 @@ class Rufh(Dialect):
         number = version.number
         self.name = "rufh" if number is None else f"rufh-{number}"
 
-    def carefully(self) -> Rufh:
+    def carefully(self) -> RufhClient:
         """Return the same version without trust in 104s."""
-        return Rufh(self.version, careful=True)
+        return RufhClient(self.version, careful=True)
 
-    def older(self) -> Rufh | None:
+    def older(self) -> RufhClient | None:
         """Return the version before this one; None if there is none."""
         numbers = [n for n in VERSIONS if n < (self.version.number or 0)]
         if not numbers:
             return None
-        return Rufh(VERSIONS[max(numbers)], careful=self.careful)
+        return RufhClient(VERSIONS[max(numbers)], careful=self.careful)
 
     def begin(
         self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
@@ -71,14 +74,14 @@ class Rufh(Dialect):
         completes: bool,
         declares: bool = False,
         acknowledge: bool = False,
-    ) -> Words:
+    ) -> AppendRequest:
         """Return the fields of an append (C8)."""
         fields = self.version.fields
         if self.version.needs_media_type:
             fields = fields.plus({"content-type": PARTIAL_UPLOAD})
         fields = fields.plus({"upload-offset": str(range_.start)})
         line = self.version.completeness_line(complete=completes)
-        return Words(fields.plus([line]))
+        return AppendRequest(fields.plus([line]))
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
         """Return the location in the first 104 (C2)."""
@@ -138,5 +141,5 @@ class Rufh(Dialect):
         return echo or offset or self.completeness(fields) is not None
 
 
-NEWEST_RUFH = Rufh(VERSIONS[max(VERSIONS)])
+NEWEST_RUFH = RufhClient(VERSIONS[max(VERSIONS)])
 """The version to speak unless the server is known to speak only an older one."""
