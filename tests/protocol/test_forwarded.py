@@ -107,6 +107,57 @@ def test_older_fields_are_read_from_their_end(
     assert first_hop("x-forwarded", *lines) == hop
 
 
+@pytest.mark.parametrize(
+    ("ports", "port"),
+    [
+        ("8443", "8443"),
+        ("08443", "8443"),
+        ("6666, 8443", "8443"),
+        ("8443, 9000", "9000"),
+        # The scheme implies one of these, and contradicts the other.
+        ("80", ""),
+        ("443", ""),
+        ("0443", ""),
+        ("0", ""),
+        ("65535", "65535"),
+        ("65536", ""),
+        ("-1", ""),
+        ("\u0664\u0664", ""),
+        ("8443/../x", ""),
+        ("", ""),
+    ],
+)
+def test_port_of_its_own_field_is_one_that_tells_something(
+    ports: str, port: str
+) -> None:
+    """A default port and a malformed one count as not said."""
+    said = ("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Port", ports)
+    assert first_hop("x-forwarded", *said) == Hop("192.0.2.1", port=port)
+    assert first_hop("x-forwarded", said[1]) == Hop(port=port)
+    assert first_hop("forwarded", *said) == Hop()
+
+
+@pytest.mark.parametrize(
+    ("authority", "host", "whole"),
+    [
+        ("up.example", "test", "up.example:8443"),
+        ("", "test", "test:8443"),
+        ("up.example:81", "test", "up.example:81"),
+        ("", "test:81", "test:81"),
+        ("up.example:", "test", "up.example:"),
+        ("[::1]", "test", "[::1]:8443"),
+        ("[::1]:81", "test", "[::1]:81"),
+        ("", "", ""),
+    ],
+)
+def test_port_counts_only_where_the_host_names_none(
+    authority: str, host: str, whole: str
+) -> None:
+    """The host is what the client wrote; the port is what the proxy listens on."""
+    assert Hop(authority=authority, port="8443").authority_or(host) == whole
+    assert Hop(authority=authority).authority_or(host) == (authority or host)
+
+
 @pytest.mark.parametrize("family", FORWARDED_FAMILIES)
 def test_the_other_family_is_the_clients_own_word(family: ForwardedFamily) -> None:
     """G13: a proxy hands on what it does not know, so only what it writes counts."""

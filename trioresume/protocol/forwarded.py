@@ -10,6 +10,12 @@ The older fields have one value each. Most proxies send these::
     X-Forwarded-For: 203.0.113.7, 10.0.0.1
     X-Forwarded-Proto: https
     X-Forwarded-Host: up.example
+    X-Forwarded-Port: 8443
+
+The last one counts only where the host names no port, because many proxies forward the
+host without it. It says on which port the proxy itself listens. If another proxy in
+front does TLS, that is often 80, although the scheme is https. So 80 and 443 count as
+not said: one is implied by the scheme, and the other contradicts it.
 
 Anybody can send either, and proxies forward fields that they do not know. So the
 operator has to configure three things that the server cannot find out: whether the peer
@@ -59,6 +65,8 @@ _OBFUSCATED = re.compile(r"_[A-Za-z0-9._-]{1,255}")
 _AUTHORITY = re.compile(
     r"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
 )
+_HOST_ALONE = re.compile(r"[^:\[\]]+|\[[^\[\]]+\]")
+_PORT_ALONE = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,14 @@ class Hop:
     """``http`` or ``https``."""
     authority: str = ""
     """The host that the request was sent to, with the port if there was one."""
+    port: str = ""
+    """The port that the request was sent to, unless it is 80 or 443."""
+
+    def authority_or(self, host: str) -> str:
+        """Return the authority, or else *host*; with the port if it has none."""
+        authority = self.authority or host
+        match = _HOST_ALONE.fullmatch(authority)
+        return f"{authority}:{self.port}" if match and self.port else authority
 
 
 class Proxies:
@@ -146,16 +162,15 @@ def _forwarded(fields: Fields) -> Iterator[Hop]:
 
 
 def _x_forwarded(fields: Fields) -> Iterator[Hop]:
-    clients, schemes, authorities = (
+    clients, *others = (
         _members(fields.get(f"x-forwarded-{name}") or "")[::-1]
-        for name in ("for", "proto", "host")
+        for name in ("for", "proto", "host", "port")
     )
-    for index in range(max(map(len, (clients, schemes, authorities)))):
-        # Not every proxy repeats scheme and host: the farthest value holds on.
+    for index in range(max(map(len, (clients, *others)))):
+        # Not every proxy repeats scheme, host and port: the farthest value holds on.
         yield _hop(
             clients[index] if index < len(clients) else "",
-            schemes[min(index, len(schemes) - 1)] if schemes else "",
-            authorities[min(index, len(authorities) - 1)] if authorities else "",
+            *(each[min(index, len(each) - 1)] if each else "" for each in others),
         )
 
 
@@ -168,7 +183,7 @@ def _members(value: str) -> list[str]:
 _FAMILIES = {"x-forwarded": _x_forwarded, "forwarded": _forwarded}
 
 
-def _hop(client: str, scheme: str, authority: str) -> Hop:
+def _hop(client: str, scheme: str, authority: str, port: str = "") -> Hop:
     """Make a hop of the valid values. A malformed one counts as not said."""
     address = _parse_address(client)
     if address is not None:
@@ -180,7 +195,16 @@ def _hop(client: str, scheme: str, authority: str) -> Hop:
         client,
         scheme if scheme in ("http", "https") else "",
         authority if _AUTHORITY.fullmatch(authority) else "",
+        _telling_port(port),
     )
+
+
+def _telling_port(port: str) -> str:
+    if _PORT_ALONE.fullmatch(port) is None:
+        return ""
+    number = int(port)
+    is_default = number in _DEFAULT_PORTS.values()
+    return "" if is_default or not 0 < number < 65536 else str(number)
 
 
 def _parse_address(text: str) -> _Address | None:

@@ -275,6 +275,7 @@ _LISTS = frozenset(
         b"upload-metadata",
         b"x-forwarded-for",
         b"x-forwarded-host",
+        b"x-forwarded-port",
         b"x-forwarded-proto",
     }
 )

@@ -53,6 +53,19 @@ async def locations(client: Client, fields: Mapping[str, str]) -> set[str]:
         ({**SAID, "X-Forwarded-Host": "up.example:8443"}, "https://up.example:8443"),
         ({**SAID, "X-Forwarded-Host": "[2001:db8::80]"}, "https://[2001:db8::80]"),
         ({**SAID, "X-Forwarded-Host": "[::1]:443"}, "https://[::1]"),
+        ({**SAID, "X-Forwarded-Port": "8443"}, "https://up.example:8443"),
+        ({**SAID, "X-Forwarded-Port": "443"}, "https://up.example"),
+        # TLS ends at another proxy in front of the one that names its port.
+        ({**SAID, "X-Forwarded-Port": "80"}, "https://up.example"),
+        (
+            {**FROM, "X-Forwarded-Proto": "https", "X-Forwarded-Port": "8443"},
+            "https://test:8443",
+        ),
+        ({**FROM, "X-Forwarded-Port": "8443"}, ""),
+        (
+            {**SAID, "X-Forwarded-Host": "up.example:81", "X-Forwarded-Port": "8443"},
+            "https://up.example:81",
+        ),
         (
             {**SAID, "X-Forwarded-Host": "up.example:80", "X-Forwarded-Proto": "http"},
             "http://up.example",
@@ -96,6 +109,7 @@ async def test_others_are_not_believed(trusted: list[str], tmp_path: Path) -> No
         assert await locations(client, {}) == {"http://test"}
         assert await locations(client, SAID) == {""}
         assert await locations(client, {"Forwarded": "host=evil.example"}) == {""}
+        assert await locations(client, {"X-Forwarded-Port": "8443"}) == {""}
         reply = await client.request("POST", "/files/", TUS, b"", version="1.0")
         assert reply["location"].startswith("/operations/")
 

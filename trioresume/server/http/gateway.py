@@ -26,6 +26,7 @@ _SIGNS_OF_A_PROXY = frozenset(
         "via",
         "x-forwarded-for",
         "x-forwarded-host",
+        "x-forwarded-port",
         "x-forwarded-proto",
     }
 )
@@ -57,12 +58,12 @@ class Edge:
         if not self._proxies.trusts(host_of(head.peer)):
             return replace(head, origin=_direct_origin(head))
         hop = self._proxies.first_hop(head.fields)
-        authority = hop.authority or head.fields.get("host")
+        authority = hop.authority_or(head.fields.get("host") or "")
         known = hop.scheme and authority
         return replace(
             head,
             peer=hop.client or head.peer,
-            origin=origin_from(hop.scheme, authority or "") if known else "",
+            origin=origin_from(hop.scheme, authority) if known else "",
         )
 
     def preflight(self, head: RequestHead) -> Fields | None:
