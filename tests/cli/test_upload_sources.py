@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -311,6 +313,66 @@ def test_without_a_home_it_goes_on(network: Network, tmp_path: Path) -> None:
     assert "no home directory" in done.stderr
     assert network.fetch(done.stdout.strip()) == data
     assert not (tmp_path / "~").exists()
+
+
+def no_room() -> None:
+    """Let no file grow, as on a full disk. Pipes and sockets are no files."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+@pytest.mark.parametrize("trouble", ["empty home", "no directory", "no room"])
+def test_upload_is_done_although_the_journal_cannot_be_written(
+    network: Network, tmp_path: Path, trouble: str
+) -> None:
+    """One warning says where and why. The exit code tells of the work."""
+    path, data = file_of(tmp_path, 1000)
+    words, environment = command(tmp_path, path, network.url)
+    state = Path(environment["XDG_STATE_HOME"])
+    if trouble == "empty home":
+        del environment["XDG_STATE_HOME"]
+        environment["HOME"] = ""
+    elif trouble == "no directory":
+        state.touch()
+    done = subprocess.run(
+        words,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        preexec_fn=no_room if trouble == "no room" else None,
+    )
+    assert done.returncode == 0, done.stderr
+    assert network.fetch(done.stdout.strip()) == data
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    if trouble == "empty home":
+        assert "no home directory" in done.stderr
+    else:
+        reason = "Not a directory" if trouble == "no directory" else "File too large"
+        assert f"{state / 'trioresume' / 'uploads'}: {reason}" in done.stderr
+        assert "Errno" not in done.stderr
+
+
+def test_who_stops_an_upload_that_is_not_remembered_is_told(
+    network: Network, tmp_path: Path
+) -> None:
+    """A later run begins again, so the hint must not promise more."""
+    path, _ = file_of(tmp_path, SIZE)
+    words, environment = command(
+        tmp_path, path, network.url, options=["--limit-rate", "4MB"]
+    )
+    Path(environment["XDG_STATE_HOME"]).touch()
+    before = network.proxy.totals.bytes_up
+    process = subprocess.Popen(
+        words, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while network.proxy.totals.bytes_up < before + 1_000_000:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 130
+    assert "not everything could be remembered" in errors
+    assert "same command" not in errors
 
 
 # What cannot be read, among what can.

@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import msgpack
@@ -174,6 +175,31 @@ def test_failed_save_leaves_the_old_entry_whole(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_journal_knows_what_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the same entry can be written again."""
+    journal = Journal(tmp_path)
+    entry = journal.claim("POST", URL, IDENTITY)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            entry.save(OFFER, all_sent=False)
+    assert len(journal.unsaved) == 1
+    entry.save(OFFER, all_sent=False)
+    assert journal.unsaved == set()
+    entry.close()
+    (tmp_path / "file").touch()
+    unusable = Journal(tmp_path / "file" / "journal")
+    with pytest.raises(NotADirectoryError):
+        unusable.claim("POST", URL, IDENTITY)
+    assert len(unusable.unsaved) == 1
+
+
 def test_entry_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +238,18 @@ def test_old_and_surplus_entries_are_pruned(tmp_path: Path) -> None:
     assert recalled(journal, changed(path="/0")) is None
     later = Journal(tmp_path, wall_clock=lambda: now + 15 * DAY)
     assert later.prune() == 3
+
+
+def test_two_runs_may_prune_at_once(tmp_path: Path) -> None:
+    """An entry that another run removes between two steps is no failure."""
+
+    def late_clock() -> float:
+        for path in tmp_path.glob("*.upload"):
+            path.unlink()
+        return time.time() + 1e9
+
+    remember(Journal(tmp_path))
+    assert Journal(tmp_path, wall_clock=late_clock).prune() == 1
 
 
 def test_expired_entry_is_not_used(tmp_path: Path) -> None:
@@ -349,3 +387,16 @@ def test_no_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(CallerError, match="no home directory"):
         Journal()
+
+
+def test_empty_home_is_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It must not make the root directory the user's; a state directory still counts."""
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    with pytest.raises(CallerError, match="no home directory"):
+        Journal()
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    with pytest.raises(CallerError, match="no home directory"):
+        Journal()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Journal().directory == tmp_path / "trioresume" / "uploads"

@@ -63,6 +63,15 @@ def test_servers_wish_is_a_lower_bound() -> None:
     assert budget.delay(0, 61) is None
 
 
+def test_short_wish_does_not_shorten_the_delays_of_repeated_failures() -> None:
+    """Retry-After with 0, or with a date in the past, must not make the client hurry."""
+    policy = RetryPolicy(seconds=60, first_delay=1, longest_delay=20)
+    budget = RetryBudget(policy, lambda: 1.0)
+    assert [budget.delay(0, 0.0) for _ in range(6)] == [1, 2, 4, 8, 16, 20]
+    assert budget.delay(55, 0.0) == 5
+    assert budget.delay(55, 5.0) == 6
+
+
 @pytest.mark.parametrize(
     "settings",
     [

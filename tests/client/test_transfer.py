@@ -101,13 +101,12 @@ def test_refusal_for_now_is_the_answer_when_patience_ends() -> None:
     assert made.after(last).action == Finish(last.answer)
 
 
-def test_too_long_a_wish_is_the_answer_at_once() -> None:
+@pytest.mark.parametrize("wish", ["86400", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_too_long_a_wish_is_the_answer_at_once(wish: str) -> None:
     """Trying earlier than the server asked would be refused again."""
     made = transfer()
     made.begin()
-    assert isinstance(
-        made.after(answered(429, {"retry-after": "86400"})).action, Finish
-    )
+    assert isinstance(made.after(answered(429, {"retry-after": wish})).action, Finish)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 500])
@@ -361,6 +360,29 @@ def test_processing_is_waited_for_without_using_up_the_budget() -> None:
         following = made.after(answered(202, {"retry-after": "3"}, state="processing"))
         assert following.action == FetchMessage(MESSAGE)
         assert following.delay == 3
+
+
+@pytest.mark.parametrize(
+    ("wish", "delay"),
+    [
+        ("0", 0.2),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.2),
+        ("1", 1.0),
+        ("600", 600.0),
+        ("601", 600.0),
+        ("999999999999999", 600.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 600.0),
+        ("soon", 1.0),
+        ("9" * 400, 1.0),
+    ],
+)
+def test_processing_is_asked_about_neither_at_once_nor_never(
+    wish: str, delay: float
+) -> None:
+    """The question costs no budget, so its delay has bounds of its own."""
+    made = begun(FetchMessage(MESSAGE))
+    following = made.after(answered(202, {"retry-after": wish}, state="processing"))
+    assert following.delay == delay
 
 
 def test_message_of_an_incomplete_upload_leads_back_to_the_content() -> None:

@@ -155,9 +155,7 @@ def upload(
         )
         trio.run(upload.run, restrict_keyboard_interrupt_to_checkpoints=True)
     if upload.interrupted:
-        keeps = remembered is not None
-        hint = "run the same command again to continue" if keeps else "nothing was kept"
-        click.echo(f"Stopped; {hint}.", err=True)
+        click.echo(f"Stopped; {_hint(remembered)}.", err=True)
         return ExitCode.INTERRUPTED
     return max(
         (job.exit_code for job in jobs), key=_SEVERITY.index, default=ExitCode.DONE
@@ -175,6 +173,15 @@ def _journal() -> Journal | None:
             err=True,
         )
         return None
+
+
+def _hint(journal: Journal | None) -> str:
+    """Say what running the command again does."""
+    if journal is None:
+        return "nothing was kept"
+    if journal.unsaved:
+        return "not everything could be remembered, so some files begin again"
+    return "run the same command again to continue"
 
 
 # The command exits with the last of these that one of the files has.

@@ -32,8 +32,8 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,8 @@ class Journal:
         if directory is None:
             directory = _default_directory()
         self.directory = Path(directory)
+        self.unsaved: set[Path] = set()
+        """The entries of this run whose last change could not be written."""
         self._max_age = max_age
         self._max_entries = max_entries
         self._wall_clock = wall_clock
@@ -104,18 +106,33 @@ class Journal:
         :class:`CallerError` if another run has the entry, :class:`OSError` if the
         directory cannot be used.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.prune()
         key = _Key(method, url, identity.path)
         path = self.directory / (key.name + _SUFFIX)
-        lock = _lock(path.with_suffix(".lock"))
-        entry = JournalEntry(path, lock, key, identity, self._wall_clock)
-        try:
-            entry.load(oldest=self._wall_clock() - self._max_age)
-        except BaseException:
-            entry.close()
-            raise
+        with self.noting(path):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.prune()
+            lock = _lock(path.with_suffix(".lock"))
+            entry = JournalEntry(path, lock, key, identity, self)
+            try:
+                entry.load(oldest=self._wall_clock() - self._max_age)
+            except BaseException:
+                entry.close()
+                raise
         return entry
+
+    @contextmanager
+    def noting(self, path: Path) -> Iterator[None]:
+        """Note whether the entry at *path* could be written. Raises what the body raises."""
+        try:
+            yield
+        except OSError:
+            self.unsaved.add(path)
+            raise
+        self.unsaved.discard(path)
+
+    def wall_time(self) -> float:
+        """Return the Unix time in seconds."""
+        return self._wall_clock()
 
     def prune(self) -> int:
         """Remove entries that are too old or too many. Return how many were removed."""
@@ -137,10 +154,16 @@ class Journal:
 
 
 def _default_directory() -> Path:
-    """Return the default directory. Raises :class:`CallerError` without a home directory."""
+    """Return the default directory. Raises :class:`CallerError` without a home directory.
+
+    An empty ``HOME`` says that there is none. Some versions of platformdirs take it for
+    the root directory, which is not the user's.
+    """
+    is_homeless = os.environ.get("HOME") == ""
     try:
         directory = platformdirs.user_state_path("trioresume") / "uploads"
-        if directory.is_absolute():
+        is_chosen = os.path.isabs(os.environ.get("XDG_STATE_HOME", ""))
+        if directory.is_absolute() and (is_chosen or not is_homeless):
             return directory
     except (KeyError, RuntimeError):
         pass  # neither HOME nor an entry in the password file
@@ -156,7 +179,7 @@ class JournalEntry:
         lock: int,
         key: _Key,
         identity: Identity,
-        wall_clock: Callable[[], float],
+        journal: Journal,
     ) -> None:
         self.locations: Locations | None = None
         """The locations that an earlier run was offered; None to begin from the start."""
@@ -174,8 +197,18 @@ class JournalEntry:
         self._lock: int | None = lock
         self._key = key
         self._identity = identity
-        self._wall_clock = wall_clock
-        self._created = wall_clock()
+        self._journal = journal
+        self._created = journal.wall_time()
+
+    @property
+    def directory(self) -> Path:
+        """The journal's directory."""
+        return self._journal.directory
+
+    @property
+    def source(self) -> str:
+        """The path of the file that is sent."""
+        return self._identity.path
 
     def load(self, oldest: float) -> None:
         """Read the entry's file. A file that cannot be understood counts as none."""
@@ -256,9 +289,10 @@ class JournalEntry:
             "sent": all_sent,
             "proof": None if proof is None else [proof.size, proof.digest],
             "created": self._created,
-            "used": self._wall_clock(),
+            "used": self._journal.wall_time(),
         }
-        _replace(self._path, msgpack.packb(record))
+        with self._journal.noting(self._path):
+            _replace(self._path, msgpack.packb(record))
 
     def forget(self) -> None:
         """Remove the entry: the upload is over, or can never be resumed."""

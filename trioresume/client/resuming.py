@@ -48,6 +48,16 @@ _DOUBTED_PAGES = 3
 
 # Seconds until the next question after a 202 without Retry-After.
 _DEFAULT_RETRY_AFTER = 1.0
+# Bounds for Retry-After of a 202. Such a question costs no budget. A date in the past must
+# not make the client ask without a pause, and a wrong clock must not make it wait for ever.
+_SHORTEST_POLL = 0.2
+_LONGEST_POLL = 600.0
+
+
+def _poll_delay(wish: float | None) -> float:
+    if wish is None:
+        return _DEFAULT_RETRY_AFTER
+    return min(max(wish, _SHORTEST_POLL), _LONGEST_POLL)
 
 
 class ContentFacts(Protocol):
@@ -388,7 +398,7 @@ class Resuming(ABC):
             # A server that processes is alive, so waiting for it costs no budget.
             self.budget.note_progress()
             delay = answer.retry_after(outcome.wall_time)
-            return Next(action, _DEFAULT_RETRY_AFTER if delay is None else delay)
+            return Next(action, _poll_delay(delay))
         if self._settled is not None:
             return Next(Finish(self._settled, bare=True))
         if gone:

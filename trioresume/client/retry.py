@@ -66,7 +66,8 @@ class RetryBudget:
         """Return the seconds to wait after a failure at *now*; None if the budget is used up.
 
         *retry_after* is the server's wish and a lower bound. A wish beyond the budget
-        uses it up, because the server would refuse an earlier attempt again.
+        uses it up, because the server would refuse an earlier attempt again. A short
+        wish, or a date in the past, does not shorten the delays of repeated failures.
         """
         policy = self._policy
         if self._failing_since is None:
@@ -80,4 +81,6 @@ class RetryBudget:
         drawn = self._draw() * min(bound, policy.longest_delay)
         if retry_after is None:
             return min(drawn, left)
-        return retry_after + min(drawn, 1.0) if retry_after <= left else None
+        if retry_after > left:
+            return None
+        return max(retry_after + min(drawn, 1.0), min(drawn, left))

@@ -49,6 +49,7 @@ from trioresume.protocol.dialects.marks import has_mark
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
+from trioresume.text import printable
 
 if TYPE_CHECKING:
     from trioresume.client.bodies import (
@@ -130,6 +131,7 @@ class Run(Observer):
         self._reported_at = float("-inf")
         self._trouble: str | None = None
         """Why nothing gets through now; None if something did."""
+        self._journal_warned = False
 
     async def run(self) -> ClientResponse:
         """Perform actions until the final response is complete, and return it."""
@@ -410,7 +412,20 @@ class Run(Observer):
             try:
                 await trio.to_thread.run_sync(save)
             except OSError as exc:
-                logger.warning("the journal cannot be written: %s", exc)
+                self._warn_of_journal(exc)
+
+    def _warn_of_journal(self, exc: OSError) -> None:
+        """Say once that the journal cannot be written: an upload saves its state often."""
+        assert self._entry is not None
+        if not self._journal_warned:
+            self._journal_warned = True
+            logger.warning(
+                "a later run cannot resume the upload of %s: nothing can be written in"
+                " %s: %s",
+                printable(self._entry.source),
+                self._entry.directory,
+                exc.strerror or exc,
+            )
 
     async def _journal_save_proof(self) -> None:
         """Save the proof of what was sent, for a next run that finds another date on the file."""
@@ -424,7 +439,7 @@ class Run(Observer):
             try:
                 await trio.to_thread.run_sync(self._entry.forget)
             except OSError as exc:
-                logger.warning("the journal cannot be written: %s", exc)
+                self._warn_of_journal(exc)
 
     # The end.
 
