@@ -49,7 +49,6 @@ from trioresume.protocol.dialects.marks import has_mark
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
-from trioresume.text import printable
 
 if TYPE_CHECKING:
     from trioresume.client.bodies import (
@@ -420,9 +419,9 @@ class Run(Observer):
         if not self._journal_warned:
             self._journal_warned = True
             logger.warning(
-                "a later run cannot resume the upload of %s: nothing can be written in"
+                "a later run cannot resume the upload of %r: nothing can be written in"
                 " %s: %s",
-                printable(self._entry.source),
+                self._entry.source,
                 self._entry.directory,
                 exc.strerror or exc,
             )
