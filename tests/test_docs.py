@@ -42,8 +42,8 @@ import trioresume.testing
 from docs import generate
 from tests.e2e import proxies
 from trioresume import Config
-from trioresume.cli.limits import LIMITS
 from trioresume.cli.options import Duration
+from trioresume.cli.serve_options import LIMITS
 from trioresume.protocol.operation import TRANSITIONS, OperationState
 
 ROOT = Path(__file__).parent.parent

@@ -139,41 +139,54 @@ WINGS["uploads"] = WINGS["http"] | {"http"}
 WINGS["keeper"] = {"uploads"}
 WINGS["routes"] = WINGS["uploads"] | {"uploads"}
 WINGS["serving"] = {*WINGS}
+CLIENT_WINGS: dict[str, set[str]] = {
+    "decisions": set(),
+    "content": {"decisions"},
+    "http": {"decisions", "content"},
+}
+"""The same for the client. The modules beside the wings put them together."""
 MOST_MODULES = 13
 """A wing with more modules wants to be two."""
 
 
-def wing_of(path: Path) -> str:
-    """The folder or the module below ``server`` that *path* belongs to."""
-    return path.relative_to(PACKAGE / "server").parts[0].removesuffix(".py")
+def wing_of(layer: str, path: Path) -> str:
+    """The folder or the module below *layer* that *path* belongs to."""
+    return path.relative_to(PACKAGE / layer).parts[0].removesuffix(".py")
+
+
+def modules_in(*layers: str) -> list[Path]:
+    """Every module of *layers*."""
+    return [
+        path for layer in layers for path in sorted((PACKAGE / layer).rglob("*.py"))
+    ]
 
 
 @pytest.mark.parametrize(
-    "path",
-    sorted((PACKAGE / "server").rglob("*.py")),
-    ids=lambda p: str(p.relative_to(PACKAGE)),
+    "path", modules_in("server", "client"), ids=lambda p: str(p.relative_to(PACKAGE))
 )
-def test_wings_of_the_server_point_one_way(path: Path) -> None:
+def test_wings_point_one_way(path: Path) -> None:
     """No wing imports one that is built on it, not even for type checking."""
-    wing = wing_of(path)
-    if wing == "__init__":
+    layer = layer_of(path)
+    wings = {"server": WINGS, "client": CLIENT_WINGS}[layer]
+    wing = wing_of(layer, path)
+    if wing == "__init__" or (layer == "client" and path.parent.name == "client"):
         return
-    prefix = "trioresume.server."
+    prefix = f"trioresume.{layer}."
     known = {
         n.removeprefix(prefix).partition(".")[0] for n in imports(path) if prefix in n
     }
-    assert known <= WINGS[wing] | {wing}
+    assert known <= wings[wing] | {wing}
 
 
-def test_wings_are_small_and_known() -> None:
-    """Every module of the server is in a wing, and no wing is a heap."""
-    folders = [
-        p for p in (PACKAGE / "server").iterdir() if (p / "__init__.py").exists()
-    ]
-    assert {folder.name for folder in folders} | {"serving"} == WINGS.keys()
-    for folder in folders:
-        modules = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
-        assert len(modules) <= MOST_MODULES, folder.name
+@pytest.mark.parametrize("layer", ["server", "client"])
+def test_wings_are_small_and_known(layer: str) -> None:
+    """Every folder is a wing in the order above, and no wing is a heap."""
+    wings = {"server": WINGS, "client": CLIENT_WINGS}[layer]
+    folders = [p for p in (PACKAGE / layer).iterdir() if (p / "__init__.py").exists()]
+    assert {folder.name for folder in folders} == wings.keys() - {"serving"}
+    for folder in (PACKAGE / layer, *folders):
+        held = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(held) <= MOST_MODULES, folder.name
 
 
 def test_the_command_knows_only_the_face_of_the_benchmark() -> None:

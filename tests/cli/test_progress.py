@@ -21,8 +21,8 @@ from tests.e2e.command import Service
 from trioresume import Progress
 from trioresume.cli import progress as showing, units
 from trioresume.cli.progress import FileProgress, RateMeter, Total
-from trioresume.client.steps import Outcome
-from trioresume.client.trouble import trouble_of
+from trioresume.client.decisions.actions import Outcome
+from trioresume.client.progress import trouble_of
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.heads import Fields
 

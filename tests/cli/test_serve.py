@@ -21,8 +21,7 @@ from click.testing import CliRunner, Result
 import trioresume
 from trioresume import Config
 from trioresume.cli import main
-from trioresume.cli.edge import EDGE
-from trioresume.cli.limits import LIMITS
+from trioresume.cli.serve_options import LIMITS, PROXIES_AND_BROWSERS
 
 SOURCE = str(Path(trioresume.__file__).parent.parent)
 
@@ -294,7 +293,9 @@ UNLIMITED = (
 def test_every_limit_has_its_twins() -> None:
     """None of the table's options is left out of the tests below."""
     tested = {*TWINS, *FLAGS}
-    assert {option.removeprefix("--") for option, *_ in (*LIMITS, *EDGE)} <= tested
+    assert {
+        option.removeprefix("--") for option, *_ in (*LIMITS, *PROXIES_AND_BROWSERS)
+    } <= tested
 
 
 @pytest.mark.parametrize("option", FLAGS)

@@ -15,9 +15,9 @@ import trio
 from tests.client.transfers import BASE, answered, append, begun, transfer
 from tests.server.harness import Recorder, socket_service
 from trioresume.client import Client, RetryPolicy
-from trioresume.client.bodies import BytesSource
-from trioresume.client.requests import RequestBuilder
-from trioresume.client.steps import AskOffset, Finish, Send, Sent
+from trioresume.client.content.sources import BytesSource
+from trioresume.client.decisions.actions import AskOffset, Finish, Send, Sent
+from trioresume.client.http.requests import RequestBuilder
 from trioresume.protocol.heads import Fields
 
 ProtocolName = Literal["auto", "seed", "rufh", "tus"]

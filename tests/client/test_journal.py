@@ -15,10 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from trioresume.client import Journal
-from trioresume.client.bodies import (
-    Identity,
-    Proof,
-)
+from trioresume.client.content.file_source import Identity, Proof
 from trioresume.client.journal import DAY
 from trioresume.errors import CallerError
 from trioresume.protocol.dialects.client import Locations

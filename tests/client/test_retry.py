@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trioresume.client import RetryPolicy
-from trioresume.client.retry import RetryBudget
+from trioresume.client.decisions.retry import RetryBudget
 from trioresume.errors import CallerError
 
 

@@ -18,8 +18,9 @@ import trio
 import trioresume
 from tests.client.peer import Dialogue, Model, modelled, scripted
 from trioresume import Config, Request, Response
-from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy, window
+from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy
 from trioresume.client.client import Client as ClientImplementation
+from trioresume.client.content import window
 from trioresume.errors import CallerError, TransferFailed
 from trioresume.testing import (
     ChaosProxy,

@@ -18,7 +18,7 @@ from tests.client.transfers import (
     cut,
     transfer,
 )
-from trioresume.client.steps import (
+from trioresume.client.decisions.actions import (
     Action,
     Append,
     AskOffset,

@@ -15,8 +15,7 @@ from tests.client.transfers import (
     cut,
     transfer,
 )
-from trioresume.client.choice import ProtocolName
-from trioresume.client.steps import (
+from trioresume.client.decisions.actions import (
     Action,
     Append,
     AskOffset,
@@ -29,7 +28,8 @@ from trioresume.client.steps import (
     Send,
     Sent,
 )
-from trioresume.client.transfer import Transfer
+from trioresume.client.decisions.protocol_choice import ProtocolName
+from trioresume.client.decisions.transfer import Transfer
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.fields import ContentRange

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trioresume.client.choice import Choice, ProtocolName
-from trioresume.client.retry import RetryBudget, RetryPolicy
-from trioresume.client.steps import Action, Append, FetchResult, Outcome, Sent
-from trioresume.client.transfer import Transfer
+from trioresume.client.decisions.actions import (
+    Action,
+    Append,
+    FetchResult,
+    Outcome,
+    Sent,
+)
+from trioresume.client.decisions.protocol_choice import ProtocolChoice, ProtocolName
+from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
+from trioresume.client.decisions.transfer import Transfer
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.fields import ContentRange
@@ -61,7 +67,7 @@ def transfer(
         method=method,
         content=content,
         budget=RetryBudget(policy, lambda: 0.5),
-        choice=Choice(protocol, method, content.length, known=known),
+        choice=ProtocolChoice(protocol, method, content.length, known=known),
         locations=locations,
         all_sent=all_sent,
         retry_unsafe=retry_unsafe,

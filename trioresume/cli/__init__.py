@@ -29,10 +29,10 @@ class TrioresumeGroup(click.Group):
         "serve": "trioresume.cli.serve:serve",
         "upload": "trioresume.cli.upload:upload",
         "bench": "trioresume.cli.bench:bench",
-        "ls": "trioresume.cli.keep:list_",
-        "show": "trioresume.cli.keep:show",
-        "verify": "trioresume.cli.keep:verify",
-        "gc": "trioresume.cli.keep:gc",
+        "ls": "trioresume.cli.maintenance:list_",
+        "show": "trioresume.cli.maintenance:show",
+        "verify": "trioresume.cli.maintenance:verify",
+        "gc": "trioresume.cli.maintenance:gc",
         "token": "trioresume.cli.serve:token",
     }
 

@@ -8,23 +8,21 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import trio
 
 import trioresume
-from trioresume.cli.edge import edge_options
-from trioresume.cli.limits import Settings, limit_options
 from trioresume.cli.options import (
     Bind,
     Duration,
     ExitCode,
-    Size,
     common_options,
     switch,
 )
 from trioresume.cli.output import output
+from trioresume.cli.serve_options import Settings, settings_options
 
 __all__ = ["serve", "token"]
 
@@ -60,92 +58,19 @@ if hasattr(signal, "SIGHUP"):
     "(see 'trioresume token'). Without it everybody may use the server.",
 )
 @click.option(
-    "--durability",
-    type=click.Choice(["disk", "process"]),
-    default=_DEFAULTS.durability,
-    help="What acknowledged bytes survive: disk: power loss too; process: only the end "
-    "of the process.",
-)
-@click.option(
-    "--public-url", help="URL to put before the locations that are sent to clients."
-)
-@click.option(
-    "--max-upload-size", type=Size(minimum=1), help="Largest upload to accept."
-)
-@click.option(
-    "--min-resumable-size",
-    type=Size(),
-    default=_DEFAULTS.min_resumable_size,
-    help="A smaller upload that is sent whole in one request is not made resumable.",
-)
-@click.option(
-    "--max-append-size",
-    type=Size(minimum=1),
-    help="Largest content of one request of a resumable upload; set it if a proxy has a "
-    "limit.",
-)
-@click.option(
-    "--min-append-size",
-    type=Size(),
-    default=_DEFAULTS.min_append_size,
-    help="Smallest content of such a request, unless it is empty or the last one.",
-)
-@switch(
-    "--check-interop-version",
-    default=_DEFAULTS.check_interop_version,
-    help="Send 104 only to clients that name an interop version of the draft.",
-)
-@click.option(
-    "--incomplete-lifetime",
-    type=Duration(minimum=1),
-    default=_DEFAULTS.incomplete_lifetime,
-    help="How long to keep an unfinished upload after its last request.",
-)
-@click.option(
-    "--response-lifetime",
-    type=Duration(minimum=1),
-    default=_DEFAULTS.response_lifetime,
-    help="How long clients can fetch a final response again.",
-)
-@click.option(
     "--file-lifetime",
     type=Duration(minimum=1),
     help="How long to keep a stored file. [default: forever]",
 )
-@click.option(
-    "--idle-timeout",
-    type=Duration(minimum=0.1),
-    default=_DEFAULTS.body_timeout,
-    help="How long an upload may make no progress before its connection is closed.",
-)
-@click.option(
-    "--grace-timeout",
-    type=Duration(),
-    default=_DEFAULTS.grace_timeout,
-    help="How long running requests may continue after SIGTERM or Ctrl-C.",
-)
 @switch("--ui", default=False, help="Serve an upload page for browsers at /ui/.")
-@limit_options
-@edge_options
+@settings_options
 def serve(
-    edge: Settings,
-    limits: Settings,
+    settings: Settings,
     bind: tuple[str, ...],
     data_dir: Path,
     base_path: str,
     tokens_file: Path | None,
-    durability: Literal["disk", "process"],
-    public_url: str | None,
-    max_upload_size: int | None,
-    min_resumable_size: int,
-    max_append_size: int | None,
-    min_append_size: int,
-    check_interop_version: bool,
-    incomplete_lifetime: float,
-    response_lifetime: float,
     file_lifetime: float | None,
-    idle_timeout: float,
-    grace_timeout: float,
     ui: bool,
 ) -> ExitCode:
     """Accept resumable uploads and store them as files.
@@ -159,24 +84,14 @@ def serve(
     # Wait only one second for a reader of the output: a container runtime, for example,
     # kills a process that does not end soon.
     output.never_wait(linger=1.0)
-    settings: dict[str, Any] = {**limits, **edge}
     _check_base_path(base_path)
+    if settings["public_url"] is not None:
+        settings["public_url"] = settings["public_url"].rstrip("/")
     config = _config(
         bind=bind,
         data_dir=data_dir,
         authenticate=None if tokens_file is None else _tokens(tokens_file),
-        durability=durability,
-        public_url=None if public_url is None else public_url.rstrip("/"),
-        max_upload_size=max_upload_size,
-        min_resumable_size=min_resumable_size,
-        max_append_size=max_append_size,
-        min_append_size=min_append_size,
-        check_interop_version=check_interop_version,
-        incomplete_lifetime=incomplete_lifetime,
-        response_lifetime=response_lifetime,
         file_lifetime=file_lifetime,
-        body_timeout=idle_timeout,
-        grace_timeout=grace_timeout,
         ui=base_path if ui else None,
         **settings,
     )

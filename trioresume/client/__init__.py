@@ -1,20 +1,24 @@
 """The client: sends a request and completes it, over any number of connections.
 
-``transfer`` and ``resuming`` decide, without I/O. ``choice`` finds out which protocol
-to speak, and ``dialects`` has the fields of each protocol. ``run`` performs the
-decisions, and ``exchange`` is one request on one connection. ``bodies`` and ``content``
-hold the sent and the received content. ``journal`` remembers uploads across runs.
+Three wings, each built on those before it::
+
+    decisions    without I/O: what to do next, which protocol to speak, what to believe
+    content      what a request sends, and what its response brings
+    http         connections, requests, and one round trip of both
+
+``client`` is what a program uses. ``runner`` performs the decisions of one request, and
+``journal`` remembers uploads across runs. The fields of each protocol are in
+:mod:`trioresume.protocol.dialects`.
 """
 
-from trioresume.client.bodies import (
-    BodyInput,
-)
-from trioresume.client.choice import ProtocolName
 from trioresume.client.client import Client
-from trioresume.client.connector import Connector, TcpConnector
+from trioresume.client.content.sources import BodyInput
+from trioresume.client.decisions.protocol_choice import ProtocolName
+from trioresume.client.decisions.retry import RetryPolicy
+from trioresume.client.http.connector import Connector, TcpConnector
 from trioresume.client.journal import Journal
-from trioresume.client.messages import ClientResponse, Progress
-from trioresume.client.retry import RetryPolicy
+from trioresume.client.progress import Progress
+from trioresume.client.response import ClientResponse
 from trioresume.protocol.urls import Origin
 
 __all__ = [

@@ -13,28 +13,25 @@ from typing import TYPE_CHECKING, Self, get_args
 
 import trio
 
-from trioresume.client.bodies import (
-    BodyInput,
-    FileSource,
-    Source,
-    opened,
-)
-from trioresume.client.choice import (
-    Choice,
+from trioresume.client.content.file_source import FileSource
+from trioresume.client.content.response_content import ResponseContent
+from trioresume.client.content.sources import BodyInput, Source, opened
+from trioresume.client.content.window import IterableSource
+from trioresume.client.decisions.protocol_choice import (
     Place,
+    ProtocolChoice,
     ProtocolName,
     place_of,
 )
-from trioresume.client.connector import Connector, TcpConnector
-from trioresume.client.content import ResponseContent
-from trioresume.client.exchange import RateLimiter
-from trioresume.client.messages import ClientResponse, Progress
-from trioresume.client.pool import Pool
-from trioresume.client.requests import HeaderInput, RequestBuilder
-from trioresume.client.retry import RetryBudget, RetryPolicy
-from trioresume.client.run import Run, Timeouts
-from trioresume.client.transfer import Transfer
-from trioresume.client.window import IterableSource
+from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
+from trioresume.client.decisions.transfer import Transfer
+from trioresume.client.http.connector import Connector, TcpConnector
+from trioresume.client.http.pool import Pool
+from trioresume.client.http.requests import HeaderInput, RequestBuilder
+from trioresume.client.http.round_trip import RateLimiter
+from trioresume.client.progress import Progress
+from trioresume.client.response import ClientResponse
+from trioresume.client.runner import Timeouts, TransferRunner
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Url
@@ -184,7 +181,7 @@ class Client:
                     standing=self._standing,
                     wait=int(min(LONGEST_WAIT_SECONDS, self._timeouts.idle / 2)),
                 )
-                run = Run(
+                run = TransferRunner(
                     parsed,
                     self._transfer(method, choice, source, entry, retry_unsafe),
                     builder,
@@ -207,13 +204,13 @@ class Client:
 
     def _choice(
         self, method: str, url: Url, source: Source, entry: JournalEntry | None
-    ) -> Choice:
+    ) -> ProtocolChoice:
         place = place_of(method, url)
 
         def remember(dialect: ClientDialect) -> None:
             self._spoken[place] = dialect
 
-        return Choice(
+        return ProtocolChoice(
             self._protocol,
             method,
             source.length,
@@ -225,7 +222,7 @@ class Client:
     def _transfer(
         self,
         method: str,
-        choice: Choice,
+        choice: ProtocolChoice,
         source: Source,
         entry: JournalEntry | None,
         retry_unsafe: bool,
@@ -298,8 +295,8 @@ def _claim(
         return None
 
 
-async def _run_beside(source: IterableSource, run: Run) -> ClientResponse:
-    """Run *run*, with the task that pulls its content beside it."""
+async def _run_beside(source: IterableSource, run: TransferRunner) -> ClientResponse:
+    """TransferRunner *run*, with the task that pulls its content beside it."""
     result: ClientResponse | None = None
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

@@ -41,10 +41,7 @@ import msgpack
 import platformdirs
 from blake3 import blake3
 
-from trioresume.client.bodies import (
-    Identity,
-    Proof,
-)
+from trioresume.client.content.file_source import Identity, Proof
 from trioresume.errors import CallerError
 from trioresume.protocol.dialects.client import ClientDialect, Locations
 from trioresume.protocol.dialects.rufh.client import RufhClient

@@ -109,18 +109,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from trioresume.client.marks import (
-    Verdict,
-    confirms,
-    contradicts,
-    has_validator,
-    is_diverted,
-    plain_verdict,
-    shows_length,
-    stores_content,
-)
-from trioresume.client.resuming import IDEMPOTENT_METHODS, ContentFacts, Resuming
-from trioresume.client.steps import (
+from trioresume.client.decisions.actions import (
     Action,
     Append,
     AskOffset,
@@ -137,6 +126,21 @@ from trioresume.client.steps import (
     Send,
     Sent,
 )
+from trioresume.client.decisions.portals import (
+    Verdict,
+    confirms,
+    contradicts,
+    has_validator,
+    is_diverted,
+    plain_verdict,
+    shows_length,
+    stores_content,
+)
+from trioresume.client.decisions.resumption import (
+    IDEMPOTENT_METHODS,
+    ContentFacts,
+    Resumption,
+)
 from trioresume.errors import TransferFailed
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.dialects.discovery import Discovery
@@ -150,7 +154,7 @@ _REFUSED_FOR_NOW = frozenset({408, 425, 429, 503})
 
 
 @dataclass(eq=False, kw_only=True)
-class Transfer(Resuming):
+class Transfer(Resumption):
     """The state of one transfer. The module's docstring has its table.
 
     The decisions after the offer are in :class:`Resuming`.

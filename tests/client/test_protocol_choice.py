@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from trioresume.client.choice import Choice, ProtocolName, place_of
+from trioresume.client.decisions.protocol_choice import (
+    ProtocolChoice,
+    ProtocolName,
+    place_of,
+)
 from trioresume.client.journal import dialect_named
 from trioresume.errors import CallerError
 from trioresume.protocol.dialects.client import Answer, ClientDialect
@@ -36,7 +40,7 @@ class Made:
         begun: ClientDialect | None = None,
     ) -> None:
         self.remembered: list[str] = []
-        self.choice = Choice(
+        self.choice = ProtocolChoice(
             protocol,
             method,
             length,

@@ -9,9 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Protocol
 
-from trioresume.client.content import ResponseContent
-from trioresume.client.exchange import Exchange
-from trioresume.client.steps import (
+from trioresume.client.content.response_content import ResponseContent
+from trioresume.client.decisions.actions import (
     Append,
     AskOffset,
     Confirm,
@@ -23,6 +22,7 @@ from trioresume.client.steps import (
     Send,
     WireAction,
 )
+from trioresume.client.http.round_trip import RoundTrip
 from trioresume.errors import PeerError, TransferFailed
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.dialects.marks import is_page
@@ -52,7 +52,7 @@ class Sink(Protocol):
 
     async def write(self, data: bytes | bytearray) -> None: ...
 
-    def reading(self, exchange: Exchange) -> Reading:
+    def reading(self, exchange: RoundTrip) -> Reading:
         """Return what the finished *exchange* brought."""
         ...
 
@@ -81,7 +81,7 @@ class IgnoringSink:
     async def write(self, data: bytes | bytearray) -> None:
         """Ignore the content. It may be a problem document, which a program does not need."""
 
-    def reading(self, exchange: Exchange) -> Reading:
+    def reading(self, exchange: RoundTrip) -> Reading:
         return Reading(exchange.answer, exchange.whole, exchange.cause)
 
 
@@ -97,7 +97,7 @@ class FinalSink:
     async def write(self, data: bytes | bytearray) -> None:
         await self._content.write(data)
 
-    def reading(self, exchange: Exchange) -> Reading:
+    def reading(self, exchange: RoundTrip) -> Reading:
         return Reading(exchange.answer, exchange.whole, exchange.cause)
 
 
@@ -140,7 +140,7 @@ class MessageSink:
         await self._content.write(self._buffer[start:])
         self._buffer.clear()
 
-    def reading(self, exchange: Exchange) -> Reading:
+    def reading(self, exchange: RoundTrip) -> Reading:
         if self._is_message:
             if exchange.whole and self._inner is None:
                 raise TransferFailed("the recorded response ends within its head")
@@ -198,7 +198,7 @@ class ResultSink:
         if self._usable:
             await self._content.write(data)
 
-    def reading(self, exchange: Exchange) -> Reading:
+    def reading(self, exchange: RoundTrip) -> Reading:
         whole, cause = exchange.whole, exchange.cause
         if exchange.answer is not None and exchange.answer.status in (200, 206):
             if not self._usable:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from trioresume.client.steps import Sent
+from trioresume.client.decisions.actions import Sent
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.dialects.marks import is_marked, is_page
 from trioresume.protocol.fields import maybe_integer, parse_entity_tag

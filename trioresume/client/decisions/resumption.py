@@ -11,8 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from trioresume.client.marks import is_foreign
-from trioresume.client.steps import (
+from trioresume.client.decisions.actions import (
     Action,
     Append,
     AskOffset,
@@ -23,19 +22,20 @@ from trioresume.client.steps import (
     Next,
     Outcome,
 )
+from trioresume.client.decisions.portals import is_foreign
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.marks import is_marked, is_page
 from trioresume.protocol.fields import ContentRange, maybe_integer
 
 if TYPE_CHECKING:
-    from trioresume.client.choice import Choice
-    from trioresume.client.retry import RetryBudget
+    from trioresume.client.decisions.protocol_choice import ProtocolChoice
+    from trioresume.client.decisions.retry import RetryBudget
     from trioresume.protocol.dialects.client import ClientDialect
     from trioresume.protocol.heads import Fields
     from trioresume.protocol.urls import Url
 
-__all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Resuming"]
+__all__ = ["IDEMPOTENT_METHODS", "ContentFacts", "Resumption"]
 
 IDEMPOTENT_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 """RFC 9110, section 9.2.2."""
@@ -85,13 +85,13 @@ class ContentFacts(Protocol):
 
 
 @dataclass(eq=False, kw_only=True)
-class Resuming(ABC):
+class Resumption(ABC):
     """The state of a transfer, and its decisions after the offer."""
 
     method: str
     content: ContentFacts
     budget: RetryBudget
-    choice: Choice
+    choice: ProtocolChoice
     locations: Locations | None = None
     """The offer. It is given at the start to continue an earlier run's upload."""
     proven: int | None = None

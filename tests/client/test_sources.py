@@ -15,18 +15,20 @@ import pytest
 import trio
 import trio.testing
 
-from trioresume.client.bodies import (
+from trioresume.client.content.file_source import (
     BLOCK_BYTES,
-    BodyInput,
     FileSource,
     FileSpan,
+    SourceChanged,
+)
+from trioresume.client.content.sources import (
+    BodyInput,
     SeekableSource,
     Source,
-    SourceChanged,
     opened,
 )
-from trioresume.client.exchange import Outgoing
-from trioresume.client.window import IterableSource
+from trioresume.client.content.window import IterableSource
+from trioresume.client.http.round_trip import Outgoing
 from trioresume.errors import CallerError
 
 DATA = random.Random(1).randbytes(2 * BLOCK_BYTES + 12345)

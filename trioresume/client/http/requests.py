@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING
 
 import h11
 
-from trioresume.client.bodies import (
-    Source,
-)
-from trioresume.client.exchange import Outgoing
-from trioresume.client.steps import (
+from trioresume.client.content.sources import Source
+from trioresume.client.decisions.actions import (
     Append,
     AskOffset,
     Confirm,
@@ -28,13 +25,14 @@ from trioresume.client.steps import (
     Send,
     WireAction,
 )
+from trioresume.client.http.round_trip import Outgoing
 from trioresume.errors import CallerError
 from trioresume.protocol.dialects.seed.client import PLAIN
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
-    from trioresume.client.choice import Choice
+    from trioresume.client.decisions.protocol_choice import ProtocolChoice
     from trioresume.protocol.dialects.client import ClientDialect
 
 __all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
@@ -87,7 +85,7 @@ class RequestBuilder:
         method: str,
         url: Url,
         source: Source,
-        choice: Choice,
+        choice: ProtocolChoice,
         *,
         headers: HeaderInput,
         standing: Fields,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.dialects.client import Answer
     from trioresume.protocol.urls import Origin, Url
 
-__all__ = ["Choice", "Place", "ProtocolName", "place_of"]
+__all__ = ["Place", "ProtocolChoice", "ProtocolName", "place_of"]
 
 ProtocolName = Literal["auto", "seed", "rufh", "tus"]
 """The protocols that a caller can ask for."""
@@ -63,7 +63,7 @@ def place_of(method: str, url: Url) -> Place:
     return url.origin, method, folder
 
 
-class Choice:
+class ProtocolChoice:
     """The choice of one request's dialect. The module's docstring has the rules.
 
     *known* is the dialect of the place, if an earlier request found it out. *begun* is

@@ -1,4 +1,4 @@
-"""Says in a few words what went wrong with an attempt, for progress reports."""
+"""The progress of an upload, as a caller of the client gets it, and what goes wrong in words."""
 
 from __future__ import annotations
 
@@ -6,15 +6,41 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import h11
 import trio
 
 if TYPE_CHECKING:
-    from trioresume.client.steps import Outcome
+    from trioresume.client.decisions.actions import Outcome
 
-__all__ = ["trouble_of"]
+__all__ = ["Progress", "trouble_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an upload is."""
+
+    sent: int
+    """The current attempt's position in the content, in bytes. It falls when bytes are
+    sent again.
+    """
+    acknowledged: int
+    """How many bytes the server has, durably, by its own statement."""
+    total: int | None
+    """The length of the content in bytes; None while it is not known."""
+    attempt: int
+    """The number of the attempt, from 1 on. It rises each time sending continues after a cut."""
+    transferred: int = 0
+    """The content bytes that this call handed to the connection, with repeated ones and
+    without those of an earlier run. Compute a rate from these.
+    """
+    trouble: str | None = None
+    """Why nothing gets through now, such as ``connection refused``; None if all is well."""
+    retry_in: float | None = None
+    """Seconds until the next attempt, if the client waits for it."""
+
 
 _WORDS = {
     errno.ECONNREFUSED: "connection refused",

@@ -16,18 +16,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.client.bodies import FileSource, SourceChanged
-from trioresume.client.exchange import (
-    BARE_CONTINUE_SECONDS,
-    Exchange,
-    Observer,
-    RateLimiter,
-    ResponseSink,
-)
-from trioresume.client.marks import may_be_foreign
-from trioresume.client.messages import ClientResponse, Progress
-from trioresume.client.sinks import IgnoringSink, Reading, sink_for
-from trioresume.client.steps import (
+from trioresume.client.content.file_source import FileSource, SourceChanged
+from trioresume.client.decisions.actions import (
     Action,
     Append,
     Contrast,
@@ -41,8 +31,18 @@ from trioresume.client.steps import (
     Sent,
     WireAction,
 )
-from trioresume.client.transfer import Transfer
-from trioresume.client.trouble import trouble_of
+from trioresume.client.decisions.portals import may_be_foreign
+from trioresume.client.decisions.transfer import Transfer
+from trioresume.client.http.response_sinks import IgnoringSink, Reading, sink_for
+from trioresume.client.http.round_trip import (
+    BARE_CONTINUE_SECONDS,
+    Observer,
+    RateLimiter,
+    ResponseSink,
+    RoundTrip,
+)
+from trioresume.client.progress import Progress, trouble_of
+from trioresume.client.response import ClientResponse
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.marks import has_mark
@@ -51,16 +51,14 @@ from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
-    from trioresume.client.bodies import (
-        Source,
-    )
-    from trioresume.client.content import ResponseContent
+    from trioresume.client.content.response_content import ResponseContent
+    from trioresume.client.content.sources import Source
+    from trioresume.client.http.pool import Pool
+    from trioresume.client.http.requests import RequestBuilder, WireRequest
     from trioresume.client.journal import JournalEntry
-    from trioresume.client.pool import Pool
-    from trioresume.client.requests import RequestBuilder, WireRequest
     from trioresume.protocol.dialects.client import ClientDialect
 
-__all__ = ["Run", "Timeouts"]
+__all__ = ["Timeouts", "TransferRunner"]
 
 logger = logging.getLogger("trioresume.client")
 
@@ -90,7 +88,7 @@ class _NotConnected(Exception):
         self.reason = reason
 
 
-class Run(Observer):
+class TransferRunner(Observer):
     """The asynchronous side of one transfer. It observes the exchanges that it performs."""
 
     def __init__(
@@ -192,7 +190,7 @@ class Run(Observer):
             request.outgoing.wait_for_continue = self._patience
         sink = sink_for(action, self._content)
         try:
-            exchange = await self._exchange(request, sink, self)
+            exchange = await self._round_trip(request, sink, self)
         except _NotConnected as exc:
             self._refuse_unknown_name(exc.reason)
             self._interrupted = self._interrupted or isinstance(action, Send | Append)
@@ -219,7 +217,7 @@ class Run(Observer):
             self._position = action.range.start if isinstance(action, Append) else 0
             self._report(force=True)
 
-    def _carried(self, action: WireAction, exchange: Exchange) -> Sent:
+    def _carried(self, action: WireAction, exchange: RoundTrip) -> Sent:
         """Return how much of the content went with *exchange*."""
         if isinstance(action, Create):
             # With empty content, a creation is the whole request. Otherwise it carries none.
@@ -266,9 +264,9 @@ class Run(Observer):
             wall_time=time.time(),
         )
 
-    async def _exchange(
+    async def _round_trip(
         self, request: WireRequest, sink: ResponseSink, observer: Observer
-    ) -> Exchange:
+    ) -> RoundTrip:
         """Perform *request*.
 
         Raises :class:`_NotConnected` if there is no connection for it. An
@@ -276,10 +274,10 @@ class Run(Observer):
         """
         connected = False
         try:
-            async with self._pool.link(request.url.origin) as link:
+            async with self._pool.connection(request.url.origin) as connection:
                 connected = True
-                exchange = Exchange(
-                    link,
+                exchange = RoundTrip(
+                    connection,
                     request.head,
                     request.outgoing,
                     sink,
@@ -329,7 +327,9 @@ class Run(Observer):
         with trio.move_on_after(DISCOVERY_SECONDS):
             for pause in (*_DISCOVERY_PAUSES, None):
                 try:
-                    exchange = await self._exchange(request, IgnoringSink(), Observer())
+                    exchange = await self._round_trip(
+                        request, IgnoringSink(), Observer()
+                    )
                     if exchange.answer is not None:
                         return exchange.answer
                 except _NotConnected as exc:
@@ -505,6 +505,6 @@ class Run(Observer):
         """Perform *request*, and ignore whether it succeeds."""
         with trio.move_on_after(RELEASE_SECONDS):
             try:
-                await self._exchange(request, IgnoringSink(), Observer())
+                await self._round_trip(request, IgnoringSink(), Observer())
             except _NotConnected as exc:
                 logger.debug("%s was not told: %s", request.url, exc.reason)

@@ -11,7 +11,7 @@ Three rules:
   the rest (RFC 9110, section 10.1.1).
 * If the sender finds the connection closed, the server may have sent a reason before it
   closed (R10). So the receiver gets a moment to read it.
-* Cuts are results, not exceptions: :attr:`Exchange.cause`. Exceptions come from the
+* Cuts are results, not exceptions: :attr:`RoundTrip.cause`. Exceptions come from the
   caller's side: a broken source, a full disk, an ``on_progress`` that failed.
 
 Statement numbers such as R1 are defined in docs/supported-protocols.md.
@@ -28,12 +28,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 import h11
 import trio
 
-from trioresume.client.bodies import (
-    FileSpan,
-    Piece,
-    shrunk,
-)
-from trioresume.client.steps import Sent
+from trioresume.client.content.file_source import FileSpan, Piece, shrunk
+from trioresume.client.decisions.actions import Sent
+from trioresume.client.http.connection import ClientConnection
 from trioresume.errors import CallerError
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.heads import Fields
@@ -41,25 +38,18 @@ from trioresume.protocol.heads import Fields
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from trioresume.client.bodies import (
-        Source,
-    )
-    from trioresume.protocol.urls import Origin
+    from trioresume.client.content.sources import Source
 
 __all__ = [
     "BARE_CONTINUE_SECONDS",
-    "Exchange",
-    "Link",
     "Observer",
     "Outgoing",
     "RateLimiter",
     "ResponseSink",
+    "RoundTrip",
 ]
 
 RECEIVE_BYTES = 256 * 1024
-
-MAX_HEAD_BYTES = 64 * 1024
-"""The longest response head that is read."""
 
 LAST_WORDS_SECONDS = 3.0
 """How long the client still listens to a server that stopped reading."""
@@ -94,44 +84,6 @@ class ResponseSink(Protocol):
     async def begin(self, answer: Answer) -> None: ...
 
     async def write(self, data: bytes | bytearray) -> None: ...
-
-
-class Link:
-    """A connection and the parser's state for it."""
-
-    def __init__(self, stream: trio.abc.Stream, origin: Origin) -> None:
-        self.stream = stream
-        self.origin = origin
-        self.parser = h11.Connection(
-            h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES
-        )
-
-    def make_reusable(self) -> bool:
-        """Prepare for the next exchange. Return False if the connection cannot be used again."""
-        unread, _ = self.parser.trailing_data
-        if unread:
-            return False
-        try:
-            self.parser.start_next_cycle()
-        except h11.LocalProtocolError:
-            return False
-        return True
-
-    @property
-    def stale(self) -> bool:
-        """Whether the server closed the idle connection meanwhile."""
-        if not isinstance(self.stream, trio.SocketStream):
-            return False
-        import select
-
-        poll = select.poll()
-        poll.register(self.stream.socket.fileno(), select.POLLIN)
-        # Between exchanges the server sends nothing, so readable means closed.
-        return bool(poll.poll(0))
-
-    async def aclose(self) -> None:
-        """Close at once, also if the exchange is unfinished."""
-        await trio.aclose_forcefully(self.stream)
 
 
 class RateLimiter:
@@ -212,12 +164,12 @@ class Observer:
         """Note that the last byte of the request was handed to the connection."""
 
 
-class Exchange:
-    """Performs one request on *link*. The module's docstring has the rules."""
+class RoundTrip:
+    """Performs one request on *connection*. The module's docstring has the rules."""
 
     def __init__(
         self,
-        link: Link,
+        connection: ClientConnection,
         request: h11.Request,
         outgoing: Outgoing | None,
         sink: ResponseSink,
@@ -232,7 +184,7 @@ class Exchange:
         self.cause: Exception | None = None
         """Why the exchange has no final response, or no whole one."""
         self._failure: Exception | None = None
-        self._link = link
+        self._connection = connection
         self._request = request
         self._outgoing = outgoing
         self._sink = sink
@@ -246,12 +198,12 @@ class Exchange:
         self._awaiting_continue = trio.CancelScope()
         self._sender_done = trio.Event()
         self._sending = trio.CancelScope()
-        self._exchange = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self._deadline = 0.0
         self._waits_for_source = False
         self._observer_acts = False
         self._use_sendfile = hasattr(os, "sendfile") and isinstance(
-            link.stream, trio.SocketStream
+            connection.stream, trio.SocketStream
         )
 
     async def run(self) -> None:
@@ -261,7 +213,7 @@ class Exchange:
         If cancelled, the connection is in an unknown state and must be closed.
         """
         self._touch()
-        with self._exchange:
+        with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._guard, self._send)
@@ -279,7 +231,7 @@ class Exchange:
             await work()
         except Exception as exc:  # noqa: BLE001 - raised again by run(), without a group
             self._failure = self._failure or exc
-            self._exchange.cancel()
+            self._scope.cancel()
 
     # The watchdog.
 
@@ -296,7 +248,7 @@ class Exchange:
                 self.cause = self.cause or TimeoutError(
                     f"nothing moved for {self._idle_timeout:g} seconds"
                 )
-                self._exchange.cancel()
+                self._scope.cancel()
 
     @property
     def _producing(self) -> bool:
@@ -317,11 +269,11 @@ class Exchange:
                 self.cause = exc
                 # Cancelled as soon as the receiver finds a final response.
                 await trio.sleep(LAST_WORDS_SECONDS)
-                self._exchange.cancel()
+                self._scope.cancel()
         self._sender_done.set()
 
     async def _send_request(self) -> None:
-        parser = self._link.parser
+        parser = self._connection.parser
         head = parser.send(self._request) or b""
         if self._outgoing is None:
             await self._send_bytes(
@@ -331,7 +283,7 @@ class Exchange:
             await self._send_bytes(memoryview(head))
             await self._await_continue(self._outgoing)
             if not await self._is_ready():
-                self._exchange.cancel()
+                self._scope.cancel()
                 await trio.sleep_forever()
             await self._send_content(self._outgoing)
         self.sent = Sent.ALL
@@ -356,7 +308,7 @@ class Exchange:
             self._touch()
 
     async def _send_content(self, outgoing: Outgoing) -> None:
-        parser = self._link.parser
+        parser = self._connection.parser
         skip = len(outgoing.prefix)
         async with aclosing(outgoing.pieces()) as pieces:
             while (piece := await self._next(pieces)) is not None:
@@ -399,7 +351,7 @@ class Exchange:
     async def _send_bytes(self, view: memoryview) -> None:
         # In pieces, so that the watchdog sees a slow connection move.
         for start in range(0, len(view), RECEIVE_BYTES):
-            await self._link.stream.send_all(view[start : start + RECEIVE_BYTES])
+            await self._connection.stream.send_all(view[start : start + RECEIVE_BYTES])
             self._touch()
 
     async def _send_span(self, span: FileSpan) -> None:
@@ -416,7 +368,7 @@ class Exchange:
 
     async def _sendfile(self, span: FileSpan) -> int:
         """Send *span*; return how much the kernel took, 0 if sendfile cannot do it."""
-        stream = self._link.stream
+        stream = self._connection.stream
         assert isinstance(stream, trio.SocketStream)
         # This is always a checkpoint. With TCP_NOTSENT_LOWAT it also paces the sending.
         await trio.lowlevel.wait_writable(stream.socket)
@@ -440,7 +392,7 @@ class Exchange:
     async def _receive(self) -> None:
         try:
             while not self.whole:
-                await self._handle(self._link.parser.next_event())
+                await self._handle(self._connection.parser.next_event())
         except (trio.BrokenResourceError, EOFError) as exc:
             # The first failure is the better reason.
             self.cause = self.cause or exc
@@ -448,7 +400,7 @@ class Exchange:
             # At the end of the stream h11 only names what it expected instead.
             early = EOFError("the server closed the connection too early")
             self.cause = self.cause or (
-                early if self._link.parser.trailing_data[1] else exc
+                early if self._connection.parser.trailing_data[1] else exc
             )
 
     def _copied(self, fields: Fields) -> frozenset[str]:
@@ -459,9 +411,9 @@ class Exchange:
     async def _handle(self, event: object) -> None:
         match event:
             case h11.NEED_DATA:
-                data = await self._link.stream.receive_some(RECEIVE_BYTES)
+                data = await self._connection.stream.receive_some(RECEIVE_BYTES)
                 self._touch()
-                self._link.parser.receive_data(bytes(data))
+                self._connection.parser.receive_data(bytes(data))
             case h11.InformationalResponse():
                 fields = Fields.from_wire(event.headers)
                 if await self._observer.on_interim(event.status_code, fields):
