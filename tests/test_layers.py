@@ -178,12 +178,58 @@ def test_wings_point_one_way(path: Path) -> None:
     assert known <= wings[wing] | {wing}
 
 
+# What answers requests knows of ``http`` only this port, whatever carries the requests.
+HTTP_PORT = {
+    "trioresume.server.http.exchange",
+    "trioresume.server.http.stored_body",
+}
+CARRIERS = {"h11", "h2", "hpack", "hyperframe", "select", "socket", "ssl"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for wing in ("routes", "uploads")
+        for path in sorted((PACKAGE / "server" / wing).glob("*.py"))
+    ],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_routes_and_uploads_know_only_the_port_of_http(path: Path) -> None:
+    """They import no carrier: neither HTTP/1.1's modules, nor h11, h2, TLS or sockets."""
+    names = set(imports(path))
+    assert {n for n in names if n.startswith("trioresume.server.http")} <= HTTP_PORT
+    assert not {n.partition(".")[0] for n in names} & CARRIERS
+
+
+@pytest.mark.parametrize("module", sorted(HTTP_PORT))
+def test_the_port_of_http_knows_no_carrier(module: str) -> None:
+    """The port's modules import none of the others of ``http``, and no carrier."""
+    names = set(imports(PACKAGE.parent / (module.replace(".", "/") + ".py")))
+    assert {n for n in names if n.startswith("trioresume.server.http")} <= HTTP_PORT
+    assert not {n.partition(".")[0] for n in names} & CARRIERS
+
+
+def test_carriers_do_not_know_each_other() -> None:
+    """Each folder in ``http`` is a carrier: it imports from ``http`` itself, not from another."""
+    http = PACKAGE / "server" / "http"
+    carriers = {p.name for p in http.iterdir() if (p / "__init__.py").exists()}
+    for path in http.rglob("*.py"):
+        own = path.relative_to(http).parts[0]
+        known = {
+            n.removeprefix("trioresume.server.http.").partition(".")[0]
+            for n in imports(path)
+        }
+        assert known & carriers <= {own}, path
+
+
 @pytest.mark.parametrize("layer", ["server", "client"])
 def test_wings_are_small_and_known(layer: str) -> None:
     """Every folder is a wing in the order above, and no wing is a heap."""
     wings = {"server": WINGS, "client": CLIENT_WINGS}[layer]
-    folders = [p for p in (PACKAGE / layer).iterdir() if (p / "__init__.py").exists()]
-    assert {folder.name for folder in folders} == wings.keys() - {"serving"}
+    folders = [p.parent for p in (PACKAGE / layer).rglob("*/__init__.py")]
+    outer = {folder.name for folder in folders if folder.parent == PACKAGE / layer}
+    assert outer == wings.keys() - {"serving"}
     for folder in (PACKAGE / layer, *folders):
         held = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
         assert len(held) <= MOST_MODULES, folder.name

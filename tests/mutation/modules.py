@@ -50,11 +50,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         "event_loop/stall_watch",
         "event_loop/turnstile",
         "http/acceptor",
-        "http/body",
-        "http/connection",
+        "http/base_exchange",
         "http/connection_limits",
-        "http/exchange",
         "http/gateway",
+        "http/http1/body",
+        "http/http1/connection",
+        "http/http1/exchange",
+        "http/paced_body",
         "http/stored_body",
         "http/transport",
         "routes/concatenation",
@@ -159,12 +161,17 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/test_result.py",
         "tests/server/test_failures.py",
     ),
-    "server/http/connection": (
+    "server/http/http1/connection": (
         "tests/server/test_hostile.py",
         "tests/server/http/test_gateway.py",
     ),
-    "server/http/exchange": (
+    "server/http/base_exchange": (
         "tests/server/http/test_gateway.py",
+        "tests/server/test_failures.py",
+        "tests/server/test_result.py",
+    ),
+    "server/http/http1/exchange": (
+        "tests/server/test_hostile.py",
         "tests/server/test_result.py",
     ),
     "server/uploads/incoming": (
@@ -187,9 +194,14 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/test_resting.py",
         "tests/server/test_content.py",
     ),
-    "server/http/body": (
+    "server/http/http1/body": (
         "tests/server/test_receiving.py",
         "tests/server/test_content.py",
+    ),
+    "server/http/paced_body": (
+        "tests/server/test_trickling.py",
+        "tests/server/test_receiving.py",
+        "tests/server/test_many_events.py",
     ),
     "server/routes/representation": ("tests/server/test_downloads.py",),
     "server/routes/operation_resources": (

@@ -18,11 +18,11 @@ from trioresume.protocol.framing import MAX_MEMBERS
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
 from trioresume.server.async_store.threads import Job, Lane, Then, Workers
-from trioresume.server.http.body import (
+from trioresume.server.http.http1.body import Http1Body
+from trioresume.server.http.paced_body import (
     LARGEST_SHARE,
     MUCH_WORK,
     SMALLEST_SHARE,
-    BodyReceiver,
 )
 from trioresume.testing import MemoryTransport, memory_transport_pair
 
@@ -162,13 +162,13 @@ class Taking(Reading):
 
 def _receiver(
     memory: ReceiveMemory, data: bytes, length: int | None
-) -> tuple[BodyReceiver, MemoryTransport]:
+) -> tuple[Http1Body, MemoryTransport]:
     ours, theirs = memory_transport_pair(capacity=len(data))
     theirs.send_nowait(data)
     head = RequestHead(
         method="POST", target="/", fields=Fields(), http_version="1.1", length=length
     )
-    return BodyReceiver(head, ours, bytearray(), memory, Config()), theirs
+    return Http1Body(head, ours, bytearray(), memory, Config()), theirs
 
 
 @pytest.mark.parametrize("coding", ["known length", "chunks"])

@@ -11,7 +11,7 @@ import trio.testing
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.api.config import Config
 from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
-from trioresume.server.http.body import BodyReceiver
+from trioresume.server.http.http1.body import Http1Body
 from trioresume.server.http.transport import Transport
 from trioresume.testing import MemoryTransport, memory_transport_pair
 
@@ -58,7 +58,7 @@ class Counting:
         self.relaxed.append(self.offset)
 
 
-def _receiver(size: int | None) -> tuple[Marked, BodyReceiver, MemoryTransport]:
+def _receiver(size: int | None) -> tuple[Marked, Http1Body, MemoryTransport]:
     """What receives content of *size* bytes, and where to send it."""
     ours, theirs = memory_transport_pair(capacity=4 * MIB)
     marked = Marked(ours)
@@ -67,11 +67,11 @@ def _receiver(size: int | None) -> tuple[Marked, BodyReceiver, MemoryTransport]:
     )
     transport: Transport = marked  # type: ignore[assignment]  # the rest is delegated
     memory = ReceiveMemory(32 * MIB)
-    return marked, BodyReceiver(head, transport, bytearray(), memory, Config()), theirs
+    return marked, Http1Body(head, transport, bytearray(), memory, Config()), theirs
 
 
 async def _receive(
-    body: BodyReceiver,
+    body: Http1Body,
     theirs: MemoryTransport,
     send: Callable[[MemoryTransport], Awaitable[None]],
 ) -> int:
@@ -81,7 +81,7 @@ async def _receive(
 
 async def _receive_into(
     sink: Counting,
-    body: BodyReceiver,
+    body: Http1Body,
     theirs: MemoryTransport,
     send: Callable[[MemoryTransport], Awaitable[None]],
 ) -> Counting:

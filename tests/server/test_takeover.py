@@ -234,8 +234,8 @@ async def test_what_is_on_its_way_is_taken_before_the_takeover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R21: what the buffers of both ends hold need not be sent again."""
-    monkeypatch.setattr("trioresume.server.http.body.LAST_TIME", 10.0)
-    monkeypatch.setattr("trioresume.server.http.body.LAST_PAUSE", 0.2)
+    monkeypatch.setattr("trioresume.server.http.http1.body.LAST_TIME", 10.0)
+    monkeypatch.setattr("trioresume.server.http.http1.body.LAST_PAUSE", 0.2)
     body = random.Random(1).randbytes(8 << 20)
     async with (
         socket_service(Recorder(), tmp_path, receive_memory=64 * 1024) as service,

@@ -26,7 +26,8 @@ from tests.server.test_many_events import Taking
 from trioresume import Config
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.async_store.receive_memory import ReceiveMemory
-from trioresume.server.http.body import BodyReceiver, ContentCut
+from trioresume.server.http.exchange import ContentCut
+from trioresume.server.http.http1.body import Http1Body
 from trioresume.testing import memory_transport_pair
 
 Clock = trio.testing.MockClock
@@ -134,7 +135,7 @@ async def test_waiting_for_memory_does_not_begin_the_time_anew(
         method="POST", target="/", fields=Fields(), http_version="1.1", length=length
     )
     config = Config(body_timeout=TIMEOUT, min_body_rate=256)
-    body = BodyReceiver(head, ours, bytearray(), memory, config)
+    body = Http1Body(head, ours, bytearray(), memory, config)
 
     async def trickle() -> None:
         for byte in b"1;" + MANY if length is None else MANY:

@@ -30,13 +30,11 @@ from trioresume.errors import CallerError, PeerError
 from trioresume.protocol.clock import ServiceClock
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import Services, StoreTarget, as_target
-from trioresume.server.async_store.receive_memory import ReceiveMemory
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Workers
 from trioresume.server.http.acceptor import accept_from
-from trioresume.server.http.connection import Connection
-from trioresume.server.http.connection_limits import Admission
-from trioresume.server.http.gateway import Edge
+from trioresume.server.http.front import Front
+from trioresume.server.http.http1.connection import Http1Connection
 from trioresume.server.http.transport import SocketTransport
 from trioresume.server.keeper.control_socket import serve_control
 from trioresume.server.routes.router import Service
@@ -236,9 +234,9 @@ async def _run_chores(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expiry.run, operations)
             nursery.start_soon(collector.run)
-            nursery.start_soon(doorman.memory.watch.run)
-            nursery.start_soon(doorman.memory.busy.run)
-            nursery.start_soon(doorman.admission.turnstile.run)
+            nursery.start_soon(doorman.front.memory.watch.run)
+            nursery.start_soon(doorman.front.memory.busy.run)
+            nursery.start_soon(doorman.front.admission.turnstile.run)
             if data_dir is not None:
                 nursery.start_soon(serve_control, data_dir, collector)
 
@@ -258,13 +256,9 @@ class Doorman:
 
     def __init__(self, service: Service, config: Config, clock: ServiceClock) -> None:
         self._service = service
-        self._handle = service.handle
         self._config = config
-        self._clock = clock
-        self.memory = ReceiveMemory(config.receive_memory)
-        self.admission = Admission(config)
-        self._edge = Edge(config)
-        self._connections: set[Connection] = set()
+        self.front = Front(service.handle, config, clock)
+        self._connections: set[Http1Connection] = set()
         self._turned_away = 0
         self.deadline = float("inf")
         """The end of a shutdown's grace period, on trio's clock."""
@@ -305,17 +299,9 @@ class Doorman:
 
     async def serve_transport(self, transport: Transport) -> None:
         """Serve one connection until it ends, and close it."""
-        connection = Connection(
-            transport,
-            self._handle,
-            self.memory,
-            self.admission,
-            self._edge,
-            self._config,
-            self._clock,
-        )
+        connection = Http1Connection(transport, self.front)
         try:
-            self.admission.enter(connection)
+            self.front.admission.enter(connection)
         except PeerError as exc:
             await self._turn_away(connection, transport, exc)
             return
@@ -326,10 +312,10 @@ class Doorman:
             await connection.run()
         finally:
             self._connections.discard(connection)
-            self.admission.leave(connection)
+            self.front.admission.leave(connection)
 
     async def _turn_away(
-        self, connection: Connection, transport: Transport, error: PeerError
+        self, connection: Http1Connection, transport: Transport, error: PeerError
     ) -> None:
         if self._turned_away >= MOST_TURNED_AWAY:
             await transport.aclose()  # a flood must cost as little as possible

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.api.config import Config
 
-__all__ = ["Edge"]
+__all__ = ["Gateway"]
 
 # Only a proxy sends one of these, or a client that pretends to be one.
 _SIGNS_OF_A_PROXY = frozenset(
@@ -32,7 +32,7 @@ _SIGNS_OF_A_PROXY = frozenset(
 )
 
 
-class Edge:
+class Gateway:
     """The settings about proxies and browsers, parsed."""
 
     def __init__(self, config: Config) -> None:

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -42,16 +42,36 @@ from trioresume.server.api.handler import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from trioresume.server.async_store.storage import Storage
-    from trioresume.server.http.transport import FileSender
     from trioresume.store.port import ContentReader
 
-__all__ = ["StoredBody", "StoredPart"]
+__all__ = ["FileSender", "StoredBody", "StoredPart"]
 
 MOST = 4 * 1024 * 1024
 """Bytes that a connection may send in one turn: a chunk of the default size."""
 
 WITH_HEAD = 64 * 1024
 """Bytes of the content that are sent with the response's head."""
+
+
+class FileSender(Protocol):
+    """Sends bytes from a file without copying them into the process."""
+
+    async def wait_writable(self) -> None:
+        """Return when ``send_file_nowait`` is likely to send something. A checkpoint.
+
+        Raises :class:`trio.BrokenResourceError` if the connection is closed.
+        """
+        ...
+
+    def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
+        """Send up to *size* bytes of a file; return the count, None if that would block.
+
+        0 is the end of the file. This waits for the disk, but not for the peer: call it in a
+        thread, unless the bytes are in memory. Nothing else may be sent meanwhile. Raises
+        :class:`trio.BrokenResourceError` if the connection broke, and :class:`OSError` if the
+        file cannot be read.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ between, ``receive_nowait(buffer)``. So a connection takes memory only when ther
 put into it, and hands on everything that it has read.
 
 A transport that can send files does it in two moves as well, ``await wait_writable()`` and
-``send_file_nowait``: see :class:`FileSender`.
+``send_file_nowait``: see :class:`~trioresume.server.http.stored_body.FileSender`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -25,7 +25,10 @@ if sys.platform != "win32":
 
     _NO_COUNT = bytes(4)
 
-__all__ = ["FileSender", "SocketTransport", "Transport"]
+if TYPE_CHECKING:
+    from trioresume.server.http.stored_body import FileSender
+
+__all__ = ["SocketTransport", "Transport"]
 
 _COPY_SIZE = 256 * 1024
 """Bytes read at once if the system cannot send from files."""
@@ -49,27 +52,6 @@ _GONE = frozenset(
         errno.ETIMEDOUT,
     }
 )
-
-
-class FileSender(Protocol):
-    """Sends bytes from a file without copying them into the process."""
-
-    async def wait_writable(self) -> None:
-        """Return when ``send_file_nowait`` is likely to send something. A checkpoint.
-
-        Raises :class:`trio.BrokenResourceError` if the connection is closed.
-        """
-        ...
-
-    def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
-        """Send up to *size* bytes of a file; return the count, None if that would block.
-
-        0 is the end of the file. This waits for the disk, but not for the peer: call it in a
-        thread, unless the bytes are in memory. Nothing else may be sent meanwhile. Raises
-        :class:`trio.BrokenResourceError` if the connection broke, and :class:`OSError` if the
-        file cannot be read.
-        """
-        ...
 
 
 class Transport(Protocol):

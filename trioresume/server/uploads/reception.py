@@ -30,7 +30,7 @@ from trioresume.protocol.parts import (
     PatchLimits,
 )
 from trioresume.server.event_loop.background import beside
-from trioresume.server.http.body import ContentCut
+from trioresume.server.http.exchange import ContentCut
 from trioresume.server.uploads.sinks import (
     JudgedPatchSink,
     OperationSink,

@@ -1,7 +1,7 @@
 """The sinks of a request's content, and the content that they refuse.
 
 A sink is given pieces of a shared buffer and consumes them before it returns; see
-:mod:`trioresume.server.http.body`. B8 and C13 are in docs/supported-protocols.md.
+:mod:`trioresume.server.http.exchange`. B8 and C13 are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.digests import ContentCheck
     from trioresume.protocol.parts import PatchEvent, PatchReader
     from trioresume.server.async_store.receive_memory import Piece
-    from trioresume.server.http.body import Sink
+    from trioresume.server.http.exchange import Sink
     from trioresume.server.uploads.operation import Operation
 
 __all__ = [

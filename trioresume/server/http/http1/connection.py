@@ -1,4 +1,4 @@
-"""A connection: read a head, answer the request, and only then read the next head.
+"""An HTTP/1.1 connection: read a head, answer the request, and only then read the next head.
 
 Request N+1 starts after the final response of N (R33 in docs/supported-protocols.md). The
 bytes that a pipelining client sent ahead wait in the connection's buffer. Only cancellation
@@ -9,78 +9,53 @@ connection alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import h11
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
+from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.dialects.tus import server as tus
 from trioresume.protocol.framing import (
-    HeadLimits,
     check_head,
     find_head_end,
     head_start,
     request_head,
 )
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.http.body import ContentCut
-from trioresume.server.http.connection_limits import Admission, address_of
-from trioresume.server.http.exchange import Exchange
+from trioresume.server.http.connection_limits import address_of
+from trioresume.server.http.http1.exchange import Http1Exchange
 
 if TYPE_CHECKING:
-    from trioresume.protocol.clock import ServiceClock
-    from trioresume.server.api.config import Config
-    from trioresume.server.async_store.receive_memory import ReceiveMemory
-    from trioresume.server.http.gateway import Edge
+    from trioresume.server.http.front import Front
     from trioresume.server.http.transport import Transport
 
-__all__ = ["Connection"]
+__all__ = ["Http1Connection"]
 
 logger = logging.getLogger("trioresume.connection")
 
 LAST_WORDS_SECONDS = 1.0
 """Seconds after the grace period in which a 503 may be sent and read."""
 
-RETRY_AFTER = 1
-"""Seconds after which a client whose request a shutdown ended may come back."""
-
 HEAD_READ = 16 * 1024
 """Bytes read at once while a head is expected: little content comes with them."""
 
 
-class Connection:
+class Http1Connection:
     """Serves one transport until it ends."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        handle: Callable[[Exchange], Awaitable[Awaitable[None]]],
-        memory: ReceiveMemory,
-        admission: Admission,
-        edge: Edge,
-        config: Config,
-        clock: ServiceClock,
-    ) -> None:
-        self._is_proxy = edge.is_proxy(transport.peer)
+    def __init__(self, transport: Transport, front: Front) -> None:
+        self._is_proxy = front.gateway.is_proxy(transport.peer)
         self.address = "" if self._is_proxy else address_of(transport.peer)
         """The address this connection counts for, see :class:`Admission`."""
-        self._admission = admission
         self._transport = transport
-        self._handle = handle
-        self._memory = memory
-        self._edge = edge
-        self._config = config
-        self._clock = clock
-        self._limits = _limits(config.max_header_size, config.max_header_fields)
+        self._front = front
         self._leftover = bytearray()
         self.stopping = False
         """Whether the server shuts down, so that no further request is read."""
         self._deadline = float("inf")
         """The end of a shutdown's grace period, on trio's clock."""
-        self._answering: Exchange | None = None
+        self._answering: Http1Exchange | None = None
         self._idle_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
@@ -103,31 +78,22 @@ class Connection:
     async def _serve(self) -> None:
         while (exchange := await self._next_exchange()) is not None:
             self._answering = exchange
-            await self._answer(exchange)
+            if self.stopping:
+                exchange.close_after()
+            await exchange.answer(self, self._transport.peer if self._is_proxy else "")
             if not await exchange.finish() or self.stopping:
                 break
             if self._is_proxy:
-                self._admission.count_as(self, "")
+                self._front.admission.count_as(self, "")
             # Otherwise the exchange would stay in memory until the next request comes.
             del exchange
             self._answering = None
 
-    async def _say_unavailable(self, exchange: Exchange) -> None:
-        """Answer a request that a shutdown ended with 503, if that is still possible.
-
-        The content that has arrived is kept, as after any cut. The client learns at once
-        that it should come back, and does not wait for a dead connection.
-        """
+    async def _say_unavailable(self, exchange: Http1Exchange) -> None:
         if not exchange.can_respond:
             return
-        error = PeerError(
-            ProblemCode.SERVICE_UNAVAILABLE,
-            "the service is shutting down",
-            fields=(("retry-after", str(RETRY_AFTER)),),
-            close=True,
-        )
         try:
-            await exchange.respond_problem(error)
+            await exchange.say_unavailable()
             await exchange.finish()
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
@@ -156,7 +122,7 @@ class Connection:
         self._deadline = deadline
         self.dismiss()
 
-    async def _next_exchange(self) -> Exchange | None:
+    async def _next_exchange(self) -> Http1Exchange | None:
         """Return the next request, to be answered; None if no request will come."""
         # Allocate nothing before a request comes: thousands of connections may be idle.
         if self._leftover:
@@ -165,7 +131,7 @@ class Connection:
         elif not await self._wait_for_request():
             return None
         parser = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=self._config.max_header_size
+            h11.SERVER, max_incomplete_event_size=self._front.config.max_header_size
         )
         raw: bytes | None = None
         try:
@@ -177,7 +143,7 @@ class Connection:
             await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
             return None
         if head.length != 0:
-            await self._admission.turnstile.wait()
+            await self._front.admission.turnstile.wait()
         return self._exchange(head, parser)
 
     async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
@@ -192,62 +158,8 @@ class Connection:
         await refused.respond_problem(error)
         await refused.finish()
 
-    def _exchange(self, head: RequestHead, parser: h11.Connection) -> Exchange:
-        return Exchange(
-            head,
-            self._transport,
-            parser,
-            self._leftover,
-            self._memory,
-            self._edge,
-            self._config,
-            self._clock,
-        )
-
-    async def _answer(self, exchange: Exchange) -> None:
-        try:
-            if self.stopping:
-                exchange.close_after()
-            exchange.read_expectation()
-            if self._is_proxy:
-                client = self._edge.client_address(exchange.head, self._transport.peer)
-                self._admission.count_as(self, client)
-            granted = self._edge.preflight(exchange.head)
-            if granted is None:
-                await (await self._handle(exchange))
-            else:
-                await exchange.respond(204, granted)
-        except ContentCut as exc:
-            # A peer that closed its side wants no answer. A silent one might want it.
-            exchange.close_after()
-            if exc.timed_out and not exchange.responded:
-                await exchange.respond_problem(
-                    PeerError(ProblemCode.REQUEST_TIMEOUT, close=True)
-                )
-        except PeerError as exc:
-            await self._problem(exchange, exc)
-        except StorageError as exc:
-            full = isinstance(exc, StorageFull)
-            logger.error("%s %s: %s", exchange.head.method, exchange.head.path, exc)
-            await self._problem(
-                exchange,
-                PeerError(
-                    ProblemCode.INSUFFICIENT_STORAGE
-                    if full
-                    else ProblemCode.INTERNAL_ERROR
-                ),
-            )
-        except trio.BrokenResourceError:
-            raise
-        except Exception:
-            logger.exception("%s %s failed", exchange.head.method, exchange.head.path)
-            await self._problem(exchange, PeerError(ProblemCode.INTERNAL_ERROR))
-
-    async def _problem(self, exchange: Exchange, error: PeerError) -> None:
-        if exchange.responded:
-            # The length was announced: only a close shows that the content is not whole.
-            raise trio.BrokenResourceError("the response failed after its start")
-        await exchange.respond_problem(error)
+    def _exchange(self, head: RequestHead, parser: h11.Connection) -> Http1Exchange:
+        return Http1Exchange(head, self._transport, parser, self._leftover, self._front)
 
     # Reading a head.
 
@@ -255,10 +167,10 @@ class Connection:
         """Return the next request's head, or None if none will come."""
         if not self._leftover and self._receive() is False:
             return None
-        end = find_head_end(self._leftover, 0, self._limits)
+        end = find_head_end(self._leftover, 0, self._front.head_limits)
         if end < 0:
             # This is rare. Mostly the whole head is there at once and needs no deadline.
-            with trio.move_on_after(self._config.header_timeout) as scope:
+            with trio.move_on_after(self._front.config.header_timeout) as scope:
                 found = await self._find_end(len(self._leftover))
             if scope.cancelled_caught:
                 raise PeerError(
@@ -274,11 +186,13 @@ class Connection:
     async def _wait_for_request(self) -> bool:
         if self.stopping:
             return False
-        self._admission.note_idle(self)
-        with trio.move_on_after(self._config.keep_alive_timeout) as self._idle_scope:
+        self._front.admission.note_idle(self)
+        with trio.move_on_after(
+            self._front.config.keep_alive_timeout
+        ) as self._idle_scope:
             await self._transport.wait_readable()
         idle, self._idle_scope = self._idle_scope, None
-        self._admission.note_busy(self)
+        self._front.admission.note_busy(self)
         # Not cancelled_caught: if a request comes at the moment of the dismissal, another
         # connection has taken this one's place already.
         return not idle.cancel_called
@@ -299,13 +213,13 @@ class Connection:
                 raise PeerError(
                     ProblemCode.MALFORMED_REQUEST, "the head is incomplete", close=True
                 )
-            end = find_head_end(self._leftover, searched, self._limits)
+            end = find_head_end(self._leftover, searched, self._front.head_limits)
             searched = len(self._leftover)
         return end
 
     def _receive(self) -> bool | None:
         """Receive what is there now. Returns None if nothing is, False at the stream's end."""
-        scratch = self._memory.scratch[:HEAD_READ]
+        scratch = self._front.memory.scratch[:HEAD_READ]
         count = self._transport.receive_nowait(scratch)
         if count is None:
             return None
@@ -313,7 +227,7 @@ class Connection:
         return count > 0
 
     def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
-        check_head(raw, self._limits)
+        check_head(raw, self._front.head_limits)
         parser.receive_data(raw)
         try:
             event = parser.next_event()
@@ -332,13 +246,10 @@ class Connection:
             Fields.from_wire(event.headers),
             event.http_version,
             peer=self._transport.peer,
-            limits=self._limits,
+            limits=self._front.head_limits,
         )
-        return self._edge.identify(head)
+        return self._front.gateway.identify(head)
 
-
-_limits = lru_cache(maxsize=8)(HeadLimits)
-"""Returns one object for all connections of a service."""
 
 _NO_HEAD = RequestHead(
     method="", target="", fields=Fields(), http_version="1.0", length=None

@@ -52,36 +52,12 @@ Chunked bodies go through :class:`~trioresume.protocol.chunked.ChunkedReader`. T
 that it finds is gathered in a piece for as long as there is more to read. That copies the
 content once more; the way to the disk is the same.
 
-Some bytes have to be parsed one by one, in the event loop: the framing of chunks, the parts
-of a patch. A megabyte of chunks of one byte takes a second. So a task reads only a share of
-such bytes in a turn. The sink and the chunked reader count the fields, chunks and parts that
-they find. After a turn with much work the task gives way: of all such tasks one goes on in
-each round of the event loop, and it reads a smaller share. Plain content needs no parsing; a
-sink says how many of the next bytes are plain (``plain``).
-
-After one second without data the watch calls the sink's ``relax()``. The store then frees
-memory that it can compute again, such as a hash's state of 2 KiB. This happens once a minute
-at most for a body, because going on costs a read of up to a chunk.
-
-Deadlines are attributes that one task looks at (:mod:`trioresume.server.event_loop.stall_watch`), not cancel
-scopes. A body moves its deadline with each read. For 128 uploads of 8 MiB at once a scope's
-deadline would be set some 35 times each, a twelfth of the event loop's cost. When the deadline
-has passed, the wait for the connection ends in an error. A scope only for that would take 700
-bytes for each silent upload.
-
-If any progress renewed the deadline in full, a peer could hold on for ever with a byte a
-minute (G5). So each byte of content buys 1 / ``min_body_rate`` seconds, and at most
-``body_timeout`` is saved up. A silent peer is cut after ``body_timeout``, and a trickling one
-not much later. A fast peer never notices. Only bytes of content count. Framing counts for
-nothing: chunk sizes and their extensions, trailers, the heads of a patch's parts. While the
-task waits for memory or for the disk, the peer's time stands still. It does not start anew:
-with many connections there is always a wait for memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -89,14 +65,19 @@ from trioresume.errors import PeerError, StorageError
 from trioresume.protocol.chunked import ChunkedReader
 from trioresume.protocol.framing import HeadLimits
 from trioresume.server.async_store.receive_memory import PAGE_SIZE
+from trioresume.server.http.exchange import ContentCut
+from trioresume.server.http.paced_body import PacedBody
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.api.config import Config
     from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
+    from trioresume.server.http.exchange import Sink
     from trioresume.server.http.transport import Transport
 
-__all__ = ["BodyReceiver", "ContentCut", "Sink"]
+__all__ = ["Http1Body"]
 
 LEAST_ROUNDED = 64 * 1024
 """A read of at least this many bytes ends on a page: less is not written past the cache."""
@@ -110,91 +91,18 @@ LEAST_MARK = 8 * 1024
 """Bytes: a smaller low-water mark is not worth the system call."""
 FILL_TIME = 0.25
 """Seconds in which a connection has to fill its low-water mark."""
-MUCH_WORK = 256
-"""A turn with so many fields, chunks or parts lets other tasks go first: about 0.3 ms."""
-SMALLEST_SHARE = 8 * 1024
-"""Bytes of the first turn, and of a turn after much work: some milliseconds at worst."""
-LARGEST_SHARE = 64 * 1024
-"""The most bytes in a turn, if they have to be parsed. The share doubles after little work."""
-RELAXED_AFTER = 1.0
-"""Seconds of silence after which a connection holds less memory."""
-SELDOM_RELAXED = 60.0
-"""The same for a body that has held less memory before."""
 
 
-class ContentCut(Exception):
-    """The connection ended, or was silent for too long, before the content ended."""
-
-    def __init__(self, *, timed_out: bool) -> None:
-        super().__init__("timed out" if timed_out else "connection ended")
-        self.timed_out = timed_out
-
-
-class Sink(Protocol):
-    """The receiver of content."""
-
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        """Consume *data* before returning, or hold the *piece* that contains it."""
-        ...
-
-    @property
-    def offset(self) -> int:
-        """The offset in the content where the next byte will most likely belong."""
-        ...
-
-    @property
-    def taken(self) -> int:
-        """A count that grows by each byte of content taken, and by nothing else.
-
-        The framing of a patch is no content, so it is no progress.
-        """
-        ...
-
-    @property
-    def plain(self) -> int | None:
-        """How many of the next bytes need no parsing; None: all of them.
-
-        The bytes after them have to be parsed, which may be much work.
-        """
-        ...
-
-    @property
-    def work(self) -> int:
-        """A count of the parsing work: one for each field, chunk or part."""
-        ...
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it takes more data now. If not, wait for ``room`` first."""
-        ...
-
-    async def room(self) -> None: ...
-
-    def relax(self) -> None:
-        """Hold less memory, because no data comes for a while. Fast, and cannot fail."""
-        ...
-
-
-class BodyReceiver:
-    """Receives the content of one request from its connection."""
+class Http1Body(PacedBody):
+    """The content of one request, on its way from the connection."""
 
     __slots__ = (
         "_config",
         "_leftover",
         "_low_water",
-        "_memory",
-        "_rate",
         "_reader",
-        "_relaxes_after",
         "_remaining",
-        "_saved_until",
-        "_share",
-        "_since",
-        "_sink",
-        "_suspended_at",
-        "_timeout",
         "_transport",
-        "_until",
     )
 
     def __init__(
@@ -205,23 +113,10 @@ class BodyReceiver:
         memory: ReceiveMemory,
         config: Config,
     ) -> None:
+        super().__init__(memory, config)
         self._transport = transport
         self._leftover = leftover
-        self._memory = memory
         self._low_water = 1
-        self._timeout = config.body_timeout
-        self._rate = config.min_body_rate
-        self._share = SMALLEST_SHARE
-        """Bytes of the next turn, if they have to be parsed one by one."""
-        self._suspended_at = 0.0
-        self._saved_until = 0.0
-        self._until = float("inf")
-        """The peer's deadline, on trio's clock."""
-        self._since = float("inf")
-        """The start of the present wait for the low-water mark."""
-        self._relaxes_after = RELAXED_AFTER
-        self._sink: Sink | None = None
-        """The sink of the content that is being received."""
         self._remaining = head.length
         """Bytes still to come; None for a chunked body that has not ended."""
         self._config = config
@@ -249,95 +144,21 @@ class BodyReceiver:
     def remaining(self) -> int | None:
         return self._remaining
 
-    async def receive(self, sink: Sink) -> None:
-        """Receive the whole content into *sink*.
+    def _receive(self, sink: Sink) -> Awaitable[None]:
+        if self._remaining is None:
+            return self._receive_chunked(sink)
+        return self._receive_known(sink)
 
-        Raises :class:`ContentCut`, :class:`PeerError` for malformed chunks, and any
-        exception of the sink. When cancelled, the sink has got everything that was read.
-        """
-        memory = self._memory
-        self._begin_waiting(trio.current_time())
-        self._sink = sink
-        memory.watch.enter(self, self._timeout)
-        memory.uploads += 1
-        try:
-            if self._remaining is None:
-                await self._receive_chunked(sink)
-            else:
-                await self._receive_known(sink)
-        except trio.Cancelled:
-            if self._remaining is not None:
-                with trio.CancelScope(shield=True):
-                    await self._take_last(sink)
-            raise
-        except trio.BrokenResourceError:
-            timed_out = trio.current_time() >= self._until
-            raise ContentCut(timed_out=timed_out) from None
-        finally:
-            memory.uploads -= 1
-            memory.watch.leave(self)
-            self._sink = None
-            self._set_low_water(1)
+    def _end(self) -> None:
+        super()._end()
+        self._set_low_water(1)
 
-    def _begin_waiting(self, now: float) -> None:
-        self._until = self._saved_until = now + self._timeout
-        self._since = now
+    def _interrupt(self) -> None:
+        self._transport.interrupt()
 
-    def _renew(self, now: float, gained: int) -> None:
-        """Start a new wait at *now*, as long as *gained* bytes of content buy.
-
-        Bytes of another kind, such as the framing of chunks and of parts, buy nothing.
-        """
-        self._since = now
-        if not gained:
-            return
-        until = now + self._timeout
-        if self._rate:
-            until = min(until, self._saved_until + gained / self._rate)
-        self._until = self._saved_until = until
-
-    def _suspend(self) -> None:
-        """Stop the peer's time: the next wait does not depend on the peer."""
-        self._suspended_at = trio.current_time()
-        self._until = self._since = float("inf")
-
-    def _resume(self) -> float:
-        """Let the peer's time go on with the same rest as before; return the time now."""
-        now = trio.current_time()
-        self._saved_until += now - self._suspended_at
-        self._until = self._saved_until
-        self._since = now
-        return now
-
-    async def _give_way(self) -> None:
-        """Wait for the turn of this task, among those whose bytes are much work."""
-        self._suspend()
-        await self._memory.busy.wait()
-        self._resume()
-
-    def _next_share(self, work: int) -> bool:
-        """Set the share of the next turn, after a turn with so much *work*.
-
-        Returns True if other tasks have to get their turns first.
-        """
-        if work < MUCH_WORK:
-            self._share = min(2 * self._share, LARGEST_SHARE)
-            return False
-        self._share = SMALLEST_SHARE
-        return True
-
-    def look(self, now: float) -> None:
-        """Act on deadlines; called now and then by :class:`~trioresume.server.event_loop.stall_watch.Watch`."""
-        if now >= self._until:
-            self._transport.interrupt()
-            return
-        silent = now - self._since
-        if self._low_water > 1 and silent >= min(2 * FILL_TIME, self._timeout / 4):
+    def _note_silence(self, seconds: float) -> None:
+        if self._low_water > 1 and seconds >= min(2 * FILL_TIME, self._timeout / 4):
             self._set_low_water(1)  # the system wakes the task if any byte is there
-        if self._sink is not None and silent >= self._relaxes_after:
-            self._sink.relax()
-            # Going on costs a read of up to a chunk, so a stuttering peer causes it seldom.
-            self._relaxes_after = SELDOM_RELAXED
 
     async def _receive_known(self, sink: Sink) -> None:
         assert self._remaining is not None
@@ -400,9 +221,10 @@ class BodyReceiver:
 
         They wait in the kernel's buffers, the peer's too, and come as fast as there is room.
         This takes only a short time and no more bytes than such buffers hold, because the
-        newcomer waits.
+        newcomer waits. Content in chunks is not taken: it is worth less.
         """
-        assert self._remaining is not None
+        if self._remaining is None:
+            return
         self._set_low_water(1)
         stop = max(0, self._remaining - LAST_MOST)
         try:
@@ -524,15 +346,6 @@ class BodyReceiver:
             self._leftover += self._chunks.excess
         return content
 
-    async def discard(self, limit: int) -> bool:
-        """Read and drop up to *limit* bytes; whether that was all. Raises as ``receive``."""
-        sink = _Discard(limit)
-        try:
-            await self.receive(sink)
-        except _EnoughDiscarded:
-            return False
-        return True
-
 
 class _Gathered:
     """Content of chunks, gathered without their framing until it is worth handing on."""
@@ -592,32 +405,3 @@ class _Gathered:
             finally:
                 self._start = self._end = 0
                 piece.release()
-
-
-class _EnoughDiscarded(Exception):
-    pass
-
-
-class _Discard:
-    """A sink that drops content, up to a limit."""
-
-    offset = 0
-    has_room = True
-    plain: int | None = None
-    work = 0
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-        self.taken = 0
-
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        self._left -= len(data)
-        self.taken += len(data)
-        if self._left < 0:
-            raise _EnoughDiscarded
-
-    def relax(self) -> None:
-        return
-
-    async def room(self) -> None:
-        return
