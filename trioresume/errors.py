@@ -69,12 +69,12 @@ class ProblemCode(Enum):
     DIGEST_MISMATCH = (
         "digest-mismatch",
         400,
-        "The content does not have the digest that was announced",
+        "The content does not have the stated digest",
     )
     APPEND_TOO_SMALL = (
         "append-too-small",
         400,
-        "The request carries less content than the limit asks for",
+        "The request has less content than the limit requires",
     )
     COMPLETED_UPLOAD = (
         "completed-upload",
@@ -87,7 +87,7 @@ class ProblemCode(Enum):
         400,
         "The declared length is over the limit",
     )
-    BAD_FILE_NAME = ("bad-file-name", 400, "No file can be kept under this name")
+    BAD_FILE_NAME = ("bad-file-name", 400, "No file can be stored under this name")
     UNAUTHORIZED = ("unauthorized", 401, "Credentials are needed")
     FORBIDDEN = ("forbidden", 403, "Not allowed")
     NOT_FOUND = ("not-found", 404, "There is nothing here")
@@ -112,7 +112,7 @@ class ProblemCode(Enum):
     TUS_VERSION_NOT_SUPPORTED = (
         "tus-version-not-supported",
         412,
-        "This version of tus is not spoken",
+        "This version of tus is not supported",
     )
     CONTENT_TOO_LARGE = ("content-too-large", 413, "The content is over the limit")
     URI_TOO_LONG = ("uri-too-long", 414, "The request target is too long")
@@ -124,7 +124,7 @@ class ProblemCode(Enum):
     RANGE_NOT_SATISFIABLE = (
         "range-not-satisfiable",
         416,
-        "No byte of the range exists",
+        "The content has no byte in this range",
     )
     EXPECTATION_FAILED = ("expectation-failed", 417, "The expectation is not supported")
     RANGE_BEYOND_LENGTH = (
@@ -155,7 +155,7 @@ class ProblemCode(Enum):
     VERSION_NOT_SUPPORTED = (
         "version-not-supported",
         505,
-        "Only HTTP/1.0 and HTTP/1.1 are spoken",
+        "Only HTTP/1.0 and HTTP/1.1 are supported",
     )
     INSUFFICIENT_STORAGE = ("insufficient-storage", 507, "The server has no space left")
     QUOTA_EXCEEDED = ("quota-exceeded", 507, "The quota leaves no room for the content")

@@ -61,12 +61,12 @@ def length_after(progress: UploadProgress, part: ContentRange) -> int | None:
         # B7: a 413 would say that a smaller patch could succeed.
         raise PeerError(
             ProblemCode.LENGTH_OVER_LIMIT,
-            f"at most {progress.max_length} bytes are taken",
+            f"at most {progress.max_length} bytes are accepted",
         )
     if total < progress.offset:
         raise PeerError(
             ProblemCode.INCONSISTENT_LENGTH,
-            f"more than {total} bytes were received already",
+            f"more than {total} bytes have already been received",
         )
     return total
 
@@ -89,7 +89,7 @@ def check_part(
     if part.last is not None and bound is not None and part.last >= bound:
         if length is None:
             raise PeerError(
-                ProblemCode.LENGTH_OVER_LIMIT, f"at most {bound} bytes are taken"
+                ProblemCode.LENGTH_OVER_LIMIT, f"at most {bound} bytes are accepted"
             )
         # B13: the range is well-formed, but the upload's present state does not allow
         # it.

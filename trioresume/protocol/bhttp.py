@@ -87,7 +87,7 @@ class BinaryReader(PatchReader):
         elif self._in_message and self._parts:
             yield PatchCut()
         else:  # before the first part, or after a byte or two of garbage
-            raise bad_patch("the patch ends where no message has begun")
+            raise bad_patch("the patch has no message")
 
     def _known_message(self) -> Steps[None]:
         size, _ = yield from self._varint()

@@ -187,7 +187,7 @@ class OffsetReader(_SingleReader):
             if total not in (None, ends_at):
                 raise PeerError(
                     ProblemCode.INCONSISTENT_LENGTH,
-                    "Upload-Length is not where the last content ends",
+                    "Upload-Length is not the end of the content",
                 )
             total = ends_at
         if total is not None and offset > total:
@@ -212,7 +212,7 @@ class OffsetReader(_SingleReader):
 
     def _too_long(self) -> PeerError:
         return PeerError(
-            ProblemCode.EXCESS_CONTENT, "the content goes beyond the length"
+            ProblemCode.EXCESS_CONTENT, "the content is longer than the stated length"
         )
 
 

@@ -196,7 +196,9 @@ class CrossOrigin:
         if head.method != "OPTIONS" or not all(n in head.fields for n in _PREFLIGHT):
             return None
         if self._origin(head) is None:
-            raise PeerError(ProblemCode.FORBIDDEN, "pages of this origin may not ask")
+            raise PeerError(
+                ProblemCode.FORBIDDEN, "pages of this origin may not use this server"
+            )
         return self._asked
 
     def marked(self, head: RequestHead, fields: Fields) -> Fields:

@@ -142,6 +142,6 @@ def _compare(
         if not hmac.compare_digest(digest, found[name]):
             raise PeerError(
                 ProblemCode.DIGEST_MISMATCH,
-                f"the {name} of {field} is not that of what arrived",
+                f"{field} states another {name} than the content has",
                 members={"digest-field": field.lower(), "algorithm": name},
             )

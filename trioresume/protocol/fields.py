@@ -224,7 +224,7 @@ def parse_content_range(value: str, *, lenient_unit: bool = False) -> ContentRan
         raise _bad_range("Content-Range lacks its unit")
     # Range units are compared without case (RFC 9110, section 14.1).
     if unit is not None and unit.lower() != "bytes":
-        raise _bad_range("the only range unit known is bytes")
+        raise _bad_range("the only supported range unit is bytes")
     first, last, total = (
         None if match[part] is None else int(match[part])
         for part in ("first", "last", "total")
@@ -247,7 +247,7 @@ def parse_content_offset(value: str) -> ContentRange:
     first, parameters = item
     unit = parameters.get("unit", "bytes")
     if not isinstance(unit, str) or unit.lower() != "bytes":
-        raise _bad_range("the only range unit known is bytes")
+        raise _bad_range("the only supported range unit is bytes")
     total = parameters.get("complete-length")
     if total is not None and not is_natural(total):
         raise _bad_range("complete-length is not a whole number")

@@ -185,7 +185,7 @@ def _check_target(target: bytes, limits: HeadLimits) -> None:
             problem=ProblemCode.URI_TOO_LONG,
         )
     if _TARGET.fullmatch(target) is None:
-        raise _refusal("the target holds a character that a URI must not")
+        raise _refusal("the target has a character that is not allowed in a URI")
 
 
 def _field_lines(block: bytes, max_fields: int) -> list[tuple[bytes, bytes]]:
@@ -348,7 +348,7 @@ def _origin_form(target: str, method: bytes) -> str:
         return target
     match = _ABSOLUTE_FORM.fullmatch(target)
     if match is None:
-        raise _refusal("the target is not in a form that this method takes")
+        raise _refusal("the form of the target does not fit the method")
     rest: str = match["rest"] or ""
     # "An empty path is equivalent to an absolute path of "/"" (RFC 9110, section
     # 4.2.3), but for OPTIONS it stands for the server itself (RFC 9112, 3.2.4).
@@ -376,7 +376,7 @@ def _content_length(fields: Fields, http_version: bytes) -> int | None:
             raise _refusal("HTTP/1.0 has no Transfer-Encoding")
         if [coding.strip().lower() for coding in codings] != ["chunked"]:
             raise _refusal(
-                "the only transfer coding known is chunked",
+                "the only supported transfer coding is chunked",
                 problem=ProblemCode.NOT_IMPLEMENTED,
             )
         return None

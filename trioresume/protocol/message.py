@@ -155,5 +155,5 @@ def parse_response_head(data: bytes) -> tuple[int, Fields, int] | None:
 
 def _not_a_response() -> PeerError:
     return PeerError(
-        ProblemCode.MALFORMED_REQUEST, "the message is not a final response's"
+        ProblemCode.MALFORMED_REQUEST, "the message is not a final response"
     )

@@ -65,7 +65,7 @@ class MultipartReader(PatchReader):
         super().__init__(limits, lenient_unit=lenient_unit)
         if boundary is None or _BOUNDARY.fullmatch(boundary) is None:
             raise PeerError(
-                ProblemCode.BAD_PATCH, "the boundary is missing or is not a valid one"
+                ProblemCode.BAD_PATCH, "the boundary is missing or malformed"
             )
         self._delimiter = f"\r\n--{boundary}".encode("ascii")
         self._pattern = re.compile(re.escape(self._delimiter))
@@ -133,7 +133,7 @@ class MultipartReader(PatchReader):
             rest += yield from self._some(_MAX_PADDING + 1 - len(rest))
             allowed = _EPILOGUE_SO_FAR.fullmatch(rest) is not None
             if not allowed or len(rest) > _MAX_PADDING:
-                raise bad_patch("something follows the last boundary")
+                raise bad_patch("there is content after the last boundary")
 
     def _finish(self) -> Iterator[PatchEvent]:
         if self._closed:

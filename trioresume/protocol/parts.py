@@ -270,7 +270,7 @@ class PatchReader(ABC):
         if len(ranges) + len(offsets) != 1:
             raise PeerError(
                 ProblemCode.BAD_CONTENT_RANGE,
-                "a part needs exactly one field of Content-Range and Content-Offset",
+                "a part needs either one Content-Range or one Content-Offset",
             )
         if offsets:
             return parse_content_offset(offsets[0])

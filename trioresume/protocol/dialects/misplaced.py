@@ -143,8 +143,8 @@ def check_whole(head: RequestHead) -> None:
     if unfinished or boolean_item(fields, "upload-incomplete") is True:
         raise PeerError(
             ProblemCode.MALFORMED_REQUEST,
-            "the request says that more content is to come, in words that the draft"
-            " version it names does not know",
+            "the request says that more content follows, with a field that its draft"
+            " version does not define",
         )
     stated = integer_item(fields, "upload-length")
     if stated is not None and head.length not in (None, stated):

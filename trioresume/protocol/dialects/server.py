@@ -158,7 +158,7 @@ class ServerDialect(ABC):
         if override.upper() not in _OVERRIDDEN:
             raise PeerError(
                 ProblemCode.MALFORMED_REQUEST,
-                "X-HTTP-Method-Override names no method that a POST may stand for",
+                "X-HTTP-Method-Override has a method that a POST cannot replace",
             )
         return override.upper()
 

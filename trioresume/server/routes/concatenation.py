@@ -44,7 +44,7 @@ async def _find_part(
             part.complete()
         if part.is_receiving:
             raise PeerError(
-                ProblemCode.CONFLICT, "a partial upload is not finished yet"
+                ProblemCode.CONFLICT, "a partial upload is not complete yet"
             )
         await part.outcome()
         if part.record.content is None:
@@ -56,5 +56,5 @@ async def _find_part(
 def _no_part() -> PeerError:
     return PeerError(
         ProblemCode.MALFORMED_REQUEST,
-        "Upload-Concat names something that is no partial upload",
+        "Upload-Concat names a resource that is not a partial upload",
     )

@@ -388,7 +388,7 @@ class Resources:
         if response is None:
             raise PeerError(
                 ProblemCode.NOT_FOUND,
-                "there is no result yet",
+                "the result does not exist yet",
                 fields=(("retry-after", str(RETRY_AFTER)), *PRIVATE),
             )
         media = [(n, v) for n, v in response.fields if n.startswith("content-")]

@@ -139,7 +139,7 @@ class Service:
             verdict = await self._config.authenticate(exchange.head)
         if scope.cancelled_caught:
             raise PeerError(
-                ProblemCode.SERVICE_UNAVAILABLE, "who you are took too long"
+                ProblemCode.SERVICE_UNAVAILABLE, "the authentication took too long"
             )
         if isinstance(verdict, Principal):
             return verdict.name
@@ -219,7 +219,7 @@ class Service:
             and creation.length > limit
         ):
             raise PeerError(
-                ProblemCode.CONTENT_TOO_LARGE, f"at most {limit} bytes are taken"
+                ProblemCode.CONTENT_TOO_LARGE, f"at most {limit} bytes are accepted"
             )
 
     async def _handle_safe(self, exchange: Exchange, principal: str | None) -> None:
@@ -390,7 +390,7 @@ class Service:
                 if not isinstance(exc, StorageConflict):
                     raise
                 raise PeerError(
-                    ProblemCode.CONFLICT, "a partial upload was ended meanwhile"
+                    ProblemCode.CONFLICT, "a partial upload has ended in the meantime"
                 ) from exc
             await self._send_outcome(exchange, operation)
 

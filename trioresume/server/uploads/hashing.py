@@ -79,14 +79,14 @@ class Hashing:
         if size > self._budget:
             return PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
-                "Repr-Digest is checked of no more than"
-                f" {self._budget} bytes that are joined from other uploads",
+                "of content joined from other uploads, Repr-Digest is checked up to"
+                f" {self._budget} bytes",
             )
         spent, _ = self._spent[principal]
         seconds = math.ceil((spent + size - self._budget) / self._refilled_in(1.0))
         return PeerError(
             ProblemCode.TOO_MANY_REQUESTS,
-            "you have had as many joined uploads hashed as you may for now",
+            "you have used up the bytes of joined uploads that the server hashes for you",
             fields=(("retry-after", str(seconds)),),
         )
 

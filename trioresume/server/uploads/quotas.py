@@ -229,7 +229,8 @@ class Quotas:
         uploads = self._uploads.get(principal, 0)
         if uploads + self._usage(principal).open_uploads >= most:
             raise PeerError(
-                ProblemCode.TOO_MANY_UPLOADS, f"at most {most} may be open at a time"
+                ProblemCode.TOO_MANY_UPLOADS,
+                f"at most {most} uploads may be open at a time",
             )
 
     def _space(self, principal: str | None, needed: int) -> int | None:

@@ -221,7 +221,7 @@ async def _receive_judged(
         sink.end()
         if atomic and not sink.whole:
             raise PeerError(
-                ProblemCode.BAD_PATCH, "the patch ends before its last part does"
+                ProblemCode.BAD_PATCH, "the patch ends within its last part"
             )
         await incoming.written()
         if check is not None:

@@ -80,7 +80,7 @@ class OperationSink:
         if self._max_size is not None and end > self._max_size:
             raise PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
-                f"at most {self._max_size} bytes are taken",
+                f"at most {self._max_size} bytes are accepted",
                 close=True,
             )
         length = operation.record.length
@@ -236,7 +236,7 @@ class _BoundedSink:
         if self._left < 0:
             raise PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
-                f"a request may carry {self._most} bytes",
+                f"a request may have at most {self._most} bytes of content",
                 close=True,
             )
 
@@ -316,7 +316,7 @@ class RefusedContent:
         """What such a patch is refused with."""
         return PeerError(
             ProblemCode.UPLOAD_COMPLETE,
-            f"all {self._length} bytes were received already",
+            f"all {self._length} bytes have already been received",
             fields=(("upload-offset", str(self._length)), ("upload-complete", "?1")),
             close=True,
         )

@@ -125,12 +125,13 @@ class RufhServer(ServerDialect):
             if length not in (None, head.length):
                 raise PeerError(
                     ProblemCode.INCONSISTENT_LENGTH,
-                    "Upload-Length is not where the only content ends",
+                    "Upload-Length is not the length of the content",
                 )
             length = head.length
         elif length is not None and (head.length or 0) > length:
             raise PeerError(
-                ProblemCode.INCONSISTENT_LENGTH, "the content is beyond Upload-Length"
+                ProblemCode.INCONSISTENT_LENGTH,
+                "the content is longer than Upload-Length",
             )
         self._check_size(head, limits, bool(completes))
         small = (
@@ -208,7 +209,7 @@ class RufhServer(ServerDialect):
     def _wrong_media_type(self) -> PeerError:
         return PeerError(
             ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-            f"an append is {PARTIAL_UPLOAD}",
+            f"an append has the media type {PARTIAL_UPLOAD}",
             fields=(("accept-patch", ACCEPT_PATCH),),
         )
 
@@ -222,13 +223,13 @@ class RufhServer(ServerDialect):
         if limits.max_append_size is not None and size > limits.max_append_size:
             raise PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
-                f"a request may carry {limits.max_append_size} bytes",
+                f"a request may have at most {limits.max_append_size} bytes of content",
             )
         least = limits.min_append_size
         if least is not None and 0 < size < least and not completes:
             raise PeerError(
                 ProblemCode.APPEND_TOO_SMALL,
-                f"a request that does not complete the upload carries {least} bytes",
+                f"a request that does not complete the upload needs at least {least} bytes",
             )
 
     # Answers.

@@ -261,7 +261,7 @@ class Checksum:
         if not hmac.compare_digest(self._hashes[algorithm].digest(), digest):
             raise PeerError(
                 ProblemCode.CHECKSUM_MISMATCH,
-                f"the {algorithm} of what arrived is another one; nothing was kept",
+                f"the content has another {algorithm} than stated; nothing was kept",
             )
 
 

@@ -146,7 +146,7 @@ class TusServer(ServerDialect):
         if head.fields.get(_MARK, VERSION) != VERSION:
             raise PeerError(
                 ProblemCode.TUS_VERSION_NOT_SUPPORTED,
-                f"tus is spoken in version {VERSION}",
+                f"this server supports only version {VERSION} of tus",
                 fields=(("tus-version", VERSION),),
             )
 
@@ -167,13 +167,13 @@ class TusServer(ServerDialect):
         if limits.max_size is not None and (length or 0) > limits.max_size:
             raise PeerError(
                 ProblemCode.CONTENT_TOO_LARGE,
-                f"at most {limits.max_size} bytes are taken",
+                f"at most {limits.max_size} bytes are accepted",
             )
         if head.has_content:
             _check_media_type(head)
         if length is not None and (head.length or 0) > length:
             raise PeerError(
-                ProblemCode.EXCESS_CONTENT, "the content goes beyond Upload-Length"
+                ProblemCode.EXCESS_CONTENT, "the content is longer than Upload-Length"
             )
         return Creation(
             length=length,
@@ -189,7 +189,7 @@ class TusServer(ServerDialect):
         if "upload-length" in head.fields or "upload-defer-length" in head.fields:
             raise PeerError(
                 ProblemCode.MALFORMED_REQUEST,
-                "the length of a final upload is that of its parts",
+                "a final upload takes its length from its parts, not from a field",
             )
         if head.has_content:
             raise PeerError(
@@ -290,7 +290,7 @@ def _check_media_type(head: RequestHead) -> None:
     if media_type is None or media_type.essence != OFFSET_STREAM:
         raise PeerError(
             ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-            f"content comes as {OFFSET_STREAM}",
+            f"the content of a tus PATCH has the media type {OFFSET_STREAM}",
             fields=(("accept-patch", OFFSET_STREAM),),
         )
 
