@@ -14,7 +14,7 @@ import trio
 from click.testing import CliRunner
 
 import trioresume
-from tests.benching.faulty_server import Flaw, faulty_server
+from tests.bench_command.faulty_server import Flaw, faulty_server
 from trioresume.bench import Ending, SizeKind, Sizes, from_json
 from trioresume.cli import main
 from trioresume.cli.bench import HeaderLine, InteropVersion, SizesType

@@ -28,7 +28,7 @@ from tests.server.harness import (
     memory_service,
 )
 from tests.server.held import HeldStore, Hold
-from tests.server.test_content import BODY, MULTIPART, _multipart
+from tests.server.seed import BODY, MULTIPART, multipart
 from trioresume.errors import StorageError, StorageFull
 from trioresume.testing.memory_store import MemoryStore
 
@@ -158,7 +158,7 @@ class Story:
         at = await self.where(service)
         parts = BODY[at:400], BODY[400:450]
         if at < 400:
-            patch = _multipart(at, *parts, total=512)
+            patch = multipart(at, *parts, total=512)
             await self.ask(service, "PATCH", MULTIPART, patch)
         await self.ask(service, "GET")
         at = await self.where(service)

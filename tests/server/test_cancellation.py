@@ -20,7 +20,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
-from tests.server.test_content import BODY, MULTIPART, _multipart
+from tests.server.seed import BODY, MULTIPART, multipart
 from trioresume import Config
 from trioresume.store.port import OperationId
 from trioresume.testing import MemoryTransport, memory_transport_pair
@@ -154,7 +154,7 @@ async def test_visit_cancelled_at_each_step_leaves_the_upload_in_order(
                 patch = byterange(100, BODY[100:], 512)
                 data = head("PATCH", location, BYTERANGE, length=len(patch)) + patch
             elif method == "multipart":
-                patch = _multipart(100, BODY[100:300], BODY[300:], total=512)
+                patch = multipart(100, BODY[100:300], BODY[300:], total=512)
                 data = head("PATCH", location, MULTIPART, length=len(patch)) + patch
             else:
                 data = head(method, location)

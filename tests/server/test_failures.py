@@ -19,7 +19,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
-from tests.server.test_content import BODY, MULTIPART, _multipart
+from tests.server.seed import BODY, MULTIPART, multipart
 from trioresume import Config, FileService, Response
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.store.port import (
@@ -77,7 +77,7 @@ async def test_full_store_refuses_a_patch_and_keeps_the_offset(
         location = interim.fields.get("request-content-location") or ""
         await trio.testing.wait_all_tasks_blocked()
         store.full_after = store.stored_bytes + 50
-        patch = _multipart(100, BODY[100:300], BODY[300:], total=512)
+        patch = multipart(100, BODY[100:300], BODY[300:], total=512)
         reply = await service.connect().request("PATCH", location, MULTIPART, patch)
         assert reply.status == 507
         store.full_after = None
@@ -273,7 +273,7 @@ async def test_large_atomic_patch_needs_no_data_directory(
         interim = await client.start(len(body))
         location = interim.fields.get("request-content-location") or ""
         await client.aclose()
-        patch = _multipart(0, body[:1000], body[1000:], total=len(body))
+        patch = multipart(0, body[:1000], body[1000:], total=len(body))
         reply = await service.connect().request("PATCH", location, MULTIPART, patch)
         assert reply.status == 200
     assert handler.bodies == [body]

@@ -23,7 +23,7 @@ from tests.server.harness import (
     memory_service,
 )
 from tests.server.held import HeldStore, Hold, having
-from tests.server.test_content import BODY, MULTIPART, _multipart, cut_upload
+from tests.server.seed import BODY, MULTIPART, cut_upload, multipart
 from trioresume import Config, FileService
 from trioresume.errors import StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
@@ -246,7 +246,7 @@ async def multipart_held(
     """A multipart patch of bytes 100 to 300 in its last commit: where, and by which client."""
     location = await cut_upload(service, BODY, 100)
     counting = store.hold("apply", having(LetCount))
-    patch = _multipart(100, BODY[100:200], BODY[200:300], total=512)
+    patch = multipart(100, BODY[100:200], BODY[200:300], total=512)
     client = service.connect()
     await client.send(head("PATCH", location, MULTIPART, length=len(patch)) + patch)
     await counting.reached()

@@ -18,7 +18,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
-from tests.server.test_content import BODY, cut_upload
+from tests.server.seed import BODY, cut_upload
 from trioresume import Config, FileService, Principal, RequestHead
 from trioresume.errors import StorageConflict
 from trioresume.protocol.clock import ServiceClock

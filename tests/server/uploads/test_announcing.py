@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from tests.server.harness import Recorder, memory_service, socket_service
-from tests.server.test_content import BODY
+from tests.server.seed import BODY
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.api.config import Config
 from trioresume.server.uploads import registry as operations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.server.harness import RESUME, Client, Recorder, head, memory_service
-from tests.server.test_rufh import NEWEST, path_of, says
+from tests.server.rufh import NEWEST, path_of, says
 from tests.server.tus import MARK, OCTETS, create, offset_of
 
 BODY = b"The quick brown fox jumps over the lazy dog." * 5

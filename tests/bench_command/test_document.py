@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.benching import invented
+from tests.bench_command import invented
 from trioresume.bench import Ending, Results, from_json, to_json
 from trioresume.bench.document import json_schema
 from trioresume.bench.records import HIDDEN

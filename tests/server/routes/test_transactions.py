@@ -14,7 +14,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
-from tests.server.test_content import BODY, MULTIPART, cut_upload, patches
+from tests.server.seed import BODY, MULTIPART, cut_upload, patches
 
 ATOMIC = {"Prefer": "transaction=atomic"}
 PERSIST = {"Prefer": "transaction=persist"}

@@ -16,7 +16,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
-from tests.server.test_content import BODY
+from tests.server.seed import BODY
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.uploads import registry as operations
 from trioresume.store.port import CreateOperation, Mutation, SetLength

@@ -38,7 +38,7 @@ HALFWAY = Snapshot(
 SHOWING = """
 import dataclasses, sys, time
 from rich.console import Console
-from tests.benching.test_live import HALFWAY, SETTINGS
+from tests.bench_command.test_live import HALFWAY, SETTINGS
 from trioresume.bench.report.live import watching
 with watching(SETTINGS, Console(stderr=True)) as show:
     for index in range(12):

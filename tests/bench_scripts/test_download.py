@@ -22,7 +22,7 @@ from bench.download import Measured, Work, forget, main, measure, report
 from bench.fetch import Question, Request, WrongAnswer, fetch
 from bench.peers import find
 from bench.server import Server
-from tests.bench.fakes import faulty
+from tests.bench_scripts.fakes import faulty
 from tests.platforms import linux_only, needs
 from trioresume.bench.content import Region
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.benching.driver import drive
-from tests.benching.faulty_server import Flaw, faulty_server
+from tests.bench_command.driver import drive
+from tests.bench_command.faulty_server import Flaw, faulty_server
 from trioresume.bench import (
     BenchFailed,
     Check,

@@ -22,7 +22,7 @@ from tests.server.harness import (
     memory_service,
     socket_service,
 )
-from tests.server.test_content import BODY
+from tests.server.seed import BODY
 from trioresume import Config, Response
 
 Clock = trio.testing.MockClock

@@ -22,7 +22,7 @@ from tests.server.harness import (
     memory_service,
     socket_service,
 )
-from tests.server.test_content import BODY
+from tests.server.seed import BODY
 from tests.stopwatch import Stopwatch
 from trioresume import Config, PeerError
 from trioresume.errors import ProblemCode

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.server.harness import RESUME, Client, Recorder, memory_service
-from tests.server.test_rufh import NEWEST, appends, path_of, says
+from tests.server.rufh import NEWEST, appends, path_of, says
 from tests.server.tus import MARK, append, create, result
 from trioresume import FileService
 from trioresume.errors import ContentLost

@@ -13,7 +13,7 @@ import pytest
 from bench.peers import find
 from bench.server import Server, ServerFailed
 from bench.workspace import Workspace, unwritten
-from tests.bench.fakes import Fake
+from tests.bench_scripts.fakes import Fake
 from tests.platforms import linux_only
 
 pytestmark = linux_only("/proc")

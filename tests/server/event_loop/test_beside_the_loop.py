@@ -27,7 +27,7 @@ from tests.server.harness import (
     head,
     socket_service,
 )
-from tests.server.test_rufh import NEWEST, says
+from tests.server.rufh import NEWEST, says
 from trioresume.protocol.digests import Hashes
 from trioresume.store.disk import DiskStore
 from trioresume.store.disk_io import Disk

@@ -21,7 +21,7 @@ from tests.server.harness import (
     memory_service,
     socket_service,
 )
-from tests.server.test_content import BODY, cut_upload
+from tests.server.seed import BODY, cut_upload
 from trioresume import Config, Principal, Rejection, Request, RequestHead, Response
 from trioresume.errors import StorageConflict, StorageError
 from trioresume.server.api.handler import idempotent

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from tests.benching import invented
+from tests.bench_command import invented
 from trioresume.bench import (
     Check,
     CheckedBy,

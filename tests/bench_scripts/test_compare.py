@@ -21,7 +21,7 @@ from bench.peers import find
 from bench.peers.cache import Cache
 from bench.statistics import Spread
 from bench.workspace import Workspace
-from tests.bench.fakes import faulty
+from tests.bench_scripts.fakes import faulty
 from tests.platforms import linux_only
 from trioresume.bench import FaultKind, Latency
 

@@ -23,27 +23,18 @@ from tests.server.harness import (
     memory_service,
     socket_service,
 )
+from tests.server.seed import (
+    BODY,
+    MULTIPART,
+    cut_upload,
+    multipart,
+    patches,
+)
 from trioresume import Config
 from trioresume.store.port import OperationId
 from trioresume.testing.memory_store import MemoryStore
 
 Clock = trio.testing.MockClock
-
-BODY = bytes(range(256)) * 2
-
-
-async def cut_upload(
-    service: MemoryService, body: bytes, sent: int, *, prefer: str = "resume"
-) -> str:
-    """Start an upload of *body*, cut it after *sent* bytes; where its content is."""
-    client = service.connect()
-    interim = await client.start(len(body), body[:sent], prefer=prefer)
-    await trio.testing.wait_all_tasks_blocked()
-    await client.aclose()
-    await trio.testing.wait_all_tasks_blocked()
-    location = interim.fields.get("request-content-location")
-    assert location is not None
-    return location
 
 
 async def offset_of(service: MemoryService, location: str) -> int:
@@ -183,58 +174,6 @@ async def test_patch_completes_and_answers_as_the_target(autojump_clock: Clock) 
         for name, value in reply.fields:
             assert f"{name.title()}: {value}".encode() in recorded.body
     assert handler.bodies == [BODY]
-
-
-def _binary(first: int, body: bytes, total: int) -> bytes:
-    """``application/byteranges`` with one part of known length (B12)."""
-    name, value = (
-        b"content-range",
-        b"bytes %d-%d/%d"
-        % (
-            first,
-            first + len(body) - 1,
-            total,
-        ),
-    )
-    line = bytes([len(name)]) + name + bytes([len(value)]) + value
-    length = (0x4000 | len(body)).to_bytes(2, "big")
-    return b"\x08" + bytes([len(line)]) + line + length + body
-
-
-def _multipart(first: int, *bodies: bytes, total: int) -> bytes:
-    parts = []
-    for body in bodies:
-        parts.append(b"--sep\r\n" + byterange(first, body, total) + b"\r\n")
-        first += len(body)
-    return b"".join(parts) + b"--sep--\r\n"
-
-
-MULTIPART = {"Content-Type": "multipart/byteranges; boundary=sep"}
-
-
-def patches(first: int, body: bytes, total: int) -> list[tuple[dict[str, str], bytes]]:
-    """A patch in each media type that R15 names."""
-    middle = len(body) // 2
-    return [
-        (BYTERANGE, byterange(first, body, total)),
-        (MULTIPART, _multipart(first, body[:middle], body[middle:], total=total)),
-        ({"Content-Type": "application/byteranges"}, _binary(first, body, total)),
-        (
-            {
-                "Content-Type": "application/partial-upload",
-                "Upload-Offset": str(first),
-                "Upload-Complete": "?1",
-            },
-            body,
-        ),
-        (
-            {
-                "Content-Type": "application/offset+octet-stream",
-                "Upload-Offset": str(first),
-            },
-            body,
-        ),
-    ]
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -589,17 +528,17 @@ async def test_total_over_the_limit_is_400(total: bytes, autojump_clock: Clock) 
 @pytest.mark.parametrize(
     ("patch", "status"),
     [
-        (_multipart(100, BODY[100:200], BODY[200:300], total=512)[:-9], 400),
-        (_multipart(100, BODY[100:200], total=512)[:-60], 400),
-        (_multipart(100, BODY[100:200], total=512).replace(b"/512", b"/511"), 400),
+        (multipart(100, BODY[100:200], BODY[200:300], total=512)[:-9], 400),
+        (multipart(100, BODY[100:200], total=512)[:-60], 400),
+        (multipart(100, BODY[100:200], total=512).replace(b"/512", b"/511"), 400),
         (
-            _multipart(100, BODY[100:200], total=512)[:-9]
-            + _multipart(300, BODY[300:400], total=512),
+            multipart(100, BODY[100:200], total=512)[:-9]
+            + multipart(300, BODY[300:400], total=512),
             409,
         ),
-        (_multipart(50, BODY[50:150], total=512), 409),
-        (_multipart(100, BODY[100:200], total=512) + b"trailing", 400),
-        (_multipart(100, BODY[100:200], total=512), 204),
+        (multipart(50, BODY[50:150], total=512), 409),
+        (multipart(100, BODY[100:200], total=512) + b"trailing", 400),
+        (multipart(100, BODY[100:200], total=512), 204),
         (b"no boundary at all", 400),
     ],
 )
@@ -622,7 +561,7 @@ async def test_cut_multipart_applies_nothing(autojump_clock: Clock) -> None:
     async with memory_service(Recorder()) as service:
         location = await cut_upload(service, BODY, 100)
         client = service.connect()
-        patch = _multipart(100, BODY[100:300], BODY[300:], total=512)
+        patch = multipart(100, BODY[100:300], BODY[300:], total=512)
         await client.send(
             head("PATCH", location, MULTIPART, length=len(patch)) + patch[:-5]
         )
@@ -639,9 +578,7 @@ async def test_large_multipart_is_held_back_and_then_counts(tmp_path: Path) -> N
             interim = await client.start(len(body), body[:1000])
             location = interim.fields.get("request-content-location") or ""
         async with service.connect() as client:
-            patch = _multipart(
-                1000, body[1000:200_000], body[200_000:], total=len(body)
-            )
+            patch = multipart(1000, body[1000:200_000], body[200_000:], total=len(body))
             while True:
                 shown = await client.request("HEAD", location)
                 if shown["upload-offset"] == "1000":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.benching import invented
+from tests.bench_command import invented
 from tests.e2e.chromium import chromium
 from trioresume.bench import Check, CheckedBy, Ending, Latency, Results
 from trioresume.bench.report import doubts, plots, series, units, words

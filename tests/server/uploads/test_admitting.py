@@ -19,7 +19,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
-from tests.server.test_rufh import NEWEST, appends, path_of, says
+from tests.server.rufh import NEWEST, appends, path_of, says
 from tests.server.tus import MARK, OCTETS, append, b64, create, place, receiving, upload
 from trioresume import PeerError, ProblemCode, Request, RequestHead, Response
 from trioresume.server.api.handler import CallPolicy

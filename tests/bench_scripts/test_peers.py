@@ -15,7 +15,7 @@ from bench.peers.cache import Cache, InstallFailed, run_logged
 from bench.peers.peer import ToolMissing
 from bench.peers.prove import Disproved, prove
 from bench.server import Server
-from tests.bench.fakes import Fake, faulty
+from tests.bench_scripts.fakes import Fake, faulty
 from tests.platforms import linux_only
 
 pytestmark = linux_only("/proc")

@@ -20,6 +20,7 @@ from tests.server.harness import (
     head,
     memory_service,
 )
+from tests.server.rufh import NEWEST, appends, completeness, path_of, says
 from trioresume import (
     Config,
     Fields,
@@ -36,37 +37,7 @@ from trioresume.server.uploads import registry as operations
 from trioresume.testing.memory_store import MemoryStore
 
 BODY = b"The quick brown fox jumps over the lazy dog."
-NEWEST = VERSIONS[max(VERSIONS)]
 ALL = pytest.mark.parametrize("version", VERSIONS.values(), ids=lambda v: v.number)
-
-
-def says(version: Version, complete: bool) -> dict[str, str]:
-    """The version and completeness of a request, as that version says them."""
-    said = complete != version.says_incomplete
-    return {
-        "Upload-Draft-Interop-Version": str(version.number),
-        version.completeness_field: "?1" if said else "?0",
-    }
-
-
-def appends(version: Version, offset: int, complete: bool) -> dict[str, str]:
-    """The fields of an append."""
-    fields = {**says(version, complete), "Upload-Offset": str(offset)}
-    if version.needs_media_type:
-        fields["Content-Type"] = "application/partial-upload"
-    return fields
-
-
-def completeness(version: Version, fields: Mapping[str, str] | Reply) -> bool | None:
-    """What a response says of the upload, as that version says it."""
-    said = fields.get(version.completeness_field)
-    return None if said is None else (said == "?1") != version.says_incomplete
-
-
-def path_of(location: str) -> str:
-    """The path of an absolute location."""
-    assert location.startswith("http://test/")
-    return location.removeprefix("http://test")
 
 
 @ALL

@@ -22,7 +22,7 @@ from tests.server.harness import (
     memory_service,
     socket_service,
 )
-from tests.server.test_many_events import Taking
+from tests.server.http.test_many_events import Taking
 from trioresume import Config
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.async_store.receive_memory import ReceiveMemory
