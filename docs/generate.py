@@ -29,7 +29,7 @@ from trioresume.protocol.operation import (
     Event,
     OperationState,
 )
-from trioresume.store.schema import migrate
+from trioresume.store.catalog.schema import migrate
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,7 +162,7 @@ def draft_versions() -> str:
 def crash_matrix() -> str:
     """What is found after a crash, by what was done last: rows that the tests check."""
     # Here, because the rows are made of what the tests are made of.
-    from tests.store.crash_matrix import ROWS
+    from tests.store.crashes.crash_matrix import ROWS
 
     rows = ((r.words, r.killed.words, r.unpowered.words) for r in ROWS)
     heads = ("the last thing that was done", "after a kill", "after a power loss")

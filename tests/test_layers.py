@@ -145,6 +145,13 @@ CLIENT_WINGS: dict[str, set[str]] = {
     "http": {"decisions", "content"},
 }
 """The same for the client. The modules beside the wings put them together."""
+STORE_WINGS: dict[str, set[str]] = {"port": set(), "file_system": set()}
+STORE_WINGS["catalog"] = {"port", "file_system"}
+STORE_WINGS["disk"] = STORE_WINGS["catalog"] | {"catalog"}
+STORE_WINGS["keeper"] = STORE_WINGS["disk"] | {"disk"}
+STORE_WINGS["disk_store"] = {*STORE_WINGS}
+"""The same for the store. ``disk_store`` puts the wings together."""
+LAYERS = {"server": WINGS, "client": CLIENT_WINGS, "store": STORE_WINGS}
 MOST_MODULES = 13
 """A wing with more modules wants to be two."""
 
@@ -162,12 +169,12 @@ def modules_in(*layers: str) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "path", modules_in("server", "client"), ids=lambda p: str(p.relative_to(PACKAGE))
+    "path", modules_in(*LAYERS), ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_wings_point_one_way(path: Path) -> None:
     """No wing imports one that is built on it, not even for type checking."""
     layer = layer_of(path)
-    wings = {"server": WINGS, "client": CLIENT_WINGS}[layer]
+    wings = LAYERS[layer]
     wing = wing_of(layer, path)
     if wing == "__init__" or (layer == "client" and path.parent.name == "client"):
         return
@@ -223,13 +230,12 @@ def test_carriers_do_not_know_each_other() -> None:
         assert known & carriers <= {own}, path
 
 
-@pytest.mark.parametrize("layer", ["server", "client"])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_wings_are_small_and_known(layer: str) -> None:
     """Every folder is a wing in the order above, and no wing is a heap."""
-    wings = {"server": WINGS, "client": CLIENT_WINGS}[layer]
     folders = [p.parent for p in (PACKAGE / layer).rglob("*/__init__.py")]
     outer = {folder.name for folder in folders if folder.parent == PACKAGE / layer}
-    assert outer == wings.keys() - {"serving"}
+    assert outer == LAYERS[layer].keys() - {"serving", "disk_store"}
     for folder in (PACKAGE / layer, *folders):
         held = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
         assert len(held) <= MOST_MODULES, folder.name

@@ -53,9 +53,14 @@ from trioresume.server.api.handler import (
 from trioresume.server.api.tokens import bearer_tokens, new_token
 from trioresume.server.keeper.collect import collect
 from trioresume.server.serving import Server, serve
-from trioresume.store.inventory import Inventory, StoredFile, StoredUpload, Totals
+from trioresume.store.keeper.inventory import (
+    Inventory,
+    StoredFile,
+    StoredUpload,
+    Totals,
+)
+from trioresume.store.keeper.verification import Damage, DamageKind, Verification
 from trioresume.store.port import Collected
-from trioresume.store.verification import Damage, DamageKind, Verification
 from trioresume.targets.files import FileService
 
 __all__ = [

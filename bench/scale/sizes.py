@@ -36,8 +36,8 @@ from bench.options import ByteSize, durability_option, human, work_dir_option
 from bench.peers.own import trioresume
 from bench.server import Server
 from trioresume import Fields
-from trioresume.store.disk import open_store
-from trioresume.store.ledger import Effects, Ledger
+from trioresume.store.catalog.batch import Effects, Ledger
+from trioresume.store.disk_store import open_store
 from trioresume.store.port import (
     CreateOperation,
     OperationId,
@@ -45,7 +45,7 @@ from trioresume.store.port import (
     SealChunk,
     request_key,
 )
-from trioresume.store.recipe import digest_of
+from trioresume.store.port.recipes import digest_of
 
 __all__ = ["build", "main"]
 

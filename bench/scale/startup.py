@@ -30,8 +30,8 @@ from pathlib import Path
 import click
 
 from bench.options import human, work_dir_option
-from trioresume.store.disk import open_store
-from trioresume.store.recipe import Recipe, digest_of
+from trioresume.store.disk_store import open_store
+from trioresume.store.port.recipes import Recipe, digest_of
 
 __all__ = ["build", "main"]
 

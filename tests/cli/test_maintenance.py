@@ -18,7 +18,7 @@ from tests.store.helpers import (
 )
 from trioresume.cli import main, units
 from trioresume.cli.options import ExitCode
-from trioresume.store.disk import open_store
+from trioresume.store.disk_store import open_store
 from trioresume.store.port import (
     CreateOperation,
     EndOperation,
@@ -26,7 +26,7 @@ from trioresume.store.port import (
     PublishFile,
     request_key,
 )
-from trioresume.store.recipe import digest_of
+from trioresume.store.port.recipes import digest_of
 
 DATA = bytes(range(256)) * 8
 

@@ -19,7 +19,7 @@ from tests.e2e.uploads import Pace, Upload
 from tests.e2e.wire import Cut, Wire, ask, request_head
 from tests.platforms import unreadable_page
 from tests.store.helpers import do, store_content
-from trioresume.store.disk import open_store
+from trioresume.store.disk_store import open_store
 from trioresume.store.port import EndOperation, OperationId
 
 MakeService = Callable[..., Service]

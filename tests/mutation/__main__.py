@@ -216,7 +216,7 @@ def _main() -> None:
     add = parser.add_argument
     add("--sample", type=int, default=100, help="how many mutants [100]")
     add("--seed", type=int, default=1, help="which ones [1]")
-    add("--module", action="append", help="only this module, e.g. store/tails")
+    add("--module", action="append", help="only this module, e.g. store/disk/tails")
     add("--line", type=int, help="every change that begins in this line")
     add("--jobs", type=int, default=2, help="processes at a time [2]")
     add("--seconds", type=float, default=900, help="limit for one mutant [900]")

@@ -19,27 +19,32 @@ ROOT = Path(__file__).parent.parent.parent
 
 MODULES: dict[str, tuple[str, ...]] = {
     "store": (
-        "accounts",
-        "catalog",
-        "chunks",
-        "collection",
-        "data_dir",
-        "disk",
-        "disk_io",
-        "doubts",
-        "extent",
-        "folding",
-        "ledger",
-        "read_only",
-        "readers",
-        "recipe",
-        "recovery",
-        "room",
-        "rows",
-        "schema",
-        "tails",
-        "verification",
-        "writers",
+        "catalog/batch",
+        "catalog/catalog",
+        "catalog/chunk_lists",
+        "catalog/epochs",
+        "catalog/read_only",
+        "catalog/rows",
+        "catalog/schema",
+        "catalog/unreferenced",
+        "catalog/usage_triggers",
+        "disk/chunks",
+        "disk/readers",
+        "disk/recovery",
+        "disk/suspect_chunks",
+        "disk/tail_files",
+        "disk/tails",
+        "disk/unfinished",
+        "disk/writers",
+        "file_system/data_dir",
+        "file_system/disk_io",
+        "file_system/free_space",
+        "file_system/mounts",
+        "keeper/sweep",
+        "keeper/verification",
+        "port/mutations",
+        "port/recipes",
+        "disk_store",
     ),
     "server": (
         "api/tokens",
@@ -133,29 +138,41 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """The modules, by folder of the package."""
 
-_CONTENT = "tests/store/test_contract_content.py"
-_ORDER = "tests/store/test_order.py"
+_CATALOG = "tests/store/contract/test_catalog.py"
+_COLLECTION = "tests/store/contract/test_collection.py"
+_CONTENT = "tests/store/contract/test_content.py"
+_LOSSES = "tests/store/crashes/test_losses.py"
+_ORDER = "tests/store/crashes/test_order.py"
+_STORE = "tests/store/test_disk_store.py"
 _HELD = "tests/server/test_held.py"
 _PATCHES = "tests/protocol/test_patches.py"
 _CLIENT = ("tests/client/test_client.py", "tests/client/test_protocols.py")
 
 MORE: dict[str, tuple[str, ...]] = {
-    "store/catalog": ("tests/store/test_contract_catalog.py",),
-    "store/chunks": (_ORDER, "tests/store/test_disk.py"),
-    "store/collection": ("tests/store/test_contract_collection.py",),
-    "store/data_dir": ("tests/store/test_disk.py",),
-    "store/disk": (_ORDER, _CONTENT),
-    "store/disk_io": ("tests/store/test_direct_writes.py", "tests/store/test_disk.py"),
-    "store/extent": (_CONTENT, "tests/store/test_losses.py"),
-    "store/doubts": ("tests/store/test_losses.py",),
-    "store/read_only": ("tests/store/test_inventory.py",),
-    "store/ledger": ("tests/store/test_contract_catalog.py", _CONTENT),
-    "store/readers": ("tests/store/test_contract_extents.py", _CONTENT),
-    "store/recovery": (_ORDER, _CONTENT, "tests/store/test_losses.py"),
-    "store/rows": ("tests/store/test_contract_catalog.py",),
-    "store/schema": ("tests/store/test_disk.py",),
-    "store/tails": (_ORDER, _CONTENT, "tests/store/test_losses.py"),
-    "store/writers": (_ORDER, _CONTENT, "tests/store/test_threads.py"),
+    "store/catalog/batch": (_CATALOG, _CONTENT),
+    "store/catalog/catalog": (_CATALOG,),
+    "store/catalog/epochs": (_LOSSES, _STORE),
+    "store/catalog/read_only": ("tests/store/keeper/test_inventory.py",),
+    "store/catalog/rows": (_CATALOG,),
+    "store/catalog/schema": (_STORE,),
+    "store/catalog/unreferenced": (_COLLECTION,),
+    "store/disk/chunks": (_ORDER, _STORE),
+    "store/disk/readers": ("tests/store/contract/test_extents.py", _CONTENT),
+    "store/disk/recovery": (_ORDER, _CONTENT, _LOSSES),
+    "store/disk/suspect_chunks": (_LOSSES,),
+    "store/disk/tail_files": (_ORDER, _CONTENT, _LOSSES),
+    "store/disk/tails": (_ORDER, _CONTENT, _LOSSES),
+    "store/disk/unfinished": (_CONTENT, _LOSSES),
+    "store/disk/writers": (_ORDER, _CONTENT, "tests/store/disk/test_threads.py"),
+    "store/file_system/data_dir": (_STORE,),
+    "store/file_system/disk_io": (
+        "tests/store/file_system/test_direct_writes.py",
+        _STORE,
+    ),
+    "store/file_system/mounts": (_LOSSES,),
+    "store/keeper/sweep": (_COLLECTION, _STORE),
+    "store/port/mutations": ("tests/store/contract/test_joining.py",),
+    "store/disk_store": (_ORDER, _CONTENT),
     "server/uploads/completion": (
         _HELD,
         "tests/server/routes/test_result.py",
@@ -274,12 +291,12 @@ FURTHER: dict[str, tuple[str, ...]] = {
 
 
 def path_of(module: str) -> str:
-    """The file of *module*, such as ``store/tails``, relative to the project's root."""
+    """The file of *module*, such as ``store/disk/tails``, relative to the project's root."""
     return f"trioresume/{module}.py"
 
 
 def all_modules() -> list[str]:
-    """The names of all modules that are mutated, such as ``store/tails``."""
+    """The names of all modules that are mutated, such as ``store/disk/tails``."""
     return [f"{folder}/{name}" for folder, names in MODULES.items() for name in names]
 
 

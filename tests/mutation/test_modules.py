@@ -52,7 +52,7 @@ def f(a: int | None, *, b: bool = False) -> int | str:
 def test_changes_are_made_where_they_can_be_faults() -> None:
     """Not in annotations, docstrings, messages, assertions, or what tunes."""
     mutants = pytest.importorskip("tests.mutation.mutants", exc_type=ImportError)
-    found = mutants.places("store/tails", SOURCE)
+    found = mutants.places("store/disk/tails", SOURCE)
     lines = {place.line for place in found}
     assert lines == {7, 9, 10, 11, 12, 15, 16, 17}
     changed = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.crashes.sqlite_calls import is_possible
 from tests.store.helpers import DiskStand, MemoryStand, Stand
-from tests.store.sqlite_calls import is_possible
 
 
 @pytest.fixture

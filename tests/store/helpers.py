@@ -12,14 +12,10 @@ from typing import Protocol
 
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.store import (
-    catalog,
-    folding,
-    recipe,
-    schema,
-)
-from trioresume.store.disk import DiskStore, open_store
-from trioresume.store.disk_io import Descriptor, Disk
+from trioresume.store.catalog import catalog, chunk_lists, schema
+from trioresume.store.disk.tail_files import PROOF
+from trioresume.store.disk_store import DiskStore, open_store
+from trioresume.store.file_system.disk_io import Descriptor, Disk
 from trioresume.store.port import (
     Collected,
     Content,
@@ -36,9 +32,9 @@ from trioresume.store.port import (
     SetState,
     Store,
     StoredResponse,
+    recipes,
     request_key,
 )
-from trioresume.store.tails import PROOF
 from trioresume.testing.memory_store import MemoryStore
 
 CHUNK = 8
@@ -201,7 +197,7 @@ def set_part_chunks(
     setattr_: Callable[[object, str, object], None], chunks: int
 ) -> None:
     """Fold as few as *chunks* chunks into a part, by monkeypatch's *setattr_*."""
-    for module in (recipe, folding, catalog):
+    for module in (recipes, chunk_lists, catalog):
         setattr_(module, "PART_CHUNKS", chunks)
 
 

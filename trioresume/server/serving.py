@@ -42,9 +42,9 @@ from trioresume.server.routes.upload_page import UploadPage
 from trioresume.server.uploads.expiry import LAST_SEEN, Collector, Expiry, clock_reading
 from trioresume.server.uploads.quotas import Quotas
 from trioresume.server.uploads.registry import Operations
-from trioresume.store.disk import open_store
+from trioresume.store.disk_store import open_store
+from trioresume.store.file_system.reserve import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK
-from trioresume.store.reserve import RESERVE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,7 +32,7 @@ from trioresume.store.port import (
     is_response_key,
     operation_of,
 )
-from trioresume.store.recipe import AnyRecipe, Digest, cut, digest_of, join
+from trioresume.store.port.recipes import AnyRecipe, Digest, cut, digest_of, join
 
 __all__ = ["Building", "MemoryContents"]
 

@@ -23,6 +23,7 @@ from trioresume.errors import (
 )
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
+from trioresume.store.catalog.rows import pack_fields, response_columns
 from trioresume.store.port import (
     FREE_HEAD,
     RECORD_SIZE,
@@ -59,8 +60,7 @@ from trioresume.store.port import (
     request_key,
     response_key,
 )
-from trioresume.store.recipe import AnyRecipe, Digest, JoinedRecipe, Recipe
-from trioresume.store.rows import pack_fields, response_columns
+from trioresume.store.port.recipes import AnyRecipe, Digest, JoinedRecipe, Recipe
 from trioresume.testing.memory_content import Building, MemoryContents
 
 __all__ = ["MemoryStore"]

@@ -13,7 +13,7 @@ import trio
 from tests.server.harness import Client, Recorder, head, socket_service
 from trioresume import Config, FileService
 from trioresume.server.async_store.receive_memory import ReceiveMemory
-from trioresume.store.disk_io import Descriptor, Disk
+from trioresume.store.file_system.disk_io import Descriptor, Disk
 
 MIB = 1 << 20
 

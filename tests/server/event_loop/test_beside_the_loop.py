@@ -29,10 +29,10 @@ from tests.server.harness import (
 )
 from tests.server.rufh import NEWEST, says
 from trioresume.protocol.digests import Hashes
-from trioresume.store.disk import DiskStore
-from trioresume.store.disk_io import Disk
+from trioresume.store.disk.writers import DiskWriter
+from trioresume.store.disk_store import DiskStore
+from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.port import Usage
-from trioresume.store.writers import DiskWriter
 
 CHUNK = 256 * 1024
 BODY = random.Random(7).randbytes(3 * CHUNK + 1000)

@@ -17,7 +17,7 @@ import trioresume
 from tests.store.helpers import do, put, record, store_content
 from trioresume.server.keeper import collect as keeping, control_socket as control
 from trioresume.server.keeper.control_socket import CONTROL
-from trioresume.store.disk import DiskStore, open_store
+from trioresume.store.disk_store import DiskStore, open_store
 from trioresume.store.port import (
     CreateOperation,
     EndOperation,

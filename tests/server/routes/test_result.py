@@ -25,7 +25,7 @@ from tests.server.seed import BODY, cut_upload
 from trioresume import Config, Principal, Rejection, Request, RequestHead, Response
 from trioresume.errors import StorageConflict, StorageError
 from trioresume.server.api.handler import idempotent
-from trioresume.store.disk import open_store
+from trioresume.store.disk_store import open_store
 from trioresume.store.port import FreezeContent, Mutation
 from trioresume.testing.memory_store import MemoryStore
 

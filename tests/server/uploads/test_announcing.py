@@ -15,7 +15,7 @@ from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.api.config import Config
 from trioresume.server.uploads import registry as operations
 from trioresume.server.uploads.locations import locate
-from trioresume.store.disk import Durability, open_store
+from trioresume.store.disk_store import Durability, open_store
 from trioresume.store.port import Mutation, RecordOffset, request_key
 from trioresume.testing import MemoryStore
 

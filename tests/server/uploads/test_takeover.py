@@ -29,7 +29,7 @@ from trioresume.errors import ProblemCode
 from trioresume.protocol.operation import OperationState
 from trioresume.server.uploads.incoming import Incoming
 from trioresume.server.uploads.operation import Operation
-from trioresume.store.disk_io import Descriptor, Disk
+from trioresume.store.file_system.disk_io import Descriptor, Disk
 from trioresume.store.port import OperationId
 
 Clock = trio.testing.MockClock

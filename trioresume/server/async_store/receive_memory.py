@@ -21,7 +21,7 @@ import trio
 
 from trioresume.server.event_loop.stall_watch import Watch
 from trioresume.server.event_loop.turnstile import Turnstile
-from trioresume.store.disk_io import PAGE_SIZE
+from trioresume.store.file_system.disk_io import PAGE_SIZE
 
 __all__ = ["PAGE_SIZE", "PIECE_SIZE", "Piece", "ReceiveMemory"]
 

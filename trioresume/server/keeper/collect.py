@@ -12,9 +12,9 @@ import trio
 
 from trioresume.errors import StorageError, StoreLocked
 from trioresume.server.keeper.control_socket import ask_to_collect
-from trioresume.store.disk import open_store
+from trioresume.store.disk_store import open_store
+from trioresume.store.file_system.reserve import RESERVE_SIZE
 from trioresume.store.port import Collected
-from trioresume.store.reserve import RESERVE_SIZE
 
 if TYPE_CHECKING:
     from trioresume.store.port import Store

@@ -59,7 +59,7 @@ from trioresume.server.uploads.completion import content_etag_of, record_head
 from trioresume.server.uploads.locations import Resource, operation_fields
 from trioresume.server.uploads.reception import patch_limits, receive_patch
 from trioresume.server.uploads.sinks import RefusedContent
-from trioresume.store.recipe import digest_of
+from trioresume.store.port.recipes import digest_of
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append

@@ -62,7 +62,7 @@ from trioresume.store.port import (
     StoredResponse,
     response_key,
 )
-from trioresume.store.recipe import digest_of
+from trioresume.store.port.recipes import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
@@ -74,10 +74,7 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.hashing import Hashing
     from trioresume.server.uploads.operation import Operation
-    from trioresume.store.port import (
-        ContentWriter,
-        OperationRecord,
-    )
+    from trioresume.store.port import ContentWriter, OperationRecord
 
 __all__ = ["Answering", "content_etag_of", "error_response"]
 

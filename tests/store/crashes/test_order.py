@@ -1,0 +1,373 @@
+"""What the store does when something happens, or fails, between two steps of it.
+
+:class:`WatchedDisk` calls a function of the test right before a chosen call of the disk.
+That function fails it, or does meanwhile what another thread could do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.store.helpers import (
+    KEY,
+    OP,
+    FaultyDisk,
+    begin,
+    do,
+    make_durable,
+    put,
+    read_content,
+    record,
+    seal_all,
+)
+from trioresume.errors import StaleWriter, StorageError
+from trioresume.store.disk_store import DiskStore, open_store
+from trioresume.store.file_system.disk_io import Descriptor
+from trioresume.store.port import (
+    Content,
+    ContentKey,
+    CreateOperation,
+    EndOperation,
+    FreezeContent,
+    OperationId,
+    SealChunk,
+    request_key,
+)
+
+CHUNK = 8
+OTHER = request_key(OperationId("operation-2"))
+
+
+class WatchedDisk(FaultyDisk):
+    """A disk whose calls can be failed, or be the moment for something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, str]] = []
+        """The name of each call, and the last parts of the path."""
+        self._plans: list[tuple[str, str, Callable[[], None]]] = []
+
+    def before(self, call: str, path: str, act: Callable[[], None]) -> None:
+        """Call *act* before the next *call* of a path that contains *path*."""
+        self._plans.append((call, path, act))
+
+    def fail(self, call: str, path: str) -> None:
+        """Have the next *call* of a path that contains *path* fail."""
+
+        def act() -> None:
+            raise OSError(5, "Input/output error")
+
+        self.before(call, path, act)
+
+    def _tell(self, call: str, path: str) -> None:
+        for number, (planned, part, act) in enumerate(self._plans):
+            if planned == call and part in path:
+                del self._plans[number]
+                act()
+                break
+        self.calls.append((call, "/".join(Path(path).parts[-2:])))
+
+    def create(self, path: str) -> Descriptor:
+        self._tell("create", path)
+        return super().create(path)
+
+    def open(self, path: str, *, write: bool = False) -> Descriptor:
+        self._tell("open", path)
+        return super().open(path, write=write)
+
+    def unlink(self, path: str) -> None:
+        self._tell("unlink", path)
+        super().unlink(path)
+
+    def link(self, source: str, target: str) -> None:
+        self._tell("link", target)
+        super().link(source, target)
+
+    def sync_data(self, file: Descriptor) -> None:
+        self._tell("sync", "")
+        super().sync_data(file)
+
+    def sync_directory(self, path: str) -> None:
+        self._tell("sync_directory", path)
+        super().sync_directory(path)
+
+
+@pytest.fixture
+def disk() -> WatchedDisk:
+    return WatchedDisk()
+
+
+@pytest.fixture
+def store(tmp_path: Path, disk: WatchedDisk) -> Iterator[DiskStore]:
+    store = open_store(tmp_path / "data", chunk_size=CHUNK, disk=disk)
+    yield store
+    store.close()
+
+
+# The names of tails.
+
+
+def test_flush_that_was_taken_before_names_were_lost_does_not_run(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """A later sync of the directory proves nothing about a name from before it failed."""
+    one = begin(store)
+    one.append(b"abc")
+    other = begin(store, "operation-2")
+    other.append(b"def")
+    idle = begin(store, "operation-3")
+    idle.append(b"ghi")
+    taken = other.flush()
+    first = one.flush()
+    assert taken is not None
+    assert first is not None
+    disk.fail("sync_directory", "tails")
+    with pytest.raises(StorageError):
+        first.run()
+    with pytest.raises(StorageError):
+        idle.flush()  # the sync that it would make is the second one, which succeeds
+    with pytest.raises(StorageError):
+        taken.run()
+    for writer in (one, other, idle):
+        with pytest.raises(StorageError):
+            writer.append(b"more")
+    for key in (KEY, OTHER):
+        # What was not recorded is given up, and what follows counts again.
+        writer = store.open_writer(key)
+        assert writer.offset == 0
+        writer.append(b"again")
+        make_durable(store, writer)
+        assert store.offset(key) == 5
+
+
+def test_names_that_were_lost_during_a_flush_are_not_believed(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """Another's sync of the directory fails after this one's files were synced."""
+    one = begin(store)
+    one.append(b"abc")
+    other = begin(store, "operation-2")
+    other.append(b"def")
+    first, second = one.flush(), other.flush()
+    assert first is not None
+    assert second is not None
+
+    def lose_names() -> None:
+        disk.fail("sync_directory", "tails")
+        with pytest.raises(StorageError):
+            second.run()
+
+    disk.before("sync", "", lose_names)
+    with pytest.raises(StorageError):
+        first.run()
+    assert store.offset(KEY) == 0
+
+
+def test_tail_that_is_opened_while_names_are_lost_starts_over(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """What was found of it does not count any more when it is open."""
+    writer = begin(store)
+    put(store, writer, b"12345678")
+    writer.append(b"abc")
+    writer.close()
+    other = begin(store, "operation-2")
+    other.append(b"def")
+    flush = other.flush()
+    assert flush is not None
+
+    def lose_names() -> None:
+        disk.fail("sync_directory", "tails")
+        with pytest.raises(StorageError):
+            flush.run()
+
+    disk.before("open", f"tails/{KEY}.1", lose_names)
+    writer = store.open_writer(KEY)
+    assert writer.offset == CHUNK
+    writer.append(b"xyz")
+    make_durable(store, writer)
+    assert store.offset(KEY) == CHUNK + 3
+
+
+def test_tail_that_is_removed_while_it_is_opened_is_looked_for_again(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """A chunk that is named meanwhile takes its tail along: the next look finds that."""
+    writer = begin(store)
+    (seal,) = writer.append(b"12345678")
+    sealed = seal.run()
+    writer.close()
+    disk.before("open", f"tails/{KEY}.0", lambda: do(store, sealed))
+    writer = store.open_writer(KEY)
+    assert writer.offset == CHUNK
+    assert writer.append(b"") == []
+
+
+# The names of chunks.
+
+
+def seal_of(store: DiskStore, data: bytes, id: str = OP) -> SealChunk:
+    (seal,) = begin(store, id).append(data)
+    return seal.run()
+
+
+def test_sync_of_the_chunks_directory_that_failed_is_repeated(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """A new folder of chunks has its name in it: without that its chunks are gone."""
+    seal = seal_of(store, b"12345678")
+    disk.fail("sync_directory", "data/chunks")
+    with pytest.raises(StorageError):
+        store.apply([[seal]])
+    disk.calls.clear()
+    do(store, seal)
+    synced = [path for call, path in disk.calls if call == "sync_directory"]
+    shard = seal.digest[2:3].hex()
+    assert "data/chunks" in synced
+    assert f"chunks/{shard}" in synced
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_chunk_is_linked_anew_after_each_failed_sync(
+    times: int, store: DiskStore, disk: WatchedDisk
+) -> None:
+    """A sync that succeeds would say nothing of a name that the last one had lost."""
+    seal = seal_of(store, b"12345678")
+    shard = f"chunks/{seal.digest[2:3].hex()}"
+    for _ in range(times):
+        disk.fail("sync_directory", shard)
+        with pytest.raises(StorageError):
+            store.apply([[seal]])
+        assert not list((Path(store._dir.path) / shard).glob("*"))
+    disk.calls.clear()
+    do(store, seal)
+    names = [call for call in disk.calls if call[0] in ("link", "sync_directory")]
+    assert names[0] == ("link", f"{shard[-2:]}/{seal.digest.hex()}")
+    assert ("sync_directory", shard) in names[1:]
+
+
+def test_chunks_are_synced_before_the_catalog_names_them(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """And a tail goes only when it does: in each instant every byte has a name."""
+    seal = seal_of(store, b"12345678")
+    content = Path(store._dir.path)
+    seen: list[tuple[str, bool, int]] = []
+
+    def look(call: str) -> Callable[[], None]:
+        def act() -> None:
+            row = store._catalog.content(KEY)
+            named = row is not None and row.prefix == 1
+            tails = [*(content / "tails").glob("*.0")]
+            seen.append((call, named, len(tails)))
+
+        return act
+
+    disk.before("sync_directory", f"chunks/{seal.digest[2:3].hex()}", look("sync"))
+    disk.before("unlink", f"tails/{KEY}.0", look("unlink"))
+    do(store, seal)
+    assert seen == [("sync", False, 1), ("unlink", True, 1)]
+
+
+def test_batch_that_fails_keeps_the_tails_of_all(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """Nothing at all was done: each submission can be applied again by itself."""
+    one = seal_of(store, b"12345678")
+    other = seal_of(store, b"abcdefgh", "operation-2")
+    disk.fail("sync_directory", "chunks")
+    with pytest.raises(StorageError):
+        store.apply([[one], [other]])
+    for seal in (other, one):
+        do(store, seal)
+    for key, data in ((KEY, b"12345678"), (OTHER, b"abcdefgh")):
+        content = store.sealed_content(key)
+        do(store, FreezeContent(key, content))
+        assert read_content(store, content) == data
+
+
+# Writers.
+
+
+def test_operation_that_ends_while_its_writer_is_opened_takes_no_byte(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """The writer is stale, or was refused: either way nothing is left of it."""
+    writer = begin(store)
+    put(store, writer, b"12345678abc")
+    writer.close()
+    # Ending waits for a writer that is being opened: it needs a thread of its own.
+    ending = threading.Thread(target=do, args=(store, EndOperation(OP, 9.0)))
+
+    def end() -> None:
+        ending.start()
+        while (known := store.operation(OP)) is None or known.state != "gone":
+            pass
+
+    disk.before("open", f"tails/{KEY}.1", end)
+    try:
+        writer = store.open_writer(KEY)
+    except StorageError:
+        ending.join(10)
+    else:
+        ending.join(10)
+        with pytest.raises(StaleWriter):
+            writer.append(b"more")
+    assert not list((Path(store._dir.path) / "tails").iterdir())
+
+
+def test_chunk_that_was_found_to_exist_is_not_collected_before_it_is_named(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """Its last reference goes in the same batch as the new one comes, in any order."""
+    first = seal_of(store, b"12345678")
+    do(store, first)
+    second = seal_of(store, b"12345678", "operation-2")
+    assert store.apply([[EndOperation(OP, 9.0)], [second]]) == [None, None]
+    while store.collect(100).chunks:
+        pass
+    content = store.sealed_content(OTHER)
+    do(store, FreezeContent(OTHER, content))
+    assert read_content(store, content) == b"12345678"
+
+
+def test_everything_sealed_is_there_after_each_failed_step(tmp_path: Path) -> None:
+    """Whatever call fails while chunks are named, trying again gives all the bytes."""
+    number = 0
+    while True:
+        disk = WatchedDisk()
+        store = open_store(tmp_path / str(number), chunk_size=CHUNK, disk=disk)
+        do(store, CreateOperation(record(OP)))
+        writer = store.open_writer(KEY)
+        seals = [seal.run() for seal in writer.append(b"12345678abcdefgh")]
+        count = [number]
+
+        def fail_in_turn(count: list[int] = count) -> None:
+            count[0] -= 1
+            if count[0] < 0:
+                raise OSError(5, "Input/output error")
+
+        for call in ("link", "unlink", "sync_directory", "create"):
+            for _ in range(20):
+                disk.before(call, "", fail_in_turn)
+        try:
+            store.apply([seals])
+            failed = False
+        except StorageError:
+            failed = True
+        disk._plans.clear()
+        if failed:
+            do(store, *seals)
+        seal_all(store, writer.finish())
+        content: Content = store.sealed_content(ContentKey(KEY))
+        do(store, FreezeContent(KEY, content))
+        assert read_content(store, content) == b"12345678abcdefgh"
+        store.close()
+        if count[0] >= 0:
+            break
+        number += 1
+    assert number >= 5

@@ -1,0 +1,1 @@
+"""The catalog: operations, files and references, in SQLite."""

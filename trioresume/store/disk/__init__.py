@@ -1,0 +1,1 @@
+"""Content in a directory: tails and chunks, and their writers and readers."""

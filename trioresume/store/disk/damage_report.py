@@ -1,0 +1,130 @@
+"""The report of damaged chunks: the file ``damaged`` in the data directory.
+
+``verify`` writes the report, and a later ``verify`` reads it to say which chunks are right
+again. A service reads it too: it checks a reported chunk before it believes the chunk (see
+:mod:`trioresume.store.disk.suspect_chunks`).
+
+The file is text. Each line has a chunk's digest in hexadecimal and the date of the first
+report in Unix seconds. It lists at most :data:`MOST` chunks. If there are more, its last
+line is ``*``, which stands for every chunk. The file is written under another name, synced
+and renamed. Lines that cannot be parsed are ignored: without them chunks are only checked
+less often.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from trioresume.store.file_system.disk_io import Disk
+from trioresume.store.port.recipes import DIGEST_LENGTH, Digest
+
+__all__ = ["MOST", "Report", "Reports", "read_report", "write_report"]
+
+MOST = 10_000
+"""The most chunks that a report lists."""
+
+_NAME = "damaged"
+_EVERY = b"*"
+_MOST_BYTES = MOST * (2 * DIGEST_LENGTH + 24)
+_NEVER = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The reported chunks, each with the date of its first report."""
+
+    dates: Mapping[Digest, int] = field(default_factory=dict)
+    every: bool = False
+    """Whether there were too many chunks to list, so any chunk may be damaged."""
+
+    def __bool__(self) -> bool:
+        return bool(self.dates) or self.every
+
+    def has(self, digest: Digest) -> bool:
+        return self.every or digest in self.dates
+
+
+def read_report(data_dir: str) -> Report:
+    """Return the report in *data_dir*, or an empty one. Raises :class:`OSError`."""
+    try:
+        with open(os.path.join(data_dir, _NAME), "rb") as file:
+            lines = file.read(_MOST_BYTES).split(b"\n")
+    except FileNotFoundError:
+        return Report()
+    return Report(dict(_parsed(lines)), _EVERY in lines)
+
+
+def _parsed(lines: list[bytes]) -> Iterator[tuple[Digest, int]]:
+    for line in lines:
+        name, _, date = line.partition(b" ")
+        try:
+            digest = Digest(bytes.fromhex(name.decode("ascii")))
+            if len(digest) == DIGEST_LENGTH:
+                yield digest, int(date)
+        except ValueError:
+            continue
+
+
+def write_report(data_dir: str, report: Report, disk: Disk) -> None:
+    """Write *report* to *data_dir* durably. An empty report removes the file.
+
+    Raises :class:`OSError`.
+    """
+    path = os.path.join(data_dir, _NAME)
+    if not report:
+        if os.path.lexists(path):
+            disk.unlink(path)
+            disk.sync_directory(data_dir)
+        return
+    lines = [b"%s %d\n" % (d.hex().encode(), at) for d, at in report.dates.items()]
+    lines += [_EVERY + b"\n"] if report.every else []
+    temporary = f"{path}.{os.getpid()}"
+    disk.unlink(temporary)
+    try:
+        with closing(disk.create(temporary)) as file:
+            disk.give_to_owner_of(data_dir, file)
+            disk.write_all(file, memoryview(b"".join(lines)))
+            disk.sync_data(file)
+        disk.replace(temporary, path)
+    except BaseException:
+        disk.unlink(temporary)
+        raise
+    disk.sync_directory(data_dir)
+
+
+class Reports:
+    """The report for a service, read again whenever another process has changed it."""
+
+    def __init__(self, data_dir: str, on_change: Callable[[], None]) -> None:
+        self._data_dir = data_dir
+        self._path = os.path.join(data_dir, _NAME)
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._seen = _NEVER
+        self._report = Report()
+
+    def look(self) -> Report:
+        """Return the present report. If it has not changed, this costs one ``stat``."""
+        seen = self._state()
+        if seen != self._seen:
+            with self._lock:
+                try:
+                    self._report = read_report(self._data_dir)
+                except OSError:
+                    # The report exists, but this process may not read it. It may name any
+                    # chunk.
+                    self._report = Report(every=True)
+                self._on_change()
+                self._seen = seen
+        return self._report
+
+    def _state(self) -> tuple[int, int, int]:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return _NEVER
+        return status.st_ino, status.st_mtime_ns, status.st_size

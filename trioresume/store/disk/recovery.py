@@ -1,0 +1,321 @@
+"""Recovery: finding where content under construction ends, and opening it there.
+
+The content is a :class:`~trioresume.store.disk.unfinished.Extent`, a row of parts without a gap.
+Before a writer can go on, the parts may have to be *repaired*:
+
+* unsynced bytes from another epoch that are not proven, or from before a sync that failed,
+  are cut off;
+* sealed chunks past a gap are released; only such a cut leaves them;
+* content that was finished but never frozen ends in a short chunk. The chunk is turned
+  back into a tail, because all chunks but the last have the same length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from threading import Lock
+
+from trioresume.errors import ChunkCorrupt, ContentLost, StorageConflict, StorageError
+from trioresume.store.catalog.catalog import Catalog
+from trioresume.store.catalog.chunk_lists import release_pieces, unhold
+from trioresume.store.catalog.epochs import NO_EPOCH, Epoch
+from trioresume.store.disk.chunks import ChunkFiles
+from trioresume.store.disk.tail_files import TailFiles
+from trioresume.store.disk.tails import DiskSeal, KnownSeal, Tail
+from trioresume.store.disk.unfinished import Extent, Part, Standing, Survey
+from trioresume.store.file_system.disk_io import Disk, translated
+from trioresume.store.port import (
+    ContentKey,
+    OperationState,
+    SealChunk,
+    is_response_key,
+    operation_of,
+)
+from trioresume.store.port.recipes import Digest
+
+__all__ = ["Recovery"]
+
+_TRIES = 16
+"""The most attempts (a look, and maybe a repair) until a writer can begin. An attempt
+fails only if another thread made progress on the same content, and that progress ends."""
+
+_MOST_PROOFS = 4096
+"""How many tails' proven lengths are remembered."""
+
+
+class Recovery:
+    """Opens tails. *changing* is the store's lock against other changes of its files."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        chunks: ChunkFiles,
+        tails: TailFiles,
+        disk: Disk,
+        changing: Lock,
+        *,
+        chunk_size: int,
+        epoch: Epoch,
+    ) -> None:
+        self._catalog = catalog
+        self._chunks = chunks
+        self._tails = tails
+        self._disk = disk
+        self._changing = changing
+        self._chunk_size = chunk_size
+        self._epoch = epoch
+        self.standing = Standing()
+        self._survey = Survey(catalog, tails.length, self._proven, epoch, self.standing)
+        self._proofs: dict[tuple[ContentKey, int], int] = {}
+
+    def _proven(self, key: ContentKey, index: int) -> int:
+        """Return :meth:`TailFiles.proven`, and remember it until somebody writes.
+
+        A client may ask for an offset again and again, and must not cause a read each time.
+        """
+        proven = self._proofs.get((key, index))
+        if proven is None:
+            if len(self._proofs) >= _MOST_PROOFS:
+                self._proofs.clear()
+            proven = self._proofs[key, index] = self._tails.proven(key, index)
+        return proven
+
+    def _adopt(self, key: ContentKey, extent: Extent) -> None:
+        for part in extent.parts:
+            self._proofs.pop((key, part.index), None)
+        self.standing.adopt(key)
+
+    def offset(self, key: ContentKey) -> int | None:
+        """Return the offset at which a writer of *key* would begin.
+
+        Returns None if the content has no bytes yet or is frozen. Raises
+        :class:`ContentLost`.
+        """
+        extent = self._survey.look(key)
+        return None if extent is None else self._checked(key, extent)
+
+    def _checked(self, key: ContentKey, extent: Extent) -> int:
+        """Return how many bytes count. Raises :class:`ContentLost`."""
+        offset = extent.checked()
+        doubts = self._chunks.doubts
+        if doubts is not None and (
+            doubts.any_reported or (doubts.any_unsynced and not extent.trusted)
+        ):
+            try:
+                for digest in self._catalog.sealed(key):
+                    doubts.check(digest, self._chunks.path(digest))
+            except (ChunkCorrupt, OSError) as exc:
+                raise ContentLost(f"a chunk was lost: {exc}") from exc
+        return offset
+
+    def holds_tail(self, key: ContentKey, index: int) -> bool:
+        """Return whether tail *index* is a part of *key*'s content, which has no writer.
+
+        It is not a part if it lies past a gap, which a power loss can leave, or if it belongs
+        to a response that an earlier run began. A new writer writes such tails again.
+        """
+        if self._tails.is_being_sealed(key, index):
+            return True
+        extent = None if is_response_key(key) else self._survey.look(key, proofs=False)
+        return extent is not None and any(
+            part.index == index and not part.sealed for part in extent.parts
+        )
+
+    def distrust(self, key: ContentKey) -> None:
+        """Count only the recorded bytes of *key*, because a sync of it failed."""
+        self.standing.suspect([key])
+        try:
+            with self._changing, self._catalog.transaction() as connection:
+                connection.execute(
+                    "UPDATE contents SET epoch = ? WHERE key = ?", (NO_EPOCH, key)
+                )
+                self._epoch.note(connection)
+        except StorageError:
+            # The disk that failed the sync fails this write, too. While this process
+            # lives, the set of suspects is enough. After it, nothing is owed: the unsynced
+            # bytes were never announced.
+            pass
+
+    def suspect(self, keys: Iterable[ContentKey]) -> None:
+        """Count only recorded bytes of *keys*, because the epoch has ended.
+
+        The catalog may not know these keys yet.
+        """
+        self.standing.suspect(keys)
+        self.standing.suspect_adopted()
+
+    def tail(self, key: ContentKey, old: Tail | None) -> Tail:
+        """Return the tail for a new writer of *key*; *old* is the tail of the last writer."""
+        if old is not None and not (old.broken or old.finished or is_response_key(key)):
+            return old
+        if old is not None:
+            old.close()
+        self._check_state(key)
+        if is_response_key(key):
+            self._discard(key)
+            return Tail(self._tails, key, self._chunk_size)
+        for _ in range(_TRIES):
+            epoch = self._epoch.number
+            extent = self._survey.look(key)
+            if extent is None:
+                first = self._maybe_first_tail(key)
+                if first is not None:
+                    return first
+                continue
+            self._checked(key, extent)
+            if self._is_sound(key, extent):
+                try:
+                    with translated("opening a tail"):
+                        tail = self._open(key, extent)
+                    if self._epoch.number == epoch:
+                        return tail
+                    tail.close()  # the epoch changed, so these bytes may not count
+                except StorageError as exc:
+                    if not isinstance(exc.__cause__, FileNotFoundError):
+                        raise
+            else:
+                with self._changing, translated("repairing a tail"):
+                    self._repair(key)
+        raise StorageError("the tail would not settle")
+
+    def _check_state(self, key: ContentKey) -> None:
+        state = self._catalog.state_of(operation_of(key))
+        if state is OperationState.GONE:
+            raise StorageConflict("the operation has ended")
+        if is_response_key(key) and state is OperationState.DONE:
+            raise StorageConflict("the response is recorded")
+
+    def _maybe_first_tail(self, key: ContentKey) -> Tail | None:
+        """Return a tail for a key without content; None if it just got some: look again."""
+        if self._catalog.state_of(operation_of(key)) is not None:
+            # The operation may have been created between the two looks.
+            if self._survey.look(key) is not None:
+                return None
+            raise StorageConflict("the content is frozen")
+        self._tails.end_sealings(key)
+        return Tail(self._tails, key, self._chunk_size)
+
+    def _discard(self, key: ContentKey) -> None:
+        """Release the response content that an earlier run left."""
+        self._tails.end_sealings(key)
+        if self._catalog.content(key) is None:
+            return
+        with self._changing, self._catalog.transaction() as connection:
+            row = connection.execute(
+                "SELECT cid FROM contents WHERE key = ?", (key,)
+            ).fetchone()
+            if row is not None:
+                connection.execute("UPDATE contents SET key = NULL WHERE cid = ?", row)
+                release_pieces(connection, row[0], 0, 1)
+
+    def _is_sound(self, key: ContentKey, extent: Extent) -> bool:
+        return (
+            extent.trusted
+            and not extent.strays
+            and extent.short is None
+            and self._tails.short_sealing(key, extent.row.chunk_size) is None
+        )
+
+    def _open(self, key: ContentKey, extent: Extent) -> Tail:
+        index, rest = divmod(extent.end, extent.row.chunk_size)
+        waiting = [
+            self._seal(key, part)
+            for part in extent.parts
+            if part.length == extent.row.chunk_size
+        ]
+        tail = Tail(
+            self._tails,
+            key,
+            extent.row.chunk_size,
+            index=index,
+            synced=extent.row.durable,
+            waiting=waiting,
+        )
+        if rest:
+            tail.resume(rest)
+        return tail
+
+    def _seal(self, key: ContentKey, part: Part) -> DiskSeal | KnownSeal:
+        if not part.sealed:
+            file = self._tails.open(key, part.index)
+            return DiskSeal(self._tails, key, part.index, file, part.length)
+        digest = self._catalog.piece(key, part.index)
+        if digest is None:
+            raise FileNotFoundError("the content was released")
+        return KnownSeal(SealChunk(key, part.index, digest, part.length))
+
+    # Repairing. The caller holds the lock.
+
+    def _repair(self, key: ContentKey) -> None:
+        extent = self._survey.look(key)
+        if extent is None:
+            return
+        short = self._tails.short_sealing(key, extent.row.chunk_size)
+        if short is not None:
+            # The content was finished and is now continued: the short chunk is not the
+            # last any more.
+            self._tails.end_sealing(key, short)
+        if extent.short is not None and extent.kept == extent.end:
+            self._unseal(key, extent, extent.short)
+        elif extent.provable and extent.kept == extent.end and not extent.strays:
+            self._adopt(key, extent)
+        elif extent.strays or not extent.trusted:
+            self._cut(key, extent)
+
+    def _cut(self, key: ContentKey, extent: Extent) -> None:
+        size = extent.row.chunk_size
+        index = extent.kept // size
+        self._tails.end_sealings(key, index)
+        # Cut the files first: once the content has the present epoch, all their bytes are
+        # believed. The cut is synced, because the bytes must not come back after it: they
+        # may be proven.
+        for part in extent.parts:
+            self._proofs.pop((key, part.index), None)
+            left = extent.kept - part.index * size
+            if left < part.length and not part.sealed:
+                self._tails.cut(key, part.index, left)
+        self._tails.sync_names()
+        with self._catalog.transaction() as connection:
+            at = (extent.row.cid, index)
+            rows = connection.execute(
+                "SELECT digest FROM pieces WHERE cid = ? AND idx >= ?", at
+            ).fetchall()
+            unhold(connection, [Digest(digest) for (digest,) in rows])
+            connection.execute("DELETE FROM pieces WHERE cid = ? AND idx >= ?", at)
+            connection.execute(
+                "UPDATE contents SET epoch = ? WHERE cid = ?",
+                (self._epoch.number, extent.row.cid),
+            )
+        self.standing.acquit(key)
+
+    def _unseal(self, key: ContentKey, extent: Extent, index: int) -> None:
+        """Turn the short chunk *index* at the content's end back into a tail."""
+        row = extent.row
+        digest = self._catalog.piece(key, index)
+        if digest is None:
+            return
+        path = self._tails.path(key, index)
+        self._disk.unlink(path)
+        try:
+            self._disk.copy(self._chunks.path(digest), path)
+        except FileNotFoundError as exc:
+            raise ContentLost(f"chunk {digest.hex()} is missing") from exc
+        self._tails.sync_names()
+        # The copy is synced. If all bytes before it are synced as well, the bytes that
+        # were durable as a chunk must still count as durable.
+        all_synced = index < row.prefix or extent.recorded == extent.end
+        with self._catalog.transaction() as connection:
+            unhold(connection, [digest])
+            connection.execute(
+                "DELETE FROM pieces WHERE cid = ? AND idx = ?", (row.cid, index)
+            )
+            connection.execute(
+                "UPDATE contents SET prefix = ?, prefix_bytes = ?, durable_offset = ?"
+                " WHERE cid = ?",
+                (
+                    min(row.prefix, index),
+                    min(row.prefix_bytes, index * row.chunk_size),
+                    extent.end if all_synced else row.durable_offset,
+                    row.cid,
+                ),
+            )

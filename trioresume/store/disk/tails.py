@@ -1,0 +1,328 @@
+"""The tail of content under construction, and the steps that make its bytes durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NoReturn
+
+from blake3 import blake3
+
+from trioresume.errors import CallerError, StorageError
+from trioresume.store.disk.tail_files import Proof, TailFiles, hash_tail
+from trioresume.store.file_system.disk_io import (
+    Descriptor,
+    storage_error,
+    translated,
+)
+from trioresume.store.port import (
+    ContentKey,
+    RecordOffset,
+    Seal,
+    SealChunk,
+    is_response_key,
+)
+from trioresume.store.port.recipes import wrap_hash
+
+__all__ = ["DiskFlush", "DiskSeal", "KnownSeal", "Tail"]
+
+
+class DiskSeal:
+    """Makes one tail durable. *hasher* is None when its bytes must be read again."""
+
+    __slots__ = ("_file", "_files", "_hasher", "_key", "_sealing", "index")
+
+    def __init__(
+        self,
+        files: TailFiles,
+        key: ContentKey,
+        index: int,
+        file: Descriptor,
+        length: int,
+        hasher: blake3 | None = None,
+    ) -> None:
+        self.index = index
+        self._key = key
+        self._files = files
+        self._file = file
+        self._hasher = hasher
+        self._sealing = files.begin_sealing(key, index, length)
+
+    def run(self) -> SealChunk:
+        try:
+            hasher = self._hasher or hash_tail(self._file, self._files.disk)
+            digest = wrap_hash(hasher.digest())
+            self._files.disk.sync_data(self._file)
+        except OSError as exc:
+            self._files.distrust(self._key)
+            raise storage_error(exc, "syncing a chunk") from exc
+        finally:
+            self._file.close()
+        self._sealing.digest = digest
+        return SealChunk(self._key, self.index, digest, self._sealing.length)
+
+    def duplicate(self) -> Descriptor:
+        """Return a duplicate of the tail's descriptor, for a flush that must cover it."""
+        return self._file.duplicate()
+
+    def close(self) -> None:
+        """Give up the seal before a caller got it. The tail's bytes stay."""
+        self._file.close()
+
+
+class KnownSeal:
+    """The seal of a chunk that was sealed already, although a chunk before it was not.
+
+    A writer that opens the content gets seals for all chunks from the first gap on. These
+    are among them, so that its seals continue the catalog's prefix without a gap.
+    """
+
+    __slots__ = ("_seal", "index")
+
+    def __init__(self, seal: SealChunk) -> None:
+        self.index = seal.index
+        self._seal = seal
+
+    def run(self) -> SealChunk:
+        return self._seal
+
+    def duplicate(self) -> None:
+        """Return None: no tail is left that a flush would have to cover."""
+
+    def close(self) -> None:
+        pass  # this seal holds nothing
+
+
+class DiskFlush:
+    """Makes tails durable, through duplicated descriptors.
+
+    The writer may seal its tails and close its own descriptors meanwhile.
+    """
+
+    __slots__ = ("_epoch", "_files", "_sync_names", "_tail", "offset")
+
+    def __init__(
+        self, tail: Tail, files: list[Descriptor], *, sync_names: bool
+    ) -> None:
+        self.offset = tail.offset
+        self._tail = tail
+        self._files = files
+        self._sync_names = sync_names
+        self._epoch = tail.files.epoch.number
+
+    def run(self) -> RecordOffset:
+        tails = self._tail.files
+        try:
+            for file in self._files:
+                tails.disk.sync_data(file)
+            if self._sync_names:
+                tails.sync_names()
+                if tails.epoch.number != self._epoch:
+                    raise OSError(errno.EIO, "names of tails were lost meanwhile")
+        except OSError as exc:
+            tails.distrust(self._tail.key)
+            raise storage_error(exc, "syncing a tail") from exc
+        finally:
+            for file in self._files:
+                file.close()
+        self._tail.flushed(self.offset)
+        return RecordOffset(self._tail.key, self.offset)
+
+
+class Tail:
+    """The end of content under construction. A writer holds it and hands it to the next.
+
+    *waiting* are seals of full chunks that no caller has got yet: of chunks found on disk
+    when the tail was opened, and of chunks completed by an append that then failed.
+    """
+
+    __slots__ = (
+        "_base",
+        "_file",
+        "_hasher",
+        "_index",
+        "_length",
+        "_names_synced",
+        "_proven",
+        "_proves",
+        "_synced",
+        "_waiting",
+        "broken",
+        "chunk_size",
+        "files",
+        "finished",
+        "key",
+    )
+
+    def __init__(
+        self,
+        files: TailFiles,
+        key: ContentKey,
+        chunk_size: int,
+        *,
+        index: int = 0,
+        synced: int = 0,
+        waiting: list[DiskSeal | KnownSeal] | None = None,
+    ) -> None:
+        self.files = files
+        self.key = key
+        self.chunk_size = chunk_size
+        self.broken = False
+        """Whether a sync failed: no bytes may be added after suspect ones."""
+        self.finished = False
+        self._index = index
+        self._base = index * chunk_size
+        self._length = 0
+        self._file: Descriptor | None = None
+        self._hasher: blake3 | None = None
+        """The hash state of the file's bytes; None if they would have to be read again."""
+        self._names_synced = False
+        self._proves = not is_response_key(key)  # response content is never resumed
+        self._proven = 0
+        """How many bytes of the file the proof covers: all, except during an append."""
+        self._synced = synced
+        self._waiting: list[DiskSeal | KnownSeal] = waiting or []
+
+    @property
+    def offset(self) -> int:
+        return self._base + self._length
+
+    def resume(self, length: int) -> None:
+        """Continue the partial tail on disk, which has *length* bytes."""
+        self._file = self.files.open(self.key, self._index)
+        self._length = self._proven = length
+        self._hash_again(self._file)
+
+    def relax(self) -> None:
+        """Free the hash state while nothing arrives: it can be made again from the file."""
+        if self._file is not None:
+            self._hasher = None
+
+    def _hash_again(self, file: Descriptor) -> blake3:
+        hasher = hash_tail(file, self.files.disk)
+        if os.lseek(file.fileno(), 0, os.SEEK_CUR) != self._length:
+            raise StorageError("a tail is not as it was left")
+        self._hasher = hasher
+        return hasher
+
+    def append(self, data: memoryview) -> list[Seal]:
+        if self.broken or self.finished:
+            self._refuse()
+        try:
+            try:
+                self._write(data)
+            finally:
+                self._prove()
+        except OSError as exc:
+            raise storage_error(exc, "writing a tail") from exc
+        return self._take() if self._waiting else []
+
+    def _write(self, data: memoryview) -> None:
+        position, size = 0, len(data)
+        while position < size:
+            file = self._file or self._begin()
+            hasher = self._hasher or self._hash_again(file)
+            part = data[position : position + self.chunk_size - self._length]
+            self.files.room.take(len(part))
+            written = self.files.write(file, part, self._length)
+            # Hash only the bytes that were written, so that hash and file agree after an
+            # error.
+            hasher.update(part if written == len(part) else part[:written])
+            self._length += written
+            position += written
+            if self._length == self.chunk_size:
+                self._prove()
+                self._seal(file)
+
+    def _prove(self) -> None:
+        """Write a proof of all bytes in the file, unless it was written already."""
+        file, hasher = self._file, self._hasher
+        if file is None or hasher is None or self._length == self._proven:
+            return
+        if self._proves:
+            try:
+                proof = Proof(self._length, hasher.digest())
+                self.files.write_proof(self.key, self._index, file, proof)
+            except OSError:
+                if self.files.disk.durable:
+                    return  # an offset is recorded before it is announced: no proof needed
+                # Accepted bytes may be announced at once, so they must be proven. These
+                # are not: take them back.
+                self._length, self._hasher = self._proven, None
+                self.files.disk.truncate(file, self._length)
+                raise
+        self._proven = self._length
+
+    def _refuse(self) -> NoReturn:
+        if self.broken:
+            raise StorageError("a sync of this content failed; open a new writer")
+        raise CallerError("the content was finished")
+
+    def _begin(self) -> Descriptor:
+        self._hasher = blake3()
+        self._names_synced = False
+        self._proven = 0
+        self._file = self.files.create(self.key, self._index)
+        return self._file
+
+    def _seal(self, file: Descriptor) -> None:
+        seal = DiskSeal(
+            self.files, self.key, self._index, file, self._length, self._hasher
+        )
+        self._waiting.append(seal)
+        self._file = None
+        self._base += self._length
+        self._index += 1
+        self._length = 0
+
+    def _take(self) -> list[Seal]:
+        seals: list[Seal] = list(self._waiting)
+        self._waiting = []
+        return seals
+
+    def finish(self) -> list[Seal]:
+        if self.broken or self.finished:
+            self._refuse()
+        self.finished = True
+        if self._file is not None:
+            if self._length:
+                self._seal(self._file)
+            else:
+                self._abandon(self._file)
+        return self._take()
+
+    def _abandon(self, file: Descriptor) -> None:
+        """Remove a tail that is empty because the disk was full at its first byte."""
+        file.close()
+        self._file = None
+        with translated("removing an empty tail"):
+            self.files.remove(self.key, self._index)
+
+    def flush(self) -> DiskFlush | None:
+        if not self.files.disk.durable or self.offset <= self._synced:
+            return None
+        if self.broken:
+            self._refuse()
+        with translated("syncing a tail"):
+            duplicates = [seal.duplicate() for seal in self._waiting]
+            files = [file for file in duplicates if file is not None]
+            if self._file is not None:
+                files.append(self._file.duplicate())
+        # Sync the names, too, if this process made new ones since the last flush, or an
+        # earlier process may have made some.
+        return DiskFlush(self, files, sync_names=bool(files) and not self._names_synced)
+
+    def flushed(self, offset: int) -> None:
+        self._synced = max(self._synced, offset)
+        if offset > self._base:
+            self._names_synced = (
+                True  # the present tail began before the flush, so its name is synced
+            )
+
+    def close(self) -> None:
+        for seal in self._waiting:
+            seal.close()
+        self._waiting = []
+        if self._file is not None:
+            self._file.close()
+            self._file = None

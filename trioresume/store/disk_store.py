@@ -1,0 +1,580 @@
+"""The store on a local disk: chunk files, tails and the catalog put together.
+
+The files on disk::
+
+    format            the version of all this
+    lock              held while a process serves the directory
+    reserve           space for releasing something on a full disk (see reserve.py)
+    catalog.sqlite3   operations, chunk lists, holds, recorded responses, files
+    chunks/xx/…       finished chunks (see chunks.py)
+    tails/…           bytes that are no chunk yet (see tail_files.py)
+
+The order in which a chunk becomes known
+========================================
+
+1. its tail is synced (:meth:`Seal.run <trioresume.store.port.Seal.run>`);
+2. the tail is linked under the chunk's name, and that directory is synced;
+3. the catalog commits the piece;
+4. the tail is unlinked.
+
+A crash between any two steps leaves the bytes where the next open looks for them: in
+the tail before the commit, in the chunk after it. Steps 2 to 4 and collection exclude
+each other (``_changing``), so collection cannot remove a chunk that step 2 found.
+
+Which of a tail's bytes count after a restart
+=============================================
+
+The kernel keeps written bytes when a process dies. It loses some of them when the machine
+fails. It also loses some without a reboot, when a file system is shut down after an error,
+or is detached and mounted again. Nobody can tell for certain what happened between two
+processes. So each start begins a new *epoch*, even after a clean end. For content written
+in this epoch, all bytes in the tail count. For older content, two kinds of bytes count:
+bytes that were recorded as synced, and bytes that are proven. The store keeps a hash of a
+tail's bytes with the tail (see tail_files.py); bytes that still have this hash are proven. The
+rest is cut off when the content is opened. The store looks at a tail only when somebody
+asks for it, so a start costs the same with any number of unfinished uploads.
+
+Chunks that were published with ``durability="process"``, where nothing is synced, can lose
+bytes in the same way: see suspect_chunks.py.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from trioresume.errors import (
+    CallerError,
+    StorageConflict,
+    StorageError,
+    StorageFull,
+)
+from trioresume.store.catalog.batch import Effects, Ledger
+from trioresume.store.catalog.catalog import Catalog
+from trioresume.store.catalog.epochs import Epoch
+from trioresume.store.catalog.rows import namespace_of
+from trioresume.store.catalog.unreferenced import Pins, collect_rows
+from trioresume.store.disk.chunks import ChunkFiles
+from trioresume.store.disk.readers import InlineReader, PrefixReader, open_recipe
+from trioresume.store.disk.recovery import Recovery
+from trioresume.store.disk.suspect_chunks import Doubts
+from trioresume.store.disk.tail_files import PROOF, TailFiles
+from trioresume.store.disk.tails import Tail
+from trioresume.store.disk.writers import Writers
+from trioresume.store.file_system.data_dir import DataDir
+from trioresume.store.file_system.disk_io import Disk, translated
+from trioresume.store.file_system.mounts import boot_id, mount_id
+from trioresume.store.file_system.reserve import Reserve
+from trioresume.store.keeper.sweep import Sweep
+from trioresume.store.port import (
+    Collected,
+    Content,
+    ContentKey,
+    ContentReader,
+    ContentWriter,
+    FileExtent,
+    FileRecord,
+    Mutation,
+    OperationId,
+    OperationRecord,
+    OperationState,
+    RemoveFile,
+    SealChunk,
+    Usage,
+    check_key,
+    content_of,
+    grows,
+    is_response_key,
+    operation_of,
+)
+from trioresume.store.port.recipes import JoinedRecipe, cut, join
+
+__all__ = ["DEFAULT_CHUNK_SIZE", "DiskStore", "Durability", "open_store"]
+
+DEFAULT_CHUNK_SIZE = 4 * 1024 * 1024
+
+Durability = Literal["disk", "process"]
+
+_SWEEP_SLICE = 256
+"""Files that a sweep looks at under the lock at a time: a few milliseconds."""
+
+
+def open_store(
+    data_dir: str | os.PathLike[str],
+    *,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    durability: Durability = "disk",
+    min_free_space: int = 0,
+    reserve: int = 0,
+    disk: Disk | None = None,
+) -> DiskStore:
+    """Open the store in *data_dir*, which is made if it does not exist.
+
+    *chunk_size* is in bytes and applies to content that is begun from now on. Content is
+    refused once only *min_free_space* bytes of the disk are free, or a twentieth of the
+    disk if that is less. A file of *reserve* bytes is kept, and given up when something
+    must be released on a full disk. *disk* is for tests: it performs the changes instead of
+    the operating system.
+
+    Raises :class:`StoreLocked`, :class:`FormatVersionUnsupported` and other
+    :class:`StorageError`.
+    """
+    if chunk_size < 1:
+        raise CallerError("the chunk size is at least one byte")
+    with translated("opening the store"):
+        return DiskStore(
+            data_dir,
+            chunk_size=chunk_size,
+            disk=disk or Disk(durable=durability == "disk"),
+            min_free_space=min_free_space,
+            reserve=reserve,
+        )
+
+
+class DiskStore:
+    """See :class:`trioresume.store.port.Store`, and :func:`open_store`."""
+
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        *,
+        chunk_size: int,
+        disk: Disk,
+        min_free_space: int = 0,
+        reserve: int = 0,
+    ) -> None:
+        self._disk = disk
+        self._chunk_size = chunk_size
+        self._changing = threading.Lock()
+        self._writers = Writers()
+        self._pins = Pins()
+        self._epoch = Epoch()
+        self._passed_over: dict[ContentKey, set[int]] = {}
+        """Tails past a gap that a sweep met while their content had a writer."""
+        self._dir = DataDir(data_dir, disk)
+        try:
+            self._chunks = ChunkFiles(self._dir.join("chunks"), disk)
+            self._tails = TailFiles(
+                self._dir.join("tails"),
+                disk,
+                self._epoch,
+                min_free=min_free_space,
+                distrust=self._distrust,
+                distrust_all=self._distrust_all,
+            )
+            self._chunks.prepare()
+            self._tails.prepare()
+            self._reserve = Reserve(self._dir.join("reserve"), disk, reserve)
+            self._reserve.open()
+            self._tails.room.held = self._reserve.held
+            self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
+            if self._reserve.is_spent:
+                self._catalog.hasten_checkpoints(True)
+            disk.sync_directory(self._dir.path)
+        except BaseException:
+            self._dir.close()
+            raise
+        try:
+            self._enter_epoch()
+        except BaseException:
+            self._catalog.close()
+            self._dir.close()
+            raise
+        self._recovery = Recovery(
+            self._catalog,
+            self._chunks,
+            self._tails,
+            disk,
+            self._changing,
+            chunk_size=chunk_size,
+            epoch=self._epoch,
+        )
+
+    def _enter_epoch(self) -> None:
+        """Record that the store is in use, and begin an epoch. See the module docstring."""
+        last = Epoch.kept_in(self._catalog)
+        self._epoch.begin(last.number + 1, last.provable)
+        self._sweep: Sweep | None = None
+        unsynced = self._catalog.store_value("durability") == "process"
+        if self._catalog.store_value("clean") != "yes" or unsynced:
+            self._sweep_is_due()
+        mount = mount_id(self._dir.path)
+        same = mount is not None and mount == self._catalog.store_value("mount")
+        kept = self._catalog.store_value("mount_epoch")
+        mount_epoch = int(kept) if same and kept is not None else self._epoch.number
+        boot = self._catalog.store_value("boot")
+        if unsynced and boot is not None and boot == (boot_id() or ""):
+            self._prove_old_tails(last.number)
+        if unsynced:
+            # Bytes that the earlier process left in the page cache must not count as
+            # durable now, so they are written back first.
+            self._disk.sync_everything(self._dir.path)
+        with self._catalog.transaction() as connection:
+            connection.execute("DELETE FROM store WHERE name = 'boot'")
+            if unsynced and self._disk.durable:
+                connection.execute(
+                    "UPDATE chunks SET unsynced = 0 WHERE unsynced >= ? AND unsynced > 0",
+                    (mount_epoch,),
+                )
+        self._chunks.doubts = Doubts(
+            self._catalog, self._disk, mount_epoch, self._dir.path
+        )
+        self._note(
+            mount=mount or "",
+            mount_epoch=str(mount_epoch),
+            **self._epoch.values(),
+            clean="no",
+            durability="disk" if self._disk.durable else "process",
+        )
+
+    def _prove_old_tails(self, epoch: int) -> None:
+        """Write proofs for tails of an earlier version, which recorded the boot instead.
+
+        With ``durability="process"`` that version recorded no offsets. It announced the
+        lengths of tails, and believed them until the next boot. They are believed for the
+        last time here, so an upgrade takes back no offset.
+        """
+        for path, key, index in self._tails.names():
+            row = self._catalog.content(key)
+            if row is None or row.epoch != epoch or path.endswith(PROOF):
+                continue
+            try:
+                self._tails.prove(key, index)
+            except OSError:
+                continue  # a tail that cannot be read or written is found when it is opened
+
+    def _note(self, **values: str) -> None:
+        with self._catalog.transaction() as connection:
+            connection.executemany("REPLACE INTO store VALUES (?, ?)", values.items())
+
+    def _sweep_is_due(self) -> None:
+        self._sweep = Sweep(
+            self._catalog,
+            self._chunks,
+            self._tails,
+            self._writers,
+            self._holds_tail,
+            self._passed_over,
+        )
+
+    def _holds_tail(self, key: ContentKey, index: int) -> bool:
+        return self._recovery.holds_tail(key, index)
+
+    @property
+    def blocking(self) -> bool:
+        return True
+
+    @property
+    def durable_at_once(self) -> bool:
+        return not self._disk.durable
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunk_size
+
+    def close(self) -> None:
+        self._writers.close()
+        with self._changing:
+            try:
+                self._note_end()
+            except StorageError:
+                pass  # a full disk must not prevent the end; the next start sweeps
+            finally:
+                self._sweep = None
+                self._catalog.close()
+                if not self._disk.durable:
+                    # Only the proofs tell of these bytes, because no offset was recorded.
+                    self._tails.copy_proofs()
+                self._dir.close()
+
+    def _note_end(self) -> None:
+        clean = not (
+            self._sweep
+            or self._has_strays()
+            or self._tails.doubted
+            or self._chunks.doubted
+        )
+        try:
+            if clean:
+                # After a clean end nobody sweeps, so a removal that a power loss undoes
+                # would never be found.
+                self._chunks.sync_removals()
+                self._tails.sync_names()
+        except OSError:
+            clean = False
+        with self._catalog.transaction() as connection:
+            self._epoch.note(connection)
+            if clean:
+                connection.execute("REPLACE INTO store VALUES ('clean', 'yes')")
+
+    def _has_strays(self) -> bool:
+        return any(
+            self._tails.length(key, index) is not None
+            for key, indexes in self._passed_over.items()
+            for index in indexes
+        )
+
+    # Changing.
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        grown = any(grows(submission) for submission in batch)
+        if self._reserve.is_spent and not self._restore_reserve() and grown:
+            raise StorageFull("what is left of the disk is for releasing something")
+        try:
+            return self._apply(batch)
+        except StorageFull:
+            self._tails.room.look_again()
+            if grown or not self._spend_reserve():
+                raise
+            return self._apply(batch)
+
+    def _spend_reserve(self) -> bool:
+        spent = self._reserve.spend()
+        if spent:
+            self._tails.room.held = 0
+            with self._changing:
+                self._catalog.hasten_checkpoints(True)
+        return spent
+
+    def _restore_reserve(self) -> bool:
+        restored = self._reserve.restore()
+        if restored:
+            self._tails.room.held = self._reserve.held
+            with self._changing:
+                self._catalog.hasten_checkpoints(False)
+        return restored
+
+    def _apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        effects = Effects()
+        with self._changing:
+            try:
+                with self._catalog.transaction() as connection:
+                    self._epoch.note(connection)
+                    ledger = Ledger(
+                        connection,
+                        self,
+                        chunk_size=self._chunk_size,
+                        epoch=self._epoch.number,
+                        durable=self._disk.durable,
+                    )
+                    results = [
+                        ledger.submit(submission, effects) for submission in batch
+                    ]
+                    self._chunks.sync()
+            except BaseException:
+                self._sweep_is_due()  # the catalog may not name the published chunks
+                raise
+            if any(results):
+                self._sweep_is_due()
+            with self._leftovers():
+                for seal in effects.sealed:
+                    self._tails.end_sealing(seal.key, seal.index)
+                    self._tails.remove(seal.key, seal.index)
+        # Done outside the lock: ending a writer waits for a writer that is being opened,
+        # and opening may wait for the lock. Dropped content never comes back, so no writer
+        # can take it in between.
+        for key in effects.frozen:
+            self._recovery.standing.forget(key)
+        with self._leftovers():
+            for dropped in effects.dropped:
+                self._recovery.standing.forget(dropped.key)
+                self._writers.end(dropped.key)
+                self._tails.end_sealings(dropped.key)
+                self._tails.remove_from(dropped.key, dropped.first, dropped.last_sealed)
+                for index in self._passed_over.pop(dropped.key, ()):
+                    self._tails.remove(dropped.key, index)
+        return results
+
+    @contextmanager
+    def _leftovers(self) -> Iterator[None]:
+        """Leave a file that cannot be unlinked to a later sweep: the commit stands."""
+        try:
+            yield
+        except OSError:
+            self._sweep_is_due()
+
+    def is_ready(self, seal: SealChunk) -> bool:
+        return self._tails.is_sealed(seal)
+
+    def publish(self, seal: SealChunk, *, known: bool) -> bool:
+        tail = self._tails.path(seal.key, seal.index)
+        return self._chunks.publish(tail, seal.digest, seal.length, known=known)
+
+    def _distrust(self, key: ContentKey) -> None:
+        tail = self._writers.tail(key)
+        if tail is not None:
+            tail.broken = True
+        self._recovery.distrust(key)
+
+    def _distrust_all(self) -> None:
+        self._recovery.suspect(self._writers.break_all())
+
+    def collect(self, limit: int) -> Collected:
+        try:
+            return self._collect(limit)
+        except StorageFull:
+            if not self._spend_reserve():
+                raise
+            return self._collect(limit)
+
+    def _collect(self, limit: int) -> Collected:
+        with self._changing:
+            try:
+                with self._catalog.transaction() as connection:
+                    step = collect_rows(connection, self._pins, limit)
+            finally:
+                self._pins.acquit()
+            with self._leftovers():
+                for digest in step.chunks:
+                    self._chunks.remove(digest)
+            collected = step.result()
+            sweep = self._sweep
+            if collected == Collected() and sweep is not None:
+                with translated("sweeping"):
+                    collected = sweep.advance(min(limit, _SWEEP_SLICE))
+                if collected == Collected() and self._sweep is sweep:
+                    self._sweep = None
+        return collected
+
+    def sweep(self) -> None:
+        with self._changing:
+            self._sweep_is_due()
+
+    def check(self) -> None:
+        self._catalog.check()
+
+    # Reading.
+
+    def operation(self, id: OperationId) -> OperationRecord | None:
+        return self._catalog.operation(id)
+
+    def operations_in(
+        self, states: Sequence[OperationState], limit: int, after: OperationId | None
+    ) -> list[OperationRecord]:
+        return self._catalog.operations_in(states, limit, after)
+
+    def expiring(self, limit: int) -> list[tuple[float, str]]:
+        return self._catalog.expiring(limit)
+
+    def expire_file(self, token: str, now: float) -> Sequence[Mutation]:
+        file = self._catalog.file_by_id(int(token.removeprefix("f:")))
+        if file is None or file.expires_at is None or file.expires_at > now:
+            return []
+        return [RemoveFile(file.owner, file.name, file.content)]
+
+    def file(self, owner: str | None, name: str) -> FileRecord | None:
+        return self._catalog.file(owner, name)
+
+    def meta(self, name: str) -> str | None:
+        return self._catalog.meta(name)
+
+    def usage(self, principal: str | None) -> Usage:
+        return self._catalog.usage(namespace_of(principal))
+
+    def total_usage(self) -> Usage:
+        return self._catalog.usage("*")
+
+    def take_room(self, size: int) -> None:
+        with translated("making a record"):
+            self._tails.room.take(size)
+
+    # Content.
+
+    def new_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        return self._writers.open(
+            key, lambda _: Tail(self._tails, key, self._chunk_size)
+        )
+
+    def open_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        return self._writers.open(key, lambda old: self._recovery.tail(key, old))
+
+    def offset(self, key: ContentKey) -> int:
+        tail = self._writers.tail(key)
+        if tail is not None and not tail.broken:
+            return tail.offset
+        if is_response_key(key):
+            return 0  # a new writer of a response begins at its start
+        offset = self._recovery.offset(key)
+        if offset is not None:
+            return offset
+        record = self._catalog.operation(operation_of(key))
+        frozen = None if record is None else record.content
+        return 0 if frozen is None else frozen.length
+
+    def sealed_content(
+        self, key: ContentKey, seals: Sequence[SealChunk] = ()
+    ) -> Content:
+        listed = self._catalog.listed(key)
+        if listed is None:
+            return content_of(self._chunk_size, seals)
+        row, parts, chunks = listed
+        following = [seal for seal in seals if seal.index >= row.prefix]
+        length = row.prefix_bytes + sum(seal.length for seal in following)
+        rest = length - row.folded * row.chunk_size
+        chunks += [seal.digest for seal in following]
+        if chunks or not parts:
+            parts += [recipe.digest for recipe in cut(row.chunk_size, rest, chunks)]
+        joined = join(row.chunk_size, length, parts)
+        return Content(length, None, parts[0] if joined is None else joined.digest)
+
+    def parts_of(self, content: Content) -> tuple[Content, ...]:
+        recipe = (
+            None if content.digest is None else self._catalog.recipe(content.digest)
+        )
+        if not isinstance(recipe, JoinedRecipe):
+            return (content,)
+        parts = zip(recipe.parts, recipe.lengths, strict=True)
+        return tuple(Content(length, None, digest) for digest, length in parts)
+
+    def open_reader(self, content: Content) -> ContentReader:
+        if content.digest is not None:
+            return open_recipe(self._catalog, self._chunks, self._pins, content.digest)
+        return InlineReader(content.inline or b"")
+
+    def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
+        record = self._catalog.operation(operation_of(key))
+        if (
+            record is not None
+            and record.content is not None
+            and not is_response_key(key)
+        ):
+            return _Head(self.open_reader(record.content), length)
+        row = self._catalog.content(key)
+        return PrefixReader(
+            key,
+            length,
+            self._chunk_size if row is None else row.chunk_size,
+            catalog=self._catalog,
+            chunks=self._chunks,
+            tails=self._tails,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The first *length* bytes of *reader*'s content."""
+
+    reader: ContentReader
+    length: int
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.reader.read(offset, self._within(offset, size))
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        return self.reader.extent(offset, self._within(offset, size))
+
+    def _within(self, offset: int, size: int) -> int:
+        return max(0, min(size, self.length - offset))
+
+    def close(self) -> None:
+        self.reader.close()

@@ -1,0 +1,1 @@
+"""The local file system: its calls, the lock of a data directory, its free space."""

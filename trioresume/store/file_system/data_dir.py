@@ -1,0 +1,132 @@
+"""The data directory: its lock and its format version."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+from trioresume.errors import FormatVersionUnsupported, StoreLocked
+from trioresume.store.file_system.disk_io import Descriptor, Disk
+
+__all__ = ["FORMAT", "DataDir", "is_served"]
+
+FORMAT = b"trioresume data directory, format 1\n"
+
+_PATIENCE = 0.2
+"""Seconds to try for the lock, because :func:`is_served` holds it for an instant."""
+_PAUSE = 0.01
+
+
+class DataDir:
+    """A data directory that only this process serves."""
+
+    def __init__(self, path: str | os.PathLike[str], disk: Disk) -> None:
+        self.path = os.path.abspath(path)
+        _make_durably(self.path, disk)
+        self._lock = _lock(self.join("lock"))
+        try:
+            self._check_format(disk)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def join(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def _check_format(self, disk: Disk) -> None:
+        path = Path(self.join("format"))
+        try:
+            found = path.read_bytes()
+        except FileNotFoundError:
+            pass
+        else:
+            if found == FORMAT:
+                return
+            # With durability="process" the file is not synced. A power loss may keep its
+            # length and lose its bytes: then it has only zeros, and is written again.
+            if found.strip(b"\0"):
+                raise FormatVersionUnsupported(f"{path} says {found[:80]!r}")
+        # Written under another name and renamed: a crash must not leave half a version.
+        temporary = self.join("format.new")
+        disk.unlink(temporary)
+        file = disk.create(temporary)
+        try:
+            disk.write_all(file, memoryview(FORMAT))
+            disk.sync_data(file)
+        finally:
+            file.close()
+        disk.replace(temporary, str(path))
+        disk.sync_directory(self.path)
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def _make_durably(path: str, disk: Disk) -> None:
+    """Make the directory *path* and its missing parents, durably."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        if parent != path:
+            _make_durably(parent, disk)
+        disk.make_directory(path)
+        disk.sync_directory(parent)
+
+
+def _lock(path: str) -> Descriptor:
+    """Lock *path* until the descriptor is closed or the process ends in any way.
+
+    Raises :class:`StoreLocked`.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+    file = Descriptor(os.open(path, flags, 0o600))
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            _lock_file(file.fileno())
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                file.close()
+                raise StoreLocked(
+                    "another process serves this data directory, or collects in it"
+                    f" ({path})"
+                ) from exc
+            time.sleep(_PAUSE)
+        else:
+            return file
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(fd: int) -> None:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+
+    def is_served(path: str) -> bool:
+        """Return True: Windows cannot tell whether a process serves the data directory."""
+        return True
+
+else:
+    import fcntl
+
+    def _lock_file(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def is_served(path: str) -> bool:
+        """Return whether a process serves the data directory *path*, or collects in it.
+
+        Returns True as well if the lock cannot be tried. The shared lock is held for an
+        instant: it writes nothing, and other readers can ask at the same time.
+        """
+        try:
+            file = Descriptor(os.open(os.path.join(path, "lock"), os.O_RDONLY))
+        except OSError:
+            return True
+        with closing(file):
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False

@@ -1,0 +1,1 @@
+"""For the administrator: listing, verifying, repairing and sweeping a data directory."""

@@ -1,0 +1,336 @@
+"""The inventory of a data directory, read for its administrator beside a running service.
+
+Nothing here takes the directory's lock. Only :meth:`Inventory.verify` writes: it writes its
+report, and the chunks that it repairs. The catalog is read by a separate connection, page
+by page, and each page is a short transaction. So memory does not grow with the number of
+rows, and the service can cut its log back in between. A long listing is therefore no
+snapshot; each row was true when it was read.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from trioresume.errors import ContentLost, FormatVersionUnsupported, StorageError
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.operation import OperationState
+from trioresume.store.catalog.catalog import CatalogReader
+from trioresume.store.catalog.epochs import Epoch
+from trioresume.store.catalog.rows import FILE_COLUMNS, file_from
+from trioresume.store.catalog.schema import connect_reading, sqlite_error
+from trioresume.store.disk.chunks import ChunkFiles
+from trioresume.store.disk.tail_files import TailFiles
+from trioresume.store.disk.unfinished import Survey
+from trioresume.store.file_system.data_dir import FORMAT, is_served
+from trioresume.store.file_system.disk_io import Disk
+from trioresume.store.keeper.verification import Verification
+from trioresume.store.port import (
+    SERVICE_CLOCK,
+    ContentKey,
+    FileRecord,
+    OperationId,
+    OperationRecord,
+    request_key,
+)
+
+__all__ = ["Inventory", "StoredFile", "StoredUpload", "Totals"]
+
+_PAGE = 500
+"""Rows read at a time."""
+
+_UNFINISHED = (
+    OperationState.RECEIVING,
+    OperationState.COMPLETE,
+    OperationState.PROCESSING,
+    OperationState.ABANDONED,
+)
+_SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredUpload:
+    """One operation. Times are Unix seconds, sizes bytes.
+
+    The service counts only the time in which it runs. The dates here are computed from
+    that count, so an expiry moves on while the service is down.
+    """
+
+    id: str
+    """Anybody who knows it can continue the upload: treat it like a password."""
+    state: str
+    """``receiving``, ``complete``, ``processing``, ``done``, ``abandoned`` or ``gone``."""
+    method: str
+    target: str
+    principal: str | None
+    created_at: float
+    expires_at: float
+    received: int
+    """The offset that a client gets when it asks, or less.
+
+    A list reads no tails. If no service runs, a list shows the offset that a client would
+    get if no unsynced bytes were lost.
+    """
+    durable: int
+    """How many of these bytes are known to survive power loss."""
+    length: int | None
+    digest: str | None
+    """The content's digest, in hexadecimal, once the content is whole."""
+    status: int | None
+    """The status of the recorded response."""
+    fields: Fields
+    """The request's header fields; the values of secret ones are left out."""
+    lost: bool
+    """Whether durable bytes are gone, so that the upload cannot go on (see ``verify``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """One file of the file service. Times are Unix seconds, sizes bytes."""
+
+    name: str
+    owner: str | None
+    length: int
+    digest: str | None
+    """The content's digest, in hexadecimal; None for content kept in the catalog itself."""
+    modified_at: float
+    expires_at: float | None
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """The numbers and sizes of everything in a data directory."""
+
+    files: int
+    file_bytes: int
+    """The sum of the lengths of all files; shared chunks count once for each file."""
+    uploads: dict[str, int]
+    """Operations by their state."""
+    chunks: int
+    chunk_bytes: int
+    """The size of the chunks on disk; shared chunks count once."""
+    unheld_chunks: int
+    unheld_bytes: int
+    """The size of chunks that nothing refers to any more; collection will remove them."""
+
+
+class Inventory:
+    """Reads the data directory *data_dir*, with or without a running service.
+
+    Its methods block on the disk. One thread at a time may use an inventory and its
+    iterators. Use it in a ``with`` statement, or :meth:`close` it.
+
+    Raises :class:`~trioresume.StorageError` if the data directory does not exist, has
+    another version, or may not be read.
+    """
+
+    def __init__(
+        self, data_dir: str | os.PathLike[str], *, disk: Disk | None = None
+    ) -> None:
+        self.path = os.path.abspath(data_dir)
+        _check_format(Path(self.path))
+        self._disk = disk or Disk(durable=False)
+        self._connection = connect_reading(os.path.join(self.path, "catalog.sqlite3"))
+        self._catalog = CatalogReader(self._connection)
+        self._chunks = ChunkFiles(os.path.join(self.path, "chunks"), self._disk)
+        self._tails = TailFiles(os.path.join(self.path, "tails"), self._disk, Epoch())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the catalog. Idempotent."""
+        self._catalog.close()
+
+    # Uploads.
+
+    def uploads(self, *, ended: bool = False) -> Iterator[StoredUpload]:
+        """Yield the uploads that are not done, ordered by id; with *ended* the others too.
+
+        An upload has ended if its response is kept to be replayed, or if it was cancelled
+        or has expired and still answers 410.
+        """
+        states = tuple(OperationState) if ended else _UNFINISHED
+        survey = self._survey(self._tails.claimed)  # a list must not read every tail
+        behind = self._behind()
+        after: OperationId | None = None
+        while page := self._catalog.operations_in(states, _PAGE, after):
+            for record in page:
+                yield self._upload(record, survey, behind)
+            after = page[-1].id
+
+    def upload(self, id: str) -> StoredUpload | None:
+        """Return the upload with this *id*, or None."""
+        if not _is_text(id):
+            return None
+        record = self._catalog.operation(OperationId(id))
+        survey = self._survey(self._tails.proven)
+        if record is None:
+            return None
+        return self._upload(record, survey, self._behind())
+
+    def _upload(
+        self, record: OperationRecord, survey: Survey, behind: float
+    ) -> StoredUpload:
+        received, lost = record.durable_offset, False
+        if record.content is None and record.state in _UNFINISHED:
+            try:
+                extent = survey.look(request_key(record.id))
+                received = received if extent is None else extent.checked()
+            except ContentLost:
+                lost = True
+        content = record.content
+        return StoredUpload(
+            id=record.id,
+            state=str(record.state),
+            method=record.method,
+            target=record.target,
+            principal=record.principal,
+            created_at=record.created_at + behind,
+            expires_at=record.expires_at + behind,
+            received=received,
+            durable=record.durable_offset,
+            length=record.length,
+            digest=_hex(None if content is None else content.digest),
+            status=None if record.response is None else record.response.status,
+            fields=Fields((n, "…" if n in _SECRETS else v) for n, v in record.fields),
+            lost=lost,
+        )
+
+    def _survey(self, proven: Callable[[ContentKey, int], int]) -> Survey:
+        epoch = Epoch.kept_in(self._catalog)
+        if not is_served(self.path):
+            # Judge the bytes that an earlier process left as the next process will do.
+            epoch.begin(epoch.number + 1, epoch.provable)
+        return Survey(self._catalog, self._tails.length, proven, epoch)
+
+    def _behind(self) -> float:
+        """Return the seconds by which service time is behind the date, as last recorded."""
+        reading = self._catalog.meta(SERVICE_CLOCK)
+        if reading is None:
+            return 0.0
+        now, date = map(float, reading.split())
+        return date - now
+
+    # Files.
+
+    def files(self) -> Iterator[StoredFile]:
+        """Yield the file service's files; the name that was created first comes first."""
+        after, behind = 0, self._behind()
+        while page := self._rows(
+            f"SELECT id, {FILE_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?",
+            after,
+            _PAGE,
+        ):
+            for row in page:
+                yield _stored_file(file_from(row[1:]), behind)
+            after = page[-1][0]
+
+    def files_called(self, name: str) -> list[StoredFile]:
+        """Return the files that have this name: at most one for each owner."""
+        if not _is_text(name):
+            return []
+        rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
+        behind = self._behind()
+        return [_stored_file(file_from(row), behind) for row in rows]
+
+    # The whole.
+
+    def totals(self) -> Totals:
+        """Count everything: about a second for a million files."""
+        [(files, file_bytes)] = self._rows(
+            "SELECT count(*), ifnull(sum(content_length), 0) FROM files"
+        )
+        [(chunks, chunk_bytes)] = self._rows(
+            "SELECT count(*), ifnull(sum(length), 0) FROM chunks"
+        )
+        [(unheld, unheld_bytes)] = self._rows(
+            "SELECT count(*), ifnull(sum(length), 0) FROM chunks WHERE refs = 0"
+        )
+        states = self._rows("SELECT state, count(*) FROM operations GROUP BY state")
+        return Totals(
+            files=files,
+            file_bytes=file_bytes,
+            uploads=dict(states),
+            chunks=chunks,
+            chunk_bytes=chunk_bytes,
+            unheld_chunks=unheld,
+            unheld_bytes=unheld_bytes,
+        )
+
+    def verify(
+        self, *, repair_from: Iterable[str | os.PathLike[str]] = ()
+    ) -> Verification:
+        """Return a verification, which reads everything again; see :class:`Verification`.
+
+        It repairs damaged chunks with bytes from *repair_from*: files, and directories with
+        all files below them.
+        """
+        # Repaired chunks and the report must be durable, even if the service syncs nothing.
+        disk = Disk(durable=True) if type(self._disk) is Disk else self._disk
+        return Verification(
+            self._connection,
+            self._catalog,
+            self._chunks,
+            self._tails,
+            self._survey(self._tails.proven),
+            self.path,
+            repair_from,
+            ChunkFiles(os.path.join(self.path, "chunks"), disk),
+        )
+
+    def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+
+
+def _check_format(path: Path) -> None:
+    try:
+        found = (path / "format").read_bytes()
+    except FileNotFoundError as exc:
+        raise StorageError(f"{path} is no data directory of trioresume") from exc
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be read: {exc.strerror}") from exc
+    if found != FORMAT:
+        raise FormatVersionUnsupported(f"{path / 'format'} says {found[:80]!r}")
+
+
+def _stored_file(record: FileRecord, behind: float) -> StoredFile:
+    return StoredFile(
+        name=record.name,
+        owner=record.owner,
+        length=record.content.length,
+        digest=_hex(record.content.digest),
+        modified_at=record.modified_at,
+        expires_at=None if record.expires_at is None else record.expires_at + behind,
+        fields=record.fields,
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Return whether *name* can be in the catalog; a command line can pass any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return None if digest is None else digest.hex()
