@@ -39,6 +39,8 @@ from trioresume.errors import (
     UploadForgotten,
 )
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.tls_facts import ClientCertificate, TLSFacts
+from trioresume.server.api.client_certificates import client_certificates
 from trioresume.server.api.config import Authenticator, Config, Principal, Rejection
 from trioresume.server.api.handler import (
     CallPolicy,
@@ -50,6 +52,7 @@ from trioresume.server.api.handler import (
     Target,
     idempotent,
 )
+from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import bearer_tokens, new_token
 from trioresume.server.keeper.collect import collect
 from trioresume.server.serving import Server, serve
@@ -68,7 +71,9 @@ __all__ = [
     "BodyInput",
     "CallPolicy",
     "CallerError",
+    "Certificate",
     "Client",
+    "ClientCertificate",
     "ClientError",
     "ClientResponse",
     "Collected",
@@ -99,6 +104,8 @@ __all__ = [
     "StoreLocked",
     "StoredFile",
     "StoredUpload",
+    "TLSFacts",
+    "TLSSettings",
     "Target",
     "Totals",
     "TransferFailed",
@@ -106,6 +113,7 @@ __all__ = [
     "UploadForgotten",
     "Verification",
     "bearer_tokens",
+    "client_certificates",
     "collect",
     "idempotent",
     "new_token",

@@ -87,6 +87,7 @@ class ProblemCode(Enum):
         400,
         "The declared length is over the limit",
     )
+    TLS_NEEDED = ("tls-needed", 400, "This port speaks TLS only: use https")
     BAD_FILE_NAME = ("bad-file-name", 400, "No file can be stored under this name")
     UNAUTHORIZED = ("unauthorized", 401, "Credentials are needed")
     FORBIDDEN = ("forbidden", 403, "Not allowed")

@@ -172,7 +172,7 @@ class Duration(click.ParamType[float]):
 
 
 class Bind(click.ParamType[str]):
-    """An address to listen on: ``127.0.0.1:8080``, ``localhost:0``, ``[::1]:8080``.
+    """An address to listen on: ``127.0.0.1:8080``, ``localhost:0``, ``https://[::1]:8443``.
 
     With port 0 the system chooses a free port. There is no default host: to listen on
     every interface, write ``0.0.0.0`` or ``[::]``.
@@ -181,7 +181,7 @@ class Bind(click.ParamType[str]):
     name = "host:port"
 
     _ADDRESS = re.compile(
-        r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})"
+        r"(?:https?://)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})"
     )
 
     def convert(

@@ -23,6 +23,7 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.output import output
 from trioresume.cli.serve_options import Settings, settings_options
+from trioresume.cli.tls import tls_options
 
 __all__ = ["serve", "token"]
 
@@ -42,7 +43,8 @@ if hasattr(signal, "SIGHUP"):
     type=Bind(),
     multiple=True,
     default=tuple(_DEFAULTS.bind),
-    help="Address to listen on; may be repeated. Port 0 takes a free port.",
+    help="Address to listen on; may be repeated. Port 0 takes a free port. With a "
+    "certificate it speaks TLS, unless it begins with http://.",
 )
 @click.option(
     "--data-dir",
@@ -64,7 +66,9 @@ if hasattr(signal, "SIGHUP"):
 )
 @switch("--ui", default=False, help="Serve an upload page for browsers at /ui/.")
 @settings_options
+@tls_options
 def serve(
+    tls: Settings,
     settings: Settings,
     bind: tuple[str, ...],
     data_dir: Path,
@@ -77,7 +81,8 @@ def serve(
 
     SIGTERM or Ctrl-C stops the server: it accepts no new requests, and gives running
     requests some time to finish. A second signal stops it at once. In both cases no
-    acknowledged byte is lost. SIGHUP, for example from a closed terminal, does nothing.
+    acknowledged byte is lost. SIGHUP reads the certificates of TLS again. Without TLS, for
+    example from a closed terminal, it does nothing.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey handles it
@@ -90,7 +95,8 @@ def serve(
     config = _config(
         bind=bind,
         data_dir=data_dir,
-        authenticate=None if tokens_file is None else _tokens(tokens_file),
+        authenticate=_authenticator(tokens_file, tls["principal"]),
+        ssl=tls["ssl"],
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,
         **settings,
@@ -115,6 +121,16 @@ def _config(**settings: Any) -> trioresume.Config:
         return dataclasses.replace(_DEFAULTS, **settings)
     except trioresume.CallerError as exc:
         raise click.UsageError(str(exc)) from exc
+
+
+def _authenticator(
+    tokens_file: Path | None, certificate_name: Any
+) -> trioresume.Authenticator | None:
+    """Return the check of senders: by their certificate first, and then by their token."""
+    tokens = None if tokens_file is None else _tokens(tokens_file)
+    if certificate_name is None:
+        return tokens
+    return trioresume.client_certificates(certificate_name, tokens)
 
 
 def _tokens(path: Path) -> trioresume.Authenticator:
@@ -173,7 +189,7 @@ async def _obey(
     count = 0
     async for number in signals:
         if number not in (signal.SIGINT, signal.SIGTERM):
-            logger.info("SIGHUP ignored: the server does not reload its configuration")
+            await _reload(server)
             continue
         count += 1
         if count == 1:
@@ -181,6 +197,19 @@ async def _obey(
             server.shutdown()
         else:
             whole.cancel()
+
+
+async def _reload(server: trioresume.Server) -> None:
+    """Read the certificates again, if there are any. A fault changes nothing and is logged."""
+    if not any(url.startswith("https:") for url in server.urls):
+        logger.info("SIGHUP ignored: the server does not reload its configuration")
+        return
+    try:
+        await server.reload_certificates()
+    except trioresume.CallerError as exc:
+        logger.error("SIGHUP: the certificates stay as they were: %s", exc)
+    else:
+        logger.info("SIGHUP: the certificates were read again")
 
 
 def _raise_descriptor_limit() -> None:

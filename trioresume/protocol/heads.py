@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from trioresume.protocol.disposition import parse_content_disposition_filename
 from trioresume.protocol.fields import parse_media_type
+from trioresume.protocol.tls_facts import TLSFacts
 
 __all__ = ["Fields", "RequestHead"]
 
@@ -118,7 +119,8 @@ class RequestHead:
     unknown, 0 if there is no content. ``peer`` is the sender's address without a port,
     for logs and limits: the connection's other end, or the client that a trusted proxy
     names. ``origin`` makes a path absolute for this sender: ``https://host``, or "" if
-    the server cannot tell. It proves nothing to others.
+    the server cannot tell. It proves nothing to others. ``tls`` is None if the connection
+    has no TLS; behind a proxy it is the proxy's connection.
     """
 
     method: str
@@ -128,6 +130,7 @@ class RequestHead:
     length: int | None = 0
     peer: str = ""
     origin: str = ""
+    tls: TLSFacts | None = None
 
     @property
     def path(self) -> str:

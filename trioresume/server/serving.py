@@ -20,13 +20,14 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import CallerError, PeerError
+from trioresume.errors import PeerError
 from trioresume.protocol.clock import ServiceClock
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import Services, StoreTarget, as_target
@@ -35,6 +36,9 @@ from trioresume.server.async_store.threads import Workers
 from trioresume.server.http.acceptor import accept_from
 from trioresume.server.http.front import Front
 from trioresume.server.http.http1.connection import Http1Connection
+from trioresume.server.http.listeners import Listener, open_listeners
+from trioresume.server.http.tls.contexts import ServerContexts
+from trioresume.server.http.tls.handshake import Arrival, Handshakes
 from trioresume.server.http.transport import SocketTransport
 from trioresume.server.keeper.control_socket import serve_control
 from trioresume.server.routes.router import Service
@@ -57,6 +61,9 @@ __all__ = ["Server", "serve"]
 
 logger = logging.getLogger("trioresume.server")
 
+PROTOCOLS = ("http/1.1",)
+"""The application protocols that a handshake offers (ALPN), the best one first."""
+
 MOST_TURNED_AWAY = 32
 """Connections over the limit that are answered at a time; others are closed at once."""
 
@@ -66,8 +73,9 @@ class Server:
     """A running service, as :func:`serve` reports it."""
 
     urls: Sequence[str]
-    """The addresses it listens on, as ``http://HOST:PORT``."""
+    """The addresses it listens on, as ``http://HOST:PORT`` or ``https://HOST:PORT``."""
     _stop: trio.Event
+    _contexts: ServerContexts | None = None
 
     def shutdown(self) -> None:
         """Ask the service to end: no new requests, a grace period for the running ones.
@@ -75,6 +83,16 @@ class Server:
         Returns at once; :func:`serve` returns when the service has ended.
         """
         self._stop.set()
+
+    async def reload_certificates(self) -> None:
+        """Read the files of ``Config.ssl`` again, for the connections that come from now on.
+
+        Raises :class:`~trioresume.errors.CallerError` if a file cannot be used; the service
+        goes on with the certificates that it has. Does nothing without TLS, or for an
+        :class:`ssl.SSLContext`: the program itself loads certificates into that.
+        """
+        if self._contexts is not None:
+            await trio.to_thread.run_sync(self._contexts.reload)
 
 
 async def serve(
@@ -99,15 +117,26 @@ async def serve(
     config = config or Config()
     target = as_target(handler)
     page = None if config.ui is None else UploadPage(config)
-    async with _listeners(config) as listeners:
+    contexts = None
+    if config.ssl is not None:
+        contexts = await trio.to_thread.run_sync(ServerContexts, config.ssl, PROTOCOLS)
+    # Before anything else starts: an address in use is an error at once.
+    async with open_listeners(config) as listeners:
         control = store is None
         if store is None:
             store = await trio.to_thread.run_sync(_open_store, config)
         try:
             async with running_storage(store, config) as storage:
-                await _serve(
-                    target, config, storage, listeners, task_status, control, page
+                service = partial(
+                    running_service,
+                    target,
+                    config,
+                    storage,
+                    control=control,
+                    page=page,
+                    contexts=contexts,
                 )
+                await _serve(service, storage, listeners, task_status)
         finally:
             store.close()
 
@@ -120,21 +149,6 @@ def _open_store(config: Config) -> Store:
         min_free_space=config.min_free_space,
         reserve=RESERVE_SIZE,
     )
-
-
-@asynccontextmanager
-async def _listeners(config: Config) -> AsyncIterator[list[trio.SocketListener]]:
-    """Bind the addresses before anything else starts: an address in use is an OSError."""
-    listeners: list[trio.SocketListener] = []
-    try:
-        for host, port in [_parse_bind(bind) for bind in config.bind]:
-            listeners += await trio.open_tcp_listeners(
-                port, host=host or None, backlog=config.backlog
-            )
-        yield listeners
-    finally:
-        for listener in listeners:
-            listener.socket.close()
 
 
 @asynccontextmanager
@@ -156,20 +170,15 @@ async def running_storage(
 
 
 async def _serve(
-    target: AnyTarget,
-    config: Config,
+    service: Callable[[ServiceClock], AbstractAsyncContextManager[Doorman]],
     storage: Storage,
-    listeners: Sequence[trio.SocketListener],
+    listeners: Sequence[Listener],
     task_status: trio.TaskStatus[Server],
-    control: bool,
-    page: UploadPage | None,
 ) -> None:
     last_seen = await storage.run(_last_seen, storage.store)
     clock = ServiceClock(time.time, time.monotonic, last_seen)
     try:
-        async with running_service(
-            target, config, storage, clock, control=control, page=page
-        ) as doorman:
+        async with service(clock) as doorman:
             await doorman.run(listeners, task_status)
     finally:
         storage.submit(clock_reading(clock))
@@ -194,6 +203,7 @@ async def running_service(
     *,
     control: bool = False,
     page: UploadPage | None = None,
+    contexts: ServerContexts | None = None,
 ) -> AsyncIterator[Doorman]:
     """Run everything between the commits and the listeners while the block runs.
 
@@ -212,7 +222,7 @@ async def running_service(
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
         data_dir = config.data_dir if control else None
-        doorman = Doorman(service, config, clock)
+        doorman = Doorman(service, config, clock, contexts)
         background.start_soon(
             _run_chores, chores, expiry, collector, operations, doorman, data_dir
         )
@@ -254,10 +264,18 @@ def _all(
 class Doorman:
     """Listens, accepts connections, and ends them at a shutdown."""
 
-    def __init__(self, service: Service, config: Config, clock: ServiceClock) -> None:
+    def __init__(
+        self,
+        service: Service,
+        config: Config,
+        clock: ServiceClock,
+        contexts: ServerContexts | None = None,
+    ) -> None:
+        self._contexts = contexts
         self._service = service
         self._config = config
         self.front = Front(service.handle, config, clock)
+        self._handshakes = Handshakes(self.front.admission, config.header_timeout)
         self._connections: set[Http1Connection] = set()
         self._turned_away = 0
         self.deadline = float("inf")
@@ -265,7 +283,7 @@ class Doorman:
 
     async def run(
         self,
-        listeners: Sequence[trio.SocketListener],
+        listeners: Sequence[Listener],
         task_status: trio.TaskStatus[Server],
     ) -> None:
         """Serve until a shutdown was asked for and every connection is closed."""
@@ -274,33 +292,70 @@ class Doorman:
             async with trio.open_nursery() as listening:
                 for listener in listeners:
                     listening.start_soon(self._accept, listener, connections)
-                server = Server([_url(listener) for listener in listeners], stop)
+                server = Server(
+                    [listener.url for listener in listeners], stop, self._contexts
+                )
                 task_status.started(server)
                 await stop.wait()
                 listening.cancel_scope.cancel()
             # At once: a new client should go to another server and not wait here.
             for listener in listeners:
-                listener.socket.close()
+                listener.close()
             logger.info("shutting down, %d connections open", len(self._connections))
             self.deadline = trio.current_time() + self._config.grace_timeout
             connections.cancel_scope.deadline = self.deadline
+            self._handshakes.stop()
             for connection in list(self._connections):
                 connection.stop(self.deadline)
 
-    async def _accept(
-        self, listener: trio.SocketListener, connections: trio.Nursery
-    ) -> None:
+    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
+        serve = self.serve_secured if listener.is_secure else self.serve_transport
         await accept_from(
-            listener,
-            lambda sock: connections.start_soon(
-                self.serve_transport, SocketTransport(sock)
-            ),
+            listener.listener,
+            lambda sock: connections.start_soon(serve, SocketTransport(sock)),
         )
 
-    async def serve_transport(self, transport: Transport) -> None:
-        """Serve one connection until it ends, and close it."""
+    async def serve_secured(self, plain: SocketTransport) -> None:
+        """Shake hands, and serve the connection until it ends."""
+        assert self._contexts is not None
+        arrival = Arrival(self.front.gateway.address_of(plain.peer))
+        refusal: PeerError | None = None
+        plain_request: PeerError | None = None
+        try:
+            self.front.admission.enter(arrival)
+        except PeerError as exc:
+            if self._turned_away >= MOST_TURNED_AWAY:
+                await plain.aclose()  # a flood must cost as little as possible
+                return
+            refusal = exc
+            self._turned_away += 1
+        transport: Transport = plain
+        try:
+            transport = await self._handshakes.secure(
+                plain, self._contexts.first, arrival
+            )
+        except PeerError as exc:
+            plain_request = exc
+        except trio.BrokenResourceError as exc:
+            logger.debug("%s: %s", plain.peer, exc)
+            return
+        finally:
+            self.front.admission.leave(arrival)
+            if refusal is not None:
+                self._turned_away -= 1
+        await self.serve_transport(transport, plain_request or refusal)
+
+    async def serve_transport(
+        self, transport: Transport, refusal: PeerError | None = None
+    ) -> None:
+        """Serve one connection until it ends, and close it.
+
+        With *refusal* nothing is served: that is the answer to whatever comes.
+        """
         connection = Http1Connection(transport, self.front)
         try:
+            if refusal is not None:
+                raise refusal
             self.front.admission.enter(connection)
         except PeerError as exc:
             await self._turn_away(connection, transport, exc)
@@ -326,17 +381,3 @@ class Doorman:
             await connection.turn_away(error)
         finally:
             self._turned_away -= 1
-
-
-def _parse_bind(bind: str) -> tuple[str, int]:
-    host, colon, port = bind.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise CallerError(f"{bind!r} is not HOST:PORT")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    return host, int(port)
-
-
-def _url(listener: trio.SocketListener) -> str:
-    host, port = listener.socket.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -21,6 +21,8 @@ from itertools import count
 
 import trio
 
+from trioresume.protocol.tls_facts import TLSFacts
+
 __all__ = ["MemoryTransport", "memory_transport_pair"]
 
 DEFAULT_CAPACITY_BYTES = 64 * 1024
@@ -83,6 +85,8 @@ class MemoryTransport:
     ``receive_delay``
         A slow reader: ``wait_readable`` first sleeps this many seconds.
     """
+
+    tls: TLSFacts | None = None
 
     def __init__(self, incoming: _Pipe, outgoing: _Pipe, peer: str) -> None:
         self._incoming = incoming
@@ -219,7 +223,7 @@ class MemoryTransport:
         self._outgoing.changed()
         await trio.lowlevel.checkpoint()
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, clean: bool = False) -> None:
         if not self._closed:
             self._closed = True
             if self._incoming.data:

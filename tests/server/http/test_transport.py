@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.server.http.tls.pairs import tls_pair
 from trioresume.server.http.transport import SocketTransport, Transport
 from trioresume.testing import memory_transport_pair
 
@@ -28,7 +29,7 @@ async def _memory() -> AsyncIterator[tuple[Transport, Transport]]:
     yield memory_transport_pair()
 
 
-@pytest.mark.parametrize("pair", [_sockets, _memory])
+@pytest.mark.parametrize("pair", [_sockets, _memory, tls_pair])
 async def test_who_waits_is_interrupted_and_the_connection_lives_on(pair: Pair) -> None:
     """An error for the wait that runs; none for later ones, and nothing else is hurt."""
     async with pair() as (ours, theirs):

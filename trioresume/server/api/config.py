@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -17,6 +18,8 @@ from trioresume.protocol.cors import CrossOrigin
 from trioresume.protocol.dialects import UploadLimits
 from trioresume.protocol.forwarded import ForwardedFamily, Proxies
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.server.api.addresses import parse_address
+from trioresume.server.api.tls import TLSSettings
 
 __all__ = [
     "UI_PATH",
@@ -78,7 +81,12 @@ class Config:
     """
 
     bind: Sequence[str] = ("127.0.0.1:8080",)
-    """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes a free one."""
+    """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes a free one.
+
+    ``https://HOST:PORT`` speaks TLS and ``http://HOST:PORT`` does not. Without a scheme an
+    address speaks TLS if ``ssl`` is set."""
+    ssl: TLSSettings | ssl.SSLContext | None = None
+    """The certificates for TLS, or a context in which the program has set everything."""
     data_dir: str | os.PathLike[str] = "data"
     """The directory of the uploads, the files and the catalog; created if missing."""
     durability: Literal["disk", "process"] = "disk"
@@ -251,6 +259,8 @@ class Config:
                 raise CallerError(f"{name} must be at least 1")
         if not self.bind:
             raise CallerError("bind must name at least one address")
+        for bind in self.bind:
+            parse_address(bind, secure=self.ssl is not None)
         path = self.operation_path
         if not (path.startswith("/") and path.endswith("/") and len(path) > 1):
             raise CallerError("operation_path must look like '/name/'")

@@ -43,6 +43,10 @@ class Gateway:
         """Whether *peer* is a trusted proxy."""
         return self._proxies.trusts(host_of(peer))
 
+    def address_of(self, peer: str) -> str:
+        """Return the address that connections from *peer* count for; "" for a trusted proxy."""
+        return "" if self.is_proxy(peer) else address_of(peer)
+
     def client_address(self, head: RequestHead, proxy: str) -> str:
         """Return the address that the client of *head* counts for; *proxy* forwarded it.
 
@@ -94,4 +98,4 @@ def _direct_origin(head: RequestHead) -> str:
     for name, _ in head.fields:
         if name in _SIGNS_OF_A_PROXY:
             return ""
-    return origin_from("http", host)
+    return origin_from("http" if head.tls is None else "https", host)

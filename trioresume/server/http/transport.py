@@ -26,9 +26,10 @@ if sys.platform != "win32":
     _NO_COUNT = bytes(4)
 
 if TYPE_CHECKING:
+    from trioresume.protocol.tls_facts import TLSFacts
     from trioresume.server.http.stored_body import FileSender
 
-__all__ = ["SocketTransport", "Transport"]
+__all__ = ["BaseTransport", "SocketTransport", "Transport"]
 
 _COPY_SIZE = 256 * 1024
 """Bytes read at once if the system cannot send from files."""
@@ -62,6 +63,11 @@ class Transport(Protocol):
         """The other end's address."""
         ...
 
+    @property
+    def tls(self) -> TLSFacts | None:
+        """The result of the TLS handshake; None without TLS."""
+        ...
+
     async def wait_readable(self) -> None:
         """Return when ``receive_nowait`` is likely to have something. A checkpoint."""
         ...
@@ -76,7 +82,8 @@ class Transport(Protocol):
     def receive_nowait(self, buffer: memoryview) -> int | None:
         """Read into *buffer*; return the count, 0 at the end, None if it would block.
 
-        Raises :class:`trio.BrokenResourceError` if the connection was reset.
+        Raises :class:`trio.BrokenResourceError` if the connection was reset, or ended
+        without the alert that ends a TLS connection.
         """
         ...
 
@@ -127,57 +134,47 @@ class Transport(Protocol):
         ...
 
     async def send_eof(self) -> None:
-        """Half-close: tell the peer that nothing more comes. Errors are ignored."""
+        """Half-close: tell the peer that nothing more comes. Errors are ignored.
+
+        Over TLS, what is received later is encrypted, and fit for counting only.
+        """
         ...
 
-    async def aclose(self) -> None:
-        """Close at once. A checkpoint. Raises nothing except on cancellation."""
+    async def aclose(self, *, clean: bool = False) -> None:
+        """Close at once. A checkpoint. Raises nothing except on cancellation.
+
+        *clean* says that nothing was cut. Over TLS the peer is told, which may take a
+        moment if it does not read.
+        """
         ...
 
 
-class SocketTransport:
-    """A :class:`Transport` over a connected stream socket of trio."""
+class BaseTransport:
+    """What all transports over a connected stream socket share."""
 
-    sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
-    """The system's sendfile; None if there is none, or if it has failed here."""
+    tls: TLSFacts | None = None
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
-        # Plain recv_into on the descriptor, without trio's checkpoints (module docstring).
-        self._raw = socket.socket(fileno=sock.fileno())
-        self._raw.setblocking(False)
+    def __init__(self, raw: socket.socket, peer: str) -> None:
+        self._raw = raw
         self._unsent = b""
+        self.peer = peer
+        raw.setblocking(False)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 # trio's own streams set 16 KiB. Then a download would wake its task, or take
                 # a thread, for little more than that.
-                sock.setsockopt(
+                raw.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT
                 )
         except OSError:
             pass  # not TCP: a Unix socket has no such options
-        self.peer = _describe(sock)
-
-    async def wait_readable(self) -> None:
-        try:
-            await trio.lowlevel.wait_readable(self._raw)
-        except (OSError, trio.ClosedResourceError) as exc:
-            raise trio.BrokenResourceError("the connection is closed") from exc
 
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._raw)
 
-    def receive_nowait(self, buffer: memoryview) -> int | None:
-        try:
-            return self._raw.recv_into(buffer)
-        except BlockingIOError:
-            return None
-        except OSError as exc:
-            raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
-
-    @property
-    def readable(self) -> int:
+    def _count_queued(self) -> int:
+        """Return the number of bytes that the kernel has; 0 if it is not known."""
         if sys.platform == "win32":
             return 0
         try:
@@ -201,6 +198,66 @@ class SocketTransport:
         await self._send(memoryview(data))
 
     async def _send(self, view: memoryview) -> None:
+        raise NotImplementedError
+
+    def send_some_nowait(self, data: bytes) -> int | None:
+        raise NotImplementedError
+
+    def send_nowait(self, data: bytes) -> bool:
+        sent = self.send_some_nowait(data)
+        if sent is None:
+            return False
+        self._unsent = data[sent:]
+        return True
+
+
+class SocketTransport(BaseTransport):
+    """A :class:`Transport` over a connected stream socket of trio."""
+
+    sendfile: Callable[[int, int, int, int], int] | None = getattr(os, "sendfile", None)
+    """The system's sendfile; None if there is none, or if it has failed here."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+        # Plain recv_into on the descriptor, without trio's checkpoints (module docstring).
+        super().__init__(socket.socket(fileno=sock.fileno()), _describe(sock))
+
+    def peek(self) -> bytes | None:
+        """Return the next byte without taking it, b"" at the end, None if it would block.
+
+        Raises :class:`trio.BrokenResourceError` if the connection was reset.
+        """
+        try:
+            return self._raw.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
+
+    def detach(self) -> socket.socket:
+        """Return the socket for another transport. This one must not be used any more."""
+        self._raw.detach()
+        return socket.socket(fileno=self._sock.detach())
+
+    async def wait_readable(self) -> None:
+        try:
+            await trio.lowlevel.wait_readable(self._raw)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise trio.BrokenResourceError("the connection is closed") from exc
+
+    def receive_nowait(self, buffer: memoryview) -> int | None:
+        try:
+            return self._raw.recv_into(buffer)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
+
+    @property
+    def readable(self) -> int:
+        return self._count_queued()
+
+    async def _send(self, view: memoryview) -> None:
         try:
             while view:
                 view = view[await self._sock.send(view) :]
@@ -217,13 +274,6 @@ class SocketTransport:
         except OSError:
             # The next receive or send_all will meet the same error and report it.
             return None
-
-    def send_nowait(self, data: bytes) -> bool:
-        sent = self.send_some_nowait(data)
-        if sent is None:
-            return False
-        self._unsent = data[sent:]
-        return True
 
     @property
     def files(self) -> FileSender:
@@ -268,7 +318,7 @@ class SocketTransport:
             pass  # the peer was faster
         await trio.lowlevel.checkpoint()
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, clean: bool = False) -> None:
         self._raw.detach()
         self._sock.close()
         await trio.lowlevel.checkpoint()

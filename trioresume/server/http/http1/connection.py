@@ -9,6 +9,7 @@ connection alone.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import h11
@@ -60,8 +61,10 @@ class Http1Connection:
 
     async def run(self) -> None:
         """Serve until the peer or the server ends the connection; then close it."""
+        clean = False
         try:
             await self._serve()
+            clean = True
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
         except Exception:
@@ -73,7 +76,7 @@ class Http1Connection:
                     await self._say_unavailable(self._answering)
             raise
         finally:
-            await self._transport.aclose()
+            await self._transport.aclose(clean=clean)
 
     async def _serve(self) -> None:
         while (exchange := await self._next_exchange()) is not None:
@@ -100,12 +103,14 @@ class Http1Connection:
 
     async def turn_away(self, error: PeerError) -> None:
         """Answer with *error*, whatever the request will be; then close."""
+        clean = False
         try:
             await self._refuse(error)
+            clean = True
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
         finally:
-            await self._transport.aclose()
+            await self._transport.aclose(clean=clean)
 
     def dismiss(self) -> None:
         """Close this connection if it is idle: another one needs its place."""
@@ -248,6 +253,8 @@ class Http1Connection:
             peer=self._transport.peer,
             limits=self._front.head_limits,
         )
+        if self._transport.tls is not None:
+            head = replace(head, tls=self._transport.tls)
         return self._front.gateway.identify(head)
 
 

@@ -1,0 +1,1 @@
+"""TLS: certificates, handshakes, and sockets whose bytes are encrypted."""

@@ -1,0 +1,200 @@
+"""Handshakes: what a connection begins with, for how long, and how many at a time.
+
+A handshake costs memory (some 100 KiB until it ends) and the event loop's time (up to a
+millisecond for a signature). So there are three bounds (G5 in docs/supported-protocols.md):
+
+* From the first byte that could come to the end of the handshake a client has
+  ``header_timeout``. A connection that has not said anything costs no OpenSSL object yet, and
+  counts as idle: at the limit of connections it makes room.
+* Only so many handshakes run at once. Others wait in line. If one of those that run has taken
+  longer than its share of patience, it ends for the next in line. So clients that stop in the
+  middle cannot keep others out.
+* Handshakes begin a few in a round of the event loop, as requests with content do.
+
+The first byte tells whether a client speaks TLS at all: each connection begins with a
+handshake record, 22 (RFC 8446, section 5.1). A method of HTTP begins with a letter.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.server.http.tls.transport import TLSTransport
+
+if TYPE_CHECKING:
+    from trioresume.server.http.connection_limits import Admission
+    from trioresume.server.http.transport import SocketTransport
+
+__all__ = ["Arrival", "Handshakes"]
+
+logger = logging.getLogger("trioresume.connection")
+
+MOST = 256
+"""Handshakes that run at once."""
+PATIENCE = 2.0
+"""Seconds that each of them has while others wait in line."""
+_HANDSHAKE_RECORD = b"\x16"
+
+_NO_AGREEMENT = frozenset(
+    {
+        "NO_SHARED_CIPHER",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "UNSUPPORTED_PROTOCOL",
+        "VERSION_TOO_LOW",
+        "WRONG_SSL_VERSION",
+    }
+)
+"""OpenSSL's reasons that mean: client and server have no version or cipher in common."""
+_NO_CERTIFICATE = frozenset(
+    {"CERTIFICATE_VERIFY_FAILED", "PEER_DID_NOT_RETURN_A_CERTIFICATE"}
+)
+"""OpenSSL's reasons that mean: the client has no certificate that the server accepts."""
+
+
+class Arrival:
+    """A connection before its handshake is over, as admission sees it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._scope: trio.CancelScope | None = None
+
+    def dismiss(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def first_byte(self, plain: SocketTransport, admission: Admission) -> bytes:
+        """Wait for the first byte. Returns b"" if none comes, or if the place is needed."""
+        admission.note_idle(self)
+        with trio.CancelScope() as self._scope:
+            await plain.wait_readable()
+        dismissed, self._scope = self._scope.cancel_called, None
+        admission.note_busy(self)
+        return b"" if dismissed else plain.peek() or b""
+
+
+class Handshakes:
+    """The handshakes of all listeners, within the bounds."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        timeout: float,
+        *,
+        most: int = MOST,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._admission = admission
+        self._timeout = timeout
+        self._most = most
+        self._patience = patience
+        self._running: dict[trio.CancelScope, float] = {}
+        """When each running handshake began, the first one first."""
+        self._line = trio.lowlevel.ParkingLot()
+        self._all: set[trio.CancelScope] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End every connection that has no handshake yet: it will bring no request."""
+        self._stopped = True
+        for scope in self._all:
+            scope.cancel()
+
+    async def secure(
+        self, plain: SocketTransport, context: ssl.SSLContext, arrival: Arrival
+    ) -> TLSTransport:
+        """Return the connection of *plain* after a handshake. *plain* is used up.
+
+        Raises :class:`PeerError` if the client sends a plain request; *plain* can carry the
+        answer then. Raises :class:`trio.BrokenResourceError` if the handshake fails or takes
+        too long; the connection is closed then, as it is on cancellation.
+        """
+        scope = trio.move_on_after(self._timeout)
+        self._all.add(scope)
+        if self._stopped:
+            scope.cancel()
+        try:
+            with scope:
+                first = await arrival.first_byte(plain, self._admission)
+                if first == _HANDSHAKE_RECORD:
+                    async with self._place():
+                        return await self._shake_hands(plain, context)
+                    raise trio.BrokenResourceError("another handshake got the place")
+                if first.isalpha() and first.isupper():
+                    raise PeerError(ProblemCode.TLS_NEEDED, close=True)
+                raise trio.BrokenResourceError("no handshake came")
+        except PeerError:
+            raise
+        except BaseException:
+            await plain.aclose()
+            raise
+        finally:
+            self._all.discard(scope)
+        await plain.aclose()
+        raise trio.BrokenResourceError("the handshake took too long")
+
+    async def _shake_hands(
+        self, plain: SocketTransport, context: ssl.SSLContext
+    ) -> TLSTransport:
+        await self._admission.turnstile.wait()
+        transport = TLSTransport(_wrap(plain.detach(), context), plain.peer)
+        try:
+            await transport.handshake()
+        except OSError as exc:
+            await transport.aclose()
+            _log(plain.peer, exc)
+            raise trio.BrokenResourceError("the handshake failed") from exc
+        except BaseException:
+            await transport.aclose()
+            raise
+        return transport
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Have one of the places for the block; the block may be cancelled for others."""
+        while len(self._running) >= self._most:
+            longest, begun = next(iter(self._running.items()))
+            left = begun + self._patience - trio.current_time()
+            if left <= 0:
+                del self._running[longest]
+                longest.cancel()
+                break
+            with trio.move_on_after(left):
+                await self._line.park()
+        scope = trio.CancelScope()
+        self._running[scope] = trio.current_time()
+        try:
+            with scope:
+                yield
+        finally:
+            if self._running.pop(scope, None) is not None:
+                self._line.unpark()
+
+
+def _wrap(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(
+        sock,
+        server_side=True,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=False,
+    )
+
+
+def _log(peer: str, error: OSError) -> None:
+    """Log why a handshake failed: where a setting may be wrong, so that operators see it."""
+    reason = error.reason if isinstance(error, ssl.SSLError) else None
+    if reason in _NO_AGREEMENT:
+        words = "client and server have no version or cipher of TLS in common"
+    elif reason in _NO_CERTIFICATE:
+        words = "the client has no certificate that is accepted"
+    else:
+        logger.debug("no handshake with %s: %s", peer, error)
+        return
+    logger.info("no handshake with %s: %s (%s)", peer, words, error)
