@@ -24,10 +24,9 @@ from trioresume.cli.options import Duration, ExitCode
 from trioresume.errors import ProblemCode
 from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.operation import (
-    TRANSITIONS,
     Effect,
-    Event,
     OperationState,
+    rows,
 )
 from trioresume.store.catalog.schema import migrate
 
@@ -78,19 +77,19 @@ def exit_codes() -> str:
 
 def state_diagram() -> str:
     """The state table as a drawing: each state, the events that leave it, and where to."""
-    width = max(len(event.value) for event in Event)
-    goal = max(len(state.value) for state in OperationState)
+    width = max(len(f"{e.value}, {p.value}" if p else e.value) for _, e, p, _ in rows())
     lines: list[str] = []
     for state in OperationState:
         lines.append(state.value)
-        rows = [(e, t) for (s, e), t in TRANSITIONS.items() if s is state]
-        for index, (event, transition) in enumerate(rows):
-            branch = "└─" if index == len(rows) - 1 else "├─"
-            effects = ", ".join(effect.value for effect in transition.effects)
-            arrow = f"{event.value} ".ljust(width + 1, "─")
-            lines.append(
-                f"  {branch} {arrow}─► {transition.state.value:<{goal}}   {effects}"
-            )
+        leaving = [row[1:] for row in rows() if row[0] is state]
+        for index, (event, policy, transition) in enumerate(leaving):
+            branch = "└─" if index == len(leaving) - 1 else "├─"
+            name = event.value if policy is None else f"{event.value}, {policy.value}"
+            before = "".join(f"{effect.value}, " for effect in transition.before)
+            after = "".join(f", {effect.value}" for effect in transition.after)
+            arrow = f"{name} ".ljust(width + 1, "─")
+            change = f"[{transition.state.value}]"
+            lines.append(f"  {branch} {arrow}─► {before}{change}{after}")
     return "\n".join(["```text", *lines, "```"])
 
 

@@ -69,16 +69,18 @@ MODULES: dict[str, tuple[str, ...]] = {
         "routes/representation",
         "routes/router",
         "serving",
-        "uploads/completion",
         "uploads/expiry",
         "uploads/hashing",
         "uploads/incoming",
+        "uploads/lifetimes",
         "uploads/locations",
         "uploads/operation",
         "uploads/quotas",
         "uploads/reception",
         "uploads/registry",
+        "uploads/response_writer",
         "uploads/sinks",
+        "uploads/target_call",
     ),
     "protocol": (
         "appending",
@@ -173,11 +175,16 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/keeper/sweep": (_COLLECTION, _STORE),
     "store/port/mutations": ("tests/store/contract/test_joining.py",),
     "store/disk_store": (_ORDER, _CONTENT),
-    "server/uploads/completion": (
+    "server/uploads/target_call": (
         _HELD,
         "tests/server/routes/test_result.py",
         "tests/server/test_failures.py",
     ),
+    "server/uploads/response_writer": (
+        "tests/server/test_failures.py",
+        "tests/server/routes/test_result.py",
+    ),
+    "server/uploads/lifetimes": ("tests/server/uploads/test_expiry.py",),
     "server/http/http1/connection": (
         "tests/server/http/test_hostile.py",
         "tests/server/http/test_gateway.py",

@@ -39,8 +39,8 @@ from trioresume.server.api.handler import (
     Response,
 )
 from trioresume.server.routes.representation import SANDBOX
-from trioresume.server.uploads.completion import content_etag_of
 from trioresume.server.uploads.locations import root_of
+from trioresume.server.uploads.target_call import content_etag_of
 from trioresume.store.port import FileRecord, PublishFile, RemoveFile
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.server.rufh import NEWEST, appends, path_of, says
 from tests.server.tus import MARK, append, create, result
 from trioresume import FileService
 from trioresume.errors import ContentLost
-from trioresume.protocol.operation import Event
+from trioresume.protocol.operation import OperationState
 from trioresume.store.port import Content, ContentReader, OperationId
 from trioresume.testing.memory_store import MemoryStore
 
@@ -91,7 +92,7 @@ async def test_response_that_is_ended_while_it_is_read_is_gone(
 
         def end() -> None:
             for each in service.operations._loaded.values():
-                each.change(Event.CANCELLED)
+                each.record = replace(each.record, state=OperationState.GONE)
 
         assert operation is None
         on_open(service.store, monkeypatch, 1, end)

@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import trio
@@ -18,6 +17,7 @@ import trio
 from trioresume.errors import CallerError
 from trioresume.protocol.fields import TOKEN, header_safe
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.operation import CallPolicy
 from trioresume.store.port import Content, Mutation
 
 if TYPE_CHECKING:
@@ -298,17 +298,6 @@ class RecordedWith:
 
     response: Response
     mutations: tuple[Mutation, ...]
-
-
-class CallPolicy(Enum):
-    """The consequence of a crash in the middle of a call (R31)."""
-
-    AT_MOST_ONCE = "at most once"
-    """The state is durable before the call. The outcome of a cut call is unknown."""
-    IDEMPOTENT = "idempotent"
-    """A cut call is made again at the next start."""
-    TRANSACTIONAL = "transactional"
-    """All effects are in :class:`RecordedWith`: a cut call has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,10 @@ from trioresume.server.routes.representation import (
     Served,
     serve_bytes,
 )
-from trioresume.server.uploads.completion import content_etag_of, record_head
 from trioresume.server.uploads.locations import Resource, operation_fields
 from trioresume.server.uploads.reception import patch_limits, receive_patch
 from trioresume.server.uploads.sinks import RefusedContent
+from trioresume.server.uploads.target_call import content_etag_of, record_head
 from trioresume.store.port.recipes import digest_of
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import StorageError
+from trioresume.protocol.operation import Event
 from trioresume.protocol.schedule import Schedule
 from trioresume.store.port import (
     SERVICE_CLOCK,
@@ -197,7 +198,7 @@ class Expiry:
                     # It was moved to a later time, which the schedule did not know.
                     self._note(operation.record.expires_at, token)
                 elif operation.users == 1:
-                    await operation.expire()
+                    await operation.apply(Event.EXPIRED)
                 else:
                     operation.renew()
                     if operation.record.expires_at <= now:

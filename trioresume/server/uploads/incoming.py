@@ -133,10 +133,6 @@ class Owner(Protocol):
         """Run *function* in the server's nursery; the operation is in use meanwhile."""
         ...
 
-    def reserve(self, end: int) -> None:
-        """Reserve space for the bytes below *end*. Raises if there is none."""
-        ...
-
 
 class Incoming:
     """The request content of one operation, while it is being received.
@@ -341,7 +337,6 @@ class Incoming:
         """
         writer = self._writer
         assert writer is not None
-        self._owner.reserve(self._offset + len(data))
         data = kept(data, piece)
         self._offset += len(data)
         self._lane.put(

@@ -1,4 +1,4 @@
-"""An operation in memory: its state, its endings, its completion.
+"""An operation in memory. It performs the table of an operation's life.
 
 An :class:`Operation` is in memory while something *uses* it: a request, a seal on its way to
 the disk, the target's call. It stays for a while after that if it is unfinished and the
@@ -6,10 +6,19 @@ catalog knows everything about it. For all other operations only the catalog has
 task that submits a change of state uses the operation until the change is committed. So an
 operation that is loaded again is never older than the changes made to it.
 
-Completion: with the end of its content a request no longer depends on its connection. The
-rest runs in the server's nursery, and the connection only waits for the outcome. The steps
-are the rows of :mod:`trioresume.protocol.operation`. :mod:`trioresume.server.uploads.completion` calls
-the target and records its response.
+The driver
+==========
+
+:meth:`Operation.apply` is the only place in which the state changes. It looks up the row of
+:mod:`trioresume.protocol.operation` and performs its effects, each by the method that
+:data:`_EFFECTS` names. An effect that finds something out returns the event that follows.
+
+The operation has two parts, which know nothing of it: ``incoming``, its content while it is
+received, and, once the content is whole, the call of its target
+(:class:`~trioresume.server.uploads.target_call.TargetCall`).
+
+With the end of its content a request no longer depends on its connection. The rest runs in
+the server's nursery, and the connection only waits for the outcome.
 
 The numbered statements (R22, G11, C16 …) are in docs/supported-protocols.md.
 """
@@ -19,8 +28,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -33,9 +42,19 @@ from trioresume.errors import (
     StorageError,
 )
 from trioresume.protocol.dialects.tus.fields import is_partial
-from trioresume.protocol.operation import Event, OperationState, step
+from trioresume.protocol.operation import (
+    Effect,
+    Event,
+    OperationState,
+    Transition,
+    step,
+)
 from trioresume.server.event_loop.signals import Signal
+from trioresume.server.uploads.hashing import WANTED_FOR
 from trioresume.server.uploads.incoming import Incoming
+from trioresume.server.uploads.lifetimes import ends_at, guaranteed, renewed
+from trioresume.server.uploads.response_writer import Patience
+from trioresume.server.uploads.target_call import TargetCall
 from trioresume.store.port import (
     Content,
     EndOperation,
@@ -44,6 +63,7 @@ from trioresume.store.port import (
     Mutation,
     OperationId,
     OperationRecord,
+    RecordResponse,
     SetExpiry,
     SetLength,
     SetReserved,
@@ -53,34 +73,31 @@ from trioresume.store.port import (
 )
 
 if TYPE_CHECKING:
-    from trioresume.protocol.clock import ServiceClock
-    from trioresume.server.api.config import Config
     from trioresume.server.api.handler import Progress
-    from trioresume.server.async_store.storage import Storage, Submission
-    from trioresume.server.uploads.quotas import Quotas
+    from trioresume.server.async_store.storage import Submission
+    from trioresume.server.uploads.surroundings import Surroundings
 
-__all__ = ["Operation", "Surroundings"]
+__all__ = ["Change", "Operation"]
 
 logger = logging.getLogger("trioresume.operations")
 
 _S = OperationState
 
-EXPIRY_SLACK = 60.0
-"""An expiry moves only by more than about this many seconds, to save commits."""
+MOST_CONFLICTS = 10
+"""How often the target is called because its effects could not be committed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """The parts of the service that an operation needs."""
+@dataclass(slots=True)
+class Change:
+    """A transition that is being performed."""
 
-    storage: Storage
-    config: Config
-    clock: ServiceClock
-    start: Callable[..., None]
-    """``start(operation, function, *args)``: run it in the server's nursery, in use."""
-    quotas: Quotas
-    answer: Callable[[Operation, list[Mutation]], Awaitable[None]]
-    """Call the target and record its response. The mutations freeze the content."""
+    transition: Transition
+    gathered: list[Mutation] = field(default_factory=list)
+    """The mutations for the next commit."""
+    learnt: dict[str, Any] = field(default_factory=dict)
+    """Fields of the operation's record that hold as soon as the state has changed."""
+    must_exist: bool = False
+    """Whether the commit is in vain without the operation's record."""
 
 
 class Operation:
@@ -89,8 +106,8 @@ class Operation:
     __slots__ = (
         "_around",
         "_bug",
+        "_call",
         "_changed",
-        "frozen_content",
         "id",
         "incoming",
         "is_forgotten",
@@ -136,10 +153,10 @@ class Operation:
         self.was_visited = False
         """Whether its owner has asked for it since it was loaded or began to rest."""
         self.progress: Progress | None = None
-        self.frozen_content: Content | None = None
-        """The content that will be frozen, as soon as it is known."""
         self._around = surroundings
         self._bug: Exception | None = None
+        self._call: TargetCall | None = None
+        """The call of the target, from the end of the content to the response."""
         self._changed = Signal()
 
     def load(self, record: OperationRecord, offset: int | None = None) -> None:
@@ -198,7 +215,7 @@ class Operation:
     @property
     def is_receiving(self) -> bool:
         """Whether content is still missing, or only the completion."""
-        return self.state is _S.RECEIVING
+        return self.record.state is _S.RECEIVING
 
     @property
     def is_working(self) -> bool:
@@ -206,18 +223,9 @@ class Operation:
         return self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None
 
     @property
-    def is_abandoned(self) -> bool:
-        """Whether the client gave up while the target ran."""
-        return self.state is _S.ABANDONED
-
-    def is_visited(self, *, within: float) -> bool:
-        """Whether a request looks at it, or did so *within* the last seconds."""
-        return self.visitors > 0 or trio.current_time() - self.left_at <= within
-
-    @property
     def is_frozen(self) -> bool:
         """Whether the content is whole, immutable and durable."""
-        return self.state in (_S.PROCESSING, _S.DONE) or self.record.content is not None
+        return self.record.content is not None or self.state is _S.DONE
 
     @property
     def is_whole(self) -> bool:
@@ -239,19 +247,9 @@ class Operation:
 
         They hold if no further request for it comes.
         """
-        now = self._around.clock.now()
-        lifetime = self._lifetime
-        lifetime -= _expiry_slack(lifetime)
-        if self.is_receiving:
-            lifetime = min(lifetime, self._ends_at - now)
-        seconds = max(0, int(lifetime))
-        return seconds, self._around.clock.date() + seconds
-
-    @property
-    def _lifetime(self) -> float:
-        config = self._around.config
-        done = self.state is _S.DONE
-        return config.response_lifetime if done else config.incomplete_lifetime
+        clock = self._around.clock
+        seconds = guaranteed(self.record, self._around.config, clock.now())
+        return seconds, clock.date() + seconds
 
     @property
     def durable_offset(self) -> int:
@@ -265,9 +263,7 @@ class Operation:
 
         Raises :class:`StorageError`.
         """
-        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
-            # The content has ended and is being frozen: all of it will be durable soon.
-            await self.wait_change()
+        await self._until_frozen()
         if not self.is_receiving:
             return self.durable_offset
         try:
@@ -278,6 +274,32 @@ class Operation:
             # The content ended meanwhile: its writer is stale, and there can be no other.
             # Look at the new state.
             return await self.make_durable()
+
+    async def _until_frozen(self) -> None:
+        """Wait while the content has ended and is being frozen: all of it is durable then."""
+        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
+            await self.wait_change()
+
+    def is_visited_by(self, principal: str | None) -> bool:
+        """Whether *principal* owns it. A stranger's visit changes nothing (R35)."""
+        is_owner = self.record.principal == principal
+        self.was_visited = self.was_visited or is_owner
+        return is_owner
+
+    def announce_change(self) -> None:
+        """Wake the tasks that wait for a change of state or of progress."""
+        self._changed.fire()
+
+    async def wait_change(self) -> None:
+        """Return at the next change of state or of progress."""
+        await self._changed.wait()
+
+    def note_bug(self, exc: Exception) -> None:
+        """Note that a bug stops the operation in this process, and wake its waiters."""
+        self._bug = exc
+        self.announce_change()
+
+    # Its length, and the space for it.
 
     def forget_preferences(self) -> None:
         """Drop the request's preferences for its answer; the client was told nothing yet."""
@@ -316,67 +338,48 @@ class Operation:
             logger.error("a change of %s was not recorded: %s", self.id, exc)
             self.is_known = False
 
-    # Changes of state, in memory. The caller makes each change durable.
+    # Its life.
 
-    def change(self, event: Event) -> OperationState:
-        """Apply *event* and return the new state. The caller performs the effects."""
-        new_state = step(self.state, event).state
-        self.record = replace(self.record, state=new_state)
-        self.incoming.ended = new_state is not _S.RECEIVING
-        self.announce_change()
-        return new_state
+    def complete(self) -> None:
+        """End the content; what follows runs in the background."""
+        if self.is_receiving:
+            change = Change(step(self.state, Event.CONTENT_ENDED))
+            assert not change.transition.before
+            self._enter(change)
+            self.start(self._go_on, change)
 
-    def announce_change(self) -> None:
-        """Wake the tasks that wait for a change of state or of progress."""
-        self._changed.fire()
+    async def join(self, parts: tuple[Content, ...]) -> None:
+        """Make *parts* the content (D7); what follows runs in the background.
 
-    async def wait_change(self) -> None:
-        """Return at the next change of state or of progress."""
-        await self._changed.wait()
+        Returns when the content is durable. Raises :class:`StorageConflict` if a part was
+        released meanwhile, and other :class:`StorageError`; then nothing was done.
+        """
+        join = JoinContents(self.id, parts)
+        content = join.content
+        joined = replace(self.record, length=content.length)
+        mutations: list[Mutation] = [join, SetLength(self.id, content.length)]
+        self._call = TargetCall(self._around, joined, content, mutations)
+        self.start(self._go_on, await self._change(Event.JOINED))
 
-    def note_bug(self, exc: Exception) -> None:
-        """Note that a bug stops the operation in this process, and wake its waiters."""
-        self._bug = exc
-        self.announce_change()
-
-    # Endings. The state changes first: from then on no request gets the writer's turn. Then
-    # the present writer is ended, even if its request is newer than the one that ends all.
+    async def restart(self) -> None:
+        """Go on where the last process stopped (R31)."""
+        content = self.record.content or Content(0, inline=b"")
+        self._call = TargetCall(self._around, self.record, content, [])
+        self.tells_digest = False  # no client waits for it any more
+        await self._go_on(await self._change(Event.RESTARTED))
 
     async def cut(self) -> None:
         """Handle that the writer's connection ended before the content did (R22, R23)."""
-        if self.record.keep_incomplete:
-            await self.incoming.cut_back()
-        elif self.is_receiving:
-            await self._end(Event.CUT_FOR_GOOD)
+        if self.is_receiving:
+            keeps = self.record.keep_incomplete
+            await self.apply(Event.CUT if keeps else Event.CUT_FOR_GOOD)
 
     async def cancel(self) -> None:
         """End it for the client (R25, R29). On return a restart cannot bring it back."""
         if self.state in (_S.GONE, _S.ABANDONED):
             await self.incoming.end_writers()
-        elif await self._end(Event.CANCELLED) is not _S.GONE:
-            await self._around.storage.commit(SetState(self.id, self.state))
-
-    async def expire(self) -> None:
-        """End it at its expiry. One that must not expire now is renewed (G11)."""
-        if self.state is _S.GONE:
-            self.change(Event.EXPIRED)
-            await self._around.storage.commit(ForgetOperation(self.id))
-        elif await self._end(Event.EXPIRED) is not _S.GONE:
-            self.renew()
-
-    async def _end(self, event: Event) -> OperationState:
-        """Apply *event*. If it ends the operation, discard everything."""
-        new_state = self.change(event)
-        if new_state is not _S.RECEIVING:
-            await self.incoming.end_writers()
-        if new_state is _S.GONE:
-            await self.discard()
-        return new_state
-
-    @property
-    def _ends_at(self) -> float:
-        """When an upload ends, even if it is resumed again and again."""
-        return self.record.created_at + self._around.config.max_upload_lifetime
+        else:
+            await self.apply(Event.CANCELLED)
 
     async def end_overdue(self) -> None:
         """End an upload that has lived too long, because a request for it came (G5).
@@ -385,7 +388,8 @@ class Operation:
         has all its bytes is spared: it only lacks the completion. Raises
         :class:`StorageError` if the bytes cannot be made durable; then nothing has ended.
         """
-        overdue = self.is_receiving and self._around.clock.now() >= self._ends_at
+        end = ends_at(self.record, self._around.config)
+        overdue = self.is_receiving and self._around.clock.now() >= end
         if overdue:
             await self.incoming.end_writer()
             try:
@@ -393,28 +397,198 @@ class Operation:
             except ContentLost:
                 pass
             if self.is_receiving and not self.is_whole:
-                await self._end(Event.EXPIRED)
+                await self.apply(Event.EXPIRED)
 
-    async def discard(self) -> None:
-        """Release everything; leave a tombstone if it was offered. The state is GONE."""
-        self.incoming.close()
-        ended: Mutation
-        expires_at = self._around.clock.now() + self._around.config.tombstone_lifetime
-        if self.unoffered:
-            ended = ForgetOperation(self.id)
+    async def apply(self, event: Event) -> None:
+        """Apply *event* and those that follow: perform the rows of the table, in their order.
+
+        Raises :class:`StorageError` as the effects do. A cancelled caller leaves the effects
+        that are still to come undone.
+        """
+        await self._follow(await self._change(event))
+
+    async def _change(self, event: Event) -> Change:
+        """Perform what comes before the change of state that *event* demands, and change it."""
+        while True:
+            was = self.state
+            policy = None if self._call is None else self._call.policy
+            change = Change(step(was, event, policy))
+            following: Event | None = None
+            for effect in change.transition.before:
+                following = await self.perform(effect, change)
+                if self.state is not was:
+                    break
+            if self.state is not was:
+                continue  # the client gave it up meanwhile: the event meets the new state
+            if following is None:
+                self._enter(change)
+                return change
+            event = following
+
+    async def perform(self, effect: Effect, change: Change) -> Event | None:
+        """Perform one *effect* of *change*; return the event that follows, if any."""
+        return await _EFFECTS[effect](self, change)
+
+    def _enter(self, change: Change) -> None:
+        """Change the state, and wake all that wait for it."""
+        state = change.transition.state
+        self.record = replace(self.record, state=state, **change.learnt)
+        self.incoming.ended = state is not _S.RECEIVING
+        if "content" in change.learnt:
+            self.incoming.close()
+        self.announce_change()
+
+    async def _follow(self, change: Change) -> None:
+        """Perform what comes after the change of state, and apply the event that follows."""
+        while True:
+            event: Event | None = None
+            for effect in change.transition.after:
+                event = await self.perform(effect, change)
+            if event is None:
+                return
+            change = await self._change(event)
+
+    async def _go_on(self, change: Change) -> None:
+        """Follow *change* in the background, up to the response."""
+        try:
+            await self._follow(change)
+        except StorageError as exc:
+            if self.state not in (_S.COMPLETE, _S.ABANDONED) or self.is_frozen:
+                raise
+            logger.error("%s cannot be completed now: %s", self.id, exc)
+            self.incoming.failure = exc
+            await self.apply(Event.STORAGE_FAILED)
+        finally:
+            self._call = None
+
+    # The effects, in the order of the table. Each returns the event that follows, if any.
+
+    async def _keep(self, change: Change) -> None:
+        await self.incoming.cut_back()
+
+    async def _end_writer(self, change: Change) -> None:
+        # From the change on no request gets the writer's turn. So this ends the present
+        # writer even if its request is newer than the one that ends the operation.
+        await self.incoming.end_writers()
+
+    async def _seal(self, change: Change) -> None:
+        content, frozen = await self.incoming.finish()
+        self._call = TargetCall(self._around, self.record, content, frozen)
+
+    async def _check(self, change: Change) -> Event:
+        is_right = await self._the_call.check(
+            tells_digest=self.tells_digest, is_wanted=self._wants_digest
+        )
+        return Event.STARTED if is_right else Event.ANSWERED
+
+    def _wants_digest(self, claimed: bool) -> bool:
+        """Whether a digest is still needed; *claimed*: the client has announced one."""
+        if self.state is _S.ABANDONED:
+            return False
+        if claimed or self.visitors:
+            return True
+        return trio.current_time() - self.left_at <= WANTED_FOR
+
+    async def _freeze(self, change: Change) -> None:
+        call = self._the_call
+        if self.record.content is None:
+            change.gathered += call.frozen
+            change.learnt.update(content=call.content, length=call.content.length)
+
+    async def _save_state(self, change: Change) -> None:
+        if not self.unoffered:
+            change.gathered.append(SetState(self.id, change.transition.state))
+        change.must_exist = True
+
+    async def _commit(self, change: Change) -> Event | None:
+        """Commit what was gathered. Raises :class:`StorageError`; then nothing was done."""
+        try:
+            if change.gathered:
+                await self._around.storage.commit(*change.gathered)
+        except StorageConflict:
+            if self._call is None or not self._call.has_answered:
+                raise
+            return self._count_conflict()
+        if change.must_exist:
+            self.incoming.check_created()
+        if ForgetOperation(self.id) in change.gathered:
             self.is_forgotten = True
+        return None
+
+    async def _commit_at_last(self, change: Change) -> Event | None:
+        """Commit what was gathered; wait while the store cannot, unless the client gives up."""
+        patience = Patience(self.id)
+        was = self.state
+        while self.state is was:
+            try:
+                return await self._commit(change)
+            except StorageError as exc:
+                await patience.wait(exc)
+        return None
+
+    def _count_conflict(self) -> Event:
+        """Have the target called again, unless that is wrong (R31) or was done too often."""
+        self.incoming.check_created()
+        call = self._the_call
+        call.conflicts += 1
+        if self.state is _S.COMPLETE and call.conflicts < MOST_CONFLICTS:
+            return Event.CONFLICTED
+        call.refuse(PeerError(ProblemCode.CONFLICT))
+        return Event.ANSWERED
+
+    async def _call_target(self, change: Change) -> Event:
+        await self._the_call.run(
+            readmits=self.readmits, on_progress=self._show_progress
+        )
+        return Event.ANSWERED
+
+    def _show_progress(self, progress: Progress) -> None:
+        self.progress = progress.following(self.progress)
+        self.announce_change()
+
+    async def _record(self, change: Change) -> None:
+        around = self._around
+        stored, mutations = await self._the_call.store()
+        expires_at = around.clock.now() + around.config.response_lifetime
+        keep = around.config.retain_content or self.is_partial
+        change.gathered += mutations
+        if self.unoffered and stored.body.digest is None:
+            change.gathered.append(ForgetOperation(self.id))
         else:
-            ended = EndOperation(self.id, expires_at)
+            recorded = RecordResponse(self.id, stored, expires_at, keep)
+            change.gathered.append(recorded)
+        change.learnt.update(response=stored, expires_at=expires_at)
+        if not keep:
+            change.learnt["content"] = None
+
+    async def _answer_indeterminate(self, change: Change) -> Event:
+        self._the_call.refuse(PeerError(ProblemCode.INDETERMINATE))
+        return Event.ANSWERED
+
+    async def _discard(self, change: Change) -> None:
+        self.incoming.close()
+        around = self._around
+        expires_at = around.clock.now() + around.config.tombstone_lifetime
+        if self.unoffered:
+            change.gathered.append(ForgetOperation(self.id))
+        else:
+            change.gathered.append(EndOperation(self.id, expires_at))
         self.record = replace(
             self.record, content=None, response=None, expires_at=expires_at
         )
-        await self._around.storage.commit(ended)
 
-    def is_visited_by(self, principal: str | None) -> bool:
-        """Whether *principal* owns it. A stranger's visit changes nothing (R35)."""
-        is_owner = self.record.principal == principal
-        self.was_visited = self.was_visited or is_owner
-        return is_owner
+    async def _renew(self, change: Change) -> None:
+        self.renew()
+
+    async def _forget(self, change: Change) -> None:
+        change.gathered.append(ForgetOperation(self.id))
+
+    @property
+    def _the_call(self) -> TargetCall:
+        assert self._call is not None
+        return self._call
+
+    # Its expiry.
 
     def _renew_for_owner(self) -> None:
         if self.was_visited:
@@ -423,63 +597,20 @@ class Operation:
 
     def renew(self) -> None:
         """Move the expiry to a later time, after activity."""
-        lifetime = self._lifetime
-        expires_at = self._around.clock.now() + lifetime
-        if self.is_receiving:
-            expires_at = min(expires_at, self._ends_at)
-        slack = _expiry_slack(lifetime)
-        if self.state is not _S.GONE and expires_at > self.record.expires_at + slack:
-            self._around.storage.submit(SetExpiry(self.id, expires_at))
+        around = self._around
+        expires_at = renewed(self.record, around.config, around.clock.now())
+        if expires_at is not None:
+            around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)
 
-    # Completion.
-
-    def complete(self) -> None:
-        """End the content: freeze it and call the target, in the background."""
-        if self.is_receiving:
-            self.change(Event.CONTENT_ENDED)
-            self.start(self._complete)
-
-    async def _complete(self) -> None:
-        """Perform CONTENT_ENDED's effects: FREEZE, then CALL_TARGET."""
-        try:
-            content, frozen = await self.incoming.finish()
-            self.frozen_content = content
-            if self.record.length != content.length:
-                frozen.append(SetLength(self.id, content.length))
-            await self._around.answer(self, frozen)
-        except StorageError as exc:
-            logger.error("%s cannot be completed now: %s", self.id, exc)
-            self.incoming.failure = exc
-            if self.state is not _S.COMPLETE or self.record.content is not None:
-                raise
-            self.change(Event.STORAGE_FAILED)
-
-    async def join(self, parts: tuple[Content, ...]) -> None:
-        """Freeze *parts* as the content, and call the target (D7).
-
-        Returns when the content is durable. Raises :class:`StorageConflict` if a part was
-        released meanwhile, and other :class:`StorageError`; then nothing was done.
-        """
-        join = JoinContents(self.id, parts)
-        length = join.content.length
-        # COMPLETE on disk: the target was not called yet. After a crash it will be called.
-        await self._around.storage.commit(
-            join, SetLength(self.id, length), SetState(self.id, _S.COMPLETE)
-        )
-        self.incoming.close()
-        self.frozen_content = join.content
-        self.record = replace(self.record, content=join.content, length=length)
-        self.change(Event.CONTENT_ENDED)
-        self.start(self._around.answer, self, [])
+    # Waiting for what comes of it.
 
     async def frozen(self) -> int:
         """Wait until the content is immutable and durable; return its length.
 
         Raises as :meth:`outcome` does.
         """
-        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
-            await self.wait_change()
+        await self._until_frozen()
         if self.state in (_S.GONE, _S.ABANDONED):
             raise PeerError(ProblemCode.GONE)
         if not self.is_frozen:
@@ -499,23 +630,22 @@ class Operation:
         problem = self._bug or self.incoming.failure
         raise problem or PeerError(ProblemCode.GONE)
 
-    def note_frozen(self) -> None:
-        """Note that the content is frozen in the catalog."""
-        self.incoming.close()
-        content = self.frozen_content
-        assert content is not None
-        self.record = replace(self.record, content=content, length=content.length)
-        self.announce_change()
 
-    def note_answer(self, response: StoredResponse, expires_at: float) -> None:
-        """Note that the response is recorded."""
-        keep = self._around.config.retain_content or self.is_partial
-        content = self.record.content if keep else None
-        self.record = replace(
-            self.record, response=response, content=content, expires_at=expires_at
-        )
-        self.change(Event.ANSWERED)
-
-
-def _expiry_slack(lifetime: float) -> float:
-    return min(EXPIRY_SLACK, lifetime / 10)
+_EFFECTS: dict[Effect, Callable[[Operation, Change], Awaitable[Event | None]]] = {
+    Effect.KEEP: Operation._keep,
+    Effect.END_WRITER: Operation._end_writer,
+    Effect.SEAL: Operation._seal,
+    Effect.JOIN: Operation._freeze,
+    Effect.CHECK: Operation._check,
+    Effect.FREEZE: Operation._freeze,
+    Effect.SAVE_STATE: Operation._save_state,
+    Effect.COMMIT: Operation._commit,
+    Effect.COMMIT_AT_LAST: Operation._commit_at_last,
+    Effect.CALL_TARGET: Operation._call_target,
+    Effect.RECORD: Operation._record,
+    Effect.ANSWER_INDETERMINATE: Operation._answer_indeterminate,
+    Effect.DISCARD: Operation._discard,
+    Effect.RENEW: Operation._renew,
+    Effect.FORGET: Operation._forget,
+}
+"""The method that performs each effect."""

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import PeerError, StorageError, StorageFull
-from trioresume.protocol.operation import Event, OperationState
+from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop.signals import Holding
-from trioresume.server.uploads.completion import Answering
 from trioresume.server.uploads.hashing import Hashing
-from trioresume.server.uploads.operation import Operation, Surroundings
+from trioresume.server.uploads.operation import Operation
+from trioresume.server.uploads.surroundings import Surroundings
 from trioresume.store.port import (
     CreateOperation,
     OperationId,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.quotas import Quotas
-    from trioresume.store.port import Mutation
 
 __all__ = ["Operations"]
 
@@ -139,26 +138,12 @@ class Operations:
         self.clock = clock
         self.hashing = Hashing(storage, config)
         self._surroundings = Surroundings(
-            storage, config, clock, self.start, quotas, self._answer
+            storage, target, config, clock, quotas, self.hashing, self.start
         )
         self._background = background
         self._loaded: dict[OperationId, Operation] = {}
         self._resting: dict[OperationId, None] = {}
         """The loaded operations that nothing uses; the one that has rested longest is first."""
-
-    async def _answer(self, operation: Operation, frozen: list[Mutation]) -> None:
-        await self._answering(operation, frozen).run()
-
-    def _answering(self, operation: Operation, frozen: list[Mutation]) -> Answering:
-        return Answering(
-            operation,
-            self.storage,
-            self.target,
-            self.config,
-            self.clock,
-            frozen,
-            self.hashing,
-        )
 
     def start(
         self, operation: Operation, function: Callable[..., object], *args: object
@@ -347,7 +332,7 @@ class Operations:
         call has no task that drives it, whether recovery or a client loads it first.
         """
         if operation.state in _CALLING:
-            self.start(operation, self._restart, operation)
+            self.start(operation, operation.restart)
 
     async def recover(self) -> None:
         """Go on with operations that the last process left between complete and done (R31).
@@ -378,16 +363,3 @@ class Operations:
                         await self.load(operation, False)
                 finally:
                     self.release(operation)
-
-    async def _restart(self, operation: Operation) -> None:
-        """Apply RESTARTED: go on where the last process stopped."""
-        was = operation.state
-        operation.change(Event.RESTARTED)
-        operation.frozen_content = operation.record.content
-        operation.tells_digest = False  # no client waits for it any more
-        if was is _S.ABANDONED:
-            await operation.discard()
-        elif was is _S.PROCESSING:
-            await self._answering(operation, []).record_indeterminate()
-        else:
-            await self._answering(operation, []).run()

@@ -88,8 +88,10 @@ class OperationSink:
             # The bytes within the length belong to the content, as after a cut.
             if end - length < len(data):
                 data = data[: len(data) - (end - length)]
+                operation.reserve(length)
                 operation.incoming.append(data, piece, self._check)
             raise excess_content(length)
+        operation.reserve(end)
         operation.incoming.append(data, piece, self._check)
 
 
@@ -186,8 +188,10 @@ class JudgedPatchSink(PatchSink):
     def _add(self, data: memoryview, piece: Piece | None) -> None:
         incoming = self._operation.incoming
         limit = self._max_size if self.length is None else self.length
-        if limit is not None and incoming.offset + len(data) > limit:
+        end = incoming.offset + len(data)
+        if limit is not None and end > limit:
             raise excess_content(limit)
+        self._operation.reserve(end)
         incoming.append(data, piece)
 
     def _start_part(self, part: PartStart) -> None:

@@ -1,0 +1,220 @@
+"""One call of the target for a complete request, and the response that comes of it.
+
+This module calls and stores; when, and in which order, is up to the table of
+:mod:`trioresume.protocol.operation`, which
+:class:`~trioresume.server.uploads.operation.Operation` performs.
+
+The numbered statements (C15, C16, D7, R28) are in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.protocol.dialects.seed.preferences import parse_preferences
+from trioresume.protocol.dialects.tus.fields import is_partial
+from trioresume.protocol.digests import ReprDigest, repr_digest
+from trioresume.protocol.fields import format_http_date
+from trioresume.protocol.heads import RequestHead
+from trioresume.protocol.message import end_to_end_fields, has_content
+from trioresume.protocol.operation import CallPolicy
+from trioresume.protocol.problem import problem_response
+from trioresume.server.api.handler import RecordedWith, Request, RequestBody, Response
+from trioresume.server.uploads.locations import operation_fields
+from trioresume.server.uploads.response_writer import ResponseWriter
+from trioresume.store.port import Content, Mutation, StoredResponse, request_key
+from trioresume.store.port.recipes import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from trioresume.protocol.heads import Fields
+    from trioresume.server.api.handler import Progress
+    from trioresume.server.uploads.surroundings import Surroundings
+    from trioresume.store.port import OperationRecord
+
+__all__ = ["TargetCall", "content_etag_of", "record_head"]
+
+logger = logging.getLogger("trioresume.operations")
+
+
+def content_etag_of(content: Content) -> str:
+    """Return the strong validator of finished content: its digest, in quotes."""
+    digest = (
+        content.digest
+        if content.digest is not None
+        else digest_of(content.inline or b"")
+    )
+    return f'"{digest.hex()}"'
+
+
+def record_head(record: OperationRecord) -> RequestHead:
+    """Return the recorded head of the request that began the operation."""
+    return RequestHead(
+        method=record.method,
+        target=record.target,
+        fields=record.fields,
+        http_version="1.1",
+        length=record.length,
+    )
+
+
+class TargetCall:
+    """The call of the target for one request, whose *content* is complete.
+
+    *frozen* are the mutations that freeze the content, if that is still to be done.
+    """
+
+    def __init__(
+        self,
+        around: Surroundings,
+        record: OperationRecord,
+        content: Content,
+        frozen: list[Mutation],
+    ) -> None:
+        self.content = content
+        self.frozen = frozen
+        self.policy = around.target.policy
+        if is_partial(record.fields):
+            # The request for a part of a later upload calls no target: it has no effects.
+            self.policy = CallPolicy.TRANSACTIONAL
+        self.has_answered = False
+        """Whether the target has answered: its effects may conflict with others'."""
+        self.conflicts = 0
+        """How often the target's effects could not be committed."""
+        self._answer = RecordedWith(Response(204), ())
+        self._around = around
+        self._record = record
+        self._told_digests: Mapping[str, bytes] = {}
+
+    def refuse(self, error: PeerError) -> None:
+        """Take the problem document of *error* (RFC 9457) for the answer."""
+        status, fields, body = problem_response(error)
+        self._take(Response(status, fields, body))
+
+    def _take(self, answer: Response | RecordedWith) -> None:
+        """Take *answer* for the answer. One that was taken before has no effects then."""
+        if isinstance(answer, Response):
+            answer = RecordedWith(answer, ())
+        self._answer = answer
+
+    async def check(
+        self, *, tells_digest: bool, is_wanted: Callable[[bool], bool]
+    ) -> bool:
+        """Compare the content with the announced digests (C15).
+
+        Returns False after a mismatch, which is the answer then. Nothing is hashed unless the
+        client asked for a digest. *is_wanted* says whether a digest is still needed; its
+        argument is true if the client has announced one.
+        """
+        asked = ReprDigest(self._record.fields)
+        wished = asked.wanted if tells_digest else set()
+        algorithms = asked.expected | wished
+        if not algorithms:
+            return True
+        claimed = bool(asked.expected)
+        storage, record = self._around.storage, self._record
+        key = request_key(record.id)
+        reader = await storage.run(storage.store.open_prefix, key, self.content.length)
+        try:
+            digests = await self._around.hashing.digests(
+                record.principal, reader, algorithms, lambda: is_wanted(claimed)
+            )
+        finally:
+            reader.close()
+        if digests is None:
+            return True
+        try:
+            told = asked.verify(digests)
+        except PeerError as exc:
+            self.refuse(exc)
+            return False
+        self._told_digests = {name: told[name] for name in told if name in wished}
+        return True
+
+    async def run(
+        self, *, readmits: bool, on_progress: Callable[[Progress], None]
+    ) -> None:
+        """Call the target, and keep its answer.
+
+        With *readmits* the target is first asked whether it still admits the request (C16):
+        it may have changed its mind since the upload began, and only now is the length of
+        every upload known. Raises :class:`StorageError` if the policy is TRANSACTIONAL.
+        """
+        record, target = self._record, self._around.target
+        if is_partial(record.fields):
+            return
+        request = Request(
+            head=record_head(record),
+            body=RequestBody(self.content, self._around.storage),
+            principal=record.principal,
+            on_progress=on_progress,
+        )
+        try:
+            refusal: object = None
+            if readmits:
+                refusal = await target.admit(request.head, record.principal)
+            if isinstance(refusal, Response):
+                self._take(refusal)
+            else:
+                self._take(await target.respond(request))
+            self.has_answered = True
+        except PeerError as exc:
+            self.refuse(exc)
+        except StorageError:
+            if self.policy is CallPolicy.TRANSACTIONAL:
+                raise
+            logger.exception("the handler of %s failed in the store", record.id)
+            self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
+        except Exception:
+            logger.exception("the handler of %s failed", record.id)
+            self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
+
+    async def store(self) -> tuple[StoredResponse, list[Mutation]]:
+        """Store the answer; return the response, and the mutations that belong to it.
+
+        The mutations keep its content and are the target's effects. Raises
+        :class:`StorageError`.
+        """
+        try:
+            content, mutations = await self._write_body()
+        except StorageError:
+            raise
+        except Exception:
+            logger.exception("the response content of %s failed", self._record.id)
+            self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
+            content, mutations = await self._write_body()
+        response = self._answer.response
+        fields = self._final_fields(response, content)
+        stored = StoredResponse(status=response.status, fields=fields, body=content)
+        return stored, [*mutations, *self._answer.mutations]
+
+    async def _write_body(self) -> tuple[Content, list[Mutation]]:
+        response = self._answer.response
+        body = response.body if has_content(response.status) else b""
+        writer = ResponseWriter(self._record.id, self._around.storage)
+        return await writer.write(body)
+
+    def _final_fields(self, response: Response, content: Content) -> Fields:
+        record = self._record
+        fields = end_to_end_fields(response.fields).without("content-length")
+        if "date" not in fields:
+            fields = fields.plus({"date": format_http_date(self._around.clock.date())})
+        if has_content(response.status):
+            fields = fields.plus({"content-length": str(content.length)})
+        if self._told_digests:
+            fields = fields.plus({"repr-digest": repr_digest(self._told_digests)})
+        if parse_preferences(record.fields).resume is None:
+            return fields  # other dialects add theirs when it is sent
+        if "etag" not in fields and response.status != 201:
+            # R28. The ETag of a 201 is for the created resource (RFC 9110, section 15.3.2).
+            fields = fields.plus({"etag": content_etag_of(content)})
+        locations = operation_fields(self._around.config, record.id, record.length != 0)
+        if "content-location" in fields:
+            locations = locations.without("content-location")
+        mode = "save" if record.keep_incomplete else "ignore"
+        return fields.plus(locations).plus(
+            {"preference-applied": f"resume={mode}-incomplete"}
+        )
