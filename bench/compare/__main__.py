@@ -20,9 +20,9 @@ import click
 from rich.console import Console
 
 from bench.compare.figures import lines
-from bench.compare.plan import DISK, Case, Work, cases_of, order
 from bench.compare.report import Report
 from bench.compare.run import Bench, Measured
+from bench.compare.works import DISK, Case, Work, cases_of, order
 from bench.options import (
     ByteSize,
     cache_option,

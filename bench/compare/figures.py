@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.compare.plan import Work
 from bench.compare.run import Measured
+from bench.compare.works import Work
 from bench.statistics import Spread, ratios
 from trioresume.bench import Latency
 

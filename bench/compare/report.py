@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from bench.compare.figures import Line, Tail
-from bench.compare.plan import Case, Work
 from bench.compare.run import Measured
+from bench.compare.works import Case, Work
 from bench.statistics import Spread
 
 __all__ = ["Report", "markdown_table"]

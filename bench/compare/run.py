@@ -16,7 +16,7 @@ from functools import partial
 import trio
 
 from bench import disk
-from bench.compare.plan import Case, Work
+from bench.compare.works import Case, Work
 from bench.peers.cache import Cache
 from bench.server import Server, machine_cpu
 from bench.workspace import Workspace

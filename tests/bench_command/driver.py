@@ -9,10 +9,11 @@ from dataclasses import replace
 from trioresume.bench import Ending, Settings, Upload
 from trioresume.bench.check import check
 from trioresume.bench.content import Region
-from trioresume.bench.dialects import make_dialect
+from trioresume.bench.destination import destination_of
+from trioresume.bench.pipe import Counts
 from trioresume.bench.plan import plan
-from trioresume.bench.targets import target_of
-from trioresume.bench.upload import Link, ServerLife, Uploader
+from trioresume.bench.protocol_probes import make_probe
+from trioresume.bench.upload_run import Link, ServerLife, UploadRun
 
 __all__ = ["drive"]
 
@@ -22,12 +23,12 @@ async def drive(
     number: int = 0,
     *,
     life: ServerLife | None = None,
-    started: Callable[[Uploader], None] | None = None,
+    started: Callable[[UploadRun], None] | None = None,
 ) -> Upload:
     """Upload *number* of the plan, with its check if it finished."""
     planned = plan(settings)[number]
-    target = target_of(settings, planned.name)
-    origin = target.url.origin
+    destination = destination_of(settings, planned.name)
+    origin = destination.url.origin
     zero = time.monotonic()
     link = Link(
         settings,
@@ -36,20 +37,12 @@ async def drive(
         life or ServerLife(),
         lambda: time.monotonic() - zero,
     )
-    dialect = make_dialect(settings.protocol, target, planned.size)
+    probe = make_probe(settings.protocol, destination, planned.size)
     with Region.make(settings.seed, planned.size) as region:
-        uploader = Uploader(
-            link,
-            dialect,
-            planned,
-            region,
-            on_sent=lambda count: None,
-            on_cut=lambda: None,
-            on_resumed=lambda: None,
-        )
+        uploader = UploadRun(link, probe, planned, region, Counts())
         if started is not None:
             started(uploader)
         upload = await uploader.run()
         if upload.ending is Ending.DONE:
-            upload = replace(upload, check=await check(link, dialect, planned, region))
+            upload = replace(upload, check=await check(link, probe, planned, region))
     return upload

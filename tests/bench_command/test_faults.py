@@ -25,10 +25,10 @@ from trioresume.bench import (
     Verify,
     run,
 )
+from trioresume.bench.destination import destination_of
 from trioresume.bench.detect import detect
-from trioresume.bench.targets import target_of
-from trioresume.bench.upload import Link, ServerLife, Uploader
-from trioresume.bench.wire import Connection
+from trioresume.bench.load_connection import LoadConnection
+from trioresume.bench.upload_run import Link, ServerLife, UploadRun
 
 KIB = 1 << 10
 SIZE = 600 * KIB
@@ -88,7 +88,7 @@ async def test_bytes_taken_between_the_look_and_the_reset_were_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server may take what seemed unsent a moment before the connection's reset."""
-    monkeypatch.setattr(Connection, "unsent", lambda self: 150 * KIB)
+    monkeypatch.setattr(LoadConnection, "unsent", lambda self: 150 * KIB)
     faults = replace(CUTS, kinds=(FaultKind.RST,), places=(FaultPlace.BODY,))
     upload = await drive_against(settings=replace(TUS, faults=faults, seed=3))
     assert upload.ending is Ending.DONE, upload
@@ -332,7 +332,7 @@ async def test_header_fields_go_with_every_request() -> None:
 async def test_stopping_is_no_failure() -> None:
     """What was found until then is told."""
     async with faulty_server(Flaw.NEVER_READS) as server:
-        uploaders: list[Uploader] = []
+        uploaders: list[UploadRun] = []
         async with trio.open_nursery() as nursery:
 
             async def stop() -> None:
@@ -361,12 +361,12 @@ async def test_the_protocol_is_found_out(dialects: set[str], found: Protocol) ->
     async with faulty_server() as server:
         server.dialects = frozenset(dialects)
         settings = replace(TUS, url=server.url)
-        target = target_of(settings, "probe")
-        origin = target.url.origin
+        destination = destination_of(settings, "probe")
+        origin = destination.url.origin
         link = Link(
             settings, ("127.0.0.1", server.port), origin, ServerLife(), time.monotonic
         )
-        assert await detect(link, target) == (found, "faulty")
+        assert await detect(link, destination) == (found, "faulty")
 
 
 async def test_a_whole_run_finds_wrong_content() -> None:

@@ -19,8 +19,8 @@ from trioresume.bench import (
     Sizes,
 )
 from trioresume.bench.content import SLOT, Region, length_for, pieces
+from trioresume.bench.destination import destination_of
 from trioresume.bench.plan import Cuts, PlannedCut, cuts_of, plan
-from trioresume.bench.targets import target_of
 from trioresume.errors import CallerError
 
 MIB = 1 << 20
@@ -154,7 +154,7 @@ def test_digest_is_of_the_bytes_that_are_sent() -> None:
 )
 def test_targets(url: str, method: str | None, expected: str) -> None:
     """POST to a collection, PUT to a name."""
-    target = target_of(replace(SETTINGS, url=url, method=method), "x")
+    target = destination_of(replace(SETTINGS, url=url, method=method), "x")
     assert f"{target.method} {target.url}" == expected
 
 
@@ -170,4 +170,4 @@ def test_targets(url: str, method: str | None, expected: str) -> None:
 )
 def test_targets_that_cannot_be_meant(url: str, method: str | None) -> None:
     with pytest.raises(CallerError):
-        target_of(replace(SETTINGS, url=url, method=method), "x")
+        destination_of(replace(SETTINGS, url=url, method=method), "x")

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from bench.compare.__main__ import main, rounds
 from bench.compare.figures import lines
-from bench.compare.plan import Case, Work, cases_of, order
 from bench.compare.report import Report, markdown_table
 from bench.compare.run import Bench, Measured
+from bench.compare.works import Case, Work, cases_of, order
 from bench.peers import find
 from bench.peers.cache import Cache
 from bench.statistics import Spread

@@ -5,11 +5,11 @@ from __future__ import annotations
 from blake3 import blake3
 
 from trioresume.bench.content import Region
-from trioresume.bench.dialect import Dialect, Request, Response, Unhappy
 from trioresume.bench.plan import Planned
+from trioresume.bench.probe import Probe, Request, Response, Unhappy
 from trioresume.bench.results import Check, CheckedBy, Ending
 from trioresume.bench.settings import Verify
-from trioresume.bench.upload import Link
+from trioresume.bench.upload_run import Link
 from trioresume.protocol.urls import Url
 
 __all__ = ["check"]
@@ -23,9 +23,7 @@ _NOT_OFFERED = {400, 401, 403, 404, 405, 406, 410, 415, 501}
 """Statuses that say that the content cannot be read back here."""
 
 
-async def check(
-    link: Link, dialect: Dialect, planned: Planned, region: Region
-) -> Check:
+async def check(link: Link, probe: Probe, planned: Planned, region: Region) -> Check:
     """Check one finished upload as the settings say.
 
     The check by digest reads the content back. If the server does not offer that, the
@@ -35,25 +33,25 @@ async def check(
     wish = link.settings.verify
     if wish is Verify.NONE:
         return Check(CheckedBy.NONE, True, "not asked for")
-    url = dialect.result
+    url = probe.result
     if url is None:
         unknown = "the server did not say where the content is"
         return Check(CheckedBy.NONE, wish is not Verify.DIGEST, unknown)
     if wish is not Verify.LENGTH:
-        found = await _by_digest(link, dialect, planned, region, url)
+        found = await _by_digest(link, probe, planned, region, url)
         if found is not None:
             return found
         if wish is Verify.DIGEST:
             return Check(CheckedBy.DIGEST, False, "the server lets nobody read it back")
-    return await _by_length(link, dialect, planned, url)
+    return await _by_length(link, probe, planned, url)
 
 
 async def _by_digest(
-    link: Link, dialect: Dialect, planned: Planned, region: Region, url: Url
+    link: Link, probe: Probe, planned: Planned, region: Region, url: Url
 ) -> Check | None:
     """Read the content back and compare its digest. None if the server does not offer that."""
     identity = {"accept-encoding": "identity"}
-    request = Request("GET", url, dialect.read_fields().plus(identity))
+    request = Request("GET", url, probe.read_fields().plus(identity))
     for left in reversed(range(TRIES)):
         received = _Received(planned.size)
         try:
@@ -89,16 +87,16 @@ class _Received:
         self.count += len(data)
         if self.count > self._size:
             detail = f"more than {self._size} bytes"
-            raise Unhappy(Ending.NOT_UNDERSTOOD, detail, retry=False)
+            raise Unhappy(Ending.NOT_UNDERSTOOD, detail)
         self.hasher.update(data)
 
 
-async def _by_length(link: Link, dialect: Dialect, planned: Planned, url: Url) -> Check:
-    request = Request("HEAD", url, dialect.read_fields())
+async def _by_length(link: Link, probe: Probe, planned: Planned, url: Url) -> Check:
+    request = Request("HEAD", url, probe.read_fields())
     for left in reversed(range(TRIES)):
         try:
             response = await _ask(link, request)
-            length = dialect.stored_length(response) if response.ok else None
+            length = probe.stored_length(response) if response.ok else None
         except Unhappy as exc:
             if left and exc.retry:
                 continue

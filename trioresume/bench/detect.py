@@ -5,10 +5,10 @@ Statement numbers such as R25 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
-from trioresume.bench.dialect import Request, Response, Target, Unhappy
+from trioresume.bench.probe import Destination, Request, Response, Unhappy
 from trioresume.bench.results import Ending
 from trioresume.bench.settings import Protocol
-from trioresume.bench.upload import Link
+from trioresume.bench.upload_run import Link
 from trioresume.protocol.dialects.client import Locations
 from trioresume.protocol.dialects.discovery import Discovery
 from trioresume.protocol.dialects.seed.client import SEED
@@ -18,7 +18,7 @@ from trioresume.protocol.urls import Url
 __all__ = ["detect"]
 
 
-async def detect(link: Link, target: Target) -> tuple[Protocol, str | None]:
+async def detect(link: Link, destination: Destination) -> tuple[Protocol, str | None]:
     """Return the first of seed, rufh, tus that the server shows, else plain; and its name.
 
     For the seed, a request is sent up to its head, and the 100 shows the seed. The
@@ -26,11 +26,11 @@ async def detect(link: Link, target: Target) -> tuple[Protocol, str | None]:
     show in the answer to OPTIONS. Raises :class:`Unhappy` if no server answers.
     """
     name: str | None = None
-    if await _offers_resumption(link, target):
+    if await _offers_resumption(link, destination):
         found = Protocol.SEED
     else:
         found = Protocol.PLAIN
-    answer = await _ask(link, Request("OPTIONS", target.url))
+    answer = await _ask(link, Request("OPTIONS", destination.url))
     if answer is not None:
         name = answer.fields.get("server")
         spoken = Discovery.of(answer.fields)
@@ -41,18 +41,18 @@ async def detect(link: Link, target: Target) -> tuple[Protocol, str | None]:
     return found, name
 
 
-async def _offers_resumption(link: Link, target: Target) -> bool:
+async def _offers_resumption(link: Link, destination: Destination) -> bool:
     offers: list[Locations] = []
 
     def interim(response: Response) -> None:
-        found = SEED.offer(target.url, response.status, response.fields)
+        found = SEED.offer(destination.url, response.status, response.fields)
         if found is not None:
             offers.append(found)
-            raise Unhappy(Ending.STOPPED, "that is all", retry=False)
+            raise Unhappy(Ending.STOPPED, "that is all")
 
     request = Request(
-        target.method,
-        target.url,
+        destination.method,
+        destination.url,
         Fields(
             {
                 "content-type": "application/octet-stream",

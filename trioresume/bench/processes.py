@@ -11,10 +11,10 @@ from typing import Any, Self
 import trio
 
 from trioresume.bench.content import Region
-from trioresume.bench.messages import Unpacker, pack
+from trioresume.bench.pipe import Unpacker, pack
 from trioresume.errors import TrioresumeError
 
-__all__ = ["BenchFailed", "Workers"]
+__all__ = ["BenchFailed", "WorkerProcesses"]
 
 END_SECONDS = 10.0
 
@@ -23,7 +23,7 @@ class BenchFailed(TrioresumeError):
     """The run itself failed. This says nothing about the server's uploads."""
 
 
-class Workers:
+class WorkerProcesses:
     """All worker processes. *hear* is called with a process's index and its message.
 
     An async context manager. No process outlives the block, however it ends.

@@ -13,11 +13,12 @@ from typing import Any
 import trio
 
 from trioresume.bench.content import Region
+from trioresume.bench.destination import destination_of
 from trioresume.bench.detect import detect
-from trioresume.bench.dialect import Unhappy
-from trioresume.bench.messages import Counts
+from trioresume.bench.pipe import Counts
 from trioresume.bench.plan import plan
-from trioresume.bench.processes import BenchFailed, Workers
+from trioresume.bench.probe import Unhappy
+from trioresume.bench.processes import BenchFailed, WorkerProcesses
 from trioresume.bench.records import from_plain, to_plain
 from trioresume.bench.results import (
     Check,
@@ -29,8 +30,7 @@ from trioresume.bench.results import (
     Upload,
 )
 from trioresume.bench.settings import Protocol, Settings
-from trioresume.bench.targets import target_of
-from trioresume.bench.upload import Link, ServerLife
+from trioresume.bench.upload_run import Link, ServerLife
 from trioresume.bench.usage import ServerWatch, machine
 from trioresume.errors import TrioresumeError
 
@@ -60,9 +60,9 @@ async def run(
     :class:`BenchFailed` if the run itself cannot go on. If cancelled, it first ends its
     processes.
     """
-    target = target_of(settings, "0")
+    destination = destination_of(settings, "0")
     settings = replace(settings, processes=min(settings.processes, settings.at_once))
-    address = await _resolve(target.url.origin.host, target.url.origin.port)
+    address = await _resolve(destination.url.origin.host, destination.url.origin.port)
     total = sum(planned.size for planned in plan(settings))
     with Region.make(settings.seed, total) as region:
         try:
@@ -159,7 +159,7 @@ class _Run:
 
     async def run(self) -> Results:
         protocol, server_name = await self._detect()
-        async with Workers(self._hear) as workers:
+        async with WorkerProcesses(self._hear) as workers:
             for index in range(self._settings.processes):
                 job = {
                     "settings": to_plain(self._settings, secrets=True),
@@ -184,25 +184,29 @@ class _Run:
 
     async def _detect(self) -> tuple[Protocol, str | None]:
         """Return the protocol and the server's name. Raises BenchFailed without a server."""
-        target = target_of(self._settings, f"bench-{self._settings.seed}-probe")
+        destination = destination_of(
+            self._settings, f"bench-{self._settings.seed}-probe"
+        )
         link = Link(
             self._settings,
             self._address,
-            target.url.origin,
+            destination.url.origin,
             ServerLife(),
             self._clock,
         )
         try:
             if self._settings.protocol is Protocol.AUTO:
-                return await detect(link, target)
+                return await detect(link, destination)
             (await link.open()).close()
         except Unhappy as exc:
-            raise BenchFailed(f"{target.url.origin.authority}: {exc.detail}") from exc
+            raise BenchFailed(
+                f"{destination.url.origin.authority}: {exc.detail}"
+            ) from exc
         return self._settings.protocol, None
 
     # The load.
 
-    async def _load(self, workers: Workers) -> None:
+    async def _load(self, workers: WorkerProcesses) -> None:
         await self._all_ready.wait()
         self._phase = "loading"
         async with trio.open_nursery() as nursery:
@@ -219,14 +223,14 @@ class _Run:
             await self._loaded.wait()
             nursery.cancel_scope.cancel()
 
-    async def _end_early(self, workers: Workers) -> None:
+    async def _end_early(self, workers: WorkerProcesses) -> None:
         """Stop the load when its time is over, or when *stop* is set."""
         with trio.move_on_after(self._settings.duration or float("inf")):
             await self._stop.wait()
             self._interrupted = True
         await workers.tell("stop")
 
-    async def _kill(self, workers: Workers) -> None:
+    async def _kill(self, workers: WorkerProcesses) -> None:
         """Kill the server and start it again, until cancelled. Leave it running."""
         faults = self._settings.faults
         assert faults.kill_command is not None

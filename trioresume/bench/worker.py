@@ -21,15 +21,15 @@ import trio
 
 from trioresume.bench.check import check
 from trioresume.bench.content import Region
-from trioresume.bench.dialect import Dialect, Target
-from trioresume.bench.dialects import make_dialect
-from trioresume.bench.messages import Counts, Unpacker, pack
+from trioresume.bench.destination import destination_of
+from trioresume.bench.pipe import Counts, Unpacker, pack
 from trioresume.bench.plan import Planned, plan
+from trioresume.bench.probe import Destination, Probe
+from trioresume.bench.protocol_probes import make_probe
 from trioresume.bench.records import from_plain, to_plain
 from trioresume.bench.results import Ending, Generator
 from trioresume.bench.settings import Protocol, Settings
-from trioresume.bench.targets import target_of
-from trioresume.bench.upload import Link, ServerLife, Uploader
+from trioresume.bench.upload_run import Link, ServerLife, UploadRun
 
 __all__ = ["main"]
 
@@ -49,21 +49,20 @@ class Worker:
         self._region = Region(job["region_fd"], job["region_length"])
         self._life = ServerLife()
         self._zero = 0.0
-        target = target_of(self._settings, "")
+        destination = destination_of(self._settings, "")
         self._link = Link(
             self._settings,
             (host, port),
-            target.url.origin,
+            destination.url.origin,
             self._life,
             self._clock,
         )
         self._go = trio.Event()
         self._check = trio.Event()
         self._stopping = False
-        self._running: set[Uploader] = set()
-        self._finished: list[tuple[Dialect, Planned]] = []
-        self._sent = self._stored = self._cuts = self._resumed = 0
-        self._done = self._failed = 0
+        self._running: set[UploadRun] = set()
+        self._finished: list[tuple[Probe, Planned]] = []
+        self._counts = Counts()
         # Bounded: a sender waits until the parent has read.
         self._outbox, self._letters = trio.open_memory_channel[Any](1000)
 
@@ -149,20 +148,18 @@ class Worker:
         for planned in uploads:
             if self._stopping:
                 return
-            target = target_of(self._settings, planned.name)
-            await self._upload(planned, target)
+            destination = destination_of(self._settings, planned.name)
+            await self._upload(planned, destination)
 
-    async def _upload(self, planned: Planned, target: Target) -> None:
-        dialect = make_dialect(self._protocol, target, planned.size)
-        uploader = Uploader(
+    async def _upload(self, planned: Planned, destination: Destination) -> None:
+        probe = make_probe(self._protocol, destination, planned.size)
+        uploader = UploadRun(
             self._link,
-            dialect,
+            probe,
             planned,
             self._region,
-            on_sent=self._on_sent,
-            on_cut=self._on_cut,
-            on_resumed=self._on_resumed,
-            process=self._process,
+            self._counts,
+            self._process,
         )
         self._running.add(uploader)
         try:
@@ -170,21 +167,12 @@ class Worker:
         finally:
             self._running.remove(uploader)
         if upload.ending is Ending.DONE:
-            self._done += 1
-            self._stored += planned.size
-            self._finished.append((dialect, planned))
+            self._counts.done += 1
+            self._counts.stored += planned.size
+            self._finished.append((probe, planned))
         elif upload.failed:
-            self._failed += 1
+            self._counts.failed += 1
         await self._outbox.send(["upload", to_plain(upload)])
-
-    def _on_sent(self, count: int) -> None:
-        self._sent += count
-
-    def _on_cut(self) -> None:
-        self._cuts += 1
-
-    def _on_resumed(self) -> None:
-        self._resumed += 1
 
     async def _tick_on(self) -> None:
         while True:
@@ -192,16 +180,8 @@ class Worker:
             await self._tick()
 
     async def _tick(self) -> None:
-        counts = Counts(
-            running=len(self._running),
-            sent=self._sent,
-            stored=self._stored,
-            done=self._done,
-            failed=self._failed,
-            cuts=self._cuts,
-            resumed=self._resumed,
-        )
-        await self._outbox.send(["tick", self._clock(), to_plain(counts)])
+        self._counts.running = len(self._running)
+        await self._outbox.send(["tick", self._clock(), to_plain(self._counts)])
 
     # The check.
 
@@ -211,9 +191,9 @@ class Worker:
             for _ in range(CHECKS_AT_ONCE):
                 nursery.start_soon(self._check_some, left)
 
-    async def _check_some(self, left: Iterator[tuple[Dialect, Planned]]) -> None:
-        for dialect, planned in left:
-            outcome = await check(self._link, dialect, planned, self._region)
+    async def _check_some(self, left: Iterator[tuple[Probe, Planned]]) -> None:
+        for probe, planned in left:
+            outcome = await check(self._link, probe, planned, self._region)
             await self._outbox.send(["checked", planned.number, to_plain(outcome)])
 
 

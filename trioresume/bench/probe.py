@@ -1,6 +1,6 @@
-"""The base of the protocols: one upload as requests and answers, without I/O.
+"""A probe: one upload as requests and answers, without I/O; the base of all protocols'.
 
-A :class:`Dialect` returns the :meth:`~Dialect.next` request. It is told the result:
+A :class:`Probe` returns the :meth:`~Probe.next` request. It is told the result:
 interim responses, the final response, or the end of the connection. It remembers where
 the upload is and what the server has announced, and finds contradictions of the server.
 It knows no sockets, clocks or faults.
@@ -16,12 +16,12 @@ from http import HTTPStatus
 
 from trioresume.bench.results import Ending
 from trioresume.errors import PeerError
-from trioresume.protocol.dialects.client import ClientDialect as Wording
+from trioresume.protocol.dialects.client import ClientDialect
 from trioresume.protocol.fields import ContentRange, parse_integer
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Url
 
-__all__ = ["Dialect", "Request", "Response", "Target", "Unhappy", "integer_field"]
+__all__ = ["Destination", "Probe", "Request", "Response", "Unhappy", "integer_field"]
 
 _TRY_AGAIN = {408, 409, 423, 425, 429, 500, 502, 503, 504, 507}
 """Statuses after which the upload may still go on."""
@@ -65,7 +65,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Destination:
     """Where and how an upload is made. *url* and *method* are for this upload."""
 
     method: str
@@ -78,7 +78,7 @@ class Target:
 class Unhappy(Exception):
     """The server's answer ends this attempt. With *retry* another attempt makes sense."""
 
-    def __init__(self, ending: Ending, detail: str, *, retry: bool) -> None:
+    def __init__(self, ending: Ending, detail: str, *, retry: bool = False) -> None:
         super().__init__(detail)
         self.ending = ending
         self.detail = detail
@@ -89,19 +89,15 @@ def integer_field(response: Response, name: str) -> int:
     """Return a non-negative integer of at most 15 digits. Raises :class:`Unhappy`."""
     value = response.fields.get(name)
     if value is None:
-        raise Unhappy(
-            Ending.NOT_UNDERSTOOD, f"{response.status} without {name}", retry=False
-        )
+        raise Unhappy(Ending.NOT_UNDERSTOOD, f"{response.status} without {name}")
     try:
         return parse_integer(value.strip(), what=name)
     except PeerError as exc:
-        raise Unhappy(
-            Ending.NOT_UNDERSTOOD, f"{name}: {value[:40]!r}", retry=False
-        ) from exc
+        raise Unhappy(Ending.NOT_UNDERSTOOD, f"{name}: {value[:40]!r}") from exc
 
 
-class Dialect(ABC):
-    """One upload of *size* bytes to *target*.
+class Probe(ABC):
+    """One upload of *size* bytes to *destination*.
 
     :attr:`offset` is where the next content starts. :attr:`url` is the upload's own
     resource, once it is known. :attr:`result` is where the finished content is.
@@ -110,8 +106,8 @@ class Dialect(ABC):
     resumes = True
     """Whether a cut upload continues where it was."""
 
-    def __init__(self, target: Target, size: int) -> None:
-        self.target = target
+    def __init__(self, destination: Destination, size: int) -> None:
+        self.destination = destination
         self.size = size
         self.offset = 0
         self.announced = 0
@@ -164,13 +160,11 @@ class Dialect(ABC):
             raise Unhappy(
                 Ending.OFFSET_FELL,
                 f"offset {offset} after {self.announced} was announced",
-                retry=False,
             )
         if offset > self.written:
             raise Unhappy(
                 Ending.OFFSET_BEYOND,
                 f"offset {offset}, but only {self.written} bytes were ever sent",
-                retry=False,
             )
         self.announced = offset
 
@@ -181,10 +175,10 @@ class Dialect(ABC):
 
     def _stop(self) -> int:
         """Return where the content of the next request ends."""
-        chunk = self.target.chunk
+        chunk = self.destination.chunk
         return self.size if chunk is None else min(self.size, self.offset + chunk)
 
-    def _append(self, words: Wording, url: Url, stop: int) -> Request:
+    def _append(self, words: ClientDialect, url: Url, stop: int) -> Request:
         """Return a PATCH of *url* with the content from the offset to *stop*."""
         completes = stop == self.size
         range_ = ContentRange(None, None, self.size)
@@ -208,13 +202,12 @@ class Dialect(ABC):
             raise Unhappy(
                 Ending.NOT_UNDERSTOOD,
                 f"{response.status} without a Location on this server",
-                retry=False,
             )
         return url
 
     def _location(self, response: Response) -> Url | None:
         value = response.fields.get("location")
-        return None if value is None else self.target.url.resolve(value)
+        return None if value is None else self.destination.url.resolve(value)
 
     def _refused(self, request: Request, response: Response) -> Unhappy:
         """Return the error for an answer that does not continue the upload."""
@@ -225,7 +218,7 @@ class Dialect(ABC):
             pass
         own = self.url is not None and request.url == self.url
         if own and response.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-            return Unhappy(Ending.FORGOTTEN, words, retry=False)
+            return Unhappy(Ending.FORGOTTEN, words)
         again = response.status in _TRY_AGAIN
         if again and self.url is not None:
             self._must_ask = True

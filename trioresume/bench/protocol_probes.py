@@ -10,11 +10,11 @@ Statement numbers such as R27 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
-from trioresume.bench.dialect import (
-    Dialect,
+from trioresume.bench.probe import (
+    Destination,
+    Probe,
     Request,
     Response,
-    Target,
     Unhappy,
     integer_field,
 )
@@ -33,7 +33,7 @@ from trioresume.protocol.message import (
 )
 from trioresume.protocol.urls import Url
 
-__all__ = ["Plain", "Rufh", "Seed", "Tus", "make_dialect"]
+__all__ = ["PlainProbe", "RufhProbe", "SeedProbe", "TusProbe", "make_probe"]
 
 _ABOUT = Fields({"content-type": "application/octet-stream"})
 """The fields of every upload. tuspyserver does not tell the offset of an upload without them."""
@@ -42,18 +42,18 @@ MESSAGE_WAIT = 5
 """For how many seconds the server may hold back an answer that is not ready (R27)."""
 
 
-def make_dialect(protocol: Protocol, target: Target, size: int) -> Dialect:
+def make_probe(protocol: Protocol, destination: Destination, size: int) -> Probe:
     """Make a new upload in *protocol*, which is not AUTO."""
-    dialects: dict[Protocol, type[Plain | Rufh | Seed | Tus]] = {
-        Protocol.SEED: Seed,
-        Protocol.RUFH: Rufh,
-        Protocol.TUS: Tus,
-        Protocol.PLAIN: Plain,
+    probes: dict[Protocol, type[PlainProbe | RufhProbe | SeedProbe | TusProbe]] = {
+        Protocol.SEED: SeedProbe,
+        Protocol.RUFH: RufhProbe,
+        Protocol.TUS: TusProbe,
+        Protocol.PLAIN: PlainProbe,
     }
-    return dialects[protocol](target, size)
+    return probes[protocol](destination, size)
 
 
-class Plain(Dialect):
+class PlainProbe(Probe):
     """One request with the whole content. After a cut it begins again."""
 
     resumes = False
@@ -62,8 +62,8 @@ class Plain(Dialect):
         if self.complete:
             return None
         return Request(
-            self.target.method,
-            self.target.url,
+            self.destination.method,
+            self.destination.url,
             _ABOUT,
             stop=self.size,
             has_content=True,
@@ -74,15 +74,15 @@ class Plain(Dialect):
             raise self._refused(request, response)
         self.complete = True
         self.result = self._location(response)
-        if self.result is None and self.target.method == "PUT":
-            self.result = self.target.url
+        if self.result is None and self.destination.method == "PUT":
+            self.result = self.destination.url
 
 
-class Seed(Dialect):
+class SeedProbe(Probe):
     """``Prefer: resume``: HEAD for the offset, PATCH with ``message/byterange``."""
 
-    def __init__(self, target: Target, size: int) -> None:
-        super().__init__(target, size)
+    def __init__(self, destination: Destination, size: int) -> None:
+        super().__init__(destination, size)
         self._message: Url | None = None
 
     def next(self) -> Request | None:
@@ -90,8 +90,8 @@ class Seed(Dialect):
             return None
         if self.url is None and self._message is None:
             return Request(
-                self.target.method,
-                self.target.url,
+                self.destination.method,
+                self.destination.url,
                 SEED.begin(_ABOUT, self.size, whole=True),
                 stop=self.size,
                 has_content=True,
@@ -104,7 +104,6 @@ class Seed(Dialect):
                 raise Unhappy(
                     Ending.NOT_UNDERSTOOD,
                     "no Response-Message-Location for the lost response",
-                    retry=False,
                 )
             wish = {"accept": "message/http", "prefer": f"wait={MESSAGE_WAIT}"}
             return Request("GET", self._message, Fields(wish))
@@ -112,7 +111,7 @@ class Seed(Dialect):
 
     def interim(self, response: Response) -> None:
         status, fields = response.status, response.fields
-        offered = SEED.offer(self.target.url, status, fields)
+        offered = SEED.offer(self.destination.url, status, fields)
         if offered is not None and self.url is None:
             self.url = offered.content
             self._message = offered.message
@@ -138,8 +137,8 @@ class Seed(Dialect):
     def _completed(self, response: Response) -> None:
         self.complete = True
         self.result = self._location(response)
-        if self.result is None and self.target.method == "PUT":
-            self.result = self.target.url
+        if self.result is None and self.destination.method == "PUT":
+            self.result = self.destination.url
 
     def _read_message(self, response: Response) -> None:
         """Read the lost final response from ``message/http`` (R26, R27)."""
@@ -150,30 +149,26 @@ class Seed(Dialect):
         except PeerError:
             parsed = None
         if parsed is None:
-            raise Unhappy(
-                Ending.NOT_UNDERSTOOD, "the response message is none", retry=False
-            )
+            raise Unhappy(Ending.NOT_UNDERSTOOD, "the response message is none")
         status, fields, _ = parsed
         replayed = Response(status, fields)
         if not replayed.ok:
-            raise Unhappy(
-                Ending.REJECTED, f"the lost response is a {status}", retry=False
-            )
+            raise Unhappy(Ending.REJECTED, f"the lost response is a {status}")
         self._completed(replayed)
 
 
-class Tus(Dialect):
+class TusProbe(Probe):
     """tus 1.0.0: POST creates, PATCH appends, HEAD asks."""
 
     def next(self) -> Request | None:
         if self.complete:
             return None
         if self.url is None:
-            name = content_disposition_attachment(self.target.name)
+            name = content_disposition_attachment(self.destination.name)
             about = _ABOUT.plus({"content-disposition": name})
             return Request(
                 "POST",
-                self.target.url,
+                self.destination.url,
                 TUS.begin(about, self.size, whole=False),
                 has_content=True,
             )
@@ -194,7 +189,6 @@ class Tus(Dialect):
                     raise Unhappy(
                         Ending.NOT_UNDERSTOOD,
                         f"Upload-Length is {length}, not {self.size}",
-                        retry=False,
                     )
         self.complete = self.offset == self.size
 
@@ -207,7 +201,7 @@ class Tus(Dialect):
         return None
 
 
-class Rufh(Dialect):
+class RufhProbe(Probe):
     """Resumable Uploads for HTTP, with an interop version or without.
 
     With a version the server announces the upload's resource in a 104 while the content
@@ -215,9 +209,9 @@ class Rufh(Dialect):
     first ("careful creation"). Otherwise nothing could be resumed.
     """
 
-    def __init__(self, target: Target, size: int) -> None:
-        super().__init__(target, size)
-        number = target.interop_version
+    def __init__(self, destination: Destination, size: int) -> None:
+        super().__init__(destination, size)
+        number = destination.interop_version
         version = UNVERSIONED if number is None else VERSIONS[number]
         self._words = RufhClient(version, careful=number is None)
 
@@ -229,8 +223,8 @@ class Rufh(Dialect):
             stop = 0 if careful else self._stop()
             whole = stop == self.size and not careful
             return Request(
-                self.target.method,
-                self.target.url,
+                self.destination.method,
+                self.destination.url,
                 self._words.begin(_ABOUT, self.size, whole=whole),
                 stop=stop,
                 has_content=True,
@@ -257,7 +251,7 @@ class Rufh(Dialect):
             return
         first = self.url is None
         whole = request.stop == self.size
-        if request.url == self.target.url:  # the creation
+        if request.url == self.destination.url:  # the creation
             whole = whole and not self._words.careful
         if whole:
             self._completed(response)

@@ -21,14 +21,14 @@ import h11
 import trio
 
 from trioresume.bench.content import Region, pieces
-from trioresume.bench.dialect import Request, Response, Unhappy
 from trioresume.bench.plan import Cuts
+from trioresume.bench.probe import Request, Response, Unhappy
 from trioresume.bench.results import Ending, Fault
 from trioresume.bench.settings import FaultKind
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Origin
 
-__all__ = ["Connection", "Content", "Pace", "WasCut"]
+__all__ = ["LoadConnection", "Pace", "SentContent", "WasCut"]
 
 TURN = 1 << 20
 """The most bytes that go to one socket before the others have their turn."""
@@ -86,7 +86,7 @@ class Pace:
 
 
 @dataclass(slots=True)
-class Content:
+class SentContent:
     """An upload's content, with its cuts, its pace and its callback.
 
     *sent* counts over all attempts. *on_sent* gets the position after each step and the
@@ -101,7 +101,7 @@ class Content:
     sent: int = 0
 
 
-class Connection:
+class LoadConnection:
     """A connection to the server. *idle* is for how many seconds it may be silent.
 
     There is no ``async with``, because the caller chooses how it ends: by
@@ -117,7 +117,7 @@ class Connection:
     @classmethod
     async def open(
         cls, address: tuple[str, int], origin: Origin, idle: float
-    ) -> Connection:
+    ) -> LoadConnection:
         """Connect to *address*, an IP address. Raises :class:`Unhappy`."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -181,7 +181,7 @@ class Connection:
         self,
         request: Request,
         fields: tuple[tuple[str, str], ...] = (),
-        content: Content | None = None,
+        content: SentContent | None = None,
         on_interim: Callable[[Response], None] | None = None,
         on_body: Callable[[bytes | bytearray], None] | None = None,
         hold_content: bool = False,
@@ -193,25 +193,25 @@ class Connection:
         answer must come within the time that content waits for a 100. Raises
         :class:`Unhappy` and :class:`WasCut`.
         """
-        exchange = _Exchange(
+        running = _RequestRun(
             self._sock, self._idle, request, content, on_interim, on_body
         )
-        exchange.hold_content = hold_content
+        running.hold_content = hold_content
         try:
-            head = exchange.head(self._origin, fields)
+            head = running.head(self._origin, fields)
             fault = content.cuts.at_head() if content else None
             if fault is not None:
-                await exchange.send(head[: max(1, len(head) // 2)])
+                await running.send(head[: max(1, len(head) // 2)])
                 raise WasCut(fault)
             self.reusable = False
-            response = await exchange.run(head)
+            response = await running.run(head)
         except OSError as exc:
             raise Unhappy(Ending.CLOSED, str(exc), retry=True) from exc
-        self.reusable = exchange.left_clean
+        self.reusable = running.left_clean
         return response
 
 
-class _Exchange:
+class _RequestRun:
     """One request and its response."""
 
     def __init__(
@@ -219,7 +219,7 @@ class _Exchange:
         sock: trio.socket.SocketType,
         idle: float,
         request: Request,
-        content: Content | None,
+        content: SentContent | None,
         on_interim: Callable[[Response], None] | None,
         on_body: Callable[[bytes | bytearray], None] | None,
     ) -> None:
@@ -281,7 +281,6 @@ class _Exchange:
             raise Unhappy(
                 Ending.NOT_UNDERSTOOD,
                 f"{self._response.status} before all of the content was sent",
-                retry=False,
             )
         return self._response
 
@@ -306,7 +305,7 @@ class _Exchange:
                 with trio.move_on_after(CONTINUE_SECONDS):
                     await self._may_send.wait()
                 if self.hold_content:
-                    raise Unhappy(Ending.TIMEOUT, "no 100 in time", retry=False)
+                    raise Unhappy(Ending.TIMEOUT, "no 100 in time")
                 await self.send(self._request.prefix)
             if self._content is not None:
                 await self._pump(self._content)
@@ -330,7 +329,7 @@ class _Exchange:
         if content is not None and self._request.has_content:
             self._fault = content.cuts.at_response(content.sent)
 
-    async def _pump(self, content: Content) -> None:
+    async def _pump(self, content: SentContent) -> None:
         """Send the content by sendfile, up to its end or to a cut."""
         region = content.region
         at = self._request.start
@@ -375,7 +374,7 @@ class _Exchange:
         except OSError as exc:
             self._failure = Unhappy(Ending.CLOSED, str(exc), retry=True)
         except h11.RemoteProtocolError as exc:
-            self._failure = Unhappy(Ending.NOT_UNDERSTOOD, str(exc), retry=False)
+            self._failure = Unhappy(Ending.NOT_UNDERSTOOD, str(exc))
         except Unhappy as exc:
             self._failure = exc
         else:
@@ -399,9 +398,7 @@ class _Exchange:
             elif isinstance(event, h11.InformationalResponse):
                 interims += 1
                 if interims > MAX_INTERIMS:
-                    raise Unhappy(
-                        Ending.NOT_UNDERSTOOD, "interim responses no end", retry=False
-                    )
+                    raise Unhappy(Ending.NOT_UNDERSTOOD, "interim responses no end")
                 self._interim(event)
             elif isinstance(event, h11.Response):
                 status, fields = event.status_code, Fields.from_wire(event.headers)

@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 import trio
 
 from trioresume.bench.content import Region
-from trioresume.bench.dialect import Dialect, Request, Unhappy
+from trioresume.bench.load_connection import LoadConnection, Pace, SentContent, WasCut
+from trioresume.bench.pipe import Counts
 from trioresume.bench.plan import Cuts, Planned, cuts_of
+from trioresume.bench.probe import Probe, Request, Unhappy
 from trioresume.bench.results import Attempt, Ending, Fault, Upload
 from trioresume.bench.settings import FaultKind, Settings
-from trioresume.bench.wire import Connection, Content, Pace, WasCut
 from trioresume.protocol.urls import Origin
 
-__all__ = ["Link", "ServerLife", "Uploader"]
+__all__ = ["Link", "ServerLife", "UploadRun"]
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
@@ -75,9 +76,9 @@ class Link:
     life: ServerLife
     clock: Callable[[], float]
 
-    async def open(self) -> Connection:
+    async def open(self) -> LoadConnection:
         """Raises :class:`Unhappy`."""
-        return await Connection.open(
+        return await LoadConnection.open(
             self.address, self.origin, self.settings.idle_timeout
         )
 
@@ -96,40 +97,35 @@ class _Running:
     status: int | None = None
 
 
-class Uploader:
-    """Performs *planned*. The callbacks hear of sent bytes, of cuts and of resumptions."""
+class UploadRun:
+    """Performs *planned*. Adds the bytes, cuts and resumptions to *counts*."""
 
     def __init__(
         self,
         link: Link,
-        dialect: Dialect,
+        probe: Probe,
         planned: Planned,
         region: Region,
-        *,
-        on_sent: Callable[[int], None],
-        on_cut: Callable[[], None],
-        on_resumed: Callable[[], None],
+        counts: Counts,
         process: int = 0,
     ) -> None:
         settings = link.settings
         self._link = link
-        self._dialect = dialect
+        self._probe = probe
         self._planned = planned
         self._process = process
-        self._on_sent = on_sent
-        self._on_cut = on_cut
-        self._on_resumed = on_resumed
-        self._content = Content(
+        self._counts = counts
+        self._content = SentContent(
             region,
             planned.position,
             Cuts(cuts_of(settings.faults, settings.seed, planned.number, planned.size)),
             Pace(settings.rate),
             self._sent,
         )
-        self._silenced: deque[Connection] = deque()
+        self._silenced: deque[LoadConnection] = deque()
         self._attempts: list[Attempt] = []
         self._running = _Running(0.0)
-        self._connection: Connection | None = None
+        self._connection: LoadConnection | None = None
         self._cut_at: float | None = None
         self._thought_since_cut = 0.0
         self._scope = trio.CancelScope()
@@ -151,7 +147,7 @@ class Uploader:
             for connection in self._silenced:
                 connection.reset()
         last = self._attempts[-1]
-        result = self._dialect.result
+        result = self._probe.result
         return Upload(
             number=self._planned.number,
             name=self._planned.name,
@@ -177,14 +173,14 @@ class Uploader:
             ending = self._attempts[-1].ending
             if not retry:
                 return
-            self._dialect.cut()
+            self._probe.cut()
             if ending is Ending.CUT:
-                self._on_cut()
+                self._counts.cuts += 1
                 pause = 0.0
                 continue
             # Only bytes that the server has confirmed are progress.
-            if self._dialect.announced > furthest:
-                furthest = self._dialect.announced
+            if self._probe.announced > furthest:
+                furthest = self._probe.announced
                 fruitless = 0
             else:
                 fruitless += 1
@@ -206,7 +202,7 @@ class Uploader:
         """Make one attempt and record it. Return whether another may follow."""
         try:
             await self._link.life.wait(self._link.settings.idle_timeout)
-            while (request := self._dialect.next()) is not None:
+            while (request := self._probe.next()) is not None:
                 await self._ask(request)
         except WasCut as cut:
             unsent = 0
@@ -235,14 +231,14 @@ class Uploader:
             self._connection = await self._link.open()
         before = self._link.clock()
         response = await self._connection.ask(
-            request, self._link.settings.headers, self._content, self._dialect.interim
+            request, self._link.settings.headers, self._content, self._probe.interim
         )
         self._running.status = response.status
         if request.asks_offset and response.ok:
             self._running.offset_query = self._link.clock() - before
-        self._dialect.final(request, response)
+        self._probe.final(request, response)
         if self._running.first is None:
-            self._confirmed(self._dialect.announced)
+            self._confirmed(self._probe.announced)
 
     def _confirmed(self, offset: int) -> None:
         """Correct an earlier attempt: the server has the bytes below *offset*.
@@ -269,8 +265,8 @@ class Uploader:
             if self._cut_at is not None:
                 running.resumed = running.sending
         running.last = position
-        self._dialect.wrote(position)
-        self._on_sent(count)
+        self._probe.wrote(position)
+        self._counts.sent += count
 
     def _drop(self, kind: FaultKind) -> None:
         connection, self._connection = self._connection, None
@@ -297,7 +293,7 @@ class Uploader:
         if taken and self._cut_at is not None and running.resumed is not None:
             resume = running.resumed - self._cut_at - self._thought_since_cut
             self._cut_at = None
-            self._on_resumed()
+            self._counts.resumed += 1
         if ending in (Ending.CUT, Ending.KILLED) and self._cut_at is None:
             self._cut_at = now
             self._thought_since_cut = 0.0

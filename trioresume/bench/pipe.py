@@ -23,9 +23,12 @@ def pack(message: object) -> bytes:
     return data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Counts:
-    """How far a process is: numbers of uploads by state, bytes, cuts and resumptions."""
+    """How far a process is: numbers of uploads by state, bytes, cuts and resumptions.
+
+    *sent* counts bytes handed to the kernel.
+    """
 
     running: int = 0
     sent: Bytes = 0

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 
-from trioresume.bench.dialect import Target
+from trioresume.bench.probe import Destination
 from trioresume.bench.settings import Settings
 from trioresume.errors import CallerError
 from trioresume.protocol.urls import Url
 
-__all__ = ["target_of"]
+__all__ = ["destination_of"]
 
 _PLACE = "{id}"
 _METHOD = re.compile(r"[A-Z]{1,20}")
 
 
-def target_of(settings: Settings, name: str) -> Target:
+def destination_of(settings: Settings, name: str) -> Destination:
     """Return the target of the upload called *name*. Raises :class:`CallerError`."""
     text = settings.url
     collection = text.partition("?")[0].endswith("/") and _PLACE not in text
@@ -28,4 +28,4 @@ def target_of(settings: Settings, name: str) -> Target:
     url = Url.parse(text.replace(_PLACE, name))
     if url.origin.scheme != "http":
         raise CallerError("the load generator speaks http only: TLS cannot sendfile")
-    return Target(method, url, name, settings.chunk, settings.interop_version)
+    return Destination(method, url, name, settings.chunk, settings.interop_version)
