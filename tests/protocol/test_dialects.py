@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.protocol.classified import classified
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.dialects import (
     Interim,
@@ -11,7 +12,6 @@ from trioresume.protocol.dialects import (
     ServerDialect,
     Upload,
     UploadLimits,
-    classify,
 )
 from trioresume.protocol.dialects.rufh.server import RufhServer
 from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
@@ -76,7 +76,7 @@ def test_dialect_of_a_request_to_a_target(
     head: RequestHead, expected: int | str | None
 ) -> None:
     """E1: a known version with its completeness field; else the newest; else none."""
-    assert version_of(classify(head, on_upload=False)) == expected
+    assert version_of(classified(head, on_upload=False)) == expected
 
 
 @pytest.mark.parametrize(("head", "expected"), ON_UPLOAD)
@@ -84,7 +84,7 @@ def test_dialect_of_a_request_on_an_upload(
     head: RequestHead, expected: int | str | None
 ) -> None:
     """E1: by version, a PATCH by its media type as well; without a marker the union."""
-    assert version_of(classify(head, on_upload=True)) == expected
+    assert version_of(classified(head, on_upload=True)) == expected
 
 
 def upload(

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.protocol.classified import classified
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.dialects import (
     AppendRules,
     Reply,
     Upload,
     UploadLimits,
-    classify,
     discovery_fields,
 )
 from trioresume.protocol.dialects.tus.server import EXTENSIONS, TUS, TusServer
@@ -76,20 +76,20 @@ def refused(function: object, *args: object) -> PeerError:
 def test_the_mark_decides() -> None:
     """E1: Tus-Resumable comes first, whatever else is there and whatever its value."""
     both = {"Tus-Resumable": "9", "Upload-Draft-Interop-Version": "6"}
-    assert classify(head("PATCH", both), on_upload=True) is TUS
-    assert classify(head("POST", both), on_upload=False) is TUS
-    assert not isinstance(classify(head("POST", {}), on_upload=False), TusServer)
+    assert classified(head("PATCH", both), on_upload=True) is TUS
+    assert classified(head("POST", both), on_upload=False) is TUS
+    assert not isinstance(classified(head("POST", {}), on_upload=False), TusServer)
 
 
 def test_the_media_type_alone_is_a_format_of_everyone_s() -> None:
     """E1, D1, R15: what is not marked is answered as a client without a marker is."""
     unmarked = head("PATCH", {"Content-Type": "application/offset+octet-stream"})
-    assert not isinstance(classify(unmarked, on_upload=True), TusServer)
+    assert not isinstance(classified(unmarked, on_upload=True), TusServer)
 
 
 def test_options_is_in_no_dialect() -> None:
     """D1: it carries no version."""
-    marked = classify(head("OPTIONS", {"Tus-Resumable": "9"}), on_upload=False)
+    marked = classified(head("OPTIONS", {"Tus-Resumable": "9"}), on_upload=False)
     assert not isinstance(marked, TusServer)
     assert "tus-resumable" not in marked.fields
 
@@ -209,7 +209,7 @@ def test_a_final_upload_is_made_of_others() -> None:
 def test_a_mark_alone_changes_no_other_request() -> None:
     """E10: a GET or PUT of a file may carry it; a POST in another's name is no creation."""
     for request in (head("PUT", MARK, 5), head("DELETE", MARK), head("GET", MARK)):
-        dialect = classify(request, on_upload=False)
+        dialect = classified(request, on_upload=False)
         assert dialect is not TUS
         assert dialect.fields == TUS.fields
         creation = dialect.creation(request, LIMITS)
@@ -221,7 +221,7 @@ def test_a_mark_alone_changes_no_other_request() -> None:
         post({"X-HTTP-Method-Override": "DELETE", "Upload-Length": "1"}),
         head("PATCH", MARK, 5),
     ):
-        dialect = classify(request, on_upload=False)
+        dialect = classified(request, on_upload=False)
         assert dialect is not TUS
         assert dialect.needs_upload(request)
 

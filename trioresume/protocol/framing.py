@@ -4,13 +4,13 @@ If two servers read one byte stream differently, an attacker can play them off a
 each other (request smuggling). h11 is lenient where RFC 9112 permits it. It accepts a
 bare LF as a line end, unfolds obs-fold, merges equal ``Content-Length`` lines and
 accepts ``Content-Length`` beside ``Transfer-Encoding``. The event that it returns shows
-none of that, so this module judges the raw bytes of a head first::
+none of that, so this module judges the raw bytes of a head::
 
     end = find_head_end(buffer, searched)        # -1: read more
-    raw = bytes(buffer[head_start(buffer) : end])
-    check_head(raw)
-    …                                            # h11 parses raw
-    head = request_head(event.method, event.target, fields, event.http_version)
+    head = parse_head(bytes(buffer[head_start(buffer) : end]))
+
+h11 gets the same bytes afterwards, because it has to know what it answers. It may refuse
+them, too. HTTP/2 has no such bytes, so it begins with :func:`request_head`.
 
 Every :class:`PeerError` raised here has ``close`` set. Once the framing is in doubt,
 the rest of the connection cannot be trusted (RFC 9112, section 11.2).
@@ -30,12 +30,12 @@ from trioresume.protocol.heads import Fields, RequestHead
 __all__ = [
     "HeadLimits",
     "check_field",
-    "check_head",
     "expects_continue",
     "find_block_end",
     "find_head_end",
     "head_start",
     "parse_field_block",
+    "parse_head",
     "request_head",
 ]
 
@@ -69,7 +69,7 @@ _NAME = re.compile(rb"[%b]++" % _TCHAR)
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")
 _FIELD_LINE = re.compile(rb"(%b):[ \t]*+(%b)" % (_NAME.pattern, _VALUE.pattern))
 _NAME_BEFORE_SPACE = re.compile(rb"[%b]++[ \t]++:" % _TCHAR)
-_CONTENT_LENGTH = re.compile(rb"[0-9]{1,%d}" % MAX_DIGITS)
+_CONTENT_LENGTH = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}")
 
 
 def _refusal(
@@ -146,32 +146,28 @@ def _too_large(beginning: bytes, limits: HeadLimits) -> PeerError:
 # ---------------------------------------------------------------- judging its bytes
 
 
-def check_head(raw: bytes, limits: HeadLimits = DEFAULT_LIMITS) -> None:
-    """Judge a head's bytes, request line to blank line, before h11 sees them.
+def parse_head(
+    raw: bytes, limits: HeadLimits = DEFAULT_LIMITS, *, peer: str = ""
+) -> RequestHead:
+    """Judge a head's bytes, request line to blank line, and return what they say.
 
-    Raises :class:`PeerError`: 400, 414, 431 or 505 (G1, G2, G3, G6).
+    Raises as :func:`request_head` does (G1, G2, G3, G6).
     """
     if len(raw) > limits.max_size:
         raise _too_large(raw, limits)
     request_line, _, rest = raw.partition(b"\r\n")
-    _check_request_line(request_line, limits)
-    lines = _field_lines(rest, limits.max_fields)
-    _check_lengths(lines)
-    if len(raw) > MAX_MEMBERS:  # a shorter one has no room for so many
-        _check_lists(lines)
-
-
-def _check_request_line(line: bytes, limits: HeadLimits) -> None:
-    match = _REQUEST_LINE.fullmatch(line)
+    match = _REQUEST_LINE.fullmatch(request_line)
     if match is None:
-        if _VERSION.search(line) is None:
-            raise _refusal("the request line is malformed")
-        if not line.endswith((b"HTTP/1.1", b"HTTP/1.0")):
+        versioned = _VERSION.search(request_line) is not None
+        if versioned and not request_line.endswith((b"HTTP/1.1", b"HTTP/1.0")):
             raise _bad_version()
         raise _refusal("the request line is malformed")
-    if match[3] not in (b"1.0", b"1.1"):
-        raise _bad_version()
-    _check_target(match[2], limits)
+    lines = _field_lines(rest, limits.max_fields)
+    if len(raw) > MAX_MEMBERS:  # a shorter one has no room for so many
+        _check_lists(lines)
+    method, target, version = match.groups()
+    fields = Fields.from_wire(lines)
+    return request_head(method, target, fields, version, peer=peer, limits=limits)
 
 
 def _bad_version() -> PeerError:
@@ -215,19 +211,6 @@ def _field_line(line: bytes) -> tuple[bytes, bytes]:
     if b"\r" in line or b"\n" in line:
         raise _refusal("a line of the head does not end in CRLF")
     raise _refusal("a field line is malformed")
-
-
-def _check_lengths(lines: list[tuple[bytes, bytes]]) -> None:
-    """Check G1 and G6, which h11's merged fields no longer show."""
-    lengths = [value for name, value in lines if name.lower() == b"content-length"]
-    if len(lengths) > 1:
-        raise _refusal("Content-Length is repeated")
-    if lengths and _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
-        raise _refusal(
-            f"Content-Length is not a whole number of at most {MAX_DIGITS} digits"
-        )
-    if lengths and b"transfer-encoding" in [name.lower() for name, _ in lines]:
-        raise _refusal("Content-Length and Transfer-Encoding exclude each other")
 
 
 def parse_field_block(
@@ -315,7 +298,7 @@ def request_head(
     peer: str = "",
     limits: HeadLimits = DEFAULT_LIMITS,
 ) -> RequestHead:
-    """Validate what h11 parsed and return it as a :class:`RequestHead`.
+    """Judge the parts of a head and return them as a :class:`RequestHead`.
 
     The target of the result is in origin form, except for ``OPTIONS *``. Raises
     :class:`PeerError`: 400, 414, 501 or 505 (G1, G2, G6).
@@ -369,8 +352,17 @@ def _check_host(fields: Fields, http_version: bytes) -> None:
 
 
 def _content_length(fields: Fields, http_version: bytes) -> int | None:
+    """Return the length that *fields* state (G1, G6); None if it is not known."""
+    lengths = fields.get_all("content-length")
+    if len(lengths) > 1:
+        raise _refusal("Content-Length is repeated")
+    if lengths and _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
+        raise _refusal(
+            f"Content-Length is not a whole number of at most {MAX_DIGITS} digits"
+        )
     codings = fields.get_all("transfer-encoding")
-    _check_lengths([(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields])
+    if lengths and codings:
+        raise _refusal("Content-Length and Transfer-Encoding exclude each other")
     if codings:
         if http_version == b"1.0":
             raise _refusal("HTTP/1.0 has no Transfer-Encoding")
@@ -380,8 +372,7 @@ def _content_length(fields: Fields, http_version: bytes) -> int | None:
                 problem=ProblemCode.NOT_IMPLEMENTED,
             )
         return None
-    length = fields.get("content-length")
-    return 0 if length is None else int(length)
+    return int(lengths[0]) if lengths else 0
 
 
 def expects_continue(head: RequestHead) -> bool:

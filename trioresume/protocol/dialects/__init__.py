@@ -52,7 +52,11 @@ it.
 The names that the server's parts share are exported here.
 """
 
-from trioresume.protocol.dialects.classify import classify, discovery_fields
+from trioresume.protocol.dialects.classify import (
+    classify,
+    discovery_fields,
+    early_dialect,
+)
 from trioresume.protocol.dialects.server import (
     Append,
     AppendRules,
@@ -75,4 +79,5 @@ __all__ = [
     "UploadLimits",
     "classify",
     "discovery_fields",
+    "early_dialect",
 ]

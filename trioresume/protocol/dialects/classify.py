@@ -25,11 +25,20 @@ from trioresume.protocol.heads import Fields
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
 
-__all__ = ["classify", "discovery_fields"]
+__all__ = ["classify", "discovery_fields", "early_dialect"]
+
+
+def early_dialect(head: RequestHead) -> ServerDialect:
+    """Return the dialect in which a request is refused before its resource is known.
+
+    Only tus asks for its own form then (D1).
+    """
+    return tus.TUS if tus.is_marked(head) else SEED
 
 
 def classify(
     head: RequestHead,
+    early: ServerDialect,
     *,
     on_upload: bool,
     any_interop_version: bool = False,
@@ -37,16 +46,16 @@ def classify(
 ) -> ServerDialect:
     """Return the dialect of a request to an upload's own resources or to a target.
 
+    *early* is what :func:`early_dialect` returned for *head*.
     With *any_interop_version*, a request without an interop version is in the dialect
     of the future RFC, which has no version. *strict_metadata* is for tus.
     """
-    return (
-        tus.recognise(head, on_upload=on_upload, strict_metadata=strict_metadata)
-        or rufh.recognise(
-            head, on_upload=on_upload, any_interop_version=any_interop_version
-        )
-        or SEED
+    if early is tus.TUS:
+        return tus.TUS if on_upload else tus.at_target(head, strict_metadata)
+    found = rufh.recognise(
+        head, on_upload=on_upload, any_interop_version=any_interop_version
     )
+    return found or SEED
 
 
 def discovery_fields(limits: UploadLimits) -> Fields:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
-from trioresume.protocol.dialects.seed.server import SEED
+from trioresume.protocol.dialects.classify import early_dialect
+from trioresume.protocol.dialects.seed.preferences import parse_preferences
 from trioresume.protocol.dialects.seed.unasked_continue import takes_unasked_continue
-from trioresume.protocol.dialects.tus import server as tus
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
@@ -63,6 +63,7 @@ class BaseExchange(ABC):
         "body",
         "dialect",
         "head",
+        "preferences",
         "responded",
     )
 
@@ -71,9 +72,9 @@ class BaseExchange(ABC):
         self.body = body
         self.responded = False
         """Whether the final response has begun."""
-        # D1: an early refusal of a tus request has the form of tus, too.
-        self.dialect: ServerDialect = tus.recognise(head, on_upload=True) or SEED
+        self.dialect: ServerDialect = early_dialect(head)
         """The dialect of the request, and so of its answers."""
+        self.preferences = parse_preferences(head.fields)
         self._front = front
         # R9: remembered here, because a carrier may forget it with the first interim response.
         self._owes_continue = self._expects_continue = False
@@ -92,6 +93,8 @@ class BaseExchange(ABC):
         failed after its start, and cancellation.
         """
         head = self.head
+        if head.length != 0:
+            await self._front.admission.turnstile.wait()
         try:
             self._owes_continue = self._expects_continue = expects_continue(head)
             gateway = self._front.gateway
@@ -100,7 +103,7 @@ class BaseExchange(ABC):
                 self._front.admission.count_as(guest, client)
             granted = gateway.preflight(head)
             if granted is None:
-                await (await self._front.handle(self))
+                await self._front.handle(self)
             else:
                 await self.respond(204, granted)
         except ContentCut as exc:

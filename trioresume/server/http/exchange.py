@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
     from trioresume.protocol.dialects import Interim, ServerDialect
+    from trioresume.protocol.dialects.seed.preferences import Preferences
     from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.async_store.receive_memory import Piece
     from trioresume.server.http.stored_body import StoredBody
@@ -140,7 +141,13 @@ class Exchange(Protocol):
     """The head, validated, with the sender's address and the origin it used."""
 
     dialect: ServerDialect
-    """The dialect of the request, and so of its answers; the routes find it."""
+    """The dialect of the request, and so of its answers.
+
+    It begins as what ``early_dialect`` says; the routes replace it by what ``classify`` says.
+    """
+
+    preferences: Preferences
+    """What the request's ``Prefer`` asks for. The routes may drop what is not granted."""
 
     @property
     def body(self) -> Body:

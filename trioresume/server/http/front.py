@@ -28,7 +28,7 @@ class Front:
 
     def __init__(
         self,
-        handle: Callable[[Exchange], Awaitable[Awaitable[None]]],
+        handle: Callable[[Exchange], Awaitable[None]],
         config: Config,
         clock: ServiceClock,
     ) -> None:

@@ -28,7 +28,6 @@ from trioresume.protocol.dialects import (
 from trioresume.protocol.dialects.seed.preferences import (
     Preferences,
     Transaction,
-    parse_preferences,
     preference_applied,
 )
 from trioresume.protocol.dialects.server import PRIVATE
@@ -128,6 +127,7 @@ class Resources:
         if resource is Resource.CONTENT:
             dialect = exchange.dialect = classify(
                 exchange.head,
+                exchange.dialect,
                 on_upload=True,
                 any_interop_version=not self._config.check_interop_version,
             )
@@ -250,7 +250,7 @@ class Resources:
         if "if-match" in exchange.head.fields and operation.is_receiving:
             self._check(exchange, await operation.make_durable())
         _refuse_gone(operation)
-        preferences = parse_preferences(exchange.head.fields)
+        preferences = exchange.preferences
         if operation.is_whole:
             operation.complete()
         append = exchange.dialect.append(exchange.head, self._rules)
@@ -262,7 +262,6 @@ class Resources:
                     operation,
                     place,
                     append,
-                    preferences,
                     self._acknowledger,
                     self._config,
                 )
@@ -361,7 +360,7 @@ class Resources:
             await operation.make_durable()
         if operation.is_whole:
             operation.complete()
-        asked = parse_preferences(exchange.head.fields)
+        asked = exchange.preferences
         if operation.record.response is not None:
             return None
         told = operation.progress

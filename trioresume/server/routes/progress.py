@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.protocol.dialects import Interim
-from trioresume.protocol.dialects.seed.preferences import parse_preferences
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.progress import format_progress
 from trioresume.server.event_loop.background import beside
@@ -57,8 +56,7 @@ class Follower:
         self, exchange: Exchange, operation: Operation, told: Progress | None = None
     ) -> AsyncIterator[None]:
         """Send progress while the block runs, if the client wants it; it knows *told*."""
-        wanted = parse_preferences(exchange.head.fields).processing
-        if not (wanted and exchange.can_interim):
+        if not (exchange.preferences.processing and exchange.can_interim):
             yield
             return
         async with beside(self._nursery, self._run, exchange, operation, told):

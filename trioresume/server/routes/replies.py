@@ -14,7 +14,6 @@ from trioresume.errors import ContentLost, PeerError, ProblemCode
 from trioresume.protocol.dialects import Reply, Upload
 from trioresume.protocol.dialects.seed.preferences import (
     Preferences,
-    parse_preferences,
     preference_applied,
 )
 from trioresume.protocol.dialects.server import PRIVATE
@@ -105,7 +104,7 @@ async def send_outcome(
         assert isinstance(reply, Reply)
         await send_reply(exchange, reply, told)
         return
-    asked = parse_preferences(exchange.head.fields)
+    asked = exchange.preferences
     response: StoredResponse | None = None
     async with follower.during(exchange, operation):
         if asked.respond_async:
@@ -135,7 +134,7 @@ async def send_processing(
     exchange: Exchange, operation: Operation, config: Config
 ) -> None:
     """Tell the client that the request is accepted, and where to ask for its outcome (B10)."""
-    if parse_preferences(exchange.head.fields).processing:
+    if exchange.preferences.processing:
         status = location(config, operation.id, Resource.MESSAGE)
         await exchange.send_interim(processing(operation.progress, status))
 

@@ -18,7 +18,7 @@ from trioresume.errors import (
     StorageError,
 )
 from trioresume.protocol.dialects import classify, discovery_fields
-from trioresume.protocol.dialects.seed.preferences import ResumeMode, parse_preferences
+from trioresume.protocol.dialects.seed.preferences import Preferences, ResumeMode
 from trioresume.protocol.dialects.tus.fields import is_partial
 from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields
@@ -48,10 +48,9 @@ from trioresume.server.uploads.reception import Acknowledger, receive_content
 from trioresume.store.port import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Sequence
 
     from trioresume.protocol.dialects import Creation
-    from trioresume.protocol.dialects.seed.preferences import Preferences
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
@@ -106,15 +105,15 @@ class Service:
             operations, config, self._acknowledger, self._follower
         )
 
-    async def handle(self, exchange: Exchange) -> Awaitable[None]:
-        """Route one request. Returns the coroutine that answers it.
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request.
 
-        Raises :class:`PeerError` and other errors, as the coroutine does; the connection
-        turns them into a problem response. The caller awaits the coroutine, so that the
-        local state of this method is not held in memory while content comes.
+        Raises :class:`PeerError` and other errors; the exchange turns them into a problem
+        response.
         """
         if self._page is not None and self._page.has(exchange.head.path):
-            return self._page.handle(exchange)
+            await self._page.handle(exchange)
+            return
         self._storage.store.check()
         try:
             principal = await self._authenticate(exchange)
@@ -123,13 +122,18 @@ class Service:
                 # C17: the server's protocols are no secret. The answer tells of no target,
                 # and that credentials are needed (RFC 9110, section 11.6.1).
                 asks = (f for f in exc.fields if f[0].lower() == "www-authenticate")
-                return self._discover(exchange, Fields(asks))
+                await self._discover(exchange, Fields(asks))
+                return
             raise
         path = exchange.head.path
         if path.startswith(self._config.operation_path):
             place = locate(self._config, path)
-            return self._resources.handle(exchange, principal, place)
-        return await self._for_target(exchange, principal)
+            await self._resources.handle(exchange, principal, place)
+            return
+        # Not one within the other: all that waits for content is kept in memory.
+        creation = await self._handle_target(exchange, principal)
+        if creation is not None:
+            await self._handle_operation(exchange, principal, creation)
 
     async def _authenticate(self, exchange: Exchange) -> str | None:
         """Return the sender's name, before anything else is done for a request (R10, R35)."""
@@ -151,13 +155,17 @@ class Service:
         }[verdict.status]
         raise PeerError(problem, verdict.detail, fields=tuple(verdict.headers))
 
-    async def _for_target(
+    async def _handle_target(
         self, exchange: Exchange, principal: str | None
-    ) -> Awaitable[None]:
-        """Route a request for the target. Returns the coroutine that answers it."""
+    ) -> Creation | None:
+        """Answer a request for the target and return None.
+
+        If it begins an upload whose content is still to come, return that instead.
+        """
         head = exchange.head
         exchange.dialect = classify(
             head,
+            exchange.dialect,
             on_upload=False,
             any_interop_version=not self._config.check_interop_version,
             strict_metadata=self._config.strict_metadata,
@@ -165,7 +173,8 @@ class Service:
         exchange.dialect.check(head)
         if head.target == "*":
             # RFC 9110, section 9.3.7: it is about the server, not about a target.
-            return self._discover(exchange, Fields())
+            await self._discover(exchange, Fields())
+            return None
         if exchange.dialect.needs_upload(head):
             # The target refuses it with its own answer, or there is no upload of that name.
             meant = exchange.dialect.method(head)
@@ -178,18 +187,20 @@ class Service:
             creation = replace(creation, length=sum(part.length for part in parts))
         self._check_size(creation)
         early = await self._admit(head, principal, creation)
-        preferences = parse_preferences(head.fields)
+        resumes = exchange.preferences.resume is not None
         if isinstance(early, Representation):
-            return self._send_stored(exchange, early, principal)
-        if early is not None:
-            return self._send(exchange, early)
-        resumes = preferences.resume is not None and head.method != "OPTIONS"
-        takes_content = head.has_content and head.method != "OPTIONS"
-        if head.method in _SAFE and not resumes and not takes_content:
-            return self._handle_safe(exchange, principal)
-        if creation.joins is not None:
-            return self._handle_join(exchange, principal, creation, parts)
-        return self._handle_operation(exchange, principal, creation, preferences)
+            await self._send_stored(exchange, early, principal)
+        elif early is not None:
+            await self._send(exchange, early)
+        elif head.method == "OPTIONS" or (
+            head.method in _SAFE and not resumes and not head.has_content
+        ):
+            await self._handle_safe(exchange, principal)
+        elif creation.joins is not None:
+            await self._handle_join(exchange, principal, creation, parts)
+        else:
+            return creation
+        return None
 
     async def _admit(
         self, head: RequestHead, principal: str | None, creation: Creation
@@ -305,9 +316,9 @@ class Service:
         exchange: Exchange,
         principal: str | None,
         creation: Creation,
-        preferences: Preferences,
     ) -> None:
-        head, resume = exchange.head, preferences.resume
+        head, preferences = exchange.head, exchange.preferences
+        resume = preferences.resume
         followed = preferences.processing or preferences.respond_async
         async with self._operations.create(
             head,
@@ -319,8 +330,7 @@ class Service:
         ) as operation:
             if operation.unoffered and (resume is not None or followed):
                 # At a limit: the request is admitted, and its preferences are ignored.
-                exchange.head = replace(head, fields=head.fields.without("prefer"))
-                preferences, resume = parse_preferences(exchange.head.fields), None
+                exchange.preferences, resume = Preferences(), None
                 operation.forget_preferences()
             if resume is None:
                 await exchange.send_continue()
@@ -333,12 +343,7 @@ class Service:
                 await send_processing(exchange, operation, self._config)
             try:
                 await receive_content(
-                    exchange,
-                    operation,
-                    creation,
-                    preferences,
-                    self._acknowledger,
-                    self._config,
+                    exchange, operation, creation, self._acknowledger, self._config
                 )
             except BaseException as exc:
                 self._give_up(exchange, operation, creation, exc)

@@ -41,7 +41,6 @@ from trioresume.server.uploads.sinks import (
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append, Creation
-    from trioresume.protocol.dialects.seed.preferences import Preferences
     from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.uploads.incoming import Incoming
@@ -78,13 +77,13 @@ class Acknowledger:
         self._interval = interval
 
     def during(
-        self, exchange: Exchange, operation: Operation, wanted: bool
+        self, exchange: Exchange, operation: Operation
     ) -> AbstractAsyncContextManager[None]:
         """Tell while the block runs, if the client can be told.
 
-        *wanted* asks for the ``Acknowledge`` of R30; the dialect decides about the rest.
+        The client asks for the ``Acknowledge`` of R30; the dialect decides about the rest.
         """
-        dialect = exchange.dialect
+        dialect, wanted = exchange.dialect, exchange.preferences.acknowledge
         if not ((wanted or dialect.shows_progress) and exchange.can_interim):
             return _NOTHING
         return beside(self._nursery, self._run, exchange, operation, wanted)
@@ -112,7 +111,6 @@ async def receive_content(
     exchange: Exchange,
     operation: Operation,
     creation: Creation,
-    preferences: Preferences,
     acknowledger: Acknowledger,
     config: Config,
 ) -> None:
@@ -124,7 +122,7 @@ async def receive_content(
     check = creation.check
     sink = OperationSink(operation, config.max_upload_size, check)
     async with operation.incoming.writing(await operation.incoming.end_writer()):
-        async with acknowledger.during(exchange, operation, preferences.acknowledge):
+        async with acknowledger.during(exchange, operation):
             await exchange.body.receive(bounded(sink, creation.max_content))
             await operation.incoming.written()
         if check is not None:
@@ -137,7 +135,6 @@ async def receive_patch(
     operation: Operation,
     place: int,
     append: Append,
-    preferences: Preferences,
     acknowledger: Acknowledger,
     config: Config,
 ) -> Transaction | None:
@@ -149,7 +146,7 @@ async def receive_patch(
     transaction that the client wished for, if the patch was applied that way (B9).
     """
     reader = append.reader
-    wished = preferences.transaction
+    wished = exchange.preferences.transaction
     atomic = reader.atomic if wished is None else wished is Transaction.ATOMIC
     async with operation.incoming.writing(place):
         if reader.range is not None:
@@ -157,7 +154,7 @@ async def receive_patch(
             progress = progress_of(operation, config.max_upload_size)
             check_part(progress, reader.range, exchange.head.length)
         await exchange.send_continue()
-        async with acknowledger.during(exchange, operation, preferences.acknowledge):
+        async with acknowledger.during(exchange, operation):
             judged = atomic or append.check is not None
             if judged:
                 whole = await _receive_judged(

@@ -62,7 +62,8 @@ __all__ = [
     "EXTENSIONS",
     "TUS",
     "TusServer",
-    "recognise",
+    "at_target",
+    "is_marked",
     "shows_mark",
     "tus_discovery",
 ]
@@ -89,23 +90,24 @@ _WORDS: Mapping[ProblemCode, ProblemCode] = {
 """Faults for which tus has another status (E6)."""
 
 
-def recognise(
-    head: RequestHead, *, on_upload: bool, strict_metadata: bool = False
-) -> ServerDialect | None:
-    """Return the dialect of a request that is marked as tus, else None.
-
-    tus defines one request to a target: the POST that begins an upload. Any other request
-    there gets the plain answer: see :class:`MarkedOnly`.
+def is_marked(head: RequestHead) -> bool:
+    """Whether a request is in tus.
 
     OPTIONS belongs to no dialect: it carries no version (D1), and its answer is about
     all of them. A PATCH that only has tus's media type is not tus, because all requests
     of tus are marked (D1). It is one of the union's formats (R15) and gets the target's
     response (R17).
     """
-    if _MARK not in head.fields or head.method == "OPTIONS":
-        return None
-    begins = head.method == "POST" and METHOD_OVERRIDE not in head.fields
-    if not (on_upload or begins):
+    return _MARK in head.fields and head.method != "OPTIONS"
+
+
+def at_target(head: RequestHead, strict_metadata: bool) -> ServerDialect:
+    """Return the dialect of a marked request to a target.
+
+    tus defines one request to a target: the POST that begins an upload. Any other request
+    there gets the plain answer: see :class:`MarkedOnly`.
+    """
+    if head.method != "POST" or METHOD_OVERRIDE in head.fields:
         return MARKED_ONLY
     return _STRICT_TUS if strict_metadata else TUS
 

@@ -18,10 +18,9 @@ import trio
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.dialects.tus import server as tus
 from trioresume.protocol.framing import (
-    check_head,
     find_head_end,
     head_start,
-    request_head,
+    parse_head,
 )
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.http.connection_limits import address_of
@@ -63,7 +62,19 @@ class Http1Connection:
         """Serve until the peer or the server ends the connection; then close it."""
         clean = False
         try:
-            await self._serve()
+            while (exchange := await self._next_exchange()) is not None:
+                self._answering = exchange
+                if self.stopping:
+                    exchange.close_after()
+                proxy = self._transport.peer if self._is_proxy else ""
+                await exchange.answer(self, proxy)
+                if not await exchange.finish() or self.stopping:
+                    break
+                if self._is_proxy:
+                    self._front.admission.count_as(self, "")
+                # Otherwise the exchange would stay in memory until the next request comes.
+                del exchange
+                self._answering = None
             clean = True
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
@@ -77,20 +88,6 @@ class Http1Connection:
             raise
         finally:
             await self._transport.aclose(clean=clean)
-
-    async def _serve(self) -> None:
-        while (exchange := await self._next_exchange()) is not None:
-            self._answering = exchange
-            if self.stopping:
-                exchange.close_after()
-            await exchange.answer(self, self._transport.peer if self._is_proxy else "")
-            if not await exchange.finish() or self.stopping:
-                break
-            if self._is_proxy:
-                self._front.admission.count_as(self, "")
-            # Otherwise the exchange would stay in memory until the next request comes.
-            del exchange
-            self._answering = None
 
     async def _say_unavailable(self, exchange: Http1Exchange) -> None:
         if not exchange.can_respond:
@@ -147,8 +144,6 @@ class Http1Connection:
         except PeerError as exc:
             await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
             return None
-        if head.length != 0:
-            await self._front.admission.turnstile.wait()
         return self._exchange(head, parser)
 
     async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
@@ -232,10 +227,10 @@ class Http1Connection:
         return count > 0
 
     def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
-        check_head(raw, self._front.head_limits)
+        head = parse_head(raw, self._front.head_limits, peer=self._transport.peer)
         parser.receive_data(raw)
         try:
-            event = parser.next_event()
+            parser.next_event()
         except h11.RemoteProtocolError as exc:
             raise PeerError(
                 ProblemCode.NOT_IMPLEMENTED
@@ -244,15 +239,6 @@ class Http1Connection:
                 "the head is malformed",
                 close=True,
             ) from exc
-        assert isinstance(event, h11.Request)
-        head = request_head(
-            event.method,
-            event.target,
-            Fields.from_wire(event.headers),
-            event.http_version,
-            peer=self._transport.peer,
-            limits=self._front.head_limits,
-        )
         if self._transport.tls is not None:
             head = replace(head, tls=self._transport.tls)
         return self._front.gateway.identify(head)
