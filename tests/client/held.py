@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 import trio
 
-from trioresume.client import Connector, Origin
+from trioresume.client import Connector, Origin, Route
 
 __all__ = ["HeldCall", "HeldConnector", "HeldStream"]
 
@@ -85,11 +85,11 @@ class HeldConnector:
         """Have the next *call* that is meant raise *error* at once."""
         self.hold(call, which).fail(error)
 
-    async def connect(self, origin: Origin) -> trio.abc.Stream:
+    async def connect(self, origin: Origin) -> Route:
         await self.meet("connect", b"")
-        stream = await self._connector.connect(origin)
+        stream = (await self._connector.connect(origin)).stream
         self.sent.append(b"")
-        return HeldStream(self, stream, len(self.sent) - 1)
+        return Route(HeldStream(self, stream, len(self.sent) - 1))
 
     async def meet(self, call: str, data: bytes) -> None:
         """A call was made: wait or raise as it was planned."""

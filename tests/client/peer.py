@@ -20,7 +20,7 @@ import h11
 import trio
 import trio.testing
 
-from trioresume.client import Origin
+from trioresume.client import Origin, Route
 from trioresume.protocol.heads import Fields
 
 BASE = "http://peer.test"
@@ -182,7 +182,7 @@ class Peer:
         self.down = 0
         """How many connections are refused from now on."""
 
-    async def connect(self, origin: Origin) -> trio.abc.Stream:
+    async def connect(self, origin: Origin) -> Route:
         await trio.lowlevel.checkpoint()
         if self.down:
             self.down -= 1
@@ -191,7 +191,7 @@ class Peer:
         self.clients.append(client)
         self._nursery.start_soon(self._run, self.connections, server)
         self.connections += 1
-        return client
+        return Route(client)
 
     async def _run(self, number: int, server: trio.abc.Stream) -> None:
         try:

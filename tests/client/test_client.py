@@ -179,13 +179,6 @@ async def test_urls_that_cannot_be_requested_are_the_callers_error(url: str) -> 
             await c.request("GET", url)
 
 
-async def test_https_is_refused_clearly_for_now() -> None:
-    """The TCP connector does not speak TLS."""
-    async with Client() as c:
-        with pytest.raises(CallerError, match="https"):
-            await c.request("GET", "https://127.0.0.1/")
-
-
 async def test_closed_client_sends_nothing() -> None:
     """Its lifetime is its `async with`."""
     async with scripted() as peer:

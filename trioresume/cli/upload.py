@@ -21,6 +21,7 @@ import trio
 from trioresume import (
     Client,
     ClientResponse,
+    ClientTls,
     Journal,
     ProtocolName,
     RetryPolicy,
@@ -36,6 +37,7 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.output import output
 from trioresume.cli.progress import Display, FileProgress, display
+from trioresume.cli.tls_options import tls_options
 from trioresume.text import printable
 
 __all__ = ["upload"]
@@ -80,6 +82,7 @@ __all__ = ["upload"]
 @click.option(
     "--token-file", type=SecretFile(), help="File whose first line is the bearer token."
 )
+@tls_options
 @click.option(
     "--retry-for",
     type=Duration(),
@@ -113,6 +116,7 @@ __all__ = ["upload"]
     "--json", "as_json", is_flag=True, help="Print one JSON object for each file."
 )
 def upload(
+    tls: ClientTls,
     files: tuple[str, ...],
     url: str,
     recursive: bool,
@@ -143,6 +147,7 @@ def upload(
     client = Client(
         protocol=protocol,
         token=token_file,
+        tls=tls,
         journal=remembered,
         retry=retry,
         idle_timeout=idle_timeout,
@@ -292,7 +297,7 @@ def _jobs(
     except ValueError as exc:
         raise click.UsageError(f"{url!r} is not a URL: {exc}") from exc
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise click.UsageError(f"{url!r} is not an http:// URL")
+        raise click.UsageError(f"{url!r} is not an http:// or https:// URL")
     if "@" in parts.netloc:
         raise click.UsageError(
             f"the URL for {parts.hostname} contains a user name or a password; "

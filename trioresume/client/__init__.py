@@ -15,7 +15,8 @@ from trioresume.client.client import Client
 from trioresume.client.content.sources import BodyInput
 from trioresume.client.decisions.protocol_choice import ProtocolName
 from trioresume.client.decisions.retry import RetryPolicy
-from trioresume.client.http.connector import Connector, TcpConnector
+from trioresume.client.http.connector import Connector, NetworkConnector, Route
+from trioresume.client.http.tls import ClientTls
 from trioresume.client.journal import Journal
 from trioresume.client.progress import Progress
 from trioresume.client.response import ClientResponse
@@ -25,11 +26,13 @@ __all__ = [
     "BodyInput",
     "Client",
     "ClientResponse",
+    "ClientTls",
     "Connector",
     "Journal",
+    "NetworkConnector",
     "Origin",
     "Progress",
     "ProtocolName",
     "RetryPolicy",
-    "TcpConnector",
+    "Route",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +26,12 @@ from trioresume.client.decisions.protocol_choice import (
 )
 from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
 from trioresume.client.decisions.transfer import Transfer
-from trioresume.client.http.connector import Connector, TcpConnector
+from trioresume.client.http.connector import Connector, NetworkConnector
 from trioresume.client.http.pool import Pool
+from trioresume.client.http.proxies import Proxies
 from trioresume.client.http.requests import HeaderInput, RequestBuilder
 from trioresume.client.http.round_trip import RateLimiter
+from trioresume.client.http.tls import ClientTls
 from trioresume.client.progress import Progress
 from trioresume.client.response import ClientResponse
 from trioresume.client.runner import Timeouts, TransferRunner
@@ -64,8 +67,12 @@ class Client:
     many bytes are kept of content that cannot be read twice. *max_response_size* is the
     most bytes of a response's content in memory. With *release* the client deletes the
     recorded response at the server after reading it. *limit_rate* is in bytes a second,
-    for all requests together. *random* draws the jitter. *connector* makes the
-    connections, by default plain TCP.
+    for all requests together. *random* draws the jitter.
+
+    *tls* is for ``https://``: a :class:`ClientTls`, or a context of your own. *proxies*
+    are the variables that name proxies, such as ``{"https_proxy": "http://host:3128"}``;
+    by default those of the environment, and with ``{}`` there is no proxy. *connector*
+    makes the connections in another way.
 
     *protocol* is the protocol of uploads: ``"seed"`` (Partial and Resumable Requests in
     HTTP), ``"rufh"`` (Resumable Uploads for HTTP) or ``"tus"`` (1.0.0). ``"auto"``
@@ -84,6 +91,8 @@ class Client:
         token: str | None = None,
         journal: Journal | None = None,
         retry: RetryPolicy | None = None,
+        tls: ClientTls | ssl.SSLContext | None = None,
+        proxies: Mapping[str, str] | None = None,
         connector: Connector | None = None,
         idle_timeout: float = 60.0,
         expect_timeout: float = 1.0,
@@ -101,7 +110,12 @@ class Client:
         self._standing = _standing_fields(Fields(headers), token)
         self._journal = journal
         self._retry = retry or RetryPolicy()
-        self._pool = Pool(connector or TcpConnector())
+        tls = tls or ClientTls()
+        self._tls = tls
+        if connector is None:
+            environ = os.environ if proxies is None else proxies
+            connector = NetworkConnector(tls, Proxies(environ))
+        self._pool = Pool(connector)
         self._timeouts = Timeouts(idle_timeout, expect_timeout)
         self._buffer_size = buffer_size
         self._max_response_size = max_response_size
@@ -112,6 +126,8 @@ class Client:
         """The dialect of each place. The number of places is bounded by the caller's requests."""
 
     async def __aenter__(self) -> Self:
+        if isinstance(self._tls, ClientTls):
+            self._tls.warn()
         return self
 
     async def __aexit__(

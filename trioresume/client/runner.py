@@ -41,6 +41,7 @@ from trioresume.client.http.round_trip import (
     ResponseSink,
     RoundTrip,
 )
+from trioresume.client.http.tls import HopelessConnection, explain
 from trioresume.client.progress import Progress, trouble_of
 from trioresume.client.response import ClientResponse
 from trioresume.errors import TransferFailed, UploadForgotten
@@ -192,9 +193,14 @@ class TransferRunner(Observer):
         try:
             exchange = await self._round_trip(request, sink, self)
         except _NotConnected as exc:
-            self._refuse_unknown_name(exc.reason)
+            self._refuse_hopeless(exc.reason)
             self._interrupted = self._interrupted or isinstance(action, Send | Append)
             return self._outcome(Reading(None, False, exc.reason), Sent.NOTHING)
+        if exchange.answer is None and exchange.cause is not None:
+            # In TLS 1.3 a server refuses a client's certificate after the handshake.
+            hopeless = explain(exchange.cause, request.url.origin)
+            if hopeless is not None:
+                self._refuse_hopeless(hopeless)
         if isinstance(action, Send | Create) and exchange.answer is not None:
             self._note_late_offer(action, exchange.answer)
         return self._outcome(sink.reading(exchange), self._carried(action, exchange))
@@ -232,13 +238,17 @@ class TransferRunner(Observer):
             self._interrupted = not answer.ok and not refused
         return exchange.sent
 
-    def _refuse_unknown_name(self, exc: OSError) -> None:
-        """Give up if the host's name does not exist: the user has mistyped it.
+    def _refuse_hopeless(self, exc: OSError) -> None:
+        """Give up if the host's name does not exist, or if its TLS cannot be used.
 
-        A name that has existed before is no typing error.
+        If the upload has begun, the host was reached before. So the network has changed,
+        and may change back.
         """
-        unknown = isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_NONAME
-        if unknown and self._attempts <= 1 and self._transfer.locations is None:
+        if self._attempts > 1 or self._transfer.locations is not None:
+            return
+        if isinstance(exc, HopelessConnection):
+            raise TransferFailed(str(exc)) from exc
+        if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_NONAME:
             raise TransferFailed(
                 f"{self._url.origin.host}: {exc.strerror}", resumable=True
             ) from exc

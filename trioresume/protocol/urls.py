@@ -63,7 +63,7 @@ class Url:
         except ValueError as exc:
             raise CallerError(f"{text!r} is not a URL: {exc}") from exc
         if parts.scheme not in _DEFAULT_PORTS or not host:
-            raise CallerError(f"{text!r} is not an absolute http:// URL")
+            raise CallerError(f"{text!r} is not an absolute http:// or https:// URL")
         if parts.username is not None or parts.password is not None:
             raise CallerError(
                 "credentials do not belong in a URL; use a token or a header"

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from trioresume.client.http.tls_stream import TlsStream
+
 if TYPE_CHECKING:
+    from trioresume.client.http.connector import Route
     from trioresume.protocol.urls import Origin
 
 __all__ = ["MAX_HEAD_BYTES", "ClientConnection"]
@@ -20,9 +23,10 @@ MAX_HEAD_BYTES = 64 * 1024
 class ClientConnection:
     """A connection and the parser's state for it."""
 
-    def __init__(self, stream: trio.abc.Stream, origin: Origin) -> None:
-        self.stream = stream
+    def __init__(self, route: Route, origin: Origin) -> None:
+        self.stream = route.stream
         self.origin = origin
+        self._proxy = route.proxy
         self.parser = h11.Connection(
             h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES
         )
@@ -41,13 +45,35 @@ class ClientConnection:
     @property
     def stale(self) -> bool:
         """Whether the server closed the idle connection meanwhile."""
-        if not isinstance(self.stream, trio.SocketStream):
+        descriptor = _descriptor(self.stream)
+        if descriptor is None:
             return False
         poll = select.poll()
-        poll.register(self.stream.socket.fileno(), select.POLLIN)
+        poll.register(descriptor, select.POLLIN)
         # Between exchanges the server sends nothing, so readable means closed.
         return bool(poll.poll(0))
+
+    def addressed(self, request: h11.Request) -> h11.Request:
+        """Return *request* in the form for the other end: with the whole URL for a proxy."""
+        if self._proxy is None:
+            return request
+        scheme = self.origin.scheme.encode("ascii")
+        authority = self.origin.authority.encode("ascii")
+        return h11.Request(
+            method=request.method,
+            target=scheme + b"://" + authority + request.target,
+            headers=[*request.headers, *self._proxy.fields],
+        )
 
     async def aclose(self) -> None:
         """Close at once, also if the exchange is unfinished."""
         await trio.aclose_forcefully(self.stream)
+
+
+def _descriptor(stream: trio.abc.Stream) -> int | None:
+    """Return the descriptor of the connection; None if it has none."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if isinstance(stream, trio.SocketStream | TlsStream):
+        return stream.socket.fileno()
+    return None

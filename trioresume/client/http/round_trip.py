@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol, cast
@@ -185,7 +186,7 @@ class RoundTrip:
         """Why the exchange has no final response, or no whole one."""
         self._failure: Exception | None = None
         self._connection = connection
-        self._request = request
+        self._request = connection.addressed(request)
         self._outgoing = outgoing
         self._sink = sink
         self._idle_timeout = idle_timeout
@@ -394,8 +395,9 @@ class RoundTrip:
             while not self.whole:
                 await self._handle(self._connection.parser.next_event())
         except (trio.BrokenResourceError, EOFError) as exc:
-            # The first failure is the better reason.
-            self.cause = self.cause or exc
+            # The first failure is the better reason, but for what TLS says at the end.
+            if self.cause is None or _is_alert(exc.__cause__):
+                self.cause = exc
         except h11.RemoteProtocolError as exc:
             # At the end of the stream h11 only names what it expected instead.
             early = EOFError("the server closed the connection too early")
@@ -434,3 +436,8 @@ class RoundTrip:
                 raise EOFError("the server closed the connection")
             case _:
                 raise AssertionError(f"h11 does not give a client {event!r}")
+
+
+def _is_alert(exc: BaseException | None) -> bool:
+    """Whether the peer said in TLS why it closes."""
+    return isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError)
