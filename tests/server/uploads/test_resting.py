@@ -17,6 +17,7 @@ from tests.server.harness import (
     memory_service,
 )
 from tests.server.seed import BODY
+from trioresume import Config, Principal, RequestHead
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.uploads import registry as operations
 from trioresume.store.port import CreateOperation, Mutation, SetLength
@@ -141,3 +142,62 @@ async def test_request_that_finds_nothing_leaves_nothing() -> None:
             reply = await service.connect().request("HEAD", place)
             assert reply.status == 404
         assert not service.operations._loaded
+
+
+async def _by_name(request: RequestHead) -> Principal:
+    return Principal(request.fields.get("x-name") or "owner")
+
+
+STRANGER = {"X-Name": "stranger"}
+NONE = f"/operations/{'A' * 22}/content"
+
+
+async def looks(
+    service: MemoryService, store: Watched, method: str, path: str
+) -> list[str]:
+    """What the store is asked when a stranger sends a request."""
+    store.asked.clear()
+    reply = await service.connect().request(method, path, STRANGER)
+    assert reply.status == 404
+    return list(store.asked)
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PATCH", "DELETE", "OPTIONS"])
+async def test_stranger_causes_as_many_looks_as_for_no_upload(
+    method: str, is_forgotten: bool, autojump_clock: Clock
+) -> None:
+    """R35: in memory or not, the first time and later: the time must not tell."""
+    store = Watched(chunk_size=64)
+    async with memory_service(
+        Recorder(), Config(authenticate=_by_name), store=store
+    ) as service:
+        place = await begun(service)
+        if is_forgotten:
+            service.operations._resting.clear()
+            service.operations._loaded.clear()
+        for _ in range(2):
+            assert await looks(service, store, method, place) == ["operation"]
+            assert await looks(service, store, method, NONE) == ["operation"]
+        assert len(service.operations._loaded) == 1
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_part_of_somebody_else_causes_as_many_looks_as_none(
+    is_forgotten: bool, autojump_clock: Clock
+) -> None:
+    """R35: the references of a concatenation are requests for uploads, too."""
+    store = Watched(chunk_size=64)
+    async with memory_service(
+        Recorder(), Config(authenticate=_by_name), store=store
+    ) as service:
+        place = await begun(service)
+        if is_forgotten:
+            service.operations._resting.clear()
+            service.operations._loaded.clear()
+        for path in (place, NONE, place):
+            store.asked.clear()
+            fields = {"Tus-Resumable": "1.0.0", "Upload-Concat": f"final;{path}"}
+            reply = await service.connect().request("POST", "/", fields | STRANGER)
+            assert reply.status == 400
+            assert store.asked == ["operation"]

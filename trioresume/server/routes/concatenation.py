@@ -37,8 +37,8 @@ async def _find_part(
     place = locate_reference(operations.config, reference)
     if place is None or place[1] is not Resource.CONTENT:
         raise _no_part()
-    async with operations.use(place[0]) as part:
-        if part is None or not part.is_visited_by(principal) or not part.is_partial:
+    async with operations.visit(place[0], principal) as part:
+        if part is None or not part.is_partial:
             raise _no_part()
         if part.is_whole:
             part.complete()

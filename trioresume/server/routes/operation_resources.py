@@ -133,14 +133,9 @@ class Resources:
             )
         named = dialect.method(exchange.head)
         asks = resource is Resource.CONTENT and named == "HEAD"
-        remembered = self._operations.remembers(operation_id)
-        using = self._operations.use(operation_id, asks_offset=asks)
-        async with using as operation:
-            if operation is None or not operation.is_visited_by(principal):
-                if remembered:
-                    # One look into the store, so that it takes as long as for no operation.
-                    store = self._storage.store
-                    await self._storage.run(store.operation, operation_id)
+        visiting = self._operations.visit(operation_id, principal, asks_offset=asks)
+        async with visiting as operation:
+            if operation is None:
                 raise PeerError(ProblemCode.NOT_FOUND)
             dialect.check(exchange.head)
             if named in ("HEAD", "PATCH"):

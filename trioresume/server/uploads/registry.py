@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import secrets
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -91,29 +91,45 @@ class _Creating:
         self._operations.leave(self._operation)
 
 
+@dataclass(frozen=True, slots=True)
+class _Visitor:
+    """Who sends a request for an operation, and whether it asks for the offset."""
+
+    principal: str | None
+    asks_offset: bool
+
+
 class _Using:
     """Use an operation that exists already, in the block."""
 
-    __slots__ = ("_asks_offset", "_id", "_operation", "_operations")
+    __slots__ = ("_id", "_operation", "_operations", "_visitor")
 
     def __init__(
-        self, operations: Operations, id: OperationId, asks_offset: bool
+        self, operations: Operations, id: OperationId, visitor: _Visitor | None
     ) -> None:
         self._operations = operations
         self._id = id
-        self._asks_offset = asks_offset
+        self._visitor = visitor
         self._operation: Operation
 
     async def __aenter__(self) -> Operation | None:
+        is_remembered = self._operations.remembers(self._id)
         operation = self._operation = self._operations.enter(self._id)
         operation.visitors += 1
         try:
             if not operation.is_loaded:
-                await self._operations.load(operation, self._asks_offset)
+                await self._operations.load(operation, self._visitor)
+            if not operation.is_loaded:
+                return None
+            visitor = self._visitor
+            if visitor is None or operation.is_visited_by(visitor.principal):
+                return operation
+            if is_remembered:
+                await self._operations.look_for_none()
         except BaseException:
             self._operations.leave(operation)
             raise
-        return operation if operation.is_loaded else None
+        return None
 
     async def __aexit__(self, *_: object) -> None:
         self._operations.leave(self._operation)
@@ -272,19 +288,30 @@ class Operations:
             await self.storage.commit(creation)
             operation.is_known = True
 
-    def use(
-        self, id: OperationId, *, asks_offset: bool = False
-    ) -> AbstractAsyncContextManager[Operation | None]:
-        """Use the operation called *id* in the block; None if there is none.
+    def use(self, id: OperationId) -> AbstractAsyncContextManager[Operation | None]:
+        """Use the operation called *id* in the block; None if there is none."""
+        return _Using(self, id, None)
 
-        With *asks_offset* one look at the disk finds both the operation and its offset.
+    def visit(
+        self, id: OperationId, principal: str | None, *, asks_offset: bool = False
+    ) -> AbstractAsyncContextManager[Operation | None]:
+        """Use the operation for a request of *principal*; None if *principal* has none.
+
+        An operation of somebody else takes as many looks at the store as one that does not
+        exist, so that the time of the answer does not tell them apart (R35). With
+        *asks_offset* one look at the disk finds both the operation and its offset.
         """
-        return _Using(self, id, asks_offset)
+        return _Using(self, id, _Visitor(principal, asks_offset))
 
     def remembers(self, id: OperationId) -> bool:
         """Whether the operation is in memory, so that the store is not asked."""
         operation = self._loaded.get(id)
         return operation is not None and operation.is_loaded
+
+    async def look_for_none(self) -> None:
+        """Do what a request for an operation that does not exist does."""
+        async with self.use(OperationId(secrets.token_urlsafe(16))):
+            pass
 
     def enter(self, id: OperationId) -> Operation:
         """Begin a use of the operation, which may not be loaded yet."""
@@ -296,7 +323,7 @@ class Operations:
         operation.users += 1
         return operation
 
-    async def load(self, operation: Operation, asks_offset: bool) -> None:
+    async def load(self, operation: Operation, visitor: _Visitor | None) -> None:
         """Load the operation, if the store has it."""
         # One task loads, the others wait: there must never be two copies of an operation.
         if operation.loading is None:
@@ -304,7 +331,7 @@ class Operations:
         async with Holding(operation.loading):
             if not operation.is_loaded:
                 record, offset = await self.storage.run(
-                    self._look, operation.id, asks_offset
+                    self._look, operation.id, visitor
                 )
                 if record is not None:
                     operation.load(record, offset)
@@ -313,12 +340,16 @@ class Operations:
         operation.loading = None if operation.is_loaded else operation.loading
 
     def _look(
-        self, id: OperationId, asks_offset: bool
+        self, id: OperationId, visitor: _Visitor | None
     ) -> tuple[OperationRecord | None, int | None]:
         """Look into the store, in a worker thread."""
         store = self.storage.store
         record = store.operation(id)
-        if record is None or record.state is not _S.RECEIVING or not asks_offset:
+        if record is None or record.state is not _S.RECEIVING:
+            return record, None
+        if visitor is None or not visitor.asks_offset:
+            return record, None
+        if visitor.principal != record.principal:
             return record, None
         try:
             return record, store.offset(request_key(id))
@@ -360,6 +391,6 @@ class Operations:
                 operation = self.enter(record.id)
                 try:
                     if not operation.is_loaded:
-                        await self.load(operation, False)
+                        await self.load(operation, None)
                 finally:
                     self.release(operation)
