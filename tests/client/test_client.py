@@ -98,6 +98,27 @@ async def test_request_asks_to_resume_and_waits_for_the_100(
     assert (seen[1].method, seen[1].target) == ("DELETE", "/op/0/message")
 
 
+async def test_first_offer_counts(autojump_clock: Clock) -> None:
+    """C19: a second address in the same exchange is not followed."""
+    seen: list[Received] = []
+    other = {name: path.replace("/op/0/", "/op/1/") for name, path in OFFER.items()}
+
+    async def begin(dialogue: Dialogue) -> None:
+        seen.append(await dialogue.read_head())
+        await dialogue.interim()
+        await dialogue.interim(fields=other)
+        await dialogue.stream.cut()
+
+    async def refuse(dialogue: Dialogue) -> None:
+        seen.append(await dialogue.read_head())
+        await dialogue.respond(400)
+
+    async with scripted(begin, refuse) as peer, client(peer) as c:
+        with pytest.raises(TransferFailed):
+            await c.request("POST", TARGET, body=b"hello")
+    assert [request.target for request in seen] == ["/target", "/op/0/content"]
+
+
 async def test_release_is_optional() -> None:
     """R29: the caller may want the record to stay."""
     model = Model()

@@ -342,7 +342,28 @@ def test_cut_patch_asks_again() -> None:
     assert begun(append(40)).after(cut(Sent.ALL)).action == AskOffset(CONTENT)
 
 
+@pytest.mark.parametrize(
+    ("offset", "action"),
+    [(0, append(0)), (59, append(59)), (60, append(60)), (61, Send())],
+)
+def test_only_compared_bytes_of_a_changed_file_are_kept(
+    offset: int, action: Action
+) -> None:
+    """The server may have more of another version than the bytes that were compared."""
+    made = begun(AskOffset(CONTENT), proven=60)
+    following = made.after(answered(200, {"content-length": str(offset)}))
+    assert following.action == action
+
+
 # The response.
+
+
+def test_cut_response_that_has_no_address_cannot_be_had_again() -> None:
+    """A POST is not sent twice for the rest of its response."""
+    made = begun(append(0), locations=Locations(CONTENT), all_sent=True)
+    answer = Answer(201, Fields({"content-length": "50", "upload-complete": "?1"}))
+    with pytest.raises(TransferFailed, match="cut after 10 bytes"):
+        made.after(cut(Sent.ALL, answer=answer, received=10))
 
 
 def test_recorded_response_ends_the_transfer() -> None:

@@ -59,6 +59,7 @@ def transfer(
     known_to_resume: bool = False,
     all_sent: bool = False,
     protocol: ProtocolName = "seed",
+    proven: int | None = None,
 ) -> Transfer:
     policy = RetryPolicy(attempts=attempts)
     content = content or Facts()
@@ -70,6 +71,7 @@ def transfer(
         choice=ProtocolChoice(protocol, method, content.length, known=known),
         locations=locations,
         all_sent=all_sent,
+        proven=proven,
         retry_unsafe=retry_unsafe,
         max_restarts=policy.restarts,
     )

@@ -13,6 +13,7 @@ import difflib
 import os
 import queue
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,10 @@ from tests.mutation.mutants import Mutant, Place, apply, places
 
 _MEMORY = 4 * 1024**3
 """Bytes of address space a run of tests may take: a mutant may be greedy."""
+_OUT_OF_TIME = "OUT OF TIME"
+# How pytest-timeout shows where a test hangs, before it ends the process.
+_HUNG = re.compile(r"^\++ Timeout \++$", re.MULTILINE)
+_HANGING_TEST = re.compile(r'File ".*/(tests/[\w/]+\.py)", line \d+, in (test_\w+)')
 _COPIED = ("trioresume", "tests", "docs", "bench", "newsfragments", ".ci")
 _COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
 
@@ -47,8 +52,16 @@ class Outcome:
     mutant: Mutant
     diff: str
     noticed_by: str | None
-    """The test that failed, or ``timeout``; None for a survivor."""
+    """The test that failed or hung; None for a survivor."""
     seconds: float
+
+    @property
+    def is_noticed(self) -> bool:
+        """Whether a test noticed it. Tests that take too long together prove nothing.
+
+        On a busy machine they do so without any change.
+        """
+        return self.noticed_by not in (None, _OUT_OF_TIME)
 
 
 class Tree:
@@ -96,11 +109,12 @@ class Tree:
         while True:
             skipped = [f"--deselect={test}" for test in chance]
             noticed = self._pytest([*further_tests(module), *skipped], until)
-            if noticed is None or not noticed.startswith("FAILED ") or len(chance) > 3:
+            how, _, test = (noticed or "").partition(" ")
+            if how not in ("FAILED", "HUNG") or not test or len(chance) > 3:
                 return noticed
-            test = noticed.removeprefix("FAILED ")
-            if self._pytest([test], until) is not None:
-                return noticed
+            again = self._pytest([test], until)
+            if again is not None:
+                return again if again == _OUT_OF_TIME else noticed
             chance.append(test)
 
     def _pytest(self, paths: list[str], until: float) -> str | None:
@@ -132,10 +146,13 @@ class Tree:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
-                return "timeout"
+                return _OUT_OF_TIME
         if process.returncode == 0:
             return None
         lines = output.splitlines()
+        if _HUNG.search(output):
+            found = _HANGING_TEST.search(output)
+            return f"HUNG {found[1]}::{found[2]}" if found else "HUNG"
         failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
         return failed[0].split(" - ")[0] if failed else f"exit {process.returncode}"
 
@@ -235,7 +252,7 @@ def _main() -> None:
         run = _Run(trees, limit, options.seconds)
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(run.judge, chosen))
-    survivors = [o for o in run.outcomes if o.noticed_by is None]
+    survivors = [o for o in run.outcomes if not o.is_noticed]
     for outcome in sorted(survivors, key=lambda o: (o.module, o.mutant.line)):
         print(f"\n{outcome.diff}")
     total = len(run.outcomes)

@@ -71,3 +71,51 @@ def test_changes_are_made_where_they_can_be_faults() -> None:
     # Which of two fields is set first means nothing.
     first, second = "    self.field = 1\n", "    other.field = 2\n"
     assert SOURCE.replace(first + second, second + first) not in changed
+
+
+class ScriptedTree:
+    """Gives the results of runs of tests one after the other; notes what was run."""
+
+    def __init__(self, *results: str | None) -> None:
+        self.results = list(results)
+        self.runs: list[list[str]] = []
+
+    def __call__(self, paths: list[str], until: float) -> str | None:
+        self.runs.append(list(paths))
+        return self.results.pop(0)
+
+
+FAILS, HANGS = "FAILED tests/a.py::test_a", "HUNG tests/a.py::test_a"
+OUT_OF_TIME = "OUT OF TIME"
+
+
+@pytest.mark.parametrize(
+    ("results", "judged", "noticed"),
+    [
+        ([None, None], None, False),
+        ([FAILS], FAILS, True),
+        # Among all the tests one may fail or hang by chance: it is run once more.
+        ([None, FAILS, FAILS], FAILS, True),
+        ([None, HANGS, HANGS], HANGS, True),
+        ([None, FAILS, None, None], None, False),
+        ([None, HANGS, None, None], None, False),
+        # Tests that take too long together prove nothing.
+        ([None, OUT_OF_TIME], OUT_OF_TIME, False),
+        ([None, FAILS, OUT_OF_TIME], OUT_OF_TIME, False),
+    ],
+)
+def test_mutant_is_noticed_only_if_a_test_fails_for_it(
+    results: list[str | None],
+    judged: str | None,
+    noticed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy machine must not make the figure better."""
+    runner = pytest.importorskip("tests.mutation.__main__", exc_type=ImportError)
+    tree = object.__new__(runner.Tree)
+    script = ScriptedTree(*results)
+    monkeypatch.setattr(tree, "_pytest", script)
+    assert tree.test("store/disk/tails", 900.0) == judged
+    assert script.results == []
+    outcome = runner.Outcome("store/disk/tails", None, "", judged, 1.0)
+    assert outcome.is_noticed is noticed

@@ -163,6 +163,22 @@ def test_last_seals_and_freeze_go_in_one_submission(stand: Stand) -> None:
     assert stand.stored_bytes() == 20
 
 
+@pytest.mark.parametrize("size", [1, CHUNK, 3 * CHUNK, 20])
+def test_what_follows_a_freeze_in_its_submission_is_done(
+    stand: Stand, size: int
+) -> None:
+    """Also if all seals come in this submission, which has a way of its own."""
+    writer = begin(stand.store)
+    seals = [seal.run() for seal in (*writer.append(DATA[:size]), *writer.finish())]
+    content = stand.store.sealed_content(KEY, seals)
+    complete = SetState(OP, OperationState.COMPLETE)
+    do(stand.store, *seals, FreezeContent(KEY, content), complete)
+    found = stand.store.operation(OP)
+    assert found is not None
+    assert (found.content, found.state) == (content, OperationState.COMPLETE)
+    assert read_content(stand.store, content) == DATA[:size]
+
+
 @pytest.mark.parametrize("order", _ORDERS)
 def test_seals_apply_in_any_order(stand: Stand, order: tuple[int, ...]) -> None:
     """Only the contiguous prefix counts as sealed; the offset counts all."""
