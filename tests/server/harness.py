@@ -21,6 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from trioresume.protocol.clock import ServiceClock
 from trioresume.server.api.handler import AnyTarget, as_target
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Workers
+from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.serving import Doorman, running_service, running_storage
 from trioresume.server.uploads.registry import Operations
 from trioresume.store.port import Mutation, Store
@@ -340,6 +342,32 @@ class FullCatalog(MemoryStore):
         return super().apply(batch)
 
 
+class Carrier:
+    """How the connections of a memory service speak: HTTP/1.1 in memory, unless derived.
+
+    The tests of a folder run over several carriers if its ``conftest.py`` has the fixture
+    ``carrier`` of :mod:`tests.server.carriers`.
+    """
+
+    name = "h1"
+    scheme = "http"
+
+    def config(self, config: Config) -> Config:
+        """*config* with what the carrier needs."""
+        return config
+
+    def contexts(self) -> ServerContexts | None:
+        """The certificates of the service, if the carrier uses TLS."""
+        return None
+
+    def connect(self, service: MemoryService) -> Client:
+        """A new connection to *service*."""
+        return Client(service.transports()[1])
+
+
+CARRIER: ContextVar[Carrier] = ContextVar("CARRIER", default=Carrier())  # noqa: B039 - it is immutable
+
+
 class MemoryService:
     """A running service whose connections and store are in memory."""
 
@@ -350,12 +378,20 @@ class MemoryService:
         doorman: Doorman,
         clock: ServiceClock,
         connections: trio.Nursery,
+        carrier: Carrier,
     ) -> None:
+        self._carrier = carrier
+        self.sockets: list[trio.socket.SocketType] = []
+        """The clients' ends, closed with the service, if the carrier needs sockets."""
         self.store = store
         self.storage = storage
         self.clock = clock
         self.connections = connections
         self._doorman = doorman
+
+    @property
+    def doorman(self) -> Doorman:
+        return self._doorman
 
     @property
     def operations(self) -> Operations:
@@ -373,7 +409,7 @@ class MemoryService:
         return theirs, ours
 
     def connect(self) -> Client:
-        return Client(self.transports()[1])
+        return self._carrier.connect(self)
 
     def stop(self) -> None:
         """Cut everything at once, as a cancelled service does."""
@@ -389,7 +425,8 @@ async def memory_service(
     clock: ServiceClock | None = None,
 ) -> AsyncIterator[MemoryService]:
     """A service in memory. On exit it is cancelled, as by its caller."""
-    config = config or Config()
+    carrier = CARRIER.get()
+    config = carrier.config(config or Config())
     held = store if isinstance(store, HeldStore) else None
     if held is not None:
         store = held.store
@@ -401,12 +438,17 @@ async def memory_service(
     async with (
         running_storage(port, config, workers) as storage,
         trio.open_nursery() as whole,
-        running_service(target, config, storage, clock) as doorman,
+        running_service(
+            target, config, storage, clock, contexts=carrier.contexts()
+        ) as doorman,
         trio.open_nursery() as connections,
     ):
+        service = MemoryService(store, storage, doorman, clock, connections, carrier)
         try:
-            yield MemoryService(store, storage, doorman, clock, connections)
+            yield service
         finally:
+            for sock in service.sockets:
+                sock.close()
             if held is not None:
                 held.let_go()
         whole.cancel_scope.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.server.harness import Reply
+from tests.server.harness import CARRIER, Reply
 from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
 
 NEWEST = VERSIONS[max(VERSIONS)]
@@ -35,5 +35,6 @@ def completeness(version: Version, fields: Mapping[str, str] | Reply) -> bool | 
 
 def path_of(location: str) -> str:
     """The path of an absolute location."""
-    assert location.startswith("http://test/")
-    return location.removeprefix("http://test")
+    root = f"{CARRIER.get().scheme}://test"
+    assert location.startswith(f"{root}/")
+    return location.removeprefix(root)

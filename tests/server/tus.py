@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 
-from tests.server.harness import Client, MemoryService, Reply
+from tests.server.harness import CARRIER, Client, MemoryService, Reply
 from trioresume.protocol.operation import OperationState
 from trioresume.store.port import OperationRecord
 
@@ -26,8 +26,9 @@ def sha1(data: bytes) -> dict[str, str]:
 def place(reply: Reply) -> str:
     """The path of the upload; told as an absolute URI, which some clients need (R4)."""
     location = reply["location"]
-    assert location.startswith("http://test/operations/")
-    return location.removeprefix("http://test")
+    root = f"{CARRIER.get().scheme}://test"
+    assert location.startswith(f"{root}/operations/")
+    return location.removeprefix(root)
 
 
 async def create(

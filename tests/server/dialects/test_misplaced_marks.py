@@ -31,6 +31,8 @@ from tests.server.harness import (
 from trioresume.store.port import FileRecord, OperationId, request_key
 from trioresume.targets.files import FileService
 
+pytestmark = pytest.mark.h1_only  # hundreds of cases, which no carrier changes
+
 OLD = b"what is stored there"
 NEW = b"hello"
 """The content of a request; it is the second half of the upload's."""

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.server.harness import (
+    CARRIER,
     RESUME,
     Client,
     Recorder,
@@ -1119,7 +1120,7 @@ async def test_digests_nobody_wants_are_not_computed(
 @pytest.mark.parametrize(
     ("fields", "public_url", "prefix"),
     [
-        ({}, None, "http://test"),
+        ({}, None, "SCHEME://test"),
         ({}, "https://up.example/root", "https://up.example/root"),
         ({"X-Forwarded-Proto": "https"}, None, ""),
         ({"Forwarded": "proto=https"}, None, ""),
@@ -1135,6 +1136,7 @@ async def test_location_is_absolute_where_it_can_be_known(
     async with memory_service(Recorder(), config) as service:
         sent = {**says(NEWEST, False), **fields}
         reply = await service.connect().request("POST", "/", sent, BODY)
+        prefix = prefix.replace("SCHEME", CARRIER.get().scheme)
         assert reply["location"].startswith(f"{prefix}/operations/")
         assert reply.interims[0].fields.get("location") == reply["location"]
 
@@ -1145,7 +1147,8 @@ async def test_host_of_one_request_is_told_to_nobody_else() -> None:
         client = service.connect()
         fields = {**says(NEWEST, True), **RESUME}
         reply = await client.request("POST", "/files/", fields, BODY)
-        assert reply["location"].startswith("http://test/operations/")
+        root = f"{CARRIER.get().scheme}://test"
+        assert reply["location"].startswith(f"{root}/operations/")
         message = await client.request("GET", reply.message)
-        assert b"http://test" not in message.body
+        assert root.encode() not in message.body
         assert b"\r\nLocation: /files/" in message.body
