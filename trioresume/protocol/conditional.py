@@ -29,6 +29,11 @@ class Outcome(Enum):
     """Answer 412."""
 
 
+_PRECONDITIONS = frozenset(
+    {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+)
+
+
 def evaluate(
     method: str,
     fields: Fields,
@@ -43,6 +48,11 @@ def evaluate(
     Unix seconds. *exists* is false if there is no current representation.
     Raises :class:`~trioresume.errors.PeerError` (400) for a malformed list of tags.
     """
+    for name, _ in fields:
+        if name in _PRECONDITIONS:
+            break
+    else:
+        return Outcome.PROCEED  # the usual case
     current = None if etag is None or not exists else parse_entity_tag(etag)
     # The field has whole seconds, so it is compared with whole seconds.
     modified = None if last_modified is None else math.floor(last_modified)

@@ -105,25 +105,23 @@ class ReprDigest:
     """The digests of the whole that an upload's first request claims and wants."""
 
     def __init__(self, fields: Fields) -> None:
-        self._expected = _known(byte_sequences(fields, "repr-digest"))
-        wanted = integer_members(fields, "want-repr-digest")
-        # RFC 9530, section 4: 0 means "not acceptable", 1 to 10 a preference.
-        self._wanted = [n for n in _ALGORITHMS if 1 <= wanted.get(n, 0) <= 10]
-
-    @property
-    def expected(self) -> set[str]:
+        self._expected: dict[str, bytes] = {}
+        self.expected: set[str] = set()
         """The algorithms of the claimed digests, which have to be checked."""
-        return set(self._expected)
-
-    @property
-    def wanted(self) -> set[str]:
+        self.wanted: set[str] = set()
         """The algorithms of the digests that the client wants to be told."""
-        return set(self._wanted)
+        if "repr-digest" in fields:
+            self._expected = _known(byte_sequences(fields, "repr-digest"))
+            self.expected = set(self._expected)
+        if "want-repr-digest" in fields:
+            wanted = integer_members(fields, "want-repr-digest")
+            # RFC 9530, section 4: 0 means "not acceptable", 1 to 10 a preference.
+            self.wanted = {n for n in _ALGORITHMS if 1 <= wanted.get(n, 0) <= 10}
 
     def verify(self, digests: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """Return the wanted ones of *digests*. Raises :class:`PeerError` DIGEST_MISMATCH."""
         _compare(self._expected, digests, "Repr-Digest")
-        return {name: digests[name] for name in self._wanted if name in digests}
+        return {n: digests[n] for n in _ALGORITHMS if n in self.wanted and n in digests}
 
 
 def repr_digest(digests: Mapping[str, bytes]) -> str:

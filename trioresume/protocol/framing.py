@@ -196,21 +196,24 @@ def _field_lines(block: bytes, max_fields: int) -> list[tuple[bytes, bytes]]:
         )
     if lines[-2:] != [b"", b""] and lines != [b"", b""]:
         raise _refusal("the header section does not end with an empty line")
-    return [_field_line(line) for line in lines[:-2]]
+    pairs = []
+    for line in lines[:-2]:
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise _bad_line(line)
+        pairs.append((match[1], match[2].rstrip(b" \t")))
+    return pairs
 
 
-def _field_line(line: bytes) -> tuple[bytes, bytes]:
-    match = _FIELD_LINE.fullmatch(line)
-    if match is not None:
-        return match[1], match[2].rstrip(b" \t")
+def _bad_line(line: bytes) -> PeerError:
     if line[:1] in (b" ", b"\t"):
-        raise _refusal("a field is folded over several lines")
+        return _refusal("a field is folded over several lines")
     if _NAME_BEFORE_SPACE.match(line) is not None:
         # RFC 9112, section 5.1, requires a refusal, because proxies disagree on such a name.
-        raise _refusal("there is a space between a field's name and its colon")
+        return _refusal("there is a space between a field's name and its colon")
     if b"\r" in line or b"\n" in line:
-        raise _refusal("a line of the head does not end in CRLF")
-    raise _refusal("a field line is malformed")
+        return _refusal("a line of the head does not end in CRLF")
+    return _refusal("a field line is malformed")
 
 
 def parse_field_block(

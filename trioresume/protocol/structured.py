@@ -94,7 +94,9 @@ def is_natural(value: object) -> TypeGuard[int]:
 def _item(fields: Fields, name: str) -> object:
     """Return the value of an Item; None for two field lines, which make a List."""
     lines = fields.get_all(name)
-    parsed = _parse(lines[0], "item") if len(lines) == 1 else None
+    if len(lines) != 1:
+        return None
+    parsed = _parse(lines[0], "item")
     return parsed[0] if isinstance(parsed, tuple) else None
 
 

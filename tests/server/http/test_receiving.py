@@ -187,5 +187,5 @@ async def test_wake_up_without_a_byte_is_not_the_end(
     fickle = _Fickle(marked._transport)
     body._transport = fickle  # type: ignore[assignment]  # the rest is delegated
     assert await _receive(body, theirs, send) == 4 * KIB
-    assert body.finished
+    assert body.remaining == 0
     assert fickle.calls >= 8

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trioresume.protocol.heads import Fields
-from trioresume.protocol.structured import format_dictionary, integer_members
+from trioresume.protocol.structured import integer_members
 
 __all__ = ["UploadLimits"]
 
@@ -36,7 +36,7 @@ class UploadLimits:
 
         *lifetime* is the name of the member for the lifetime, and the seconds.
         """
-        members: dict[str, int | bytes] = {}
+        members: dict[str, int] = {}
         for name in _LIMITS:
             value: int | None = getattr(self, name)
             if value is not None:
@@ -44,4 +44,5 @@ class UploadLimits:
         if lifetime is not None:
             members[lifetime[0]] = lifetime[1]
         # An empty Dictionary cannot be sent. This member stands for "no limits".
-        return format_dictionary(members or {"min-size": 0})
+        members = members or {"min-size": 0}
+        return ", ".join(f"{name}={value}" for name, value in members.items())

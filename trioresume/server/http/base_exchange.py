@@ -96,12 +96,14 @@ class BaseExchange(ABC):
         if head.length != 0:
             await self._front.admission.turnstile.wait()
         try:
-            self._owes_continue = self._expects_continue = expects_continue(head)
+            if "expect" in head.fields:
+                self._owes_continue = self._expects_continue = expects_continue(head)
             gateway = self._front.gateway
             if proxy:
                 client = gateway.client_address(head, proxy)
                 self._front.admission.count_as(guest, client)
-            granted = gateway.preflight(head)
+            pages = gateway.cross_origin
+            granted = None if pages is None else pages.preflight(head)
             if granted is None:
                 await self._front.handle(self)
             else:
@@ -231,26 +233,16 @@ class BaseExchange(ABC):
             await self._end()
 
     def _final_fields(self, status: int, fields: Fields) -> Fields:
-        fields = self._with_one_location(status, fields).plus(self.dialect.fields)
-        fields = self._front.gateway.finish(self.head, fields)
+        if self._told_location is not None:
+            fields = _with_one_location(status, fields, self._told_location)
+        fields = fields.plus(self.dialect.fields)
+        pages = self._front.gateway.cross_origin
+        if pages is not None:
+            fields = pages.marked(self.head, fields)
         if "date" not in fields:
             now = self._front.clock.date()
             fields = fields.plus({"date": format_http_date(now)})
         return fields
-
-    def _with_one_location(self, status: int, fields: Fields) -> Fields:
-        """Give *fields* the ``Location`` that an interim response had, if one did (C19).
-
-        libcurl since 8.17 ends a transfer with an error if two responses to one request
-        have different ones. A redirect keeps its own, because its meaning depends on it.
-        """
-        told, own = self._told_location, fields.get("location")
-        if told is None or own in (None, told) or 300 <= status < 400:
-            return fields
-        moved = fields.without("location").plus({"location": told})
-        if "content-location" in fields:
-            return moved
-        return moved.plus({"content-location": own or ""})
 
     async def respond_problem(self, error: PeerError) -> None:
         """Answer with the problem document of *error* (RFC 9457)."""
@@ -300,3 +292,18 @@ class BaseExchange(ABC):
     @abstractmethod
     async def _end(self) -> None:
         """End the response; refuse to if blocks were less than the head states."""
+
+
+def _with_one_location(status: int, fields: Fields, told: str) -> Fields:
+    """Give *fields* the ``Location`` *told* that an interim response had (C19).
+
+    libcurl since 8.17 ends a transfer with an error if two responses to one request have
+    different ones. A redirect keeps its own, because its meaning depends on it.
+    """
+    own = fields.get("location")
+    if own in (None, told) or 300 <= status < 400:
+        return fields
+    moved = fields.without("location").plus({"location": told})
+    if "content-location" in fields:
+        return moved
+    return moved.plus({"content-location": own or ""})

@@ -1,7 +1,6 @@
-"""The rules for proxies and browsers, applied to each request and each final response.
+"""The rules for proxies and browsers: who sent a request, and which pages may.
 
-They apply first to a request and last to a response; no other module knows of them. G13 is
-in docs/supported-protocols.md.
+They apply first to a request and last to a response. G13 is in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from trioresume.server.api.config import cross_origin, proxies
 from trioresume.server.http.connection_limits import address_of
 
 if TYPE_CHECKING:
-    from trioresume.protocol.heads import Fields, RequestHead
+    from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.config import Config
 
 __all__ = ["Gateway"]
@@ -37,7 +36,9 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self._proxies = proxies(config)
-        self._cross_origin = cross_origin(config)
+        self._has_proxies = bool(config.trusted_proxies)
+        self.cross_origin = cross_origin(config)
+        """The rights of pages of other origins; None if they have none."""
 
     def is_proxy(self, peer: str) -> bool:
         """Whether *peer* is a trusted proxy."""
@@ -59,7 +60,7 @@ class Gateway:
 
     def identify(self, head: RequestHead) -> RequestHead:
         """Return *head* with its sender and its origin, as far as they are known (G13)."""
-        if not self._proxies.trusts(host_of(head.peer)):
+        if not (self._has_proxies and self.is_proxy(head.peer)):
             return replace(head, origin=_direct_origin(head))
         hop = self._proxies.first_hop(head.fields)
         authority = hop.authority_or(head.fields.get("host") or "")
@@ -69,21 +70,6 @@ class Gateway:
             peer=hop.client or head.peer,
             origin=origin_from(hop.scheme, authority) if known else "",
         )
-
-    def preflight(self, head: RequestHead) -> Fields | None:
-        """Return the fields of the answer if *head* is a CORS preflight; else None.
-
-        Raises :class:`PeerError` (403).
-        """
-        if self._cross_origin is None:
-            return None
-        return self._cross_origin.preflight(head)
-
-    def finish(self, head: RequestHead, fields: Fields) -> Fields:
-        """Return *fields* of a final response to *head*, plus those that a browser needs."""
-        if self._cross_origin is None:
-            return fields
-        return self._cross_origin.marked(head, fields)
 
 
 def _direct_origin(head: RequestHead) -> str:

@@ -66,18 +66,21 @@ def recognise(
     head: RequestHead, *, on_upload: bool, any_interop_version: bool
 ) -> RufhServer | None:
     """Return the dialect if the request is in one of RUFH's versions, else None."""
-    number = integer_item(head.fields, INTEROP_VERSION)
-    version = VERSIONS.get(number) if number is not None else None
-    if version is not None:
-        dialect = RufhServer(version, interims=True)
-    else:
-        dialect = RufhServer(UNVERSIONED, interims=any_interop_version)
+    fields = head.fields
+    dialect: RufhServer | None = None
+    if INTEROP_VERSION in fields:
+        dialect = _VERSIONED.get(integer_item(fields, INTEROP_VERSION))
     if on_upload:
-        appends = essence_of(head.fields) == PARTIAL_UPLOAD
-        return dialect if version is not None or appends else None
-    creates = head.method not in _NEVER_CREATES
-    said = dialect.version.completeness(head.fields)
-    return dialect if creates and said is not None else None
+        if dialect is None and "content-type" in fields:
+            appends = essence_of(fields) == PARTIAL_UPLOAD
+            return _UNVERSIONED[any_interop_version] if appends else None
+        return dialect
+    if dialect is None:
+        dialect = _UNVERSIONED[any_interop_version]
+    version = dialect.version
+    if head.method in _NEVER_CREATES or version.completeness_field not in fields:
+        return None
+    return None if version.completeness(fields) is None else dialect
 
 
 class RufhServer(ServerDialect):
@@ -313,3 +316,12 @@ class RufhServer(ServerDialect):
             return Fields()
         lifetime = (self.version.lifetime_limit, upload.lifetime)
         return Fields({"upload-limit": upload.limits.field(lifetime)})
+
+
+_VERSIONED: dict[int | None, RufhServer] = {
+    number: RufhServer(version, interims=True) for number, version in VERSIONS.items()
+}
+_UNVERSIONED = {
+    may_interim: RufhServer(UNVERSIONED, interims=may_interim)
+    for may_interim in (False, True)
+}

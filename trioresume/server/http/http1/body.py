@@ -123,10 +123,6 @@ class Http1Body(PacedBody):
         self._reader: ChunkedReader | None = None
 
     @property
-    def finished(self) -> bool:
-        return self._remaining == 0
-
-    @property
     def trailers(self) -> Fields:
         """The trailers of chunked content that has ended."""
         return self._chunks.trailers

@@ -145,10 +145,9 @@ class Http1Exchange(BaseExchange):
         the connection resolves that.
         """
         remaining = self._body.remaining
-        return self._body.finished or (
-            remaining is not None
-            and remaining <= self._front.config.drain_size
-            and not self._owes_continue
+        return remaining is not None and (
+            remaining == 0
+            or (remaining <= self._front.config.drain_size and not self._owes_continue)
         )
 
     async def finish(self) -> bool:
@@ -157,14 +156,14 @@ class Http1Exchange(BaseExchange):
         In that case this reads for a while what the peer still sends: a reset would destroy
         the response before the peer has read it (RFC 9112, section 9.6).
         """
-        if self._keep_alive and self._body.finished:
+        if self._keep_alive and self._body.remaining == 0:
             return True  # the usual case
         config = self._front.config
         with trio.move_on_after(config.drain_timeout):
             try:
                 if self._keep_alive:
                     return await self._body.discard(config.drain_size)
-                if not self._body.finished or self._more_came():
+                if self._body.remaining != 0 or self._more_came():
                     await self._transport.send_eof()
                     await self._linger()
             except (ContentCut, PeerError, trio.BrokenResourceError):
