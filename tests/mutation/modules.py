@@ -71,16 +71,17 @@ MODULES: dict[str, tuple[str, ...]] = {
         "serving",
         "uploads/expiry",
         "uploads/hashing",
-        "uploads/incoming",
-        "uploads/lifetimes",
+        "uploads/incoming_content",
+        "uploads/loaded_operation",
         "uploads/locations",
         "uploads/operation",
         "uploads/quotas",
-        "uploads/reception",
+        "uploads/receive",
+        "uploads/receive_patch",
         "uploads/registry",
         "uploads/response_writer",
-        "uploads/sinks",
         "uploads/target_call",
+        "uploads/turns",
     ),
     "protocol": (
         "appending",
@@ -184,7 +185,6 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/test_failures.py",
         "tests/server/routes/test_result.py",
     ),
-    "server/uploads/lifetimes": ("tests/server/uploads/test_expiry.py",),
     "server/http/http1/connection": (
         "tests/server/http/test_hostile.py",
         "tests/server/http/test_gateway.py",
@@ -198,7 +198,7 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/http/test_hostile.py",
         "tests/server/routes/test_result.py",
     ),
-    "server/uploads/incoming": (
+    "server/uploads/incoming_content": (
         _HELD,
         "tests/server/async_store/test_storage.py",
         "tests/server/routes/test_content.py",
@@ -209,6 +209,13 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/routes/test_content.py",
         "tests/server/routes/test_result.py",
     ),
+    "server/uploads/loaded_operation": (
+        _HELD,
+        "tests/server/uploads/test_resting.py",
+        "tests/server/uploads/test_expiry.py",
+        "tests/server/routes/test_result.py",
+    ),
+    "server/uploads/turns": ("tests/server/uploads/test_takeover.py",),
     "server/uploads/quotas": (_HELD,),
     "server/uploads/locations": (
         "tests/server/routes/test_result.py",
@@ -238,12 +245,12 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/dialects/test_dialects.py",
     ),
     "server/serving": ("tests/server/routes/test_starting.py",),
-    "server/uploads/sinks": (
+    "server/uploads/receive_patch": (
         _HELD,
         "tests/server/routes/test_transactions.py",
         "tests/server/routes/test_content.py",
     ),
-    "server/uploads/reception": (
+    "server/uploads/receive": (
         "tests/server/routes/test_content.py",
         "tests/server/dialects/test_rufh.py",
     ),

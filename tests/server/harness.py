@@ -37,10 +37,10 @@ from trioresume.errors import StorageConflict, StorageFull
 from trioresume.protocol.clock import ServiceClock
 from trioresume.server.api.handler import AnyTarget, as_target
 from trioresume.server.async_store.storage import Storage
-from trioresume.server.async_store.threads import Workers
+from trioresume.server.async_store.threads import Threads
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.serving import Doorman, running_service, running_storage
-from trioresume.server.uploads.registry import Operations
+from trioresume.server.uploads.registry import Registry
 from trioresume.store.port import Mutation, Store
 from trioresume.testing import MemoryTransport, memory_transport_pair
 from trioresume.testing.memory_store import MemoryStore
@@ -394,7 +394,7 @@ class MemoryService:
         return self._doorman
 
     @property
-    def operations(self) -> Operations:
+    def operations(self) -> Registry:
         return self._doorman._service._operations
 
     @property
@@ -432,7 +432,7 @@ async def memory_service(
         store = held.store
     store = cast("MemoryStore | None", store) or MemoryStore(chunk_size=64)
     port = store if held is None else held.port
-    workers = Workers if held is None else held.workers
+    workers = Threads if held is None else held.workers
     target = as_target(handler)
     clock = clock or ServiceClock(_wall, trio.current_time)
     async with (

@@ -32,7 +32,7 @@ from typing import Any, cast
 import trio
 
 from trioresume.errors import StorageConflict
-from trioresume.server.async_store.threads import Job, Lane, Then, Workers
+from trioresume.server.async_store.threads import Job, Lane, Then, Threads
 from trioresume.store.port import Mutation, Store
 from trioresume.testing.memory_store import MemoryStore
 
@@ -252,9 +252,9 @@ class HeldStore:
                 return plan.meet(partial(function, *args))
         return function(*args)
 
-    def workers(self, threads: int) -> Workers:
+    def workers(self, threads: int) -> Threads:
         """What the server makes its calls by."""
-        return _HeldWorkers()
+        return _HeldThreads()
 
 
 _MADE = {
@@ -298,7 +298,7 @@ class _Watched:
         return _Watched(self._script, kind, made)
 
 
-class _HeldWorkers(Workers):
+class _HeldThreads(Threads):
     """Calls each job at the next turn of the event loop, as far as nothing holds it."""
 
     def __init__(self) -> None:

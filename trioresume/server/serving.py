@@ -32,7 +32,7 @@ from trioresume.protocol.clock import ServiceClock
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import Services, StoreTarget, as_target
 from trioresume.server.async_store.storage import Storage
-from trioresume.server.async_store.threads import Workers
+from trioresume.server.async_store.threads import Threads
 from trioresume.server.http.acceptor import accept_from
 from trioresume.server.http.front import Front
 from trioresume.server.http.http1.connection import Http1Connection
@@ -45,7 +45,7 @@ from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
 from trioresume.server.uploads.expiry import LAST_SEEN, Collector, Expiry, clock_reading
 from trioresume.server.uploads.quotas import Quotas
-from trioresume.server.uploads.registry import Operations
+from trioresume.server.uploads.registry import Registry
 from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.reserve import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK
@@ -153,7 +153,7 @@ def _open_store(config: Config) -> Store:
 
 @asynccontextmanager
 async def running_storage(
-    store: Store, config: Config, workers: Callable[[int], Workers] = Workers
+    store: Store, config: Config, workers: Callable[[int], Threads] = Threads
 ) -> AsyncIterator[Storage]:
     """Run the store for async callers; on exit everything submitted is applied.
 
@@ -218,7 +218,7 @@ async def running_service(
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
     storage.batch_observer = quotas
     async with trio.open_nursery() as background:
-        operations = Operations(storage, target, config, clock, background, quotas)
+        operations = Registry(storage, target, config, clock, background, quotas)
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
         data_dir = config.data_dir if control else None
@@ -236,7 +236,7 @@ async def _run_chores(
     scope: trio.CancelScope,
     expiry: Expiry,
     collector: Collector,
-    operations: Operations,
+    operations: Registry,
     doorman: Doorman,
     data_dir: str | os.PathLike[str] | None,
 ) -> None:

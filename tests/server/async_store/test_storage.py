@@ -12,7 +12,7 @@ import trio.testing
 
 from trioresume.errors import PeerError, StorageConflict, StorageError, StorageFull
 from trioresume.server.async_store.storage import LONGEST_DELAY, Storage
-from trioresume.server.uploads.incoming import Incoming
+from trioresume.server.uploads.incoming_content import IncomingContent
 from trioresume.store.port import (
     ContentKey,
     ContentWriter,
@@ -321,9 +321,9 @@ async def test_one_task_names_all_chunks_of_an_upload(autojump_clock: Clock) -> 
     storage = Storage(store, threads=1)  # which nobody commits for
     owner = _Owner()
     key = request_key(OperationId("A" * 22))
-    incoming = Incoming(key, 0, storage, owner)
+    incoming = IncomingContent(key, 0, storage, owner)
     incoming.begin()
-    async with incoming.writing(await incoming.end_writer()):
+    async with incoming.writing(await incoming.turns.end_writer()):
         for _ in range(3):
             incoming.append(memoryview(bytes(64)))
     (naming,) = owner.started
@@ -367,10 +367,10 @@ async def test_nothing_follows_what_was_not_written() -> None:
     storage = Storage(store, threads=1)
     key = request_key(OperationId("A" * 22))
     with storage.running():
-        incoming = Incoming(key, 0, storage, _Owner())
+        incoming = IncomingContent(key, 0, storage, _Owner())
         incoming.begin()
         with pytest.raises(StorageFull):
-            async with incoming.writing(await incoming.end_writer()):
+            async with incoming.writing(await incoming.turns.end_writer()):
                 incoming.append(memoryview(b"first"))
                 incoming.append(memoryview(b"second"))
                 store.gate.set()
@@ -399,15 +399,15 @@ async def test_an_upload_that_is_taken_over_is_written_before_others() -> None:
 
     async def write() -> None:
         with pytest.raises(PeerError):
-            async with incoming.writing(await incoming.end_writer()):
+            async with incoming.writing(await incoming.turns.end_writer()):
                 incoming.append(memoryview(b"content"))
                 await trio.sleep_forever()
 
     async def take_over() -> None:
-        await incoming.end_writer()
+        await incoming.turns.end_writer()
 
     with storage.running():
-        incoming = Incoming(key, 0, storage, _Owner())
+        incoming = IncomingContent(key, 0, storage, _Owner())
         incoming.begin()
         busy, other = incoming.new_lane(), incoming.new_lane()
         busy.put(hold, lambda result, error: None)

@@ -10,12 +10,12 @@ from operator import floordiv
 import pytest
 import trio
 
-from trioresume.server.async_store.threads import Lane, Workers
+from trioresume.server.async_store.threads import Lane, Threads
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
 async def test_results_come_to_the_event_loop(threads: int) -> None:
-    workers = Workers(threads)
+    workers = Threads(threads)
     loop = threading.get_ident()
     results: list[object] = []
     all_came = trio.Event()
@@ -40,7 +40,7 @@ async def test_results_come_to_the_event_loop(threads: int) -> None:
 @pytest.mark.parametrize("early", [True, False])
 async def test_no_job_is_left_lying(early: bool) -> None:
     """One that comes after a thread's look for it, before or after it says it rests."""
-    workers = Workers(1)
+    workers = Threads(1)
     ended = trio.Event()
 
     class Idle(list[threading.Lock]):
@@ -66,7 +66,7 @@ async def test_no_job_is_left_lying(early: bool) -> None:
 @pytest.mark.parametrize("threads", [0, 4])
 async def test_a_lane_keeps_the_order(threads: int) -> None:
     """However long each takes, the second job begins after the first one's end."""
-    workers = Workers(threads)
+    workers = Threads(threads)
     log: list[object] = []
     done: list[object] = []
     with workers.running():
@@ -91,7 +91,7 @@ async def test_a_lane_keeps_the_order(threads: int) -> None:
 
 
 async def test_until_waits_for_as_many_as_it_says() -> None:
-    workers = Workers(1)
+    workers = Threads(1)
     gate = threading.Event()
     with workers.running():
         lane = Lane(workers)
@@ -108,7 +108,7 @@ async def test_until_waits_for_as_many_as_it_says() -> None:
 
 
 async def test_a_call_returns_and_raises() -> None:
-    workers = Workers(2)
+    workers = Threads(2)
     with workers.running():
         lane = Lane(workers)
         assert await lane.call(lambda: "result") == "result"
@@ -118,7 +118,7 @@ async def test_a_call_returns_and_raises() -> None:
 
 
 async def test_a_bug_after_a_job_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    workers = Workers(1)
+    workers = Threads(1)
     results: list[object] = []
 
     def buggy(result: object, error: Exception | None) -> None:
@@ -140,7 +140,7 @@ async def test_what_was_submitted_is_done_before_the_end() -> None:
         time.sleep(0.001)
         done.append(number)
 
-    workers = Workers(3)
+    workers = Threads(3)
     with workers.running():
         for number in range(30):
             workers.submit(partial(job, number), lambda result, error: None)
@@ -149,7 +149,7 @@ async def test_what_was_submitted_is_done_before_the_end() -> None:
 
 async def test_a_thread_follows_a_lane_without_the_event_loop() -> None:
     """What was put in is done, though the loop was told of nothing in between."""
-    workers = Workers(1)
+    workers = Threads(1)
     done = threading.Semaphore(0)
     with workers.running():
         lane = Lane(workers)
@@ -163,7 +163,7 @@ async def test_a_thread_follows_a_lane_without_the_event_loop() -> None:
 
 async def test_lanes_take_turns() -> None:
     """One that never runs dry does not keep a thread from the others."""
-    workers = Workers(1)
+    workers = Threads(1)
     log: list[str] = []
     gate = threading.Event()
     with workers.running():
@@ -180,7 +180,7 @@ async def test_lanes_take_turns() -> None:
 
 async def test_lanes_are_ended_in_full() -> None:
     """On exit every job of every lane was called, though threads change lanes."""
-    workers = Workers(2)
+    workers = Threads(2)
     done: list[int] = []
 
     def job(number: int) -> None:
@@ -199,7 +199,7 @@ async def test_lanes_are_ended_in_full() -> None:
 
 async def test_a_lane_that_is_waited_for_is_next() -> None:
     """Unless it has no jobs, or a thread: then there is nothing to be done."""
-    workers = Workers(1)
+    workers = Threads(1)
     log: list[int] = []
     started, gate = threading.Event(), threading.Event()
 

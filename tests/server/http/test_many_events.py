@@ -17,7 +17,7 @@ from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.framing import MAX_MEMBERS
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
-from trioresume.server.async_store.threads import Job, Lane, Then, Workers
+from trioresume.server.async_store.threads import Job, Lane, Then, Threads
 from trioresume.server.http.http1.body import Http1Body
 from trioresume.server.http.paced_body import (
     LARGEST_SHARE,
@@ -240,7 +240,7 @@ def test_lane_of_many_jobs_takes_no_longer_for_each() -> None:
 
 
 def _seconds_for_each_job(count: int) -> float:
-    lane = Lane(Workers(1))  # not running: the jobs stay where they are
+    lane = Lane(Threads(1))  # not running: the jobs stay where they are
     done: list[int] = []
     for number in range(count):
         lane.put(partial(done.append, number), lambda result, error: None)

@@ -32,9 +32,9 @@ from trioresume.server.api.handler import Request
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.serving import running_storage
 from trioresume.server.uploads.hashing import Hashing
+from trioresume.server.uploads.loaded_operation import Surroundings
 from trioresume.server.uploads.operation import Change, Operation
 from trioresume.server.uploads.quotas import Quotas
-from trioresume.server.uploads.surroundings import Surroundings
 from trioresume.store.port import (
     CreateOperation,
     EndOperation,
@@ -184,7 +184,7 @@ class Stand:
         object.__setattr__(operation.record, "keep_incomplete", keeps)
         operation.incoming.begin()
         incoming = operation.incoming
-        async with incoming.writing(await incoming.end_writer()):
+        async with incoming.writing(await incoming.turns.end_writer()):
             incoming.append(memoryview(BODY))
             await incoming.written()
         return operation
@@ -253,7 +253,7 @@ async def cut(stand: Stand) -> Operation:
     operation = await stand.receiving()
     incoming = operation.incoming
     with pytest.raises(ZeroDivisionError):
-        async with incoming.writing(await incoming.end_writer()):
+        async with incoming.writing(await incoming.turns.end_writer()):
             await incoming.hold_back()
             incoming.append(memoryview(b"held back"))
             await incoming.written()
@@ -273,7 +273,7 @@ async def writing(stand: Stand, operation: Operation) -> trio.Event:
     async def write() -> None:
         incoming = operation.incoming
         with pytest.raises(PeerError) as caught:
-            async with incoming.writing(await incoming.end_writer()):
+            async with incoming.writing(await incoming.turns.end_writer()):
                 await trio.sleep_forever()
         assert caught.value.problem is ProblemCode.GONE
         told.set()

@@ -27,7 +27,7 @@ from tests.stopwatch import Stopwatch
 from trioresume import Config, PeerError
 from trioresume.errors import ProblemCode
 from trioresume.protocol.operation import OperationState
-from trioresume.server.uploads.incoming import Incoming
+from trioresume.server.uploads.incoming_content import IncomingContent
 from trioresume.server.uploads.operation import Operation
 from trioresume.store.file_system.disk_io import Descriptor, Disk
 from trioresume.store.port import OperationId
@@ -70,7 +70,7 @@ async def test_offset_is_told_though_the_upload_is_completed_meanwhile(
 ) -> None:
     """R21: a writer that ends while a HEAD waits for the disk is no failure of the HEAD."""
 
-    late = getattr(Incoming, step)
+    late = getattr(IncomingContent, step)
 
     async def overtaken(*args: object) -> object:
         monkeypatch.undo()
@@ -82,7 +82,7 @@ async def test_offset_is_told_though_the_upload_is_completed_meanwhile(
         interim = await service.connect().start(512, BODY[:100])
         location = interim.fields.get("request-content-location") or ""
         await trio.testing.wait_all_tasks_blocked()
-        monkeypatch.setattr(Incoming, step, overtaken)
+        monkeypatch.setattr(IncomingContent, step, overtaken)
         reply = await service.connect().request("HEAD", location)
         assert reply.status == 200
         assert reply["upload-offset"] == "512"
@@ -269,9 +269,9 @@ async def test_visitor_that_wakes_late_does_not_end_a_newer_writer(
                 await _race(operation.incoming)
 
 
-async def _race(incoming: Incoming) -> None:
+async def _race(incoming: IncomingContent) -> None:
     async def oldest() -> None:
-        place = await incoming.end_writer()
+        place = await incoming.turns.end_writer()
         with pytest.raises(PeerError, match="superseded"):
             async with incoming.writing(place):
                 try:
@@ -281,10 +281,10 @@ async def _race(incoming: Incoming) -> None:
                         await trio.sleep(1)
 
     async def visitor() -> None:
-        await incoming.end_writer()
+        await incoming.turns.end_writer()
 
     async def newest() -> None:
-        place = await incoming.end_writer()
+        place = await incoming.turns.end_writer()
         async with incoming.writing(place):
             await trio.sleep(1)
 
@@ -329,7 +329,7 @@ async def _end_beside_a_newer_writer(operation: Operation, ending: str) -> None:
     incoming = operation.incoming
 
     async def oldest() -> None:
-        place = await incoming.end_writer()
+        place = await incoming.turns.end_writer()
         with pytest.raises(PeerError):
             async with incoming.writing(place):
                 try:
@@ -347,7 +347,7 @@ async def _end_beside_a_newer_writer(operation: Operation, ending: str) -> None:
         if ending == "end_overdue":
             await trio.sleep(151)
         with pytest.raises(PeerError) as caught:
-            async with incoming.writing(await incoming.end_writer()):
+            async with incoming.writing(await incoming.turns.end_writer()):
                 await trio.lowlevel.checkpoint()
                 incoming.append(memoryview(b"newer"))
                 await trio.sleep(1)

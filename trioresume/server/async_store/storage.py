@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, cast
 import trio
 
 from trioresume.errors import StorageError
-from trioresume.server.async_store.threads import Workers
+from trioresume.server.async_store.threads import Threads
 from trioresume.store.port import FreezeContent, content_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class BatchObserver(Protocol):
 class Storage:
     """Runs a :class:`~trioresume.store.port.Store` for async callers.
 
-    *workers* makes :class:`Workers` with a given number of threads, which make the store's
+    *workers* makes :class:`Threads` with a given number of threads, which make the store's
     calls. A test passes its own, to choose the order in which the calls begin and end.
     """
 
@@ -98,7 +98,7 @@ class Storage:
         store: Store,
         *,
         threads: int,
-        workers: Callable[[int], Workers] = Workers,
+        workers: Callable[[int], Threads] = Threads,
     ) -> None:
         self.store = store
         threads = threads if store.blocking else 0
@@ -141,7 +141,7 @@ class Storage:
         """Call *step*, which hashes stored content, as :meth:`run` does."""
         return await self._call(self.hashers, step)
 
-    async def _call(self, workers: Workers, job: Callable[[], T]) -> T:
+    async def _call(self, workers: Threads, job: Callable[[], T]) -> T:
         if not self.store.blocking:
             await trio.lowlevel.checkpoint()
             return job()

@@ -27,7 +27,7 @@ import trio
 
 from trioresume.server.event_loop.signals import Signal
 
-__all__ = ["Lane", "Workers"]
+__all__ = ["Lane", "Threads"]
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -39,7 +39,7 @@ Then = Callable[[object, Exception | None], None]
 Work: TypeAlias = "tuple[Job, Then] | Lane"
 
 
-class Workers:
+class Threads:
     """Calls jobs in *threads* threads; with none, calls each job at once in ``submit``."""
 
     def __init__(self, threads: int) -> None:
@@ -204,7 +204,7 @@ class Lane:
 
     __slots__ = ("_ended", "_followed", "_jobs", "_pending", "_workers")
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Threads) -> None:
         self._workers = workers
         self._jobs: SimpleQueue[tuple[Job, Then]] = SimpleQueue()
         """Jobs that have not begun. An empty deque would take more memory."""

@@ -9,7 +9,7 @@ from typing import ParamSpec
 
 import trio
 
-__all__ = ["beside"]
+__all__ = ["in_background"]
 
 logger = logging.getLogger("trioresume.connection")
 
@@ -17,7 +17,7 @@ _P = ParamSpec("_P")
 
 
 @asynccontextmanager
-async def beside(
+async def in_background(
     nursery: trio.Nursery,
     function: Callable[_P, Awaitable[None]],
     *args: _P.args,

@@ -10,14 +10,14 @@ from trioresume.server.uploads.locations import Resource, locate_reference
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trioresume.server.uploads.registry import Operations
+    from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Content
 
 __all__ = ["find_parts"]
 
 
 async def find_parts(
-    operations: Operations, references: Sequence[str], principal: str | None
+    operations: Registry, references: Sequence[str], principal: str | None
 ) -> tuple[Content, ...]:
     """Return the contents of the partial uploads that *references* name, in their order.
 
@@ -32,7 +32,7 @@ async def find_parts(
 
 
 async def _find_part(
-    operations: Operations, reference: str, principal: str | None
+    operations: Registry, reference: str, principal: str | None
 ) -> tuple[Content, ...]:
     place = locate_reference(operations.config, reference)
     if place is None or place[1] is not Resource.CONTENT:

@@ -54,10 +54,14 @@ from trioresume.server.routes.representation import (
     Served,
     serve_bytes,
 )
+from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import Resource, operation_fields
-from trioresume.server.uploads.reception import patch_limits, receive_patch
-from trioresume.server.uploads.sinks import RefusedContent
-from trioresume.server.uploads.target_call import content_etag_of, record_head
+from trioresume.server.uploads.receive_patch import (
+    RefusedContent,
+    patch_limits,
+    receive_patch,
+)
+from trioresume.server.uploads.target_call import content_etag_of
 from trioresume.store.port.recipes import digest_of
 
 if TYPE_CHECKING:
@@ -66,8 +70,8 @@ if TYPE_CHECKING:
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.routes.progress import Follower
     from trioresume.server.uploads.operation import Operation
-    from trioresume.server.uploads.reception import Acknowledger
-    from trioresume.server.uploads.registry import Operations
+    from trioresume.server.uploads.receive import Acknowledger
+    from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Content, OperationId
 
 __all__ = ["Resources"]
@@ -84,7 +88,7 @@ class Resources:
 
     def __init__(
         self,
-        operations: Operations,
+        operations: Registry,
         config: Config,
         acknowledger: Acknowledger,
         follower: Follower,
@@ -177,7 +181,7 @@ class Resources:
 
     async def _visit(self, operation: Operation) -> int:
         """End a running writer; complete a whole upload; return the durable offset."""
-        await operation.incoming.end_writer()
+        await operation.incoming.turns.end_writer()
         operation.readmits = True
         _refuse_gone(operation)
         try:
@@ -210,7 +214,7 @@ class Resources:
         """Send exactly the received prefix (R13). Reading alone does not end a writer."""
         if exchange.dialect.takes_over:
             # It asks for the offset, so the next request must be accepted at this offset.
-            await operation.incoming.end_writer()
+            await operation.incoming.turns.end_writer()
         _refuse_gone(operation)
         offset = await operation.make_durable()
         store = self._storage.store
@@ -240,7 +244,7 @@ class Resources:
 
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
         """Append; answer the last PATCH with the target's response (R15 to R21, R24)."""
-        place = await operation.incoming.end_writer()
+        place = await operation.incoming.turns.end_writer()
         operation.readmits = True
         if "if-match" in exchange.head.fields and operation.is_receiving:
             self._check(exchange, await operation.make_durable())
@@ -351,7 +355,7 @@ class Resources:
 
         ``processing`` waits for the result, ``wait`` for a time (R27).
         """
-        if operation.is_receiving and not operation.incoming.has_writer:
+        if operation.is_receiving and not operation.incoming.turns.has_writer:
             await operation.make_durable()
         if operation.is_whole:
             operation.complete()
@@ -368,10 +372,10 @@ class Resources:
         async with self._follower.during(exchange, operation, told):
             with trio.move_on_after(seconds):
                 while operation.is_receiving or operation.is_working:
-                    await operation.wait_change()
+                    await operation.changed.wait()
             # B10: like the sender of the request itself, it waits without a time limit.
             while asked.wait is None and operation.is_working:
-                await operation.wait_change()
+                await operation.changed.wait()
         return None if asked.wait is None else seconds
 
     # The result (R28).

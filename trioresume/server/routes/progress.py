@@ -14,7 +14,7 @@ import trio
 from trioresume.protocol.dialects import Interim
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.progress import format_progress
-from trioresume.server.event_loop.background import beside
+from trioresume.server.event_loop.background import in_background
 
 if TYPE_CHECKING:
     from trioresume.server.api.handler import Progress
@@ -59,7 +59,7 @@ class Follower:
         if not (exchange.preferences.processing and exchange.can_interim):
             yield
             return
-        async with beside(self._nursery, self._run, exchange, operation, told):
+        async with in_background(self._nursery, self._run, exchange, operation, told):
             yield
 
     async def _run(
@@ -67,7 +67,7 @@ class Follower:
     ) -> None:
         while True:
             if operation.progress == told:
-                await operation.wait_change()
+                await operation.changed.wait()
             else:
                 told = operation.progress
                 exchange.offer_interim(processing(told))

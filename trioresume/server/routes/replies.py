@@ -22,13 +22,13 @@ from trioresume.protocol.operation import OperationState
 from trioresume.server.api.config import upload_limits
 from trioresume.server.http.stored_body import StoredBody, StoredPart
 from trioresume.server.routes.progress import processing
+from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import (
     Resource,
     location,
     operation_fields,
     origin_of,
 )
-from trioresume.server.uploads.target_call import record_head
 
 if TYPE_CHECKING:
     from trioresume.server.api.config import Config

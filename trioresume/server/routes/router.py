@@ -44,7 +44,7 @@ from trioresume.server.routes.replies import (
 )
 from trioresume.server.routes.representation import Served, serve_bytes
 from trioresume.server.uploads.locations import locate, operation_fields
-from trioresume.server.uploads.reception import Acknowledger, receive_content
+from trioresume.server.uploads.receive import Acknowledger, receive_content
 from trioresume.store.port import Content
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.routes.upload_page import UploadPage
     from trioresume.server.uploads.operation import Operation
-    from trioresume.server.uploads.registry import Operations
+    from trioresume.server.uploads.registry import Registry
 
 __all__ = ["Service"]
 
@@ -88,7 +88,7 @@ class Service:
 
     def __init__(
         self,
-        operations: Operations,
+        operations: Registry,
         config: Config,
         background: trio.Nursery,
         page: UploadPage | None = None,

@@ -37,7 +37,7 @@ from trioresume.store.port import (
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.async_store.storage import Storage
-    from trioresume.server.uploads.registry import Operations
+    from trioresume.server.uploads.registry import Registry
 
 __all__ = ["LAST_SEEN", "Collector", "Expiry", "clock_reading"]
 
@@ -121,7 +121,7 @@ class Expiry:
                 self._reloads += 1
                 self._note(self._reload_at, f"{_RELOAD}:{self._reloads}")
 
-    async def run(self, operations: Operations) -> None:
+    async def run(self, operations: Registry) -> None:
         """Run the expiry task until cancelled."""
         while True:
             failed = False
@@ -147,7 +147,7 @@ class Expiry:
             self._read_at = now
             await self._storage.commit(clock_reading(self._clock))
 
-    async def _expire_due(self, operations: Operations) -> None:
+    async def _expire_due(self, operations: Registry) -> None:
         while True:
             if self._schedule.needs_load:
                 await self._load()
@@ -158,7 +158,7 @@ class Expiry:
                 await self._expire_together(operations, due[first : first + AT_ONCE])
 
     async def _expire_together(
-        self, operations: Operations, tokens: Sequence[str]
+        self, operations: Registry, tokens: Sequence[str]
     ) -> None:
         """Expire *tokens* at the same time, so that they share commits.
 
@@ -180,7 +180,7 @@ class Expiry:
         if failures:
             raise failures[0]
 
-    async def _expire(self, operations: Operations, token: str) -> None:
+    async def _expire(self, operations: Registry, token: str) -> None:
         now = self._clock.now()
         kind, _, name = token.partition(":")
         if kind == "f":

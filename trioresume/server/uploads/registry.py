@@ -22,8 +22,8 @@ from trioresume.errors import PeerError, StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop.signals import Holding
 from trioresume.server.uploads.hashing import Hashing
+from trioresume.server.uploads.loaded_operation import Surroundings
 from trioresume.server.uploads.operation import Operation
-from trioresume.server.uploads.surroundings import Surroundings
 from trioresume.store.port import (
     CreateOperation,
     OperationId,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.quotas import Quotas
 
-__all__ = ["Operations"]
+__all__ = ["Registry"]
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -62,12 +62,12 @@ MOST_RESTING = 1024
 class _Creating:
     """Use a new operation in the block. (A class, because a generator would hold more.)"""
 
-    __slots__ = ("_may_be_unoffered", "_operation", "_operations")
+    __slots__ = ("_may_be_unoffered", "_operation", "_registry")
 
     def __init__(
-        self, operations: Operations, operation: Operation, may_be_unoffered: bool
+        self, registry: Registry, operation: Operation, may_be_unoffered: bool
     ) -> None:
-        self._operations = operations
+        self._registry = registry
         self._operation = operation
         self._may_be_unoffered = may_be_unoffered
 
@@ -76,19 +76,19 @@ class _Creating:
         self._operation.visitors += 1
         try:
             try:
-                await self._operations.record(self._operation)
+                await self._registry.record(self._operation)
             except StorageFull:
                 if not self._may_be_unoffered or self._operation.unoffered:
                     raise
                 self._operation.unoffered = True
-                await self._operations.record(self._operation)
+                await self._registry.record(self._operation)
         except BaseException:
-            self._operations.leave(self._operation)
+            self._registry.leave(self._operation)
             raise
         return self._operation
 
     async def __aexit__(self, *_: object) -> None:
-        self._operations.leave(self._operation)
+        self._registry.leave(self._operation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,40 +102,40 @@ class _Visitor:
 class _Using:
     """Use an operation that exists already, in the block."""
 
-    __slots__ = ("_id", "_operation", "_operations", "_visitor")
+    __slots__ = ("_id", "_operation", "_registry", "_visitor")
 
     def __init__(
-        self, operations: Operations, id: OperationId, visitor: _Visitor | None
+        self, registry: Registry, id: OperationId, visitor: _Visitor | None
     ) -> None:
-        self._operations = operations
+        self._registry = registry
         self._id = id
         self._visitor = visitor
         self._operation: Operation
 
     async def __aenter__(self) -> Operation | None:
-        is_remembered = self._operations.remembers(self._id)
-        operation = self._operation = self._operations.enter(self._id)
+        is_remembered = self._registry.remembers(self._id)
+        operation = self._operation = self._registry.enter(self._id)
         operation.visitors += 1
         try:
             if not operation.is_loaded:
-                await self._operations.load(operation, self._visitor)
+                await self._registry.load(operation, self._visitor)
             if not operation.is_loaded:
                 return None
             visitor = self._visitor
             if visitor is None or operation.is_visited_by(visitor.principal):
                 return operation
             if is_remembered:
-                await self._operations.look_for_none()
+                await self._registry.look_for_none()
         except BaseException:
-            self._operations.leave(operation)
+            self._registry.leave(operation)
             raise
         return None
 
     async def __aexit__(self, *_: object) -> None:
-        self._operations.leave(self._operation)
+        self._registry.leave(self._operation)
 
 
-class Operations:
+class Registry:
     """All operations: finds, creates and loads them, and counts their users."""
 
     def __init__(
@@ -250,8 +250,10 @@ class Operations:
         removes = head.method == "DELETE" and not head.has_content
         may_be_unoffered = removes and not must_be_offered
         try:
-            reserved = self._admit(record)
+            reserved = self._quotas.admit(record, exempt=False)
+            self.storage.store.take_room(record_size(record))
         except (PeerError, StorageFull):
+            self._quotas.withdraw(record.id)
             if not may_be_unoffered:
                 raise
             reserved, offered = self._quotas.admit(record, exempt=True), False
@@ -263,20 +265,6 @@ class Operations:
         operation.load(record)
         operation.incoming.begin()
         return _Creating(self, operation, may_be_unoffered)
-
-    def _admit(self, record: OperationRecord) -> int:
-        """Admit a new operation; return the number of bytes reserved for it.
-
-        Raises :class:`PeerError` at a quota, :class:`StorageFull` if the disk has no room
-        for its record.
-        """
-        reserved = self._quotas.admit(record, exempt=False)
-        try:
-            self.storage.store.take_room(record_size(record))
-        except StorageFull:
-            self._quotas.withdraw(record.id)
-            raise
-        return reserved
 
     async def record(self, operation: Operation) -> None:
         """Put a new operation into the catalog. If it is offered, this waits for the commit."""

@@ -1,4 +1,4 @@
-"""Store the content of a response: in the catalog if it is small, otherwise in chunks.
+"""Write the content of a response that is too large for the catalog.
 
 G8 is in docs/supported-protocols.md.
 """
@@ -14,22 +14,20 @@ import trio
 from trioresume.errors import StorageFull
 from trioresume.server.api.handler import BLOCK_SIZE, closing_iterator
 from trioresume.server.async_store.threads import Lane
-from trioresume.server.uploads.incoming import run_seals
-from trioresume.store.port import Content, OperationId, response_key
+from trioresume.server.uploads.incoming_content import run_seals
+from trioresume.store.port import response_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
     from trioresume.errors import StorageError
     from trioresume.server.async_store.storage import Storage
-    from trioresume.store.port import ContentWriter, Mutation
+    from trioresume.store.port import Content, ContentWriter, Mutation, OperationId
 
 __all__ = ["Patience", "ResponseWriter"]
 
 logger = logging.getLogger("trioresume.operations")
 
-INLINE_LIMIT = 64 * 1024
-"""Response content up to this many bytes is stored in the catalog itself."""
 LONGEST_RETRY = 60.0
 
 
@@ -47,10 +45,9 @@ class Patience:
 
 
 class ResponseWriter:
-    """Writes the content of an operation's response.
+    """Writes the content of an operation's response into chunks.
 
-    Like request content, large content goes through a lane: worker threads write, hash and
-    sync it.
+    Like request content it goes through a lane: worker threads write, hash and sync it.
     """
 
     def __init__(self, id: OperationId, storage: Storage) -> None:
@@ -66,8 +63,6 @@ class ResponseWriter:
 
         Waits while the disk is full. Raises :class:`StorageError`, and what *body* raises.
         """
-        if isinstance(body, bytes) and len(body) <= INLINE_LIMIT:
-            return Content(len(body), inline=body), []
         writer = await self._storage.run(self._storage.store.open_writer, self._key)
         try:
             if isinstance(body, bytes):

@@ -17,11 +17,11 @@ from trioresume.protocol.dialects.seed.preferences import parse_preferences
 from trioresume.protocol.dialects.tus.fields import is_partial
 from trioresume.protocol.digests import ReprDigest, repr_digest
 from trioresume.protocol.fields import format_http_date
-from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.message import end_to_end_fields, has_content
 from trioresume.protocol.operation import CallPolicy
 from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import RecordedWith, Request, RequestBody, Response
+from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import operation_fields
 from trioresume.server.uploads.response_writer import ResponseWriter
 from trioresume.store.port import Content, Mutation, StoredResponse, request_key
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 
     from trioresume.protocol.heads import Fields
     from trioresume.server.api.handler import Progress
-    from trioresume.server.uploads.surroundings import Surroundings
+    from trioresume.server.uploads.loaded_operation import Surroundings
     from trioresume.store.port import OperationRecord
 
-__all__ = ["TargetCall", "content_etag_of", "record_head"]
+__all__ = ["TargetCall", "content_etag_of"]
+
+INLINE_LIMIT = 64 * 1024
+"""Response content up to this many bytes is stored in the catalog itself."""
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -48,17 +51,6 @@ def content_etag_of(content: Content) -> str:
         else digest_of(content.inline or b"")
     )
     return f'"{digest.hex()}"'
-
-
-def record_head(record: OperationRecord) -> RequestHead:
-    """Return the recorded head of the request that began the operation."""
-    return RequestHead(
-        method=record.method,
-        target=record.target,
-        fields=record.fields,
-        http_version="1.1",
-        length=record.length,
-    )
 
 
 class TargetCall:
@@ -77,7 +69,8 @@ class TargetCall:
         self.content = content
         self.frozen = frozen
         self.policy = around.target.policy
-        if is_partial(record.fields):
+        self.is_partial = is_partial(record.fields)
+        if self.is_partial:
             # The request for a part of a later upload calls no target: it has no effects.
             self.policy = CallPolicy.TRANSACTIONAL
         self.has_answered = False
@@ -144,7 +137,7 @@ class TargetCall:
         every upload known. Raises :class:`StorageError` if the policy is TRANSACTIONAL.
         """
         record, target = self._record, self._around.target
-        if is_partial(record.fields):
+        if self.is_partial:
             return
         request = Request(
             head=record_head(record),
@@ -194,6 +187,8 @@ class TargetCall:
     async def _write_body(self) -> tuple[Content, list[Mutation]]:
         response = self._answer.response
         body = response.body if has_content(response.status) else b""
+        if isinstance(body, bytes) and len(body) <= INLINE_LIMIT:
+            return Content(len(body), inline=body), []
         writer = ResponseWriter(self._record.id, self._around.storage)
         return await writer.write(body)
 

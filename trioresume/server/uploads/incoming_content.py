@@ -3,23 +3,24 @@
 The numbered statements (R21, B8 …) are in docs/supported-protocols.md. docs/durability.md
 says which announced offsets survive.
 
-The writer's turn (R21)
-=======================
+Offsets
+=======
 
-At most one request writes. Its receive loop runs inside the cancel scope of its *turn*. A
-newcomer takes a number, its *place*, cancels the scope and waits until the old writer has
-left it. The loop's only checkpoints are waits for the network or for room. So the writer
-leaves at once, even if the old connection is silent and open; at most two pieces are still
-being written then. Of several newcomers the last one gets the turn. The loop hands bytes on
-without a checkpoint after reading, and it leaves the turn when they are written. So a
-cancelled writer has either written what it read, or not read it; nothing of it arrives
-later. (The store guards the same with its own generations.)
+An offset is a number of bytes from the start of the content. There are three:
+
+* The *accepted* offset: the bytes that the lane was given (:attr:`IncomingContent.offset`).
+* The *stored* offset: the bytes that lie in the store's files. A new writer begins there
+  (``ContentWriter.offset``, ``Store.offset``).
+* The *durable* offset: the bytes that no crash takes away, and so may be announced
+  (:attr:`IncomingContent.durable_offset`, and in the catalog ``OperationRecord.durable_offset``).
+
+None is above the one before it in this list.
 
 Writing
 =======
 
 Writes are jobs in the upload's lane: worker threads hash and write in order.
-:attr:`Incoming.offset` includes the jobs that are still waiting. If one fails, those behind
+:attr:`IncomingContent.offset` includes the jobs that are still waiting. If one fails, those behind
 it are dropped, and the next writer finds the offset on the disk. The event loop itself
 touches no file: even a write of a few bytes waits for the disk now and then, and all other
 connections would wait with it.
@@ -28,34 +29,33 @@ Durability
 ==========
 
 Full chunks are sealed while the upload goes on: the lane syncs each one when it is full,
-then the catalog names it. :meth:`Incoming.make_durable` asks the writer for a flush, in the
+then the catalog names it. :meth:`IncomingContent.make_durable` asks the writer for a flush, in the
 lane too, so that all the chunks before it are synced. Then it waits until the catalog names
 them, syncs the tail and records the offset. Only the offset that it returns may be announced.
 
 After a failed sync the page cache proves nothing: the writer is given up, and the next one
 starts from the recorded offset. That must not happen beside a running writer. So a caller of
-:meth:`Incoming.make_durable` that meets the failure then gets it raised. The writer's own
+:meth:`IncomingContent.make_durable` that meets the failure then gets it raised. The writer's own
 end clears the failure.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.errors import StorageError
 from trioresume.server.async_store.threads import Lane
 from trioresume.server.event_loop.signals import Holding, Signal
+from trioresume.server.uploads.turns import Turn, Turns
 from trioresume.store.port import HoldBack, LetCount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
 
     from trioresume.protocol.digests import ContentCheck
     from trioresume.server.async_store.receive_memory import Piece
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         SealChunk,
     )
 
-__all__ = ["MOST_PIECES", "Incoming", "kept", "run_seals"]
+__all__ = ["MOST_PIECES", "IncomingContent", "kept", "run_seals"]
 
 MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
@@ -82,50 +82,6 @@ MOST_AT_ONCE = 64
 logger = logging.getLogger("trioresume.operations")
 
 
-class _Turn:
-    """A writer's turn, held in the block, with its place and a signal of its end.
-
-    (A class, not a generator, to save memory: each silent upload has one.)
-    """
-
-    __slots__ = ("_incoming", "_scope", "left", "place")
-
-    def __init__(self, incoming: Incoming, place: int) -> None:
-        self.place = place
-        self.left = Signal()
-        self._incoming = incoming
-        self._scope = trio.CancelScope()
-
-    def end(self) -> None:
-        """End the turn, because a newer request wants it."""
-        self._scope.cancel()
-
-    async def __aenter__(self) -> None:
-        self._incoming.begin_turn(self)
-        self._scope.__enter__()
-        try:
-            await self._incoming.open_writer()
-        except BaseException:
-            await self.__aexit__(*sys.exc_info())
-            raise
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        try:
-            caught = self._scope.__exit__(kind, error, trace)
-            if (caught or error is None) and (
-                self._scope.cancelled_caught or self._incoming.is_stale(self)
-            ):
-                raise self._incoming.refusal()
-            return caught
-        finally:
-            await self._incoming.end_turn(self)
-
-
 class Owner(Protocol):
     """The operation that the content belongs to."""
 
@@ -134,17 +90,16 @@ class Owner(Protocol):
         ...
 
 
-class Incoming:
+class IncomingContent:
     """The request content of one operation, while it is being received.
 
-    *found* is the offset of the next writer, if it was looked up just now. It holds until a
+    *stored* is the stored offset, if it was looked up just now. It holds until a
     writer is opened, because nobody else writes.
     """
 
     __slots__ = (
         "_cuts_back",
         "_failed",
-        "_found",
         "_held",
         "_lane",
         "_named",
@@ -152,17 +107,16 @@ class Incoming:
         "_offset",
         "_opening",
         "_owner",
-        "_places",
         "_sealed",
         "_storage",
-        "_turn",
+        "_stored",
         "_unnamed",
         "_writer",
         "creation",
         "durable_offset",
-        "ended",
         "failure",
         "key",
+        "turns",
     )
 
     def __init__(
@@ -171,29 +125,26 @@ class Incoming:
         durable_offset: int,
         storage: Storage,
         owner: Owner,
-        found: int | None = None,
+        stored: int | None = None,
     ) -> None:
         self.key = key
         self.durable_offset = durable_offset
-        """Bytes that are known to be durable. Never falls."""
-        self.ended = False
-        """Whether the content has ended, so that nobody gets the turn any more."""
+        """The durable offset, as far as it is known. Never falls."""
         self.failure: StorageError | None = None
         """The failure because of which the last writer cannot go on."""
         self.creation: Submission | None = None
         """The operation's record on its way into the catalog, if nobody waited for it."""
         self._storage = storage
         self._owner = owner
-        self._found = found
+        self._stored = stored
         self._writer: ContentWriter | None = None
         self._failed: ContentWriter | None = None
         """A writer that has missed a write: nothing more may be written through it."""
         self._offset = 0
-        """The writer's offset, including the bytes that wait in its lane."""
+        """The accepted offset."""
         self._lane = Lane(storage.workers)
+        self.turns = Turns(self._lane)
         self._opening: trio.Lock | None = None
-        self._turn: _Turn | None = None
-        self._places = 0
         self._unnamed: list[tuple[int, Submission]] = []
         """Full chunks that the catalog does not name yet, in the order of submission."""
         self._held: list[SealChunk] | None = None
@@ -215,72 +166,18 @@ class Incoming:
         self._writer = self._storage.store.new_writer(self.key)
         self._sealed = []
 
-    # The writer's turn.
-
-    @property
-    def has_writer(self) -> bool:
-        """Whether a request holds the turn."""
-        return self._turn is not None
-
-    async def end_writer(self) -> int:
-        """End a running writer; on return it has left and writes no more (R21).
-
-        Returns the caller's place among the newcomers, for :meth:`writing`.
-        """
-        self._places += 1
-        place = self._places
-        # Several waiters wake together: a newer request may have taken the turn already.
-        while self._turn is not None and self._turn.place < place:
-            self._turn.end()
-            self._lane.hasten()  # otherwise it might wait behind hundreds of other lanes
-            await self._turn.left.wait()
-        return place
-
-    async def end_writers(self) -> None:
-        """End any writer, however new it is. The caller has set :attr:`ended`.
-
-        On return nobody writes, and nobody will.
-        """
-        while self._turn is not None:
-            self._turn.end()
-            self._lane.hasten()
-            await self._turn.left.wait()
-
-    def refusal(self) -> PeerError:
-        """Return the reason why a request loses the turn or does not get it."""
-        if self.ended:
-            return PeerError(ProblemCode.GONE, close=True)
-        return PeerError(
-            ProblemCode.SUPERSEDED,
-            "a newer request for this upload arrived",
-            close=True,
-        )
-
     def writing(self, place: int) -> AbstractAsyncContextManager[None]:
-        """Hold the writer's turn in the block; *place* comes from :meth:`end_writer`.
+        """Hold the writer's turn in the block; *place* comes from :meth:`Turns.end_writer`.
 
         Raises :class:`PeerError` SUPERSEDED as soon as a newer request wants the turn, and
         GONE as soon as the upload is ended.
         """
-        return _Turn(self, place)
+        return Turn(self, place)
 
-    def begin_turn(self, turn: _Turn) -> None:
-        if self._turn is not None or self.ended or self.is_stale(turn):
-            raise self.refusal()
-        self._turn = turn
-
-    async def end_turn(self, turn: _Turn) -> None:
-        if self._lane.pending:
-            with trio.CancelScope(shield=True):
-                await self._lane.until(0)
-        self._turn = None
-        turn.left.fire()
+    def hurry(self) -> None:
+        """Have the chunks named now: no more of them will come to share the commit."""
         if self._unnamed:
-            self._storage.hurry()  # no more chunks will come to share the commit
-
-    def is_stale(self, turn: _Turn) -> bool:
-        """Whether a newer request wants the turn. After the end there is no turn to want."""
-        return self._places != turn.place and not self.ended
+            self._storage.hurry()
 
     async def open_writer(self) -> ContentWriter:
         if self._writer is not None and self.failure is None:
@@ -296,7 +193,7 @@ class Incoming:
                 self._cuts_back = False
                 self.close()
             if self._writer is None:
-                self._found = None
+                self._stored = None
                 self._writer = await self._storage.run(
                     self._storage.store.open_writer, self.key
                 )
@@ -306,7 +203,7 @@ class Incoming:
     def rest(self) -> None:
         """Close the writer, but remember where the next one will begin."""
         if self._writer is not None:
-            self._found = self._writer.offset
+            self._stored = self._writer.offset
         self.close()
 
     def close(self) -> None:
@@ -320,7 +217,7 @@ class Incoming:
 
     @property
     def offset(self) -> int:
-        """Bytes accepted. Known only within the turn; may be ahead of the durable bytes."""
+        """The accepted offset. Known only within the turn."""
         return self._offset
 
     def append(
@@ -329,7 +226,7 @@ class Incoming:
         piece: Piece | None = None,
         check: ContentCheck | None = None,
     ) -> None:
-        """Write *data* at the offset, soon. Not a checkpoint. Only within the turn.
+        """Write *data* at the accepted offset, soon. Not a checkpoint. Only within the turn.
 
         *data* lies in *piece*, which is held until the write is done. Without a piece, *data*
         is copied if it could change. *check* sees the data first. :meth:`room` and
@@ -398,7 +295,7 @@ class Incoming:
             if not isinstance(error, StorageError):
                 logger.error("a bug in writing %s", self.key, exc_info=error)
                 error = StorageError("the content was not written")
-            elif not self.ended:  # the end of an operation removes its chunks
+            elif not self.turns.ended:  # the end of an operation removes its chunks
                 logger.error("%s could not be written: %s", self.key, error)
             self.failure = error
 
@@ -436,7 +333,7 @@ class Incoming:
                 try:
                     await submission.wait()
                 except StorageError as exc:
-                    if not self.ended:
+                    if not self.turns.ended:
                         logger.error(
                             "chunk %d of %s was not named: %s", index, self.key, exc
                         )
@@ -461,17 +358,17 @@ class Incoming:
     # Durability.
 
     async def make_durable(self) -> int:
-        """Make all accepted bytes durable; return the offset that may be announced.
+        """Make all accepted bytes durable; return the durable offset.
 
         Works beside a running writer. Raises :class:`StorageError`.
         """
         if self._held is not None:
             return self.durable_offset  # content that is held back does not count yet
-        if self.failure is not None and self._turn is not None:
+        if self.failure is not None and self.turns.has_writer:
             # The running writer has not seen the failure yet; only its end may reopen.
             raise self.failure
         if self._writer is None:
-            offset = self._found
+            offset = self._stored
             if offset is None:
                 offset = await self._storage.run(self._storage.store.offset, self.key)
             if self._storage.store.durable_at_once:
@@ -482,7 +379,7 @@ class Incoming:
         try:
             flush, offset = await self._begin_flush(writer)
         except StorageError as exc:
-            if not self.ended:
+            if not self.turns.ended:
                 self.failure = exc
             raise
         await self._settle()
@@ -558,11 +455,11 @@ class Incoming:
 
         Otherwise it would stay there until a request for the upload comes, or it expires.
         """
-        if self._cuts_back and self._turn is None and not self.ended:
+        if self._cuts_back and not self.turns.has_writer and not self.turns.ended:
             try:
                 await self.open_writer()
             except StorageError as exc:
-                if not self.ended:
+                if not self.turns.ended:
                     logger.warning("%s was not cut back: %s", self.key, exc)
 
     async def finish(self) -> tuple[Content, list[Mutation]]:

@@ -1,98 +1,158 @@
-"""The sinks of a request's content, and the content that they refuse.
+"""Receive a PATCH: a document that says where its bytes belong.
 
-A sink is given pieces of a shared buffer and consumes them before it returns; see
-:mod:`trioresume.server.http.exchange`. B8 and C13 are in docs/supported-protocols.md.
+The request's dialect has read from the head what to do, as an
+:class:`~trioresume.protocol.dialects.Append`.
+
+The numbered statements (B8, B9, C15, R24) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from trioresume.errors import PeerError, ProblemCode
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.protocol.appending import (
     UploadProgress,
     check_part,
     excess_content,
 )
-from trioresume.protocol.parts import PartData, PartStart, PatchCut, PatchEnd
+from trioresume.protocol.dialects.seed.preferences import Transaction
+from trioresume.protocol.parts import (
+    PartData,
+    PartStart,
+    PatchCut,
+    PatchEnd,
+    PatchLimits,
+)
+from trioresume.server.http.exchange import ContentCut
+from trioresume.server.uploads.receive import OperationSink, bounded, end_content
 
 if TYPE_CHECKING:
+    from trioresume.protocol.dialects import Append
     from trioresume.protocol.digests import ContentCheck
     from trioresume.protocol.parts import PatchEvent, PatchReader
+    from trioresume.server.api.config import Config
     from trioresume.server.async_store.receive_memory import Piece
-    from trioresume.server.http.exchange import Sink
+    from trioresume.server.http.exchange import Exchange
+    from trioresume.server.uploads.incoming_content import IncomingContent
     from trioresume.server.uploads.operation import Operation
+    from trioresume.server.uploads.receive import Acknowledger
 
-__all__ = [
-    "JudgedPatchSink",
-    "OperationSink",
-    "PatchSink",
-    "RefusedContent",
-    "bounded",
-    "progress_of",
-]
+__all__ = ["RefusedContent", "patch_limits", "receive_patch"]
 
 LARGEST_COPY = 16 * 1024
 """Adjacent pieces of content are copied into one only up to this many bytes each."""
 
 
-class OperationSink:
-    """Appends content to the operation as it comes; *check* sees it first."""
+def patch_limits(config: Config) -> PatchLimits:
+    """Return the bounds of the parsers, from the settings."""
+    return PatchLimits(
+        max_header_size=config.max_header_size,
+        max_fields=config.max_header_fields,
+        max_total=config.max_upload_size,
+    )
 
-    plain: int | None = None
-    work = 0
 
-    def __init__(
-        self,
-        operation: Operation,
-        max_size: int | None,
-        check: ContentCheck | None = None,
-    ) -> None:
-        self._operation = operation
-        self._max_size = max_size
-        self._check = check
+async def receive_patch(
+    exchange: Exchange,
+    operation: Operation,
+    place: int,
+    append: Append,
+    acknowledger: Acknowledger,
+    config: Config,
+) -> Transaction | None:
+    """Receive a PATCH of the content; complete the operation if that was the rest.
 
-    @property
-    def has_room(self) -> bool:
-        return self._operation.incoming.has_room
+    *place* comes from ``end_writer``, called when the request arrived.
 
-    async def room(self) -> None:
-        await self._operation.incoming.room()
+    On return the operation is complete or has a new offset, not yet durable. Returns the
+    transaction that the client wished for, if the patch was applied that way (B9).
+    """
+    reader = append.reader
+    wished = exchange.preferences.transaction
+    atomic = reader.atomic if wished is None else wished is Transaction.ATOMIC
+    async with operation.incoming.writing(place):
+        if reader.range is not None:
+            # The request's own fields name the range: refuse before asking for content.
+            progress = progress_of(operation, config.max_upload_size)
+            check_part(progress, reader.range, exchange.head.length)
+        await exchange.send_continue()
+        async with acknowledger.during(exchange, operation):
+            judged = atomic or append.check is not None
+            if judged:
+                whole = await _receive_judged(
+                    exchange, operation, append, config, atomic=atomic
+                )
+            else:
+                sink = PatchSink(operation, reader, config.max_upload_size)
+                await exchange.body.receive(bounded(sink, append.max_content))
+                sink.end()
+                await operation.incoming.written()
+                whole = sink.whole
+        end_content(operation, reader.completes if whole else None)
+    return wished if judged == atomic else None
 
-    @property
-    def offset(self) -> int:
-        return self._operation.incoming.offset
 
-    @property
-    def taken(self) -> int:
-        return self._operation.incoming.offset
+async def _receive_judged(
+    exchange: Exchange,
+    operation: Operation,
+    append: Append,
+    config: Config,
+    *,
+    atomic: bool,
+) -> bool:
+    """Receive a patch that is judged as a whole; return whether it came to its end."""
+    check = append.check
+    incoming = operation.incoming
+    sink = JudgedPatchSink(operation, append.reader, config.max_upload_size, check)
+    async with _holding_back(incoming, exchange.head.has_content) as holds:
 
-    def relax(self) -> None:
-        self._operation.incoming.relax()
+        async def believe() -> None:
+            # Shielded, so that a newcomer does not cut the patch in two.
+            with trio.move_on_after(config.body_timeout, shield=True) as scope:
+                await incoming.written()
+                operation.learn_length(sink.length)
+                if holds:
+                    await incoming.let_count(at_once=atomic)
+            if scope.cancelled_caught:
+                raise StorageError("the disk did not take the patch in time")
 
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        self._add(data, piece)
-
-    def _add(self, data: memoryview, piece: Piece | None) -> None:
-        operation = self._operation
-        end = operation.incoming.offset + len(data)
-        if self._max_size is not None and end > self._max_size:
+        try:
+            await exchange.body.receive(bounded(sink, append.max_content))
+        except (ContentCut, trio.Cancelled):
+            if check is not None and check.keeps_prefix and not atomic:
+                await believe()
+            raise
+        sink.end()
+        if atomic and not sink.whole:
             raise PeerError(
-                ProblemCode.CONTENT_TOO_LARGE,
-                f"at most {self._max_size} bytes are accepted",
-                close=True,
+                ProblemCode.BAD_PATCH, "the patch ends within its last part"
             )
-        length = operation.record.length
-        if length is not None and end > length:
-            # The bytes within the length belong to the content, as after a cut.
-            if end - length < len(data):
-                data = data[: len(data) - (end - length)]
-                operation.reserve(length)
-                operation.incoming.append(data, piece, self._check)
-            raise excess_content(length)
-        operation.reserve(end)
-        operation.incoming.append(data, piece, self._check)
+        await incoming.written()
+        if check is not None:
+            check.verify(exchange.body.trailers)
+        await believe()
+        return sink.whole
+
+
+@asynccontextmanager
+async def _holding_back(
+    incoming: IncomingContent, has_content: bool
+) -> AsyncIterator[bool]:
+    """Hold back content appended in the block, and give it up unless the block let it count.
+
+    Yields whether content is held back: a request without content has none.
+    """
+    if has_content:
+        await incoming.hold_back()
+    try:
+        yield has_content
+    finally:
+        incoming.end_hold()
 
 
 class PatchSink(OperationSink):
@@ -153,6 +213,9 @@ class PatchSink(OperationSink):
         if data:
             self._add(data, None if is_copy else piece)
 
+    def _add(self, data: memoryview, piece: Piece | None) -> None:
+        super().append(data, piece)
+
     def _start_part(self, part: PartStart) -> None:
         operation = self._operation
         progress = progress_of(operation, self._max_size, self._gathered.size)
@@ -163,7 +226,7 @@ class JudgedPatchSink(PatchSink):
     """A patch that counts only after all of it was judged, for B8 or because of *check*.
 
     Its content is appended like any other, but held back meanwhile (see
-    :meth:`Incoming.hold_back <trioresume.server.uploads.incoming.Incoming.hold_back>`). So a patch
+    :meth:`IncomingContent.hold_back`). So a patch
     takes no memory or space beyond that of the upload itself. The length that it states is
     believed only at the end, see :attr:`length`.
     """
@@ -198,55 +261,6 @@ class JudgedPatchSink(PatchSink):
         offset = self.offset + self._gathered.size
         progress = UploadProgress(offset, self.length, self._max_size)
         self.length = check_part(progress, part.range, part.length)
-
-
-class _BoundedSink:
-    """Refuses content beyond the limit of one request (C13)."""
-
-    def __init__(self, sink: Sink, most: int) -> None:
-        self._sink = sink
-        self._most = most
-        self._left = most
-
-    @property
-    def has_room(self) -> bool:
-        return self._sink.has_room
-
-    async def room(self) -> None:
-        await self._sink.room()
-
-    @property
-    def offset(self) -> int:
-        return self._sink.offset
-
-    @property
-    def plain(self) -> int | None:
-        return self._sink.plain
-
-    @property
-    def work(self) -> int:
-        return self._sink.work
-
-    @property
-    def taken(self) -> int:
-        return self._sink.taken
-
-    def relax(self) -> None:
-        self._sink.relax()
-
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        self._sink.append(data[: self._left], piece)
-        self._left -= len(data)
-        if self._left < 0:
-            raise PeerError(
-                ProblemCode.CONTENT_TOO_LARGE,
-                f"a request may have at most {self._most} bytes of content",
-                close=True,
-            )
-
-
-def bounded(sink: Sink, most: int | None) -> Sink:
-    return sink if most is None else _BoundedSink(sink, most)
 
 
 def progress_of(

@@ -1,0 +1,379 @@
+"""An operation in memory: its record, its users, its durable offset, what it waits for.
+
+An operation is in memory while something *uses* it: a request, a seal on its way to the disk,
+the target's call. It stays for a while after that if it is unfinished and the catalog knows
+everything about it. For all other operations only the catalog has the truth. A task that
+submits a change of state uses the operation until the change is committed. So an operation
+that is loaded again is never older than the changes made to it.
+
+The numbered statements (G7, C16, R35 …) are in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import (
+    PeerError,
+    ProblemCode,
+    StaleWriter,
+    StorageConflict,
+    StorageError,
+)
+from trioresume.protocol.dialects.tus.fields import is_partial
+from trioresume.protocol.heads import RequestHead
+from trioresume.protocol.operation import OperationState
+from trioresume.server.event_loop.signals import Signal
+from trioresume.server.uploads.incoming_content import IncomingContent
+from trioresume.store.port import (
+    ForgetOperation,
+    Mutation,
+    OperationId,
+    OperationRecord,
+    SetExpiry,
+    SetLength,
+    SetReserved,
+    StoredResponse,
+    request_key,
+)
+
+if TYPE_CHECKING:
+    from trioresume.protocol.clock import ServiceClock
+    from trioresume.server.api.config import Config
+    from trioresume.server.api.handler import AnyTarget, Progress
+    from trioresume.server.async_store.storage import Storage, Submission
+    from trioresume.server.uploads.hashing import Hashing
+    from trioresume.server.uploads.quotas import Quotas
+
+__all__ = ["LoadedOperation", "Surroundings", "ends_at", "record_head"]
+
+logger = logging.getLogger("trioresume.operations")
+
+_S = OperationState
+
+
+EXPIRY_SLACK = 60.0
+"""An expiry moves only by more than about this many seconds, to save commits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """The parts of the service that an operation uses."""
+
+    storage: Storage
+    target: AnyTarget
+    config: Config
+    clock: ServiceClock
+    quotas: Quotas
+    hashing: Hashing
+    start: Callable[..., None]
+    """``start(operation, function, *args)``: run it in the server's nursery, in use."""
+
+
+class LoadedOperation:
+    """What is known of one operation while it is in memory. It changes no state."""
+
+    __slots__ = (
+        "_around",
+        "_bug",
+        "changed",
+        "id",
+        "incoming",
+        "is_forgotten",
+        "is_known",
+        "is_loaded",
+        "left_at",
+        "loading",
+        "progress",
+        "readmits",
+        "record",
+        "tells_digest",
+        "unoffered",
+        "users",
+        "visitors",
+        "was_visited",
+    )
+
+    def __init__(self, id: OperationId, surroundings: Surroundings) -> None:
+        self.id = id
+        self.record: OperationRecord
+        self.incoming: IncomingContent
+        self.is_loaded = False
+        self.loading: trio.Lock | None = None
+        self.users = 0
+        self.visitors = 0
+        """The number of requests among its users."""
+        self.left_at = -math.inf
+        """When the last visitor left, on trio's clock."""
+        self.tells_digest = True
+        """Whether ``Want-Repr-Digest`` is answered."""
+        self.unoffered = False
+        """Whether no client was told of it: then no resources, no replay, no tombstone."""
+        self.is_known = False
+        """Whether the catalog has it, with every change that was submitted for it."""
+        self.is_forgotten = False
+        """Whether the catalog has removed it."""
+        self.readmits = True
+        """Whether the target is asked again before it is called (C16).
+
+        The target was asked when the upload began. Since then it may have changed its mind,
+        or the length was not known at that time.
+        """
+        self.was_visited = False
+        """Whether its owner has asked for it since it was loaded or began to rest."""
+        self.progress: Progress | None = None
+        self._around = surroundings
+        self._bug: Exception | None = None
+        self.changed = Signal()
+        """Fired at each change of the state, and of the progress."""
+
+    def load(self, record: OperationRecord, stored: int | None = None) -> None:
+        """Begin with *record*, which the catalog has or will soon have.
+
+        *stored* is the stored offset of the content, if it was looked up just now.
+        """
+        self.record = record
+        self.incoming = IncomingContent(
+            request_key(self.id),
+            record.durable_offset,
+            self._around.storage,
+            self,
+            stored,
+        )
+        self.incoming.turns.ended = record.state is not _S.RECEIVING
+        self.is_loaded = True
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether it is worth keeping in memory, and equal to its record in the catalog."""
+        return (
+            self.is_known
+            and self.is_receiving
+            and self._bug is None
+            and self.incoming.failure is None
+        )
+
+    def rest(self) -> None:
+        """Note that nothing uses it now. The next use finds it as if it were loaded again."""
+        self.incoming.rest()
+        self.readmits = True
+        self.progress = None
+        self._renew_for_owner()
+
+    def unload(self) -> None:
+        """Let go of everything, because the operation leaves memory."""
+        self.incoming.close()
+        if not self.unoffered:
+            self._renew_for_owner()
+        elif not self.is_forgotten:
+            self._around.storage.submit_later(ForgetOperation(self.id))
+        # The content refers back to this: only the garbage collector would end the cycle.
+        del self.incoming
+
+    def start(self, function: Callable[..., object], *args: object) -> None:
+        """Run *function* in the server's nursery; the operation is in use meanwhile."""
+        self._around.start(self, function, *args)
+
+    # Its present state.
+
+    @property
+    def state(self) -> OperationState:
+        return self.record.state
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether content is still missing, or only the completion."""
+        return self.record.state is _S.RECEIVING
+
+    @property
+    def is_working(self) -> bool:
+        """Whether its content has ended, and its response is still to come."""
+        return self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the content is whole, immutable and durable."""
+        return self.record.content is not None or self.state is _S.DONE
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte is here and durable, and only the completion is missing."""
+        return (
+            self.is_receiving
+            and not self.record.explicit_completion
+            and not self.incoming.turns.has_writer
+            and self.record.length == self.durable_offset
+        )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it is a part of a later upload, for which no target is called (D7)."""
+        return is_partial(self.record.fields)
+
+    def guaranteed(self) -> tuple[int, float]:
+        """Return the seconds for which it is kept at least, and the date of that time.
+
+        They hold if no further request for it comes.
+        """
+        clock, config = self._around.clock, self._around.config
+        lifetime, slack = _lifetime(self.record, config)
+        lifetime -= slack
+        if self.is_receiving:
+            lifetime = min(lifetime, ends_at(self.record, config) - clock.now())
+        seconds = max(0, int(lifetime))
+        return seconds, clock.date() + seconds
+
+    @property
+    def durable_offset(self) -> int:
+        """The bytes that no crash takes away, and so may be announced."""
+        if self.is_frozen and self.record.length is not None:
+            return self.record.length
+        return self.incoming.durable_offset
+
+    async def make_durable(self) -> int:
+        """Make all accepted bytes durable; return the durable offset.
+
+        Raises :class:`StorageError`.
+        """
+        await self._until_frozen()
+        if not self.is_receiving:
+            return self.durable_offset
+        try:
+            return await self.incoming.make_durable()
+        except (StaleWriter, StorageConflict):
+            if not self.incoming.turns.ended:
+                raise
+            # The content ended meanwhile: its writer is stale, and there can be no other.
+            # Look at the new state.
+            return await self.make_durable()
+
+    async def _until_frozen(self) -> None:
+        """Wait while the content has ended and is being frozen: all of it is durable then."""
+        while self.state is _S.COMPLETE and not self.is_frozen and self._bug is None:
+            await self.changed.wait()
+
+    def is_visited_by(self, principal: str | None) -> bool:
+        """Whether *principal* owns it. A stranger's visit changes nothing (R35)."""
+        is_owner = self.record.principal == principal
+        self.was_visited = self.was_visited or is_owner
+        return is_owner
+
+    def note_bug(self, exc: Exception) -> None:
+        """Note that a bug stops the operation in this process, and wake its waiters."""
+        self._bug = exc
+        self.changed.fire()
+
+    # Its length, and the space for it.
+
+    def forget_preferences(self) -> None:
+        """Drop the request's preferences for its answer; the client was told nothing yet."""
+        fields = self.record.fields.without("prefer")
+        self.record = replace(self.record, fields=fields)
+
+    def learn_length(self, length: int | None) -> None:
+        """Note the content's length, which the caller has checked against the known one.
+
+        Raises :class:`PeerError` 507 if there is no room for so many bytes.
+        """
+        if length is not None and length != self.record.length:
+            reserved = self._around.quotas.extend(self.record, length, exact=True)
+            self.record = replace(self.record, length=length, reserved=reserved)
+            self._submit(SetLength(self.id, length), SetReserved(self.id, reserved))
+
+    def reserve(self, end: int) -> None:
+        """Reserve the bytes below *end* before they arrive (G7).
+
+        Raises :class:`PeerError` 507 if there is no room for them.
+        """
+        if end > self.record.reserved:
+            reserved = self._around.quotas.extend(self.record, end, exact=False)
+            self.record = replace(self.record, reserved=reserved)
+            self._submit(SetReserved(self.id, reserved))
+
+    def _submit(self, *mutations: Mutation) -> None:
+        # In use until the commit: otherwise a newcomer would load the old state.
+        submission = self._around.storage.submit(*mutations)
+        self.start(self._note_applied, submission)
+
+    async def _note_applied(self, submission: Submission) -> None:
+        try:
+            await submission.wait()
+        except StorageError as exc:
+            logger.error("a change of %s was not recorded: %s", self.id, exc)
+            self.is_known = False
+
+    # Its expiry.
+
+    def _renew_for_owner(self) -> None:
+        if self.was_visited:
+            self.was_visited = False
+            self.renew()
+
+    def renew(self) -> None:
+        """Move the expiry to a later time, after activity."""
+        if self.state is _S.GONE:
+            return
+        config = self._around.config
+        lifetime, slack = _lifetime(self.record, config)
+        expires_at = self._around.clock.now() + lifetime
+        if self.is_receiving:
+            expires_at = min(expires_at, ends_at(self.record, config))
+        if expires_at > self.record.expires_at + slack:
+            self._around.storage.submit(SetExpiry(self.id, expires_at))
+            self.record = replace(self.record, expires_at=expires_at)
+
+    # Waiting for what comes of it.
+
+    async def frozen(self) -> int:
+        """Wait until the content is immutable and durable; return its length.
+
+        Raises as :meth:`outcome` does.
+        """
+        await self._until_frozen()
+        if self.state in (_S.GONE, _S.ABANDONED):
+            raise PeerError(ProblemCode.GONE)
+        if not self.is_frozen:
+            raise self._bug or self.incoming.failure or PeerError(ProblemCode.GONE)
+        return self.durable_offset
+
+    async def outcome(self) -> StoredResponse:
+        """Return the final response once it is recorded; wait while the target runs.
+
+        If there is none, raises the reason: :class:`StorageError` if the content could not be
+        completed (a new try is possible), :class:`PeerError` GONE if the operation was ended.
+        """
+        while self.is_working:
+            await self.changed.wait()
+        if self.record.response is not None:
+            return self.record.response
+        problem = self._bug or self.incoming.failure
+        raise problem or PeerError(ProblemCode.GONE)
+
+
+def record_head(record: OperationRecord) -> RequestHead:
+    """Return the recorded head of the request that began the operation."""
+    return RequestHead(
+        method=record.method,
+        target=record.target,
+        fields=record.fields,
+        http_version="1.1",
+        length=record.length,
+    )
+
+
+def ends_at(record: OperationRecord, config: Config) -> float:
+    """Return when an upload ends, even if it is resumed again and again (G5)."""
+    return record.created_at + config.max_upload_lifetime
+
+
+def _lifetime(record: OperationRecord, config: Config) -> tuple[float, float]:
+    """Return the seconds for which it is kept, and by how many they may be fewer."""
+    done = record.state is _S.DONE
+    lifetime = config.response_lifetime if done else config.incomplete_lifetime
+    return lifetime, min(EXPIRY_SLACK, lifetime / 10)

@@ -1,0 +1,226 @@
+"""Receive the content of the request that begins an operation.
+
+Content moves from an exchange into an operation, inside the writer's turn. The request's
+dialect has read from the head what to do, as a
+:class:`~trioresume.protocol.dialects.Creation`. How a PATCH is received is in
+:mod:`trioresume.server.uploads.receive_patch`.
+
+A sink is given pieces of a shared buffer and consumes them before it returns; see
+:mod:`trioresume.server.http.exchange`.
+
+The numbered statements (C12, C13, R30) are in docs/supported-protocols.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageError
+from trioresume.protocol.appending import excess_content
+from trioresume.protocol.dialects.seed.server import acknowledgement
+from trioresume.server.event_loop.background import in_background
+
+if TYPE_CHECKING:
+    from trioresume.protocol.dialects import Creation
+    from trioresume.protocol.digests import ContentCheck
+    from trioresume.server.api.config import Config
+    from trioresume.server.async_store.receive_memory import Piece
+    from trioresume.server.http.exchange import Exchange, Sink
+    from trioresume.server.uploads.operation import Operation
+
+__all__ = ["Acknowledger", "OperationSink", "bounded", "end_content", "receive_content"]
+
+logger = logging.getLogger("trioresume.connection")
+
+
+async def receive_content(
+    exchange: Exchange,
+    operation: Operation,
+    creation: Creation,
+    acknowledger: Acknowledger,
+    config: Config,
+) -> None:
+    """Receive the first request's content; complete the operation if that was all.
+
+    Raises the reason of an early end: :class:`ContentCut`, :class:`PeerError`,
+    :class:`StorageError`. The received content is kept if the operation keeps it.
+    """
+    check = creation.check
+    sink = OperationSink(operation, config.max_upload_size, check)
+    async with operation.incoming.writing(await operation.incoming.turns.end_writer()):
+        async with acknowledger.during(exchange, operation):
+            await exchange.body.receive(bounded(sink, creation.max_content))
+            await operation.incoming.written()
+        if check is not None:
+            check.verify(exchange.body.trailers)
+        end_content(operation, creation.completes)
+
+
+def end_content(operation: Operation, completes: bool | None) -> None:
+    """Handle the end of a request's content. *completes* is what the request says about it."""
+    offset, length = operation.incoming.offset, operation.record.length
+    if completes:
+        if length is not None and length != offset:
+            raise PeerError(
+                ProblemCode.INCONSISTENT_LENGTH,
+                f"the content ends at {offset}, the length was stated as {length}",
+            )
+        operation.learn_length(offset)
+        operation.complete()
+    elif completes is None and offset == length:
+        operation.complete()
+
+
+class OperationSink:
+    """Appends content to the operation as it comes; *check* sees it first."""
+
+    plain: int | None = None
+    work = 0
+
+    def __init__(
+        self,
+        operation: Operation,
+        max_size: int | None,
+        check: ContentCheck | None = None,
+    ) -> None:
+        self._operation = operation
+        self._max_size = max_size
+        self._check = check
+
+    @property
+    def has_room(self) -> bool:
+        return self._operation.incoming.has_room
+
+    async def room(self) -> None:
+        await self._operation.incoming.room()
+
+    @property
+    def offset(self) -> int:
+        return self._operation.incoming.offset
+
+    @property
+    def taken(self) -> int:
+        return self._operation.incoming.offset
+
+    def relax(self) -> None:
+        self._operation.incoming.relax()
+
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        operation = self._operation
+        end = operation.incoming.offset + len(data)
+        if self._max_size is not None and end > self._max_size:
+            raise PeerError(
+                ProblemCode.CONTENT_TOO_LARGE,
+                f"at most {self._max_size} bytes are accepted",
+                close=True,
+            )
+        length = operation.record.length
+        if length is not None and end > length:
+            # The bytes within the length belong to the content, as after a cut.
+            if end - length < len(data):
+                data = data[: len(data) - (end - length)]
+                operation.reserve(length)
+                operation.incoming.append(data, piece, self._check)
+            raise excess_content(length)
+        operation.reserve(end)
+        operation.incoming.append(data, piece, self._check)
+
+
+class _BoundedSink:
+    """Refuses content beyond the limit of one request (C13)."""
+
+    def __init__(self, sink: Sink, most: int) -> None:
+        self._sink = sink
+        self._most = most
+        self._left = most
+
+    @property
+    def has_room(self) -> bool:
+        return self._sink.has_room
+
+    async def room(self) -> None:
+        await self._sink.room()
+
+    @property
+    def offset(self) -> int:
+        return self._sink.offset
+
+    @property
+    def plain(self) -> int | None:
+        return self._sink.plain
+
+    @property
+    def work(self) -> int:
+        return self._sink.work
+
+    @property
+    def taken(self) -> int:
+        return self._sink.taken
+
+    def relax(self) -> None:
+        self._sink.relax()
+
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        self._sink.append(data[: self._left], piece)
+        self._left -= len(data)
+        if self._left < 0:
+            raise PeerError(
+                ProblemCode.CONTENT_TOO_LARGE,
+                f"a request may have at most {self._most} bytes of content",
+                close=True,
+            )
+
+
+def bounded(sink: Sink, most: int | None) -> Sink:
+    return sink if most is None else _BoundedSink(sink, most)
+
+
+_NOTHING = nullcontext()
+"""One object for all uploads, to save memory: a silent upload would hold its own."""
+
+
+class Acknowledger:
+    """Tells the client now and then how much is durable, while a request is receiving.
+
+    It sends ``Acknowledge`` in a 100 (R30), the dialect's own interim response (C12), or both.
+    It syncs the received bytes and tells their count. It never waits for the peer. If the
+    store fails, the upload itself reports the error.
+    """
+
+    def __init__(self, nursery: trio.Nursery, interval: float) -> None:
+        self._nursery = nursery
+        self._interval = interval
+
+    def during(
+        self, exchange: Exchange, operation: Operation
+    ) -> AbstractAsyncContextManager[None]:
+        """Tell while the block runs, if the client can be told.
+
+        The client asks for the ``Acknowledge`` of R30; the dialect decides about the rest.
+        """
+        dialect, wanted = exchange.dialect, exchange.preferences.acknowledge
+        if not ((wanted or dialect.shows_progress) and exchange.can_interim):
+            return _NOTHING
+        return in_background(self._nursery, self._run, exchange, operation, wanted)
+
+    async def _run(
+        self, exchange: Exchange, operation: Operation, acknowledges: bool
+    ) -> None:
+        last = 0
+        while True:
+            await trio.sleep(self._interval)
+            try:
+                offset = await operation.make_durable()
+            except StorageError as exc:
+                logger.warning("nothing to acknowledge: %s", exc)
+                return
+            if offset > last:
+                last = offset
+                if acknowledges:
+                    exchange.offer_interim(acknowledgement(offset))
+                if exchange.dialect.shows_progress:
+                    exchange.offer_interim(exchange.dialect.progress(offset))
