@@ -144,6 +144,9 @@ class MessageReader(_SingleReader):
     ) -> None:
         super().__init__(limits, lenient_unit=lenient_unit)
         self._content_length = content_length
+        if content_length is not None:
+            # The header section takes no more than its limit.
+            self.least_content = max(0, content_length - limits.max_header_size)
 
     def _parse(self) -> Steps[None]:
         fields, size = yield from self._header_section()
@@ -195,6 +198,7 @@ class OffsetReader(_SingleReader):
                 ProblemCode.INCONSISTENT_LENGTH,
                 "Upload-Offset lies beyond Upload-Length",
             )
+        self.least_content = content_length or 0
         range_ = ContentRange(offset, None, total)
         self._start = self._begin_range(range_, NO_FIELDS, None, content_length)
 

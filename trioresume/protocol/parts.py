@@ -131,6 +131,9 @@ class PatchReader(ABC):
     completes: bool | None = None
     """Whether the request says that it completes the upload (RUFH, C8); None if silent."""
 
+    least_content: int = 0
+    """Bytes of content that the request's head promises. There may be more."""
+
     plain: int | None = 0
     """How many of the next bytes are only content, which costs nothing to read; None: all."""
 

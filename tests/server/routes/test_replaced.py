@@ -6,8 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import trio
+import trio.testing
 
-from tests.server.harness import RESUME, Client, Recorder, memory_service
+from tests.server.harness import (
+    BYTERANGE,
+    RESUME,
+    Client,
+    Recorder,
+    head,
+    memory_service,
+)
 from tests.server.rufh import NEWEST, appends, path_of, says
 from tests.server.tus import MARK, append, create, result
 from trioresume import FileService
@@ -130,4 +139,88 @@ async def test_content_for_a_complete_upload_is_not_waited_for(
         reply = await client.reply("PATCH")
         assert (reply.status, reply.interims) == (409, [])
         assert reply["upload-offset"] == "5"
+    assert handler.bodies == [b"12345"]
+
+
+OPEN = b"Content-Offset: 5\r\n\r\n"
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+def as_chunk(data: bytes) -> bytes:
+    """One chunk, and no last one: the sender has not ended its content."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+WRONG_PATCHES: dict[str, tuple[str, dict[str, str], bytes]] = {
+    "tus elsewhere": ("tus", CHUNKED, b""),
+    "rufh elsewhere": ("rufh", CHUNKED, b""),
+    "rufh to go on": (
+        "rufh",
+        {**CHUNKED, **appends(NEWEST, 5, False)},
+        b"",
+    ),
+    "rufh of another length": (
+        "rufh",
+        {**CHUNKED, "Upload-Offset": "5", "Upload-Length": "7"},
+        b"",
+    ),
+    "tus with a byte": ("tus", {**CHUNKED, "Upload-Offset": "5"}, as_chunk(b"x")),
+    "long": ("seed", {"Content-Length": "100000"}, b""),
+    "range": (
+        "seed",
+        {"Content-Length": "35"},
+        b"Content-Range: bytes 0-4/5\r\n\r\n",
+    ),
+    "rest": ("seed", {"Content-Length": "100"}, OPEN),
+    "chunked range": (
+        "seed",
+        CHUNKED,
+        as_chunk(b"Content-Range: bytes 0-4/5\r\n\r\n"),
+    ),
+    "another length": (
+        "seed",
+        CHUNKED,
+        as_chunk(b"Content-Offset: 5;complete-length=7\r\n\r\n"),
+    ),
+    "chunked rest": ("seed", CHUNKED, as_chunk(OPEN + b"x")),
+    "multipart": (
+        "seed",
+        {**CHUNKED, "Content-Type": "multipart/byteranges; boundary=b"},
+        as_chunk(b"--b\r\nContent-Range: bytes 0-4/5\r\n\r\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PATCHES)
+async def test_wrong_patch_of_a_complete_upload_is_refused_when_it_shows_itself(
+    name: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """R24: by its head, by a part's fields, or by its first byte of content."""
+    dialect, more, sent = WRONG_PATCHES[name]
+    async with memory_service(handler := Recorder()) as service:
+        client = service.connect()
+        if dialect == "seed":
+            path = (await client.request("POST", "/", RESUME, b"12345")).content
+            fields = BYTERANGE
+        else:
+            path, fields = await complete_upload(client, dialect)
+        started = trio.current_time()
+        await client.send(head("PATCH", path, {**fields, **more}) + sent)
+        reply = await client.reply("PATCH")
+        assert (reply.status, reply.code) == (409, "upload-complete")
+        assert reply["upload-offset"] == "5"
+        assert trio.current_time() == started
+    assert handler.bodies == [b"12345"]
+
+
+@pytest.mark.parametrize("sent", [OPEN, b"Content-Range: bytes */5\r\n\r\n"])
+async def test_empty_patch_at_the_end_of_a_complete_upload_is_right(
+    sent: bytes,
+) -> None:
+    """R24: it changes nothing, and gets the response."""
+    async with memory_service(handler := Recorder()) as service:
+        client = service.connect()
+        path = (await client.request("POST", "/", RESUME, b"12345")).content
+        reply = await client.request("PATCH", path, BYTERANGE, sent)
+        assert reply.status == 200
     assert handler.bodies == [b"12345"]

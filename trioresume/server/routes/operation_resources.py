@@ -305,11 +305,9 @@ class Resources:
     async def _refuse_content(
         self, exchange: Exchange, operation: Operation, append: Append
     ) -> None:
-        """Refuse content after the end (R24). Only an empty patch at the end is no error."""
+        """Refuse content after the end (R24), as soon as the patch shows itself to be wrong."""
         refused = RefusedContent(append.reader, operation.record.length)
-        if append.reader.range is not None and exchange.head.length:
-            # Its head says all: a silent sender need not be waited for.
-            raise refused.problem()
+        refused.check_head()  # a silent sender need not be waited for
         await exchange.send_continue()
         await exchange.body.receive(refused)
         refused.end()

@@ -34,6 +34,7 @@ from trioresume.server.uploads.receive import OperationSink, bounded, end_conten
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append
     from trioresume.protocol.digests import ContentCheck
+    from trioresume.protocol.fields import ContentRange
     from trioresume.protocol.parts import PatchEvent, PatchReader
     from trioresume.server.api.config import Config
     from trioresume.server.async_store.receive_memory import Piece
@@ -297,7 +298,11 @@ class _Adjacent:
 
 
 class RefusedContent:
-    """A sink for a PATCH of complete content: it refuses every byte."""
+    """A sink for a PATCH of complete content: it refuses every byte of content (R24).
+
+    Only an empty patch at the end is right. Any other one is refused as soon as it shows
+    itself, because its sender may be silent from then on.
+    """
 
     offset = 0
     has_room = True
@@ -320,15 +325,28 @@ class RefusedContent:
         if self._reader.completes is False:
             raise self.problem()  # the patch says that the upload goes on
 
+    def check_head(self) -> None:
+        """Refuse a patch that the head of its request shows to be wrong."""
+        reader = self._reader
+        if reader.least_content or reader.completes is False:
+            raise self.problem()
+        if reader.range is not None:
+            self._check_range(reader.range)
+
     def _judge(self, events: Iterable[PatchEvent]) -> None:
         for event in events:
             if isinstance(event, PartData):
                 raise self.problem()
             if isinstance(event, PartStart):
-                range_ = event.range
-                start = range_.total if range_.first is None else range_.first
-                if start != self._length or event.length not in (0, None):
+                self._check_range(event.range)
+                if event.length not in (0, None):
                     raise self.problem()
+
+    def _check_range(self, range_: ContentRange) -> None:
+        """Refuse a part that begins elsewhere, or is one of content of another length."""
+        start = range_.total if range_.first is None else range_.first
+        if start != self._length or range_.total not in (None, self._length):
+            raise self.problem()
 
     def problem(self) -> PeerError:
         """What such a patch is refused with."""
