@@ -205,7 +205,8 @@ class Operation(LoadedOperation):
         try:
             await self._follow(change)
         except StorageError as exc:
-            if self.state not in (_S.COMPLETE, _S.ABANDONED) or self.is_frozen:
+            unfrozen = self.state is _S.COMPLETE and not self.is_frozen
+            if not unfrozen and self.state is not _S.ABANDONED:
                 raise
             logger.error("%s cannot be completed now: %s", self.id, exc)
             self.incoming.failure = exc

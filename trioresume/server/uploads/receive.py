@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from trioresume.protocol.digests import ContentCheck
     from trioresume.server.api.config import Config
     from trioresume.server.async_store.receive_memory import Piece
-    from trioresume.server.http.exchange import Exchange, Sink
+    from trioresume.server.http.exchange import Exchange
     from trioresume.server.uploads.operation import Operation
 
-__all__ = ["Acknowledger", "OperationSink", "bounded", "end_content", "receive_content"]
+__all__ = ["Acknowledger", "OperationSink", "end_content", "receive_content"]
 
 logger = logging.getLogger("trioresume.connection")
 
@@ -50,10 +50,10 @@ async def receive_content(
     :class:`StorageError`. The received content is kept if the operation keeps it.
     """
     check = creation.check
-    sink = OperationSink(operation, config.max_upload_size, check)
+    sink = OperationSink(operation, config.max_upload_size, creation.max_content, check)
     async with operation.incoming.writing(await operation.incoming.turns.end_writer()):
         async with acknowledger.during(exchange, operation):
-            await exchange.body.receive(bounded(sink, creation.max_content))
+            await exchange.body.receive(sink)
             await operation.incoming.written()
         if check is not None:
             check.verify(exchange.body.trailers)
@@ -76,7 +76,10 @@ def end_content(operation: Operation, completes: bool | None) -> None:
 
 
 class OperationSink:
-    """Appends content to the operation as it comes; *check* sees it first."""
+    """Appends content to the operation as it comes; *check* sees it first.
+
+    The whole upload may have *max_size* bytes, and one request *max_content* (C13).
+    """
 
     plain: int | None = None
     work = 0
@@ -85,10 +88,12 @@ class OperationSink:
         self,
         operation: Operation,
         max_size: int | None,
+        max_content: int | None,
         check: ContentCheck | None = None,
     ) -> None:
         self._operation = operation
         self._max_size = max_size
+        self._max_content = self._left = max_content
         self._check = check
 
     @property
@@ -110,6 +115,18 @@ class OperationSink:
         self._operation.incoming.relax()
 
     def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        left = self._left
+        self._take(data[:left], piece)
+        if left is not None:
+            self._left = left - len(data)
+            if self._left < 0:
+                raise PeerError(
+                    ProblemCode.CONTENT_TOO_LARGE,
+                    f"a request may have at most {self._max_content} bytes of content",
+                    close=True,
+                )
+
+    def _take(self, data: memoryview, piece: Piece | None) -> None:
         operation = self._operation
         end = operation.incoming.offset + len(data)
         if self._max_size is not None and end > self._max_size:
@@ -128,55 +145,6 @@ class OperationSink:
             raise excess_content(length)
         operation.reserve(end)
         operation.incoming.append(data, piece, self._check)
-
-
-class _BoundedSink:
-    """Refuses content beyond the limit of one request (C13)."""
-
-    def __init__(self, sink: Sink, most: int) -> None:
-        self._sink = sink
-        self._most = most
-        self._left = most
-
-    @property
-    def has_room(self) -> bool:
-        return self._sink.has_room
-
-    async def room(self) -> None:
-        await self._sink.room()
-
-    @property
-    def offset(self) -> int:
-        return self._sink.offset
-
-    @property
-    def plain(self) -> int | None:
-        return self._sink.plain
-
-    @property
-    def work(self) -> int:
-        return self._sink.work
-
-    @property
-    def taken(self) -> int:
-        return self._sink.taken
-
-    def relax(self) -> None:
-        self._sink.relax()
-
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        self._sink.append(data[: self._left], piece)
-        self._left -= len(data)
-        if self._left < 0:
-            raise PeerError(
-                ProblemCode.CONTENT_TOO_LARGE,
-                f"a request may have at most {self._most} bytes of content",
-                close=True,
-            )
-
-
-def bounded(sink: Sink, most: int | None) -> Sink:
-    return sink if most is None else _BoundedSink(sink, most)
 
 
 _NOTHING = nullcontext()

@@ -29,11 +29,10 @@ from trioresume.protocol.parts import (
     PatchLimits,
 )
 from trioresume.server.http.exchange import ContentCut
-from trioresume.server.uploads.receive import OperationSink, bounded, end_content
+from trioresume.server.uploads.receive import OperationSink, end_content
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append
-    from trioresume.protocol.digests import ContentCheck
     from trioresume.protocol.fields import ContentRange
     from trioresume.protocol.parts import PatchEvent, PatchReader
     from trioresume.server.api.config import Config
@@ -89,8 +88,8 @@ async def receive_patch(
                     exchange, operation, append, config, atomic=atomic
                 )
             else:
-                sink = PatchSink(operation, reader, config.max_upload_size)
-                await exchange.body.receive(bounded(sink, append.max_content))
+                sink = PatchSink(operation, append, config.max_upload_size)
+                await exchange.body.receive(sink)
                 sink.end()
                 await operation.incoming.written()
                 whole = sink.whole
@@ -109,7 +108,7 @@ async def _receive_judged(
     """Receive a patch that is judged as a whole; return whether it came to its end."""
     check = append.check
     incoming = operation.incoming
-    sink = JudgedPatchSink(operation, append.reader, config.max_upload_size, check)
+    sink = JudgedPatchSink(operation, append, config.max_upload_size)
     async with _holding_back(incoming, exchange.head.has_content) as holds:
 
         async def believe() -> None:
@@ -123,7 +122,7 @@ async def _receive_judged(
                 raise StorageError("the disk did not take the patch in time")
 
         try:
-            await exchange.body.receive(bounded(sink, append.max_content))
+            await exchange.body.receive(sink)
         except (ContentCut, trio.Cancelled):
             if check is not None and check.keeps_prefix and not atomic:
                 await believe()
@@ -165,10 +164,10 @@ class PatchSink(OperationSink):
     """
 
     def __init__(
-        self, operation: Operation, reader: PatchReader, max_size: int | None
+        self, operation: Operation, append: Append, max_size: int | None
     ) -> None:
-        super().__init__(operation, max_size)
-        self._reader = reader
+        super().__init__(operation, max_size, append.max_content)
+        self._reader = append.reader
         self._gathered = _Adjacent()
         self.whole = False
         """Whether the patch has come to its proper end."""
@@ -181,7 +180,7 @@ class PatchSink(OperationSink):
     def work(self) -> int:  # type: ignore[override]  # it grows here
         return self._reader.work
 
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+    def _take(self, data: memoryview, piece: Piece | None) -> None:
         self._apply_all(self._reader.feed(data), piece)
 
     def end(self) -> None:
@@ -215,7 +214,7 @@ class PatchSink(OperationSink):
             self._add(data, None if is_copy else piece)
 
     def _add(self, data: memoryview, piece: Piece | None) -> None:
-        super().append(data, piece)
+        super()._take(data, piece)
 
     def _start_part(self, part: PartStart) -> None:
         operation = self._operation
@@ -224,30 +223,28 @@ class PatchSink(OperationSink):
 
 
 class JudgedPatchSink(PatchSink):
-    """A patch that counts only after all of it was judged, for B8 or because of *check*.
+    """A patch that counts only after all of it was judged, for B8 or because of a check.
 
     Its content is appended like any other, but held back meanwhile (see
-    :meth:`IncomingContent.hold_back`). So a patch
-    takes no memory or space beyond that of the upload itself. The length that it states is
-    believed only at the end, see :attr:`length`.
+    :meth:`IncomingContent.hold_back`). So a patch takes no memory or space beyond that of the
+    upload itself. The length that it states is believed only at the end, see :attr:`length`.
     """
 
     def __init__(
         self,
         operation: Operation,
-        reader: PatchReader,
+        append: Append,
         max_size: int | None,
-        check: ContentCheck | None,
     ) -> None:
-        super().__init__(operation, reader, max_size)
-        self._content_check = check
+        super().__init__(operation, append, max_size)
+        self._patch_check = append.check
         self.length = operation.record.length
         """The upload's length if the patch is believed; None if no request stated it."""
 
-    def append(self, data: memoryview, piece: Piece | None = None) -> None:
-        if self._content_check is not None:
-            self._operation.incoming.show(data, piece, self._content_check)
-        super().append(data, piece)
+    def _take(self, data: memoryview, piece: Piece | None) -> None:
+        if self._patch_check is not None:
+            self._operation.incoming.show(data, piece, self._patch_check)
+        super()._take(data, piece)
 
     def _add(self, data: memoryview, piece: Piece | None) -> None:
         incoming = self._operation.incoming
