@@ -142,7 +142,7 @@ class Resources:
             if operation is None:
                 raise PeerError(ProblemCode.NOT_FOUND)
             dialect.check(exchange.head)
-            if named in ("HEAD", "PATCH"):
+            if named in ("HEAD", "PATCH") and operation.is_overdue:
                 await operation.end_overdue()
             dialect.check_upload(exchange.head, record_head(operation.record))
             if named == "OPTIONS":

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from trioresume.server.uploads.hashing import Hashing
     from trioresume.server.uploads.quotas import Quotas
 
-__all__ = ["LoadedOperation", "Surroundings", "ends_at", "record_head"]
+__all__ = ["LoadedOperation", "Surroundings", "record_head"]
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -216,6 +216,12 @@ class LoadedOperation:
         """Whether it is a part of a later upload, for which no target is called (D7)."""
         return is_partial(self.record.fields)
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether an upload has lived too long, even if it was resumed again and again."""
+        end = _ends_at(self.record, self._around.config)
+        return self.is_receiving and self._around.clock.now() >= end
+
     def guaranteed(self) -> tuple[int, float]:
         """Return the seconds for which it is kept at least, and the date of that time.
 
@@ -225,7 +231,7 @@ class LoadedOperation:
         lifetime, slack = _lifetime(self.record, config)
         lifetime -= slack
         if self.is_receiving:
-            lifetime = min(lifetime, ends_at(self.record, config) - clock.now())
+            lifetime = min(lifetime, _ends_at(self.record, config) - clock.now())
         seconds = max(0, int(lifetime))
         return seconds, clock.date() + seconds
 
@@ -323,7 +329,7 @@ class LoadedOperation:
         lifetime, slack = _lifetime(self.record, config)
         expires_at = self._around.clock.now() + lifetime
         if self.is_receiving:
-            expires_at = min(expires_at, ends_at(self.record, config))
+            expires_at = min(expires_at, _ends_at(self.record, config))
         if expires_at > self.record.expires_at + slack:
             self._around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)
@@ -367,7 +373,7 @@ def record_head(record: OperationRecord) -> RequestHead:
     )
 
 
-def ends_at(record: OperationRecord, config: Config) -> float:
+def _ends_at(record: OperationRecord, config: Config) -> float:
     """Return when an upload ends, even if it is resumed again and again (G5)."""
     return record.created_at + config.max_upload_lifetime
 

@@ -38,7 +38,7 @@ from trioresume.protocol.operation import (
     step,
 )
 from trioresume.server.uploads.hashing import WANTED_FOR
-from trioresume.server.uploads.loaded_operation import LoadedOperation, ends_at
+from trioresume.server.uploads.loaded_operation import LoadedOperation
 from trioresume.server.uploads.response_writer import Patience
 from trioresume.server.uploads.target_call import TargetCall
 from trioresume.store.port import (
@@ -134,22 +134,19 @@ class Operation(LoadedOperation):
             await self.apply(Event.CANCELLED)
 
     async def end_overdue(self) -> None:
-        """End an upload that has lived too long, because a request for it came (G5).
+        """End an upload that is overdue, because a request for it came (G5).
 
         Time alone does not cut a running writer (G11), only a newcomer does. An upload that
         has all its bytes is spared: it only lacks the completion. Raises
         :class:`StorageError` if the bytes cannot be made durable; then nothing has ended.
         """
-        end = ends_at(self.record, self._around.config)
-        overdue = self.is_receiving and self._around.clock.now() >= end
-        if overdue:
-            await self.incoming.turns.end_writer()
-            try:
-                await self.make_durable()  # it must be known whether it is whole
-            except ContentLost:
-                pass
-            if self.is_receiving and not self.is_whole:
-                await self.apply(Event.EXPIRED)
+        await self.incoming.turns.end_writer()
+        try:
+            await self.make_durable()  # it must be known whether it is whole
+        except ContentLost:
+            pass
+        if self.is_overdue and not self.is_whole:
+            await self.apply(Event.EXPIRED)
 
     async def apply(self, event: Event) -> None:
         """Apply *event* and those that follow: perform the rows of the table, in their order.
