@@ -17,6 +17,7 @@ from tests.server.harness import Recorder, socket_service
 from trioresume.client import Client, RetryPolicy
 from trioresume.client.content.sources import BytesSource
 from trioresume.client.decisions.actions import AskOffset, Finish, Send, Sent
+from trioresume.client.decisions.redirects import Redirects
 from trioresume.client.http.requests import RequestBuilder
 from trioresume.protocol.heads import Fields
 
@@ -220,7 +221,7 @@ def test_plain_requests_have_no_mark(resumable: bool) -> None:
         choice.give_up()
     source = BytesSource(b"content")
     builder = RequestBuilder(
-        "POST", BASE, source, choice, headers=(), standing=Fields(), wait=1
+        "POST", Redirects(BASE), source, choice, headers=(), standing=Fields(), wait=1
     )
     names = {name.lower() for name, _ in builder.build(Send()).head.headers}
     assert (b"incremental" in names) == resumable

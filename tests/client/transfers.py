@@ -12,6 +12,7 @@ from trioresume.client.decisions.actions import (
     Sent,
 )
 from trioresume.client.decisions.protocol_choice import ProtocolChoice, ProtocolName
+from trioresume.client.decisions.redirects import Redirects
 from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
 from trioresume.client.decisions.transfer import Transfer
 from trioresume.protocol.dialects.client import Answer, Locations
@@ -69,6 +70,7 @@ def transfer(
         content=content,
         budget=RetryBudget(policy, lambda: 0.5),
         choice=ProtocolChoice(protocol, method, content.length, known=known),
+        redirects=Redirects(BASE),
         locations=locations,
         all_sent=all_sent,
         proven=proven,

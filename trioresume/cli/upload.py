@@ -84,6 +84,13 @@ __all__ = ["upload"]
 )
 @tls_options
 @click.option(
+    "--allow-redirect-to",
+    metavar="URL",
+    multiple=True,
+    help="Follow redirects (307, 308) to this server, too; may be repeated. It gets the "
+    "file, but no credentials.",
+)
+@click.option(
     "--retry-for",
     type=Duration(),
     default=300.0,
@@ -124,6 +131,7 @@ def upload(
     method: str | None,
     protocol: ProtocolName,
     token_file: str | None,
+    allow_redirect_to: tuple[str, ...],
     retry_for: float,
     idle_timeout: float,
     concurrency: int,
@@ -148,6 +156,7 @@ def upload(
         protocol=protocol,
         token=token_file,
         tls=tls,
+        redirect_origins=allow_redirect_to,
         journal=remembered,
         retry=retry,
         idle_timeout=idle_timeout,
@@ -485,7 +494,7 @@ class _Uploads:
             bytes_resent=response.bytes_resent,
         )
         if not response.ok:
-            if _is_for_now(response.status):
+            if _is_for_now(response):
                 job.exit_code = ExitCode.UNFINISHED
             self._report_failure(job, f"{job.url}: {_refusal(response)}")
             return
@@ -557,8 +566,10 @@ def _media_type(path: Path) -> str:
 _FOR_NOW = frozenset({408, 425, 429, 502, 503, 504, 511})
 
 
-def _is_for_now(status: int) -> bool:
-    return 300 <= status <= 399 or status in _FOR_NOW
+def _is_for_now(response: ClientResponse) -> bool:
+    if 300 <= response.status <= 399:
+        return urlsplit(response.url).scheme == "http"  # within TLS it is the server's
+    return response.status in _FOR_NOW
 
 
 def _refusal(response: ClientResponse) -> str:
@@ -566,7 +577,7 @@ def _refusal(response: ClientResponse) -> str:
     words = [f"the server answered {response.status}"]
     location = response.headers.get("location")
     if 300 <= response.status <= 399 and location is not None:
-        words.append(f"a redirect to {location}, which is not followed")
+        words.append(_about_redirect(response, urljoin(response.url, location)))
     if (response.headers.get("content-type") or "").startswith(
         "application/problem+json"
     ):
@@ -578,3 +589,17 @@ def _refusal(response: ClientResponse) -> str:
         except (ValueError, AttributeError):
             pass  # show the status alone
     return ": ".join(words)
+
+
+def _about_redirect(response: ClientResponse, target: str) -> str:
+    if response.status == 303:
+        return f"the result is said to be at {target}; nothing shows that the file is stored"
+    if response.status in (307, 308):
+        return (
+            f"a redirect to another server, {target}, which is followed only with"
+            " --allow-redirect-to"
+        )
+    return (
+        f"a redirect to {target}, which is not followed, because many programs follow it"
+        " without the content; use that URL if it is the right one"
+    )

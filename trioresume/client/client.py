@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from trioresume.client.decisions.protocol_choice import (
     ProtocolName,
     place_of,
 )
+from trioresume.client.decisions.redirects import Redirects
 from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
 from trioresume.client.decisions.transfer import Transfer
 from trioresume.client.http.connector import Connector, NetworkConnector
@@ -74,6 +75,11 @@ class Client:
     by default those of the environment, and with ``{}`` there is no proxy. *connector*
     makes the connections in another way.
 
+    A request that is redirected (307, 308) before its upload has begun goes to the new
+    URL within its own origin, and to *redirect_origins*, such as
+    ``https://eu.example.com``. Another origin gets no credentials: only the fields that
+    describe the content, and no certificate of the client.
+
     *protocol* is the protocol of uploads: ``"seed"`` (Partial and Resumable Requests in
     HTTP), ``"rufh"`` (Resumable Uploads for HTTP) or ``"tus"`` (1.0.0). ``"auto"``
     takes the seed if the server offers it. Otherwise it asks the server, once for each
@@ -93,6 +99,7 @@ class Client:
         retry: RetryPolicy | None = None,
         tls: ClientTls | ssl.SSLContext | None = None,
         proxies: Mapping[str, str] | None = None,
+        redirect_origins: Iterable[str] = (),
         connector: Connector | None = None,
         idle_timeout: float = 60.0,
         expect_timeout: float = 1.0,
@@ -107,15 +114,22 @@ class Client:
         if protocol not in (known := get_args(ProtocolName)):
             raise CallerError(f"{protocol!r} is none of {', '.join(known)}")
         self._protocol = protocol
+        self._redirect_origins = frozenset(
+            Url.parse(each).origin for each in redirect_origins
+        )
         self._standing = _standing_fields(Fields(headers), token)
         self._journal = journal
         self._retry = retry or RetryPolicy()
         tls = tls or ClientTls()
         self._tls = tls
+        strange: Connector | None = None
         if connector is None:
             environ = os.environ if proxies is None else proxies
             connector = NetworkConnector(tls, Proxies(environ))
-        self._pool = Pool(connector)
+            if isinstance(tls, ClientTls) and tls.cert is not None:
+                anonymous = tls.without_certificate()
+                strange = NetworkConnector(anonymous, Proxies(environ))
+        self._pool = Pool(connector, strange)
         self._timeouts = Timeouts(idle_timeout, expect_timeout)
         self._buffer_size = buffer_size
         self._max_response_size = max_response_size
@@ -188,9 +202,12 @@ class Client:
                     stale = entry.locations, entry.dialect
                     await trio.to_thread.run_sync(entry.forget)
                 choice = self._choice(method, parsed, source, entry)
+                redirects = Redirects(parsed, self._redirect_origins)
+                if entry is not None and entry.moved is not None:
+                    redirects.resume(entry.moved)
                 builder = RequestBuilder(
                     method,
-                    parsed,
+                    redirects,
                     source,
                     choice,
                     headers=headers,
@@ -198,8 +215,9 @@ class Client:
                     wait=int(min(LONGEST_WAIT_SECONDS, self._timeouts.idle / 2)),
                 )
                 run = TransferRunner(
-                    parsed,
-                    self._transfer(method, choice, source, entry, retry_unsafe),
+                    self._transfer(
+                        method, choice, redirects, source, entry, retry_unsafe
+                    ),
                     builder,
                     source,
                     content,
@@ -239,6 +257,7 @@ class Client:
         self,
         method: str,
         choice: ProtocolChoice,
+        redirects: Redirects,
         source: Source,
         entry: JournalEntry | None,
         retry_unsafe: bool,
@@ -248,6 +267,7 @@ class Client:
             content=source,
             budget=RetryBudget(self._retry, self._draw),
             choice=choice,
+            redirects=redirects,
             locations=None if entry is None else entry.locations,
             all_sent=entry is not None and entry.all_sent,
             proven=None if entry is None or entry.doubt is None else entry.doubt.size,
@@ -263,13 +283,41 @@ class Client:
         entry = None
         if self._journal is not None and isinstance(source, FileSource) and source.path:
             entry = await trio.to_thread.run_sync(
-                _claim, self._journal, method, str(url), source, self._protocol
+                self._claim, self._journal, method, url, source
             )
         try:
             yield entry
         finally:
             if entry is not None:
                 entry.close()
+
+    def _claim(
+        self, journal: Journal, method: str, url: Url, source: FileSource
+    ) -> JournalEntry | None:
+        identity = source.identity()
+        assert identity is not None
+        try:
+            entry = journal.claim(method, str(url), identity)
+            if entry.doubt is not None:
+                same_size = entry.size == source.length
+                if (same_size or source.snapshot) and source.proves(entry.doubt):
+                    source.shorten(entry.size)
+                    entry.trust()
+                else:
+                    entry.is_stale, entry.doubt = True, None
+            if entry.dialect and self._protocol not in ("auto", entry.dialect.protocol):
+                entry.forget()  # the upload cannot go on in another protocol
+            redirects = Redirects(url, self._redirect_origins)
+            if entry.moved is not None and not redirects.may_go_to(entry.moved.origin):
+                entry.forget()
+            return entry
+        except OSError as exc:
+            logger.warning(
+                "unfinished uploads cannot be remembered in %s: %s",
+                journal.directory,
+                exc.strerror or exc,
+            )
+            return None
 
 
 _RANDOM = random.SystemRandom()
@@ -283,32 +331,6 @@ def _standing_fields(headers: Fields, token: str | None) -> Fields:
         standing = standing.without("authorization")
         standing = standing.plus({"authorization": f"Bearer {token}"})
     return standing
-
-
-def _claim(
-    journal: Journal, method: str, url: str, source: FileSource, protocol: ProtocolName
-) -> JournalEntry | None:
-    identity = source.identity()
-    assert identity is not None
-    try:
-        entry = journal.claim(method, url, identity)
-        if entry.doubt is not None:
-            same_size = entry.size == source.length
-            if (same_size or source.snapshot) and source.proves(entry.doubt):
-                source.shorten(entry.size)
-                entry.trust()
-            else:
-                entry.is_stale, entry.doubt = True, None
-        if entry.dialect and protocol not in ("auto", entry.dialect.protocol):
-            entry.forget()  # the upload cannot go on in another protocol
-        return entry
-    except OSError as exc:
-        logger.warning(
-            "unfinished uploads cannot be remembered in %s: %s",
-            journal.directory,
-            exc.strerror or exc,
-        )
-        return None
 
 
 async def _run_beside(source: IterableSource, run: TransferRunner) -> ClientResponse:

@@ -7,6 +7,7 @@ an earlier run's entry without reading all files. A file is msgpack::
      "ctime_ns", "device": more to recognise the file,
      "proof": [size, SHA-256] of the first bytes that were sent, or nil,
      "dialect": the one of the upload's first request, such as "tus" or "rufh-10",
+     "moved": the URL to which the request was redirected, or nil,
      "content", "message", "result": the locations, or nil,
      "sent": whether all content was handed over, "created", "used": Unix seconds}
 
@@ -182,6 +183,8 @@ class JournalEntry:
         """The locations that an earlier run was offered; None to begin from the start."""
         self.dialect: ClientDialect | None = None
         """The dialect in which an earlier run began the upload."""
+        self.moved: Url | None = None
+        """The URL to which an earlier run was redirected."""
         self.all_sent = False
         """Whether all content was sent, so that the target may have processed it."""
         self.size = identity.size
@@ -228,7 +231,9 @@ class JournalEntry:
                 proof = record.get("proof")
                 self.is_stale = proof is None
                 self.doubt = None if proof is None else Proof(*proof)
-            base = Url.parse(self._key.url)
+            moved = record.get("moved")
+            self.moved = None if moved is None else Url.parse(moved)
+            base = self.moved or Url.parse(self._key.url)
             locations = Locations(
                 *(
                     None if record[name] is None else base.resolve(record[name])
@@ -243,9 +248,10 @@ class JournalEntry:
             self._created = record["created"]
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException):
-            # A damaged entry only means that the upload begins again.
-            self.locations = self.dialect = None
+        except (ValueError, KeyError, TypeError, CallerError, msgpack.UnpackException):
+            # A damaged entry only means that the upload begins again. So does a CallerError
+            # for a URL in it.
+            self.locations = self.dialect = self.moved = None
             self.doubt, self.is_stale = None, False
 
     def _describe(self) -> dict[str, object]:
@@ -273,6 +279,7 @@ class JournalEntry:
         all_sent: bool,
         dialect: ClientDialect = SEED,
         proof: Proof | None = None,
+        moved: Url | None = None,
     ) -> None:
         """Save the operation, durably. Raises :class:`OSError`."""
         self.locations, self.all_sent, self.dialect = locations, all_sent, dialect
@@ -280,6 +287,7 @@ class JournalEntry:
             "v": VERSION,
             **self._describe(),
             "dialect": dialect.name,
+            "moved": moved and str(moved),
             "content": locations.content and str(locations.content),
             "message": locations.message and str(locations.message),
             "result": locations.result and str(locations.result),
@@ -294,6 +302,7 @@ class JournalEntry:
     def forget(self) -> None:
         """Remove the entry: the upload is over, or can never be resumed."""
         self.locations, self.all_sent, self.dialect = None, False, None
+        self.moved = None
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

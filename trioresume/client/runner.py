@@ -94,7 +94,6 @@ class TransferRunner(Observer):
 
     def __init__(
         self,
-        url: Url,
         transfer: Transfer,
         builder: RequestBuilder,
         source: Source,
@@ -107,7 +106,6 @@ class TransferRunner(Observer):
         release: bool,
         on_progress: Callable[[Progress], object] | None,
     ) -> None:
-        self._url = url
         self._transfer = transfer
         self._builder = builder
         self._source = source
@@ -168,6 +166,10 @@ class TransferRunner(Observer):
             await self._ask_once(self._builder.cancel(locations.content, dialect))
 
     # One action.
+
+    @property
+    def _url(self) -> Url:
+        return self._transfer.redirects.url
 
     async def _outcome_of(self, action: WireAction | Gather) -> Outcome:
         if isinstance(action, Gather):
@@ -284,7 +286,10 @@ class TransferRunner(Observer):
         """
         connected = False
         try:
-            async with self._pool.connection(request.url.origin) as connection:
+            async with self._pool.connection(
+                request.url.origin,
+                own=self._transfer.redirects.is_own(request.url.origin),
+            ) as connection:
                 connected = True
                 exchange = RoundTrip(
                     connection,
@@ -416,6 +421,7 @@ class TransferRunner(Observer):
             proof=self._source.proof()
             if isinstance(self._source, FileSource)
             else None,
+            moved=self._transfer.redirects.moved,
         )
         with trio.CancelScope(shield=True):
             try:

@@ -80,11 +80,15 @@ class Url:
 
     def resolve(self, reference: str) -> Url | None:
         """Resolve *reference* against this URI; None if the result has another origin."""
+        url = self.join(reference)
+        return None if url is None or url.origin != self.origin else url
+
+    def join(self, reference: str) -> Url | None:
+        """Resolve *reference* against this URI; None if that is no URI to send requests to."""
         try:
-            url = Url.parse(urljoin(str(self), reference))
+            return Url.parse(urljoin(str(self), reference))
         except (CallerError, ValueError):
             return None
-        return url if url.origin == self.origin else None
 
     def beside(self, name: str) -> Url:
         """The URL of *name* in the same folder."""

@@ -30,6 +30,7 @@ from trioresume.protocol.fields import ContentRange, maybe_integer
 
 if TYPE_CHECKING:
     from trioresume.client.decisions.protocol_choice import ProtocolChoice
+    from trioresume.client.decisions.redirects import Redirects
     from trioresume.client.decisions.retry import RetryBudget
     from trioresume.protocol.dialects.client import ClientDialect
     from trioresume.protocol.heads import Fields
@@ -92,6 +93,7 @@ class Resumption(ABC):
     content: ContentFacts
     budget: RetryBudget
     choice: ProtocolChoice
+    redirects: Redirects
     locations: Locations | None = None
     """The offer. It is given at the start to continue an earlier run's upload."""
     proven: int | None = None

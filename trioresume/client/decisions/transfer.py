@@ -46,7 +46,8 @@ SEND             stopped: offered, but can only go in parts   ASK_OFFSET
 SEND             not understood, before its content           DISCOVER, or the same
 SEND             413, and appends may be smaller              CREATE
 SEND             it is a step (RUFH)                          APPEND the rest
-SEND             redirected, or 511                           SEND, later, if safe
+SEND CREATE      307 308 to where it may go                   the same, there
+SEND             redirected, or 511, not in TLS               SEND, later, if safe
 SEND             success, unmarked, of a PUT                  CONFIRM
 SEND             the same with a validator                    CONTRAST
 SEND             success, unmarked, nothing shows it          SEND, later, if safe
@@ -224,7 +225,7 @@ class Transfer(Resumption):
 
         Raises :class:`TransferFailed` and :class:`UploadForgotten`.
         """
-        following = self._after_buffering_proxy(outcome)
+        following = self._after_buffering_proxy(outcome) or self._redirected(outcome)
         if following is not None:
             self._action = following.action
             return following
@@ -237,6 +238,9 @@ class Transfer(Resumption):
             self.note_fields(outcome.answer.fields)
         following = self._decide(outcome)
         self._action = following.action
+        if isinstance(self._action, Send | Create):
+            # Whoever redirected the last attempt may have been the network.
+            self.redirects.restart()
         return following
 
     def _after_buffering_proxy(self, outcome: Outcome) -> Next | None:
@@ -255,6 +259,22 @@ class Transfer(Resumption):
             return Next(self._resume_action(self.locations))
         self.all_sent = False
         return Next(self._first) if self.content.can_start_at(0) else None
+
+    def _redirected(self, outcome: Outcome) -> Next | None:
+        """Repeat the request elsewhere, if the server asks for that; else return None."""
+        answer = outcome.answer
+        if answer is None or self.locations is not None or self.turned:
+            return None
+        if not isinstance(self._action, Send | Create):
+            return None
+        if not self.redirects.follow(answer):
+            return None
+        if not self.content.can_start_at(0):
+            raise TransferFailed(
+                f"the server redirected the request to {self.redirects.url} after content"
+                " was sent that is no longer at hand"
+            )
+        return Next(self._first)
 
     def _was_handed_over(self, answer: Answer | None) -> bool:
         """Whether all of the content has gone to the server with this request."""
@@ -304,7 +324,7 @@ class Transfer(Resumption):
             return self._later(self._resume_action(locations), outcome)
         if answer.status in _REFUSED_FOR_NOW and self.dialect.troubled(answer):
             return self._send_later_or_finish(outcome, answer)
-        if not outcome.vouched and is_diverted(answer) and self._stores:
+        if self._is_diverted(outcome, answer) and self._stores:
             return self._send_later_or_finish(outcome, answer)
         if answer.ok and self._stores and not self._is_marked(outcome, answer):
             return self._after_unmarked(outcome, answer)
@@ -356,6 +376,11 @@ class Transfer(Resumption):
     @staticmethod
     def _is_marked(outcome: Outcome, answer: Answer) -> bool:
         return outcome.vouched or is_marked(answer)
+
+    def _is_diverted(self, outcome: Outcome, answer: Answer) -> bool:
+        """Whether a network may have redirected the request. Within TLS it cannot."""
+        secured = self.redirects.url.origin.scheme == "https"
+        return is_diverted(answer) and not (outcome.vouched or secured)
 
     def _after_unmarked(self, outcome: Outcome, answer: Answer) -> Next:
         length = self.content.length
@@ -424,7 +449,7 @@ class Transfer(Resumption):
             return self._send_again(outcome)
         if self.dialect.troubled(answer) or not outcome.whole:
             return self._send_later_or_finish(outcome, answer)
-        if not outcome.vouched and is_diverted(answer):
+        if self._is_diverted(outcome, answer):
             return self._send_later_or_finish(outcome, answer)
         if answer.ok:
             if self.locations is None and self._took_it_for_all(answer):

@@ -5,6 +5,7 @@ Statement numbers such as R35 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
     from trioresume.client.decisions.protocol_choice import ProtocolChoice
+    from trioresume.client.decisions.redirects import Redirects
     from trioresume.protocol.dialects.client import ClientDialect
 
 __all__ = ["HeaderInput", "RequestBuilder", "WireRequest"]
@@ -58,6 +60,13 @@ _CREDENTIALS = ("authorization", "cookie")
 # Otherwise nothing of an upload that is cut reaches the server.
 _INCREMENTAL = {"incremental": "?1"}
 
+# The fields that go to another origin, too. They describe the content, or say what the
+# client can take.
+_ABOUT = re.compile(
+    r"(?:accept|content|if|repr|tus|upload|want)-|(?:accept|date|digest|expect"
+    r"|incremental|prefer|range|tus-resumable|transfer-encoding|user-agent)\Z"
+)
+
 # With these methods a request without content says so (RFC 9110, section 8.6).
 _METHODS_WITH_CONTENT = ("PATCH", "POST", "PUT")
 
@@ -74,7 +83,7 @@ class WireRequest:
 class RequestBuilder:
     """Makes all requests of one transfer.
 
-    *choice* has the dialect. *headers* are the fields of the request itself. *standing*
+    *redirects* has the URL, *choice* the dialect. *headers* are the fields of the request itself. *standing*
     are fields of every request, also of those to the operation's resources. *wait* is
     the ``Prefer: wait`` of requests for the response message, in seconds. Raises
     :class:`CallerError` for fields that cannot be sent or that the client sets itself.
@@ -83,7 +92,7 @@ class RequestBuilder:
     def __init__(
         self,
         method: str,
-        url: Url,
+        redirects: Redirects,
         source: Source,
         choice: ProtocolChoice,
         *,
@@ -92,7 +101,7 @@ class RequestBuilder:
         wait: int,
     ) -> None:
         self._method = method
-        self._url = url
+        self._redirects = redirects
         self._source = source
         self._choice = choice
         self._wait = wait
@@ -107,6 +116,10 @@ class RequestBuilder:
         self._standing = standing.without(*_CREDENTIALS).plus(credentials)
         if not credentials:
             self._standing = standing
+
+    @property
+    def _url(self) -> Url:
+        return self._redirects.url
 
     def build(self, action: WireAction) -> WireRequest:
         """Return the request that performs *action*."""
@@ -146,7 +159,7 @@ class RequestBuilder:
     def _resource(
         self, method: str, url: Url, fields: Fields | Mapping[str, str]
     ) -> WireRequest:
-        return WireRequest(url, _head(method, url, self._standing.plus(fields)))
+        return WireRequest(url, self._head(method, url, self._standing.plus(fields)))
 
     @property
     def _acknowledge(self) -> bool:
@@ -178,16 +191,16 @@ class RequestBuilder:
         if length == 0:
             if self._method in _METHODS_WITH_CONTENT:
                 fields = fields.plus({"content-length": "0"})
-            return WireRequest(self._url, _head(self._method, self._url, fields))
+            return WireRequest(self._url, self._head(self._method, self._url, fields))
         if action.expect:
             fields = fields.plus({"expect": "100-continue"})
         fields = self._incremental(fields).plus(_framing(length))
-        head = _head(self._method, self._url, fields)
+        head = self._head(self._method, self._url, fields)
         return WireRequest(self._url, head, Outgoing(self._source))
 
     def _create(self) -> WireRequest:
         fields = self._begin(whole=False).plus({"content-length": "0"})
-        return WireRequest(self._url, _head(self._method, self._url, fields))
+        return WireRequest(self._url, self._head(self._method, self._url, fields))
 
     def _append(self, action: Append) -> WireRequest:
         range_ = action.range
@@ -206,9 +219,23 @@ class RequestBuilder:
         # The last append reads the source to its end, because FileSource.pieces()
         # checks there that the file did not change.
         limit = None if action.completes else size
-        head = _head("PATCH", action.url, fields)
+        head = self._head("PATCH", action.url, fields)
         outgoing = Outgoing(self._source, range_.start, prefix, limit)
         return WireRequest(action.url, head, outgoing)
+
+    def _head(self, method: str, url: Url, fields: Fields) -> h11.Request:
+        if not self._redirects.is_own(url.origin):
+            # Any other field may be a credential of the server that redirects.
+            fields = Fields(line for line in fields if _ABOUT.match(line[0]))
+        lines = Fields({"host": url.origin.authority}).plus(fields)
+        try:
+            return h11.Request(
+                method=method.encode("ascii"),
+                target=url.target.encode("ascii"),
+                headers=lines.to_wire(),
+            )
+        except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
+            raise CallerError(f"this request cannot be sent: {exc}") from exc
 
 
 def _unused_name() -> str:
@@ -219,15 +246,3 @@ def _framing(length: int | None) -> dict[str, str]:
     if length is None:
         return {"transfer-encoding": "chunked"}
     return {"content-length": str(length)}
-
-
-def _head(method: str, url: Url, fields: Fields) -> h11.Request:
-    lines = Fields({"host": url.origin.authority}).plus(fields)
-    try:
-        return h11.Request(
-            method=method.encode("ascii"),
-            target=url.target.encode("ascii"),
-            headers=lines.to_wire(),
-        )
-    except (h11.LocalProtocolError, UnicodeEncodeError) as exc:
-        raise CallerError(f"this request cannot be sent: {exc}") from exc
