@@ -17,6 +17,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trioresume.bench.usage import process_use
+
 __all__ = ["DiskWrite", "measure"]
 
 BLOCK = 1 << 20
@@ -60,20 +62,15 @@ def write(directory: Path, files: int, size: int) -> DiskWrite:
                 left -= file.write(block[: min(left, BLOCK)])
             os.fdatasync(file.fileno())
     after, ended = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    # ru_maxrss would not do: it begins with the parent's memory before the exec.
+    used = process_use(os.getpid())
+    assert used is not None
     return DiskWrite(
         seconds=ended - begun,
         user=after.ru_utime - before.ru_utime,
         system=after.ru_stime - before.ru_stime,
-        peak_resident=_peak_resident(),
+        peak_resident=used.peak,
     )
-
-
-def _peak_resident() -> int:
-    # ru_maxrss would not do: it begins with the parent's memory before the exec.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def main() -> None:

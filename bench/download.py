@@ -23,18 +23,16 @@ from pathlib import Path
 import click
 
 from bench.fetch import Question, Request, WrongAnswer, fetch, store
-from bench.options import (
-    ByteSize,
-    human,
-    machine,
-    raise_file_limit,
-    work_dir_option,
-)
+from bench.options import human, machine, work_dir_option
 from bench.peers import find
+from bench.rounds import order
 from bench.server import Server
 from bench.statistics import Spread, ratios
 from bench.workspace import Workspace
+from trioresume.bench import Latency
 from trioresume.bench.content import Region
+from trioresume.bench.usage import raise_file_limit
+from trioresume.cli.options import Size
 
 __all__ = ["Measured", "Work", "measure"]
 
@@ -125,11 +123,10 @@ class Measured:
     def cpu_system(self) -> float:
         return self.system * GIB / self.bytes
 
-    def head(self, share: float) -> float:
-        """Return the milliseconds within which *share* of the HEADs were answered."""
-        ordered = sorted(self.heads)
-        at = min(len(ordered) - 1, int(share * len(ordered)))
-        return 1000 * ordered[at] if ordered else 0.0
+    @property
+    def head(self) -> Latency:
+        """How long the HEADs took; zero if none was answered in time."""
+        return Latency.of(self.heads) or Latency(0, 0.0, 0.0, 0.0, 0.0)
 
 
 def measure(
@@ -154,13 +151,13 @@ def measure(
     before = server.settle()
     with question.asked():
         fetched = fetch(address, requests)
-    used = server.settle() - before
+    used = server.settle()
     return Measured(
         bytes=fetched.bytes,
         seconds=fetched.seconds,
-        user=used.user,
-        system=used.system,
-        peak_resident=server.peak_resident(),
+        user=used.user - before.user,
+        system=used.system - before.system,
+        peak_resident=used.peak,
         generator=fetched.busy / fetched.seconds,
         heads=question.latencies,
     )
@@ -202,7 +199,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
 @click.option(
     "--bytes",
     "total",
-    type=ByteSize(),
+    type=Size(),
     default="1GiB",
     show_default=True,
     help="Bytes of one run, over all its connections.",
@@ -210,7 +207,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str) -> list[int]
 @click.option(
     "--range",
     "range_",
-    type=ByteSize(),
+    type=Size(),
     default="1MiB",
     show_default=True,
     help="Size of each range.",
@@ -247,7 +244,7 @@ def main(
     ):
         for number in range(rounds):
             found.append({})
-            for work, name in _order(works, names, random.Random(seed + number)):
+            for work, name in order(works, names, random.Random(seed + number)):
                 with (
                     workspace.data_dir() as directory,
                     Server(find(name), directory) as server,
@@ -282,15 +279,6 @@ def main(
             click.echo(line)
 
 
-def _order(
-    works: Sequence[Work], names: Sequence[str], dice: random.Random
-) -> Iterator[tuple[Work, str]]:
-    """Yield the runs of one round in random order, with the servers of one work together."""
-    for work in dice.sample(works, len(works)):
-        for name in dice.sample(names, len(names)):
-            yield work, name
-
-
 def report(
     works: Sequence[Work],
     names: Sequence[str],
@@ -313,11 +301,11 @@ def report(
                 for values in (
                     [run.cpu_user for run in runs],
                     [run.cpu_system for run in runs],
-                    [run.head(0.5) for run in runs],
-                    [run.head(0.99) for run in runs],
+                    [run.head.p50 for run in runs],
+                    [run.head.p99 for run in runs],
                 )
             )
-            longest = max(run.head(1) for run in runs)
+            longest = max(run.head.max for run in runs)
             busy = max(run.generator for run in runs)
             cells = [
                 work.name,
@@ -327,7 +315,7 @@ def report(
                 Spread.of(run.cpu for run in runs).text(2),
                 f"{user:.2f} + {system:.2f}",
                 cost.text(2) if cost and name != last else "1",
-                f"{p50:.1f} / {p99:.1f} / {longest:.0f}",
+                f"{p50 * 1000:.1f} / {p99 * 1000:.1f} / {longest * 1000:.0f}",
                 f"{max(run.peak_resident for run in runs) / MIB:.0f}",
                 f"{busy:.0%}" + (" !" if busy > 0.9 else ""),
             ]

@@ -19,17 +19,13 @@ from pathlib import Path
 import click
 import trio
 
-from bench.options import (
-    ByteSize,
-    durability_option,
-    human,
-    raise_file_limit,
-    work_dir_option,
-)
+from bench.options import durability_option, human, work_dir_option
 from bench.peers.own import trioresume
 from bench.server import Server
 from bench.workspace import Workspace
 from trioresume.bench import Protocol, Results, Settings, Sizes, Snapshot, Verify, run
+from trioresume.bench.usage import raise_file_limit
+from trioresume.cli.options import Size
 
 __all__ = ["Sampler", "Stretch", "main"]
 
@@ -50,7 +46,7 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            self.samples.append((time.monotonic(), self._server.resident()))
+            self.samples.append((time.monotonic(), self._server.use().resident))
 
     def stop(self) -> None:
         self._stop.set()
@@ -80,11 +76,11 @@ class Stretch:
 
 @click.command(help=__doc__)
 @click.option(
-    "--size", type=ByteSize(), default="4GiB", show_default=True, help="Upload size."
+    "--size", type=Size(), default="4GiB", show_default=True, help="Upload size."
 )
 @click.option(
     "--after",
-    type=ByteSize(),
+    type=Size(),
     default="64MiB",
     show_default=True,
     help="Samples count once this much was sent.",
@@ -122,7 +118,7 @@ def main(
         stack.callback(workspace.close)
         directory = stack.enter_context(workspace.data_dir())
         server = stack.enter_context(Server(trioresume(durability), directory))
-        idle = server.resident()
+        idle = server.use().resident
         settings = Settings(
             url=server.url,
             protocol=Protocol.PLAIN,

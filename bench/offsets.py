@@ -27,11 +27,13 @@ from urllib.parse import urlsplit
 
 import click
 
-from bench.options import machine, raise_file_limit, work_dir_option
+from bench.options import machine, work_dir_option
 from bench.peers import find
 from bench.server import Server
 from bench.statistics import Spread, ratios
 from bench.workspace import Workspace
+from trioresume.bench import Latency
+from trioresume.bench.usage import raise_file_limit
 
 __all__ = ["Answers", "Measured", "ask", "begin_uploads", "measure"]
 
@@ -62,10 +64,13 @@ class Answers:
         """The number of answers per second."""
         return len(self.latencies) / self.seconds
 
-    def quantile(self, share: float) -> float:
-        """Return the time within which *share* of the answers came."""
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    @property
+    def latency(self) -> Latency:
+        """How long the answers took. Raises :class:`WrongAnswer` if there were none."""
+        found = Latency.of(self.latencies)
+        if found is None:
+            raise WrongAnswer("no offset was answered in time")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +229,7 @@ def measure(
     before, busy = server.settle(), time.process_time()
     alone = ask(server, paths, connections=connections, seconds=seconds)
     busy = time.process_time() - busy
-    cpu = (server.cpu() - before).total
+    cpu = server.use().cpu - before.cpu
     with _streaming(server, streams, 4 * seconds + 30):
         loaded = ask(
             server, paths, connections=connections, seconds=2 * seconds, pause=0.02
@@ -232,12 +237,12 @@ def measure(
     return Measured(
         rate=alone.rate,
         cpu=cpu / len(alone.latencies),
-        alone_p50=alone.quantile(0.5),
-        alone_p99=alone.quantile(0.99),
+        alone_p50=alone.latency.p50,
+        alone_p99=alone.latency.p99,
         asker_busy=busy / alone.seconds,
-        loaded_p50=loaded.quantile(0.5),
-        loaded_p99=loaded.quantile(0.99),
-        loaded_max=max(loaded.latencies),
+        loaded_p50=loaded.latency.p50,
+        loaded_p99=loaded.latency.p99,
+        loaded_max=loaded.latency.max,
         loaded_count=len(loaded.latencies),
     )
 

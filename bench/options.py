@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 from pathlib import Path
 
 import click
 
+from trioresume.bench import usage
+
 __all__ = [
-    "ByteSize",
     "cache_option",
     "durability_option",
     "human",
     "machine",
-    "raise_file_limit",
     "work_dir_option",
 ]
-
-_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-
-
-class ByteSize(click.ParamType[int]):
-    """A size such as ``4GiB``, ``64MiB`` or a plain count of bytes."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+)\s*([KMG]iB|B?)", str(value), re.IGNORECASE)
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 64MiB", param, ctx)
-        return int(match[1]) * _UNITS[match[2].upper()]
-
 
 cache_option = click.option(
     "--cache",
@@ -71,19 +50,13 @@ def human(size: float) -> str:
 
 def machine(work_dir: Path | None) -> dict[str, str]:
     """Return the facts about the machine that a reader of the figures needs."""
+    found = usage.machine()
     return {
-        "cpu": f"{os.cpu_count()} x {_cpu_model()}",
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
+        "cpu": f"{found.cpus} x {found.cpu}",
+        "kernel": found.kernel,
+        "python": found.python,
         "data": _filesystem(work_dir or Path(os.environ.get("TMPDIR", "/tmp"))),
     }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _filesystem(path: Path) -> str:
@@ -95,14 +68,3 @@ def _filesystem(path: Path) -> str:
         if place.is_relative_to(mount) and len(Path(mount).parts) >= len(best.parts):
             best, kind = Path(mount), found
     return kind
-
-
-def raise_file_limit() -> None:
-    """Let this process and its children open as many files as the hard limit allows.
-
-    The usual soft limit is 1024, but a thousand uploads need a socket and a file each.
-    """
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

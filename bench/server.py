@@ -1,8 +1,6 @@
 """Servers under test, as subprocesses, and the CPU time and memory that they use.
 
-The figures come from the kernel. CPU time covers the process and all its descendants,
-living and dead. Memory is the resident set of the living ones. The peak is ``VmHWM``, the
-kernel's high-water mark since the process began, so no peak is missed.
+The figures come from the kernel: see :class:`~trioresume.bench.usage.ProcessUse`.
 """
 
 from __future__ import annotations
@@ -15,39 +13,22 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from bench.peers import Peer
 from bench.peers.cache import Cache
+from trioresume.bench.usage import TICK, ProcessUse, process_use
 
-__all__ = ["Cpu", "Server", "ServerFailed", "machine_cpu"]
+__all__ = ["Server", "ServerFailed", "machine_cpu"]
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
 _ATTEMPTS = 3
 """How many ports to try: another program may take a free port before the server does."""
 
 
 class ServerFailed(Exception):
     """A server did not start, or died."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cpu:
-    """CPU time in seconds."""
-
-    user: float
-    system: float
-
-    @property
-    def total(self) -> float:
-        return self.user + self.system
-
-    def __sub__(self, other: Cpu) -> Cpu:
-        return Cpu(self.user - other.user, self.system - other.system)
 
 
 class Server:
@@ -138,18 +119,14 @@ class Server:
             sock.sendall(request.encode())
             return sock.recv(64).startswith(b"HTTP/1.1 ")
 
-    def cpu(self) -> Cpu:
-        """Return the CPU time so far. Raises :class:`ServerFailed` if the server has ended."""
-        if self._process.poll() is not None:
-            raise ServerFailed(f"{self.peer.name} ended:\n{self.output}")
-        user = system = 0
-        for pid in _family(self.pid):
-            with contextlib.suppress(OSError):  # a child may end at any time
-                # Fields 14 to 17 of proc(5). The name in parentheses may have spaces.
-                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                user += int(stat[11]) + int(stat[13])
-                system += int(stat[12]) + int(stat[14])
-        return Cpu(user * _TICK, system * _TICK)
+    def use(self) -> ProcessUse:
+        """Return its CPU time and memory. Raises :class:`ServerFailed` if it has ended."""
+        if (
+            self._process.poll() is None
+            and (found := process_use(self.pid)) is not None
+        ):
+            return found
+        raise ServerFailed(f"{self.peer.name} ended:\n{self.output}")
 
     def busy(self) -> float:
         """Return the CPU seconds so far of its present threads, with nanoseconds.
@@ -163,37 +140,17 @@ class Server:
                 total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
-    def settle(self, timeout: float = 10.0) -> Cpu:
-        """Wait until the server is idle, so that work after its answers counts as well.
-
-        Returns the CPU time so far.
-        """
+    def settle(self, timeout: float = 10.0) -> ProcessUse:
+        """Wait until the server is idle, so that work after its answers counts as well."""
         deadline = time.monotonic() + timeout
-        cpu = self.cpu()
+        before = self.use()
         while time.monotonic() < deadline:
             time.sleep(0.3)
-            later = self.cpu()
-            if later.total - cpu.total <= _TICK:
-                return later
-            cpu = later
-        return cpu
-
-    def resident(self) -> int:
-        """Return the resident memory now, in bytes."""
-        return self._memory("VmRSS")
-
-    def peak_resident(self) -> int:
-        """Return the high-water mark of resident memory, in bytes."""
-        return self._memory("VmHWM")
-
-    def _memory(self, name: str) -> int:
-        total = 0
-        for pid in _family(self.pid):
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                    if line.startswith(name):
-                        total += int(line.split()[1]) * 1024
-        return total
+            now = self.use()
+            if now.cpu - before.cpu <= TICK:
+                return now
+            before = now
+        return before
 
     def stop(self) -> None:
         """End the server by SIGTERM, then by SIGKILL; then kill its remaining children."""
@@ -227,17 +184,8 @@ def _free_port() -> int:
         return port
 
 
-def _family(pid: int) -> Iterator[int]:
-    """Yield *pid* and its living descendants."""
-    yield pid
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from _family(int(child))
-
-
 def machine_cpu() -> tuple[float, float]:
     """Return the seconds that all CPUs were busy, and those that the hypervisor took."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
-    return (user + nice + system + irq + softirq) * _TICK, steal * _TICK
+    return (user + nice + system + irq + softirq) * TICK, steal * TICK

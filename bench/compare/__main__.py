@@ -22,22 +22,19 @@ from rich.console import Console
 from bench.compare.figures import lines
 from bench.compare.report import Report
 from bench.compare.run import Bench, Measured
-from bench.compare.works import DISK, Case, Work, cases_of, order
-from bench.options import (
-    ByteSize,
-    cache_option,
-    machine,
-    raise_file_limit,
-    work_dir_option,
-)
+from bench.compare.works import DISK, Case, Work, cases_of
+from bench.options import cache_option, machine, work_dir_option
 from bench.peers import PEERS
 from bench.peers.cache import Cache, InstallFailed
 from bench.peers.own import Trioresume, trioresume
 from bench.peers.peer import ToolMissing
 from bench.peers.prove import Disproved, prove
+from bench.rounds import order
 from bench.server import Server, ServerFailed
 from bench.workspace import Workspace
 from trioresume.bench import FaultKind, Verify
+from trioresume.bench.usage import raise_file_limit
+from trioresume.cli.options import Size
 from trioresume.errors import TrioresumeError
 
 __all__ = ["main", "rounds"]
@@ -66,7 +63,7 @@ def rounds(
     kept: list[list[Measured]] = []
     try:
         for index in range(number + 1):
-            now = order(cases, works if index else small, dice)
+            now = order(works if index else small, cases, dice, Work.suits)
             runs = [measure(case, work, index) for work, case in now]
             if index:
                 kept.append(runs)
@@ -102,8 +99,7 @@ def _cuts(
     ctx: click.Context, param: click.Parameter, names: list[str]
 ) -> list[int | None]:
     return [
-        None if name == "none" else ByteSize().convert(name, param, ctx)
-        for name in names
+        None if name == "none" else Size().convert(name, param, ctx) for name in names
     ]
 
 
@@ -115,7 +111,7 @@ def _files(
     count, x, size = text.partition("x")
     if not x or not count.isdecimal() or not 1 <= int(count) <= 1_000_000:
         raise click.BadParameter(f"{text!r} is not COUNTxSIZE", ctx, param)
-    return int(count), ByteSize().convert(size, param, ctx)
+    return int(count), Size().convert(size, param, ctx)
 
 
 def _kinds(
@@ -154,7 +150,7 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
 @click.option(
     "--bytes",
     "total",
-    type=ByteSize(),
+    type=Size(),
     default="1GiB",
     show_default=True,
     help="Bytes of one run, over all its uploads.",

@@ -236,7 +236,7 @@ class _Accounts:
     def now(cls, server: Server) -> _Accounts:
         busy, stolen = machine_cpu()
         return cls(
-            os.times().elapsed, busy, stolen, server.cpu().total + sum(os.times()[:4])
+            os.times().elapsed, busy, stolen, server.use().cpu + sum(os.times()[:4])
         )
 
     def since(self, before: _Accounts) -> _Shares:

@@ -1,15 +1,14 @@
-"""The plan of a comparison: cases, works, and the order of the runs."""
+"""The cases and works of a comparison."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.options import human
 from bench.peers import Peer, find
 
-__all__ = ["DISK", "Case", "Work", "cases_of", "order"]
+__all__ = ["DISK", "Case", "Work", "cases_of"]
 
 DISK = "disk-write"
 """The name of the disk's limit, which is no server: see :mod:`bench.disk`."""
@@ -95,13 +94,3 @@ def cases_of(names: Sequence[str]) -> list[Case]:
         case = Case(peer, protocol or peer.protocols[0])
         cases[case.name] = case
     return list(cases.values())
-
-
-def order(
-    cases: Sequence[Case], works: Sequence[Work], dice: random.Random
-) -> Iterator[tuple[Work, Case]]:
-    """Yield the runs of one round in random order, with the cases of one work together."""
-    for work in dice.sample(works, len(works)):
-        suited = [case for case in cases if work.suits(case)]
-        for case in dice.sample(suited, len(suited)):
-            yield work, case

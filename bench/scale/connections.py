@@ -25,9 +25,10 @@ from pathlib import Path
 
 import click
 
-from bench.options import durability_option, human, raise_file_limit, work_dir_option
+from bench.options import durability_option, human, work_dir_option
 from bench.peers.own import trioresume
 from bench.server import Server
+from trioresume.bench.usage import raise_file_limit
 
 __all__ = ["main", "measure"]
 
@@ -82,7 +83,7 @@ def measure(
                 sock = connect(server, number)
                 stack.callback(sock.close)
             time.sleep(SETTLE)
-            found.append(server.resident())
+            found.append(server.use().resident)
     grown = [after - before for before, after in pairwise(found)]
     return statistics.median(grown) / (count // steps), found[-1]
 

@@ -34,17 +34,12 @@ from typing import NamedTuple
 import click
 import trio
 
-from bench.options import (
-    ByteSize,
-    durability_option,
-    human,
-    raise_file_limit,
-    work_dir_option,
-)
+from bench.options import durability_option, human, work_dir_option
 from bench.peers.own import Trioresume, trioresume
 from bench.server import Server
 from bench.watched import Step, longest, read_report
 from trioresume.bench import (
+    Latency,
     Protocol,
     Results,
     Settings,
@@ -53,6 +48,8 @@ from trioresume.bench import (
     Verify,
     run,
 )
+from trioresume.bench.usage import raise_file_limit
+from trioresume.cli.options import Size
 
 __all__ = ["Watched", "main"]
 
@@ -201,18 +198,18 @@ async def _run(
 
 def _report(load: Load, results: Results) -> bool:
     done = [upload for upload in results.uploads if upload.ended and not upload.failed]
-    taken = sorted(upload.ended - upload.begun for upload in done)
+    taken = Latency.of(upload.ended - upload.begun for upload in done)
     paces = sorted((u.ended - u.begun) / u.size for u in done if u.size)
     right = sum(u.check is not None and u.check.ok for u in results.uploads)
     click.echo(
         f"{load.name}: {load.total} of {_sizes(load.sizes)}, {load.at_once} at once:"
         f" {len(done)} succeeded, {right} have the right content"
     )
-    if taken:
+    if taken is not None and paces:
         click.echo(
-            f"  took {_at(taken, 0.05):.2f} s (5 %), {_at(taken, 0.5):.2f} s (median),"
-            f" {_at(taken, 0.95):.2f} s (95 %); slowest over fastest"
-            f" {paces[-1] / paces[0]:.2f} ({taken[0]:.2f} to {taken[-1]:.2f} s)"
+            f"  took {taken.p50:.2f} s (median), {taken.p90:.2f} s (90 %),"
+            f" {taken.p99:.2f} s (99 %), {taken.max:.2f} s (the longest);"
+            f" slowest over fastest {paces[-1] / paces[0]:.2f}"
         )
     trouble = Counter(
         attempt.detail
@@ -238,12 +235,12 @@ def _sizes(sizes: Sizes) -> str:
 
 
 def _report_takeovers(what: str, done: Sequence[Takeover]) -> None:
-    if not done:
+    taken = Latency.of(takeover.seconds for takeover in done)
+    if taken is None:
         return
-    taken = sorted(takeover.seconds * 1000 for takeover in done)
     click.echo(
-        f"{len(taken)} takeovers{what}: {_at(taken, 0.5):.1f} ms (median),"
-        f" {_at(taken, 0.99):.1f} ms (99 %), {taken[-1]:.1f} ms (the longest)"
+        f"{taken.count} takeovers{what}: {taken.p50 * 1000:.1f} ms (median),"
+        f" {taken.p99 * 1000:.1f} ms (99 %), {taken.max * 1000:.1f} ms (the longest)"
     )
 
 
@@ -260,10 +257,6 @@ def _crowded(done: Sequence[Takeover], results: Sequence[Results]) -> list[Takeo
     ]
 
 
-def _at(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 def _report_watch(name: str, steps: Sequence[Step]) -> None:
     late = sum(step.seconds > 0.005 for step in steps)
     click.echo(f"  {name}: {late} held the loop for more than 5 ms; the longest:")
@@ -277,22 +270,22 @@ def _report_watch(name: str, steps: Sequence[Step]) -> None:
 @click.command(help=__doc__)
 @click.option("--slow", default=9000, show_default=True, help="Slow uploads at once.")
 @click.option("--slow-total", type=int, help="Slow uploads in all. [default: as many]")
-@click.option("--slow-size", type=ByteSize(), default="32KiB", show_default=True)
+@click.option("--slow-size", type=Size(), default="32KiB", show_default=True)
 @click.option(
     "--slow-least",
-    type=ByteSize(),
+    type=Size(),
     help="The smallest slow upload, if sizes differ: then they do not end together.",
 )
 @click.option(
     "--slow-rate",
-    type=ByteSize(),
+    type=Size(),
     default="512",
     show_default=True,
     help="Bytes a second of each slow upload.",
 )
 @click.option("--fast", default=800, show_default=True, help="Fast uploads at once.")
 @click.option("--fast-total", default=4000, show_default=True)
-@click.option("--fast-size", type=ByteSize(), default="256KiB", show_default=True)
+@click.option("--fast-size", type=Size(), default="256KiB", show_default=True)
 @durability_option
 @work_dir_option
 def main(
@@ -324,11 +317,11 @@ def main(
         report = Path(name) / "watch.json"
         peer = Watched.of(trioresume(durability, options), report)
         with Server(peer, Path(name) / "data") as server:
-            idle = server.resident()
+            idle = server.use().resident
             began = time.monotonic()
             results, taken_over, failures = trio.run(partial(_run, server, loads))
             ended = time.monotonic()
-            peak, cpu = server.peak_resident(), server.cpu().total
+            used = server.use()
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         click.echo(f"{slow + fast} uploads at once; the limit of open files is {files}")
         right = [
@@ -337,8 +330,8 @@ def main(
         loaded = max(result.seconds for result in results)
         at_once = slow + fast
         click.echo(
-            f"server: {cpu:.1f} s of CPU, with the check; {human(idle)} resident when"
-            f" idle, {human(peak)} at most: {human((peak - idle) / at_once)} an upload"
+            f"server: {used.cpu:.1f} s of CPU, with the check; {human(idle)} resident when"
+            f" idle, {human(used.peak)} at most: {human((used.peak - idle) / at_once)} an upload"
         )
         _report_takeovers("", taken_over)
         _report_takeovers(f" while {at_once} were open", _crowded(taken_over, results))

@@ -32,10 +32,11 @@ from urllib.parse import urlsplit
 
 import click
 
-from bench.options import ByteSize, durability_option, human, work_dir_option
+from bench.options import durability_option, human, work_dir_option
 from bench.peers.own import trioresume
 from bench.server import Server
 from trioresume import Fields
+from trioresume.cli.options import Size
 from trioresume.store.catalog.batch import Effects, Ledger
 from trioresume.store.disk_store import open_store
 from trioresume.store.port import (
@@ -192,11 +193,11 @@ class Visit:
     """The bytes by which the server's peak memory grew."""
 
     def run(self, server: Server, repeat: int) -> None:
-        before = server.peak_resident()
+        before = server.use().peak
         for number in range(repeat):
             with closing(_Client(server)) as client:
                 self._visit(client, number)
-        self.grown = server.peak_resident() - before
+        self.grown = server.use().peak - before
 
     def _visit(self, client: _Client, number: int) -> None:
         size = self.size
@@ -237,7 +238,7 @@ class Visit:
 @click.option(
     "--size",
     "sizes",
-    type=ByteSize(),
+    type=Size(),
     multiple=True,
     default=SIZES,
     help="Upload size; may be repeated. [default: 1MiB, 1GiB, 64GiB, 1TiB]",

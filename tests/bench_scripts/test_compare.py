@@ -16,9 +16,10 @@ from bench.compare.__main__ import main, rounds
 from bench.compare.figures import lines
 from bench.compare.report import Report, markdown_table
 from bench.compare.run import Bench, Measured
-from bench.compare.works import Case, Work, cases_of, order
+from bench.compare.works import Case, Work, cases_of
 from bench.peers import find
 from bench.peers.cache import Cache
+from bench.rounds import order
 from bench.statistics import Spread
 from bench.workspace import Workspace
 from tests.bench_scripts.fakes import faulty
@@ -101,7 +102,7 @@ def test_every_case_does_every_work_next_to_the_others() -> None:
     works = [Work(n, GIB) for n in (1, 16, 128)] + [CUT]
 
     def drawn(seed: int) -> list[tuple[Work, Case]]:
-        return list(order(cases, works, random.Random(seed)))
+        return list(order(works, cases, random.Random(seed), Work.suits))
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)

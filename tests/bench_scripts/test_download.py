@@ -274,7 +274,7 @@ def test_report_sets_servers_in_relation_round_by_round() -> None:
     assert len(lines) == 4
     assert lines[2] == (
         "| 16 x 64 MiB | a | 640 (256-1024) | 0.38 (0.25-0.50) | 0.80 (0.40-1.20) "
-        "| 0.40 + 0.40 | 3.00 (2.00-4.00) | 1.0 / 250.0 / 250 | 50 | 95% ! |"
+        "| 0.40 + 0.40 | 3.00 (2.00-4.00) | 1.0 / 4.0 / 250 | 50 | 95% ! |"
     )
     assert "| b |" in lines[3]
 

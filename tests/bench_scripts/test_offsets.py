@@ -14,12 +14,18 @@ from tests.platforms import linux_only
 pytestmark = linux_only("/proc")
 
 
-def test_quantiles_are_of_the_ordered_latencies() -> None:
+def test_percentiles_are_of_the_ordered_latencies() -> None:
     """The order in which answers came does not matter."""
     answers = Answers(2.0, [0.4, 0.1, 0.3, 0.2])
     assert answers.rate == 2.0
-    assert answers.quantile(0.5) == 0.3
-    assert answers.quantile(0.99) == 0.4
+    assert answers.latency.p50 == 0.2
+    assert answers.latency.p99 == 0.4
+
+
+def test_no_answer_in_time_is_an_error() -> None:
+    """There is no figure that could be shown."""
+    with pytest.raises(WrongAnswer, match="no offset"):
+        _ = Answers(2.0, []).latency
 
 
 def test_offsets_are_asked_for_alone_and_beside_uploads(tmp_path: Path) -> None:

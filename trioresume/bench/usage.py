@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,13 +15,21 @@ import trio
 from trioresume.bench.results import Machine, ServerSample, ServerUsage
 from trioresume.errors import CallerError
 
-__all__ = ["ServerWatch", "machine"]
+__all__ = [
+    "TICK",
+    "ProcessUse",
+    "ServerWatch",
+    "machine",
+    "process_use",
+    "raise_file_limit",
+]
 
 SAMPLE_SECONDS = 0.25
 MAX_SAMPLES = 4000
 """The most samples. Beyond them every second one is dropped, and half as many are taken."""
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+"""The seconds of one of the kernel's clock ticks, in which it counts CPU time."""
 
 
 def machine() -> Machine:
@@ -46,24 +55,49 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def family(pid: int) -> Iterator[int]:
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as the hard limit allows.
+
+    The usual soft limit is 1024, but a thousand uploads need a socket and a file each.
+    """
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessUse:
+    """CPU seconds so far, and memory in bytes, of a process and its living descendants.
+
+    The parent's times contain those of children that ended and were waited for. *peak* is
+    the kernel's high-water mark since the process began, so no peak is missed.
+    """
+
+    user: float
+    system: float
+    resident: int
+    peak: int
+
+    @property
+    def cpu(self) -> float:
+        return self.user + self.system
+
+
+def _family(pid: int) -> Iterator[int]:
     """Yield *pid* and its living descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                yield from family(int(child))
+                yield from _family(int(child))
 
 
-def usage(pid: int) -> tuple[float, float, int, int] | None:
-    """Return user and system seconds, resident and peak memory of *pid* and its children.
-
-    The parent's times contain those of children that ended and were waited for. Returns
-    None if there is no such process.
-    """
+def process_use(pid: int) -> ProcessUse | None:
+    """Return what *pid* and its descendants use; None if there is no such process."""
     user = system = resident = peak = 0
     alive = False
-    for member in family(pid):
+    for member in _family(pid):
         try:
             # The name in parentheses may hold spaces; fields 14 to 17 of proc(5).
             text = Path(f"/proc/{member}/stat").read_text()
@@ -80,7 +114,7 @@ def usage(pid: int) -> tuple[float, float, int, int] | None:
         peak += _kib(status, "VmHWM:")
     if not alive:
         return None
-    return user * _TICK, system * _TICK, resident * 1024, peak * 1024
+    return ProcessUse(user * TICK, system * TICK, resident * 1024, peak * 1024)
 
 
 def _kib(status: str, name: str) -> int:
@@ -105,15 +139,15 @@ class ServerWatch:
         found = pid if pid is not None else self._read_pid()
         if found is None:
             raise CallerError(f"there is no process id in {pid_file}")
-        first = usage(found)
+        first = process_use(found)
         if first is None:
             raise CallerError(f"there is no process {found}")
         self.pid = found
         # Its use before the load does not count.
-        self._base = (first[0], first[1])
+        self._base = (first.user, first.system)
         self._last = self._base
         self._earlier = (0.0, 0.0)
-        self._peak = first[3]
+        self._peak = first.peak
         self._every = SAMPLE_SECONDS
         self._samples: list[ServerSample] = []
 
@@ -129,12 +163,12 @@ class ServerWatch:
 
     def sample(self) -> float:
         """Take a sample now. Return the CPU seconds so far."""
-        seen = usage(self.pid)
+        seen = process_use(self.pid)
         if seen is not None:
-            self._last = (seen[0], seen[1])
-            self._peak = max(self._peak, seen[3])
+            self._last = (seen.user, seen.system)
+            self._peak = max(self._peak, seen.peak)
         user, system = self._used()
-        resident = 0 if seen is None else seen[2]
+        resident = 0 if seen is None else seen.resident
         self._samples.append(ServerSample(self._clock(), user, system, resident))
         if len(self._samples) > MAX_SAMPLES:
             del self._samples[1::2]
@@ -144,7 +178,7 @@ class ServerWatch:
     def restarted(self) -> None:
         """Note that the server runs again; with a pid file, as another process."""
         pid = self._read_pid() if self._pid_file else None
-        if pid is None or pid == self.pid or usage(pid) is None:
+        if pid is None or pid == self.pid or process_use(pid) is None:
             return
         self._earlier = self._used()
         self._base = self._last = (0.0, 0.0)
@@ -170,7 +204,7 @@ class ServerWatch:
             while True:
                 await trio.sleep(0.3)
                 now = self.sample()
-                if now - before <= _TICK:
+                if now - before <= TICK:
                     return
                 before = now
 

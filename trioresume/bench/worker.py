@@ -30,6 +30,7 @@ from trioresume.bench.records import from_plain, to_plain
 from trioresume.bench.results import Ending, Generator
 from trioresume.bench.settings import Protocol, Settings
 from trioresume.bench.upload_run import Link, ServerLife, UploadRun
+from trioresume.bench.usage import raise_file_limit
 
 __all__ = ["main"]
 
@@ -195,14 +196,6 @@ class Worker:
         for probe, planned in left:
             outcome = await check(self._link, probe, planned, self._region)
             await self._outbox.send(["checked", planned.number, to_plain(outcome)])
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the hard limit. The usual soft limit is 1024."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:
