@@ -3,7 +3,8 @@
 ``command`` runs the service, ``wire`` and ``uploads`` are a client that shares nothing
 with the one under test, ``soak`` kills. What takes longer than CI has time for:
 
-* ``TRIORESUME_E2E_FULL=1``: an upload of 1 GiB by the command, memory during 4 GiB;
+* ``TRIORESUME_E2E_FULL=1``: an upload of 1 GiB by the command, memory during 4 GiB, 200
+  kills;
 * ``python -m tests.e2e.soak --kills 1000``: kills for minutes on end;
 * ``python -m tests.e2e.picture docs/howto/ui.png``: the picture of the page, anew;
 * ``TRIORESUME_E2E_SEED=N``: what was drawn in a run that failed, once more.

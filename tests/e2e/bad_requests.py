@@ -103,11 +103,13 @@ def run(service: Service, requests: int, *, clients: int = 4) -> Report:
             share[0] += total - sum(share)
             for statuses in pool.map(lambda n: _send(service.address, n), share):
                 report.statuses += statuses
-            time.sleep(3)  # for what lingers: connections, a collection
+            resident = (
+                service.settled_resident()
+            )  # connections end, a collection may run
             if total is not FIRST:
-                report.after_all = service.resident()
+                report.after_all = resident
             else:
-                report.after_first = service.resident()
+                report.after_first = resident
     report.requests = report.statuses.total()
     report.seconds = time.monotonic() - began
     return report

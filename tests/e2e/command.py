@@ -157,6 +157,29 @@ class Service:
         (line,) = (x for x in status.splitlines() if x.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
 
+    def settled_resident(self, seconds: float = 20.0) -> int:
+        """Bytes of memory it holds once it does nothing any more, for a quarter second."""
+        deadline = time.monotonic() + seconds
+        idle, before = 0, self.cpu_seconds()
+        while idle < 5:
+            assert time.monotonic() < deadline, "it is still busy"
+            time.sleep(0.05)
+            now = self.cpu_seconds()
+            idle = idle + 1 if now == before and not self._has_work() else 0
+            before = now
+        return self.resident()
+
+    def _has_work(self) -> bool:
+        """Whether a thread of it runs, waits for a processor, or for a disk."""
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            try:
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue  # the thread has ended
+            if state in "RD":
+                return True
+        return False
+
     def peak(self) -> int:
         """The most bytes of memory that it has held in this life."""
         status = Path(f"/proc/{self.pid}/status").read_text()

@@ -18,8 +18,10 @@ import trio
 import trioresume
 
 
-def make_handler(journal: Path, delay: float) -> trioresume.Handler:
-    """A handler that answers with its content's SHA-256, after *delay* seconds."""
+def make_handler(
+    journal: Path, delay: float, *, hangs: bool = False
+) -> trioresume.Handler:
+    """A handler that answers with its content's SHA-256 after *delay* seconds, or never."""
 
     def note(what: str, name: str) -> None:
         fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -35,6 +37,8 @@ def make_handler(journal: Path, delay: float) -> trioresume.Handler:
         async for block in request.body:
             digest.update(block)
         await trio.sleep(delay)
+        if hangs:
+            await trio.sleep_forever()
         note("end", name)
         return trioresume.Response(200, body=digest.hexdigest().encode())
 
@@ -60,11 +64,16 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--hang-if", type=Path, help="never answer if this file exists")
     parser.add_argument("--chunk-size", type=int, default=4 * 1024 * 1024)
     parser.add_argument("--acknowledge-interval", type=float, default=0.05)
     parser.add_argument("--idempotent", action="store_true")
     options = parser.parse_args()
-    handler = make_handler(options.journal, options.delay)
+    handler = make_handler(
+        options.journal,
+        options.delay,
+        hangs=options.hang_if is not None and options.hang_if.exists(),
+    )
     if options.idempotent:
         handler = trioresume.idempotent(handler)
     config = trioresume.Config(

@@ -127,7 +127,7 @@ async def test_keeper_works_beside_uploads(service: Service, seed: int) -> None:
 def test_gc_killed_midway_is_finished_by_the_next(tmp_path: Path) -> None:
     """``kill -9`` of a collection that has the directory: sound after each, then clean."""
     data_dir = tmp_path / "data"
-    make_garbage(data_dir, 3000)
+    make_garbage(data_dir, 1600)
     kills = 0
     while True:
         process = start("gc", data_dir)
@@ -155,7 +155,7 @@ def test_gc_killed_midway_is_finished_by_the_next(tmp_path: Path) -> None:
 def test_service_killed_while_it_collects_for_a_keeper(service: Service) -> None:
     """gc ends with 75; after the restart the same command finishes, and all is sound."""
     service.stop()
-    make_garbage(service.data_dir, 4000)
+    make_garbage(service.data_dir, 2000)
     service.start()
     process = start("gc", service.data_dir)
     with process:

@@ -32,19 +32,20 @@ MakeService = Callable[..., Service]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # a minute, where nothing else runs
-async def test_no_announced_byte_is_lost_by_two_hundred_kills(
-    make_service: MakeService, seed: int
+@pytest.mark.timeout(1200)  # a quarter of a minute, where nothing else runs
+async def test_no_announced_byte_is_lost_by_many_kills(
+    make_service: MakeService, seed: int, full: bool
 ) -> None:
     """G9: offsets never fall, and each file of the file service is whole in the end."""
     services = [make_service() for _ in range(2)]
+    kills = 100 if full else 25
     soaks = [
         Soak(
             service,
             seed + number,
             make_file_upload,
             check_file,
-            kills=100,
+            kills=kills,
             uploaders=4,
             delete=delete_file,
         )
@@ -52,8 +53,8 @@ async def test_no_announced_byte_is_lost_by_two_hundred_kills(
     ]
     report = await run_all(soaks)
     print(report)  # noqa: T201 - pytest shows it on failure and with -s
-    assert report.kills.total() == 200
-    assert report.uploads > 80
+    assert report.kills.total() == 2 * kills
+    assert report.uploads > 0.8 * kills
     names = sum(len(service.file_names()) for service in services)
     assert names == report.uploads - report.deleted
     assert [upload for s in services for upload in s.unfinished()] == []
@@ -157,9 +158,10 @@ async def test_kills_while_processing_are_reported_or_repeated(
     make_service: MakeService, tmp_path: Path, idempotent: bool
 ) -> None:
     """R31, R32: each of many cut calls ends, though its client is back before recovery."""
-    journal = tmp_path / "journal"
+    journal, hangs = tmp_path / "journal", tmp_path / "hangs"
+    hangs.touch()
     service = make_service(
-        *("--journal", str(journal), "--delay", "3"),
+        *("--journal", str(journal), "--hang-if", str(hangs)),
         *(["--idempotent"] if idempotent else []),
         module=HANDLER_SERVICE,
     )
@@ -172,6 +174,7 @@ async def test_kills_while_processing_are_reported_or_repeated(
             nursery.start_soon(upload.run)
         await trio.to_thread.run_sync(_wait_for_lines, journal, len(uploads))
         await trio.to_thread.run_sync(service.kill)
+        hangs.unlink()
         await trio.to_thread.run_sync(service.start)
     started, ended = read_journal(journal)
     for upload in uploads:

@@ -9,8 +9,6 @@ import pytest
 from tests.e2e.command import Service
 from tests.e2e.many_events import ATTACKS, attack
 
-pytestmark = pytest.mark.alone
-
 MIB = 1024 * 1024
 MOST_MEMORY = 48 * MIB
 """Bytes beyond those before: pieces of the receive memory that are touched, and little."""

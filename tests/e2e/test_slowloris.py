@@ -16,9 +16,9 @@ BUSY_P99 = 0.5
 for several. The full form holds the service to a fifth of it, on an idle one."""
 pytestmark = pytest.mark.alone
 
-IDLE_TIMEOUT = 2.0
+IDLE_TIMEOUT = 1.0
 HUNDREDS = 200
-SETTINGS = ("--header-timeout", "2s", "--idle-timeout", "2s", "--keep-alive-timeout=2s")
+SETTINGS = ("--header-timeout", "1s", "--idle-timeout", "1s", "--keep-alive-timeout=1s")
 
 
 async def test_good_clients_are_served_beside_a_slowloris(
@@ -27,7 +27,7 @@ async def test_good_clients_are_served_beside_a_slowloris(
     """G5: the full form is ``python -m tests.e2e.slowloris``; see its text."""
     service = make_service(*SETTINGS)
     service.start()
-    report = await _measured(service, connections=300, seconds=6)
+    report = await _measured(service, connections=300, seconds=3)
     # Others are being seen out by then: what they still send is read for a moment.
     assert report.ended["idle"] > 0
     service.stop()
@@ -41,7 +41,7 @@ async def test_attacker_gets_no_more_than_its_share(
         "--max-connections", "200", "--max-connections-per-address=50"
     )
     service.start()
-    await _measured(service, connections=300, seconds=4)
+    await _measured(service, connections=300, seconds=3)
     service.stop()
 
 

@@ -32,7 +32,7 @@ from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.free_space import HEADROOM
 from trioresume.store.port import EndOperation, OperationId, SetMeta
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run_uploader(data_dir: Path, seed: int, kill_after: int) -> list[str]:
