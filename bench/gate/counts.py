@@ -8,6 +8,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -16,18 +17,30 @@ import trio
 import trioresume
 from bench.gate.client import Client
 
-__all__ = ["count"]
+__all__ = ["Amounts", "count"]
 
-WARM_UP = 20
-TIMES = 100
-LARGE = 16
-"""MiB."""
-HELD = 200
 LEFT_ROUNDS = 3
-SETTLE = 1.3
-"""Seconds: longer than the service puts off its work, such as commits and collection."""
 
 _CALLS = frozenset({"call", "c_call"})
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much is done for the counts. The bounds are for these."""
+
+    warm_up: int = 20
+    """Requests before the counted ones."""
+    times: int = 100
+    """Counted requests of each kind."""
+    large: int = 16
+    """MiB of a large upload."""
+    held: int = 200
+    """Connections that are open at once."""
+    settle: float = 1.3
+    """Seconds: longer than the service puts off its work, such as commits and collection."""
+
+
+USUAL = Amounts()
 
 
 class _Calls:
@@ -67,13 +80,13 @@ class _Calls:
         return sum(count for (count,) in self._counts)
 
 
-def count(directory: Path) -> dict[str, float]:
+def count(directory: Path, amounts: Amounts = USUAL) -> dict[str, float]:
     """Return all of this module's figures; data goes to *directory*."""
     figures: dict[str, float] = {}
     calls = _Calls()
     with calls.counting():
-        trio.run(_run, directory / "calls", _count_calls, calls, figures)
-    trio.run(_run, directory / "held", _count_held, figures)
+        trio.run(_run, directory / "calls", _count_calls, amounts, calls, figures)
+    trio.run(_run, directory / "held", _count_held, amounts, figures)
     return figures
 
 
@@ -92,49 +105,53 @@ async def _do(client: Client, verb: str, times: int) -> None:
 
 
 async def _count_calls(
-    client: Client, calls: _Calls, figures: dict[str, float]
+    client: Client, amounts: Amounts, calls: _Calls, figures: dict[str, float]
 ) -> None:
     await _do(client, "begin", 1)
     for verb in ("small", "offset", "append"):
-        await _do(client, verb, WARM_UP)
+        await _do(client, verb, amounts.warm_up)
         before = calls.total
-        await _do(client, verb, TIMES)
-        figures[f"calls per {verb}"] = (calls.total - before) / TIMES
-    await _do(client, "large", LARGE)
+        await _do(client, verb, amounts.times)
+        figures[f"calls per {verb}"] = (calls.total - before) / amounts.times
+    await _do(client, "large", amounts.large)
     before = calls.total
-    await _do(client, "large", LARGE)
-    figures["calls per MiB"] = (calls.total - before) / LARGE
+    await _do(client, "large", amounts.large)
+    figures["calls per MiB"] = (calls.total - before) / amounts.large
 
 
-async def _count_held(client: Client, figures: dict[str, float]) -> None:
+async def _count_held(
+    client: Client, amounts: Amounts, figures: dict[str, float]
+) -> None:
     await _do(client, "begin", 1)
     verbs = ("small", "offset", "append")
     for verb in verbs:
-        await _do(client, verb, WARM_UP)
+        await _do(client, verb, amounts.warm_up)
     # Take the smallest of several rounds: a leak shows in each, but a cache that happens to
     # fill shows in only one.
     left: list[int] = []
     for _ in range(LEFT_ROUNDS):
-        before = await _blocks()
+        before = await _blocks(amounts.settle)
         for verb in verbs:
-            await _do(client, verb, TIMES)
-        left.append(await _blocks() - before)
-    figures["blocks left per request"] = min(left) / (TIMES * len(verbs))
+            await _do(client, verb, amounts.times)
+        left.append(await _blocks(amounts.settle) - before)
+    figures["blocks left per request"] = min(left) / (amounts.times * len(verbs))
     for verb in ("idle", "stalled"):
-        await _do(client, verb, WARM_UP)
-        await trio.sleep(SETTLE)
+        await _do(client, verb, amounts.warm_up)
+        await trio.sleep(amounts.settle)
         gc.collect()
         tracemalloc.start()
         try:
-            await _do(client, verb, HELD)
-            await trio.sleep(SETTLE)
+            await _do(client, verb, amounts.held)
+            await trio.sleep(amounts.settle)
             gc.collect()
-            figures[f"bytes per {verb}"] = tracemalloc.get_traced_memory()[0] / HELD
+            figures[f"bytes per {verb}"] = (
+                tracemalloc.get_traced_memory()[0] / amounts.held
+            )
         finally:
             tracemalloc.stop()
 
 
-async def _blocks() -> int:
-    await trio.sleep(SETTLE)
+async def _blocks(settle: float) -> int:
+    await trio.sleep(settle)
     gc.collect()
     return sys.getallocatedblocks()

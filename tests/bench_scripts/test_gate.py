@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.gate import counts, trace
+from bench.gate import trace
 from bench.gate.__main__ import BOUNDS, RATIO, judge, render
+from bench.gate.counts import Amounts, count
 from tests.platforms import linux_only
 
 KINDS = ("modules", "classes", "functions")
@@ -50,14 +51,10 @@ def test_nothing_passes_unmeasured_or_unbounded(missing: str) -> None:
 
 
 @linux_only("the system calls that the bounds are of")
-def test_counts_are_those_that_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_are_those_that_are_bounded(tmp_path: Path) -> None:
     """In small: every count has its bound, and counting leaves no profiler behind."""
-    for name, value in (("TIMES", 5), ("WARM_UP", 2), ("LARGE", 1), ("HELD", 5)):
-        monkeypatch.setattr(counts, name, value)
-    monkeypatch.setattr(counts, "SETTLE", 0.1)
-    figures = counts.count(tmp_path)
+    few = Amounts(warm_up=2, times=5, large=1, held=5, settle=0.1)
+    figures = count(tmp_path, few)
     assert sys.getprofile() is None
     bounds = tomllib.loads(BOUNDS.read_text(encoding="utf-8"))
     ways = {f"{kind} of a {request}" for kind in KINDS for request in trace.REQUESTS}

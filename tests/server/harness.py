@@ -39,7 +39,14 @@ from trioresume.server.api.handler import AnyTarget, as_target
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
 from trioresume.server.http.tls.contexts import ServerContexts
-from trioresume.server.serving import Doorman, running_service, running_storage
+from trioresume.server.serving import (
+    UNTUNED,
+    Doorman,
+    Tuning,
+    running_service,
+    running_storage,
+    serve_tuned,
+)
 from trioresume.server.uploads.registry import Registry
 from trioresume.store.port import Mutation, Store
 from trioresume.testing import MemoryTransport, memory_transport_pair
@@ -423,6 +430,7 @@ async def memory_service(
     *,
     store: MemoryStore | HeldStore | None = None,
     clock: ServiceClock | None = None,
+    tuning: Tuning = UNTUNED,
 ) -> AsyncIterator[MemoryService]:
     """A service in memory. On exit it is cancelled, as by its caller."""
     carrier = CARRIER.get()
@@ -439,7 +447,7 @@ async def memory_service(
         running_storage(port, config, workers) as storage,
         trio.open_nursery() as whole,
         running_service(
-            target, config, storage, clock, contexts=carrier.contexts()
+            target, config, storage, clock, contexts=carrier.contexts(), tuning=tuning
         ) as doorman,
         trio.open_nursery() as connections,
     ):
@@ -481,13 +489,15 @@ async def socket_service(
 ) -> AsyncIterator[SocketService]:
     """``trioresume.serve`` with a store on disk, cancelled in the end.
 
-    *settings* are the configuration's; *store* among them is used instead of its own.
+    *settings* are the configuration's; *store* among them is used instead of its own, and
+    *tuning* has the figures that are no settings.
     """
     store: Store | None = settings.pop("store", None)
+    tuning: Tuning = settings.pop("tuning", UNTUNED)
     settings = {"durability": "process", "chunk_size": 64 * 1024, **settings}
     config = Config(bind=["127.0.0.1:0"], data_dir=data_dir, **settings)
     async with trio.open_nursery() as nursery:
-        serve = partial(trioresume.serve, handler, config, store=store)
+        serve = partial(serve_tuned, tuning, handler, config, store=store)
         server = await nursery.start(serve)
         try:
             yield SocketService(server)

@@ -17,9 +17,8 @@ its request is answered with 503.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ import trio
 
 from trioresume.errors import PeerError
 from trioresume.protocol.clock import ServiceClock
+from trioresume.protocol.schedule import Schedule
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import Services, StoreTarget, as_target
 from trioresume.server.async_store.storage import Storage
@@ -40,19 +40,24 @@ from trioresume.server.http.listeners import Listener, open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.http.tls.handshake import Arrival, Handshakes
 from trioresume.server.http.transport import SocketTransport
-from trioresume.server.keeper.control_socket import serve_control
+from trioresume.server.keeper.control_socket import CLIENT_TIMEOUT, serve_control
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
-from trioresume.server.uploads.expiry import LAST_SEEN, Collector, Expiry, clock_reading
+from trioresume.server.uploads.expiry import (
+    COLLECT_DELAY,
+    LAST_SEEN,
+    WINDOW,
+    Collector,
+    Expiry,
+    clock_reading,
+)
 from trioresume.server.uploads.quotas import Quotas
-from trioresume.server.uploads.registry import Registry
+from trioresume.server.uploads.registry import MOST_RESTING, Registry
 from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.reserve import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trioresume.server.api.handler import AnyTarget, Handler
     from trioresume.server.http.transport import Transport
     from trioresume.store.port import Mutation, Store
@@ -66,6 +71,22 @@ PROTOCOLS = ("http/1.1",)
 
 MOST_TURNED_AWAY = 32
 """Connections over the limit that are answered at a time; others are closed at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Figures of a service that nobody has to set, so they are no settings; tests set them.
+
+    Each default is explained at the name that it has in its module.
+    """
+
+    most_resting: int = MOST_RESTING
+    collect_delay: float = COLLECT_DELAY
+    keeper_timeout: float = CLIENT_TIMEOUT
+    make_schedule: Callable[[], Schedule] = lambda: Schedule(WINDOW)
+
+
+UNTUNED = Tuning()
 
 
 @dataclass(eq=False)
@@ -114,7 +135,20 @@ async def serve(
     cannot be bound; :class:`~trioresume.errors.StoreLocked` if another process serves the
     directory. When cancelled, running requests are cut at once; their uploads are kept.
     """
-    config = config or Config()
+    await serve_tuned(
+        UNTUNED, handler, config or Config(), store=store, task_status=task_status
+    )
+
+
+async def serve_tuned(
+    tuning: Tuning,
+    handler: Handler | AnyTarget,
+    config: Config,
+    *,
+    store: Store | None = None,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Do what :func:`serve` does, with the figures of *tuning*."""
     target = as_target(handler)
     page = None if config.ui is None else UploadPage(config)
     contexts = None
@@ -135,6 +169,7 @@ async def serve(
                     control=control,
                     page=page,
                     contexts=contexts,
+                    tuning=tuning,
                 )
                 await _serve(service, storage, listeners, task_status)
         finally:
@@ -204,6 +239,7 @@ async def running_service(
     control: bool = False,
     page: UploadPage | None = None,
     contexts: ServerContexts | None = None,
+    tuning: Tuning = UNTUNED,
 ) -> AsyncIterator[Doorman]:
     """Run everything between the commits and the listeners while the block runs.
 
@@ -212,43 +248,48 @@ async def running_service(
     """
     if isinstance(target, StoreTarget):
         target.attach(Services(storage, clock, config))
-    expiry = Expiry(storage, clock)
-    collector = Collector(storage)
+    expiry = Expiry(storage, clock, tuning.make_schedule())
+    collector = Collector(storage, delay=tuning.collect_delay)
     quotas = Quotas(storage.store, config)
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
     storage.batch_observer = quotas
     async with trio.open_nursery() as background:
-        operations = Registry(storage, target, config, clock, background, quotas)
+        operations = Registry(
+            storage,
+            target,
+            config,
+            clock,
+            background,
+            quotas,
+            most_resting=tuning.most_resting,
+        )
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
-        data_dir = config.data_dir if control else None
         doorman = Doorman(service, config, clock, contexts)
-        background.start_soon(
-            _run_chores, chores, expiry, collector, operations, doorman, data_dir
-        )
+        tasks: list[Callable[[], Awaitable[None]]] = [
+            partial(expiry.run, operations),
+            collector.run,
+            doorman.front.memory.watch.run,
+            doorman.front.memory.busy.run,
+            doorman.front.admission.turnstile.run,
+        ]
+        if control:
+            timeout = tuning.keeper_timeout
+            tasks.append(partial(serve_control, config.data_dir, collector, timeout))
+        background.start_soon(_run_all, tasks, chores)
         background.start_soon(operations.recover)
         yield doorman
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline
 
 
-async def _run_chores(
-    scope: trio.CancelScope,
-    expiry: Expiry,
-    collector: Collector,
-    operations: Registry,
-    doorman: Doorman,
-    data_dir: str | os.PathLike[str] | None,
+async def _run_all(
+    tasks: Sequence[Callable[[], Awaitable[None]]], scope: trio.CancelScope
 ) -> None:
     with scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(expiry.run, operations)
-            nursery.start_soon(collector.run)
-            nursery.start_soon(doorman.front.memory.watch.run)
-            nursery.start_soon(doorman.front.memory.busy.run)
-            nursery.start_soon(doorman.front.admission.turnstile.run)
-            if data_dir is not None:
-                nursery.start_soon(serve_control, data_dir, collector)
+            for task in tasks:
+                nursery.start_soon(task)
 
 
 def _all(

@@ -34,7 +34,7 @@ from trioresume import (
 )
 from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
 from trioresume.server.api.handler import CallPolicy, HandlerTarget
-from trioresume.server.uploads import registry as operations
+from trioresume.server.serving import UNTUNED, Tuning
 from trioresume.testing.memory_store import MemoryStore
 
 BODY = b"The quick brown fox jumps over the lazy dog."
@@ -401,16 +401,13 @@ async def test_get_asks_for_the_offset_as_head_does() -> None:
 
 
 @pytest.mark.parametrize("asked_first", ["HEAD", "PATCH"])
-async def test_lost_state_deactivates_the_upload(
-    asked_first: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lost_state_deactivates_the_upload(asked_first: str) -> None:
     """C7: an announced offset cannot be taken back, so the upload ends.
 
     What rests in memory is found lost by the first request that writes.
     """
-    if asked_first == "HEAD":
-        monkeypatch.setattr(operations, "MOST_RESTING", 0)
-    async with memory_service(Recorder()) as service:
+    tuning = Tuning(most_resting=0) if asked_first == "HEAD" else UNTUNED
+    async with memory_service(Recorder(), tuning=tuning) as service:
         client = service.connect()
         path = await begin(client, NEWEST, BODY)
         while service.used:

@@ -12,7 +12,6 @@ import trio.testing
 
 from trioresume.errors import ChunkCorrupt
 from trioresume.server.async_store.storage import Storage
-from trioresume.server.http import stored_body as sending
 from trioresume.server.http.stored_body import StoredBody, StoredPart
 from trioresume.store.port import FileExtent
 from trioresume.testing.memory_store import MemoryStore
@@ -99,6 +98,11 @@ def storage() -> Storage:
     return Storage(MemoryStore(), threads=1)
 
 
+def content_of(reader: FileReader, storage: Storage) -> StoredBody:
+    """All of it, of which ten bytes are sent with the head."""
+    return StoredBody(storage, StoredPart(reader, 0, len(DATA)), with_head=10)
+
+
 async def deliver(body: StoredBody, socket: Socket) -> None:
     begun, rest = await body.begin()
     await socket.send(begun)
@@ -110,22 +114,15 @@ async def deliver(body: StoredBody, socket: Socket) -> None:
 @pytest.mark.parametrize("with_head", [1, CHUNK, 64 * 1024])
 @pytest.mark.parametrize("most", [97, CHUNK, 10 * CHUNK])
 async def test_pieces_arrive_in_order_whatever_lies_where(
-    held: tuple[int, ...],
-    with_head: int,
-    most: int,
-    path: Path,
-    storage: Storage,
-    monkeypatch: pytest.MonkeyPatch,
+    held: tuple[int, ...], with_head: int, most: int, path: Path, storage: Storage
 ) -> None:
     """In files, in memory, both; first bytes, turns and chunks ending anywhere."""
-    monkeypatch.setattr(sending, "WITH_HEAD", with_head)
-    monkeypatch.setattr(sending, "MOST", most)
     reader = FileReader(path, *held)
     parts = [(0, len(DATA)), (999, 1001), (1500, 1500), (17, 4321)]
     pieces = [
         piece for at in parts for piece in (b"<%d>" % at[0], StoredPart(reader, *at))
     ]
-    body = StoredBody(storage, *pieces, b"end")
+    body = StoredBody(storage, *pieces, b"end", with_head=with_head, most=most)
     expected = b"".join(b"<%d>" % start + DATA[start:stop] for start, stop in parts)
     socket = Socket()
     await deliver(body, socket)
@@ -135,29 +132,23 @@ async def test_pieces_arrive_in_order_whatever_lies_where(
 
 
 async def test_peer_that_reads_nothing_is_given_up(
-    path: Path, storage: Storage, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    path: Path, storage: Storage, autojump_clock: Clock
 ) -> None:
     """After the timeout, and not before: what was sent last counts."""
-    monkeypatch.setattr(sending, "WITH_HEAD", 10)
     reader = FileReader(path)
     socket = Socket(room=1234)
     begin = trio.current_time()
     with pytest.raises(trio.BrokenResourceError):
-        await deliver(StoredBody(storage, StoredPart(reader, 0, len(DATA))), socket)
+        await deliver(content_of(reader, storage), socket)
     assert trio.current_time() - begin == pytest.approx(TIMEOUT)
     assert bytes(socket.received) == DATA[:1234]
     reader.close()
 
 
 async def test_progress_renews_the_deadline(
-    path: Path,
-    storage: Storage,
-    autojump_clock: Clock,
-    nursery: trio.Nursery,
-    monkeypatch: pytest.MonkeyPatch,
+    path: Path, storage: Storage, autojump_clock: Clock, nursery: trio.Nursery
 ) -> None:
     """A peer that takes a byte a minute, nearly, is served to the end."""
-    monkeypatch.setattr(sending, "WITH_HEAD", 10)
     reader = FileReader(path)
     socket = Socket(room=len(DATA) - 30)
 
@@ -167,17 +158,15 @@ async def test_progress_renews_the_deadline(
             socket.make_room(1)
 
     nursery.start_soon(read_slowly)
-    await deliver(StoredBody(storage, StoredPart(reader, 0, len(DATA))), socket)
+    await deliver(content_of(reader, storage), socket)
     assert bytes(socket.received) == DATA
     reader.close()
 
 
 async def test_connections_take_turns(
-    path: Path, storage: Storage, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+    path: Path, storage: Storage, nursery: trio.Nursery
 ) -> None:
     """However fast they are: after each turn the others have had theirs."""
-    monkeypatch.setattr(sending, "MOST", 100)
-    monkeypatch.setattr(sending, "WITH_HEAD", 1)
     reader = FileReader(path)
     spread: list[int] = []
 
@@ -193,7 +182,8 @@ async def test_connections_take_turns(
     sockets = [Watched() for _ in range(5)]
     async with trio.open_nursery() as downloads:
         for socket in sockets:
-            body = StoredBody(storage, StoredPart(reader, 0, len(DATA)))
+            whole = StoredPart(reader, 0, len(DATA))
+            body = StoredBody(storage, whole, with_head=1, most=100)
             downloads.start_soon(deliver, body, socket)
     assert all(bytes(socket.received) == DATA for socket in sockets)
     assert max(spread) <= 300
@@ -202,24 +192,20 @@ async def test_connections_take_turns(
 
 @pytest.mark.parametrize("at", [0, 999, 2500])
 async def test_file_that_lost_its_end_is_not_filled_up(
-    at: int, path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    at: int, path: Path, storage: Storage
 ) -> None:
     """It is reported by the name the store has for it; what was sent is right."""
-    monkeypatch.setattr(sending, "WITH_HEAD", 10)
     reader = FileReader(path)
     os.truncate(path, at)
     socket = Socket()
     with pytest.raises(ChunkCorrupt, match=f"chunk {at // CHUNK} is too short"):
-        await deliver(StoredBody(storage, StoredPart(reader, 0, len(DATA))), socket)
+        await deliver(content_of(reader, storage), socket)
     assert bytes(socket.received) == DATA[:at]
     reader.close()
 
 
-async def test_file_that_cannot_be_sent_is_lost(
-    path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_file_that_cannot_be_sent_is_lost(path: Path, storage: Storage) -> None:
     """EIO is the store's fault, not the peer's: it is to be logged as that."""
-    monkeypatch.setattr(sending, "WITH_HEAD", 10)
 
     class Failing(Socket):
         def send_file_nowait(
@@ -230,17 +216,16 @@ async def test_file_that_cannot_be_sent_is_lost(
     reader = FileReader(path)
     socket = Failing()
     with pytest.raises(ChunkCorrupt) as info:
-        await deliver(StoredBody(storage, StoredPart(reader, 0, len(DATA))), socket)
+        await deliver(content_of(reader, storage), socket)
     assert isinstance(info.value.__cause__, OSError)
     assert bytes(socket.received) == DATA[:10]
     reader.close()
 
 
 async def test_cancelled_download_waits_for_the_thread_that_sends_for_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
 ) -> None:
     """Its files may be closed, and their numbers used again, only after that."""
-    monkeypatch.setattr(sending, "WITH_HEAD", 10)
     may_send, is_sending = threading.Event(), threading.Event()
 
     class Stuck(Socket):
@@ -262,9 +247,7 @@ async def test_cancelled_download_waits_for_the_thread_that_sends_for_it(
     async def download() -> None:
         try:
             with scope:
-                await deliver(
-                    StoredBody(storage, StoredPart(reader, 0, len(DATA))), socket
-                )
+                await deliver(content_of(reader, storage), socket)
         finally:
             reader.close()
 

@@ -15,8 +15,9 @@ import trio
 
 import trioresume
 from tests.store.helpers import do, put, record, store_content
-from trioresume.server.keeper import collect as keeping, control_socket as control
+from trioresume.server.keeper import control_socket as control
 from trioresume.server.keeper.control_socket import CONTROL
+from trioresume.server.serving import UNTUNED, Tuning, serve_tuned
 from trioresume.store.disk_store import DiskStore, open_store
 from trioresume.store.port import (
     CreateOperation,
@@ -27,6 +28,7 @@ from trioresume.store.port import (
 
 DATA = bytes(range(256)) * 40
 CHUNK = 256
+COLLECTS_WHEN_ASKED = Tuning(collect_delay=3600.0)
 
 
 async def answer(request: trioresume.Request) -> trioresume.Response:
@@ -34,13 +36,15 @@ async def answer(request: trioresume.Request) -> trioresume.Response:
 
 
 @asynccontextmanager
-async def running(data_dir: Path) -> AsyncIterator[trioresume.Server]:
+async def running(
+    data_dir: Path, tuning: Tuning = UNTUNED
+) -> AsyncIterator[trioresume.Server]:
     config = trioresume.Config(
         bind=["127.0.0.1:0"], data_dir=data_dir, durability="process"
     )
     async with trio.open_nursery() as nursery:
         server: trioresume.Server = await nursery.start(
-            trioresume.serve, answer, config
+            serve_tuned, tuning, answer, config
         )
         yield server
         server.shutdown()
@@ -87,15 +91,13 @@ async def test_asks_the_service_that_runs(tmp_path: Path) -> None:
     """The service does it, and goes on; its own collector finds nothing then."""
     data_dir = tmp_path / "data"
     garbage(data_dir)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trioresume.server.uploads.expiry.COLLECT_DELAY", 3600)
-        async with running(data_dir) as server:
-            done = await trioresume.collect(data_dir)
-            assert (done.chunks, done.bytes) == (2, CHUNK + 5)
-            assert left(data_dir) == []
-            async with trioresume.Client() as client:
-                url = server.urls[0] + "/x"
-                assert (await client.request("POST", url, body=b"a")).status == 200
+    async with running(data_dir, COLLECTS_WHEN_ASKED) as server:
+        done = await trioresume.collect(data_dir)
+        assert (done.chunks, done.bytes) == (2, CHUNK + 5)
+        assert left(data_dir) == []
+        async with trioresume.Client() as client:
+            url = server.urls[0] + "/x"
+            assert (await client.request("POST", url, body=b"a")).status == 200
     assert not (data_dir / CONTROL).exists()
 
 
@@ -131,14 +133,11 @@ async def test_directory_may_be_deep(tmp_path: Path) -> None:
     assert left(data_dir) == []
 
 
-async def test_holder_that_does_not_listen_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_holder_that_does_not_listen_is_reported(tmp_path: Path) -> None:
     """Somebody has the directory and cannot be asked: StoreLocked, after some patience."""
-    monkeypatch.setattr(keeping, "PATIENCE", 0.3)
     store = open_store(tmp_path / "data")
     with pytest.raises(trioresume.StoreLocked):
-        await trioresume.collect(tmp_path / "data")
+        await trioresume.collect(tmp_path / "data", patience=0.3)
     store.close()
 
 
@@ -181,12 +180,9 @@ async def _say_nothing(data_dir: Path) -> None:
         assert await stream.receive_some() == b""
 
 
-async def test_silent_client_is_sent_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_silent_client_is_sent_away(tmp_path: Path) -> None:
     """Who asks nothing does not hold a place for ever, and many do not stop the others."""
-    monkeypatch.setattr(control, "CLIENT_TIMEOUT", 0.2)
-    async with running(tmp_path / "data"):
+    async with running(tmp_path / "data", Tuning(keeper_timeout=0.2)):
         await listening(tmp_path / "data")
         async with trio.open_nursery() as nursery:
             for _ in range(3 * control.MAX_CLIENTS):
@@ -212,26 +208,37 @@ async def test_error_of_the_service_is_the_keepers(
         await trioresume.collect(tmp_path / "data")
 
 
-def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collection that does not end by itself."""
+class Steps:
+    """A collection that does not end by itself: how many steps it has made."""
 
-    def forever(self: DiskStore, limit: int) -> trioresume.Collected:
-        return trioresume.Collected(steps=1)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
 
-    monkeypatch.setattr(DiskStore, "collect", forever)
+        def step(store: DiskStore, limit: int) -> trioresume.Collected:
+            self.count += 1
+            return trioresume.Collected(steps=1)
+
+        monkeypatch.setattr(DiskStore, "collect", step)
+
+    async def more(self) -> None:
+        """Wait for another step."""
+        before = self.count
+        with trio.fail_after(20):
+            while self.count == before:  # noqa: ASYNC110 - a thread makes them
+                await trio.sleep(0.01)
 
 
 async def test_service_that_ends_meanwhile_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CollectionCut: what was done is done; ask again."""
-    slow_down(monkeypatch)
+    steps = Steps(monkeypatch)
     with pytest.RaisesGroup(trioresume.CollectionCut):
         async with trio.open_nursery() as nursery:
             async with running(tmp_path / "data") as server:
                 await listening(tmp_path / "data")
                 nursery.start_soon(trioresume.collect, tmp_path / "data")
-                await trio.sleep(0.3)
+                await steps.more()
                 server.shutdown()
 
 
@@ -239,23 +246,18 @@ async def test_keeper_that_goes_away_ends_what_it_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled or killed: the service stops after the step it is at."""
-    monkeypatch.setattr("trioresume.server.uploads.expiry.COLLECT_DELAY", 3600)
-    steps: list[int] = []
-
-    def step(self: DiskStore, limit: int) -> trioresume.Collected:
-        steps.append(limit)
-        return trioresume.Collected(steps=1)
-
-    monkeypatch.setattr(DiskStore, "collect", step)
-    async with running(tmp_path / "data"):
+    steps = Steps(monkeypatch)
+    async with running(tmp_path / "data", COLLECTS_WHEN_ASKED):
         await listening(tmp_path / "data")
-        with trio.move_on_after(0.3):
-            await trioresume.collect(tmp_path / "data")
-        await trio.sleep(0.2)
-        assert steps
-        before = len(steps)
-        await trio.sleep(0.2)
-        assert len(steps) == before
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trioresume.collect, tmp_path / "data")
+            await steps.more()
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(20):
+            before = -1
+            while steps.count != before:  # the service hears of it a little later
+                before = steps.count
+                await trio.testing.wait_all_tasks_blocked(0.1)
 
 
 async def test_unfinished_upload_survives_a_lone_collection(tmp_path: Path) -> None:

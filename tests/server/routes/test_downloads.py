@@ -27,7 +27,6 @@ from tests.server.harness import (
     socket_service,
 )
 from trioresume import FileService, Response
-from trioresume.server.http import stored_body as sending
 from trioresume.server.http.transport import SocketTransport
 
 CHUNK = 64 * 1024
@@ -61,7 +60,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
         monkeypatch.setattr(SocketTransport, "files", None)
     sendfile = counted if way.name == "sendfile" else refused
     monkeypatch.setattr(SocketTransport, "sendfile", staticmethod(sendfile))
-    monkeypatch.setattr(sending, "WITH_HEAD", 4096)
     return way
 
 

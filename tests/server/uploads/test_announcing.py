@@ -13,7 +13,7 @@ from tests.server.harness import Recorder, memory_service, socket_service
 from tests.server.seed import BODY
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.api.config import Config
-from trioresume.server.uploads import registry as operations
+from trioresume.server.serving import Tuning
 from trioresume.server.uploads.locations import locate
 from trioresume.store.disk_store import Durability, open_store
 from trioresume.store.port import Mutation, RecordOffset, request_key
@@ -67,7 +67,6 @@ async def test_offset_of_what_nobody_writes_is_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
     """Once, and no writer is opened for it. (If it rests in memory: not even that.)"""
-    monkeypatch.setattr(operations, "MOST_RESTING", 0)
     store = open_store(tmp_path / "data", chunk_size=64, durability=durability)
     called: list[str] = []
 
@@ -82,7 +81,10 @@ async def test_offset_of_what_nobody_writes_is_looked_up(
 
     for name in ("operation", "offset", "open_writer"):
         monkeypatch.setattr(store, name, watched(name))
-    async with socket_service(Recorder(), tmp_path, store=store) as service:
+    tuning = Tuning(most_resting=0)
+    async with socket_service(
+        Recorder(), tmp_path, store=store, tuning=tuning
+    ) as service:
         async with service.connect() as peer:
             interim = await peer.start(512, BODY[:100])
             location = interim.fields.get("request-content-location") or ""

@@ -23,6 +23,7 @@ from trioresume import Config, FileService, Principal, RequestHead
 from trioresume.errors import StorageConflict
 from trioresume.protocol.clock import ServiceClock
 from trioresume.protocol.schedule import Schedule
+from trioresume.server.serving import Tuning
 from trioresume.server.uploads import expiry
 from trioresume.store.port import SERVICE_CLOCK, Mutation, OperationId
 from trioresume.testing.memory_store import MemoryStore
@@ -195,14 +196,16 @@ async def test_what_is_due_at_once_shares_commits(autojump_clock: Clock) -> None
         assert store.commits - before < 80
 
 
-async def test_more_deadlines_than_the_window_all_come(
-    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_deadlines_than_the_window_all_come(autojump_clock: Clock) -> None:
     """What the schedule does not hold the catalog brings back in time."""
-    monkeypatch.setattr(expiry, "WINDOW", 4)
     config = Config(incomplete_lifetime=HOUR, tombstone_lifetime=100)
-    store = MemoryStore(chunk_size=64)
-    async with memory_service(Recorder(), config, store=store) as service:
+    store, tuning = (
+        MemoryStore(chunk_size=64),
+        Tuning(make_schedule=lambda: Schedule(4)),
+    )
+    async with memory_service(
+        Recorder(), config, store=store, tuning=tuning
+    ) as service:
         locations = []
         for _ in range(25):
             locations.append(await cut_upload(service, BODY, 10))
@@ -290,7 +293,7 @@ async def test_expiry_that_fails_is_tried_again(
 
 
 async def test_a_deadline_is_noted_when_the_catalog_has_it(
-    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: Clock,
 ) -> None:
     """Before, a look for deadlines that is on its way would miss it for good."""
     store = MemoryStore(chunk_size=64)
@@ -304,8 +307,8 @@ async def test_a_deadline_is_noted_when_the_catalog_has_it(
             noted.append(deadline)
             super().add(token, deadline)
 
-    monkeypatch.setattr(expiry, "Schedule", Watched)
-    async with memory_service(Recorder(), store=store) as service:
+    tuning = Tuning(make_schedule=lambda: Watched(10))
+    async with memory_service(Recorder(), store=store, tuning=tuning) as service:
         location = await cut_upload(service, BODY, 100)
         await trio.sleep(HOUR)
         assert await _status(service, location) == 200  # which moves it on
@@ -315,26 +318,17 @@ async def test_a_deadline_is_noted_when_the_catalog_has_it(
     assert len(noted) == 3
 
 
-async def test_plain_operations_leave_no_deadline(
-    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_plain_operations_leave_no_deadline(autojump_clock: Clock) -> None:
     """What nobody was told of is forgotten with its response, on disk and in memory."""
-    schedules: list[Schedule] = []
-
-    class Watched(Schedule):
-        def __init__(self, window: int) -> None:
-            super().__init__(window)
-            schedules.append(self)
-
-    monkeypatch.setattr(expiry, "Schedule", Watched)
-    async with memory_service(Recorder()) as service:
+    schedule = Schedule(10)
+    tuning = Tuning(make_schedule=lambda: schedule)
+    async with memory_service(Recorder(), tuning=tuning) as service:
         client = service.connect()
         for _ in range(5):
             await client.send(head("POST", "/", length=3) + b"abc")
             assert (await client.reply()).status == 200
         await trio.sleep(10)
         assert service.store.expiring(10) == []
-        (schedule,) = schedules
         assert len(schedule) == 0
         await cut_upload(service, BODY, 100)
         assert len(schedule) == 1

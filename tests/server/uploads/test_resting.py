@@ -19,7 +19,7 @@ from tests.server.harness import (
 from tests.server.seed import BODY
 from trioresume import Config, Principal, RequestHead
 from trioresume.errors import StorageConflict, StorageFull
-from trioresume.server.uploads import registry as operations
+from trioresume.server.serving import Tuning
 from trioresume.store.port import CreateOperation, Mutation, SetLength
 from trioresume.testing import MemoryStore
 
@@ -89,13 +89,10 @@ async def test_resting_upload_is_not_looked_up_and_goes_on(
     assert handler.bodies == [BODY]
 
 
-async def test_no_more_than_so_many_rest(
-    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_more_than_so_many_rest(autojump_clock: Clock) -> None:
     """The one that rests longest goes; it is looked up again."""
-    monkeypatch.setattr(operations, "MOST_RESTING", 2)
-    store = Watched(chunk_size=64)
-    async with memory_service(Recorder(), store=store) as service:
+    store, tuning = Watched(chunk_size=64), Tuning(most_resting=2)
+    async with memory_service(Recorder(), store=store, tuning=tuning) as service:
         first, second, third = [await begun(service) for _ in range(3)]
         assert len(service.operations._loaded) == 2
         store.asked.clear()

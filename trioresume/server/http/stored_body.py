@@ -90,12 +90,21 @@ class StoredPart:
 class StoredBody:
     """The content of a response: parts of stored content, and bytes between them.
 
-    The caller closes the readers when the response was sent.
+    *with_head* bytes of it are sent with the response's head, *most* bytes in one turn. The
+    caller closes the readers when the response was sent.
     """
 
-    def __init__(self, storage: Storage, *pieces: bytes | StoredPart) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *pieces: bytes | StoredPart,
+        with_head: int = WITH_HEAD,
+        most: int = MOST,
+    ) -> None:
         self._storage = storage
         self._pieces = pieces
+        self._with_head = with_head
+        self._most = most
 
     @property
     def length(self) -> int:
@@ -115,12 +124,17 @@ class StoredBody:
             if isinstance(piece, bytes):
                 begun += piece
             elif piece.length:
-                size = min(WITH_HEAD, piece.length)
+                size = min(self._with_head, piece.length)
                 data = await self._storage.run(piece.reader.read, piece.start, size)
                 rest = StoredPart(piece.reader, piece.start + len(data), piece.stop)
                 left = (rest, *self._pieces[index + 1 :])
-                return bytes(begun + data), StoredBody(self._storage, *left)
-        return bytes(begun), StoredBody(self._storage)
+                return bytes(begun + data), self._rest(*left)
+        return bytes(begun), self._rest()
+
+    def _rest(self, *pieces: bytes | StoredPart) -> StoredBody:
+        return StoredBody(
+            self._storage, *pieces, with_head=self._with_head, most=self._most
+        )
 
     async def send(
         self,
@@ -138,7 +152,7 @@ class StoredBody:
             if isinstance(piece, bytes):
                 await send(piece)
                 continue
-            passage = _Passage(piece, files)
+            passage = _Passage(piece, files, self._most)
             while not passage.is_over:
                 block = await self._storage.send(passage.step)
                 if block:
@@ -151,24 +165,25 @@ class StoredBody:
 class _Passage:
     """A part on its way to one socket. Its steps run in threads."""
 
-    def __init__(self, part: StoredPart, files: FileSender | None) -> None:
+    def __init__(self, part: StoredPart, files: FileSender | None, most: int) -> None:
         self._reader = part.reader
         self._at = part.start
         self._stop = part.stop
         self._files = files
+        self._most = most
 
     @property
     def is_over(self) -> bool:
         return self._at >= self._stop
 
     def step(self) -> bytes:
-        """Send as much as the socket takes, within :data:`MOST` bytes.
+        """Send as much as the socket takes, at most as many bytes as in one turn.
 
         Returns bytes that the caller has to send instead; nothing was sent then.
         """
         if self._files is None:
             return self._read()
-        end = min(self._stop, self._at + MOST)
+        end = min(self._stop, self._at + self._most)
         begin = self._at
         while self._at < end:
             extent = self._reader.extent(self._at, end - self._at)

@@ -32,6 +32,8 @@ RETRY_DELAY = 0.2
 async def collect(
     data_dir: str | os.PathLike[str],
     on_progress: Callable[[Collected], None] | None = None,
+    *,
+    patience: float = PATIENCE,
 ) -> Collected:
     """Release the bytes in *data_dir* that nothing refers to any more; return the totals.
 
@@ -43,7 +45,8 @@ async def collect(
 
     *on_progress* is called after each step with the sum so far. Each step is a transaction:
     if this is cancelled or killed, the finished steps remain, and the next call finds the
-    rest. This does not end expired uploads: only the service does, by its own clock.
+    rest. *patience* is for how many seconds this asks a process that holds the lock and does
+    not listen. This does not end expired uploads: only the service does, by its own clock.
 
     Raises :class:`~trioresume.StoreLocked` if another process has the directory open and
     cannot be asked, :class:`~trioresume.CollectionCut` if that process ended meanwhile, and
@@ -66,7 +69,7 @@ async def collect(
         raise StorageError(f"{os.fspath(data_dir)} is no data directory of trioresume")
     # The reserve is space for this on a full disk: collecting must work there, too.
     opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
-    deadline = trio.current_time() + PATIENCE
+    deadline = trio.current_time() + patience
     while True:
         try:
             store = await trio.to_thread.run_sync(opened)

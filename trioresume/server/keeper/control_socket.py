@@ -71,9 +71,14 @@ def _address(data_dir: str | os.PathLike[str]) -> Iterator[str]:
 # The service.
 
 
-async def serve_control(data_dir: str | os.PathLike[str], collector: Collector) -> None:
+async def serve_control(
+    data_dir: str | os.PathLike[str],
+    collector: Collector,
+    patience: float = CLIENT_TIMEOUT,
+) -> None:
     """Answer the commands of ``trioresume gc`` until cancelled.
 
+    A client has *patience* seconds for its command, and for taking each line of an answer.
     The caller holds the directory's lock. If the system has no Unix sockets, or the socket
     cannot be made, this logs a warning and returns; the service works without it.
     """
@@ -91,7 +96,9 @@ async def serve_control(data_dir: str | os.PathLike[str], collector: Collector) 
                 while True:
                     await places.acquire()
                     client, _ = await listener.accept()
-                    nursery.start_soon(_serve_client, client, collector, places)
+                    nursery.start_soon(
+                        _serve_client, client, collector, places, patience
+                    )
         finally:
             with _address(data_dir) as path:
                 _remove(path)
@@ -122,11 +129,12 @@ async def _serve_client(
     client: trio.socket.SocketType,
     collector: Collector,
     places: trio.Semaphore,
+    patience: float,
 ) -> None:
     try:
         async with trio.SocketStream(client) as stream:
             try:
-                await _obey(stream, collector)
+                await _obey(stream, collector, patience)
             except (trio.BrokenResourceError, trio.TooSlowError):
                 pass  # the client went away, or sends no command
             except Exception:
@@ -135,8 +143,10 @@ async def _serve_client(
         places.release()
 
 
-async def _obey(stream: trio.SocketStream, collector: Collector) -> None:
-    with trio.fail_after(CLIENT_TIMEOUT):
+async def _obey(
+    stream: trio.SocketStream, collector: Collector, patience: float
+) -> None:
+    with trio.fail_after(patience):
         line = b""
         while not line.endswith(b"\n") and len(line) < MAX_LINE:
             received = await stream.receive_some(MAX_LINE)
@@ -148,25 +158,27 @@ async def _obey(stream: trio.SocketStream, collector: Collector) -> None:
     except (ValueError, KeyError, TypeError):
         wanted = None
     if wanted != "collect":
-        await _say(stream, {"error": "what is asked for is not known"})
+        await _say(stream, {"error": "what is asked for is not known"}, patience)
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, stream, nursery.cancel_scope)
-        await _collect(stream, collector)
+        await _collect(stream, collector, patience)
         nursery.cancel_scope.cancel()
 
 
-async def _collect(stream: trio.SocketStream, collector: Collector) -> None:
+async def _collect(
+    stream: trio.SocketStream, collector: Collector, patience: float
+) -> None:
     async def tell(done: Collected) -> None:
-        await _say(stream, dataclasses.asdict(done))
+        await _say(stream, dataclasses.asdict(done), patience)
 
     try:
         try:
             await collector.collect(tell, sweep=True)
         except StorageError as exc:
-            await _say(stream, {"error": str(exc)})
+            await _say(stream, {"error": str(exc)}, patience)
         else:
-            await _say(stream, {"done": True})
+            await _say(stream, {"done": True}, patience)
     except (trio.BrokenResourceError, trio.TooSlowError):
         pass  # the client went away, or takes no line
 
@@ -181,8 +193,12 @@ async def _watch(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _say(stream: trio.SocketStream, message: dict[str, object]) -> None:
-    with trio.fail_after(CLIENT_TIMEOUT):
+async def _say(
+    stream: trio.SocketStream,
+    message: dict[str, object],
+    patience: float = CLIENT_TIMEOUT,
+) -> None:
+    with trio.fail_after(patience):
         await stream.send_all(json.dumps(message).encode() + b"\n")
 
 

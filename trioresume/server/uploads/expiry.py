@@ -73,10 +73,12 @@ def clock_reading(clock: ServiceClock) -> SetMeta:
 class Expiry:
     """Expires operations and files at their deadlines."""
 
-    def __init__(self, storage: Storage, clock: ServiceClock) -> None:
+    def __init__(
+        self, storage: Storage, clock: ServiceClock, schedule: Schedule
+    ) -> None:
         self._storage = storage
         self._clock = clock
-        self._schedule = Schedule(WINDOW)
+        self._schedule = schedule
         self._noted = trio.Event()
         self._wakes_at = 0.0
         # The soonest deadline of a published file that is not in the schedule.
@@ -212,11 +214,13 @@ class Expiry:
         schedule.begin_load()
         self._reload_at = float("inf")
         try:
-            entries = await self._storage.run(self._storage.store.expiring, WINDOW)
+            entries = await self._storage.run(
+                self._storage.store.expiring, schedule.window
+            )
         except BaseException:
             schedule.abandon_load()
             raise
-        schedule.load(entries, complete=len(entries) < WINDOW)
+        schedule.load(entries, complete=len(entries) < schedule.window)
 
     async def _sleep(self) -> None:
         deadline = self._schedule.next_deadline()
@@ -231,8 +235,9 @@ class Expiry:
 class Collector:
     """Releases the bytes that nothing refers to any more, in small steps."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, delay: float = COLLECT_DELAY) -> None:
         self._storage = storage
+        self._delay = delay
         # A crash may have left garbage: look once at the start.
         self._released = trio.Event()
         self._released.set()
@@ -248,7 +253,7 @@ class Collector:
         """Run the collecting task until cancelled."""
         while True:
             await self._released.wait()
-            await trio.sleep(COLLECT_DELAY)
+            await trio.sleep(self._delay)
             self._released = trio.Event()
             failed = False
             try:

@@ -146,8 +146,11 @@ class Registry:
         clock: ServiceClock,
         background: trio.Nursery,
         quotas: Quotas,
+        *,
+        most_resting: int = MOST_RESTING,
     ) -> None:
         self._quotas = quotas
+        self._most_resting = most_resting
         self.storage = storage
         self.target = target
         self.config = config
@@ -198,7 +201,7 @@ class Registry:
         if operation.may_rest:
             operation.rest()
             self._resting[operation.id] = None
-            if len(self._resting) > MOST_RESTING:
+            if len(self._resting) > self._most_resting:
                 oldest = next(iter(self._resting))
                 del self._resting[oldest]
                 self._unload(self._loaded[oldest])
