@@ -8,8 +8,8 @@ Rules
    The server calls these methods on its event loop all the same:
    :meth:`Store.new_writer`, which touches nothing; :meth:`Store.usage`, which looks up
    a row; :meth:`Store.check`, which looks up a name; :meth:`Store.take_room`, which now
-   and then asks how much of the disk is free; and :meth:`ContentWriter.append`, which
-   writes to the page cache and must not sync.
+   and then asks how much of the disk is free; and ``flush``, ``relax`` and ``close`` of a
+   :class:`ContentWriter`, which write nothing.
 2. **Decide, then do.** Changes are values (:data:`Mutation`). :meth:`Store.apply`
    performs a batch of them: each *submission* (a sequence of mutations) happens
    whole or not at all, submissions take effect in order, and when ``apply``
