@@ -12,6 +12,7 @@ import trio.testing
 
 from trioresume.errors import PeerError, StorageConflict, StorageError, StorageFull
 from trioresume.server.async_store.storage import LONGEST_DELAY, Storage
+from trioresume.server.async_store.threads import Lane
 from trioresume.server.uploads.incoming_content import IncomingContent
 from trioresume.store.port import (
     ContentKey,
@@ -409,7 +410,7 @@ async def test_an_upload_that_is_taken_over_is_written_before_others() -> None:
     with storage.running():
         incoming = IncomingContent(key, 0, storage, _Owner())
         incoming.begin()
-        busy, other = incoming.new_lane(), incoming.new_lane()
+        busy, other = Lane(storage.workers), Lane(storage.workers)
         busy.put(hold, lambda result, error: None)
         assert started.wait(5)
         other.put(lambda: offsets.append(store.offset(key)), lambda result, error: None)

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         SealChunk,
     )
 
-__all__ = ["MOST_PIECES", "IncomingContent", "kept", "run_seals"]
+__all__ = ["IncomingContent", "run_seals"]
 
 MOST_REMEMBERED = 16
 """Chunks of an upload that are remembered, so that its end need not look them up."""
@@ -156,10 +156,6 @@ class IncomingContent:
         self._naming = Signal()
         self._sealed: list[SealChunk] | None = None
         """All chunks so far, in order; None if they are too many or not all are known."""
-
-    def new_lane(self) -> Lane:
-        """Return a lane for other work with the content, in worker threads."""
-        return Lane(self._storage.workers)
 
     def begin(self) -> None:
         """Open the first writer of a new operation, without looking at the disk."""
