@@ -10,7 +10,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import pytest
@@ -19,7 +19,13 @@ import trio.testing
 
 from tests.server.held import HeldStore, having
 from trioresume import CallPolicy, Config, Fields, RequestHead, Response
-from trioresume.errors import PeerError, ProblemCode, StorageConflict, StorageFull
+from trioresume.errors import (
+    PeerError,
+    ProblemCode,
+    StorageConflict,
+    StorageError,
+    StorageFull,
+)
 from trioresume.protocol.clock import ServiceClock
 from trioresume.protocol.operation import (
     Effect,
@@ -28,12 +34,12 @@ from trioresume.protocol.operation import (
     Transition,
     rows,
 )
-from trioresume.server.api.handler import Request
+from trioresume.server.api.handler import RecordedWith, Request, Services
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.serving import running_storage
 from trioresume.server.uploads.hashing import Hashing
 from trioresume.server.uploads.loaded_operation import Surroundings
-from trioresume.server.uploads.operation import Change, Operation
+from trioresume.server.uploads.operation import MOST_CONFLICTS, Change, Operation
 from trioresume.server.uploads.quotas import Quotas
 from trioresume.store.port import (
     CreateOperation,
@@ -46,6 +52,7 @@ from trioresume.store.port import (
     OperationRecord,
     RecordResponse,
     SetExpiry,
+    SetMeta,
     SetState,
 )
 from trioresume.testing.memory_store import MemoryStore
@@ -107,15 +114,19 @@ class GatedTarget:
         self.calls = 0
         self.gate = trio.Event()
         self.reached = trio.Event()
+        self.answer: Response | RecordedWith = Response(200, {}, b"the answer")
 
     async def admit(self, head: RequestHead, principal: str | None) -> None:
         """Admit everything."""
 
-    async def respond(self, request: Request) -> Response:
+    def attach(self, services: Services) -> None:
+        """Need nothing of the server."""
+
+    async def respond(self, request: Request) -> Response | RecordedWith:
         self.calls += 1
         self.reached.set()
         await self.gate.wait()
-        return Response(200, {}, b"the answer")
+        return self.answer
 
 
 class NotingOperation(Operation):
@@ -479,6 +490,7 @@ def check(seen: Seen, gathered: list[Effect], was_frozen: bool) -> None:
         # They are committed in one submission: together, or not at all.
         together = [{type(each) for each in commit} for commit in seen.commits]
         assert any(kinds <= commit for commit in together), (kinds, together)
+        assert not (was_frozen and FreezeContent in set().union(*together))
     elif effect in MADE_BY:
         kind = MADE_BY[effect]
         assert not any(isinstance(m, kind) for commit in seen.commits for m in commit)
@@ -548,6 +560,148 @@ async def test_indeterminate_answer_is_recorded(autojump_clock: Clock) -> None:
         assert recorded is not None
         assert recorded.response is not None
         assert recorded.response.status == ProblemCode.INDETERMINATE.status
+
+
+async def test_target_that_must_run_once_is_not_called_after_a_conflict(
+    autojump_clock: Clock,
+) -> None:
+    """R31: its client gets a 409, which is recorded."""
+    async with standing(CallPolicy.AT_MOST_ONCE) as stand:
+        stand.target.gate.set()
+        conflict = StorageConflict("somebody was faster")
+        stand.held.fail("apply", conflict, having(RecordResponse), times=2)
+        operation = await stand.receiving()
+        operation.complete()
+        assert (await operation.outcome()).status == 409
+        assert stand.target.calls == 1
+        recorded = stand.store.operation(operation.id)
+        assert recorded is not None
+        assert recorded.state is _S.DONE
+
+
+@pytest.mark.parametrize("policy", CallPolicy)
+async def test_refused_content_is_never_handed_on(
+    policy: CallPolicy, autojump_clock: Clock
+) -> None:
+    """C15: not even because its refusal could not be recorded."""
+    async with standing(policy) as stand:
+        conflict = StorageConflict("somebody was faster")
+        stand.held.fail("apply", conflict, having(RecordResponse), times=2)
+        operation = await stand.receiving(right=False)
+        operation.complete()
+        with trio.fail_after(1000):
+            if policy is CallPolicy.TRANSACTIONAL:
+                with pytest.raises(StorageConflict):
+                    await operation.outcome()
+                operation.complete()
+            assert (await operation.outcome()).status == 400
+        assert stand.target.calls == 0
+
+
+@pytest.mark.parametrize("policy", [CallPolicy.AT_MOST_ONCE, CallPolicy.IDEMPOTENT])
+async def test_operation_that_was_never_recorded_calls_no_target(
+    policy: CallPolicy, autojump_clock: Clock
+) -> None:
+    """R31: its state was not saved, although the commit succeeded."""
+    async with standing(policy) as stand:
+        stand.target.gate.set()
+        stand.held.fail("apply", StorageFull("no room"), having(CreateOperation))
+        finishing = stand.held.hold("writer.finish")
+        empty = replace(stand.record(), length=0, fields=Fields())
+        operation = stand.load(empty)
+        operation.unoffered = True
+        operation.incoming.begin()
+        operation.complete()
+        await finishing.reached()
+        creation = stand.storage.submit(CreateOperation(empty))
+        operation.incoming.creation = creation
+        stand.held.fail("apply", StorageFull("no room"), having(CreateOperation))
+        finishing.release()
+        with pytest.raises(StorageFull):
+            await operation.outcome()
+        assert stand.target.calls == 0
+
+
+async def test_operation_that_no_client_knows_is_forgotten_once(
+    autojump_clock: Clock,
+) -> None:
+    """Its response is not recorded, and nothing of it is left."""
+    async with standing(CallPolicy.IDEMPOTENT) as stand:
+        stand.target.gate.set()
+        operation = await stand.receiving()
+        operation.unoffered = True
+        operation.complete()
+        assert (await operation.outcome()).status == 200
+        operation.unload()
+        await trio.sleep(10)
+        assert len(stand.held.committed(ForgetOperation)) == 1
+        assert not stand.held.committed(RecordResponse)
+
+
+async def test_target_is_called_so_often_because_of_conflicts_and_no_more(
+    autojump_clock: Clock,
+) -> None:
+    """It may run again, but not for ever."""
+    async with standing(CallPolicy.TRANSACTIONAL) as stand:
+        stand.target.gate.set()
+        conflict = StorageConflict("somebody was faster")
+        most = MOST_CONFLICTS
+        stand.held.fail("apply", conflict, having(RecordResponse), times=2 * most)
+        operation = await stand.receiving()
+        operation.complete()
+        assert (await operation.outcome()).status == 409
+        assert stand.target.calls == most
+
+
+async def test_response_whose_content_fails_has_no_effects(
+    autojump_clock: Clock,
+) -> None:
+    """A client that is told of a failure finds nothing changed."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"a part"
+        raise RuntimeError("no more")
+
+    async with standing(CallPolicy.TRANSACTIONAL) as stand:
+        stand.target.gate.set()
+        effect = SetMeta("effect", "done")
+        stand.target.answer = RecordedWith(Response(200, {}, broken()), (effect,))
+        operation = await stand.receiving()
+        operation.complete()
+        assert (await operation.outcome()).status == 500
+        assert not stand.held.committed(SetMeta)
+
+
+@pytest.mark.parametrize("policy", [CallPolicy.AT_MOST_ONCE, CallPolicy.IDEMPOTENT])
+async def test_call_goes_on_until_its_response_is_recorded(
+    policy: CallPolicy, autojump_clock: Clock
+) -> None:
+    """G8: COMMIT_AT_LAST waits for space, and the target is not called again."""
+    async with standing(policy) as stand:
+        stand.target.gate.set()
+        full = StorageFull("no room")
+        stand.held.fail("apply", full, having(RecordResponse), times=20)
+        operation = await stand.receiving()
+        operation.complete()
+        assert (await operation.outcome()).status == 200
+        assert stand.target.calls == 1
+
+
+async def test_abandoned_operation_is_dropped_though_its_response_cannot_be_stored(
+    autojump_clock: Clock,
+) -> None:
+    """R25: nothing of it is left, whatever fails."""
+    async with standing(CallPolicy.AT_MOST_ONCE) as stand:
+        stand.target.answer = Response(200, {}, bytes(100_000))
+        stand.target.gate.set()
+        opening = stand.held.hold("open_writer")
+        operation = await stand.called()
+        await opening.reached()
+        await operation.cancel()
+        opening.fail(StorageError("no disk"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert operation.state is _S.GONE
+        assert stand.held.committed(EndOperation)
 
 
 @pytest.mark.parametrize("policy", CallPolicy)
