@@ -632,6 +632,8 @@ async def test_operation_that_no_client_knows_is_forgotten_once(
         operation.unoffered = True
         operation.complete()
         assert (await operation.outcome()).status == 200
+        await trio.testing.wait_all_tasks_blocked()
+        assert operation._call is None  # which holds the response's content
         operation.unload()
         await trio.sleep(10)
         assert len(stand.held.committed(ForgetOperation)) == 1

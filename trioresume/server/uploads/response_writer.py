@@ -72,6 +72,9 @@ class ResponseWriter:
             seals = await self._lane.call(lambda: run_seals(writer.finish()))
             return await self._storage.finish_content(writer, self._key, [], seals)
         finally:
+            # A shield: one job at most is still at work with the writer's files.
+            with trio.CancelScope(shield=True):
+                await self._lane.until(0)
             writer.close()
 
     async def _append_blocks(
