@@ -18,6 +18,7 @@ pytestmark = pytest.mark.alone
 
 IDLE_TIMEOUT = 1.0
 HUNDREDS = 200
+MOST_SECONDS = 10.0
 SETTINGS = ("--header-timeout", "1s", "--idle-timeout", "1s", "--keep-alive-timeout=1s")
 
 
@@ -63,7 +64,7 @@ async def test_deadline_holds_for_each_of_hundreds(
     for number, wire in enumerate(wires):
         await wire.send(starts[number % 2][0])
     began = trio.current_time()
-    while open_ones and trio.current_time() < began + 5 * IDLE_TIMEOUT:
+    while open_ones and trio.current_time() < began + MOST_SECONDS:
         for number, wire in list(open_ones.items()):
             try:
                 await wire.send(starts[number % 2][1])
