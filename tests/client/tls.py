@@ -12,11 +12,12 @@ from pathlib import Path
 import trio
 import trustme
 
+from tests.certificates import authority
 from trioresume.client.http.tls_stream import TlsStream
 
 __all__ = ["CA", "Script", "ServerTls", "context_for", "pem_of", "relaying", "speaking"]
 
-CA = trustme.CA()
+CA = authority()
 """The authority of the tests. No system trusts it."""
 
 

@@ -67,6 +67,8 @@ class ClientTls:
             raise CallerError(_why_unusable(path, self.key, exc)) from exc
         except OSError as exc:
             raise CallerError(f"{path} cannot be read: {exc.strerror}") from exc
+        # With this option the end of a connection that was cut would look like TLS's own.
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
