@@ -30,6 +30,7 @@ from trioresume.protocol.heads import Fields, RequestHead
 __all__ = [
     "HeadLimits",
     "check_field",
+    "check_lists",
     "expects_continue",
     "find_block_end",
     "find_head_end",
@@ -164,7 +165,7 @@ def parse_head(
         raise _refusal("the request line is malformed")
     lines = _field_lines(rest, limits.max_fields)
     if len(raw) > MAX_MEMBERS:  # a shorter one has no room for so many
-        _check_lists(lines)
+        check_lists(lines)
     method, target, version = match.groups()
     fields = Fields.from_wire(lines)
     return request_head(method, target, fields, version, peer=peer, limits=limits)
@@ -267,7 +268,7 @@ _LISTS = frozenset(
 )
 
 
-def _check_lists(lines: list[tuple[bytes, bytes]]) -> None:
+def check_lists(lines: list[tuple[bytes, bytes]]) -> None:
     """Refuse a list that would occupy the event loop for long.
 
     RFC 9110, section 5.4, requires a 4xx for a field that is larger than the server

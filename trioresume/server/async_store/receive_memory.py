@@ -23,12 +23,15 @@ from trioresume.server.event_loop.stall_watch import Watch
 from trioresume.server.event_loop.turnstile import Turnstile
 from trioresume.store.file_system.disk_io import PAGE_SIZE
 
-__all__ = ["PAGE_SIZE", "PIECE_SIZE", "Piece", "ReceiveMemory"]
+__all__ = ["PAGE_SIZE", "PIECE_SIZE", "EarlyBudget", "Piece", "ReceiveMemory"]
 
 PIECE_SIZE = 2 * 1024 * 1024
 SCRATCH_SIZE = 64 * 1024
 SMALL = 64 * 1024
 """Content of at most this many bytes shares a piece."""
+
+LEAST_EARLY = 64 * 1024
+"""The least budget for content that nobody receives yet: a quarter of the memory otherwise."""
 
 LOW_WATER_SUM = 256 * 1024 * 1024
 """Bytes that the low-water marks of all uploads together may leave in the kernel."""
@@ -62,6 +65,26 @@ class Piece:
             self._memory.give_back(self)
 
 
+class EarlyBudget:
+    """Bounds the content, on all connections, that nobody receives yet.
+
+    HTTP/2 lets a client send some content before the request is routed.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, size: int) -> bool:
+        """Take *size* bytes of the budget. Returns False, and takes none, if it is spent."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+
+
 class ReceiveMemory:
     """The memory of all uploads: *size* bytes, but at least one piece.
 
@@ -83,7 +106,9 @@ class ReceiveMemory:
         """Pieces for tasks that have waited, until these tasks run."""
         self.scratch = memoryview(bytearray(SCRATCH_SIZE))
         """A buffer for bytes that are consumed before the next checkpoint."""
+        self.size = count * piece_size
         self.piece_size = piece_size
+        self.early = EarlyBudget(max(LEAST_EARLY, self.size // 4))
         self.uploads = 0
         self.watch = Watch()
         """Looks at the deadlines of all receivers."""

@@ -1,0 +1,453 @@
+"""The content of one stream, from the connection's reader to the sink.
+
+Why it looks like this
+======================
+
+One task reads the connection, for all its streams. It reads into a buffer that all connections
+share, and copies the content of each stream into a piece of the receive memory. That is the
+only copy. What came for a stream in one turn of the reader lies together, so that the store
+gets few and large pieces. At the end of its turn the reader gives them to the sinks, and goes
+to sleep with no piece in hand. (:mod:`trioresume.server.http.http1.body` has the same rules.)
+
+**Credit follows the store.** A stream begins with :data:`~.engine.INITIAL_WINDOW` bytes of
+credit. It gets more when the sink has taken what came, never before. If the peer uses up its
+window faster than in :data:`FILL_TIME`, the window doubles, up to a piece and to the stream's
+share of the receive memory. So the content that waits here is bounded, and a sink without room
+stops only the peer of its own stream.
+
+**Content that comes before somebody receives it** is kept: at most the initial window. A budget
+for all connections bounds the sum (``ReceiveMemory.early``).
+
+A task that only waits for content is not woken for each arrival: the reader appends to its
+sink directly. The task wakes when the sink has no room, when the content has to be parsed bit
+by bit, and at the end.
+
+Deadlines and the work of parsing are as for HTTP/1.1 (:mod:`~trioresume.server.http.paced_body`).
+The peer's time stands still while the sink has no room, and while the reader waits for memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, StorageError
+from trioresume.protocol.heads import Fields
+from trioresume.server.event_loop.signals import Signal
+from trioresume.server.http.exchange import ContentCut
+from trioresume.server.http.http2.engine import INITIAL_WINDOW
+from trioresume.server.http.paced_body import SMALLEST_SHARE, PacedBody
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
+    from trioresume.server.http.exchange import Sink
+    from trioresume.server.http.front import Front
+    from trioresume.server.http.http2.engine import Engine
+
+__all__ = ["ReadTurn", "StreamBody"]
+
+FILL_TIME = 0.25
+"""Seconds: a window that is used up in less time grows."""
+LAST_TIME = 0.03
+"""Seconds for taking the last bytes when a newcomer ends the writer."""
+LAST_PAUSE = 0.002
+"""Seconds without data after which nothing more is expected to be on its way."""
+
+
+class ReadTurn:
+    """The piece that the reader fills in one turn, and the streams that got content."""
+
+    def __init__(self, memory: ReceiveMemory) -> None:
+        self._memory = memory
+        self._piece: Piece | None = None
+        self.touched: dict[StreamBody, None] = {}
+
+    def begin(self, expected: int | None = None) -> bool:
+        """Take a piece unless there is one. Returns False if none is free.
+
+        If only little content is *expected*, the piece may be partly used.
+        """
+        if self._piece is None:
+            self._piece = self._memory.take_nowait(expected)
+        return self._piece is not None
+
+    def begin_with(self, piece: Piece) -> None:
+        self._piece = piece
+
+    def region(self, offset: int, wanted: int) -> _Region | None:
+        """Return room for about *wanted* bytes that belong at *offset*; None without memory."""
+        for _ in range(2):
+            piece = self._piece
+            if piece is not None:
+                start = piece.start(offset)
+                end = min(len(piece.view), start + wanted)
+                if end > start and (
+                    not piece.used or end - start >= min(wanted, SMALLEST_SHARE)
+                ):
+                    piece.used = end
+                    piece.hold()
+                    return _Region(piece, start, end)
+                self._release()
+            if not self.begin():
+                return None
+        return None
+
+    def end(self) -> None:
+        """Give what came to the sinks; keep no piece."""
+        touched, self.touched = self.touched, {}
+        for body in touched:
+            body.hand_on()
+        self._release()
+
+    def _release(self) -> None:
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            self._memory.share(piece, piece.used)
+            piece.release()
+
+
+class _Region:
+    """A part of a piece that fills with the content of one stream."""
+
+    __slots__ = ("end", "limit", "piece", "start")
+
+    def __init__(self, piece: Piece, start: int, limit: int) -> None:
+        self.piece = piece
+        self.start = self.end = start
+        self.limit = limit
+
+    def add(self, data: memoryview) -> int:
+        """Copy what fits; return the number of bytes."""
+        part = data[: self.limit - self.end]
+        self.piece.view[self.end : self.end + len(part)] = part
+        self.end += len(part)
+        return len(part)
+
+    def close(self) -> memoryview:
+        """Return the content. The rest of the region is free again if nothing follows it."""
+        if self.piece.used == self.limit:
+            self.piece.used = self.end
+        return self.piece.view[self.start : self.end]
+
+
+class StreamBody(PacedBody):
+    """Receives the content of one request over HTTP/2.
+
+    *length* is None if the head does not state it, 0 without content. *flush* sends the
+    credit that was given.
+    """
+
+    __slots__ = (
+        "_cut",
+        "_discards",
+        "_early",
+        "_engine",
+        "_failure",
+        "_flush",
+        "_granted_at",
+        "_kept_early",
+        "_length",
+        "_queue",
+        "_queued",
+        "_region",
+        "_stream",
+        "_suspensions",
+        "_wake",
+        "_window",
+        "came",
+        "ended",
+        "trailers",
+    )
+
+    def __init__(
+        self,
+        stream: int,
+        length: int | None,
+        engine: Engine,
+        front: Front,
+        flush: Callable[[], None],
+    ) -> None:
+        super().__init__(front.memory, front.config)
+        self._stream = stream
+        self._length = length
+        self._engine = engine
+        self._early = front.memory.early
+        self._flush = flush
+        self.trailers = Fields()
+        self.ended = length == 0
+        """Whether the content has come to its end."""
+        self.came = 0
+        """Bytes of content that have come."""
+        self._cut: ContentCut | None = None
+        self._failure: Exception | None = None
+        """What the sink raised."""
+        self._discards = False
+        """Whether content is dropped, because the request was answered."""
+        self._queue: deque[tuple[memoryview, Piece | None]] = deque()
+        self._queued = 0
+        """Bytes in the queue: they came, and the sink has not taken them."""
+        self._kept_early = 0
+        """Bytes that this stream holds of the budget for early content."""
+        self._region: _Region | None = None
+        self._wake = Signal()
+        self._window = INITIAL_WINDOW
+        self._granted_at = 0.0
+        self._suspensions = 0
+        """How many waits of the server stop the peer's time."""
+
+    # ------------------------------------------------------------ for the reader
+
+    def add(self, data: memoryview, turn: ReadTurn) -> bool:
+        """Take *data*, before the caller's buffer is used again.
+
+        Returns False if it came early and the budget is spent: reset the stream.
+        """
+        self.came += len(data)
+        if self._discards or self._cut is not None or self._failure is not None:
+            self._credit()
+            return True
+        if self._sink is None:
+            return self._keep_early(data)
+        turn.touched[self] = None
+        while data:
+            if self._region is None:
+                self._region = self._new_region(len(data), turn)
+            if self._region is None:
+                # No memory: this is the rest of one read, and no other read follows.
+                self._enqueue(memoryview(bytes(data)), None)
+                return True
+            data = data[self._region.add(data) :]
+            if self._region.end == self._region.limit:
+                self._close_region()
+        return True
+
+    def _new_region(self, least: int, turn: ReadTurn) -> _Region | None:
+        assert self._sink is not None
+        wanted = self._window
+        if self._length is not None:
+            wanted = min(wanted, self._length - self.came + least)
+        return turn.region(self._sink.offset + self._queued, max(wanted, least))
+
+    def _keep_early(self, data: memoryview) -> bool:
+        if not self._early.take(len(data)):
+            return False
+        self._kept_early += len(data)
+        self._enqueue(memoryview(bytes(data)), None)
+        return True
+
+    def _enqueue(self, data: memoryview, piece: Piece | None) -> None:
+        self._queue.append((data, piece))
+        self._queued += len(data)
+
+    def _close_region(self) -> None:
+        region, self._region = self._region, None
+        if region is not None:
+            self._enqueue(region.close(), region.piece)
+
+    def hand_on(self) -> None:
+        """Give what came to the sink, as far as it has room; wake the task if needed."""
+        if self._sink is None:
+            return
+        self._close_region()
+        self._pump(self._sink)
+        if self._queue or self._is_over:
+            self._wake.fire()
+
+    def end(self) -> None:
+        """Note the end of the content."""
+        self.ended = True
+        self._wake.fire()
+
+    def cut(self, *, timed_out: bool = False) -> None:
+        """Note that no more will come, although the content has not ended."""
+        if not self.ended and self._cut is None:
+            self._cut = ContentCut(timed_out=timed_out)
+            self._wake.fire()
+
+    def suspend(self) -> None:
+        """Stop the peer's time, because the server makes it wait, until one ``resume``."""
+        self._suspensions += 1
+        if self._suspensions == 1:
+            self._suspend()
+
+    def resume(self) -> None:
+        """Let the peer's time go on with the same rest as before."""
+        self._suspensions -= 1
+        if not self._suspensions:
+            self._resume()
+
+    # ------------------------------------------------------------ for the request
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a sink takes the content."""
+        return self._sink is not None
+
+    @property
+    def remaining(self) -> int | None:
+        """Bytes still to come; None if that is unknown."""
+        if self.ended:
+            return 0
+        return None if self._length is None else self._length - self.came
+
+    def _begin(self, sink: Sink) -> None:
+        super()._begin(sink)
+        self._granted_at = self._since
+
+    def _end(self) -> None:
+        super()._end()
+        self._close_region()
+        self._drop()
+
+    async def _receive(self, sink: Sink) -> None:
+        while True:
+            self._pump(sink)
+            self._flush()
+            if self._failure is not None:
+                raise self._failure
+            if self._queue:
+                if not sink.has_room:
+                    self.suspend()
+                    await sink.room()
+                    self.resume()
+                else:
+                    await self._take_share(sink)
+            elif self.ended:
+                return
+            elif self._cut is not None:
+                raise self._cut
+            else:
+                await self._wake.wait()
+
+    async def _take_share(self, sink: Sink) -> None:
+        """Append content that has to be parsed: so much that other tasks get their turns."""
+        taken, work = sink.taken, sink.work
+        self._append_first(sink, max(sink.plain or 0, self._share))
+        self._earn(sink.taken - taken)
+        if self._next_share(sink.work - work):
+            self.suspend()
+            await self._memory.busy.wait()
+            self.resume()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _pump(self, sink: Sink) -> None:
+        """Append what is queued, as far as the sink has room and need not parse it."""
+        while self._queue and sink.plain is None and sink.has_room:
+            size = len(self._queue[0][0])
+            try:
+                self._append_first(sink, size)
+            except Exception as exc:  # noqa: BLE001 - the request's task raises it
+                self._failure = exc
+                return
+            self._earn(size)
+
+    def _earn(self, size: int) -> None:
+        if not self._suspensions:
+            self._renew(trio.current_time(), size)
+
+    def _append_first(self, sink: Sink, most: int) -> None:
+        data, piece = self._queue.popleft()
+        part, rest = data[:most], data[most:]
+        if rest:
+            self._queue.appendleft((rest, piece))
+            if piece is not None:
+                piece.hold()
+        try:
+            sink.append(part, piece)
+        finally:
+            if piece is not None:
+                piece.release()
+            self._queued -= len(part)
+            self._give_back_early(len(part))
+        self._credit()
+
+    def _give_back_early(self, size: int) -> None:
+        size = min(size, self._kept_early)
+        self._kept_early -= size
+        self._early.give_back(size)
+
+    def _drop(self) -> None:
+        """Give up what nobody has taken."""
+        for _, piece in self._queue:
+            if piece is not None:
+                piece.release()
+        self._queue.clear()
+        self._queued = 0
+        self._give_back_early(self._kept_early)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.ended or self._cut is not None or self._failure is not None
+
+    async def _take_last(self, sink: Sink) -> None:
+        """Take the bytes that were on their way when a newcomer ended this writer."""
+        try:
+            with trio.move_on_after(LAST_TIME):
+                while True:
+                    self._close_region()
+                    while self._queue:
+                        self._append_first(sink, len(self._queue[0][0]))
+                    if self._is_over:
+                        return
+                    came = self.came
+                    with trio.move_on_after(LAST_PAUSE):
+                        await self._wake.wait()
+                    if self.came == came:
+                        return
+        except (StorageError, PeerError):
+            pass  # the bytes that were taken before are in order
+
+    def drop(self, limit: int) -> None:
+        """Drop the content from now on, and give credit for up to *limit* bytes of it."""
+        self._discards = True
+        self._drop()
+        self._length = self.came + limit
+        self._credit()
+
+    async def wait_end(self) -> None:
+        """Return when the content has ended, or when nothing more will come."""
+        while not self._is_over:
+            await self._wake.wait()
+
+    def close(self) -> None:
+        """Take nothing more: the stream is closed."""
+        self._discards = True
+        self._close_region()
+        self._drop()
+
+    # ------------------------------------------------------------ credit and deadlines
+
+    def _credit(self) -> None:
+        """Give the peer credit for what was taken, if that is much of the window."""
+        if self.ended:
+            return
+        credit = self._engine.credit(self._stream)
+        if credit > self._window // 2:
+            return
+        now = trio.current_time()
+        if now - self._granted_at < FILL_TIME and self._sink is not None:
+            self._window = min(2 * self._window, self._largest_window)
+        self._granted_at = now
+        size = self._window - credit - self._queued
+        if self._length is not None:
+            size = min(size, self._length - self.came - credit)
+        if size > 0:
+            self._engine.grant(self._stream, size)
+
+    @property
+    def _largest_window(self) -> int:
+        """The stream's share of half the receive memory, and at most a piece."""
+        memory = self._memory
+        share = memory.size // (2 * max(1, memory.uploads))
+        return max(INITIAL_WINDOW, min(memory.piece_size, share))
+
+    def _interrupt(self) -> None:
+        self.cut(timed_out=True)
+
+    def _note_silence(self, seconds: float) -> None:
+        return
