@@ -149,7 +149,7 @@ class Http2Stream:
         if isinstance(event, h2.events.InformationalResponseReceived):
             self._came += _head_bytes(event.headers or [], chunked=False)
         elif isinstance(event, h2.events.ResponseReceived):
-            pairs: Pairs = list(event.headers or [])  # type: ignore[arg-type]
+            pairs: Pairs = list(event.headers or [])
             status = dict(pairs)[b":status"]
             bodiless = self._method == b"HEAD" or status in (b"204", b"304")
             self._chunked = not bodiless and b"content-length" not in dict(pairs)

@@ -41,7 +41,9 @@ Pair = tuple[bytes, bytes]
 # A name is a token without upper-case letters (RFC 9113, section 8.2.1).
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")
 # A value has no control characters and no space at its ends.
-_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*+(?<![\t ]))?)?")
+_VALUE = re.compile(
+    rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*+(?<![\t ]))?)?"
+)
 _PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path"})
 
 # RFC 9113, section 8.2.2: fields about one connection, which HTTP/2 does not have.

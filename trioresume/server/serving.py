@@ -36,6 +36,7 @@ from trioresume.server.async_store.threads import Threads
 from trioresume.server.http.acceptor import accept_from
 from trioresume.server.http.front import Front
 from trioresume.server.http.http1.connection import Http1Connection
+from trioresume.server.http.http2.connection import Http2Connection
 from trioresume.server.http.listeners import Listener, open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.http.tls.handshake import Arrival, Handshakes
@@ -66,7 +67,7 @@ __all__ = ["Server", "serve"]
 
 logger = logging.getLogger("trioresume.server")
 
-PROTOCOLS = ("http/1.1",)
+PROTOCOLS = ("h2", "http/1.1")
 """The application protocols that a handshake offers (ALPN), the best one first."""
 
 MOST_TURNED_AWAY = 32
@@ -153,7 +154,8 @@ async def serve_tuned(
     page = None if config.ui is None else UploadPage(config)
     contexts = None
     if config.ssl is not None:
-        contexts = await trio.to_thread.run_sync(ServerContexts, config.ssl, PROTOCOLS)
+        protocols = PROTOCOLS if config.http2 else PROTOCOLS[1:]
+        contexts = await trio.to_thread.run_sync(ServerContexts, config.ssl, protocols)
     # Before anything else starts: an address in use is an error at once.
     async with open_listeners(config) as listeners:
         control = store is None
@@ -317,7 +319,7 @@ class Doorman:
         self._config = config
         self.front = Front(service.handle, config, clock)
         self._handshakes = Handshakes(self.front.admission, config.header_timeout)
-        self._connections: set[Http1Connection] = set()
+        self._connections: set[Http1Connection | Http2Connection] = set()
         self._turned_away = 0
         self.deadline = float("inf")
         """The end of a shutdown's grace period, on trio's clock."""
@@ -393,7 +395,12 @@ class Doorman:
 
         With *refusal* nothing is served: that is the answer to whatever comes.
         """
-        connection = Http1Connection(transport, self.front)
+        chosen = None if transport.tls is None else transport.tls.protocol
+        connection: Http1Connection | Http2Connection
+        if chosen == "h2":
+            connection = Http2Connection(transport, self.front)
+        else:
+            connection = Http1Connection(transport, self.front)
         try:
             if refusal is not None:
                 raise refusal
@@ -401,6 +408,15 @@ class Doorman:
         except PeerError as exc:
             await self._turn_away(connection, transport, exc)
             return
+        await self._run(connection)
+        if isinstance(connection, Http1Connection) and connection.preface is not None:
+            # It takes the place that the other one has just left.
+            spoken = Http2Connection(transport, self.front, connection.preface)
+            self.front.admission.enter(spoken)
+            await self._run(spoken)
+
+    async def _run(self, connection: Http1Connection | Http2Connection) -> None:
+        """Run a connection that admission has let in."""
         self._connections.add(connection)
         if self.deadline < float("inf"):
             connection.stop(self.deadline)  # it was accepted at the last moment
@@ -411,7 +427,10 @@ class Doorman:
             self.front.admission.leave(connection)
 
     async def _turn_away(
-        self, connection: Http1Connection, transport: Transport, error: PeerError
+        self,
+        connection: Http1Connection | Http2Connection,
+        transport: Transport,
+        error: PeerError,
     ) -> None:
         if self._turned_away >= MOST_TURNED_AWAY:
             await transport.aclose()  # a flood must cost as little as possible

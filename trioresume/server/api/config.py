@@ -200,6 +200,15 @@ class Config:
 
     Behind a proxy that is not trusted, all connections have the proxy's address."""
 
+    http2: bool = False
+    """Whether HTTP/2 is offered over TLS (ALPN)."""
+    h2c: bool = False
+    """Whether a client may speak HTTP/2 at once, without TLS ("prior knowledge")."""
+    max_streams: int = 128
+    """The most requests at a time on one HTTP/2 connection.
+
+    Each one but the first counts as a connection more, for the two limits above."""
+
     header_timeout: float = 15.0
     """From a request's first byte to the end of its head."""
     keep_alive_timeout: float = 75.0
@@ -252,6 +261,7 @@ class Config:
             "storage_threads",
             "max_connections",
             "max_connections_per_address",
+            "max_streams",
             "max_open_uploads_per_principal",
         ):
             value = getattr(self, name)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
-    ExtensionFrame,
     Frame,
     GoAwayFrame,
     HeadersFrame,
@@ -80,7 +79,9 @@ class Ends:
             piece = memoryview(data)[at : at + step]
             events += self.engine.receive(piece, self.now)
         return [
-            Content(e.stream, memoryview(bytes(e.data))) if isinstance(e, Content) else e
+            Content(e.stream, memoryview(bytes(e.data)))
+            if isinstance(e, Content)
+            else e
             for e in events
         ]
 
@@ -88,7 +89,9 @@ class Ends:
         """Give the client what the engine has queued."""
         return self.client.receive_data(bytes(self.engine.take_output()))
 
-    def begin(self, fields: Iterable[tuple[str, str]] = (), *, ends: bool = False) -> int:
+    def begin(
+        self, fields: Iterable[tuple[str, str]] = (), *, ends: bool = False
+    ) -> int:
         stream = self.client.get_next_available_stream_id()
         self.client.send_headers(stream, [*PAIRS, *fields], end_stream=ends)
         events = self.come()
@@ -210,8 +213,7 @@ def test_content_of_the_wrong_length_resets_its_stream_only(
 ) -> None:
     """More or less content than Content-Length says is a fault of the request."""
     ends = Ends()
-    stream = ends.begin()
-    ends.engine.promise(stream, 10)
+    stream = ends.begin([("content-length", "10")])
     ends.client.send_data(stream, bytes(size), end_stream=ends_it, pad_length=pad)
     assert Reset(stream) in ends.come()
     reset = [e for e in ends.go() if isinstance(e, h2.events.StreamReset)]
@@ -222,11 +224,21 @@ def test_content_of_the_wrong_length_resets_its_stream_only(
     assert content(ends.come(), other) == b"abc"
 
 
+def test_length_counts_for_content_in_the_same_read() -> None:
+    """A request and its content that come together are judged together."""
+    ends = Ends()
+    ends.client.send_headers(1, [*PAIRS, ("content-length", "3")])
+    ends.client.send_data(1, b"abc", end_stream=True)
+    request, came, ended = ends.come()
+    assert isinstance(request, Request)
+    assert content([came], 1) == b"abc"
+    assert ended == ContentEnded(1)
+
+
 def test_trailers_before_the_promised_end_reset_the_stream() -> None:
     """Trailers after too little content are a fault of the request."""
     ends = Ends()
-    stream = ends.begin()
-    ends.engine.promise(stream, 10)
+    stream = ends.begin([("content-length", "10")])
     ends.client.send_headers(stream, [("x-sum", "1")], end_stream=True)
     assert ends.come() == [Reset(stream)]
 
@@ -411,34 +423,38 @@ def test_small_section_that_decodes_to_much_is_stopped() -> None:
     assert fault(ends, headers(1, block, "END_HEADERS")) == ErrorCodes.ENHANCE_YOUR_CALM
 
 
-FLOODS: dict[str, Frame] = {
-    "ping": PingFrame(0, bytes(8)),
-    "settings": SettingsFrame(0, settings={SettingsFrame.MAX_FRAME_SIZE: 16384}),
-    "priority": PriorityFrame(1, depends_on=3, stream_weight=1),
-    "empty data": DataFrame(1, b""),
-    "window updates": WindowUpdateFrame(1, window_increment=1),
-    "unknown frames": ExtensionFrame(0xF0, 1, flag_byte=0, body=b"abc"),
-    "settings acks": SettingsFrame(0, flags=["ACK"]),
+UNKNOWN_FRAME = bytes([0, 0, 3, 0xF0, 0, 0, 0, 0, 1]) + b"abc"
+FLOODS: dict[str, bytes] = {
+    "ping": PingFrame(0, bytes(8)).serialize(),
+    "settings": SettingsFrame(0, {SettingsFrame.MAX_FRAME_SIZE: 16384}).serialize(),
+    "priority": PriorityFrame(1, depends_on=3, stream_weight=1).serialize(),
+    "empty data": DataFrame(1, b"").serialize(),
+    "window updates": WindowUpdateFrame(1, window_increment=1).serialize(),
+    "unknown frames": UNKNOWN_FRAME,
+    "settings acks": SettingsFrame(0, flags=["ACK"]).serialize(),
 }
 
 
 @pytest.mark.parametrize("frame", FLOODS.values(), ids=FLOODS.keys())
-def test_flood_ends_the_connection(frame: Frame) -> None:
+def test_flood_ends_the_connection(frame: bytes) -> None:
     """Useless frames are taken for a while; a flood of them ends the connection."""
     ends = Ends()
     ends.begin()
-    ends.come(*[frame] * 300)
-    assert fault(ends, *[frame] * 3000) == ErrorCodes.ENHANCE_YOUR_CALM
+    ends.feed(frame * 300)
+    ends.engine.take_output()
+    with pytest.raises(ConnectionFault) as caught:
+        ends.feed(frame * 3000)
+    assert caught.value.code == ErrorCodes.ENHANCE_YOUR_CALM
 
 
 @pytest.mark.parametrize("frame", FLOODS.values(), ids=FLOODS.keys())
-def test_same_frames_over_a_long_time_are_no_flood(frame: Frame) -> None:
+def test_same_frames_over_a_long_time_are_no_flood(frame: bytes) -> None:
     """Time refills the allowance."""
     ends = Ends()
     ends.begin()
     for _ in range(100):
         ends.now += 1
-        ends.come(*[frame] * 80)
+        ends.feed(frame * 80)
         ends.engine.take_output()
 
 

@@ -51,6 +51,8 @@ class Http1Connection:
         self._transport = transport
         self._front = front
         self._leftover = bytearray()
+        self.preface: bytes | None = None
+        """What came, if the client turned out to speak HTTP/2. The transport is open then."""
         self.stopping = False
         """Whether the server shuts down, so that no further request is read."""
         self._deadline = float("inf")
@@ -59,7 +61,11 @@ class Http1Connection:
         self._idle_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
-        """Serve until the peer or the server ends the connection; then close it."""
+        """Serve until the peer or the server ends the connection; then close it.
+
+        A client may speak HTTP/2 at once, if the settings allow that. Then this returns, and
+        :attr:`preface` is set.
+        """
         clean = False
         try:
             while (exchange := await self._next_exchange()) is not None:
@@ -87,7 +93,8 @@ class Http1Connection:
                     await self._say_unavailable(self._answering)
             raise
         finally:
-            await self._transport.aclose(clean=clean)
+            if self.preface is None:
+                await self._transport.aclose(clean=clean)
 
     async def _say_unavailable(self, exchange: Http1Exchange) -> None:
         if not exchange.can_respond:
@@ -139,6 +146,9 @@ class Http1Connection:
         try:
             raw = await self._read_head()
             if raw is None:
+                return None
+            if raw == _PREFACE and self._front.config.h2c and self._answering is None:
+                self.preface = raw + bytes(self._leftover)
                 return None
             head = self._parse(parser, raw)
         except PeerError as exc:
@@ -243,6 +253,9 @@ class Http1Connection:
             head = replace(head, tls=self._transport.tls)
         return self._front.gateway.identify(head)
 
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+"""The part of HTTP/2's preface that looks like a head (RFC 9113, section 3.4)."""
 
 _NO_HEAD = RequestHead(
     method="", target="", fields=Fields(), http_version="1.0", length=None

@@ -24,6 +24,7 @@ after :data:`GOAWAY_PAUSE`, the second GOAWAY names the last stream that is serv
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -57,6 +58,8 @@ from trioresume.server.http.http2.exchange import StreamExchange
 from trioresume.server.http.http2.outbox import Outbox
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trioresume.server.http.front import Front
     from trioresume.server.http.http2.engine import Event
     from trioresume.server.http.transport import Transport
@@ -112,22 +115,22 @@ class Http2Connection:
 
     async def run(self) -> None:
         """Serve until the peer or the server ends the connection; then close it."""
+        clean = False
         try:
             async with trio.open_nursery() as tasks:
                 writer = trio.CancelScope(shield=True)
                 tasks.start_soon(self._write, writer)
-                lingers = False
                 try:
                     await self._serve()
-                    lingers = True
+                    clean = True
                 finally:
                     with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
-                        await self._say_last(lingers)
+                        await self._say_last(lingers=clean)
                     writer.cancel()
         except Exception:
             logger.exception("the connection of %s failed", self._transport.peer)
         finally:
-            await self._transport.aclose()
+            await self._transport.aclose(clean=clean)
 
     async def _serve(self) -> None:
         self._front.admission.note_idle(self)
@@ -150,7 +153,7 @@ class Http2Connection:
                 if self._reader is not None:
                     self._reader.cancel()
 
-    async def _say_last(self, lingers: bool) -> None:
+    async def _say_last(self, *, lingers: bool) -> None:
         """Send what is still to be sent, with a GOAWAY as the last frame."""
         if not self._engine.is_faulty:
             self._engine.go_away(min(self._engine.last_stream, self._last_stream))
@@ -169,10 +172,21 @@ class Http2Connection:
             await self._transport.wait_readable()
 
     async def turn_away(self, error: PeerError) -> None:
-        """Refuse the peer: the connection has no place. *error* says why."""
+        """Refuse the peer: the connection has no place. *error* says why.
+
+        HTTP/2 can say that without reading a request: no stream is served.
+        """
+        logger.debug("%s is refused: %s", self._transport.peer, error)
         self._engine.go_away(0, ErrorCodes.ENHANCE_YOUR_CALM)
         self._outbox.flush()
-        await self._transport.aclose()
+        try:
+            with trio.move_on_after(LAST_WORDS_SECONDS):
+                await self._transport.send_eof()
+                await self._linger()
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            await self._transport.aclose()
 
     def dismiss(self) -> None:
         """Close this connection if it is idle: another one needs its place."""
@@ -326,7 +340,9 @@ class Http2Connection:
                 if stream is not None:
                     stream.cut()
             case WindowOpened(number):
-                streams = [self._streams.get(number)] if number else self._streams.values()
+                streams = (
+                    [self._streams.get(number)] if number else self._streams.values()
+                )
                 for stream in streams:
                     if stream is not None:
                         stream.exchange.open_window()
@@ -336,9 +352,7 @@ class Http2Connection:
                 self._last_stream = self._engine.last_stream
                 self._end_if_done()
 
-    def _take_trailers(
-        self, number: int, pairs: list[tuple[bytes, bytes]]
-    ) -> None:
+    def _take_trailers(self, number: int, pairs: Sequence[tuple[bytes, bytes]]) -> None:
         stream = self._streams.get(number)
         if stream is None:
             return
@@ -367,6 +381,8 @@ class Http2Connection:
                 peer=self._transport.peer,
                 limits=self._front.head_limits,
             )
+            if self._transport.tls is not None:
+                head = replace(head, tls=self._transport.tls)
             head = self._front.gateway.identify(head)
         except MalformedRequest as exc:
             logger.debug("%s: %s", self._transport.peer, exc)
@@ -374,12 +390,8 @@ class Http2Connection:
             return
         except PeerError as exc:
             refusal, head = exc, _NO_HEAD
-        if head.length:
-            self._engine.promise(number, head.length)
         length = 0 if request.ends else head.length
-        body = StreamBody(
-            number, length, self._engine, self._front, self._outbox.flush
-        )
+        body = StreamBody(number, length, self._engine, self._front, self._outbox.flush)
         exchange = StreamExchange(
             number, head, body, self._engine, self._outbox, self._front
         )

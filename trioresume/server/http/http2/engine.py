@@ -78,6 +78,8 @@ SECTION_FACTOR = 4
 """A field section this many times larger than the limit ends the connection.
 
 Up to that size HPACK decodes it, so that the request gets a 431."""
+MOST_DIGITS = 20
+"""A longer Content-Length is refused elsewhere."""
 LAST_STREAM = 2**31 - 1
 """The stream that the first GOAWAY names: no request is refused yet."""
 MOST_REMEMBERED = 256
@@ -373,7 +375,9 @@ class Engine:
             return
         self._section += length + 1  # an empty frame counts, too
         if self._section > self._most_section:
-            raise self._end(ErrorCodes.ENHANCE_YOUR_CALM, "a field section is too large")
+            raise self._end(
+                ErrorCodes.ENHANCE_YOUR_CALM, "a field section is too large"
+            )
         if flags & _END_HEADERS:
             self._section = 0
 
@@ -430,9 +434,11 @@ class Engine:
     def _translate(self, event: h2.events.Event, events: list[Event]) -> None:
         match event:
             case h2.events.RequestReceived(stream_id=stream):
+                section, self._decoder.section = self._decoder.section, ()
                 ends = event.stream_ended is not None
-                events.append(Request(stream, self._decoder.section, ends))
-                self._decoder.section = ()
+                if not ends:
+                    self._note_promise(stream, section)
+                events.append(Request(stream, section, ends))
             case h2.events.TrailersReceived(stream_id=stream):
                 section, self._decoder.section = self._decoder.section, ()
                 if self._promised.pop(stream, 0):
@@ -469,9 +475,16 @@ class Engine:
             case h2.events.PingAckReceived():
                 events.append(AckedPing())
 
-    def promise(self, stream: int, length: int) -> None:
-        """Note that the content of *stream* has *length* bytes; more or fewer are a fault."""
-        self._promised[stream] = length
+    def _note_promise(
+        self, stream: int, section: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        """Note the length of the content, for it may come in the same read as its head.
+
+        Whoever takes the request judges the field itself.
+        """
+        for name, value in section:
+            if name == b"content-length" and value.isdigit():
+                self._promised[stream] = int(value[:MOST_DIGITS])
 
     # ------------------------------------------------------------ what is sent
 

@@ -130,7 +130,10 @@ class StreamExchange(BaseExchange):
         view = memoryview(data)
         while view:
             room = await self._room()
-            part, view = view[: min(room, LARGEST_PART)], view[min(room, LARGEST_PART) :]
+            part, view = (
+                view[: min(room, LARGEST_PART)],
+                view[min(room, LARGEST_PART) :],
+            )
             self._engine.send_content(self._stream, part, ends=ends and not view)
             await self._sent()
         if not data:
