@@ -246,6 +246,7 @@ TWINS: dict[str, tuple[str, str, object]] = {
     "grace-timeout": ("0s", "grace_timeout", 0.0),
     "max-connections": ("77", "max_connections", 77),
     "max-connections-per-address": ("7", "max_connections_per_address", 7),
+    "max-streams": ("5", "max_streams", 5),
     "header-timeout": ("3s", "header_timeout", 3.0),
     "keep-alive-timeout": ("4s", "keep_alive_timeout", 4.0),
     "max-stored-bytes": ("1GiB", "max_stored_bytes", 1 << 30),
@@ -271,6 +272,7 @@ TWINS: dict[str, tuple[str, str, object]] = {
 FLAGS = {
     # option: what has to be given with it, the setting's name, the value it gets
     "lenient-range-unit": ((), "lenient_range_unit", True),
+    "h2c": ((), "h2c", True),
     "relative-locations": ((), "relative_locations", True),
     "strict-metadata": ((), "strict_metadata", True),
     "cors-credentials": (

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import trio
 
 from tests.certificates import client_context, server_context
 from tests.server.harness import CARRIER, Carrier, Client, MemoryService
+from tests.server.http2_client import Http2Stream
+from trioresume import Config
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.http.transport import SocketTransport
 
-__all__ = ["CARRIERS", "TLSCarrier", "carrier", "over_each_carrier"]
+__all__ = [
+    "CARRIERS",
+    "H2CCarrier",
+    "H2Carrier",
+    "TLSCarrier",
+    "carrier",
+    "over_each_carrier",
+]
 
 
 class TLSCarrier(Carrier):
@@ -28,10 +38,18 @@ class TLSCarrier(Carrier):
     name = "h1+tls"
     scheme = "https"
 
+    protocol = "http/1.1"
+
     def contexts(self) -> ServerContexts:
-        return ServerContexts(server_context(), ("http/1.1",))
+        context = server_context()
+        context.set_alpn_protocols([self.protocol])
+        return ServerContexts(context, (self.protocol,))
 
     def connect(self, service: MemoryService) -> Client:
+        return Client(self.secured(service))
+
+    def secured(self, service: MemoryService) -> trio.SSLStream[trio.SocketStream]:
+        """A new connection to *service*; its handshake comes with the first bytes."""
         ours, theirs = socket.socketpair()
         service.connections.start_soon(
             service.doorman.serve_secured,
@@ -39,16 +57,39 @@ class TLSCarrier(Carrier):
         )
         sock = trio.socket.from_stdlib_socket(theirs)
         service.sockets.append(sock)
-        stream = trio.SSLStream(
+        context = client_context()
+        context.set_alpn_protocols([self.protocol])
+        return trio.SSLStream(
             trio.SocketStream(sock),
-            client_context(),
+            context,
             server_hostname="localhost",
             https_compatible=True,
         )
-        return Client(stream)
 
 
-CARRIERS: tuple[Carrier, ...] = (Carrier(), TLSCarrier())
+class H2CCarrier(Carrier):
+    """HTTP/2 without TLS, by prior knowledge."""
+
+    name = "h2c"
+
+    def config(self, config: Config) -> Config:
+        return replace(config, h2c=True)
+
+    def connect(self, service: MemoryService) -> Client:
+        return Client(Http2Stream(service.transports()[1]))
+
+
+class H2Carrier(TLSCarrier):
+    """HTTP/2 over TLS, chosen by ALPN."""
+
+    name = "h2"
+    protocol = "h2"
+
+    def connect(self, service: MemoryService) -> Client:
+        return Client(Http2Stream(self.secured(service), self.scheme))
+
+
+CARRIERS: tuple[Carrier, ...] = (Carrier(), TLSCarrier(), H2CCarrier(), H2Carrier())
 
 
 def over_each_carrier(metafunc: pytest.Metafunc) -> None:

@@ -75,9 +75,9 @@ class Http2Stream:
                 self._end(event)
                 unread, _ = self._parser.trailing_data
                 self._parser = h11.Connection(h11.SERVER)
-                self._parser.receive_data(unread)
                 if not unread:
                     break
+                self._parser.receive_data(unread)
             else:
                 break  # the client closes
         await self._flush()

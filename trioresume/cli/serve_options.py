@@ -117,6 +117,12 @@ LIMITS: _Table = (
         "Most connections of each client address; more are answered 429. 0: no limit.",
     ),
     (
+        "--max-streams",
+        "max_streams",
+        _COUNT,
+        "Most requests at a time on one HTTP/2 connection.",
+    ),
+    (
         "--max-stored-bytes",
         "max_stored_bytes",
         _SIZE_OR_NONE,
@@ -190,6 +196,12 @@ PROXIES_AND_BROWSERS: _Table = (
         "root_path",
         click.STRING,
         "Prefix that a proxy removes from each path, such as /up.",
+    ),
+    (
+        "--h2c",
+        "h2c",
+        click.BOOL,
+        "Also accept HTTP/2 without TLS, from proxies and clients that know of it.",
     ),
     (
         "--relative-locations",

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.framing import HeadLimits, check_lists, request_head
 from trioresume.protocol.heads import Fields, RequestHead
 
@@ -174,10 +174,18 @@ def read_trailers(pairs: Sequence[Pair], limits: HeadLimits) -> Fields:
 
 
 def response_fields(status: int, fields: Fields) -> list[Pair]:
-    """Return what HPACK encodes for a response: no field about the connection is left."""
+    """Return what HPACK encodes for a response: no field about the connection is left.
+
+    Raises :class:`CallerError` for a field that HTTP cannot carry (G4).
+    """
     pairs = [(b":status", b"%d" % status)]
     for name, value in fields:
-        wire = name.encode("latin-1")
-        if wire not in _OF_CONNECTION:
-            pairs.append((wire, value.encode("latin-1")))
+        try:
+            pair = name.encode("ascii"), value.strip(" \t").encode("latin-1")
+        except UnicodeEncodeError:
+            raise CallerError(f"the field {name!r} cannot be sent") from None
+        if _NAME.fullmatch(pair[0]) is None or _VALUE.fullmatch(pair[1]) is None:
+            raise CallerError(f"the field {name!r} cannot be sent")
+        if pair[0] not in _OF_CONNECTION:
+            pairs.append(pair)
     return pairs

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import PeerError
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.http2_head import (
     HTTP_VERSION,
@@ -436,8 +436,6 @@ class Http2Connection:
             except PeerError as exc:
                 await exchange.respond_problem(exc)
                 return
-        if exchange.head.length != 0:
-            await admission.turnstile.wait()
         await exchange.answer(guest, self._transport.peer if self._is_proxy else "")
 
     async def _say_unavailable(self, exchange: StreamExchange) -> None:
@@ -489,10 +487,9 @@ class _Stream:
 
     def cut(self) -> None:
         """End the request: its peer is gone, or has reset the stream."""
-        if self.body.is_receiving:
-            self.body.cut()  # what came is kept
-        elif not (self.body.came and self.body.ended):
-            # Otherwise the whole request has come, and goes on without its peer (R32).
+        if self.body.came or self.body.is_receiving:
+            self.body.cut()  # what came is kept, and a whole request goes on (R32)
+        else:
             self.scope.cancel()
         self.exchange.open_window()
 

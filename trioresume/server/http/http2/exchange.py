@@ -87,7 +87,8 @@ class StreamExchange(BaseExchange):
         return None
 
     async def _send_interim(self, status: int, fields: Fields) -> None:
-        self._check_open()
+        if not self._engine.is_open(self._stream):
+            return  # the peer is gone, but what it sent is still to be taken
         self._engine.send_head(self._stream, response_fields(status, fields))
         await self._sent()
 
@@ -100,10 +101,10 @@ class StreamExchange(BaseExchange):
         self, status: int, fields: Fields, content: bytes, *, ends: bool
     ) -> None:
         self._check_open()
-        self.responded = True
+        pairs = response_fields(status, fields)
         length = fields.get("content-length")
         self._left = None if length is None else int(length)
-        pairs = response_fields(status, fields)
+        self.responded = True
         self._engine.send_head(self._stream, pairs, ends=ends and not content)
         await self._send_part(content, ends=ends)
 
