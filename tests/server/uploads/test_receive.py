@@ -17,7 +17,7 @@ def sink_of(most: int | None) -> tuple[OperationSink, bytearray]:
     incoming = SimpleNamespace(offset=0, append=lambda data, *_: taken.extend(data))
     operation: Any = SimpleNamespace(
         incoming=incoming,
-        record=SimpleNamespace(length=None),
+        record=SimpleNamespace(length=None, reserved=0),
         reserve=lambda end: None,
     )
     return OperationSink(operation, None, most), taken

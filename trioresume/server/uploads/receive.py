@@ -143,7 +143,8 @@ class OperationSink:
                 operation.reserve(length)
                 operation.incoming.append(data, piece, self._check)
             raise excess_content(length)
-        operation.reserve(end)
+        if end > operation.record.reserved:  # asked here to save a call for each piece
+            operation.reserve(end)
         operation.incoming.append(data, piece, self._check)
 
 
