@@ -53,7 +53,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "async_store/threads",
         "event_loop/signals",
         "event_loop/stall_watch",
-        "event_loop/turnstile",
+        "event_loop/round_limit",
         "http/acceptor",
         "http/base_exchange",
         "http/connection_limits",

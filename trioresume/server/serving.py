@@ -273,7 +273,7 @@ async def running_service(
             collector.run,
             doorman.front.memory.watch.run,
             doorman.front.memory.busy.run,
-            doorman.front.admission.turnstile.run,
+            doorman.front.admission.starts.run,
         ]
         if control:
             timeout = tuning.keeper_timeout

@@ -211,7 +211,7 @@ async def test_plain_content_is_read_as_before() -> None:
     memory = ReceiveMemory(16 * 1024 * 1024)
     body, _ = _receiver(memory, bytes(3_000_000), 3_000_000)
     sink = Taking()
-    await body.receive(sink)  # without a run of the turnstile: nothing waits for it
+    await body.receive(sink)  # its limit for each round does not run, so nothing waits
     assert max(sink.turns) > 1024 * 1024
     assert len(sink.turns) <= 4
 

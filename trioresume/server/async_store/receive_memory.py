@@ -19,8 +19,8 @@ from collections import deque
 
 import trio
 
+from trioresume.server.event_loop.round_limit import RoundLimit
 from trioresume.server.event_loop.stall_watch import Watch
-from trioresume.server.event_loop.turnstile import Turnstile
 from trioresume.store.file_system.disk_io import PAGE_SIZE
 
 __all__ = ["PAGE_SIZE", "PIECE_SIZE", "EarlyBudget", "Piece", "ReceiveMemory"]
@@ -112,7 +112,7 @@ class ReceiveMemory:
         self.uploads = 0
         self.watch = Watch()
         """Looks at the deadlines of all receivers."""
-        self.busy = Turnstile(width=1)
+        self.busy = RoundLimit(width=1)
         """Lets one receiver go on in each round, of those whose bytes are much work."""
 
     @property

@@ -10,9 +10,9 @@ __all__ = ["Holding", "Signal"]
 class Signal:
     """Wakes the waiting tasks when it is fired. A later task waits for the next time.
 
-    An upload has several signals, and thousands of uploads are open. A ``trio.Event`` for
-    each signal would be a quarter of the memory of a silent upload. A new one for each wait
-    would cost as much as the rest of the wait.
+    An upload has several signals, and thousands of uploads are open. A
+    :class:`trio.lowlevel.ParkingLot` takes 190 bytes, and a signal takes 40. A new
+    ``trio.Event`` for each wait would cost as much as the rest of the wait.
     """
 
     __slots__ = ("_waiting",)

@@ -94,7 +94,7 @@ class BaseExchange(ABC):
         """
         head = self.head
         if head.length != 0:
-            await self._front.admission.turnstile.wait()
+            await self._front.admission.starts.wait()
         try:
             if "expect" in head.fields:
                 self._owes_continue = self._expects_continue = expects_continue(head)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
-from trioresume.server.event_loop.turnstile import Turnstile
+from trioresume.server.event_loop.round_limit import RoundLimit
 
 if TYPE_CHECKING:
     from trioresume.server.api.config import Config
@@ -84,8 +84,8 @@ class Admission:
         self._guests: set[Guest] = set()
         self._idle: dict[Guest, None] = {}
         self._addresses: dict[str, _Address] = {}
-        self.turnstile = Turnstile()
-        """The turnstile for requests with content, on accepted connections."""
+        self.starts = RoundLimit()
+        """Lets a few requests with content begin in each round of the event loop."""
 
     @property
     def connections(self) -> int:

@@ -143,7 +143,7 @@ class Handshakes:
     async def _shake_hands(
         self, plain: SocketTransport, context: ssl.SSLContext
     ) -> TLSTransport:
-        await self._admission.turnstile.wait()
+        await self._admission.starts.wait()
         transport = TLSTransport(_wrap(plain.detach(), context), plain.peer)
         try:
             await transport.handshake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from trioresume.server.event_loop.turnstile import Turnstile
+from trioresume.server.event_loop.round_limit import RoundLimit
 
 WIDTH = 4
 
@@ -21,7 +21,7 @@ class Rounds(trio.abc.Instrument):
 
 async def test_few_pass_in_each_round_and_first_come_first_served() -> None:
     """A hundred at once: at most WIDTH begin between two looks at the network."""
-    turnstile = Turnstile(WIDTH)
+    limit = RoundLimit(WIDTH)
     rounds = Rounds()
     trio.lowlevel.add_instrument(rounds)
     came: list[int] = []
@@ -29,11 +29,11 @@ async def test_few_pass_in_each_round_and_first_come_first_served() -> None:
 
     async def come(number: int) -> None:
         came.append(number)
-        await turnstile.wait()
+        await limit.wait()
         passed.append((rounds.number, number))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(limit.run)
         await trio.testing.wait_all_tasks_blocked()
         for number in range(100):
             nursery.start_soon(come, number)
@@ -50,17 +50,17 @@ async def test_few_pass_in_each_round_and_first_come_first_served() -> None:
 
 
 async def test_somebody_else_goes_on_between_them() -> None:
-    """Who does not pass the turnstile waits for one round, not for the whole burst."""
-    turnstile = Turnstile(WIDTH)
+    """A task over the limit waits for one round, not for the whole burst."""
+    limit = RoundLimit(WIDTH)
     passed = 0
 
     async def come() -> None:
         nonlocal passed
-        await turnstile.wait()
+        await limit.wait()
         passed += 1
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(limit.run)
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(1000):
             nursery.start_soon(come)
@@ -72,15 +72,15 @@ async def test_somebody_else_goes_on_between_them() -> None:
 
 async def test_who_gives_up_takes_nobodys_turn() -> None:
     """Cancelled ones leave the line; the others pass."""
-    turnstile = Turnstile(1)
+    limit = RoundLimit(1)
     passed: list[int] = []
 
     async def come(number: int) -> None:
-        await turnstile.wait()
+        await limit.wait()
         passed.append(number)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(limit.run)
         await trio.testing.wait_all_tasks_blocked()
         await come(0)
         async with trio.open_nursery() as impatient:
@@ -96,19 +96,19 @@ async def test_who_gives_up_takes_nobodys_turn() -> None:
 
 async def test_nobody_is_kept_when_it_does_not_run() -> None:
     """Before its task runs, and when that has ended, everybody passes."""
-    turnstile = Turnstile(1)
+    limit = RoundLimit(1)
     passed = 0
 
     async def come() -> None:
         nonlocal passed
-        await turnstile.wait()
+        await limit.wait()
         passed += 1
 
     for _ in range(10):
         await come()
     async with trio.open_nursery() as waiting:
         async with trio.open_nursery() as running:
-            running.start_soon(turnstile.run)
+            running.start_soon(limit.run)
             await trio.testing.wait_all_tasks_blocked()
             for _ in range(10):
                 waiting.start_soon(come)
