@@ -26,7 +26,6 @@ from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import has_content
 from trioresume.protocol.problem import problem_response
-from trioresume.server.api.config import upload_limits
 from trioresume.server.api.handler import closing_iterator
 from trioresume.server.http.exchange import ContentCut
 from trioresume.server.http.stored_body import StoredBody
@@ -63,6 +62,7 @@ class BaseExchange(ABC):
         "body",
         "dialect",
         "head",
+        "limits",
         "preferences",
         "responded",
     )
@@ -75,6 +75,7 @@ class BaseExchange(ABC):
         self.dialect: ServerDialect = early_dialect(head)
         """The dialect of the request, and so of its answers."""
         self.preferences = parse_preferences(head.fields)
+        self.limits = front.upload_limits
         self._front = front
         # R9: remembered here, because a carrier may forget it with the first interim response.
         self._owes_continue = self._expects_continue = False
@@ -248,7 +249,7 @@ class BaseExchange(ABC):
         """Answer with the problem document of *error* (RFC 9457)."""
         if error.close:
             self.close_after()
-        error = self.dialect.problem(error, upload_limits(self._front.config))
+        error = self.dialect.problem(error, self.limits)
         status, fields, body = problem_response(error)
         await self.respond(status, fields, body)
 

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
-    from trioresume.protocol.dialects import Interim, ServerDialect
+    from trioresume.protocol.dialects import Interim, ServerDialect, UploadLimits
     from trioresume.protocol.dialects.seed.preferences import Preferences
     from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.async_store.receive_memory import Piece
@@ -148,6 +148,9 @@ class Exchange(Protocol):
 
     preferences: Preferences
     """What the request's ``Prefer`` asks for. The routes may drop what is not granted."""
+
+    limits: UploadLimits
+    """The limits of uploads that clients are told."""
 
     @property
     def body(self) -> Body:

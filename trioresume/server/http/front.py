@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trioresume.protocol.framing import HeadLimits
+from trioresume.server.api.config import upload_limits
 from trioresume.server.async_store.receive_memory import ReceiveMemory
 from trioresume.server.http.connection_limits import Admission
 from trioresume.server.http.gateway import Gateway
@@ -38,4 +39,5 @@ class Front:
         self.memory = ReceiveMemory(config.receive_memory)
         self.admission = Admission(config)
         self.gateway = Gateway(config)
+        self.upload_limits = upload_limits(config)
         self.head_limits = HeadLimits(config.max_header_size, config.max_header_fields)

@@ -39,10 +39,10 @@ from trioresume.protocol.heads import Fields
 from trioresume.protocol.message import serialise_response
 from trioresume.protocol.operation import OperationState
 from trioresume.server.api.config import upload_limits
-from trioresume.server.routes.progress import processing
 from trioresume.server.routes.replies import (
     RETRY_AFTER,
     describe,
+    processing,
     send_not_yet,
     send_outcome,
     send_processing,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append
     from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
-    from trioresume.server.routes.progress import Follower
+    from trioresume.server.routes.replies import Follower
     from trioresume.server.uploads.operation import Operation
     from trioresume.server.uploads.receive import Acknowledger
     from trioresume.server.uploads.registry import Registry

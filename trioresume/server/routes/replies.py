@@ -1,17 +1,21 @@
 """Describe an operation to its client, and send the dialect's answer about it.
 
+A client that waits for the target is told its progress in ``102 Processing`` (B10).
+
 The numbered statements (B10, B11, C19, R27) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from trioresume.errors import ContentLost, PeerError, ProblemCode
-from trioresume.protocol.dialects import Reply, Upload
+from trioresume.protocol.dialects import Interim, Reply, Upload
 from trioresume.protocol.dialects.seed.preferences import (
     Preferences,
     preference_applied,
@@ -19,9 +23,9 @@ from trioresume.protocol.dialects.seed.preferences import (
 from trioresume.protocol.dialects.server import PRIVATE
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.server.api.config import upload_limits
+from trioresume.protocol.progress import format_progress
+from trioresume.server.event_loop.background import in_background
 from trioresume.server.http.stored_body import StoredBody, StoredPart
-from trioresume.server.routes.progress import processing
 from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import (
     Resource,
@@ -32,15 +36,17 @@ from trioresume.server.uploads.locations import (
 
 if TYPE_CHECKING:
     from trioresume.server.api.config import Config
+    from trioresume.server.api.handler import Progress
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.http.exchange import Exchange
-    from trioresume.server.routes.progress import Follower
     from trioresume.server.uploads.operation import Operation
     from trioresume.store.port import StoredResponse
 
 __all__ = [
     "RETRY_AFTER",
+    "Follower",
     "describe",
+    "processing",
     "send_not_yet",
     "send_outcome",
     "send_processing",
@@ -50,6 +56,56 @@ __all__ = [
 NO_FIELDS = Fields()
 RETRY_AFTER = 1
 """Seconds after which a client may ask again for a response that is not there yet."""
+
+
+def processing(progress: Progress | None, message: str | None = None) -> Interim:
+    """Return the 102 that tells *progress*. The first 102 also gives the URI *message*.
+
+    The draft says that this URI SHOULD be in ``Location``. But the final response often has
+    another ``Location``, and libcurl takes the difference for an error (C19). So the URI is
+    in ``Response-Message-Location``, the field for the same resource in resumable requests.
+    """
+    told = format_progress(0)
+    if progress is not None:
+        told = format_progress(progress.done, progress.total, progress.remark)
+    fields = Fields({"progress": told})
+    where = {"response-message-location": message} if message else {}
+    return Interim(102, fields.plus(where))
+
+
+class Follower:
+    """Sends the progress of an operation to an exchange that waits for its outcome.
+
+    It sends at most one 102 in *interval* seconds, with the latest progress, and never waits
+    for the peer. *nursery* is the server's: an error in a task there does not reach the
+    exchange.
+    """
+
+    def __init__(self, nursery: trio.Nursery, interval: float) -> None:
+        self._nursery = nursery
+        self._interval = interval
+
+    @asynccontextmanager
+    async def during(
+        self, exchange: Exchange, operation: Operation, told: Progress | None = None
+    ) -> AsyncIterator[None]:
+        """Send progress while the block runs, if the client wants it; it knows *told*."""
+        if not (exchange.preferences.processing and exchange.can_interim):
+            yield
+            return
+        async with in_background(self._nursery, self._run, exchange, operation, told):
+            yield
+
+    async def _run(
+        self, exchange: Exchange, operation: Operation, told: Progress | None
+    ) -> None:
+        while True:
+            if operation.progress == told:
+                await operation.changed.wait()
+            else:
+                told = operation.progress
+                exchange.offer_interim(processing(told))
+                await trio.sleep(self._interval)
 
 
 def describe(
@@ -67,7 +123,7 @@ def describe(
         is_complete=operation.state is not OperationState.RECEIVING,
         lifetime=lifetime,
         expires_at=expires_at,
-        limits=upload_limits(config),
+        limits=exchange.limits,
         request=record_head(operation.record),
     )
 

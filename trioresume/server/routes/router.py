@@ -35,8 +35,8 @@ from trioresume.server.api.handler import (
 )
 from trioresume.server.routes.concatenation import find_parts
 from trioresume.server.routes.operation_resources import Resources
-from trioresume.server.routes.progress import Follower
 from trioresume.server.routes.replies import (
+    Follower,
     describe,
     send_outcome,
     send_processing,
