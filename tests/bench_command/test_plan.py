@@ -161,7 +161,6 @@ def test_targets(url: str, method: str | None, expected: str) -> None:
 @pytest.mark.parametrize(
     ("url", "method"),
     [
-        ("https://h/", None),
         ("ftp://h/", None),
         ("/files/", None),
         ("http://me:pw@h/", None),

@@ -78,7 +78,7 @@ def test_headers_and_versions() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["https://127.0.0.1/"],
+        ["ftp://127.0.0.1/"],
         ["nowhere"],
         ["http://127.0.0.1/", "--kill-command", "true"],
         ["http://127.0.0.1/", "--server-pid", "4194304999"],

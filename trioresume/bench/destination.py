@@ -26,6 +26,4 @@ def destination_of(settings: Settings, name: str) -> Destination:
         path, mark, query = text.partition("?")
         text = path + _PLACE + mark + query
     url = Url.parse(text.replace(_PLACE, name))
-    if url.origin.scheme != "http":
-        raise CallerError("the load generator speaks http only: TLS cannot sendfile")
     return Destination(method, url, name, settings.chunk, settings.interop_version)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ import h11
 import trio
 
 from trioresume.bench.content import Region, pieces
+from trioresume.bench.load_socket import LoadSocket, PlainSocket, TlsSocket
 from trioresume.bench.plan import Cuts
 from trioresume.bench.probe import Request, Response, Unhappy
 from trioresume.bench.results import Ending, Fault
 from trioresume.bench.settings import FaultKind
+from trioresume.client.http.tls import explain
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Origin
 
@@ -108,7 +111,7 @@ class LoadConnection:
     :meth:`close`, by :meth:`reset`, or silently (see :meth:`end`). None of them blocks.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, origin: Origin, idle: float):
+    def __init__(self, sock: LoadSocket, origin: Origin, idle: float):
         self._sock = sock
         self._origin = origin
         self._idle = idle
@@ -116,53 +119,67 @@ class LoadConnection:
 
     @classmethod
     async def open(
-        cls, address: tuple[str, int], origin: Origin, idle: float
+        cls,
+        address: tuple[str, int],
+        origin: Origin,
+        idle: float,
+        tls: ssl.SSLContext | None = None,
     ) -> LoadConnection:
-        """Connect to *address*, an IP address. Raises :class:`Unhappy`."""
+        """Connect to *address*, an IP address, by *tls* if given. Raises :class:`Unhappy`."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with trio.fail_after(idle):
                 await sock.connect(address)
+                secured = tls and await TlsSocket.secure(sock, tls, origin.host)
         except trio.TooSlowError as exc:
             sock.close()
             raise Unhappy(Ending.TIMEOUT, "no connection in time", retry=True) from exc
         except OSError as exc:
             sock.close()
+            hopeless = explain(exc, origin)
+            if hopeless is not None:
+                raise Unhappy(Ending.REFUSED, str(hopeless)) from exc
             raise Unhappy(Ending.REFUSED, str(exc), retry=True) from exc
         except BaseException:
             sock.close()
             raise
-        return cls(sock, origin, idle)
+        return cls(secured or PlainSocket(sock), origin, idle)
+
+    @property
+    def carrier(self) -> str:
+        """The version of HTTP, with that of TLS if it is spoken."""
+        version = self._sock.tls_version
+        return "HTTP/1.1" if version is None else f"HTTP/1.1 over {version}"
 
     # Ways to end.
 
     def close(self) -> None:
         """Close in order: written bytes still arrive."""
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            self._sock.plain.shutdown(socket.SHUT_WR)
             # Unread bytes would turn the FIN into a RST.
             for _ in range(64):
-                if not os.read(self._sock.fileno(), RECEIVE_BYTES):
+                if not os.read(self._sock.plain.fileno(), RECEIVE_BYTES):
                     break
         except OSError:
             pass
-        self._sock.close()
+        self._sock.plain.close()
 
     def reset(self) -> None:
         """Close with a RST (SO_LINGER with a time of zero, socket(7))."""
         try:
             linger = struct.pack("ii", 1, 0)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._sock.plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         except OSError:
             pass
-        self._sock.close()
+        self._sock.plain.close()
 
     def unsent(self) -> int:
         """Return how many bytes were written but are not on the network yet."""
         try:
-            answer = fcntl.ioctl(self._sock.fileno(), _SIOCOUTQNSD, bytes(4))
+            answer = fcntl.ioctl(self._sock.plain.fileno(), _SIOCOUTQNSD, bytes(4))
         except OSError:
             return 0
         return int(struct.unpack("i", answer)[0])
@@ -216,7 +233,7 @@ class _RequestRun:
 
     def __init__(
         self,
-        sock: trio.socket.SocketType,
+        sock: LoadSocket,
         idle: float,
         request: Request,
         content: SentContent | None,
@@ -343,7 +360,7 @@ class _RequestRun:
                 want = min(want, room)
             # Only the first piece: a turn ends where the region ends.
             offset, count = next(pieces(region.length, content.position + at, want))
-            done = await self._sendfile(region.fd, offset, count)
+            done = await self._sock.send_file(region.fd, offset, count)
             at += done
             content.sent += done
             content.pace.spend(done)
@@ -357,14 +374,6 @@ class _RequestRun:
             if done == count:
                 # This task could continue at once, so let the others run first.
                 await trio.lowlevel.checkpoint()
-
-    async def _sendfile(self, fd: int, offset: int, count: int) -> int:
-        # Nothing is awaited after sendfile, so that all sent bytes are counted.
-        while True:
-            try:
-                return os.sendfile(self._sock.fileno(), fd, offset, count)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._sock)
 
     # Receiving.
 

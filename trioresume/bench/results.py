@@ -291,7 +291,8 @@ class Results:
 
     *seconds* is the load's duration, from its beginning to the last upload's end. The
     check comes after it and does not count. *interrupted* says that Ctrl-C ended the
-    run. *protocol* is the protocol that was used, never AUTO. *server_name* is the
+    run. *protocol* is the protocol that was used, never AUTO. *carrier* is the version of HTTP,
+    with that of TLS, if it was used. *server_name* is the
     server's own name for itself.
     """
 
@@ -307,6 +308,7 @@ class Results:
     server_name: str | None = None
     kills: tuple[Kill, ...] = ()
     interrupted: bool = False
+    carrier: str = "HTTP/1.1"
     format: int = field(default=FORMAT)
 
     # Uploads.

@@ -147,6 +147,7 @@ class _Run:
         self._ready = 0
         self._all_ready = trio.Event()
         self._loaded = trio.Event()
+        self._carrier = "HTTP/1.1"
         self._interrupted = False
         self._watch: ServerWatch | None = None
         if settings.server_pid is not None or settings.server_pid_file is not None:
@@ -193,11 +194,15 @@ class _Run:
             destination.url.origin,
             ServerLife(),
             self._clock,
+            Link.tls_of(self._settings),
         )
         try:
+            if link.tls is not None or self._settings.protocol is not Protocol.AUTO:
+                connection = await link.open()
+                self._carrier = connection.carrier
+                connection.close()
             if self._settings.protocol is Protocol.AUTO:
                 return await detect(link, destination)
-            (await link.open()).close()
         except Unhappy as exc:
             raise BenchFailed(
                 f"{destination.url.origin.authority}: {exc.detail}"
@@ -227,7 +232,8 @@ class _Run:
         """Stop the load when its time is over, or when *stop* is set."""
         with trio.move_on_after(self._settings.duration or float("inf")):
             await self._stop.wait()
-            self._interrupted = True
+            self._carrier = "HTTP/1.1"
+        self._interrupted = True
         await workers.tell("stop")
 
     async def _kill(self, workers: WorkerProcesses) -> None:
@@ -351,6 +357,7 @@ class _Run:
             generators=tuple(sorted(self._generators, key=lambda g: g.process)),
             server=None if self._watch is None else self._watch.usage(),
             server_name=server_name,
+            carrier=self._carrier,
             kills=tuple(self._kills),
             interrupted=self._interrupted,
         )

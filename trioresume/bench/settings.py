@@ -153,7 +153,8 @@ class Settings:
     begins, and unfinished uploads are stopped. *idle_timeout* bounds every wait for the
     server. *retries* bounds the consecutive attempts without progress. *chunk* bounds
     the content of one request (tus and rufh). *interop_version* is for rufh; None means
-    the protocol without a version.
+    the protocol without a version. For ``https://``, *cacert* is a PEM file with the
+    authorities to trust instead of the system's, and *insecure* trusts any server.
     """
 
     url: str
@@ -176,6 +177,8 @@ class Settings:
     chunk: Bytes | None = None
     interop_version: int | None = 8
     verify: Verify = Verify.AUTO
+    cacert: str | None = None
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.total <= 1_000_000 or not 1 <= self.at_once <= 100_000:

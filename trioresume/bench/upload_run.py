@@ -8,6 +8,7 @@ ends the upload, because the server cannot be believed any more.
 
 from __future__ import annotations
 
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from trioresume.bench.plan import Cuts, Planned, cuts_of
 from trioresume.bench.probe import Probe, Request, Unhappy
 from trioresume.bench.results import Attempt, Ending, Fault, Upload
 from trioresume.bench.settings import FaultKind, Settings
+from trioresume.client.http.tls import ClientTls
 from trioresume.protocol.urls import Origin
 
 __all__ = ["Link", "ServerLife", "UploadRun"]
@@ -75,11 +77,20 @@ class Link:
     origin: Origin
     life: ServerLife
     clock: Callable[[], float]
+    tls: ssl.SSLContext | None = None
+
+    @staticmethod
+    def tls_of(settings: Settings) -> ssl.SSLContext | None:
+        """Return the context for the URL; None without TLS. Raises :class:`CallerError`."""
+        if not settings.url.startswith("https:"):
+            return None
+        tls = ClientTls(cacert=settings.cacert, insecure=settings.insecure)
+        return tls.context()
 
     async def open(self) -> LoadConnection:
         """Raises :class:`Unhappy`."""
         return await LoadConnection.open(
-            self.address, self.origin, self.settings.idle_timeout
+            self.address, self.origin, self.settings.idle_timeout, self.tls
         )
 
 

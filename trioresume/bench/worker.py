@@ -57,6 +57,7 @@ class Worker:
             destination.url.origin,
             self._life,
             self._clock,
+            Link.tls_of(self._settings),
         )
         self._go = trio.Event()
         self._check = trio.Event()

@@ -280,6 +280,14 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     help="Attempts in a row without progress before an upload fails.",
 )
 @click.option(
+    "--cacert",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM file with the authorities to trust, instead of the system's.",
+)
+@click.option(
+    "--insecure", "-k", is_flag=True, help="Do not check the server's certificate."
+)
+@click.option(
     "--json",
     "json_path",
     metavar="FILE",
@@ -311,6 +319,8 @@ def bench(
         output.is_report()
     try:
         settings = _settings(url, options)
+        if settings.insecure:
+            click.echo("Warning: the server's certificate is not checked.", err=True)
         if html_path is not None:
             require_plotly()  # fail before the load, which may take an hour
         for path in (json_path, html_path):
@@ -382,6 +392,8 @@ def _settings(url: str, options: dict[str, Any]) -> Settings:
         chunk=options["chunk"],
         interop_version=options["interop_version"],
         verify=Verify(options["verify"]),
+        cacert=None if options["cacert"] is None else str(options["cacert"]),
+        insecure=options["insecure"],
     )
 
 

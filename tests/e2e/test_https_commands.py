@@ -1,4 +1,4 @@
-"""``trioresume upload`` as a process, over the TLS of ``trioresume serve``."""
+"""``trioresume upload`` and ``bench`` as processes, over the TLS of ``trioresume serve``."""
 
 from __future__ import annotations
 
@@ -180,3 +180,46 @@ async def test_proxy_of_the_environment_is_used(
         done = await run(socks, *arguments)
     assert done.returncode == 1
     assert b"all_proxy names a SOCKS proxy" in done.stderr
+
+
+async def run_bench(
+    environment: Mapping[str, str], *arguments: str
+) -> subprocess.CompletedProcess[bytes]:
+    with trio.fail_after(SECONDS):
+        return await trio.run_process(
+            [sys.executable, "-m", "trioresume", "bench", "--quiet", *arguments],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=environment,
+        )
+
+
+@pytest.mark.parametrize("protocol", ["auto", "tus", "rufh"])
+async def test_load_with_cuts_over_tls_is_stored_right(
+    secured: Service, environment: dict[str, str], cacert: str, protocol: str
+) -> None:
+    """Every byte is verified, and the version of TLS is told."""
+    few = ["--at-once", "3", "--total", "6", "--size", "1MiB", "--cut-every", "700k"]
+    few += ["--protocol", protocol, "--json", "-", "--cacert", cacert]
+    done = await run_bench(environment, *few, secured.root + "/files/")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["carrier"] == "HTTP/1.1 over TLSv1.3"
+    assert document["summary"]["done"] == 6
+    assert sum(document["summary"]["cuts"].values()) > 0
+    assert b"HTTP/1.1 over TLSv1.3" in done.stderr
+
+
+async def test_bench_says_why_it_does_not_trust_a_server(
+    secured: Service, environment: dict[str, str]
+) -> None:
+    """Before the load."""
+    done = await run_bench(environment, secured.root + "/files/")
+    assert done.returncode == 1
+    assert f"the certificate of 127.0.0.1:{secured.port}".encode() in done.stderr
+    done = await run_bench(
+        environment, "--insecure", "--total", "1", secured.root + "/files/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"certificate is not checked" in done.stderr
