@@ -100,7 +100,8 @@ async def test_file_arrives_over_tls_that_is_cut(
     faults = random_faults(3, mean_bytes=3 * MIB, limit=5)
     async with ChaosProxy(secured.address, faults) as proxy:
         url = f"https://127.0.0.1:{proxy.address[1]}/files/"
-        done = await run(environment, "--json", "--cacert", cacert, str(path), url)
+        few = ["--json", "--idle-timeout", "5s", "--cacert", cacert]
+        done = await run(environment, *few, str(path), url)
         assert proxy.totals.cuts > 0
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
