@@ -88,7 +88,10 @@ class _Relay:
 @asynccontextmanager
 async def relayed() -> AsyncIterator[tuple[TLSTransport, TLSTransport, _Relay]]:
     """Both ends after the handshake; from now on the client's bytes wait in the relay."""
-    one, near = socket.socketpair()
+    # TCP, because a Unix socket has no low-water mark.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        one, _ = listener.accept()
     other, far = socket.socketpair()
     ours = wrapped(one, server_context(), server_side=True)
     theirs = wrapped(other, client_context(), server_side=False)
@@ -133,6 +136,8 @@ async def test_low_water_mark_leaves_room_for_a_part_of_a_record() -> None:
         assert ours.receive_nowait(memoryview(bytearray(64 * KIB))) == 16 * KIB
         ours.set_low_water(24 * KIB)
         relay.pass_on(len(relay.held))
+        with trio.fail_after(5):
+            await ours.wait_readable()
         assert await receive(ours, 24 * KIB) == bytes(24 * KIB)
 
 
