@@ -247,6 +247,7 @@ TWINS: dict[str, tuple[str, str, object]] = {
     "max-connections": ("77", "max_connections", 77),
     "max-connections-per-address": ("7", "max_connections_per_address", 7),
     "max-streams": ("5", "max_streams", 5),
+    "http2": ("false", "http2", False),
     "header-timeout": ("3s", "header_timeout", 3.0),
     "keep-alive-timeout": ("4s", "keep_alive_timeout", 4.0),
     "max-stored-bytes": ("1GiB", "max_stored_bytes", 1 << 30),

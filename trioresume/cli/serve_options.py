@@ -198,6 +198,12 @@ PROXIES_AND_BROWSERS: _Table = (
         "Prefix that a proxy removes from each path, such as /up.",
     ),
     (
+        "--http2",
+        "http2",
+        click.BOOL,
+        "Offer HTTP/2 over TLS.",
+    ),
+    (
         "--h2c",
         "h2c",
         click.BOOL,

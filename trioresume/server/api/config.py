@@ -200,7 +200,7 @@ class Config:
 
     Behind a proxy that is not trusted, all connections have the proxy's address."""
 
-    http2: bool = False
+    http2: bool = True
     """Whether HTTP/2 is offered over TLS (ALPN)."""
     h2c: bool = False
     """Whether a client may speak HTTP/2 at once, without TLS ("prior knowledge")."""
