@@ -224,6 +224,7 @@ class Peer:
         self.closed = False
         """Whether the server has ended the connection."""
         self._credits = credits_at_once
+        self._unread = bytearray()
 
     async def start(self, settings: dict[int, int] | None = None) -> None:
         """Send the preface and the settings."""
@@ -296,10 +297,21 @@ class Peer:
         if not data:
             self.closed = True
             return False
-        for event in self.h2.receive_data(data):
-            self._note(event)
+        self._unread += data
+        while (frame := self._next_frame()) is not None:
+            for event in self.h2.receive_data(frame):
+                self._note(event)
         await self.flush()
         return True
+
+    def _next_frame(self) -> bytes | None:
+        """Take one frame, since h2 would take none after a GOAWAY in the same bytes."""
+        size = 9 + int.from_bytes(self._unread[:3], "big")
+        if len(self._unread) < size:
+            return None
+        frame = bytes(self._unread[:size])
+        del self._unread[:size]
+        return frame
 
     def _note(self, event: h2.events.Event) -> None:
         match event:

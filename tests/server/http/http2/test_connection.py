@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
+from h2.errors import ErrorCodes
+from hyperframe.frame import DataFrame, HeadersFrame
 
 from tests.server.harness import MemoryService, Recorder, memory_service
-from tests.server.http2_client import Peer
-from trioresume import Config
+from tests.server.http2_client import Answer, Peer
+from trioresume import Config, Request, Response
 
 PREFER = {"prefer": "resume"}
 
@@ -38,3 +40,222 @@ async def test_upload_is_answered(autojump_clock: trio.testing.MockClock) -> Non
     assert answer.status == 200
     assert bytes(answer.body) == b"got 200000 bytes"
     assert handler.bodies == [b"x" * 200_000]
+
+
+async def test_streams_beyond_the_limit_are_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A refused request was not processed, and the others go on (RFC 9113, section 8.7)."""
+    handler = Recorder()
+    async with (
+        memory_service(handler, Config(h2c=True, max_streams=2)) as service,
+        peer_of(service) as peer,
+    ):
+        peer.h2.remote_settings.max_concurrent_streams = 100
+        first = await peer.begin(length=5)
+        second = await peer.begin(length=5)
+        third = await peer.begin(length=5)
+        assert (await peer.answer(third)).reset == ErrorCodes.REFUSED_STREAM
+        for stream in (first, second):
+            await peer.content(stream, b"12345", ends=True)
+            assert (await peer.answer(stream)).status == 200
+    assert len(handler.bodies) == 2
+
+
+async def test_streams_of_one_connection_count_as_connections(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One connection with many streams does not get around the limit of connections."""
+    config = Config(h2c=True, max_connections=2)
+    async with memory_service(Recorder(), config) as service, peer_of(service) as peer:
+        await peer.begin(length=5)
+        await peer.begin(length=5)
+        third = await peer.begin(length=5)
+        assert (await peer.answer(third)).status == 503
+
+
+async def test_stalled_stream_stalls_no_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A request that sends nothing more waits alone."""
+    handler = Recorder()
+    async with (
+        memory_service(handler, Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        stalled = await peer.begin(length=100_000)
+        await peer.content(stalled, b"x" * 50_000)
+        for _ in range(20):
+            stream = await peer.begin(length=100_000)
+            await peer.content(stream, b"y" * 100_000, ends=True)
+            assert (await peer.answer(stream)).status == 200
+        await peer.content(stalled, b"x" * 50_000, ends=True)
+        assert (await peer.answer(stalled)).status == 200
+
+
+async def test_response_that_is_not_read_stalls_no_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its stream's window is empty; the window of the connection is not."""
+
+    async def answer(request: Request) -> Response:
+        return Response(200, {}, b"z" * (200_000 if request.path == "/large" else 10))
+
+    async with memory_service(answer, Config(h2c=True)) as service:
+        peer = Peer(service.transports()[1], credits_at_once=False)
+        await peer.start()
+        peer.h2.increment_flow_control_window(2**20)
+        await peer.flush()
+        large = await peer.begin("GET", "/large", ends=True)
+        while len(peer.answers[large].body) < 65_535:
+            assert await peer.read()
+        small = await peer.begin("GET", "/small", ends=True)
+        assert bytes((await peer.answer(small)).body) == b"z" * 10
+        assert not peer.answers[large].ended
+        peer.h2.increment_flow_control_window(2**20, large)
+        await peer.flush()
+        assert len((await peer.answer(large)).body) == 200_000
+        await peer.wire.aclose()
+
+
+async def test_response_that_is_never_read_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A stream whose window stays empty for ``send_timeout`` is reset."""
+
+    async def answer(request: Request) -> Response:
+        return Response(200, {}, b"z" * 200_000)
+
+    config = Config(h2c=True, send_timeout=5.0)
+    async with memory_service(answer, config) as service:
+        peer = Peer(service.transports()[1], credits_at_once=False)
+        await peer.start()
+        stream = await peer.begin("GET", "/", ends=True)
+        answered = await peer.answer(stream)
+        assert (answered.status, answered.ended) == (200, False)
+        assert answered.reset is not None
+        await peer.ping()  # the connection goes on
+        await peer.wire.aclose()
+
+
+async def test_content_after_an_early_response_harms_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A 413 comes before the content; what is still sent is dropped, and others go on."""
+    handler = Recorder()
+    config = Config(h2c=True, max_upload_size=1000)
+    async with memory_service(handler, config) as service, peer_of(service) as peer:
+        stream = await peer.begin(length=500_000)
+        frames = [DataFrame(stream, b"x" * 16_000) for _ in range(4)]
+        await peer.send_frames(*frames)
+        assert (await peer.answer(stream)).status == 413
+        again = await peer.begin(length=5)
+        await peer.content(again, b"12345", ends=True)
+        assert (await peer.answer(again)).status == 200
+    assert handler.bodies == [b"12345"]
+
+
+async def test_reset_request_keeps_what_arrived(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A RST_STREAM of the client is a cut: the upload can be asked and goes on."""
+    handler = Recorder()
+    async with (
+        memory_service(handler, Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        stream = await peer.begin(fields=PREFER, length=100)
+        interim = await peer.interim(stream)
+        await peer.content(stream, b"a" * 40)
+        peer.h2.reset_stream(stream, ErrorCodes.CANCEL)
+        await peer.flush()
+        place = interim["request-content-location"]
+        asked = await peer.begin("HEAD", place, ends=True)
+        assert (await peer.answer(asked)).fields["upload-offset"] == "40"
+        rest = await peer.begin("PATCH", place, {"content-type": "message/byterange"})
+        head = b"Content-Range: bytes 40-99/100\r\n\r\n"
+        await peer.content(rest, head + b"b" * 60, ends=True)
+        assert (await peer.answer(rest)).status == 200
+    assert handler.bodies == [b"a" * 40 + b"b" * 60]
+
+
+async def test_newcomer_ends_the_stream_of_the_old_writer_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The old writer is answered on its stream; its connection goes on."""
+    async with (
+        memory_service(Recorder(), Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        old = await peer.begin(fields=PREFER, length=100)
+        interim = await peer.interim(old)
+        await peer.content(old, b"a" * 40)
+        place = interim["request-content-location"]
+        asked = await peer.begin("HEAD", place, ends=True)
+        assert (await peer.answer(asked)).fields["upload-offset"] == "40"
+        ended = await peer.answer(old)
+        assert ended.status == 409
+        await peer.ping()
+    assert not peer.goaways
+
+
+async def test_shutdown_lets_the_requests_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """GOAWAY says that no further request is taken; a request that runs is answered."""
+    handler = Recorder()
+    async with (
+        memory_service(handler, Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        stream = await peer.begin(length=10)
+        await peer.content(stream, b"12345")
+        await peer.ping()
+        (connection,) = service.doorman._connections
+        connection.stop(trio.current_time() + 30)
+        while len(peer.goaways) < 2:
+            assert await peer.read()
+        assert [code for _, code in peer.goaways] == [0, 0]
+        assert peer.goaways[1][0] == stream
+        await peer.content(stream, b"67890", ends=True)
+        assert (await peer.answer(stream)).status == 200
+        await peer.until_closed()
+    assert handler.bodies == [b"1234567890"]
+
+
+async def test_tunnels_are_refused(autojump_clock: trio.testing.MockClock) -> None:
+    """There is nothing to tunnel to."""
+    async with (
+        memory_service(Recorder(), Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        stream = peer.h2.get_next_available_stream_id()
+        peer.answers[stream] = Answer()
+        peer.h2.send_headers(stream, [(":method", "CONNECT"), (":authority", "a:1")])
+        await peer.flush()
+        answer = await peer.answer(stream)
+        assert answer.reset is not None or answer.status >= 400
+        await peer.ping()
+
+
+async def test_head_that_does_not_end_is_cut(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A field section has as much time as a head of HTTP/1.1."""
+    config = Config(h2c=True, header_timeout=3.0)
+    async with memory_service(Recorder(), config) as service, peer_of(service) as peer:
+        await peer.ping()
+        started = trio.current_time()
+        await peer.send_frames(HeadersFrame(1, b"\x82"))  # without END_HEADERS
+        await peer.until_closed()
+        assert trio.current_time() - started <= 5.0
+
+
+async def test_idle_connection_ends(autojump_clock: trio.testing.MockClock) -> None:
+    """A connection without requests has as much time as one of HTTP/1.1."""
+    config = Config(h2c=True, keep_alive_timeout=7.0)
+    async with memory_service(Recorder(), config) as service, peer_of(service) as peer:
+        started = trio.current_time()
+        await peer.until_closed()
+        assert 6.0 <= trio.current_time() - started <= 10.0
+    assert peer.goaways[-1][1] == ErrorCodes.NO_ERROR
