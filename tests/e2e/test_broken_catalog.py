@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -87,6 +88,43 @@ def test_nothing_succeeds_in_a_data_directory_that_is_gone(
         status, _ = answer(service, method, path, body, fields)
         assert status == 500, (method, path)
     assert service.is_running
+
+
+def remove_catalog(data_dir: Path) -> None:
+    for path in data_dir.glob("catalog.sqlite3*"):
+        path.unlink()
+
+
+def empty_catalog(data_dir: Path) -> None:
+    remove_catalog(data_dir)
+    (data_dir / "catalog.sqlite3").touch()
+
+
+def remove_log(data_dir: Path) -> None:
+    """After a kill at the first run this is where all of the catalog is."""
+    (data_dir / "catalog.sqlite3-wal").unlink()
+
+
+@pytest.mark.parametrize("damage", [remove_catalog, empty_catalog, remove_log])
+def test_content_without_a_catalog_is_not_taken_for_remains(
+    make_service: MakeService, damage: Callable[[Path], None]
+) -> None:
+    """Promise 1: the service refuses to start; once the catalog is back, all is there."""
+    service = make_service()
+    service.start()
+    assert ask(service, "PUT", "/files/a", b"content") == 201
+    service.kill()
+    saved = {p: p.read_bytes() for p in service.data_dir.glob("catalog.sqlite3*")}
+    damage(service.data_dir)
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="the catalog is missing or empty"):
+            service.start()
+    assert service.chunk_bytes() == len(b"content")
+    remove_catalog(service.data_dir)
+    for path, content in saved.items():
+        path.write_bytes(content)
+    service.start()
+    assert ask(service, "GET", "/files/a") == 200
 
 
 def test_damaged_index_does_not_end_the_service(make_service: MakeService) -> None:

@@ -179,6 +179,7 @@ class DiskStore:
             self._dir.close()
             raise
         try:
+            self._refuse_lost_catalog()
             self._enter_epoch()
         except BaseException:
             self._catalog.close()
@@ -192,6 +193,21 @@ class DiskStore:
             self._changing,
             chunk_size=chunk_size,
             epoch=self._epoch,
+        )
+
+    def _refuse_lost_catalog(self) -> None:
+        """Refuse a catalog that no store has used, if there is content.
+
+        Each start notes ``clean`` before anything is stored, so the catalog was lost, or its
+        log before it was ever copied back. With the catalog as it is, a sweep would remove
+        all chunks as the remains of a crash.
+        """
+        is_used = self._catalog.store_value("clean") is not None
+        if is_used or self._catalog.knows_chunks() or self._chunks.are_none():
+            return
+        raise StorageError(
+            "the catalog is missing or empty, but there is stored content. Nothing was"
+            ' removed; see "A damaged catalog" in docs/howto/keep.md'
         )
 
     def _enter_epoch(self) -> None:

@@ -115,6 +115,10 @@ class CatalogReader:
         row = self._one(f"{_OPERATION} WHERE o.id = ?", id)
         return None if row is None else operation_from(row)
 
+    def knows_chunks(self) -> bool:
+        """Whether the catalog has any chunk."""
+        return self._one("SELECT 1 FROM chunks LIMIT 1") is not None
+
     def state_of(self, id: OperationId) -> OperationState | None:
         row = self._one("SELECT state FROM operations WHERE id = ?", id)
         return None if row is None else OperationState(row[0])

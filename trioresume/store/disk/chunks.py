@@ -223,6 +223,11 @@ class ChunkFiles:
             self.disk.sync_directory(directory)
             self._removed_from.discard(directory)
 
+    def are_none(self) -> bool:
+        """Whether no chunk was ever published, or all were removed."""
+        walk = os.walk(self._root)
+        return not any(_parse(name) for _, _, names in walk for name in names)
+
     def names(self, shard: str) -> Iterator[tuple[str, Digest | None]]:
         """Yield the paths in *shard* with their digests: None for a file that is no chunk."""
         directory = os.path.join(self._root, shard)
