@@ -9,8 +9,10 @@ marked ``h1_only``.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 import pytest
 import trio
@@ -40,10 +42,21 @@ class TLSCarrier(Carrier):
 
     protocol = "http/1.1"
 
-    def contexts(self) -> ServerContexts:
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        # Once for all tests: to load certificates takes longer than most of the tests.
         context = server_context()
         context.set_alpn_protocols([self.protocol])
-        return ServerContexts(context, (self.protocol,))
+        return context
+
+    @cached_property
+    def _client_context(self) -> ssl.SSLContext:
+        context = client_context()
+        context.set_alpn_protocols([self.protocol])
+        return context
+
+    def contexts(self) -> ServerContexts:
+        return ServerContexts(self._context, (self.protocol,))
 
     def connect(self, service: MemoryService) -> Client:
         return Client(self.secured(service))
@@ -57,11 +70,9 @@ class TLSCarrier(Carrier):
         )
         sock = trio.socket.from_stdlib_socket(theirs)
         service.sockets.append(sock)
-        context = client_context()
-        context.set_alpn_protocols([self.protocol])
         return trio.SSLStream(
             trio.SocketStream(sock),
-            context,
+            self._client_context,
             server_hostname="localhost",
             https_compatible=True,
         )
