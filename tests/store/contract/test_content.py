@@ -179,6 +179,37 @@ def test_what_follows_a_freeze_in_its_submission_is_done(
     assert read_content(stand.store, content) == DATA[:size]
 
 
+def test_undone_submission_leaves_nothing_for_the_next_of_its_batch(
+    stand: Stand,
+) -> None:
+    """Otherwise the tail of a chunk that was not published would be removed."""
+    writer = begin(stand.store)
+    (seal,) = writer.append(DATA[:CHUNK])
+    sealed = seal.run()
+    wrong = FreezeContent(KEY, Content(3, digest=digest_of(b"abc")))
+    other = CreateOperation(record("other"))
+    undone, done = stand.store.apply([[sealed, wrong], [other]])
+    assert undone is not None
+    assert done is None
+    assert stand.store.offset(KEY) == CHUNK
+    assert read_prefix(stand.store) == DATA[:CHUNK]
+    do(stand.store, sealed)
+    assert read_prefix(stand.store) == DATA[:CHUNK]
+
+
+def test_last_seals_of_an_ended_operation_are_dropped_with_their_freeze(
+    stand: Stand,
+) -> None:
+    """All seals of a content and its freeze have a way of their own."""
+    writer = begin(stand.store)
+    seals = [seal.run() for seal in (*writer.append(DATA[:20]), *writer.finish())]
+    content = stand.store.sealed_content(KEY, seals)
+    do(stand.store, EndOperation(OP, 5000.0))
+    do(stand.store, *seals, FreezeContent(KEY, content))
+    collect_all(stand.store)
+    assert stand.stored_bytes() == 0
+
+
 @pytest.mark.parametrize("order", _ORDERS)
 def test_seals_apply_in_any_order(stand: Stand, order: tuple[int, ...]) -> None:
     """Only the contiguous prefix counts as sealed; the offset counts all."""
