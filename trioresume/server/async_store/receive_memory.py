@@ -20,6 +20,7 @@ from collections import deque
 import trio
 
 from trioresume.server.event_loop.round_limit import RoundLimit
+from trioresume.server.event_loop.signals import Signal
 from trioresume.server.event_loop.stall_watch import Watch
 from trioresume.store.file_system.disk_io import PAGE_SIZE
 
@@ -66,23 +67,32 @@ class Piece:
 
 
 class EarlyBudget:
-    """Bounds the content, on all connections, that nobody receives yet.
+    """Counts the content, on all connections, that nobody receives yet.
 
-    HTTP/2 lets a client send some content before the request is routed.
+    HTTP/2 lets a client send some content before the request is routed. While the budget of
+    *size* bytes is spent, a connection that holds such content reads no more. The others may
+    read a little once: as much as comes with a head of HTTP/1.1.
     """
 
     def __init__(self, size: int) -> None:
         self._left = size
+        self._freed = Signal()
 
-    def take(self, size: int) -> bool:
-        """Take *size* bytes of the budget. Returns False, and takes none, if it is spent."""
-        if size > self._left:
-            return False
+    @property
+    def is_spent(self) -> bool:
+        return self._left <= 0
+
+    def take(self, size: int) -> None:
         self._left -= size
-        return True
 
     def give_back(self, size: int) -> None:
         self._left += size
+        if not self.is_spent:
+            self._freed.fire()
+
+    async def wait(self) -> None:
+        """Return when some of the budget was given back. A checkpoint."""
+        await self._freed.wait()
 
 
 class ReceiveMemory:

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
+import trio.testing
 from h2.errors import ErrorCodes
 from hyperframe.frame import DataFrame, HeadersFrame
 
 from tests.server.harness import MemoryService, Recorder, memory_service
 from tests.server.http2_client import Answer, Peer
-from trioresume import Config, Request, Response
+from trioresume import Config, Principal, Request, Response
+from trioresume.protocol.heads import RequestHead
 
 PREFER = {"prefer": "resume"}
 
@@ -62,9 +64,7 @@ async def test_streams_beyond_the_limit_are_refused(
     assert len(handler.bodies) == 2
 
 
-async def test_streams_of_one_connection_count_as_connections(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_streams_of_one_connection_count_as_connections() -> None:
     """One connection with many streams does not get around the limit of connections."""
     config = Config(h2c=True, max_connections=2)
     async with memory_service(Recorder(), config) as service, peer_of(service) as peer:
@@ -259,3 +259,35 @@ async def test_idle_connection_ends(autojump_clock: trio.testing.MockClock) -> N
         await peer.until_closed()
         assert 6.0 <= trio.current_time() - started <= 10.0
     assert peer.goaways[-1][1] == ErrorCodes.NO_ERROR
+
+
+async def test_content_that_comes_early_is_kept_whole() -> None:
+    """Many requests may send all that their windows allow before any of them is routed."""
+    routed = trio.Event()
+
+    async def authenticate(head: RequestHead) -> Principal:
+        await routed.wait()
+        return Principal("somebody")
+
+    config = Config(h2c=True, authenticate=authenticate, receive_memory=256 * 1024)
+    handler = Recorder()
+    async with (
+        memory_service(handler, config) as service,
+        peer_of(service) as peer,
+        trio.open_nursery() as nursery,
+    ):
+        bodies = {
+            await peer.begin(length=40_000): bytes([number]) * 40_000
+            for number in range(10)
+        }
+
+        async def send() -> None:
+            for stream, body in bodies.items():
+                await peer.content(stream, body, ends=True)
+
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        routed.set()
+        for stream in bodies:
+            assert (await peer.answer(stream)).status == 200
+    assert sorted(handler.bodies) == sorted(bodies.values())

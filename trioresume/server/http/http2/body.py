@@ -201,17 +201,27 @@ class StreamBody(PacedBody):
 
     # ------------------------------------------------------------ for the reader
 
-    def add(self, data: memoryview, turn: ReadTurn) -> bool:
-        """Take *data*, before the caller's buffer is used again.
+    @property
+    def is_early(self) -> bool:
+        """Whether content that comes now would have to be kept for a later receiver."""
+        return self._sink is None and not (self._discards or self._is_over)
 
-        Returns False if it came early and the budget is spent: reset the stream.
-        """
+    @property
+    def keeps_early(self) -> bool:
+        """Whether content is kept that nobody receives yet."""
+        return self._kept_early > 0
+
+    def add(self, data: memoryview, turn: ReadTurn) -> None:
+        """Take *data*, before the caller's buffer is used again."""
         self.came += len(data)
         if self._discards or self._cut is not None or self._failure is not None:
             self._credit()
-            return True
+            return
         if self._sink is None:
-            return self._keep_early(data)
+            self._early.take(len(data))
+            self._kept_early += len(data)
+            self._enqueue(memoryview(bytes(data)), None)
+            return
         turn.touched[self] = None
         while data:
             if self._region is None:
@@ -219,11 +229,10 @@ class StreamBody(PacedBody):
             if self._region is None:
                 # No memory: this is the rest of one read, and no other read follows.
                 self._enqueue(memoryview(bytes(data)), None)
-                return True
+                return
             data = data[self._region.add(data) :]
             if self._region.end == self._region.limit:
                 self._close_region()
-        return True
 
     def _new_region(self, least: int, turn: ReadTurn) -> _Region | None:
         assert self._sink is not None
@@ -231,13 +240,6 @@ class StreamBody(PacedBody):
         if self._length is not None:
             wanted = min(wanted, self._length - self.came + least)
         return turn.region(self._sink.offset + self._queued, max(wanted, least))
-
-    def _keep_early(self, data: memoryview) -> bool:
-        if not self._early.take(len(data)):
-            return False
-        self._kept_early += len(data)
-        self._enqueue(memoryview(bytes(data)), None)
-        return True
 
     def _enqueue(self, data: memoryview, piece: Piece | None) -> None:
         self._queue.append((data, piece))

@@ -70,6 +70,8 @@ logger = logging.getLogger("trioresume.connection")
 
 LAST_WORDS_SECONDS = 1.0
 """Seconds after the grace period in which 503s may be sent and read."""
+HEAD_READ = 16 * 1024
+"""Bytes read at once while a request is expected, or is not yet routed."""
 GOAWAY_PAUSE = 1.0
 """Seconds after which the second GOAWAY is sent even if the peer answers no PING."""
 
@@ -253,6 +255,7 @@ class Http2Connection:
         """Wait for bytes. Returns False if they do not come in time."""
         self._outbox.flush()
         await self._outbox.room()
+        await self._early_room()
         config, now = self._front.config, trio.current_time()
         if not self._engine.is_within_head:
             self._head_since = None
@@ -286,6 +289,21 @@ class Http2Connection:
             for stream in waiting:
                 stream.body.resume()
 
+    @property
+    def _has_early_stream(self) -> bool:
+        return any(stream.body.is_early for stream in self._streams.values())
+
+    async def _early_room(self) -> None:
+        """Wait while the budget for early content is spent, if some of it is kept here.
+
+        The requests go on meanwhile, and give it back when they receive or end.
+        """
+        early = self._front.memory.early
+        while early.is_spent and any(
+            stream.body.keeps_early for stream in self._streams.values()
+        ):
+            await early.wait()
+
     def _read_turn(self) -> bool:
         """Read what is there, about a piece at most. Returns False at the end.
 
@@ -297,14 +315,18 @@ class Http2Connection:
             while left > 0 and self._outbox.has_room:
                 if self._streams and not self._turn.begin():
                     break
-                count = self._transport.receive_nowait(memory.scratch)
+                # A request may come, or content before its request is routed: only little is
+                # read then, and the requests get their turns.
+                early = not self._streams or self._has_early_stream
+                view = memory.scratch[:HEAD_READ] if early else memory.scratch
+                count = self._transport.receive_nowait(view)
                 if count is None:
                     break
                 if count == 0:
                     return False
-                self._dispatch(memory.scratch[:count])
+                self._dispatch(view[:count])
                 left -= count
-                if count < len(memory.scratch):
+                if early or count < len(view):
                     break
         finally:
             self._turn.end()
@@ -319,13 +341,8 @@ class Http2Connection:
         match event:
             case Content(number, data):
                 stream = self._streams.get(number)
-                if stream is not None and not stream.body.add(data, self._turn):
-                    logger.warning(
-                        "%s: no memory for content that nobody receives yet",
-                        self._transport.peer,
-                    )
-                    self._engine.reset(number, ErrorCodes.ENHANCE_YOUR_CALM)
-                    stream.cut()
+                if stream is not None:
+                    stream.body.add(data, self._turn)
             case Request():
                 self._open(event)
             case Trailers(number, pairs):
