@@ -12,7 +12,7 @@ from tests.e2e.many_events import ATTACKS, attack
 MIB = 1024 * 1024
 MOST_MEMORY = 48 * MIB
 """Bytes beyond those before: pieces of the receive memory that are touched, and little."""
-MOST_CPU = 8.0
+MOST_CPU = 15.0  # seconds, on a slow machine; without the limits it is 35 and more
 """Seconds. The figures in docs/threat-model.md are below one; tests run on busy machines."""
 
 

@@ -157,6 +157,9 @@ _HELD = "tests/server/test_held.py"
 _PATCHES = "tests/protocol/test_patches.py"
 _CLIENT = ("tests/client/test_client.py", "tests/client/test_protocols.py")
 
+_HTTP2_CONNECTION = "tests/server/http/http2/test_connection.py"
+_HTTP2_ENGINE = "tests/server/http/http2/test_engine.py"
+
 MORE: dict[str, tuple[str, ...]] = {
     "store/catalog/batch": (_CATALOG, _CONTENT),
     "store/catalog/catalog": (_CATALOG,),
@@ -182,6 +185,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/keeper/sweep": (_COLLECTION, _STORE),
     "store/port/mutations": ("tests/store/contract/test_joining.py",),
     "store/disk_store": (_ORDER, _CONTENT),
+    "server/http/http2/allowance": (_HTTP2_ENGINE,),
+    "server/http/http2/body": (_HTTP2_CONNECTION,),
+    "server/http/http2/exchange": (_HTTP2_CONNECTION,),
+    "server/http/http2/outbox": (_HTTP2_CONNECTION,),
     "server/uploads/target_call": (
         _HELD,
         "tests/server/routes/test_result.py",
