@@ -120,7 +120,7 @@ async def test_content_that_is_gone_cannot_be_redirected(
 async def test_attempt_after_a_portal_begins_at_the_request_s_own_url(
     autojump_clock: Clock,
 ) -> None:
-    """A portal may redirect within the origin. What comes there is not believed."""
+    """The client does not believe the page that a portal redirects to."""
     seen: list[str] = []
 
     async def portal(dialogue: Dialogue) -> None:

@@ -80,7 +80,7 @@ def make_file(path: Path, size: int = SIZE) -> bytes:
 
 
 async def fetched(service: Service, location: str) -> bytes:
-    """What is stored at *location*."""
+    """Return the content stored at *location*."""
     place = service.root + location[location.index("/files/") :]
 
     def get() -> bytes:

@@ -54,7 +54,7 @@ def test_hangup_reads_the_certificates_again(secured: Service, tmp_path: Path) -
 def test_upload_that_curl_was_cut_in_goes_on_after_a_kill(
     secured: Service, tmp_path: Path
 ) -> None:
-    """What was announced over TLS before ``kill -9`` is there after it."""
+    """An offset announced over TLS survives ``kill -9``."""
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")

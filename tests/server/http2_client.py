@@ -195,7 +195,7 @@ def _head_bytes(pairs: Iterable[tuple[bytes, bytes]], *, chunked: bool) -> bytes
 
 @dataclass
 class Answer:
-    """What came on one stream."""
+    """The responses that one stream received."""
 
     interims: list[dict[str, str]] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)

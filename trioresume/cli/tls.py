@@ -17,7 +17,7 @@ __all__ = ["tls_options"]
 
 
 class _Files(click.Path):
-    """An existing file, of which there may be several."""
+    """The type of an option for an existing file; the option may be repeated."""
 
     # In an environment variable: separated by spaces, as in all options that may be repeated.
     envvar_list_splitter: ClassVar[str | None] = None  # type: ignore[assignment]

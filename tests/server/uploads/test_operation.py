@@ -86,7 +86,7 @@ class Seen:
     calls: list[str] = field(default_factory=list)
     """The calls of the store."""
     commits: list[Sequence[Mutation]] = field(default_factory=list)
-    """What was committed together, in one submission each."""
+    """The mutations of each commit, one list for each submission."""
     target_calls: int = 0
 
 

@@ -188,7 +188,7 @@ def test_windows_and_states_are_those_of_h2(
 
 
 def test_content_is_a_view_and_no_copy() -> None:
-    """What is told of an ordinary frame lies in the caller's buffer."""
+    """The content of an ordinary frame is a view of the caller's buffer."""
     ends = Ends()
     ends.begin()
     buffer = bytearray(DataFrame(1, b"content").serialize())
@@ -246,7 +246,7 @@ def test_trailers_before_the_promised_end_reset_the_stream() -> None:
 
 
 def test_content_after_our_reset_is_dropped() -> None:
-    """What was on its way when the server reset a stream hurts nobody."""
+    """The engine drops content that arrives after it has reset the stream."""
     ends = Ends()
     stream = ends.begin()
     ends.engine.reset(stream, ErrorCodes.CANCEL)
@@ -417,7 +417,7 @@ def test_flood_of_empty_continuations_is_stopped() -> None:
 
 
 def test_small_section_that_decodes_to_much_is_stopped() -> None:
-    """HPACK can make much of little: the limit holds for what it makes."""
+    """The limit holds for the decoded section, not for its compressed bytes."""
     ends = Ends(most_section=1024)
     value = b"x" * 900
     literal = b"\x40\x01a\x7f" + bytes([0x80 | (900 - 127) & 0x7F, (900 - 127) >> 7])

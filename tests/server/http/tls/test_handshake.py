@@ -79,7 +79,7 @@ async def test_garbage_is_closed_without_a_word(
                         while await stream.receive_some():
                             pass
                     except trio.BrokenResourceError:
-                        pass  # a reset, for what was not read
+                        pass  # the server closed with unread bytes
                 await stream.aclose()
             await answers(address)
     assert "no handshake" in caplog.text
