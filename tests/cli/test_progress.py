@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -268,6 +269,11 @@ def raised_from(exc: Exception, cause: BaseException) -> Exception:
         ),
         (outcome(trio.BrokenResourceError("whatever")), "connection lost"),
         (outcome(OSError(113, "x")), "no route to the server"),
+        (
+            outcome(raised_from(trio.BrokenResourceError(), ssl.SSLEOFError(8, "EOF"))),
+            "connection lost",
+        ),
+        (outcome(ssl.SSLError(1, "wrong version")), "TLS failed: wrong version"),
         (outcome(TimeoutError("nothing moved for 60 seconds")), "nothing moved for 60 seconds"),
         (outcome(EOFError("the server closed")), "the server closed"),
         (outcome(h11.RemoteProtocolError("gibberish")), "the server's answer cannot be read"),

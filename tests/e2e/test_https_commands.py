@@ -23,7 +23,7 @@ from tests.e2e.soak import MIB
 from trioresume.testing import ChaosProxy, random_faults
 
 SIZE = 16 * MIB
-SECONDS = 240.0
+SECONDS = 120.0
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -70,6 +71,10 @@ def _words_for(cause: BaseException) -> str:
     for exc in _behind(cause):
         if isinstance(exc, socket.gaierror):
             return f"the server's name cannot be resolved: {exc.strerror}"
+        if isinstance(exc, ssl.SSLError):
+            # Its errno is a number of OpenSSL.
+            cut = isinstance(exc, ssl.SSLEOFError)
+            return "connection lost" if cut else f"TLS failed: {exc.strerror}"
         if isinstance(exc, OSError) and exc.errno is not None:
             return _WORDS.get(exc.errno) or os.strerror(exc.errno)
     if isinstance(cause, trio.BrokenResourceError):

@@ -353,9 +353,18 @@ class Doorman:
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         serve = self.serve_secured if listener.is_secure else self.serve_transport
+
+        async def serve_alone(sock: trio.socket.SocketType) -> None:
+            # Whatever a client does, or a bug: it ends this connection and no other.
+            transport = SocketTransport(sock)
+            try:
+                await serve(transport)
+            except Exception:
+                logger.exception("the connection of %s failed", transport.peer)
+                await transport.aclose()
+
         await accept_from(
-            listener.listener,
-            lambda sock: connections.start_soon(serve, SocketTransport(sock)),
+            listener.listener, lambda sock: connections.start_soon(serve_alone, sock)
         )
 
     async def serve_secured(self, plain: SocketTransport) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -84,6 +86,78 @@ async def test_garbage_is_closed_without_a_word(
             await answers(address)
     assert "no handshake" in caplog.text
     assert not [r for r in caplog.records if r.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01" + b"\xff" * 40])
+@pytest.mark.parametrize("wait", [False, True])
+async def test_client_that_resets_before_its_handshake_hurts_nobody(
+    sent: bytes, wait: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python refuses a socket that was reset with bytes left behind, with an error of its own."""
+    with caplog.at_level(logging.DEBUG, "trioresume"):
+        async with tls_service(tmp_path) as address:
+            for _ in range(20):
+                sock = socket.create_connection(address)
+                sock.sendall(sent)
+                if wait:
+                    await trio.testing.wait_all_tasks_blocked()
+                linger = struct.pack("ii", 1, 0)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                sock.close()
+                await trio.lowlevel.checkpoint()
+            await answers(address)
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize(
+    "error", [ssl.SSLError(107, "Closed before"), OSError(107, "x"), ValueError("x")]
+)
+async def test_handshake_that_python_refuses_hurts_nobody(
+    error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever wrapping the socket or reading the certificate raises is this client's end."""
+    context = RefusingOnce(ssl.PROTOCOL_TLS_SERVER)
+    context.error = error
+    authority().issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    with caplog.at_level(logging.DEBUG, "trioresume"):
+        async with tls_service(tmp_path, ssl=context) as address:
+            stream = await secured(address, client_context())
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.do_handshake()
+            await trio.aclose_forcefully(stream)
+            await answers(address)
+    assert "no handshake" in caplog.text
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+
+
+class RefusingOnce(ssl.SSLContext):
+    """Its first socket is refused."""
+
+    error: Exception | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return super().wrap_socket(*args, **kwargs)
+
+
+async def test_bug_in_a_connection_ends_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with its traceback, and the connection is closed."""
+    context = RefusingOnce(ssl.PROTOCOL_TLS_SERVER)
+    context.error = LookupError("a bug")
+    authority().issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    async with tls_service(tmp_path, ssl=context) as address:
+        stream = await secured(address, client_context())
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.do_handshake()
+        await trio.aclose_forcefully(stream)
+        await answers(address)
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert "failed" in record.getMessage()
 
 
 async def test_no_common_version_is_logged(

@@ -144,15 +144,19 @@ class Handshakes:
         self, plain: SocketTransport, context: ssl.SSLContext
     ) -> TLSTransport:
         await self._admission.starts.wait()
-        transport = TLSTransport(_wrap(plain.detach(), context), plain.peer)
+        transport: TLSTransport | None = None
         try:
+            transport = TLSTransport(_wrap(plain.detach(), context), plain.peer)
             await transport.handshake()
-        except OSError as exc:
-            await transport.aclose()
+        # A ValueError: the client's certificate cannot be decoded.
+        except (OSError, ValueError) as exc:
+            if transport is not None:
+                await transport.aclose()
             _log(plain.peer, exc)
             raise trio.BrokenResourceError("the handshake failed") from exc
         except BaseException:
-            await transport.aclose()
+            if transport is not None:
+                await transport.aclose()
             raise
         return transport
 
@@ -179,17 +183,27 @@ class Handshakes:
 
 
 def _wrap(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
-    return context.wrap_socket(
-        sock,
-        server_side=True,
-        do_handshake_on_connect=False,
-        suppress_ragged_eofs=False,
-    )
+    """Return *sock* as a socket of TLS. The handshake is still to come.
+
+    Raises :class:`OSError` if the client has gone, and closes *sock*. If the client left bytes
+    behind, Python refuses them with an :class:`ssl.SSLError`.
+    """
+    try:
+        return context.wrap_socket(
+            sock,
+            server_side=True,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+        )
+    except BaseException:
+        sock.close()
+        raise
 
 
-def _log(peer: str, error: OSError) -> None:
+def _log(peer: str, error: Exception) -> None:
     """Log why a handshake failed: where a setting may be wrong, so that operators see it."""
-    reason = error.reason if isinstance(error, ssl.SSLError) else None
+    # An SSLError that Python itself makes may have no reason.
+    reason = getattr(error, "reason", None) if isinstance(error, OSError) else None
     if reason in _NO_AGREEMENT:
         words = "client and server have no version or cipher of TLS in common"
     elif reason in _NO_CERTIFICATE:
