@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from trioresume.server.event_loop.round_limit import RoundLimit
+from trioresume.server.event_loop import RoundLimit
 
 WIDTH = 4
 

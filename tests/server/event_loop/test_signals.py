@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 
 
 async def test_firing_wakes_those_that_wait_and_nobody_later() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from trioresume.server.event_loop.stall_watch import LONGEST_STEP, Watch
+from trioresume.server.event_loop import LONGEST_STEP, Watch
 
 
 class Noted:

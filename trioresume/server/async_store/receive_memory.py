@@ -19,9 +19,7 @@ from collections import deque
 
 import trio
 
-from trioresume.server.event_loop.round_limit import RoundLimit
-from trioresume.server.event_loop.signals import Signal
-from trioresume.server.event_loop.stall_watch import Watch
+from trioresume.server.event_loop import RoundLimit, Signal, Watch
 from trioresume.store.file_system.disk_io import PAGE_SIZE
 
 __all__ = ["PAGE_SIZE", "PIECE_SIZE", "EarlyBudget", "Piece", "ReceiveMemory"]

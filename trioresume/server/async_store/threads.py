@@ -25,7 +25,7 @@ from typing import TypeAlias, TypeVar, cast
 
 import trio
 
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 
 __all__ = ["Lane", "Threads"]
 

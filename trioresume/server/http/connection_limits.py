@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
-from trioresume.server.event_loop.round_limit import RoundLimit
+from trioresume.server.event_loop import RoundLimit
 
 if TYPE_CHECKING:
     from trioresume.server.api.config import Config

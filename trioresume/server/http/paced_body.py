@@ -14,7 +14,7 @@ After one second without data the watch calls the sink's ``relax()``. The store 
 memory that it can compute again, such as a hash's state of 2 KiB. This happens once a minute
 at most for a body, because going on costs a read of up to a chunk.
 
-Deadlines are attributes that one task looks at (:mod:`trioresume.server.event_loop.stall_watch`), not cancel
+Deadlines are attributes that one task looks at (:mod:`trioresume.server.event_loop`), not cancel
 scopes. A body moves its deadline with each read. For 128 uploads of 8 MiB at once a scope's
 deadline would be set some 35 times each, a twelfth of the event loop's cost. When the deadline
 has passed, the wait for the connection ends in an error. A scope only for that would take 700
@@ -189,7 +189,7 @@ class PacedBody(ABC):
         return True
 
     def look(self, now: float) -> None:
-        """Act on deadlines; the :mod:`~trioresume.server.event_loop.stall_watch` calls it."""
+        """Act on deadlines; the :class:`~trioresume.server.event_loop.Watch` calls it."""
         if now >= self._until:
             self._interrupt()
             return

@@ -24,7 +24,7 @@ from trioresume.protocol.dialects.server import PRIVATE
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.protocol.progress import format_progress
-from trioresume.server.event_loop.background import in_background
+from trioresume.server.event_loop import in_background
 from trioresume.server.http.stored_body import StoredBody, StoredPart
 from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import (

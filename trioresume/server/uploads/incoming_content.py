@@ -49,7 +49,7 @@ import trio
 
 from trioresume.errors import StorageError
 from trioresume.server.async_store.threads import Lane
-from trioresume.server.event_loop.signals import Holding, Signal
+from trioresume.server.event_loop import Holding, Signal
 from trioresume.server.uploads.turns import Turn, Turns
 from trioresume.store.port import HoldBack, LetCount
 

@@ -29,7 +29,7 @@ from trioresume.errors import (
 from trioresume.protocol.dialects.tus.fields import is_partial
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.operation import OperationState
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.incoming_content import IncomingContent
 from trioresume.store.port import (
     ForgetOperation,

@@ -22,7 +22,7 @@ import trio
 from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.protocol.appending import excess_content
 from trioresume.protocol.dialects.seed.server import acknowledgement
-from trioresume.server.event_loop.background import in_background
+from trioresume.server.event_loop import in_background
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Creation

@@ -20,7 +20,7 @@ import trio
 
 from trioresume.errors import PeerError, StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
-from trioresume.server.event_loop.signals import Holding
+from trioresume.server.event_loop import Holding
 from trioresume.server.uploads.hashing import Hashing
 from trioresume.server.uploads.loaded_operation import Surroundings
 from trioresume.server.uploads.operation import Operation

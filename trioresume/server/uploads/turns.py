@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 
 if TYPE_CHECKING:
     from types import TracebackType

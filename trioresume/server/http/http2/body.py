@@ -35,7 +35,7 @@ import trio
 
 from trioresume.errors import PeerError, StorageError
 from trioresume.protocol.heads import Fields
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 from trioresume.server.http.exchange import ContentCut
 from trioresume.server.http.http2.engine import INITIAL_WINDOW
 from trioresume.server.http.paced_body import SMALLEST_SHARE, PacedBody

@@ -17,7 +17,7 @@ import trio
 
 from trioresume.errors import CallerError
 from trioresume.protocol.http2_head import response_fields
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 from trioresume.server.http.base_exchange import BaseExchange
 from trioresume.server.http.http2.engine import ErrorCodes
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.server.event_loop.signals import Signal
+from trioresume.server.event_loop import Signal
 
 if TYPE_CHECKING:
     from trioresume.server.http.http2.engine import Engine

@@ -1,1 +1,0 @@
-"""Ways to wait and to take turns in the event loop."""
