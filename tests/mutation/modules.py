@@ -54,11 +54,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "event_loop",
         "http/acceptor",
         "http/base_exchange",
-        "http/connection_limits",
-        "http/gateway",
+        "http/front",
         "http/http1/body",
         "http/http1/connection",
-        "http/http1/exchange",
         "http/http2/allowance",
         "http/http2/body",
         "http/http2/connection",
@@ -201,17 +199,18 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/test_failures.py",
         "tests/server/routes/test_result.py",
     ),
+    "server/http/front": (
+        "tests/server/http/test_connection_limits.py",
+        "tests/server/http/test_gateway.py",
+    ),
     "server/http/http1/connection": (
         "tests/server/http/test_hostile.py",
         "tests/server/http/test_gateway.py",
+        "tests/server/routes/test_result.py",
     ),
     "server/http/base_exchange": (
         "tests/server/http/test_gateway.py",
         "tests/server/test_failures.py",
-        "tests/server/routes/test_result.py",
-    ),
-    "server/http/http1/exchange": (
-        "tests/server/http/test_hostile.py",
         "tests/server/routes/test_result.py",
     ),
     "server/uploads/incoming_content": (

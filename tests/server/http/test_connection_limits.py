@@ -12,7 +12,7 @@ import trio
 from tests.server.harness import Client, Recorder, SocketService, head, socket_service
 from trioresume import Config, PeerError
 from trioresume.errors import CallerError
-from trioresume.server.http.connection_limits import Admission, address_of, affordable
+from trioresume.server.http.front import Admission, address_of, affordable
 
 
 class Guest:

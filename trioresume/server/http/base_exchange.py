@@ -33,9 +33,8 @@ from trioresume.server.http.stored_body import StoredBody
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Interim, ServerDialect
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.http.connection_limits import Guest
     from trioresume.server.http.exchange import Body
-    from trioresume.server.http.front import Front
+    from trioresume.server.http.front import Front, Guest
     from trioresume.server.http.stored_body import FileSender
 
 __all__ = ["BaseExchange"]

@@ -19,7 +19,7 @@ import trioresume
 from tests.certificates import authority, client_context, server_context
 from tests.server.harness import Client, Recorder
 from trioresume import Certificate, Principal, Rejection, TLSSettings
-from trioresume.server.http.connection_limits import Admission
+from trioresume.server.http.front import Admission
 from trioresume.server.http.tls.handshake import Arrival, Handshakes
 from trioresume.server.http.transport import SocketTransport
 

@@ -12,7 +12,7 @@ its stream. It waits for three things only: for bytes, for memory, and for a pee
 read its answers. It reads into a buffer that all connections share, so it hands on everything
 before it waits again.
 
-A connection counts as one for :class:`~trioresume.server.http.connection_limits.Admission`, and
+A connection counts as one for :class:`~trioresume.server.http.front.Admission`, and
 so does its first request. Each further request that runs at the same time counts as one more
 connection: it costs as much. A request from a trusted proxy counts for its client.
 
@@ -37,7 +37,7 @@ from trioresume.protocol.http2_head import (
     read_request_fields,
     read_trailers,
 )
-from trioresume.server.http.connection_limits import address_of
+from trioresume.server.http.front import address_of
 from trioresume.server.http.http2.body import ReadTurn, StreamBody
 from trioresume.server.http.http2.engine import (
     INITIAL_WINDOW,

@@ -30,7 +30,7 @@ from trioresume.errors import PeerError, ProblemCode
 from trioresume.server.http.tls.transport import TLSTransport
 
 if TYPE_CHECKING:
-    from trioresume.server.http.connection_limits import Admission
+    from trioresume.server.http.front import Admission
     from trioresume.server.http.transport import SocketTransport
 
 __all__ = ["Arrival", "Handshakes"]
