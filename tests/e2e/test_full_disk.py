@@ -29,7 +29,7 @@ from tests.e2e.soak import MIB
 from tests.e2e.test_keep import make_garbage
 from tests.e2e.uploads import Pace, Upload
 from tests.e2e.wire import Answer, Cut, Wire, ask, request_head
-from trioresume.store.file_system.reserve import RESERVE_SIZE
+from trioresume.store.file_system.free_space import RESERVE_SIZE
 
 DISK_SIZE = 40 * MIB
 EXT4_IMAGE_SIZE = 46 * MIB

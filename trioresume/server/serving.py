@@ -55,7 +55,7 @@ from trioresume.server.uploads.expiry import (
 from trioresume.server.uploads.quotas import Quotas
 from trioresume.server.uploads.registry import MOST_RESTING, Registry
 from trioresume.store.disk_store import open_store
-from trioresume.store.file_system.reserve import RESERVE_SIZE
+from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK
 
 if TYPE_CHECKING:

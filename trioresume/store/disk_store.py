@@ -4,7 +4,7 @@ The files on disk::
 
     format            the version of all this
     lock              held while a process serves the directory
-    reserve           space for releasing something on a full disk (see reserve.py)
+    reserve           space for releasing something on a full disk (see free_space.py)
     catalog.sqlite3   operations, chunk lists, holds, recorded responses, files
     chunks/xx/…       finished chunks (see chunks.py)
     tails/…           bytes that are no chunk yet (see tail_files.py)
@@ -35,7 +35,7 @@ rest is cut off when the content is opened. The store looks at a tail only when 
 asks for it, so a start costs the same with any number of unfinished uploads.
 
 Chunks that were published with ``durability="process"``, where nothing is synced, can lose
-bytes in the same way: see suspect_chunks.py.
+bytes in the same way: see chunks.py.
 """
 
 from __future__ import annotations
@@ -54,21 +54,17 @@ from trioresume.errors import (
     StorageFull,
 )
 from trioresume.store.catalog.batch import Effects, Ledger
-from trioresume.store.catalog.catalog import Catalog
-from trioresume.store.catalog.epochs import Epoch
-from trioresume.store.catalog.rows import namespace_of
+from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
-from trioresume.store.disk.chunks import ChunkFiles
+from trioresume.store.disk.chunks import ChunkFiles, Doubts
 from trioresume.store.disk.readers import InlineReader, PrefixReader, open_recipe
 from trioresume.store.disk.recovery import Recovery
-from trioresume.store.disk.suspect_chunks import Doubts
 from trioresume.store.disk.tail_files import PROOF, TailFiles
-from trioresume.store.disk.tails import Tail
-from trioresume.store.disk.writers import Writers
-from trioresume.store.file_system.data_dir import DataDir
+from trioresume.store.disk.tails import Tail, Writers
+from trioresume.store.disk.unfinished import Epoch
+from trioresume.store.file_system.data_dir import DataDir, boot_id, mount_id
 from trioresume.store.file_system.disk_io import Disk, translated
-from trioresume.store.file_system.mounts import boot_id, mount_id
-from trioresume.store.file_system.reserve import Reserve
+from trioresume.store.file_system.free_space import FreeSpace
 from trioresume.store.keeper.sweep import Sweep
 from trioresume.store.port import (
     Collected,
@@ -156,23 +152,24 @@ class DiskStore:
         self._passed_over: dict[ContentKey, set[int]] = {}
         """Tails past a gap that a sweep met while their content had a writer."""
         self._dir = DataDir(data_dir, disk)
+        self._space = FreeSpace(
+            self._dir.path, disk, min_free=min_free_space, reserve=reserve
+        )
         try:
             self._chunks = ChunkFiles(self._dir.join("chunks"), disk)
             self._tails = TailFiles(
                 self._dir.join("tails"),
                 disk,
                 self._epoch,
-                min_free=min_free_space,
+                take_space=self._space.take,
                 distrust=self._distrust,
                 distrust_all=self._distrust_all,
             )
             self._chunks.prepare()
             self._tails.prepare()
-            self._reserve = Reserve(self._dir.join("reserve"), disk, reserve)
-            self._reserve.open()
-            self._tails.room.held = self._reserve.held
+            self._space.open_reserve()
             self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
-            if self._reserve.is_spent:
+            if self._space.is_spent:
                 self._catalog.hasten_checkpoints(True)
             disk.sync_directory(self._dir.path)
         except BaseException:
@@ -340,28 +337,26 @@ class DiskStore:
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]:
         grown = any(grows(submission) for submission in batch)
-        if self._reserve.is_spent and not self._restore_reserve() and grown:
+        if self._space.is_spent and not self._restore_reserve() and grown:
             raise StorageFull("what is left of the disk is for releasing something")
         try:
             return self._apply(batch)
         except StorageFull:
-            self._tails.room.look_again()
+            self._space.look_again()
             if grown or not self._spend_reserve():
                 raise
             return self._apply(batch)
 
     def _spend_reserve(self) -> bool:
-        spent = self._reserve.spend()
+        spent = self._space.spend()
         if spent:
-            self._tails.room.held = 0
             with self._changing:
                 self._catalog.hasten_checkpoints(True)
         return spent
 
     def _restore_reserve(self) -> bool:
-        restored = self._reserve.restore()
+        restored = self._space.restore()
         if restored:
-            self._tails.room.held = self._reserve.held
             with self._changing:
                 self._catalog.hasten_checkpoints(False)
         return restored
@@ -398,10 +393,10 @@ class DiskStore:
         # and opening may wait for the lock. Dropped content never comes back, so no writer
         # can take it in between.
         for key in effects.frozen:
-            self._recovery.standing.forget(key)
+            self._epoch.forget(key)
         with self._leftovers():
             for dropped in effects.dropped:
-                self._recovery.standing.forget(dropped.key)
+                self._epoch.forget(dropped.key)
                 self._writers.end(dropped.key)
                 self._tails.end_sealings(dropped.key)
                 self._tails.remove_from(dropped.key, dropped.first, dropped.last_sealed)
@@ -431,7 +426,7 @@ class DiskStore:
         self._recovery.distrust(key)
 
     def _distrust_all(self) -> None:
-        self._recovery.suspect(self._writers.break_all())
+        self._epoch.suspect_open(self._writers.break_all())
 
     def collect(self, limit: int) -> Collected:
         try:
@@ -500,7 +495,7 @@ class DiskStore:
 
     def take_room(self, size: int) -> None:
         with translated("making a record"):
-            self._tails.room.take(size)
+            self._space.take(size)
 
     # Content.
 

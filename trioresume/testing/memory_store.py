@@ -23,7 +23,7 @@ from trioresume.errors import (
 )
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.store.catalog.rows import pack_fields, response_columns
+from trioresume.store.catalog.catalog import pack_fields, response_columns
 from trioresume.store.port import (
     FREE_HEAD,
     RECORD_SIZE,

@@ -29,7 +29,7 @@ from tests.server.harness import (
 )
 from tests.server.rufh import NEWEST, says
 from trioresume.protocol.digests import Hashes
-from trioresume.store.disk.writers import DiskWriter
+from trioresume.store.disk.tails import DiskWriter
 from trioresume.store.disk_store import DiskStore
 from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.port import Usage

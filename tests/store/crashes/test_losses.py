@@ -32,11 +32,11 @@ from tests.store.helpers import (
 )
 from trioresume.errors import ChunkCorrupt, ContentLost, StorageFull
 from trioresume.store import disk_store as disk_module
-from trioresume.store.catalog.epochs import Epoch
 from trioresume.store.disk.tail_files import PROOF, Proof, TailFiles
+from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.disk_store import DiskStore, Durability, open_store
+from trioresume.store.file_system.data_dir import boot_id, mount_id
 from trioresume.store.file_system.disk_io import Disk
-from trioresume.store.file_system.mounts import boot_id, mount_id
 from trioresume.store.port import Content, HoldBack
 from trioresume.store.port.recipes import digest_of
 

@@ -17,7 +17,8 @@ import pytest
 from trioresume.errors import StorageFull
 from trioresume.store.catalog.schema import write_error
 from trioresume.store.disk_store import open_store
-from trioresume.store.file_system.free_space import HEADROOM, Room
+from trioresume.store.file_system.disk_io import Disk
+from trioresume.store.file_system.free_space import HEADROOM, FreeSpace
 from trioresume.store.port import ContentKey
 
 MIB = 1024 * 1024
@@ -44,7 +45,7 @@ def set_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_the_last_bytes_are_not_given_away(set_free: Callable[[int], None]) -> None:
     """What is beyond the headroom may be taken to the last byte, and not one more."""
     set_free(100)
-    room = Room("anywhere")
+    room = FreeSpace("anywhere", Disk(durable=True))
     room.take(60)
     room.take(40)
     set_free(0)
@@ -70,9 +71,9 @@ def test_others_are_left_their_share(
     """As many bytes as the setting says, a twentieth of the disk at most, and the headroom."""
     set_free(kept - HEADROOM)
     with pytest.raises(OSError):
-        Room("anywhere", min_free).take(1)
+        FreeSpace("anywhere", Disk(durable=True), min_free=min_free).take(1)
     set_free(kept - HEADROOM + 1)
-    Room("anywhere", min_free).take(1)
+    FreeSpace("anywhere", Disk(durable=True), min_free=min_free).take(1)
 
 
 def test_the_disk_is_looked_at_once_in_a_mebibyte(
@@ -80,7 +81,7 @@ def test_the_disk_is_looked_at_once_in_a_mebibyte(
 ) -> None:
     """A look is cheap, but not free; what others write meanwhile is seen in time."""
     set_free(16 * MIB)
-    room = Room("anywhere")
+    room = FreeSpace("anywhere", Disk(durable=True))
     room.take(1)
     set_free(0)
     room.take(MIB - 1)
@@ -111,7 +112,7 @@ def test_the_disk_is_looked_at_less_often_while_there_is_plenty(
     set_free: Callable[[int], None],
 ) -> None:
     set_free(320 * MIB)
-    room = Room("anywhere")
+    room = FreeSpace("anywhere", Disk(durable=True))
     room.take(1)
     set_free(0)
     room.take(20 * MIB - 1)

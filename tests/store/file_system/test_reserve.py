@@ -109,7 +109,7 @@ def test_reserve_counts_for_what_stays_free(
     set_free(monkeypatch, 100 * MIB)
     store, _disk = make_store(tmp_path)
     try:
-        store._tails.room.look_again()
+        store._space.look_again()
         set_free(monkeypatch, 8 * MIB - SIZE)
         with pytest.raises(StorageFull):
             store.take_room(1)

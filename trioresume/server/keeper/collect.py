@@ -13,7 +13,7 @@ import trio
 from trioresume.errors import StorageError, StoreLocked
 from trioresume.server.keeper.control_socket import ask_to_collect
 from trioresume.store.disk_store import open_store
-from trioresume.store.file_system.reserve import RESERVE_SIZE
+from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import Collected
 
 if TYPE_CHECKING:

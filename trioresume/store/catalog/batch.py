@@ -17,7 +17,16 @@ from itertools import islice, takewhile
 from typing import Any, Protocol, cast
 
 from trioresume.errors import CallerError, StorageConflict
+from trioresume.store.catalog.catalog import (
+    OPERATION_COLUMNS,
+    content_columns,
+    content_from,
+    namespace_of,
+    pack_fields,
+    response_columns,
+)
 from trioresume.store.catalog.chunk_lists import (
+    NO_EPOCH,
     ContentRow,
     detach,
     fold,
@@ -25,15 +34,6 @@ from trioresume.store.catalog.chunk_lists import (
     freeze_at_once,
     is_whole,
     keep_recipe,
-)
-from trioresume.store.catalog.epochs import NO_EPOCH
-from trioresume.store.catalog.rows import (
-    OPERATION_COLUMNS,
-    content_columns,
-    content_from,
-    namespace_of,
-    pack_fields,
-    response_columns,
 )
 from trioresume.store.port import (
     Content,

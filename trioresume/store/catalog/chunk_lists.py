@@ -35,6 +35,7 @@ from trioresume.store.port.recipes import (
 )
 
 __all__ = [
+    "NO_EPOCH",
     "ContentRow",
     "fold",
     "freeze",
@@ -47,6 +48,9 @@ __all__ = [
     "unhold",
     "unhold_recipes",
 ]
+
+NO_EPOCH = -1
+"""The epoch of content whose unrecorded bytes never count. See ``disk/unfinished.py``."""
 
 AT_ONCE = 64
 """Pieces that the mutation itself releases at most; collection releases the others."""

@@ -2,7 +2,7 @@
 
 ``verify`` writes the report, and a later ``verify`` reads it to say which chunks are right
 again. A service reads it too: it checks a reported chunk before it believes the chunk (see
-:mod:`trioresume.store.disk.suspect_chunks`).
+:class:`trioresume.store.disk.chunks.Doubts`).
 
 The file is text. Each line has a chunk's digest in hexadecimal and the date of the first
 report in Unix seconds. It lists at most :data:`MOST` chunks. If there are more, its last

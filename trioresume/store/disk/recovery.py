@@ -12,17 +12,15 @@ Before a writer can go on, the parts may have to be *repaired*:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from threading import Lock
 
 from trioresume.errors import ChunkCorrupt, ContentLost, StorageConflict, StorageError
 from trioresume.store.catalog.catalog import Catalog
-from trioresume.store.catalog.chunk_lists import release_pieces, unhold
-from trioresume.store.catalog.epochs import NO_EPOCH, Epoch
+from trioresume.store.catalog.chunk_lists import NO_EPOCH, release_pieces, unhold
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.tails import DiskSeal, KnownSeal, Tail
-from trioresume.store.disk.unfinished import Extent, Part, Standing, Survey
+from trioresume.store.disk.unfinished import Epoch, Extent, Part, Survey
 from trioresume.store.file_system.disk_io import Disk, translated
 from trioresume.store.port import (
     ContentKey,
@@ -64,8 +62,7 @@ class Recovery:
         self._changing = changing
         self._chunk_size = chunk_size
         self._epoch = epoch
-        self.standing = Standing()
-        self._survey = Survey(catalog, tails.length, self._proven, epoch, self.standing)
+        self._survey = Survey(catalog, tails.length, self._proven, epoch)
         self._proofs: dict[tuple[ContentKey, int], int] = {}
 
     def _proven(self, key: ContentKey, index: int) -> int:
@@ -83,7 +80,7 @@ class Recovery:
     def _adopt(self, key: ContentKey, extent: Extent) -> None:
         for part in extent.parts:
             self._proofs.pop((key, part.index), None)
-        self.standing.adopt(key)
+        self._epoch.adopt(key)
 
     def offset(self, key: ContentKey) -> int | None:
         """Return the offset at which a writer of *key* would begin.
@@ -123,7 +120,7 @@ class Recovery:
 
     def distrust(self, key: ContentKey) -> None:
         """Count only the recorded bytes of *key*, because a sync of it failed."""
-        self.standing.suspect([key])
+        self._epoch.suspect([key])
         try:
             with self._changing, self._catalog.transaction() as connection:
                 connection.execute(
@@ -135,14 +132,6 @@ class Recovery:
             # lives, the set of suspects is enough. After it, nothing is owed: the unsynced
             # bytes were never announced.
             pass
-
-    def suspect(self, keys: Iterable[ContentKey]) -> None:
-        """Count only recorded bytes of *keys*, because the epoch has ended.
-
-        The catalog may not know these keys yet.
-        """
-        self.standing.suspect(keys)
-        self.standing.suspect_adopted()
 
     def tail(self, key: ContentKey, old: Tail | None) -> Tail:
         """Return the tail for a new writer of *key*; *old* is the tail of the last writer."""
@@ -286,7 +275,7 @@ class Recovery:
                 "UPDATE contents SET epoch = ? WHERE cid = ?",
                 (self._epoch.number, extent.row.cid),
             )
-        self.standing.acquit(key)
+        self._epoch.acquit(key)
 
     def _unseal(self, key: ContentKey, extent: Extent, index: int) -> None:
         """Turn the short chunk *index* at the content's end back into a tail."""

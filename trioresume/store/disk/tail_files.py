@@ -36,12 +36,11 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from trioresume.store.catalog.epochs import Epoch
+from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.disk_io import (
     Descriptor,
     Disk,
 )
-from trioresume.store.file_system.free_space import Room
 from trioresume.store.port import (
     ContentKey,
     SealChunk,
@@ -60,7 +59,7 @@ _RECORD_SIZE = _PROOF.size + _CHECK_SIZE
 _READ_SIZE = 1024 * 1024
 
 
-def _ignore(key: ContentKey | None = None) -> None:
+def _ignore(about: object = None) -> None:
     """Do nothing: the default where the directory is only read."""
 
 
@@ -115,14 +114,15 @@ class TailFiles:
         disk: Disk,
         epoch: Epoch,
         *,
-        min_free: int = 0,
+        take_space: Callable[[int], None] = _ignore,
         distrust: Callable[[ContentKey], None] = _ignore,
         distrust_all: Callable[[], None] = _ignore,
     ) -> None:
         self._root = root
         self.disk = disk
         self.write = disk.write_some
-        self.room = Room(root, min_free)
+        self.take_space = take_space
+        """Claims the bytes that are written next, see :meth:`FreeSpace.take`."""
         self.epoch = epoch
         self.distrust = distrust
         """Called when a sync failed: unrecorded bytes of this key no longer count."""

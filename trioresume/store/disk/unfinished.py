@@ -19,26 +19,64 @@ ones.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from trioresume.errors import ContentLost
 from trioresume.store.catalog.catalog import CatalogReader
-from trioresume.store.catalog.chunk_lists import ContentRow
-from trioresume.store.catalog.epochs import NO_EPOCH, Epoch
+from trioresume.store.catalog.chunk_lists import NO_EPOCH, ContentRow
 from trioresume.store.port import ContentKey
 
-__all__ = ["Extent", "Part", "Standing", "Survey"]
+__all__ = ["Epoch", "Extent", "Part", "Survey"]
 
 
-class Standing:
-    """Exceptions to the rule of the epochs: contents that this process believes or doubts."""
+class Epoch:
+    """The epoch that a store is in, and the contents that are exceptions from its rule.
 
-    def __init__(self) -> None:
+    Unsynced bytes of the epochs from *provable* on count if they are proven. Unsynced bytes
+    of earlier epochs never count. This process believes all bytes of *adopted* contents, and
+    only the recorded bytes of *suspect* ones.
+    """
+
+    def __init__(self, number: int = 0, provable: int = 0) -> None:
         self._lock = threading.Lock()
         self._adopted: set[ContentKey] = set()
         self._suspects: set[ContentKey] = set()
+        self.begin(number, provable)
+
+    @classmethod
+    def kept_in(cls, catalog: CatalogReader) -> Epoch:
+        """Return the epoch of the process that opened the store last."""
+        number, provable = map(catalog.store_value, ("epoch", "provable"))
+        return cls(int(number or 0), int(provable or 0))
+
+    def begin(self, number: int, provable: int) -> None:
+        self.number = number
+        self.provable = provable
+        self._first = number
+
+    def end(self) -> None:
+        """End the epoch: bytes that are not recorded until now no longer count.
+
+        Then call :meth:`suspect_open`.
+        """
+        self.number += 1
+        self.provable = self.number
+
+    def note(self, connection: sqlite3.Connection) -> None:
+        """Write the epoch in the open transaction, for the next process, if it has changed."""
+        if self.number != self._first:
+            connection.executemany(
+                "REPLACE INTO store VALUES (?, ?)", self.values().items()
+            )
+
+    def values(self) -> dict[str, str]:
+        """Return the values that the catalog keeps, by name."""
+        return {"epoch": str(self.number), "provable": str(self.provable)}
+
+    # The exceptions.
 
     def adopt(self, key: ContentKey) -> None:
         """Believe all bytes of *key* from now on: each of them was recorded or proven."""
@@ -50,9 +88,13 @@ class Standing:
         with self._lock:
             self._suspects.update(keys)
 
-    def suspect_adopted(self) -> None:
-        """Withdraw every :meth:`adopt`: older contents keep only their recorded bytes."""
+    def suspect_open(self, keys: Iterable[ContentKey]) -> None:
+        """Count only the recorded bytes of *keys* and of adopted contents: the epoch has ended.
+
+        *keys* have writers. The catalog may not know them yet.
+        """
         with self._lock:
+            self._suspects.update(keys)
             self._adopted.clear()
 
     def acquit(self, key: ContentKey) -> None:
@@ -67,11 +109,16 @@ class Standing:
                 self._adopted.discard(key)
                 self._suspects.discard(key)
 
-    def is_adopted(self, key: ContentKey) -> bool:
-        return key in self._adopted
+    def judge(self, key: ContentKey, epoch: int) -> tuple[bool, bool]:
+        """Judge the unsynced bytes of *key*, whose content was begun or opened in *epoch*.
 
-    def is_suspect(self, key: ContentKey) -> bool:
-        return key in self._suspects
+        Returns whether all of them count, and whether those that are proven count.
+        """
+        if epoch == NO_EPOCH or key in self._suspects:
+            return False, False
+        if epoch == self.number or key in self._adopted:
+            return True, False
+        return False, epoch >= self.provable
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +204,11 @@ class Survey:
         tail_length: Callable[[ContentKey, int], int | None],
         proven: Callable[[ContentKey, int], int],
         epoch: Epoch,
-        standing: Standing | None = None,
     ) -> None:
         self._catalog = catalog
         self._tail_length = tail_length
         self._proven = proven
         self._epoch = epoch
-        self._standing = standing or Standing()
 
     def look(self, key: ContentKey, *, proofs: bool = True) -> Extent | None:
         """Return the extent of *key*; None if it is not under construction in the catalog.
@@ -182,7 +227,7 @@ class Survey:
     def _walk(
         self, key: ContentKey, row: ContentRow, pieces: dict[int, int], *, proofs: bool
     ) -> Extent:
-        trusted, provable = self._judge(key, row)
+        trusted, provable = self._epoch.judge(key, row.epoch)
         looks = provable and proofs
         parts: list[Part] = []
         index = row.prefix
@@ -198,11 +243,3 @@ class Survey:
                 index += 1
         strays = any(i >= index for i in pieces)
         return Extent(row, tuple(parts), strays, trusted, provable)
-
-    def _judge(self, key: ContentKey, row: ContentRow) -> tuple[bool, bool]:
-        """Return whether all unsynced bytes of *key* count, and whether proven ones count."""
-        if row.epoch == NO_EPOCH or self._standing.is_suspect(key):
-            return False, False
-        if row.epoch == self._epoch.number or self._standing.is_adopted(key):
-            return True, False
-        return False, row.epoch >= self._epoch.provable

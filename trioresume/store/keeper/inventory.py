@@ -20,13 +20,11 @@ from typing import Any, Self
 from trioresume.errors import ContentLost, FormatVersionUnsupported, StorageError
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.store.catalog.catalog import CatalogReader
-from trioresume.store.catalog.epochs import Epoch
-from trioresume.store.catalog.rows import FILE_COLUMNS, file_from
+from trioresume.store.catalog.catalog import FILE_COLUMNS, CatalogReader, file_from
 from trioresume.store.catalog.schema import connect_reading, sqlite_error
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.tail_files import TailFiles
-from trioresume.store.disk.unfinished import Survey
+from trioresume.store.disk.unfinished import Epoch, Survey
 from trioresume.store.file_system.data_dir import FORMAT, is_served
 from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.keeper.verification import Verification

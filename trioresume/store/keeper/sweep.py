@@ -10,7 +10,7 @@ from functools import partial
 from trioresume.store.catalog.catalog import Catalog
 from trioresume.store.disk.chunks import SHARDS, ChunkFiles
 from trioresume.store.disk.tail_files import TailFiles
-from trioresume.store.disk.writers import Writers
+from trioresume.store.disk.tails import Writers
 from trioresume.store.port import Collected, ContentKey
 from trioresume.store.port.recipes import Digest
 

@@ -58,14 +58,16 @@ from typing import Protocol
 
 from trioresume.errors import StorageConflict
 from trioresume.protocol.operation import OperationState
-from trioresume.store.port.mutations import Mutation, RecordOffset, SealChunk
 from trioresume.store.port.values import (
     Collected,
     Content,
     ContentKey,
     FileRecord,
+    Mutation,
     OperationId,
     OperationRecord,
+    RecordOffset,
+    SealChunk,
     Usage,
 )
 

@@ -1,31 +1,55 @@
-"""The values that cross the store's port: keys, records, contents and their sizes.
+"""The values that cross the store's port: keys, records, contents, and *mutations*.
 
-Numbers such as G7 and R34 are statements of docs/supported-protocols.md.
+Mutations are the changes of the store. :meth:`Store.apply
+<trioresume.store.port.contract.Store.apply>` applies them. Numbers such as D7 and G7 are statements of docs/supported-protocols.md.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
 
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.store.port.recipes import Digest
+from trioresume.store.port.recipes import Digest, JoinedRecipe, cut, join
 
 __all__ = [
     "FREE_HEAD",
     "RECORD_SIZE",
+    "SERVICE_CLOCK",
     "Collected",
     "Content",
     "ContentKey",
+    "CreateOperation",
+    "EndOperation",
     "FileRecord",
+    "ForgetOperation",
+    "FreezeContent",
+    "HoldBack",
+    "JoinContents",
+    "LetCount",
+    "Mutation",
     "OperationId",
     "OperationRecord",
+    "PublishFile",
+    "RecordOffset",
+    "RecordResponse",
+    "RemoveFile",
+    "SealChunk",
+    "SetExpiry",
+    "SetFileExpiry",
+    "SetLength",
+    "SetMeta",
+    "SetReserved",
+    "SetState",
     "StoredResponse",
     "Usage",
     "check_key",
+    "content_of",
+    "grows",
     "is_response_key",
     "operation_of",
     "record_size",
@@ -162,3 +186,251 @@ class Collected:
     bytes: int = 0
     steps: int = 0
     """Smaller steps: the references that were released and the leftover files looked at."""
+
+
+SERVICE_CLOCK = "service-clock"
+"""The name of a :class:`SetMeta`. Its value is the last reading of the service's clock, a
+blank, and the date of that reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateOperation:
+    record: OperationRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SealChunk:
+    """Publish chunk *index* of *key*, which is full or the last, and release its tail.
+
+    Only a :class:`Seal` of this store makes this mutation. Applying it again for an
+    index that is sealed already changes nothing. It is a conflict if the chunk's tail
+    was discarded meanwhile.
+    """
+
+    key: ContentKey
+    index: int
+    digest: Digest
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOffset:
+    """Record that every byte of *key* below *offset* is synced. Ignored for response keys."""
+
+    key: ContentKey
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldBack:
+    """Have a crash discard the bytes of request content *key* from *offset* on.
+
+    This holds until :class:`LetCount`: the bytes appended in between either all count or,
+    if the writer was lost or given up, none of them counts. Every byte below *offset* must
+    be durable. The seals of the later bytes are applied together with :class:`LetCount`.
+    """
+
+    key: ContentKey
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetCount:
+    """End :class:`HoldBack`: every byte of *key* counts from now on.
+
+    With ``durability="disk"`` the same submission records its offset.
+    """
+
+    key: ContentKey
+
+
+@dataclass(frozen=True, slots=True)
+class SetLength:
+    operation: OperationId
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetReserved:
+    """Charge *bytes* to the upload's principal until the upload stops receiving."""
+
+    operation: OperationId
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetExpiry:
+    operation: OperationId
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeContent:
+    """Keep the recipe of *key*'s content, which is whole, and drop its working state.
+
+    For a request key, the operation's ``content`` becomes *content*. For a response
+    key, the recipe is kept only if :class:`RecordResponse` in the same submission names
+    it. *content* must equal :meth:`Store.sealed_content` of the chunks whose seals were
+    applied, in this submission or before; otherwise it is a conflict.
+    """
+
+    key: ContentKey
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class JoinContents:
+    """Make the operation's content the contents *parts*, one after the other (D7).
+
+    Nothing is copied and no chunk is counted: the cost is proportional to the number of
+    parts. The operation's content under construction is dropped. It is a conflict if a
+    part was released meanwhile, or if one of several parts is joined itself;
+    :meth:`Store.parts_of` returns the parts of joined content. Parts may repeat.
+    Raises :class:`CallerError` for inline parts and for an empty sequence.
+    """
+
+    operation: OperationId
+    parts: tuple[Content, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(part.digest is None for part in self.parts):
+            raise CallerError("contents are joined from one or more frozen ones")
+
+    @property
+    def recipe(self) -> JoinedRecipe | None:
+        """The recipe that names the parts; None when a single part has all the bytes."""
+        named = [(part.digest, part.length) for part in self.parts if part.length]
+        digests = tuple(digest for digest, _ in named if digest is not None)
+        if len(digests) < 2:
+            return None
+        return JoinedRecipe(digests, tuple(length for _, length in named))
+
+    @property
+    def content(self) -> Content:
+        """The operation's content after this mutation."""
+        recipe = self.recipe
+        if recipe is None:
+            return next((part for part in self.parts if part.length), self.parts[0])
+        return Content(recipe.length, None, recipe.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class SetState:
+    operation: OperationId
+    state: OperationState
+
+
+@dataclass(frozen=True, slots=True)
+class RecordResponse:
+    """End the operation as done, and keep its final response until *expires_at*.
+
+    With ``keep_content`` false the request's content is released as well, even
+    when it is still under construction. Other content under the response key is
+    dropped.
+    """
+
+    operation: OperationId
+    response: StoredResponse
+    expires_at: float
+    keep_content: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EndOperation:
+    """Release content, response and tails, and leave a tombstone until *expires_at*.
+
+    Writers of the operation become stale. Of the request, the tombstone keeps only
+    the method, target and principal (R35 applies to it too).
+    """
+
+    operation: OperationId
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetOperation:
+    """Remove every trace of the operation, tombstone included."""
+
+    operation: OperationId
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFile:
+    """Put *file* under its owner and name, if the present file is the *expected* one.
+
+    ``expected`` is ``None`` for "no file", a :class:`Content` for "a file with exactly
+    this content", or the literal ``"anything"``. The submission fails with
+    :class:`~trioresume.errors.StorageConflict` if something else is there, and also if
+    the new file's content was released meanwhile.
+    """
+
+    file: FileRecord
+    expected: Content | str | None = "anything"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFile:
+    """Remove a file, if it is the *expected* one (see :class:`PublishFile`).
+
+    With ``"anything"``, it is no conflict if there is no file.
+    """
+
+    owner: str | None
+    name: str
+    expected: Content | str = "anything"
+
+
+@dataclass(frozen=True, slots=True)
+class SetFileExpiry:
+    owner: str | None
+    name: str
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetMeta:
+    """Set a named value of the service itself, such as :data:`SERVICE_CLOCK`."""
+
+    name: str
+    value: str
+
+
+Mutation = (
+    CreateOperation
+    | SealChunk
+    | RecordOffset
+    | HoldBack
+    | LetCount
+    | SetLength
+    | SetReserved
+    | SetExpiry
+    | FreezeContent
+    | JoinContents
+    | SetState
+    | RecordResponse
+    | EndOperation
+    | ForgetOperation
+    | PublishFile
+    | RemoveFile
+    | SetFileExpiry
+    | SetMeta
+)
+
+
+_GROWING = (CreateOperation, SealChunk, JoinContents, PublishFile, RecordResponse)
+
+
+def grows(submission: Sequence[Mutation]) -> bool:
+    """Return whether *submission* adds something to the catalog that stays there."""
+    return any(isinstance(mutation, _GROWING) for mutation in submission)
+
+
+def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
+    """Return the content that consists of exactly these chunks.
+
+    Raises :class:`ValueError` if a chunk other than the last is short.
+    """
+    length = sum(seal.length for seal in seals)
+    recipes = cut(chunk_size, length, [seal.digest for seal in seals])
+    joined = join(chunk_size, length, [recipe.digest for recipe in recipes])
+    return Content(length, None, recipes[0].digest if joined is None else joined.digest)
