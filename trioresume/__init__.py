@@ -65,9 +65,12 @@ from trioresume.store.keeper.inventory import (
 )
 from trioresume.store.keeper.verification import Damage, DamageKind, Verification
 from trioresume.store.port import Collected
+from trioresume.targets.applications.asgi import ASGITarget
+from trioresume.targets.applications.wsgi import WSGITarget
 from trioresume.targets.files import FileService
 
 __all__ = [
+    "ASGITarget",
     "Authenticator",
     "BodyInput",
     "CallPolicy",
@@ -114,6 +117,7 @@ __all__ = [
     "TrioresumeError",
     "UploadForgotten",
     "Verification",
+    "WSGITarget",
     "bearer_tokens",
     "client_certificates",
     "collect",

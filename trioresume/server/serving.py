@@ -4,9 +4,10 @@
 
     store open
       commits          everything below may commit
-        background     seals, handlers, expiry, collection
-          connections  one task each
-            listeners
+        target         an application's lifespan, if it has one
+          background   seals, handlers, expiry, collection
+            connections  one task each
+              listeners
 
 Shutdown goes from the inside to the outside. First the listeners close. Then the running
 requests have ``grace_timeout`` seconds, and the handlers have the rest of that time. The last
@@ -30,7 +31,12 @@ from trioresume.errors import PeerError
 from trioresume.protocol.clock import ServiceClock
 from trioresume.protocol.schedule import Schedule
 from trioresume.server.api.config import Config
-from trioresume.server.api.handler import Services, StoreTarget, as_target
+from trioresume.server.api.handler import (
+    LastingTarget,
+    Services,
+    StoreTarget,
+    as_target,
+)
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
 from trioresume.server.http.acceptor import accept_from
@@ -72,6 +78,9 @@ PROTOCOLS = ("h2", "http/1.1")
 
 MOST_TURNED_AWAY = 32
 """Connections over the limit that are answered at a time; others are closed at once."""
+
+TARGET_LAST_SECONDS = 1.0
+"""Seconds after the grace period in which a target may end what runs beside its calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +264,10 @@ async def running_service(
     quotas = Quotas(storage.store, config)
     storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
     storage.batch_observer = quotas
-    async with trio.open_nursery() as background:
+    async with (
+        _running_target(target, config) as lasting,
+        trio.open_nursery() as background,
+    ):
         operations = Registry(
             storage,
             target,
@@ -283,6 +295,20 @@ async def running_service(
         yield doorman
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline
+        lasting.deadline = doorman.deadline + TARGET_LAST_SECONDS
+
+
+@asynccontextmanager
+async def _running_target(
+    target: AnyTarget, config: Config
+) -> AsyncIterator[trio.CancelScope]:
+    """Run what *target* runs beside its calls; yield the scope that can cancel that."""
+    with trio.CancelScope() as scope:
+        if isinstance(target, LastingTarget):
+            async with target.running(config):
+                yield scope
+        else:
+            yield scope
 
 
 async def _run_all(

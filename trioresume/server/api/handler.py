@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
@@ -36,6 +36,7 @@ __all__ = [
     "ContentFile",
     "Handler",
     "HandlerTarget",
+    "LastingTarget",
     "Progress",
     "RecordedWith",
     "Representation",
@@ -209,6 +210,10 @@ class Request:
     principal: str | None
     """The sender's name from ``Config.authenticate``; None without authentication."""
     on_progress: Callable[[Progress], None]
+    operation_id: str | None = None
+    """Names the upload, the same in each call for it; None if the request is not recorded.
+
+    It is part of the secret locations that its client knows: do not show it to others."""
 
     @property
     def method(self) -> str:
@@ -359,6 +364,19 @@ class StoreTarget(Protocol):
 
 
 AnyTarget = Target | StoreTarget
+
+
+@runtime_checkable
+class LastingTarget(Protocol):
+    """A target that has to run beside its calls, such as an application with a lifespan."""
+
+    def running(self, config: Config) -> AbstractAsyncContextManager[None]:
+        """Entered before the first request, and left after the last one.
+
+        An exception on entering is raised by :func:`trioresume.serve`. Leaving is cancelled a
+        second after the grace period.
+        """
+        ...
 
 
 @runtime_checkable

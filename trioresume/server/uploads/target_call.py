@@ -144,6 +144,7 @@ class TargetCall:
             body=RequestBody(self.content, self._around.storage),
             principal=record.principal,
             on_progress=on_progress,
+            operation_id=record.id,
         )
         try:
             refusal: object = None

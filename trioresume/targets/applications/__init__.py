@@ -1,0 +1,1 @@
+"""ASGI and WSGI applications in this process, as targets."""
