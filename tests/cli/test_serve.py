@@ -218,7 +218,9 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, str]]:
     """The settings with which the service would have been run."""
     seen: list[tuple[Config, str]] = []
 
-    def run(_: object, config: Config, base_path: str, **__: Any) -> None:
+    def run(
+        _: object, config: Config, base_path: str, *_target: Any, **__: Any
+    ) -> None:
         seen.append((config, base_path))
 
     monkeypatch.setattr(trio, "run", run)

@@ -8,12 +8,13 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import click
 import trio
 
 import trioresume
+from trioresume.cli.applications import AppOptions, application_target
 from trioresume.cli.options import (
     Bind,
     Duration,
@@ -65,6 +66,24 @@ if hasattr(signal, "SIGHUP"):
     help="How long to keep a stored file. [default: forever]",
 )
 @switch("--ui", default=False, help="Serve an upload page for browsers at /ui/.")
+@click.option(
+    "--app",
+    metavar="MODULE:NAME",
+    help="ASGI application that gets each complete request, instead of the file service.",
+)
+@switch("--wsgi", default=False, help="Whether the application is a WSGI one.")
+@click.option(
+    "--app-loop",
+    type=click.Choice(["asyncio", "trio"]),
+    default="asyncio",
+    help="Event loop of an ASGI application: asyncio, in a thread, or the server's own.",
+)
+@click.option(
+    "--app-threads",
+    type=click.IntRange(min=1),
+    default=8,
+    help="Most requests that a WSGI application gets at a time.",
+)
 @settings_options
 @tls_options
 def serve(
@@ -76,8 +95,12 @@ def serve(
     tokens_file: Path | None,
     file_lifetime: float | None,
     ui: bool,
+    **app: Unpack[AppOptions],
 ) -> ExitCode:
     """Accept resumable uploads and store them as files.
+
+    With --app an application gets them: the whole content at once, in an ordinary request,
+    however often the upload was cut.
 
     SIGTERM or Ctrl-C stops the server: it accepts no new requests, and gives running
     requests some time to finish. A second signal stops it at once. In both cases no
@@ -89,7 +112,11 @@ def serve(
     # Wait only one second for a reader of the output: a container runtime, for example,
     # kills a process that does not end soon.
     output.never_wait(linger=1.0)
-    _check_base_path(base_path)
+    target = _target(base_path, app)
+    if app["app"] is not None:
+        if ui or file_lifetime is not None:
+            raise click.UsageError("--ui and --file-lifetime are for the file service")
+        base_path = "/"
     if settings["public_url"] is not None:
         settings["public_url"] = settings["public_url"].rstrip("/")
     config = _config(
@@ -108,6 +135,7 @@ def serve(
             _serve,
             config,
             base_path,
+            target,
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except* (OSError, trioresume.TrioresumeError) as group:
@@ -143,9 +171,12 @@ def _tokens(path: Path) -> trioresume.Authenticator:
         raise click.UsageError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
-def _check_base_path(base_path: str) -> None:
+def _target(
+    base_path: str, app: AppOptions
+) -> trioresume.Target | trioresume.FileService:
+    """Return the receiver of the uploads. A base path that cannot be is a usage error."""
     try:
-        trioresume.FileService(base_path)
+        return application_target(app) or trioresume.FileService(base_path)
     except trioresume.CallerError as exc:
         raise click.UsageError(f"--base-path {base_path!r}: {exc}") from exc
 
@@ -157,12 +188,14 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
     return error
 
 
-async def _serve(config: trioresume.Config, base_path: str) -> None:
+async def _serve(
+    config: trioresume.Config,
+    base_path: str,
+    target: trioresume.Target | trioresume.FileService,
+) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(
-                _running, config, base_path, nursery.cancel_scope
-            )
+            server = await nursery.start(_running, target, config, nursery.cancel_scope)
             for url in server.urls:
                 click.echo(f"You can now upload files to: {url}{base_path}")
             for url in server.urls if config.ui is not None else ():
@@ -171,15 +204,13 @@ async def _serve(config: trioresume.Config, base_path: str) -> None:
 
 
 async def _running(
+    target: trioresume.Target | trioresume.FileService,
     config: trioresume.Config,
-    base_path: str,
     whole: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[trioresume.Server],
 ) -> None:
-    await trioresume.serve(
-        trioresume.FileService(base_path), config, task_status=task_status
-    )
+    await trioresume.serve(target, config, task_status=task_status)
     whole.cancel()
 
 

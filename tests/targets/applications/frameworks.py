@@ -19,7 +19,7 @@ import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpResponse, JsonResponse
 from django.urls import path
 from fastapi import FastAPI, UploadFile
 from flask import Flask, request as flask_request
@@ -136,15 +136,16 @@ def _flask_log() -> list[dict[str, Any]]:
 # Django, as one module.
 
 
-def _django_form(request: HttpRequest) -> HttpResponse:
+# Any: Django ships no type information.
+def _django_form(request: Any) -> Any:
     return JsonResponse(note(request.FILES["file"]))
 
 
-def _django_raw(request: HttpRequest) -> HttpResponse:
+def _django_raw(request: Any) -> Any:
     return JsonResponse(note(request))
 
 
-def _django_log(request: HttpRequest) -> HttpResponse:
+def _django_log(request: Any) -> Any:
     return HttpResponse(json.dumps(LOG), content_type="application/json")
 
 

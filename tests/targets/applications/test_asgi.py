@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ async def read(receive: Receive) -> bytes:
     while True:
         message = await receive()
         assert message["type"] == "http.request"
-        body += message["body"]
+        block: bytes = message["body"]
+        body += block
         if not message["more_body"]:
             return body
 
@@ -436,7 +438,7 @@ async def test_progress_is_told(loop: Any, tmp_path: Path) -> None:
     go_on = trio.Event()
     reported = trio.Event()
     trio_token = trio.lowlevel.current_trio_token()
-    waiting: list[Callable[[], None]] = []
+    waiting: list[Callable[[], object]] = []
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         report = scope["extensions"]["trioresume"]["progress"]
@@ -449,7 +451,7 @@ async def test_progress_is_told(loop: Any, tmp_path: Path) -> None:
         else:
             event = asyncio.Event()
             running = asyncio.get_running_loop()
-            waiting.append(lambda: running.call_soon_threadsafe(event.set))  # type: ignore[func-returns-value]
+            waiting.append(partial(running.call_soon_threadsafe, event.set))
             trio_token.run_sync_soon(reported.set)
             await event.wait()
         await say(send, b"done")
