@@ -152,9 +152,12 @@ async def test_the_application_sees_an_ordinary_request(
 async def test_tus_fields_become_ordinary_ones(loop: Any, tmp_path: Path) -> None:
     """D6, T1: metadata that names and types the content is told as HTTP does."""
     seen: list[Scope] = []
+    called = trio.Event()
+    trio_token = trio.lowlevel.current_trio_token()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
+        trio_token.run_sync_soon(called.set)
         await say(send, await read(receive))
 
     async with socket_service(
@@ -173,6 +176,8 @@ async def test_tus_fields_become_ordinary_ones(loop: Any, tmp_path: Path) -> Non
         }
         done = await ask(service, "PATCH", created["location"], patch, b"abc")
         assert done.status == 204
+        with trio.fail_after(20):
+            await called.wait()  # the target is called after this answer
     headers = dict(seen[0]["headers"])
     assert headers[b"content-type"] == b"text/plain"
     assert b"a.txt" in headers[b"content-disposition"]

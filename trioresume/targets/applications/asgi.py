@@ -114,12 +114,12 @@ class ASGITarget:
 
     async def _live(self, lifespan: _Lifespan) -> None:
         scope = {"type": "lifespan", "asgi": VERSIONS, "state": self._state}
+        failure: Exception | None = None
         try:
             await self._run(scope, lifespan.receive, lifespan.send)
-        except Exception as exc:  # noqa: BLE001 - many applications have no lifespan
-            lifespan.end(exc)
-        else:
-            lifespan.end(None)
+        except* Exception as group:  # noqa: BLE001 - many applications have no lifespan
+            failure = _only(group)
+        lifespan.end(failure)
 
     async def _run(
         self,
