@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import ssl
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,71 @@ async def test_broken_new_certificate_changes_nothing(
     with pytest.raises(CallerError, match=r"old\.(pem|key)"):
         server.reload()
     assert await names_shown(server.first, "x.example") == {"old.example"}
+
+
+@pytest.mark.parametrize("file", ["certfile", "ca_certs"])
+def test_file_that_changes_while_it_is_read_changes_nothing(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is read more than once: at SIGHUP this ended the whole service."""
+    certfile, keyfile = write_server_files(tmp_path, "old.example")
+    ca = tmp_path / "ca.pem"
+    authority().cert_pem.write_to_path(ca)
+    server = ServerContexts(
+        TLSSettings(
+            certificates=[Certificate(certfile, keyfile)],
+            ca_certs=ca,
+            client_auth="optional",
+        ),
+        ("http/1.1",),
+    )
+    before = server.first
+    changing = certfile if file == "certfile" else ca
+
+    load = ssl.SSLContext.load_verify_locations
+
+    def load_late(context: ssl.SSLContext, cafile: str) -> None:
+        """The file is gone when the authorities are read from it."""
+        if cafile == str(changing):
+            changing.unlink()
+        load(context, cafile)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", load_late)
+    with pytest.raises(CallerError, match=changing.name):
+        server.reload()
+    assert server.first is before
+
+
+async def test_host_name_that_is_not_ascii_fails_quietly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python would print a traceback for each client that wants it."""
+    reported: list[object] = []
+    hook, sys.unraisablehook = sys.unraisablehook, reported.append
+    try:
+        server = contexts(
+            *(
+                Certificate(*write_server_files(tmp_path, name))
+                for name in ("one.example", "two.example")
+            )
+        )
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = client_context().wrap_bio(back, there, server_hostname="one.example")
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        hello = there.read()
+        assert hello.count(b"one.example") == 1
+        there.write(hello.replace(b"one.example", b"on\xe9.example"))
+        ours = server.first.wrap_bio(there, back, server_side=True)
+        with caplog.at_level(logging.DEBUG), pytest.raises(ssl.SSLError):
+            ours.do_handshake()
+        # Every other error is reported as before.
+        another: Any = types.SimpleNamespace(exc_value=ValueError(), object=None)
+        sys.unraisablehook(another)
+    finally:
+        sys.unraisablehook = hook
+    assert reported == [another]
+    assert "not ASCII" in caplog.text
 
 
 def test_context_of_the_program_is_left_alone() -> None:

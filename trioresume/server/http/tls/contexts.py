@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ class ServerContexts:
         if isinstance(settings, ssl.SSLContext):
             self.first = settings  # its owner has set everything
         else:
-            self.first = _load(settings, protocols)
+            self.first = self._loaded(settings)
 
     def reload(self) -> None:
         """Read all files again. Connections keep the certificate that they have.
@@ -64,7 +65,25 @@ class ServerContexts:
         changed then. Does nothing for a context that the embedding program made.
         """
         if not isinstance(self._settings, ssl.SSLContext):
-            self.first = _load(self._settings, self._protocols)
+            self.first = self._loaded(self._settings)
+
+    def _loaded(self, settings: TLSSettings) -> ssl.SSLContext:
+        try:
+            return _load(settings, self._protocols)
+        # Each file is read more than once. It may vanish, or change, between two reads.
+        except (OSError, ValueError) as exc:
+            names = ", ".join(_files(settings))
+            raise CallerError(
+                f"the certificates in {names} cannot be used: {exc}"
+            ) from exc
+
+
+def _files(settings: TLSSettings) -> list[str]:
+    """Return the names of all files that *settings* has."""
+    found = [settings.ca_certs]
+    for certificate in settings.certificates:
+        found += [certificate.certfile, certificate.keyfile]
+    return [os.fspath(path) for path in found if path is not None]
 
 
 def _load(settings: TLSSettings, protocols: Sequence[str]) -> ssl.SSLContext:
@@ -84,8 +103,36 @@ def _load(settings: TLSSettings, protocols: Sequence[str]) -> ssl.SSLContext:
             tls.context = found
 
     if len(contexts) > 1:
+        _mute_unreadable_names()
         contexts[0].sni_callback = choose
     return contexts[0]
+
+
+def _mute_unreadable_names() -> None:
+    """Keep host names that are not ASCII out of the error output, from now on.
+
+    Python refuses such a handshake by itself. But it has no place to raise the error, so it
+    gives the error to ``sys.unraisablehook``, which prints a traceback: one for each client
+    that wants it. All other errors go to the hook that was there before.
+    """
+    if not isinstance(sys.unraisablehook, _NamesMuted):
+        sys.unraisablehook = _NamesMuted(sys.unraisablehook)
+
+
+class _NamesMuted:
+    """A hook for unraisable errors that passes on all but those of host names."""
+
+    def __init__(self, before: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self._before = before
+
+    def __call__(self, unraisable: sys.UnraisableHookArgs, /) -> None:
+        error = unraisable.exc_value
+        # The object is the host name itself, or nothing: Python's versions differ.
+        names = (getattr(error, "object", None), None)
+        if isinstance(error, UnicodeDecodeError) and unraisable.object in names:
+            logger.debug("a host name that is not ASCII: %r", error.object)
+        else:
+            self._before(unraisable)
 
 
 def _find(by_host: dict[str, ssl.SSLContext], host: str) -> ssl.SSLContext | None:
