@@ -73,7 +73,8 @@ class Service:
         self.log = log or data_dir.with_name(data_dir.name + ".log")
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
-        self.root = f"http://127.0.0.1:{self.port}"
+        scheme = "https" if "--ssl-certfile" in arguments else "http"
+        self.root = f"{scheme}://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", module, *arguments]
         self._command += ["--bind", f"127.0.0.1:{self.port}"]
         self._command += ["--data-dir", str(data_dir)]

@@ -7,7 +7,7 @@ again; everything that is stored is verified; and nothing is there that nobody r
 
 For longer than CI has time for::
 
-    python -m tests.e2e.soak --kills 1000
+    python -m tests.e2e.soak --kills 1000 --carrier h2
 
 It prints the seed first, and a line of figures in the end; its exit code is 0 only if
 nothing was lost. Several services live and die side by side, because a start takes
@@ -24,11 +24,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
 
 import trioresume
+from tests.e2e.carriers import CARRIERS, HTTP1, Carrier
 from tests.e2e.command import Service
 from tests.e2e.uploads import TRY_AGAIN_SECONDS, Pace, Upload
 from tests.e2e.wire import Cut, ask
@@ -227,7 +229,9 @@ class Soak:
             self.finished.append(upload)
 
 
-def make_file_upload(service: Service, number: int, draw: random.Random) -> Upload:
+def make_file_upload(
+    service: Service, number: int, draw: random.Random, carrier: Carrier = HTTP1
+) -> Upload:
     """A POST or a PUT of a few hundred KiB to a few MiB to the file service."""
     put = draw.random() < 0.5
     return Upload(
@@ -239,6 +243,7 @@ def make_file_upload(service: Service, number: int, draw: random.Random) -> Uplo
         Pace(256 * KIB, pause=0.008),
         acknowledge=draw.random() < 0.5,
         chunked=draw.random() < 0.25,
+        carrier=carrier,
     )
 
 
@@ -248,7 +253,9 @@ async def delete_file(service: Service, upload: Upload) -> None:
     location = upload.answer.fields["location"]
     while True:
         try:
-            gone = await ask(service.address, "DELETE", location)
+            gone = await ask(
+                service.address, "DELETE", location, carrier=upload.carrier
+            )
         except Cut:
             await trio.sleep(TRY_AGAIN_SECONDS)
         else:
@@ -264,7 +271,7 @@ async def check_file(service: Service, upload: Upload) -> None:
     assert answer is not None
     assert answer.status == 201, f"{answer} for {upload}"
     location = answer.fields["location"]
-    file = await ask(service.address, "GET", location)
+    file = await ask(service.address, "GET", location, carrier=upload.carrier)
     if upload.is_deleted:
         assert file.status == 404, f"{file} for {upload}"
         return
@@ -291,20 +298,27 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=2)
     parser.add_argument("--uploaders", type=int, default=6)
     parser.add_argument(
+        "--carrier", choices=[str(carrier) for carrier in CARRIERS], default="h1"
+    )
+    parser.add_argument(
         "--seed", type=int, default=random.SystemRandom().getrandbits(32)
     )
     options = parser.parse_args()
+    (carrier,) = [each for each in CARRIERS if each.name == options.carrier]
     print(f"seed {options.seed}", flush=True)  # noqa: T201
     with tempfile.TemporaryDirectory() as directory:
         services = [
-            Service(Path(directory, f"data{number}"))
+            Service(
+                Path(directory, f"data{number}"),
+                ("serve", *carrier.options(Path(directory))),
+            )
             for number in range(options.services)
         ]
         soaks = [
             Soak(
                 service,
                 options.seed + number,
-                make_file_upload,
+                partial(make_file_upload, carrier=carrier),
                 check_file,
                 kills=-(-options.kills // options.services),
                 uploaders=options.uploaders,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import trio
 
+from tests.e2e.carriers import HTTP1, HTTP1_TLS, HTTP2, Carrier
 from tests.e2e.command import Service
 from tests.e2e.soak import KIB, check_file
 from tests.e2e.uploads import Pace, Upload
@@ -16,12 +18,19 @@ from tests.e2e.wire import Wire, ask
 from trioresume.testing import ChaosProxy, Direction, FaultKind, random_faults
 
 COUNT = 200
+COUNT_SECURED = 24
+"""Over TLS: each connection costs both sides a handshake."""
 
 
-def make_uploads(address: tuple[str, int], seed: int) -> list[Upload]:
+def make_uploads(
+    address: tuple[str, int],
+    seed: int,
+    count: int = COUNT,
+    carrier: Carrier = HTTP1,
+) -> list[Upload]:
     """Half of them create a file under a name, half leave the name to the service."""
     uploads = []
-    for number in range(COUNT):
+    for number in range(count):
         draw = random.Random(f"{seed}/{number}")
         put = number % 2 == 0
         upload = Upload(
@@ -32,6 +41,7 @@ def make_uploads(address: tuple[str, int], seed: int) -> list[Upload]:
             draw,
             Pace(32 * KIB),
             chunked=number % 5 == 0,
+            carrier=carrier,
         )
         upload.digest = hashlib.sha256(upload.content).hexdigest()
         uploads.append(upload)
@@ -83,6 +93,39 @@ async def test_200_concurrent_uploads_survive_cuts_anywhere(
     assert all(
         target in targets and state == "receiving" for target, state in unfinished
     )
+    assert service.unfinished() == []
+    assert service.tails() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("carrier", [HTTP1_TLS, HTTP2], ids=str)
+async def test_uploads_over_tls_survive_cuts_anywhere(
+    carrier: Carrier,
+    make_service: Callable[..., Service],
+    tmp_path: Path,
+    seed: int,
+    full: bool,
+) -> None:
+    """A cut in a handshake, a record or a frame is a cut: no end of content, no answer."""
+    service = make_service(*carrier.options(tmp_path))
+    service.start()
+    count = 10 * COUNT_SECURED if full else COUNT_SECURED
+    schedule = random_faults(seed, mean_bytes=120 * KIB, limit=10 * count)
+    async with ChaosProxy(service.address, schedule) as proxy:
+        uploads = make_uploads(proxy.address, seed, count, carrier)
+        await run_all(uploads)
+        totals = proxy.totals
+        print(totals)  # noqa: T201 - pytest shows it on failure and with -s
+    for upload in uploads:
+        upload.address = service.address
+        await check_file(service, upload)
+    assert totals.cuts >= count
+    locations = {
+        upload.answer.fields["location"] for upload in uploads if upload.answer
+    }
+    assert len(locations) == count
+    service.stop()
+    assert service.file_names() == {location.split("/")[-1] for location in locations}
     assert service.unfinished() == []
     assert service.tails() == []
 

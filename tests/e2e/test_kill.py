@@ -8,11 +8,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.e2e.carriers import HTTP1_TLS, HTTP2, Carrier
 from tests.e2e.command import Service
 from tests.e2e.soak import (
     KIB,
@@ -58,6 +60,31 @@ async def test_no_announced_byte_is_lost_by_many_kills(
     names = sum(len(service.file_names()) for service in services)
     assert names == report.uploads - report.deleted
     assert [upload for s in services for upload in s.unfinished()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("carrier", [HTTP1_TLS, HTTP2], ids=str)
+async def test_no_announced_byte_is_lost_over_tls(
+    carrier: Carrier, make_service: MakeService, tmp_path: Path, seed: int, full: bool
+) -> None:
+    """G9, for what TLS and HTTP/2 carry."""
+    service = make_service(*carrier.options(tmp_path))
+    kills = 100 if full else 3
+    soak = Soak(
+        service,
+        seed,
+        partial(make_file_upload, carrier=carrier),
+        check_file,
+        kills=kills,
+        uploaders=4,
+        delete=delete_file,
+    )
+    report = await soak.run()
+    print(report)  # noqa: T201 - pytest shows it on failure and with -s
+    assert report.kills.total() == kills
+    assert report.cuts > 0
+    assert len(service.file_names()) == report.uploads - report.deleted
+    assert service.unfinished() == []
 
 
 def upload_maker(smallest: int, largest: int) -> Callable[..., Upload]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
+from tests.e2e.carriers import CARRIERS, HTTP1, Carrier
 from tests.e2e.command import Service
-from tests.e2e.wire import Cut, Wire, request_head
+from tests.e2e.wire import Cut, Wire, ask, request_head
 from tests.stopwatch import Stopwatch
 
 OTHERS = 50
@@ -21,9 +23,11 @@ SIZE = 1_000_000
 RESUMING = (("Expect", "100-continue"), ("Prefer", "resume"))
 
 
-async def start(service: Service, target: str, length: int) -> tuple[Wire, str]:
+async def start(
+    service: Service, target: str, length: int, carrier: Carrier = HTTP1
+) -> tuple[Wire, str]:
     """A connection that was asked for its content, and where that is."""
-    wire = await Wire.connect(service.address)
+    wire = await Wire.connect(service.address, carrier)
     fields = [*RESUMING, ("Content-Length", str(length))]
     await wire.send(request_head("PUT", target, fields))
     head = await wire.next_head()
@@ -149,3 +153,67 @@ async def _send_until_refused(wire: Wire, data: bytes) -> None:
         await wire.send(data)
     except Cut:
         pass  # refused in the middle; its answer says why
+
+
+UPLOADS = 6
+
+
+@pytest.mark.parametrize("carrier", CARRIERS, ids=str)
+async def test_many_takeovers_lose_and_mix_nothing(
+    carrier: Carrier,
+    make_service: Callable[..., Service],
+    tmp_path: Path,
+    seed: int,
+    full: bool,
+) -> None:
+    """R21, G9: old writers stay connected and go on with bytes that must never count."""
+    service = make_service(*carrier.options(tmp_path))
+    service.start()
+    most = 200 if full else 12
+    async with trio.open_nursery() as nursery:
+        for number in range(UPLOADS):
+            draw = random.Random(f"{seed}/{number}")
+            nursery.start_soon(_take_over_often, service, number, draw, carrier, most)
+    service.stop()
+    assert service.unfinished() == []
+
+
+async def _take_over_often(
+    service: Service, number: int, draw: random.Random, carrier: Carrier, most: int
+) -> None:
+    content = draw.randbytes(SIZE)
+    announced, asked = 0, SIZE
+    old, place = await start(service, f"/files/{number}", SIZE, carrier)
+    end = draw.randint(0, SIZE // most)
+    await old.send(content[:end])
+    sent = end
+    wires = [old]
+    async with trio.open_nursery() as nursery:
+        for turn in range(most):
+            # Twice or so it comes while the content is on its way, and not after it.
+            if draw.random() < 0.8:
+                await trio.sleep(draw.uniform(0, 0.03))
+            new = await Wire.connect(service.address, carrier)
+            answer = await new.ask("HEAD", place)
+            offset = int(answer.fields["upload-offset"])
+            assert announced <= offset <= sent
+            announced = offset
+            late = b"\0" * min(50_000, asked - end)
+            nursery.start_soon(_send_until_refused, old, late)
+            asked = end = SIZE
+            if turn < most - 1:
+                end = min(SIZE - 1, offset + draw.randint(1, 2 * SIZE // most))
+            part = f"Content-Range: bytes {offset}-{SIZE - 1}/{SIZE}\r\n\r\n".encode()
+            length = ("Content-Length", str(len(part) + SIZE - offset))
+            fields = [("Content-Type", "message/byterange"), length]
+            head = request_head("PATCH", place, fields)
+            await new.send(head + part + content[offset:end])
+            sent = max(sent, end)
+            wires.append(new)
+            old = new
+        assert (await old.answer("PATCH")).status == 201
+        nursery.cancel_scope.cancel()
+    for wire in wires:
+        wire.close()
+    file = await ask(service.address, "GET", f"/files/{number}", carrier=carrier)
+    assert file.body == content

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from tests.e2e.carriers import HTTP1, Carrier
 from tests.e2e.wire import Answer, Cut, Refused, Wire, parse_message, request_head
 
 __all__ = ["Pace", "Upload"]
@@ -55,6 +56,7 @@ class Upload:
     """Whether the first request leaves the length unsaid (R18)."""
     whole_patches: bool = False
     """Whether each PATCH carries all that is left."""
+    carrier: Carrier = HTTP1
 
     whole: tuple[int, int] = (0, 0)
     """Where the last patch began and was to end, if it applies as a whole (B8)."""
@@ -92,7 +94,7 @@ class Upload:
 
     async def attempt(self) -> None:
         """One connection's worth of trying. Raises :class:`Cut`."""
-        with await Wire.connect(self.address) as wire:
+        with await Wire.connect(self.address, self.carrier) as wire:
             if not self.content_at:
                 await self._start(wire)
             else:

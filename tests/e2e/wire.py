@@ -1,7 +1,8 @@
-"""A second HTTP client, for these tests alone: plain sockets and nothing of trioresume.
+"""A second HTTP client, for these tests alone: it has nothing of trioresume.
 
 It exists so that client and server are not only tested against each other's idea of
-the protocol. It says exactly what it is told to, and notices everything that is said.
+the protocol. It says exactly what it is told to, and notices everything that is said. What it
+says is HTTP/1.1; a :class:`~tests.e2e.carriers.Carrier` can put it into TLS and HTTP/2.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import trio
+from h2.exceptions import ProtocolError
+
+from tests.e2e.carriers import HTTP1, Carrier, Stream
 
 __all__ = ["Answer", "Cut", "Refused", "Wire", "ask", "parse_message", "request_head"]
 
 READ_SIZE = 64 * 1024
+# What a stream raises at its end. h2 refuses to send on a connection that is over.
+_ENDED = (
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    ProtocolError,
+)
 
 
 class Cut(Exception):
@@ -81,16 +91,25 @@ class Wire:
     As a context manager it is closed at the end of the block.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
+    def __init__(self, socket: trio.SocketStream, stream: Stream | None = None) -> None:
+        self._socket = socket
+        self._stream = stream or socket
         self._received = bytearray()
 
     @classmethod
-    async def connect(cls, address: tuple[str, int]) -> Wire:
+    async def connect(cls, address: tuple[str, int], carrier: Carrier = HTTP1) -> Wire:
         try:
-            return cls(await trio.open_tcp_stream(*address))
+            plain = await trio.open_tcp_stream(*address)
         except OSError as exc:
             raise Refused(str(exc)) from exc
+        try:
+            return cls(plain, await carrier.over(plain))
+        except trio.BrokenResourceError as exc:
+            plain.socket.close()
+            raise Cut(str(exc)) from exc
+        except BaseException:
+            plain.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -100,14 +119,14 @@ class Wire:
 
     async def send(self, data: bytes | memoryview) -> None:
         try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            await self._stream.send_all(bytes(data))
+        except _ENDED as exc:
             raise Cut(str(exc)) from exc
 
     async def _more(self) -> bool:
         try:
             data = await self._stream.receive_some(READ_SIZE)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        except _ENDED as exc:
             raise Cut(str(exc)) from exc
         self._received += data
         return bool(data)
@@ -115,8 +134,8 @@ class Wire:
     async def send_eof(self) -> None:
         """Say that nothing more comes."""
         try:
-            await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            await self._socket.send_eof()
+        except (*_ENDED, OSError) as exc:
             raise Cut(str(exc)) from exc
 
     async def drop(self) -> bool:
@@ -194,20 +213,20 @@ class Wire:
     async def end(self) -> None:
         """Send a FIN and stay able to read."""
         try:
-            await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            await self._socket.send_eof()
+        except _ENDED as exc:
             raise Cut(str(exc)) from exc
 
     def close(self) -> None:
         """Close in the ordinary way: a FIN, or a RST if something came unread."""
-        self._stream.socket.close()
+        self._socket.socket.close()
 
     def reset(self) -> None:
         """Close with a RST (SO_LINGER with a time of zero, socket(7))."""
-        if self._stream.socket.fileno() != -1:
+        if self._socket.socket.fileno() != -1:
             linger = struct.pack("ii", 1, 0)
-            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self._stream.socket.close()
+            self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._socket.socket.close()
 
 
 async def ask(
@@ -215,7 +234,9 @@ async def ask(
     method: str,
     target: str,
     fields: Iterable[tuple[str, str]] = (),
+    *,
+    carrier: Carrier = HTTP1,
 ) -> Answer:
     """A request without content on a connection of its own."""
-    with await Wire.connect(address) as wire:
+    with await Wire.connect(address, carrier) as wire:
         return await wire.ask(method, target, fields)

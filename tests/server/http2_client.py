@@ -46,7 +46,10 @@ def _connection() -> h2.connection.H2Connection:
 
 
 class Http2Stream:
-    """HTTP/1.1 on this side, HTTP/2 on *wire*; one request at a time."""
+    """HTTP/1.1 on this side, HTTP/2 on *wire*; one request at a time.
+
+    One task may send while another one receives.
+    """
 
     def __init__(self, wire: Wire, scheme: str = "http") -> None:
         self.wire = wire
@@ -60,6 +63,9 @@ class Http2Stream:
         self._chunked = False
         self._came = bytearray()
         self._ended = False
+        self._sending = trio.Lock()
+        self._reading: trio.Event | None = None
+        """Set when the task that reads from the wire has read."""
 
     async def send_all(self, data: bytes) -> None:
         self._parser.receive_data(data)
@@ -101,13 +107,14 @@ class Http2Stream:
             if not self._is_open:
                 return  # answered early: nobody wants the rest
             room = self._h2.local_flow_control_window(self._stream)
+            if not room:
+                if not await self._read():
+                    return
+                continue
             part = data[: min(room, self._h2.max_outbound_frame_size)]
-            if part:
-                self._h2.send_data(self._stream, part)
-                data = data[len(part) :]
+            self._h2.send_data(self._stream, part)
+            data = data[len(part) :]
             await self._flush()
-            if not room and not await self._read():
-                return
 
     @property
     def _is_open(self) -> bool:
@@ -123,9 +130,10 @@ class Http2Stream:
             self._h2.end_stream(self._stream)
 
     async def _flush(self) -> None:
-        data = self._h2.data_to_send()
-        if data:
-            await self.wire.send_all(data)
+        async with self._sending:
+            data = self._h2.data_to_send()
+            if data:
+                await self.wire.send_all(data)
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         while not self._came and not self._ended:
@@ -136,7 +144,15 @@ class Http2Stream:
 
     async def _read(self) -> bool:
         """Read from the wire once. Returns False at its end."""
-        data = bytes(await self.wire.receive_some(65536))
+        if self._reading is not None:
+            await self._reading.wait()
+            return not self._ended
+        self._reading = trio.Event()
+        try:
+            data = bytes(await self.wire.receive_some(65536))
+        finally:
+            self._reading.set()
+            self._reading = None
         if not data:
             self._ended = True
             return False
