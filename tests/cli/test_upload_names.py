@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.cli.test_upload import SECONDS, Network, command, run
 from trioresume import cli
-from trioresume.protocol.disposition import parse_content_disposition_filename
+from trioresume.protocol.filenames import parse_content_disposition_filename
 from trioresume.store.disk_store import open_store
 
 needs_any_bytes = pytest.mark.skipif(

@@ -16,7 +16,7 @@ import h11
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.byteranges import patch_reader
 from trioresume.protocol.chunked import ChunkedReader
-from trioresume.protocol.dialects.seed.preferences import (
+from trioresume.protocol.dialects.seed.server import (
     parse_preferences,
     preference_applied,
 )

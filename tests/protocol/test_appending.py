@@ -6,12 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.appending import (
-    UploadProgress,
-    check_part,
-    content_etag,
-    length_after,
-)
+from trioresume.protocol.appending import UploadProgress, check_part, length_after
+from trioresume.protocol.conditional import content_etag
 from trioresume.protocol.fields import ContentRange
 
 P = ProblemCode

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from trioresume.protocol.disposition import (
+from trioresume.protocol.fields import format_ext_value, header_safe
+from trioresume.protocol.filenames import (
     content_disposition_attachment,
     parse_content_disposition_filename,
+    safe_filename,
     suggested_filename,
 )
-from trioresume.protocol.fields import format_ext_value, header_safe
-from trioresume.protocol.filenames import safe_filename
 
 
 def test_attachments_name_the_file_for_old_and_new_agents() -> None:

@@ -11,9 +11,8 @@ from trioresume.protocol.forwarded import (
     Hop,
     Proxies,
     host_of,
-    origin_from,
 )
-from trioresume.protocol.heads import Fields
+from trioresume.protocol.heads import Fields, origin_from
 
 TRUSTED = ("127.0.0.1", "10.0.0.0/8", "fd00::/8")
 

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trioresume.errors import CallerError, PeerError
-from trioresume.protocol.heads import Fields
+from trioresume.protocol.heads import Fields, end_to_end_fields
 from trioresume.protocol.message import (
     ResponseMessage,
-    end_to_end_fields,
     parse_response_head,
     serialise_response,
 )

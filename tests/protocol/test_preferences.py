@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from trioresume.protocol.dialects.seed.preferences import (
+from trioresume.protocol.dialects.seed.server import (
     Preferences,
     ResumeMode,
     Transaction,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from trioresume.protocol.schedule import Schedule
+from trioresume.protocol.clock import Schedule
 
 
 def loaded(window: int = 8) -> Schedule:

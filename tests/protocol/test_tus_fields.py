@@ -13,15 +13,15 @@ from trioresume.protocol.dialects.tus.fields import (
     CHECKSUM_ALGORITHMS,
     Checksum,
     format_metadata,
-    is_partial,
     joined_references,
     metadata_of,
     parse_metadata,
     representation_fields,
     stated_length,
 )
-from trioresume.protocol.disposition import parse_content_disposition_filename
+from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.fields import header_safe
+from trioresume.protocol.filenames import parse_content_disposition_filename
 from trioresume.protocol.heads import Fields
 
 CONTENT = b"The quick brown fox jumps over the lazy dog."

@@ -22,7 +22,7 @@ from tests.server.harness import (
 )
 from tests.server.tus import MARK
 from trioresume import CallerError, Config, FileService, Principal, RequestHead
-from trioresume.protocol.disposition import parse_content_disposition_filename
+from trioresume.protocol.filenames import parse_content_disposition_filename
 
 Clock = trio.testing.MockClock
 

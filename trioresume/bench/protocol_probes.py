@@ -25,12 +25,9 @@ from trioresume.protocol.dialects.rufh.client import RufhClient
 from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.dialects.tus.client import TUS
-from trioresume.protocol.disposition import content_disposition_attachment
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.message import (
-    UPLOAD_RESUMPTION_SUPPORTED,
-    parse_response_head,
-)
+from trioresume.protocol.filenames import content_disposition_attachment
+from trioresume.protocol.heads import UPLOAD_RESUMPTION_SUPPORTED, Fields
+from trioresume.protocol.message import parse_response_head
 from trioresume.protocol.urls import Url
 
 __all__ = ["PlainProbe", "RufhProbe", "SeedProbe", "TusProbe", "make_probe"]

@@ -16,7 +16,6 @@ from trioresume.protocol.fields import ContentRange
 __all__ = [
     "UploadProgress",
     "check_part",
-    "content_etag",
     "excess_content",
     "length_after",
 ]
@@ -37,11 +36,6 @@ class UploadProgress:
     @property
     def is_whole(self) -> bool:
         return self.offset == self.length
-
-
-def content_etag(offset: int) -> str:
-    """Return the strong validator of the received prefix. It changes with the offset (R20)."""
-    return f'"{offset}"'
 
 
 def length_after(progress: UploadProgress, part: ContentRange) -> int | None:

@@ -1,4 +1,7 @@
-"""Preconditions, in the order of RFC 9110, section 13.2.2."""
+"""Preconditions, in the order of RFC 9110, section 13.2.2.
+
+R20 is in docs/supported-protocols.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from trioresume.protocol.fields import (
 if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields
 
-__all__ = ["Outcome", "evaluate", "range_applies"]
+__all__ = ["Outcome", "content_etag", "evaluate", "range_applies"]
 
 
 class Outcome(Enum):
@@ -118,3 +121,8 @@ def range_applies(fields: Fields, *, etag: str | None) -> bool:
     asked = parse_entity_tag(value)
     current = None if etag is None else parse_entity_tag(etag)
     return asked is not None and current is not None and asked.matches_strongly(current)
+
+
+def content_etag(offset: int) -> str:
+    """Return the strong validator of the received prefix. It changes with the offset (R20)."""
+    return f'"{offset}"'

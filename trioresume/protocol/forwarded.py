@@ -47,7 +47,6 @@ __all__ = [
     "Hop",
     "Proxies",
     "host_of",
-    "origin_from",
 ]
 
 ForwardedFamily = Literal["x-forwarded", "forwarded"]
@@ -128,25 +127,6 @@ def host_of(peer: str) -> str:
     return peer.rpartition(":")[0]
 
 
-_PORT = re.compile(r"(?P<host>.+?):(?P<port>[0-9]*)")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-def origin_from(scheme: str, authority: str) -> str:
-    """Return ``scheme://authority``, without the default port of *scheme*.
-
-    The origin is the same with and without that port (RFC 9110, section 4.2.3). But
-    browsers and clients compare strings, and a proxy may have added a port that the
-    client did not write.
-    """
-    match = _PORT.fullmatch(authority)
-    if match is not None and not authority.endswith("]"):
-        port = match["port"]
-        if not port or int(port) == _DEFAULT_PORTS.get(scheme):
-            authority = match["host"]
-    return f"{scheme}://{authority}"
-
-
 # The readers of both families begin with the nearest proxy.
 
 
@@ -203,7 +183,7 @@ def _telling_port(port: str) -> str:
     if _PORT_ALONE.fullmatch(port) is None:
         return ""
     number = int(port)
-    is_default = number in _DEFAULT_PORTS.values()
+    is_default = number in (80, 443)
     return "" if is_default or not 0 < number < 65536 else str(number)
 
 

@@ -1,4 +1,4 @@
-"""Header fields and request heads as values.
+"""Header fields and request heads as values, and what a response's head means.
 
 ``Fields`` keeps the order and the repetition of field lines. It compares names without
 case (RFC 9110, section 5.1). Values are decoded as latin-1, which maps each byte to the
@@ -7,15 +7,46 @@ character with the same number, so nothing is lost.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
-from trioresume.protocol.disposition import parse_content_disposition_filename
-from trioresume.protocol.fields import parse_media_type
+from trioresume.protocol.fields import parse_media_type, split_list
+from trioresume.protocol.filenames import parse_content_disposition_filename
 from trioresume.protocol.tls_facts import TLSFacts
 
-__all__ = ["Fields", "RequestHead"]
+__all__ = [
+    "UPLOAD_RESUMPTION_SUPPORTED",
+    "Fields",
+    "RequestHead",
+    "end_to_end_fields",
+    "has_content",
+    "origin_from",
+    "reason_phrase",
+]
+
+UPLOAD_RESUMPTION_SUPPORTED = 104
+"""The interim status of Resumable Uploads for HTTP, in its drafts since 2022."""
+
+_UNREGISTERED = {
+    UPLOAD_RESUMPTION_SUPPORTED: "Upload Resumption Supported",
+    460: "Checksum Mismatch",  # tus 1.0.0, checksum extension
+}
+
+# RFC 9110, section 7.6.1, and older fields that only concern one connection.
+_HOP_BY_HOP = (
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+)
 
 
 class Fields:
@@ -159,3 +190,46 @@ class RequestHead:
     def has_content(self) -> bool:
         """Whether content follows; a chunked body counts even if it proves empty."""
         return self.length is None or self.length > 0
+
+
+_PORT = re.compile(r"(?P<host>.+?):(?P<port>[0-9]*)")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def origin_from(scheme: str, authority: str) -> str:
+    """Return ``scheme://authority``, without the default port of *scheme*.
+
+    The origin is the same with and without that port (RFC 9110, section 4.2.3). But
+    browsers and clients compare strings, and a proxy may have added a port that the
+    client did not write.
+    """
+    match = _PORT.fullmatch(authority)
+    if match is not None and not authority.endswith("]"):
+        port = match["port"]
+        if not port or int(port) == _DEFAULT_PORTS.get(scheme):
+            authority = match["host"]
+    return f"{scheme}://{authority}"
+
+
+# Responses.
+
+
+def has_content(status: int) -> bool:
+    """Whether a final response with this status has content (RFC 9112, section 6.3)."""
+    return status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+
+
+def end_to_end_fields(fields: Fields) -> Fields:
+    """Return *fields* without hop-by-hop ones and those that ``Connection`` names."""
+    named = split_list(fields.get("connection") or "")
+    return fields.without(*_HOP_BY_HOP, *named)
+
+
+def reason_phrase(status: int) -> str:
+    """Return the usual words for *status*; empty if it is not registered."""
+    if status in _UNREGISTERED:
+        return _UNREGISTERED[status]
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""

@@ -13,19 +13,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from http import HTTPStatus
 
 import h11
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
-from trioresume.protocol.fields import TOKEN, header_safe, split_list
-from trioresume.protocol.heads import Fields
+from trioresume.protocol.fields import TOKEN, header_safe
+from trioresume.protocol.heads import (
+    Fields,
+    end_to_end_fields,
+    has_content,
+    reason_phrase,
+)
 
 __all__ = [
     "MEDIA_TYPE",
     "ResponseMessage",
-    "end_to_end_fields",
-    "has_content",
     "parse_response_head",
     "serialise_response",
 ]
@@ -33,49 +35,8 @@ __all__ = [
 MEDIA_TYPE = "message/http"
 """Exactly this, without parameters (R26)."""
 
-UPLOAD_RESUMPTION_SUPPORTED = 104
-"""The interim status of Resumable Uploads for HTTP, in its drafts since 2022."""
-
-_UNREGISTERED = {
-    UPLOAD_RESUMPTION_SUPPORTED: "Upload Resumption Supported",
-    460: "Checksum Mismatch",  # tus 1.0.0, checksum extension
-}
-
-# RFC 9110, section 7.6.1, and older fields that only concern one connection.
-_HOP_BY_HOP = (
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authentication-info",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-)
 _FIELD_NAME = re.compile(TOKEN)
 _MAX_HEAD = 64 * 1024
-
-
-def has_content(status: int) -> bool:
-    """Whether a final response with this status has content (RFC 9112, section 6.3)."""
-    return status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-
-
-def end_to_end_fields(fields: Fields) -> Fields:
-    """Return *fields* without hop-by-hop ones and those that ``Connection`` names."""
-    named = split_list(fields.get("connection") or "")
-    return fields.without(*_HOP_BY_HOP, *named)
-
-
-def reason_phrase(status: int) -> str:
-    """Return the usual words for *status*; empty if it is not registered."""
-    if status in _UNREGISTERED:
-        return _UNREGISTERED[status]
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
 
 
 def serialise_response(

@@ -28,8 +28,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import PeerError
-from trioresume.protocol.clock import ServiceClock
-from trioresume.protocol.schedule import Schedule
+from trioresume.protocol.clock import Schedule, ServiceClock
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import (
     LastingTarget,

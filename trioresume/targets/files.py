@@ -26,10 +26,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate
-from trioresume.protocol.dialects.misplaced import is_patch_of_bytes
-from trioresume.protocol.dialects.server import METHOD_OVERRIDE
-from trioresume.protocol.disposition import content_disposition_attachment
-from trioresume.protocol.filenames import name_fault
+from trioresume.protocol.dialects.server import METHOD_OVERRIDE, is_patch_of_bytes
+from trioresume.protocol.filenames import content_disposition_attachment, name_fault
 from trioresume.protocol.heads import Fields
 from trioresume.server.api.handler import (
     CallPolicy,

@@ -8,7 +8,7 @@ import trio.testing
 
 from tests.server.harness import Recorder, head, memory_service
 from trioresume import Config
-from trioresume.protocol.dialects.seed.unasked_continue import takes_unasked_continue
+from trioresume.protocol.dialects.seed.server import takes_unasked_continue
 from trioresume.protocol.heads import Fields
 
 BODY = b"The quick brown fox jumps over the lazy dog."

@@ -21,8 +21,7 @@ from tests.server.harness import (
 from tests.server.seed import BODY, cut_upload
 from trioresume import Config, FileService, Principal, RequestHead
 from trioresume.errors import StorageConflict
-from trioresume.protocol.clock import ServiceClock
-from trioresume.protocol.schedule import Schedule
+from trioresume.protocol.clock import Schedule, ServiceClock
 from trioresume.server.serving import Tuning
 from trioresume.server.uploads import expiry
 from trioresume.store.port import SERVICE_CLOCK, Mutation, OperationId

@@ -19,12 +19,13 @@ import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
 from trioresume.protocol.dialects.classify import early_dialect
-from trioresume.protocol.dialects.seed.preferences import parse_preferences
-from trioresume.protocol.dialects.seed.unasked_continue import takes_unasked_continue
+from trioresume.protocol.dialects.seed.server import (
+    parse_preferences,
+    takes_unasked_continue,
+)
 from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.framing import expects_continue
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.message import has_content
+from trioresume.protocol.heads import Fields, has_content
 from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import closing_iterator
 from trioresume.server.http.exchange import ContentCut

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable
 
     from trioresume.protocol.dialects import Interim, ServerDialect, UploadLimits
-    from trioresume.protocol.dialects.seed.preferences import Preferences
+    from trioresume.protocol.dialects.seed.server import Preferences
     from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.async_store.receive_memory import Piece
     from trioresume.server.http.stored_body import StoredBody

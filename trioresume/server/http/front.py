@@ -34,8 +34,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
-from trioresume.protocol.forwarded import host_of, origin_from
+from trioresume.protocol.forwarded import host_of
 from trioresume.protocol.framing import HeadLimits
+from trioresume.protocol.heads import origin_from
 from trioresume.server.api.config import cross_origin, proxies, upload_limits
 from trioresume.server.async_store.receive_memory import ReceiveMemory
 from trioresume.server.event_loop import RoundLimit

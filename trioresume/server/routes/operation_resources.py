@@ -16,22 +16,21 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import ContentLost, PeerError, ProblemCode, StorageFull
-from trioresume.protocol.appending import content_etag
 from trioresume.protocol.byteranges import ACCEPT_PATCH
-from trioresume.protocol.conditional import Outcome, evaluate
+from trioresume.protocol.conditional import Outcome, content_etag, evaluate
 from trioresume.protocol.dialects import (
     AppendRules,
     Upload,
     classify,
     discovery_fields,
 )
-from trioresume.protocol.dialects.seed.preferences import (
+from trioresume.protocol.dialects.seed.server import (
     Preferences,
     Transaction,
     preference_applied,
 )
 from trioresume.protocol.dialects.server import PRIVATE
-from trioresume.protocol.disposition import (
+from trioresume.protocol.filenames import (
     content_disposition_attachment,
     parse_content_disposition_filename,
 )

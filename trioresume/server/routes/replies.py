@@ -16,7 +16,7 @@ import trio
 
 from trioresume.errors import ContentLost, PeerError, ProblemCode
 from trioresume.protocol.dialects import Interim, Reply, Upload
-from trioresume.protocol.dialects.seed.preferences import (
+from trioresume.protocol.dialects.seed.server import (
     Preferences,
     preference_applied,
 )

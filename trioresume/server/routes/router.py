@@ -18,11 +18,10 @@ from trioresume.errors import (
     StorageError,
 )
 from trioresume.protocol.dialects import classify, discovery_fields
-from trioresume.protocol.dialects.seed.preferences import Preferences, ResumeMode
-from trioresume.protocol.dialects.tus.fields import is_partial
+from trioresume.protocol.dialects.seed.server import Preferences, ResumeMode
+from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.message import end_to_end_fields
+from trioresume.protocol.heads import Fields, end_to_end_fields
 from trioresume.server.api.config import Principal, upload_limits
 from trioresume.server.api.handler import (
     PartTarget,

@@ -1,7 +1,7 @@
 """The expiry task and the collector: end what has expired, and release its bytes.
 
 The catalog's index is the schedule. A window of its soonest deadlines is in memory
-(:class:`~trioresume.protocol.schedule.Schedule`). One task sleeps until the soonest
+(:class:`~trioresume.protocol.clock.Schedule`). One task sleeps until the soonest
 deadline, or until an earlier one is noted. Nothing polls, whatever the number of deadlines.
 
 An operation in use does not expire (G11 in docs/supported-protocols.md): its expiry is moved
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import StorageError
+from trioresume.protocol.clock import Schedule
 from trioresume.protocol.operation import Event
-from trioresume.protocol.schedule import Schedule
 from trioresume.store.port import (
     SERVICE_CLOCK,
     Collected,

@@ -26,7 +26,7 @@ from trioresume.errors import (
     StorageConflict,
     StorageError,
 )
-from trioresume.protocol.dialects.tus.fields import is_partial
+from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop import Signal

@@ -20,7 +20,7 @@ from trioresume.protocol.appending import (
     check_part,
     excess_content,
 )
-from trioresume.protocol.dialects.seed.preferences import Transaction
+from trioresume.protocol.dialects.seed.server import Transaction
 from trioresume.protocol.parts import (
     PartData,
     PartStart,

@@ -13,11 +13,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
-from trioresume.protocol.dialects.seed.preferences import parse_preferences
-from trioresume.protocol.dialects.tus.fields import is_partial
+from trioresume.protocol.dialects.seed.server import parse_preferences
+from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest, repr_digest
 from trioresume.protocol.fields import format_http_date
-from trioresume.protocol.message import end_to_end_fields, has_content
+from trioresume.protocol.heads import end_to_end_fields, has_content
 from trioresume.protocol.operation import CallPolicy
 from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import RecordedWith, Request, RequestBody, Response

@@ -17,8 +17,7 @@ from trioresume.protocol.dialects.client import (
 )
 from trioresume.protocol.dialects.rufh.versions import VERSIONS, Version
 from trioresume.protocol.dialects.upload_limits import UploadLimits
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.message import UPLOAD_RESUMPTION_SUPPORTED
+from trioresume.protocol.heads import UPLOAD_RESUMPTION_SUPPORTED, Fields
 
 if TYPE_CHECKING:
     from trioresume.protocol.fields import ContentRange

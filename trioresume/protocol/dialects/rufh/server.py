@@ -28,7 +28,6 @@ from trioresume.protocol.byteranges import (
     PARTIAL_UPLOAD,
     OffsetReader,
 )
-from trioresume.protocol.dialects.misplaced import check_once, essence_of
 from trioresume.protocol.dialects.rufh.versions import (
     INTEROP_VERSION,
     UNVERSIONED,
@@ -45,12 +44,13 @@ from trioresume.protocol.dialects.server import (
     Reply,
     ServerDialect,
     Upload,
+    check_once,
+    essence_of,
     shared_content_fields,
 )
 from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.digests import ContentDigest
-from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.protocol.message import UPLOAD_RESUMPTION_SUPPORTED
+from trioresume.protocol.heads import UPLOAD_RESUMPTION_SUPPORTED, Fields, RequestHead
 from trioresume.protocol.structured import integer_item
 
 __all__ = ["RufhServer", "recognise"]

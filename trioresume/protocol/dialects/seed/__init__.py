@@ -8,9 +8,8 @@ appends the rest (PATCH, R15).
 - ``server``: how requests without a marker are read, and how their answers are worded.
   The seed has no marker of its own. So its answers to HEAD and PATCH also serve clients
   that are in no dialect at all (section E of docs/supported-protocols.md).
+  It also reads ``Prefer``: preferences combine with the other dialects.
 - ``client``: the requests of a client, and how it reads the answers.
-- ``preferences``: ``Prefer``. Preferences combine with the other dialects.
-- ``unasked_continue``: which clients can take a 100 that they did not ask for.
 
 Statement numbers such as R1 are defined in docs/supported-protocols.md.
 """

@@ -17,17 +17,17 @@ import re
 from typing import TYPE_CHECKING
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.disposition import (
-    content_disposition_attachment,
-    suggested_filename,
-)
 from trioresume.protocol.fields import (
     header_safe,
     parse_integer,
     parse_media_type,
     split_list,
 )
-from trioresume.protocol.filenames import safe_filename
+from trioresume.protocol.filenames import (
+    content_disposition_attachment,
+    safe_filename,
+    suggested_filename,
+)
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ __all__ = [
     "VERSION",
     "Checksum",
     "format_metadata",
-    "is_partial",
     "joined_references",
     "metadata_of",
     "parse_metadata",
@@ -188,13 +187,6 @@ def _texts(metadata: Mapping[str, bytes], *keys: str) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- concatenation
-
-
-def is_partial(fields: Fields) -> bool:
-    """Whether the request with *fields* began a partial upload (D7)."""
-    if "tus-resumable" not in fields:
-        return False
-    return (fields.get("upload-concat") or "").strip(" \t") == PARTIAL
 
 
 def joined_references(fields: Fields) -> tuple[str, ...] | None:

@@ -39,9 +39,9 @@ from trioresume.protocol.dialects.server import (
 from trioresume.protocol.dialects.tus.fields import (
     CHECKSUM_ALGORITHMS,
     MARK,
+    PARTIAL,
     VERSION,
     Checksum,
-    is_partial,
     joined_references,
     parse_metadata,
     representation_fields,
@@ -64,6 +64,7 @@ __all__ = [
     "TusServer",
     "at_target",
     "is_marked",
+    "is_partial",
     "shows_mark",
     "tus_discovery",
 ]
@@ -327,3 +328,10 @@ class MarkedOnly(SeedServer):
 
 MARKED_ONLY = MarkedOnly()
 """The only instance, since it has no state."""
+
+
+def is_partial(fields: Fields) -> bool:
+    """Whether the request with *fields* began a partial upload (D7)."""
+    if "tus-resumable" not in fields:
+        return False
+    return (fields.get("upload-concat") or "").strip(" \t") == PARTIAL

@@ -29,8 +29,7 @@ from trioresume.protocol.framing import (
     head_start,
     parse_head,
 )
-from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.protocol.message import reason_phrase
+from trioresume.protocol.heads import Fields, RequestHead, reason_phrase
 from trioresume.server.http.base_exchange import BaseExchange
 from trioresume.server.http.exchange import ContentCut
 from trioresume.server.http.front import address_of
