@@ -27,6 +27,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalog/unreferenced",
         "catalog/usage_triggers",
         "disk/chunks",
+        "disk/doubts",
         "disk/readers",
         "disk/recovery",
         "disk/tail_files",
@@ -76,7 +77,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         "uploads/receive",
         "uploads/receive_patch",
         "uploads/registry",
-        "uploads/response_writer",
         "uploads/target_call",
         "uploads/turns",
     ),
@@ -154,6 +154,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/catalog/schema": (_STORE,),
     "store/catalog/unreferenced": (_COLLECTION,),
     "store/disk/chunks": (_ORDER, _STORE, _LOSSES),
+    "store/disk/doubts": (_LOSSES,),
     "store/disk/readers": ("tests/store/contract/test_extents.py", _CONTENT),
     "store/disk/recovery": (_ORDER, _CONTENT, _LOSSES),
     "store/disk/tail_files": (_ORDER, _CONTENT, _LOSSES),
@@ -183,13 +184,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "server/http/http2/exchange": (_HTTP2_CONNECTION,),
     "server/http/http2/outbox": (_HTTP2_CONNECTION,),
     "server/uploads/target_call": (
+        "tests/server/uploads/test_response_writer.py",
         _HELD,
         "tests/server/routes/test_result.py",
         "tests/server/test_failures.py",
-    ),
-    "server/uploads/response_writer": (
-        "tests/server/test_failures.py",
-        "tests/server/routes/test_result.py",
     ),
     "server/http/front": (
         "tests/server/http/test_connection_limits.py",

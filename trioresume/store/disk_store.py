@@ -35,7 +35,7 @@ rest is cut off when the content is opened. The store looks at a tail only when 
 asks for it, so a start costs the same with any number of unfinished uploads.
 
 Chunks that were published with ``durability="process"``, where nothing is synced, can lose
-bytes in the same way: see chunks.py.
+bytes in the same way: see doubts.py.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ from trioresume.errors import (
 from trioresume.store.catalog.batch import Effects, Ledger
 from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
-from trioresume.store.disk.chunks import ChunkFiles, Doubts
+from trioresume.store.disk.chunks import ChunkFiles
+from trioresume.store.disk.doubts import Doubts
 from trioresume.store.disk.readers import InlineReader, PrefixReader, open_recipe
 from trioresume.store.disk.recovery import Recovery
 from trioresume.store.disk.tail_files import PROOF, TailFiles
@@ -234,7 +235,11 @@ class DiskStore:
                     (mount_epoch,),
                 )
         self._chunks.doubts = Doubts(
-            self._catalog, self._disk, mount_epoch, self._dir.path
+            self._catalog,
+            self._disk,
+            mount_epoch,
+            self._dir.path,
+            self._chunks.checked,
         )
         self._note(
             mount=mount or "",

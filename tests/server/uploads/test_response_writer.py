@@ -13,7 +13,7 @@ from trioresume import Config, Fields
 from trioresume.errors import StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
 from trioresume.server.serving import running_storage
-from trioresume.server.uploads.response_writer import ResponseWriter
+from trioresume.server.uploads.target_call import ResponseWriter
 from trioresume.store.port import CreateOperation, OperationId, OperationRecord
 from trioresume.testing.memory_store import MemoryStore
 

@@ -37,8 +37,11 @@ async def _find_part(
     place = locate_reference(operations.config, reference)
     if place is None or place[1] is not Resource.CONTENT:
         raise _no_part()
-    async with operations.visit(place[0], principal) as part:
-        if part is None or not part.is_partial:
+    part = await operations.visit(place[0], principal)
+    if part is None:
+        raise _no_part()
+    try:
+        if not part.is_partial:
             raise _no_part()
         if part.is_whole:
             part.complete()
@@ -51,6 +54,8 @@ async def _find_part(
             raise _no_part()
         storage = operations.storage
         return await storage.run(storage.store.parts_of, part.record.content)
+    finally:
+        operations.leave(part)
 
 
 def _no_part() -> PeerError:

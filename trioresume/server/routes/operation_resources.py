@@ -41,7 +41,6 @@ from trioresume.server.api.config import upload_limits
 from trioresume.server.routes.replies import (
     RETRY_AFTER,
     describe,
-    processing,
     send_not_yet,
     send_outcome,
     send_processing,
@@ -55,6 +54,7 @@ from trioresume.server.routes.representation import (
 )
 from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import Resource, operation_fields
+from trioresume.server.uploads.receive import processing
 from trioresume.server.uploads.receive_patch import (
     RefusedContent,
     patch_limits,
@@ -67,9 +67,8 @@ if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append
     from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
-    from trioresume.server.routes.replies import Follower
     from trioresume.server.uploads.operation import Operation
-    from trioresume.server.uploads.receive import Acknowledger
+    from trioresume.server.uploads.receive import InterimSender
     from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Content, OperationId
 
@@ -89,14 +88,12 @@ class Resources:
         self,
         operations: Registry,
         config: Config,
-        acknowledger: Acknowledger,
-        follower: Follower,
+        interim_sender: InterimSender,
     ) -> None:
         self._operations = operations
-        self._follower = follower
         self._storage = operations.storage
         self._config = config
-        self._acknowledger = acknowledger
+        self._interim_sender = interim_sender
         self._rules = AppendRules(
             patch=patch_limits(config),
             lenient_unit=config.lenient_range_unit,
@@ -136,10 +133,12 @@ class Resources:
             )
         named = dialect.method(exchange.head)
         asks = resource is Resource.CONTENT and named == "HEAD"
-        visiting = self._operations.visit(operation_id, principal, asks_offset=asks)
-        async with visiting as operation:
-            if operation is None:
-                raise PeerError(ProblemCode.NOT_FOUND)
+        operation = await self._operations.visit(
+            operation_id, principal, asks_offset=asks
+        )
+        if operation is None:
+            raise PeerError(ProblemCode.NOT_FOUND)
+        try:
             dialect.check(exchange.head)
             if named in ("HEAD", "PATCH") and operation.is_overdue:
                 await operation.end_overdue()
@@ -166,6 +165,8 @@ class Resources:
                 logger.error("%s is given up: %s", operation.id, exc)
                 await operation.cancel()
                 raise PeerError(ProblemCode.GONE) from exc
+        finally:
+            self._operations.leave(operation)
 
     def _allowed(self, resource: Resource) -> Fields:
         methods = [method for of, method in self._methods if of is resource]
@@ -260,7 +261,7 @@ class Resources:
                     operation,
                     place,
                     append,
-                    self._acknowledger,
+                    self._interim_sender,
                     self._config,
                 )
             except BaseException as exc:
@@ -286,7 +287,7 @@ class Resources:
                 operation,
                 self._storage,
                 self._config,
-                self._follower,
+                self._interim_sender,
                 told,
                 created=False,
             )
@@ -366,7 +367,7 @@ class Resources:
             return None
         most = self._config.max_wait
         seconds = int(most if asked.wait is None else min(asked.wait, most))
-        async with self._follower.during(exchange, operation, told):
+        async with self._interim_sender.following(exchange, operation, told):
             with trio.move_on_after(seconds):
                 while operation.is_receiving or operation.is_working:
                     await operation.changed.wait()

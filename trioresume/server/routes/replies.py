@@ -8,14 +8,12 @@ The numbered statements (B10, B11, C19, R27) are in docs/supported-protocols.md.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from trioresume.errors import ContentLost, PeerError, ProblemCode
-from trioresume.protocol.dialects import Interim, Reply, Upload
+from trioresume.protocol.dialects import Reply, Upload
 from trioresume.protocol.dialects.seed.server import (
     Preferences,
     preference_applied,
@@ -23,8 +21,6 @@ from trioresume.protocol.dialects.seed.server import (
 from trioresume.protocol.dialects.server import PRIVATE
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.protocol.progress import format_progress
-from trioresume.server.event_loop import in_background
 from trioresume.server.http.stored_body import StoredBody, StoredPart
 from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import (
@@ -33,10 +29,10 @@ from trioresume.server.uploads.locations import (
     operation_fields,
     origin_of,
 )
+from trioresume.server.uploads.receive import InterimSender, processing
 
 if TYPE_CHECKING:
     from trioresume.server.api.config import Config
-    from trioresume.server.api.handler import Progress
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.uploads.operation import Operation
@@ -44,9 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RETRY_AFTER",
-    "Follower",
     "describe",
-    "processing",
     "send_not_yet",
     "send_outcome",
     "send_processing",
@@ -56,56 +50,6 @@ __all__ = [
 NO_FIELDS = Fields()
 RETRY_AFTER = 1
 """Seconds after which a client may ask again for a response that is not there yet."""
-
-
-def processing(progress: Progress | None, message: str | None = None) -> Interim:
-    """Return the 102 that tells *progress*. The first 102 also gives the URI *message*.
-
-    The draft says that this URI SHOULD be in ``Location``. But the final response often has
-    another ``Location``, and libcurl takes the difference for an error (C19). So the URI is
-    in ``Response-Message-Location``, the field for the same resource in resumable requests.
-    """
-    told = format_progress(0)
-    if progress is not None:
-        told = format_progress(progress.done, progress.total, progress.remark)
-    fields = Fields({"progress": told})
-    where = {"response-message-location": message} if message else {}
-    return Interim(102, fields.plus(where))
-
-
-class Follower:
-    """Sends the progress of an operation to an exchange that waits for its outcome.
-
-    It sends at most one 102 in *interval* seconds, with the latest progress, and never waits
-    for the peer. *nursery* is the server's: an error in a task there does not reach the
-    exchange.
-    """
-
-    def __init__(self, nursery: trio.Nursery, interval: float) -> None:
-        self._nursery = nursery
-        self._interval = interval
-
-    @asynccontextmanager
-    async def during(
-        self, exchange: Exchange, operation: Operation, told: Progress | None = None
-    ) -> AsyncIterator[None]:
-        """Send progress while the block runs, if the client wants it; it knows *told*."""
-        if not (exchange.preferences.processing and exchange.can_interim):
-            yield
-            return
-        async with in_background(self._nursery, self._run, exchange, operation, told):
-            yield
-
-    async def _run(
-        self, exchange: Exchange, operation: Operation, told: Progress | None
-    ) -> None:
-        while True:
-            if operation.progress == told:
-                await operation.changed.wait()
-            else:
-                told = operation.progress
-                exchange.offer_interim(processing(told))
-                await trio.sleep(self._interval)
 
 
 def describe(
@@ -140,7 +84,7 @@ async def send_outcome(
     operation: Operation,
     storage: Storage,
     config: Config,
-    follower: Follower,
+    interim_sender: InterimSender,
     told: Fields = NO_FIELDS,
     *,
     created: bool,
@@ -162,7 +106,7 @@ async def send_outcome(
         return
     asked = exchange.preferences
     response: StoredResponse | None = None
-    async with follower.during(exchange, operation):
+    async with interim_sender.following(exchange, operation):
         if asked.respond_async:
             # The time starts here, because the wait for the target starts (RFC 7240, 4.3).
             with trio.move_on_after(asked.wait or 0):

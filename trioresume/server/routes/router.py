@@ -35,7 +35,6 @@ from trioresume.server.api.handler import (
 from trioresume.server.routes.concatenation import find_parts
 from trioresume.server.routes.operation_resources import Resources
 from trioresume.server.routes.replies import (
-    Follower,
     describe,
     send_outcome,
     send_processing,
@@ -43,7 +42,7 @@ from trioresume.server.routes.replies import (
 )
 from trioresume.server.routes.representation import Served, serve_bytes
 from trioresume.server.uploads.locations import locate, operation_fields
-from trioresume.server.uploads.receive import Acknowledger, receive_content
+from trioresume.server.uploads.receive import InterimSender, receive_content
 from trioresume.store.port import Content
 
 if TYPE_CHECKING:
@@ -98,11 +97,8 @@ class Service:
         self._target = operations.target
         self._config = config
         self._limits = upload_limits(config)
-        self._acknowledger = Acknowledger(background, config.acknowledge_interval)
-        self._follower = Follower(background, config.acknowledge_interval)
-        self._resources = Resources(
-            operations, config, self._acknowledger, self._follower
-        )
+        self._interim_sender = InterimSender(background, config.acknowledge_interval)
+        self._resources = Resources(operations, config, self._interim_sender)
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request.
@@ -319,14 +315,15 @@ class Service:
         head, preferences = exchange.head, exchange.preferences
         resume = preferences.resume
         followed = preferences.processing or preferences.respond_async
-        async with self._operations.create(
+        operation = await self._operations.create(
             head,
             principal,
             creation,
             offered=creation.offers or resume is not None or followed,
             keep_incomplete=creation.offers or resume is ResumeMode.SAVE_INCOMPLETE,
             must_be_offered=creation.offers,
-        ) as operation:
+        )
+        try:
             if operation.unoffered and (resume is not None or followed):
                 # At a limit: the request is admitted, and its preferences are ignored.
                 exchange.preferences, resume = Preferences(), None
@@ -342,7 +339,7 @@ class Service:
                 await send_processing(exchange, operation, self._config)
             try:
                 await receive_content(
-                    exchange, operation, creation, self._acknowledger, self._config
+                    exchange, operation, creation, self._interim_sender, self._config
                 )
             except BaseException as exc:
                 self._give_up(exchange, operation, creation, exc)
@@ -357,6 +354,8 @@ class Service:
                 await send_reply(exchange, reply, told)
             else:
                 await self._send_outcome(exchange, operation)
+        finally:
+            self._operations.leave(operation)
 
     def _locations(self, exchange: Exchange, operation: Operation) -> Fields:
         return operation_fields(self._config, operation.id, exchange.head.has_content)
@@ -367,7 +366,7 @@ class Service:
             operation,
             self._storage,
             self._config,
-            self._follower,
+            self._interim_sender,
             created=True,
         )
 
@@ -383,9 +382,10 @@ class Service:
         # Its bytes are stored already, and were admitted with the parts: no space is
         # reserved for them. Once joined, they count like any content (G7).
         creation = replace(creation, length=0)
-        async with self._operations.create(
+        operation = await self._operations.create(
             exchange.head, principal, creation, offered=True, keep_incomplete=True
-        ) as operation:
+        )
+        try:
             operation.tells_digest = tells_digest
             try:
                 await operation.join(tuple(parts))
@@ -397,6 +397,8 @@ class Service:
                     ProblemCode.CONFLICT, "a partial upload has ended in the meantime"
                 ) from exc
             await self._send_outcome(exchange, operation)
+        finally:
+            self._operations.leave(operation)
 
     def _check_hashing(
         self, head: RequestHead, principal: str | None, parts: Sequence[Content]

@@ -39,8 +39,7 @@ from trioresume.protocol.operation import (
 )
 from trioresume.server.uploads.hashing import WANTED_FOR
 from trioresume.server.uploads.loaded_operation import LoadedOperation
-from trioresume.server.uploads.response_writer import Patience
-from trioresume.server.uploads.target_call import TargetCall
+from trioresume.server.uploads.target_call import Patience, TargetCall
 from trioresume.store.port import (
     Content,
     EndOperation,

@@ -1,4 +1,4 @@
-"""Receive the content of the request that begins an operation.
+"""Receive the content of the request that begins an operation, and tell its client how it goes.
 
 Content moves from an exchange into an operation, inside the writer's turn. The request's
 dialect has read from the head what to do, as a
@@ -8,7 +8,7 @@ dialect has read from the head what to do, as a
 A sink is given pieces of a shared buffer and consumes them before it returns; see
 :mod:`trioresume.server.http.exchange`.
 
-The numbered statements (C12, C13, R30) are in docs/supported-protocols.md.
+The numbered statements (B10, C12, C13, C19, R30) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -21,18 +21,28 @@ import trio
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.protocol.appending import excess_content
+from trioresume.protocol.dialects import Interim
 from trioresume.protocol.dialects.seed.server import acknowledgement
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.progress import format_progress
 from trioresume.server.event_loop import in_background
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Creation
     from trioresume.protocol.digests import ContentCheck
     from trioresume.server.api.config import Config
+    from trioresume.server.api.handler import Progress
     from trioresume.server.async_store.receive_memory import Piece
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.uploads.operation import Operation
 
-__all__ = ["Acknowledger", "OperationSink", "end_content", "receive_content"]
+__all__ = [
+    "InterimSender",
+    "OperationSink",
+    "end_content",
+    "processing",
+    "receive_content",
+]
 
 logger = logging.getLogger("trioresume.connection")
 
@@ -41,7 +51,7 @@ async def receive_content(
     exchange: Exchange,
     operation: Operation,
     creation: Creation,
-    acknowledger: Acknowledger,
+    interim_sender: InterimSender,
     config: Config,
 ) -> None:
     """Receive the first request's content; complete the operation if that was all.
@@ -52,7 +62,7 @@ async def receive_content(
     check = creation.check
     sink = OperationSink(operation, config.max_upload_size, creation.max_content, check)
     async with operation.incoming.writing(await operation.incoming.turns.end_writer()):
-        async with acknowledger.during(exchange, operation):
+        async with interim_sender.acknowledging(exchange, operation):
             await exchange.body.receive(sink)
             await operation.incoming.written()
         if check is not None:
@@ -152,31 +162,33 @@ _NOTHING = nullcontext()
 """One object for all uploads, to save memory: a silent upload would hold its own."""
 
 
-class Acknowledger:
-    """Tells the client now and then how much is durable, while a request is receiving.
+class InterimSender:
+    """Tells a client that waits, now and then, how much is durable or how far the target is.
 
-    It sends ``Acknowledge`` in a 100 (R30), the dialect's own interim response (C12), or both.
-    It syncs the received bytes and tells their count. It never waits for the peer. If the
-    store fails, the upload itself reports the error.
+    It sends at most one interim response in *interval* seconds and never waits for the peer.
+    *nursery* is the server's: an error in a task there does not reach the exchange.
     """
 
     def __init__(self, nursery: trio.Nursery, interval: float) -> None:
         self._nursery = nursery
         self._interval = interval
 
-    def during(
+    def acknowledging(
         self, exchange: Exchange, operation: Operation
     ) -> AbstractAsyncContextManager[None]:
-        """Tell while the block runs, if the client can be told.
+        """Make content durable and tell the offset while the block runs, if the client can be told.
 
-        The client asks for the ``Acknowledge`` of R30; the dialect decides about the rest.
+        It is told in the ``Acknowledge`` of R30 if it asks for that, and in the dialect's own
+        interim response (C12). If the store fails, the upload itself reports the error.
         """
         dialect, wanted = exchange.dialect, exchange.preferences.acknowledge
         if not ((wanted or dialect.shows_progress) and exchange.can_interim):
             return _NOTHING
-        return in_background(self._nursery, self._run, exchange, operation, wanted)
+        return in_background(
+            self._nursery, self._acknowledge, exchange, operation, wanted
+        )
 
-    async def _run(
+    async def _acknowledge(
         self, exchange: Exchange, operation: Operation, acknowledges: bool
     ) -> None:
         last = 0
@@ -193,3 +205,40 @@ class Acknowledger:
                     exchange.offer_interim(acknowledgement(offset))
                 if exchange.dialect.shows_progress:
                     exchange.offer_interim(exchange.dialect.progress(offset))
+
+    def following(
+        self, exchange: Exchange, operation: Operation, told: Progress | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Send the target's progress while the block runs, if the client wants it (B10).
+
+        The client knows *told* already. It always gets the latest progress.
+        """
+        if not (exchange.preferences.processing and exchange.can_interim):
+            return _NOTHING
+        return in_background(self._nursery, self._follow, exchange, operation, told)
+
+    async def _follow(
+        self, exchange: Exchange, operation: Operation, told: Progress | None
+    ) -> None:
+        while True:
+            if operation.progress == told:
+                await operation.changed.wait()
+            else:
+                told = operation.progress
+                exchange.offer_interim(processing(told))
+                await trio.sleep(self._interval)
+
+
+def processing(progress: Progress | None, message: str | None = None) -> Interim:
+    """Return the 102 that tells *progress*. The first 102 also gives the URI *message*.
+
+    The draft says that this URI SHOULD be in ``Location``. But the final response often has
+    another ``Location``, and libcurl takes the difference for an error (C19). So the URI is
+    in ``Response-Message-Location``, the field for the same resource in resumable requests.
+    """
+    told = format_progress(0)
+    if progress is not None:
+        told = format_progress(progress.done, progress.total, progress.remark)
+    fields = Fields({"progress": told})
+    where = {"response-message-location": message} if message else {}
+    return Interim(102, fields.plus(where))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.uploads.incoming_content import IncomingContent
     from trioresume.server.uploads.operation import Operation
-    from trioresume.server.uploads.receive import Acknowledger
+    from trioresume.server.uploads.receive import InterimSender
 
 __all__ = ["RefusedContent", "patch_limits", "receive_patch"]
 
@@ -62,7 +62,7 @@ async def receive_patch(
     operation: Operation,
     place: int,
     append: Append,
-    acknowledger: Acknowledger,
+    interim_sender: InterimSender,
     config: Config,
 ) -> Transaction | None:
     """Receive a PATCH of the content; complete the operation if that was the rest.
@@ -81,7 +81,7 @@ async def receive_patch(
             progress = progress_of(operation, config.max_upload_size)
             check_part(progress, reader.range, exchange.head.length)
         await exchange.send_continue()
-        async with acknowledger.during(exchange, operation):
+        async with interim_sender.acknowledging(exchange, operation):
             judged = atomic or append.check is not None
             if judged:
                 whole = await _receive_judged(

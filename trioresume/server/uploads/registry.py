@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from trioresume.store.port import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.dialects import Creation
@@ -59,80 +59,12 @@ MOST_RESTING = 1024
 """Uploads that rest in memory. Each takes 2.3 KB, and more if its head was large."""
 
 
-class _Creating:
-    """Use a new operation in the block. (A class, because a generator would hold more.)"""
-
-    __slots__ = ("_may_be_unoffered", "_operation", "_registry")
-
-    def __init__(
-        self, registry: Registry, operation: Operation, may_be_unoffered: bool
-    ) -> None:
-        self._registry = registry
-        self._operation = operation
-        self._may_be_unoffered = may_be_unoffered
-
-    async def __aenter__(self) -> Operation:
-        self._operation.users += 1
-        self._operation.visitors += 1
-        try:
-            try:
-                await self._registry.record(self._operation)
-            except StorageFull:
-                if not self._may_be_unoffered or self._operation.unoffered:
-                    raise
-                self._operation.unoffered = True
-                await self._registry.record(self._operation)
-        except BaseException:
-            self._registry.leave(self._operation)
-            raise
-        return self._operation
-
-    async def __aexit__(self, *_: object) -> None:
-        self._registry.leave(self._operation)
-
-
 @dataclass(frozen=True, slots=True)
 class _Visitor:
     """Who sends a request for an operation, and whether it asks for the offset."""
 
     principal: str | None
     asks_offset: bool
-
-
-class _Using:
-    """Use an operation that exists already, in the block."""
-
-    __slots__ = ("_id", "_operation", "_registry", "_visitor")
-
-    def __init__(
-        self, registry: Registry, id: OperationId, visitor: _Visitor | None
-    ) -> None:
-        self._registry = registry
-        self._id = id
-        self._visitor = visitor
-        self._operation: Operation
-
-    async def __aenter__(self) -> Operation | None:
-        is_remembered = self._registry.remembers(self._id)
-        operation = self._operation = self._registry.enter(self._id)
-        operation.visitors += 1
-        try:
-            if not operation.is_loaded:
-                await self._registry.load(operation, self._visitor)
-            if not operation.is_loaded:
-                return None
-            visitor = self._visitor
-            if visitor is None or operation.is_visited_by(visitor.principal):
-                return operation
-            if is_remembered:
-                await self._registry.look_for_none()
-        except BaseException:
-            self._registry.leave(operation)
-            raise
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        self._registry.leave(self._operation)
 
 
 class Registry:
@@ -213,7 +145,7 @@ class Registry:
         if operation.is_loaded:
             operation.unload()
 
-    def create(
+    async def create(
         self,
         head: RequestHead,
         principal: str | None,
@@ -222,11 +154,11 @@ class Registry:
         offered: bool,
         keep_incomplete: bool,
         must_be_offered: bool = False,
-    ) -> AbstractAsyncContextManager[Operation]:
-        """Create an operation for *head*, used within the block.
+    ) -> Operation:
+        """Create an operation for *head*. The caller ends its use with :meth:`leave`.
 
         If it is *offered* (the client will be told its locations), its record is durable on
-        entry: the client will find the operation again, even after a crash.
+        return: the client will find the operation again, even after a crash.
 
         At a limit a request that removes something is still admitted, but it is not offered.
         With *must_be_offered* it is refused like any other request.
@@ -267,9 +199,22 @@ class Registry:
         operation.was_visited = True
         operation.load(record)
         operation.incoming.begin()
-        return _Creating(self, operation, may_be_unoffered)
+        operation.users += 1
+        operation.visitors += 1
+        try:
+            try:
+                await self._record(operation)
+            except StorageFull:
+                if not may_be_unoffered or operation.unoffered:
+                    raise
+                operation.unoffered = True
+                await self._record(operation)
+        except BaseException:
+            self.leave(operation)
+            raise
+        return operation
 
-    async def record(self, operation: Operation) -> None:
+    async def _record(self, operation: Operation) -> None:
         """Put a new operation into the catalog. If it is offered, this waits for the commit."""
         creation = CreateOperation(operation.record)
         if operation.unoffered:
@@ -279,30 +224,50 @@ class Registry:
             await self.storage.commit(creation)
             operation.is_known = True
 
-    def use(self, id: OperationId) -> AbstractAsyncContextManager[Operation | None]:
-        """Use the operation called *id* in the block; None if there is none."""
-        return _Using(self, id, None)
-
-    def visit(
+    async def visit(
         self, id: OperationId, principal: str | None, *, asks_offset: bool = False
-    ) -> AbstractAsyncContextManager[Operation | None]:
-        """Use the operation for a request of *principal*; None if *principal* has none.
+    ) -> Operation | None:
+        """Begin to use the operation for a request of *principal*; None if it has none.
+
+        The caller ends its use with :meth:`leave`.
 
         An operation of somebody else takes as many looks at the store as one that does not
         exist, so that the time of the answer does not tell them apart (R35). With
         *asks_offset* one look at the disk finds both the operation and its offset.
         """
-        return _Using(self, id, _Visitor(principal, asks_offset))
+        return await self._visit(id, _Visitor(principal, asks_offset))
 
-    def remembers(self, id: OperationId) -> bool:
-        """Whether the operation is in memory, so that the store is not asked."""
-        operation = self._loaded.get(id)
-        return operation is not None and operation.is_loaded
+    @asynccontextmanager
+    async def use(self, id: OperationId) -> AsyncIterator[Operation | None]:
+        """Use the operation called *id* in the block, whoever owns it; None if there is none."""
+        operation = await self._visit(id, None)
+        try:
+            yield operation
+        finally:
+            if operation is not None:
+                self.leave(operation)
 
-    async def look_for_none(self) -> None:
-        """Do what a request for an operation that does not exist does."""
-        async with self.use(OperationId(secrets.token_urlsafe(16))):
-            pass
+    async def _visit(
+        self, id: OperationId, visitor: _Visitor | None
+    ) -> Operation | None:
+        known = self._loaded.get(id)
+        is_remembered = known is not None and known.is_loaded
+        operation = self.enter(id)
+        operation.visitors += 1
+        try:
+            if not operation.is_loaded:
+                await self.load(operation, visitor)
+            if operation.is_loaded:
+                if visitor is None or operation.is_visited_by(visitor.principal):
+                    return operation
+                if is_remembered:
+                    # Do what a request for an operation that does not exist does.
+                    await self._visit(OperationId(secrets.token_urlsafe(16)), None)
+        except BaseException:
+            self.leave(operation)
+            raise
+        self.leave(operation)
+        return None
 
     def enter(self, id: OperationId) -> Operation:
         """Begin a use of the operation, which may not be loaded yet."""

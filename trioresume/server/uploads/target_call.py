@@ -4,15 +4,18 @@ This module calls and stores; when, and in which order, is up to the table of
 :mod:`trioresume.protocol.operation`, which
 :class:`~trioresume.server.uploads.operation.Operation` performs.
 
-The numbered statements (C15, C16, D7, R28) are in docs/supported-protocols.md.
+The numbered statements (C15, C16, D7, G8, R28) are in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from trioresume.errors import PeerError, ProblemCode, StorageError
+import trio
+
+from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
 from trioresume.protocol.dialects.seed.server import parse_preferences
 from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest, repr_digest
@@ -20,22 +23,37 @@ from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import end_to_end_fields, has_content
 from trioresume.protocol.operation import CallPolicy
 from trioresume.protocol.problem import problem_response
-from trioresume.server.api.handler import RecordedWith, Request, RequestBody, Response
+from trioresume.server.api.handler import (
+    BLOCK_SIZE,
+    RecordedWith,
+    Request,
+    RequestBody,
+    Response,
+    closing_iterator,
+)
+from trioresume.server.async_store.threads import Lane
+from trioresume.server.uploads.incoming_content import run_seals
 from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import operation_fields
-from trioresume.server.uploads.response_writer import ResponseWriter
-from trioresume.store.port import Content, Mutation, StoredResponse, request_key
+from trioresume.store.port import (
+    Content,
+    Mutation,
+    StoredResponse,
+    request_key,
+    response_key,
+)
 from trioresume.store.port.recipes import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterable, Callable, Mapping
 
     from trioresume.protocol.heads import Fields
     from trioresume.server.api.handler import Progress
+    from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.loaded_operation import Surroundings
-    from trioresume.store.port import OperationRecord
+    from trioresume.store.port import ContentWriter, OperationId, OperationRecord
 
-__all__ = ["TargetCall", "content_etag_of"]
+__all__ = ["Patience", "ResponseWriter", "TargetCall", "content_etag_of"]
 
 INLINE_LIMIT = 64 * 1024
 """Response content up to this many bytes is stored in the catalog itself."""
@@ -214,3 +232,84 @@ class TargetCall:
         return fields.plus(locations).plus(
             {"preference-applied": f"resume={mode}-incomplete"}
         )
+
+
+LONGEST_RETRY = 60.0
+
+
+class Patience:
+    """Waits for a store that is full, longer each time (G8)."""
+
+    def __init__(self, id: OperationId) -> None:
+        self._id = id
+        self._delay = 1.0
+
+    async def wait(self, exc: StorageError) -> None:
+        logger.error("the response of %s cannot be recorded yet: %s", self._id, exc)
+        await trio.sleep(self._delay)
+        self._delay = min(2 * self._delay, LONGEST_RETRY)
+
+
+class ResponseWriter:
+    """Writes the content of an operation's response into chunks.
+
+    Like request content it goes through a lane: worker threads write, hash and sync it.
+    """
+
+    def __init__(self, id: OperationId, storage: Storage) -> None:
+        self._id = id
+        self._key = response_key(id)
+        self._storage = storage
+        self._lane = Lane(storage.workers)
+
+    async def write(
+        self, body: bytes | AsyncIterable[bytes]
+    ) -> tuple[Content, list[Mutation]]:
+        """Store *body*; return its content, and the mutations that keep it.
+
+        Waits while the disk is full. Raises :class:`StorageError`, and what *body* raises.
+        """
+        writer = await self._storage.run(self._storage.store.open_writer, self._key)
+        try:
+            if isinstance(body, bytes):
+                await self._append(writer, body)
+            else:
+                await self._append_blocks(writer, body)
+            seals = await self._lane.call(lambda: run_seals(writer.finish()))
+            return await self._storage.finish_content(writer, self._key, [], seals)
+        finally:
+            # A shield: one job at most is still at work with the writer's files.
+            with trio.CancelScope(shield=True):
+                await self._lane.until(0)
+            writer.close()
+
+    async def _append_blocks(
+        self, writer: ContentWriter, blocks: AsyncIterable[bytes]
+    ) -> None:
+        """Append *blocks*, small ones together: each append is a job for a thread."""
+        gathered: list[bytes] = []
+        size = 0
+        async with closing_iterator(blocks) as iterator:
+            async for block in iterator:
+                gathered.append(block)
+                size += len(block)
+                if size >= BLOCK_SIZE:
+                    await self._append(writer, b"".join(gathered))
+                    gathered, size = [], 0
+        await self._append(writer, b"".join(gathered))
+
+    async def _append(self, writer: ContentWriter, block: bytes) -> None:
+        """Append *block*, waiting for space: the target's call is not repeated."""
+        patience = Patience(self._id)
+        end = writer.offset + len(block)
+        while writer.offset < end:
+            rest = memoryview(block)[len(block) - (end - writer.offset) :]
+            try:
+                seals = await self._lane.call(partial(writer.append, rest))
+            except StorageFull as exc:
+                await patience.wait(exc)
+                continue
+            if seals:
+                # Not in the same job: after a sync that failed, no patience helps.
+                run = partial(run_seals, seals)
+                await self._storage.commit(*await self._lane.call(run))

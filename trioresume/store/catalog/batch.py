@@ -111,11 +111,6 @@ class Effects:
     frozen: list[ContentKey] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
-    def add(self, other: Effects) -> None:
-        self.sealed += other.sealed
-        self.frozen += other.frozen
-        self.dropped += other.dropped
-
 
 class Ledger:
     """Performs the mutations of one batch; see the module docstring."""
@@ -155,7 +150,9 @@ class Ledger:
             self._execute("RELEASE submission")
             return conflict
         self._execute("RELEASE submission")
-        effects.add(self._effects)
+        effects.sealed += self._effects.sealed
+        effects.frozen += self._effects.frozen
+        effects.dropped += self._effects.dropped
         return None
 
     def _freeze_at_once(self, submission: Sequence[Mutation]) -> int:

@@ -17,7 +17,7 @@ When a directory cannot be synced, the names that the sync was for are removed. 
 attempt creates and syncs them again. A second sync of the same names would prove nothing:
 it may succeed because the system has given them up, and reports an error only once.
 
-Which chunks are *in doubt*, and how they are checked, says :class:`Doubts`.
+Chunks *in doubt* are checked before they are opened: see doubts.py.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import count
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from trioresume.errors import ChunkCorrupt, StorageError
-from trioresume.store.catalog.catalog import CatalogReader
-from trioresume.store.disk.damage_report import Reports
+from trioresume.errors import StorageError
 from trioresume.store.file_system.disk_io import Descriptor, Disk, translated
 from trioresume.store.port.recipes import DIGEST_LENGTH, Digest, wrap_hash
 
-__all__ = ["SHARDS", "ChunkFiles", "Doubts", "hash_chunk"]
+if TYPE_CHECKING:
+    from trioresume.store.disk.doubts import Doubts
+
+__all__ = ["SHARDS", "ChunkFiles", "hash_chunk"]
 
 SHARDS = tuple(f"{number:02x}" for number in range(256))
 
 _SHARD_AT = 2
 """Where the hash begins in a multihash. The bytes before it are the same in every digest."""
 
+_READ_SIZE = 1024 * 1024
 _TEMPORARY = ".new"
 _ASIDE = ".directory"
 """The suffix of a directory that was found under the name of a chunk."""
@@ -58,6 +61,8 @@ class ChunkFiles:
         self._made: list[str] = []
         self._fresh: set[str] = set()
         """The paths of the chunks whose file was put there since the last sync."""
+        self.checked: set[Digest] = set()
+        """Chunks that were in doubt and are right; published ones have to be checked again."""
         self.doubts: Doubts | None = None
         self._removed_from: set[str] = set()
         self.doubted = False
@@ -103,8 +108,7 @@ class ChunkFiles:
             except FileExistsError:
                 self._replace(tail, path, known=known)
             self._fresh.add(path)
-            if self.doubts is not None:
-                self.doubts.forget(digest)
+            self.checked.discard(digest)
         return True
 
     def _is_right(self, path: str, digest: Digest, length: int) -> bool:
@@ -255,87 +259,9 @@ def _parse(name: str) -> Digest | None:
     return digest if len(digest) == DIGEST_LENGTH and digest.hex() == name else None
 
 
-_READ_SIZE = 1024 * 1024
-_MOST_ANSWERS = 65536
-"""How many chunks are remembered as right."""
-
-
 def hash_chunk(file: Descriptor, disk: Disk) -> Digest:
     """Return the digest of *file*'s bytes."""
     hasher = blake3()
     while data := disk.read(file.fileno(), _READ_SIZE):
         hasher.update(data)
     return wrap_hash(hasher.digest())
-
-
-class Doubts:
-    """Tells which chunks are in doubt, and checks them.
-
-    With ``durability="process"`` a chunk is named before its bytes are on the disk. The bytes
-    are in the page cache. They outlive the process, but not a reboot, nor a new mount of the
-    file system. Nothing promises that such a chunk survives a power loss. But wrong bytes
-    must not be taken for right ones: a file system can keep a file's length and lose its
-    bytes.
-
-    So for each of these chunks the catalog records the epoch in which it was published. It
-    also records the first epoch of the present *mount life*, which ends when the machine
-    boots or the file system is mounted again. A chunk of an earlier epoch is in doubt. A
-    process reads and hashes it before it opens it for the first time. If the hash is not the
-    chunk's name, the chunk is damaged. An unfinished upload that has a damaged chunk is lost.
-
-    Where the system cannot tell mounts apart, every start begins a new mount life.
-
-    A chunk that ``verify`` reported as damaged is in doubt as well, at once, even if a
-    service is running (see damage_report.py). It may have been healed since. It is read and
-    compared with its name until it is found to be right, once for each report.
-    """
-
-    def __init__(
-        self,
-        catalog: CatalogReader,
-        disk: Disk,
-        mount_epoch: int,
-        data_dir: str,
-    ) -> None:
-        self._catalog = catalog
-        self._disk = disk
-        self._mount_epoch = mount_epoch
-        self._right: set[Digest] = set()
-        self._reports = Reports(data_dir, self._right.clear)
-        self.any_unsynced = catalog.has_unsynced_before(mount_epoch)
-        """Whether any chunk may be lost because it was not synced. No chunk is read for this."""
-
-    @property
-    def any_reported(self) -> bool:
-        """Whether the last ``verify`` reported any chunk as damaged and did not repair it."""
-        return bool(self._reports.look())
-
-    def check(self, digest: Digest, path: str) -> None:
-        """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and has wrong bytes.
-
-        Raises :class:`FileNotFoundError` if the file is missing. Reads the chunk at each
-        call until it is found to be right.
-        """
-        if not (self.any_reported or self.any_unsynced) or digest in self._right:
-            return
-        if not self._is_in_doubt(digest):
-            return
-        with closing(self._disk.open(path)) as file:
-            right = hash_chunk(file, self._disk) == digest
-        if not right:
-            raise ChunkCorrupt(
-                f"chunk {digest.hex()} does not have the bytes it is named after"
-            )
-        if len(self._right) >= _MOST_ANSWERS:
-            self._right.clear()
-        self._right.add(digest)
-
-    def _is_in_doubt(self, digest: Digest) -> bool:
-        return self._reports.look().has(digest) or (
-            self.any_unsynced
-            and self._catalog.is_unsynced_before(digest, self._mount_epoch)
-        )
-
-    def forget(self, digest: Digest) -> None:
-        """Forget that *digest* was right, because the chunk was published again."""
-        self._right.discard(digest)

@@ -48,7 +48,15 @@ from trioresume.store.port import (
 )
 from trioresume.store.port.recipes import Digest
 
-__all__ = ["PROOF", "Proof", "Sealing", "TailFiles", "hash_tail"]
+__all__ = [
+    "PROOF",
+    "Proof",
+    "Sealing",
+    "TailFiles",
+    "hash_tail",
+    "pack_proof",
+    "parse_proof",
+]
 
 PROOF = ".proof"
 """The suffix of a proof's file name."""
@@ -79,26 +87,23 @@ class Proof:
     length: int
     hash: bytes
 
-    def record(self) -> bytes:
-        """Return the proof as it is stored, with a check of its own bytes.
 
-        A power loss can leave half of a proof. Without the check it would look like a tail
-        with wrong bytes.
-        """
-        packed = _PROOF.pack(self.length, self.hash)
-        return packed + _check(packed)
+def pack_proof(proof: Proof) -> bytes:
+    """Return *proof* as it is stored, with a check of its own bytes.
 
-    @classmethod
-    def parse(cls, record: bytes) -> Proof | None:
-        """Return the proof of a *record*, or None if the record is not whole."""
-        packed, check = record[: _PROOF.size], record[_PROOF.size :]
-        if len(record) != _RECORD_SIZE or check != _check(packed):
-            return None
-        return cls(*_PROOF.unpack(packed))
+    A power loss can leave half of a proof. Without the check it would look like a tail
+    with wrong bytes.
+    """
+    packed = _PROOF.pack(proof.length, proof.hash)
+    return packed + blake3(packed).digest(length=_CHECK_SIZE)
 
 
-def _check(packed: bytes) -> bytes:
-    return blake3(packed).digest(length=_CHECK_SIZE)
+def parse_proof(record: bytes) -> Proof | None:
+    """Return the proof in *record*, or None if the record is not whole."""
+    if len(record) != _RECORD_SIZE:
+        return None
+    proof = Proof(*_PROOF.unpack(record[: _PROOF.size]))
+    return proof if pack_proof(proof) == record else None
 
 
 class TailFiles:
@@ -186,8 +191,9 @@ class TailFiles:
         self, key: ContentKey, index: int, file: Descriptor, proof: Proof
     ) -> None:
         """Keep *proof* of the bytes of *file*, the tail. Raises :class:`OSError`."""
-        if not self.disk.attach(file, proof.record()):
-            self.disk.overwrite(self.path(key, index) + PROOF, proof.record())
+        record = pack_proof(proof)
+        if not self.disk.attach(file, record):
+            self.disk.overwrite(self.path(key, index) + PROOF, record)
 
     def prove(self, key: ContentKey, index: int) -> None:
         """Write a proof of all the bytes that the tail has. Raises :class:`OSError`."""
@@ -207,7 +213,7 @@ class TailFiles:
             try:
                 proof = self.proof(key, index)
                 if proof is not None:
-                    self.disk.overwrite(path + PROOF, proof.record())
+                    self.disk.overwrite(path + PROOF, pack_proof(proof))
             except OSError:
                 continue  # the attribute still has the proof
 
@@ -230,7 +236,7 @@ class TailFiles:
                     )
             except FileNotFoundError:
                 continue
-        proofs = filter(None, map(Proof.parse, records))
+        proofs = filter(None, map(parse_proof, records))
         return max(proofs, key=lambda proof: proof.length, default=None)
 
     def proven(self, key: ContentKey, index: int) -> int:

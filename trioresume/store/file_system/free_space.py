@@ -55,7 +55,16 @@ class FreeSpace:
     is the file ``reserve`` in the directory, of *reserve* bytes. With 0 there is no file.
     """
 
-    __slots__ = ("_disk", "_held", "_left", "_min_free", "_path", "_reserve", "_size")
+    __slots__ = (
+        "_disk",
+        "_held",
+        "_left",
+        "_min_free",
+        "_path",
+        "_reserve",
+        "_size",
+        "is_spent",
+    )
 
     def __init__(
         self, path: str, disk: Disk, *, min_free: int = 0, reserve: int = 0
@@ -68,6 +77,8 @@ class FreeSpace:
         self._size = reserve
         self._held = 0
         """The bytes that the reserve has now. They count as free space."""
+        self.is_spent = False
+        """Whether the reserve was removed, or could not be made."""
 
     def look_again(self) -> None:
         """Look at the disk at the next :meth:`take`, because it was full elsewhere."""
@@ -103,14 +114,10 @@ class FreeSpace:
             self.spend()
             self.restore()
 
-    @property
-    def is_spent(self) -> bool:
-        """Whether the reserve was removed."""
-        return self._held < self._size
-
     def spend(self) -> bool:
         """Remove the reserve; return whether it existed."""
         held, self._held = self._held, 0
+        self.is_spent = self._size > 0
         self._disk.unlink(self._reserve)
         return held > 0
 
@@ -122,6 +129,7 @@ class FreeSpace:
             except OSError:
                 return False  # somebody else took the space first
             self._held = self._size
+            self.is_spent = False
         return not self.is_spent
 
     def _free(self) -> int:

@@ -19,7 +19,7 @@ degrees:
 The first pass keeps its findings in temporary tables, and the other passes report which
 files and uploads they affect. So memory is bounded by pages, even when everything is lost.
 
-The damaged chunks are listed in a report, if it can be written (see damage_report.py). The next
+The damaged chunks are listed in a report, if it can be written (see doubts.py). The next
 run says which of them are right again, and a service checks them before it uses them.
 Nothing else in the data directory is written, unless the administrator names files from
 which chunks can be repaired (see repair.py).
@@ -41,7 +41,7 @@ from trioresume.errors import ContentLost, StorageFull, TrioresumeError
 from trioresume.store.catalog.catalog import CatalogReader
 from trioresume.store.catalog.schema import sqlite_error
 from trioresume.store.disk.chunks import ChunkFiles
-from trioresume.store.disk.damage_report import MOST, Report, read_report, write_report
+from trioresume.store.disk.doubts import MOST, Report, read_report, write_report
 from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.unfinished import Extent, Part, Survey
 from trioresume.store.file_system.disk_io import Descriptor
