@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
+from tests.protocol.patch_writers import (
+    encode_binary_chunk,
+    encode_binary_part,
+    encode_multipart_end,
+    encode_multipart_part,
+)
 from tests.protocol.test_patches import MESSAGE, message, read, summary
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.bhttp import encode_binary_chunk, encode_binary_part
 from trioresume.protocol.byteranges import encode_message_byterange
 from trioresume.protocol.fields import (
     ContentRange,
@@ -15,7 +20,6 @@ from trioresume.protocol.fields import (
     parse_content_offset,
     parse_content_range,
 )
-from trioresume.protocol.multipart import encode_multipart_end, encode_multipart_part
 from trioresume.protocol.parts import PartEnd, PatchEnd
 
 BAD = ProblemCode.BAD_CONTENT_RANGE

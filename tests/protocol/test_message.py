@@ -8,7 +8,6 @@ from hypothesis import given, strategies as st
 from trioresume.errors import CallerError, PeerError
 from trioresume.protocol.heads import Fields, end_to_end_fields
 from trioresume.protocol.message import (
-    ResponseMessage,
     parse_response_head,
     serialise_response,
 )
@@ -81,12 +80,6 @@ def test_what_would_not_be_one_response_is_refused(
     """G4: a handler's mistake must not become a second message."""
     with pytest.raises(CallerError):
         serialise_response(status, Fields(fields), 0, reason=reason)
-
-
-def test_a_message_is_one_resource_of_bytes() -> None:
-    """Its length is what a Range on it is resolved against."""
-    message = ResponseMessage(200, FIELDS, 5)
-    assert message.length == len(message.head) + 5
 
 
 def test_what_is_written_reads_back_from_any_prefix() -> None:

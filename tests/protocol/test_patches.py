@@ -10,12 +10,14 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, strategies as st
 
-from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.bhttp import (
+from tests.protocol.patch_writers import (
     encode_binary_chunk,
     encode_binary_part,
+    encode_multipart_end,
+    encode_multipart_part,
     encode_varint,
 )
+from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.byteranges import (
     ACCEPT_PATCH,
     encode_message_byterange,
@@ -23,7 +25,6 @@ from trioresume.protocol.byteranges import (
 )
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
-from trioresume.protocol.multipart import encode_multipart_end, encode_multipart_part
 from trioresume.protocol.parts import (
     PartData,
     PartEnd,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
+from tests.protocol.patch_writers import encode_varint
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.bhttp import encode_varint
 from trioresume.protocol.byteranges import patch_reader
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import PartData, PartStart, PatchEnd

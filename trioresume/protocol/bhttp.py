@@ -24,11 +24,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trioresume.errors import PeerError
-from trioresume.protocol.fields import MAX_DIGITS, ContentRange, format_part_range
+from trioresume.protocol.fields import MAX_DIGITS
 from trioresume.protocol.framing import check_field
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import (
-    NO_FIELDS,
     PartEnd,
     PatchCut,
     PatchEnd,
@@ -39,12 +38,7 @@ from trioresume.protocol.parts import (
     bad_patch,
 )
 
-__all__ = [
-    "BinaryReader",
-    "encode_binary_chunk",
-    "encode_binary_part",
-    "encode_varint",
-]
+__all__ = ["BinaryReader"]
 
 _KNOWN_LENGTH = 8
 _INDETERMINATE_LENGTH = 10
@@ -238,46 +232,3 @@ def _varint_at(raw: bytes | memoryview, position: int) -> tuple[int, int]:
 
 
 _MASKS = {width: (1 << (8 * width - 2)) - 1 for width in (1, 2, 4, 8)}
-
-
-# ---------------------------------------------------------------- writing
-
-
-def encode_varint(value: int) -> bytes:
-    """Encode *value* in the fewest bytes. Raises ValueError beyond 62 bits."""
-    for exponent in range(4):
-        bits = 8 * (1 << exponent) - 2
-        if 0 <= value < 1 << bits:
-            return (exponent << bits | value).to_bytes(1 << exponent, "big")
-    raise ValueError("not a number that a variable-length integer can hold")
-
-
-def encode_binary_part(
-    range_: ContentRange, length: int | None, fields: Fields = NO_FIELDS
-) -> bytes:
-    """Encode what stands before a part's content of *length* bytes.
-
-    With None the length is indeterminate. The content is then sent in chunks (see
-    :func:`encode_binary_chunk`); an empty chunk ends it.
-    """
-    lines = Fields([format_part_range(range_)]).plus(fields)
-    section = b"".join(
-        encode_varint(len(text)) + text
-        for line in lines
-        for text in (line[0].encode("latin-1"), line[1].encode("latin-1"))
-    )
-    if length is None:
-        return encode_varint(_INDETERMINATE_LENGTH) + section + encode_varint(0)
-    return b"".join(
-        (
-            encode_varint(_KNOWN_LENGTH),
-            encode_varint(len(section)),
-            section,
-            encode_varint(length),
-        )
-    )
-
-
-def encode_binary_chunk(data: bytes) -> bytes:
-    """Encode a chunk of indeterminate-length content. An empty chunk ends the content."""
-    return encode_varint(len(data)) + data

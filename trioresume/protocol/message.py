@@ -11,8 +11,6 @@ Statement numbers such as R26 are defined in docs/supported-protocols.md.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cached_property
 
 import h11
 
@@ -27,7 +25,6 @@ from trioresume.protocol.heads import (
 
 __all__ = [
     "MEDIA_TYPE",
-    "ResponseMessage",
     "parse_response_head",
     "serialise_response",
 ]
@@ -63,28 +60,6 @@ def serialise_response(
     lines = [f"HTTP/1.1 {status} {phrase}".encode("latin-1")]
     lines += [name + b": " + value for name, value in kept.to_wire()]
     return b"\r\n".join((*lines, b"", b""))
-
-
-@dataclass(frozen=True)
-class ResponseMessage:
-    """A recorded response as one sequence of bytes: its head, then its body."""
-
-    status: int
-    fields: Fields
-    body_length: int
-    reason: str | None = None
-
-    @cached_property
-    def head(self) -> bytes:
-        """The head in bytes: see :func:`serialise_response`."""
-        return serialise_response(
-            self.status, self.fields, self.body_length, reason=self.reason
-        )
-
-    @property
-    def length(self) -> int:
-        """The length of the whole message in bytes."""
-        return len(self.head) + self.body_length
 
 
 def parse_response_head(data: bytes) -> tuple[int, Fields, int] | None:

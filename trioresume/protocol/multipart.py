@@ -27,10 +27,7 @@ import re
 from collections.abc import Iterator
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.fields import ContentRange
-from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import (
-    NO_FIELDS,
     PartEnd,
     PatchCut,
     PatchEnd,
@@ -39,10 +36,9 @@ from trioresume.protocol.parts import (
     PatchReader,
     Steps,
     bad_patch,
-    encode_part_header,
 )
 
-__all__ = ["MultipartReader", "encode_multipart_end", "encode_multipart_part"]
+__all__ = ["MultipartReader"]
 
 # RFC 2046, section 5.1.1: bcharsnospace, and a space anywhere but at the end.
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=?\x20]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
@@ -185,18 +181,3 @@ class MultipartReader(PatchReader):
         tail = bytes(data[-(len(self._delimiter) - 1) :])
         candidate = tail[tail.rfind(b"\r") :] if b"\r" in tail else b""
         return len(candidate) if self._delimiter.startswith(candidate) else 0
-
-
-# ---------------------------------------------------------------- writing
-
-
-def encode_multipart_part(
-    boundary: str, range_: ContentRange, fields: Fields = NO_FIELDS
-) -> bytes:
-    """Encode what stands before a part's content."""
-    return f"\r\n--{boundary}\r\n".encode("ascii") + encode_part_header(range_, fields)
-
-
-def encode_multipart_end(boundary: str) -> bytes:
-    """Encode what stands after the last part's content."""
-    return f"\r\n--{boundary}--\r\n".encode("ascii")

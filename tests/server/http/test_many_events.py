@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.protocol.patch_writers import encode_binary_part, encode_varint
 from tests.server.harness import Recorder, chunked, head, memory_service
 from trioresume import Config
-from trioresume.protocol.bhttp import encode_binary_part, encode_varint
 from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.framing import MAX_MEMBERS
 from trioresume.protocol.heads import Fields, RequestHead
