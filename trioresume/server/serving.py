@@ -66,7 +66,7 @@ from trioresume.store.port import SERVICE_CLOCK
 if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget, Handler
     from trioresume.server.http.transport import Transport
-    from trioresume.store.port import Mutation, Store
+    from trioresume.store.port import Store
 
 __all__ = ["Server", "serve"]
 
@@ -261,7 +261,7 @@ async def running_service(
     expiry = Expiry(storage, clock, tuning.make_schedule())
     collector = Collector(storage, delay=tuning.collect_delay)
     quotas = Quotas(storage.store, config)
-    storage.observe = _all(expiry.observe, collector.observe, quotas.observe)
+    storage.observers += [expiry.observe, collector.observe, quotas.observe]
     storage.batch_observer = quotas
     async with (
         _running_target(target, config) as lasting,
@@ -317,16 +317,6 @@ async def _run_all(
         async with trio.open_nursery() as nursery:
             for task in tasks:
                 nursery.start_soon(task)
-
-
-def _all(
-    *observers: Callable[[Sequence[Mutation]], None],
-) -> Callable[[Sequence[Mutation]], None]:
-    def observe(mutations: Sequence[Mutation]) -> None:
-        for observer in observers:
-            observer(mutations)
-
-    return observe
 
 
 class Doorman:

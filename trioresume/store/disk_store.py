@@ -145,7 +145,9 @@ class DiskStore:
         reserve: int = 0,
     ) -> None:
         self._disk = disk
-        self._chunk_size = chunk_size
+        self.chunk_size = chunk_size
+        self.blocking = True
+        self.durable_at_once = not disk.durable
         self._changing = threading.Lock()
         self._writers = Writers()
         self._pins = Pins()
@@ -282,18 +284,6 @@ class DiskStore:
     def _holds_tail(self, key: ContentKey, index: int) -> bool:
         return self._recovery.holds_tail(key, index)
 
-    @property
-    def blocking(self) -> bool:
-        return True
-
-    @property
-    def durable_at_once(self) -> bool:
-        return not self._disk.durable
-
-    @property
-    def chunk_size(self) -> int:
-        return self._chunk_size
-
     def close(self) -> None:
         self._writers.close()
         with self._changing:
@@ -377,7 +367,7 @@ class DiskStore:
                     ledger = Ledger(
                         connection,
                         self,
-                        chunk_size=self._chunk_size,
+                        chunk_size=self.chunk_size,
                         epoch=self._epoch.number,
                         durable=self._disk.durable,
                     )
@@ -507,7 +497,7 @@ class DiskStore:
     def new_writer(self, key: ContentKey) -> ContentWriter:
         check_key(key)
         return self._writers.open(
-            key, lambda _: Tail(self._tails, key, self._chunk_size)
+            key, lambda _: Tail(self._tails, key, self.chunk_size)
         )
 
     def open_writer(self, key: ContentKey) -> ContentWriter:
@@ -532,7 +522,7 @@ class DiskStore:
     ) -> Content:
         listed = self._catalog.listed(key)
         if listed is None:
-            return content_of(self._chunk_size, seals)
+            return content_of(self.chunk_size, seals)
         row, parts, chunks = listed
         following = [seal for seal in seals if seal.index >= row.prefix]
         length = row.prefix_bytes + sum(seal.length for seal in following)
@@ -569,7 +559,7 @@ class DiskStore:
         return PrefixReader(
             key,
             length,
-            self._chunk_size if row is None else row.chunk_size,
+            self.chunk_size if row is None else row.chunk_size,
             catalog=self._catalog,
             chunks=self._chunks,
             tails=self._tails,

@@ -132,8 +132,10 @@ async def test_observer_is_told_of_what_was_applied_only(autojump_clock: Clock) 
     storage = _storage(store := _Recording())
     store.conflicting = {"no"}
     seen: list[str] = []
-    storage.observe = lambda mutations: seen.extend(
-        cast("SetMeta", mutation).name for mutation in mutations
+    storage.observers.append(
+        lambda mutations: seen.extend(
+            cast("SetMeta", mutation).name for mutation in mutations
+        )
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(storage.run_commits)

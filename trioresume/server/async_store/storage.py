@@ -117,8 +117,8 @@ class Storage:
         self._due = float("inf")
         """When the queue will be committed, on trio's clock."""
         self._stopping = False
-        self.observe: Callable[[Sequence[Mutation]], None] = _observe_nothing
-        """Called with the mutations of every submission that was applied."""
+        self.observers: list[Callable[[Sequence[Mutation]], None]] = []
+        """Each is called with the mutations of every submission that was applied."""
         self.batch_observer: BatchObserver | None = None
         """Told of each batch, before and after it."""
 
@@ -283,14 +283,16 @@ class Storage:
     async def _apply(self, batch: Sequence[Submission]) -> None:
         mutations = [submission.mutations for submission in batch]
         observer = self.batch_observer
-        look = _look_at_nothing if observer is None else observer.before_batch()
+        look = None if observer is None else observer.before_batch()
         apply = partial(_apply_and_look, self.store, mutations, look)
         results, take_over = await self._call(self._committer, apply)
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
             if conflict is None:
-                self.observe(submission.mutations)
-        take_over()
+                for observe in self.observers:
+                    observe(submission.mutations)
+        if take_over is not None:
+            take_over()
 
 
 def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
@@ -301,19 +303,7 @@ def _not_now(raise_cancel: object) -> trio.lowlevel.Abort:
 def _apply_and_look(
     store: Store,
     batch: Sequence[Sequence[Mutation]],
-    look: Callable[[], Callable[[], None]],
-) -> tuple[list[StorageConflict | None], Callable[[], None]]:
-    return store.apply(batch), look()
-
-
-def _look_at_nothing() -> Callable[[], None]:
-    """Do nothing: there is no observer."""
-    return _take_over_nothing
-
-
-def _take_over_nothing() -> None:
-    """Take over nothing: the default of :func:`_look_at_nothing`."""
-
-
-def _observe_nothing(mutations: Sequence[Mutation]) -> None:
-    """Ignore the mutations: the default of :attr:`Storage.observe`."""
+    look: Callable[[], Callable[[], None]] | None,
+) -> tuple[list[StorageConflict | None], Callable[[], None] | None]:
+    """Apply *batch* in a worker thread; then call *look*, and return what it returns."""
+    return store.apply(batch), None if look is None else look()

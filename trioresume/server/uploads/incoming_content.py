@@ -104,7 +104,6 @@ class IncomingContent:
         "_lane",
         "_named",
         "_naming",
-        "_offset",
         "_opening",
         "_owner",
         "_sealed",
@@ -116,6 +115,7 @@ class IncomingContent:
         "durable_offset",
         "failure",
         "key",
+        "offset",
         "turns",
     )
 
@@ -140,8 +140,8 @@ class IncomingContent:
         self._writer: ContentWriter | None = None
         self._failed: ContentWriter | None = None
         """A writer that has missed a write: nothing more may be written through it."""
-        self._offset = 0
-        """The accepted offset."""
+        self.offset = 0
+        """The accepted offset. Known only within the turn."""
         self._lane = Lane(storage.workers)
         self.turns = Turns(self._lane)
         self._opening: trio.Lock | None = None
@@ -193,7 +193,7 @@ class IncomingContent:
                 self._writer = await self._storage.run(
                     self._storage.store.open_writer, self.key
                 )
-                self._offset = self._writer.offset
+                self.offset = self._writer.offset
             return self._writer
 
     def rest(self) -> None:
@@ -211,11 +211,6 @@ class IncomingContent:
 
     # Receiving.
 
-    @property
-    def offset(self) -> int:
-        """The accepted offset. Known only within the turn."""
-        return self._offset
-
     def append(
         self,
         data: memoryview,
@@ -231,7 +226,7 @@ class IncomingContent:
         writer = self._writer
         assert writer is not None
         data = kept(data, piece)
-        self._offset += len(data)
+        self.offset += len(data)
         self._lane.put(
             partial(self._write, writer, data, check), partial(self._written, piece)
         )

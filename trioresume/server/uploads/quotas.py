@@ -60,12 +60,10 @@ class _Pending:
     counted: int
     """Bytes that the store has counted, or will count after all earlier submissions."""
     reserved: int
-    record: int = 0
+    record: int
     """Bytes of the operation's record, while the store does not have it."""
-
-    @property
-    def bytes(self) -> int:
-        return max(0, self.reserved - self.counted) + self.record
+    bytes: int
+    """All bytes that the store does not have: the record, and what was not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ class Quotas:
                 spare = FIRST_STEP if space is None else space - size
                 length = min(FIRST_STEP, spare)
         length = length or 0
-        self._note(record.id, _Pending(record.principal, 1, 0, length, size))
+        self._note(record.id, record.principal, 1, 0, length, size)
         return length
 
     def extend(self, record: OperationRecord, needed: int, *, exact: bool) -> int:
@@ -131,9 +129,7 @@ class Quotas:
         known = self._pending.get(record.id)
         counted = record.reserved if known is None else known.counted
         uploads, size = (0, 0) if known is None else (known.uploads, known.record)
-        self._note(
-            record.id, _Pending(record.principal, uploads, counted, reserved, size)
-        )
+        self._note(record.id, record.principal, uploads, counted, reserved, size)
         return reserved
 
     # Giving back.
@@ -190,19 +186,19 @@ class Quotas:
     def _counted(self, id: OperationId, counted: int) -> None:
         known = self._pending.get(id)
         if known is not None:
-            self._note(id, _Pending(known.principal, 0, counted, known.reserved))
+            self._note(id, known.principal, 0, counted, known.reserved)
 
     def withdraw(self, id: OperationId) -> None:
         """Give everything back, because the admitted operation will not begin."""
         known = self._pending.get(id)
         if known is not None:
-            self._note(id, _Pending(known.principal, 0, 0, 0))
+            self._note(id, known.principal, 0, 0, 0)
 
     def forget(self, id: OperationId) -> None:
         """Drop the rest, because nothing of the operation is on its way to the store."""
         known = self._pending.get(id)
         if known is not None:
-            self._note(id, _Pending(known.principal, 0, known.reserved, known.reserved))
+            self._note(id, known.principal, 0, known.reserved, known.reserved)
 
     # Counting.
 
@@ -251,13 +247,25 @@ class Quotas:
         spaces = [space for space in (own, common) if space is not None]
         return max(0, min(spaces)) if spaces else None
 
-    def _note(self, id: OperationId, pending: _Pending) -> None:
+    def _note(
+        self,
+        id: OperationId,
+        principal: str | None,
+        uploads: int,
+        counted: int,
+        reserved: int,
+        record: int = 0,
+    ) -> None:
+        """Replace what is pending for an operation."""
         old = self._pending.pop(id, None)
         if old is not None:
             self._add(old.principal, -old.uploads, -old.bytes)
-        if pending.uploads or pending.bytes:
-            self._pending[id] = pending
-            self._add(pending.principal, pending.uploads, pending.bytes)
+        size = max(0, reserved - counted) + record
+        if uploads or size:
+            self._pending[id] = _Pending(
+                principal, uploads, counted, reserved, record, size
+            )
+            self._add(principal, uploads, size)
 
     def _add(self, principal: str | None, uploads: int, size: int) -> None:
         self._all_bytes += size

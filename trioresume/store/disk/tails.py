@@ -341,45 +341,39 @@ class Tail:
 class DiskWriter:
     """See :class:`trioresume.store.port.ContentWriter`."""
 
-    __slots__ = ("_chunk_size", "_key", "_lock", "_offset", "_tail", "_writers")
+    __slots__ = ("_offset", "_writers", "chunk_size", "key", "lock", "tail")
 
     def __init__(self, writers: Writers, key: ContentKey) -> None:
         self._writers = writers
-        self._key = key
-        self._lock = threading.Lock()
-        self._tail: Tail | None = None
+        self.key = key
+        self.lock = threading.Lock()
+        """Held in each call that changes the tail."""
+        self.tail: Tail | None = None
+        """What this writer appends to; None while it is stale."""
+        self.chunk_size = 0
         self._offset = 0
-        self._chunk_size = 0
-
-    @property
-    def chunk_size(self) -> int:
-        return self._chunk_size
 
     @property
     def offset(self) -> int:
-        tail = self._tail
+        tail = self.tail
         return self._offset if tail is None else tail.offset
 
-    @property
-    def tail(self) -> Tail | None:
-        return self._tail
-
     def append(self, data: bytes | bytearray | memoryview) -> list[Seal]:
-        with self._lock:
+        with self.lock:
             return self._held().append(memoryview(data))
 
     def flush(self) -> Flush | None:
-        with self._lock:
+        with self.lock:
             return self._held().flush()
 
     def finish(self) -> list[Seal]:
-        with self._lock:
+        with self.lock:
             return self._held().finish()
 
     def relax(self) -> None:
-        with self._lock:
-            if self._tail is not None:
-                self._tail.relax()
+        with self.lock:
+            if self.tail is not None:
+                self.tail.relax()
 
     def close(self) -> None:
         tail = self.give_up()
@@ -387,22 +381,18 @@ class DiskWriter:
             tail.close()
         self._writers.discard(self)
 
-    @property
-    def key(self) -> ContentKey:
-        return self._key
-
     def _held(self) -> Tail:
-        if self._tail is None:
+        if self.tail is None:
             raise StaleWriter("a newer writer took over, or the operation ended")
-        return self._tail
+        return self.tail
 
     def give_up(self) -> Tail | None:
         """Become stale, and return the tail if this writer held it.
 
         Waits for a running append.
         """
-        with self._lock:
-            tail, self._tail = self._tail, None
+        with self.lock:
+            tail, self.tail = self.tail, None
             if tail is not None:
                 self._offset = tail.offset
             return tail
@@ -416,12 +406,8 @@ class DiskWriter:
         writer waits until this one is ready.
         """
         tail = recover(old.give_up() if old is not None else None)
-        self._tail = tail
-        self._chunk_size = tail.chunk_size
-
-    @property
-    def lock(self) -> threading.Lock:
-        return self._lock
+        self.tail = tail
+        self.chunk_size = tail.chunk_size
 
 
 class Writers:
