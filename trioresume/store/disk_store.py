@@ -333,7 +333,9 @@ class DiskStore:
     ) -> list[StorageConflict | None]:
         grown = any(grows(submission) for submission in batch)
         if self._space.is_spent and not self._restore_reserve() and grown:
-            raise StorageFull("what is left of the disk is for releasing something")
+            raise StorageFull(
+                "the disk is full: the space that is left is kept for deleting something"
+            )
         try:
             return self._apply(batch)
         except StorageFull:

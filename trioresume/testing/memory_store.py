@@ -269,7 +269,9 @@ class MemoryStore(MemoryContents):
                 return
             building = Building(self._chunk_size)
         if content != building.content():
-            raise StorageConflict("the content is not what was sealed")
+            raise StorageConflict(
+                "the content's chunks changed before it was frozen; finish it again"
+            )
         for recipe in building.recipes():
             self._put(self._recipes, recipe.digest, recipe)
         self._drop(self._building, key)
@@ -288,7 +290,7 @@ class MemoryStore(MemoryContents):
             assert part.digest is not None
             joined = isinstance(self._recipes[part.digest], JoinedRecipe)
             if several and part.length and joined:
-                raise StorageConflict("a part is joined itself")
+                raise StorageConflict("a part is made of parts itself")
         if join.recipe is not None:
             self._put(self._recipes, join.recipe.digest, join.recipe)
         self._set(join.operation, content=join.content)
@@ -350,7 +352,7 @@ class MemoryStore(MemoryContents):
     def _require(self, content: Content | None) -> None:
         digest = None if content is None else content.digest
         if digest is not None and digest not in self._recipes:
-            raise StorageConflict("the content was released meanwhile")
+            raise StorageConflict("the content was deleted meanwhile")
 
     # Reading.
 

@@ -10,8 +10,7 @@ Statement T1 is in docs/supported-protocols.md.
 from __future__ import annotations
 
 from trioresume.protocol.fields import split_list
-from trioresume.protocol.heads import Fields
-from trioresume.protocol.message import end_to_end_fields
+from trioresume.protocol.heads import Fields, end_to_end_fields
 
 __all__ = ["plain_fields"]
 

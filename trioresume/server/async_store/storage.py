@@ -274,7 +274,7 @@ class Storage:
         except BaseException:
             # A bug, which ends the service: no waiter may take it for a success.
             for submission in batch:
-                submission.error = StorageError("the commit failed")
+                submission.error = StorageError("a bug ended the commit")
             raise
         finally:
             for submission in batch:

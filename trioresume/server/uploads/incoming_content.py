@@ -261,7 +261,9 @@ class IncomingContent:
     def _check_gap(self, writer: ContentWriter) -> None:
         """Raise if the bytes just before the next ones were not written."""
         if self._failed is writer:
-            raise StorageError("what came before was not written")
+            raise StorageError(
+                "the bytes before these were not written; go on at the stored offset"
+            )
 
     def _written(
         self, piece: Piece | None, sealed: object, error: Exception | None
@@ -285,7 +287,7 @@ class IncomingContent:
         elif self.failure is None:
             if not isinstance(error, StorageError):
                 logger.error("a bug in writing %s", self.key, exc_info=error)
-                error = StorageError("the content was not written")
+                error = StorageError("a bug kept the content from being written")
             elif not self.turns.ended:  # the end of an operation removes its chunks
                 logger.error("%s could not be written: %s", self.key, error)
             self.failure = error

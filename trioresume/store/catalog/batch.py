@@ -184,7 +184,9 @@ class Ledger:
             self._take(seal)
         made = freeze_at_once(self._connection, content, chunks)
         if frozen.content != made:
-            raise StorageConflict("the content is not what was sealed")
+            raise StorageConflict(
+                "the content's chunks changed before it was frozen; finish it again"
+            )
         self._effects.frozen.append(key)
         self._note_content(operation_of(key), made)
         return len(chunks) + 1
@@ -335,7 +337,9 @@ class Ledger:
             return  # the operation has ended meanwhile
         digest = freeze(self._connection, row)
         if content != Content(row.prefix_bytes, None, digest):
-            raise StorageConflict("the content is not what was sealed")
+            raise StorageConflict(
+                "the content's chunks changed before it was frozen; finish it again"
+            )
         self._effects.frozen.append(key)
         if not is_response_key(key):
             self._set_content(operation_of(key), content)
@@ -369,7 +373,9 @@ class Ledger:
                 (digest,),
             )
             if not held.rowcount:
-                raise StorageConflict("a part was released meanwhile, or is joined")
+                raise StorageConflict(
+                    "a part was deleted meanwhile, or is made of parts itself"
+                )
 
     def drop(self, key: ContentKey) -> None:
         """Release the content under construction of *key*."""
@@ -394,7 +400,7 @@ class Ledger:
             (content.digest,),
         )
         if not held.rowcount:
-            raise StorageConflict("the content was released meanwhile")
+            raise StorageConflict("the content was deleted meanwhile")
 
     def _release(self, digest: bytes | None) -> None:
         if digest is not None:

@@ -340,9 +340,15 @@ class Catalog(CatalogReader):
         try:
             found = os.stat(self._path)
         except OSError as exc:
-            raise StorageError(f"the catalog is gone: {exc}") from exc
+            raise StorageError(
+                f"the catalog's file was removed while it was in use: {exc}. Put it back, or"
+                " stop the service"
+            ) from exc
         if (found.st_dev, found.st_ino) != self._identity:
-            raise StorageError(f"the catalog was replaced ({self._path})")
+            raise StorageError(
+                f"the catalog's file was replaced while it was in use ({self._path}). Start"
+                " the service again"
+            )
 
     def close(self) -> None:
         super().close()

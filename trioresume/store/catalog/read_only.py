@@ -99,7 +99,9 @@ def _connect_to_copy(path: str, options: dict[str, Any]) -> sqlite3.Connection:
             if _state(path) == before:
                 break
         else:
-            raise StorageError(f"{path} changes while it is copied, to be read")
+            raise StorageError(
+                f"{path} was changed each time that it was copied to be read; try again"
+            )
     connection = sqlite3.connect(copy, factory=_Copied, **options)
     assert isinstance(connection, _Copied)
     connection.directory = directory

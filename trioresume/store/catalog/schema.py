@@ -260,7 +260,9 @@ def _checked(connection: sqlite3.Connection) -> sqlite3.Connection:
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(_MIGRATIONS):
-            raise FormatVersionUnsupported(f"the catalog has version {version}")
+            raise FormatVersionUnsupported(
+                f"the catalog has version {version}: it needs a newer trioresume"
+            )
         if version < len(_MIGRATIONS):
             raise FormatVersionUnsupported(
                 f"the catalog has version {version}, which the service brings to"
@@ -279,7 +281,9 @@ def migrate(connection: sqlite3.Connection) -> None:
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(_MIGRATIONS):
-        raise FormatVersionUnsupported(f"the catalog has version {version}")
+        raise FormatVersionUnsupported(
+            f"the catalog has version {version}: it needs a newer trioresume"
+        )
     for number, script in enumerate(_MIGRATIONS[version:], version + 1):
         connection.executescript(
             f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;"

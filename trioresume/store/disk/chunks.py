@@ -99,7 +99,10 @@ class ChunkFiles:
             if known and self._is_right(path, digest, length):
                 return False
             if os.stat(tail).st_size != length:
-                raise StorageError("a sealed tail changed before it was published")
+                raise StorageError(
+                    "the file of a finished chunk has another length than expected, so another"
+                    " program changed it; send the content again"
+                )
             self._make_shard(os.path.dirname(path))
             if not known:
                 self._published.append(path)

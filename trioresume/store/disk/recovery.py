@@ -165,7 +165,9 @@ class Recovery:
             else:
                 with self._changing, translated("repairing a tail"):
                     self._repair(key)
-        raise StorageError("the tail would not settle")
+        raise StorageError(
+            "the content was changed again and again while it was opened; try again"
+        )
 
     def _check_state(self, key: ContentKey) -> None:
         state = self._catalog.state_of(operation_of(key))

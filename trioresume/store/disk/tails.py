@@ -211,7 +211,10 @@ class Tail:
     def _hash_again(self, file: Descriptor) -> blake3:
         hasher = hash_tail(file, self.files.disk)
         if os.lseek(file.fileno(), 0, os.SEEK_CUR) != self._length:
-            raise StorageError("a tail is not as it was left")
+            raise StorageError(
+                "the file of the unfinished chunk has another length than expected, so another"
+                " program changed it; open a new writer"
+            )
         self._hasher = hasher
         return hasher
 

@@ -50,7 +50,9 @@ class DataDir:
             # With durability="process" the file is not synced. A power loss may keep its
             # length and lose its bytes: then it has only zeros, and is written again.
             if found.strip(b"\0"):
-                raise FormatVersionUnsupported(f"{path} says {found[:80]!r}")
+                raise FormatVersionUnsupported(
+                    f"{path} names a format that this trioresume does not know: {found[:80]!r}"
+                )
         # Written under another name and renamed: a crash must not leave half a version.
         temporary = self.join("format.new")
         disk.unlink(temporary)

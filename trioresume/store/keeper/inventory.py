@@ -306,7 +306,10 @@ def _check_format(path: Path) -> None:
     except OSError as exc:
         raise StorageError(f"{path} cannot be read: {exc.strerror}") from exc
     if found != FORMAT:
-        raise FormatVersionUnsupported(f"{path / 'format'} says {found[:80]!r}")
+        raise FormatVersionUnsupported(
+            f"{path / 'format'} names a format that this trioresume does not know:"
+            f" {found[:80]!r}"
+        )
 
 
 def _stored_file(record: FileRecord, behind: float) -> StoredFile:

@@ -100,7 +100,9 @@ class Recipe:
         """Parse *data*. Raises :class:`FormatVersionUnsupported` for an unknown version."""
         fields = msgpack.unpackb(data)
         if fields["v"] != RECIPE_VERSION:
-            raise FormatVersionUnsupported(f"recipe version {fields['v']!r}")
+            raise FormatVersionUnsupported(
+                f"a recipe has version {fields['v']!r}: it needs a newer trioresume"
+            )
         return cls(fields["chunk"], fields["len"], fields["chunks"])
 
     @cached_property
@@ -143,7 +145,9 @@ class JoinedRecipe:
         """Parse *data*. Raises :class:`FormatVersionUnsupported` for an unknown version."""
         fields = msgpack.unpackb(data)
         if fields["v"] != JOINED_VERSION:
-            raise FormatVersionUnsupported(f"recipe version {fields['v']!r}")
+            raise FormatVersionUnsupported(
+                f"a recipe has version {fields['v']!r}: it needs a newer trioresume"
+            )
         listed = fields["parts"]
         starts = range(0, len(listed), DIGEST_LENGTH)
         parts = tuple(Digest(listed[at : at + DIGEST_LENGTH]) for at in starts)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import CallerError
-from trioresume.protocol.message import has_content
+from trioresume.protocol.heads import has_content
 from trioresume.server.api.handler import Response
 
 if TYPE_CHECKING:
