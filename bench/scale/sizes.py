@@ -37,7 +37,7 @@ from bench.peers.own import trioresume
 from bench.server import Server
 from trioresume import Fields
 from trioresume.cli.options import Size
-from trioresume.store.catalog.batch import Effects, Ledger
+from trioresume.store.catalog.batch import FileChanges, Ledger
 from trioresume.store.disk_store import open_store
 from trioresume.store.port import (
     CreateOperation,
@@ -113,7 +113,7 @@ def build(data_dir: Path, size: int, repeat: int, commits: Times) -> None:
                 ]
                 began, busy = time.perf_counter(), time.process_time()
                 connection.execute("BEGIN IMMEDIATE")
-                assert ledger.submit(seals, Effects()) is None
+                assert ledger.submit(seals, FileChanges()) is None
                 connection.execute("COMMIT")
                 commits.wall.append(time.perf_counter() - began)
                 commits.cpu.append(time.process_time() - busy)

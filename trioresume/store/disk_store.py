@@ -53,7 +53,7 @@ from trioresume.errors import (
     StorageError,
     StorageFull,
 )
-from trioresume.store.catalog.batch import Effects, Ledger
+from trioresume.store.catalog.batch import FileChanges, Ledger
 from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
 from trioresume.store.disk.chunks import ChunkFiles
@@ -361,7 +361,7 @@ class DiskStore:
     def _apply(
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]:
-        effects = Effects()
+        file_changes = FileChanges()
         with self._changing:
             try:
                 with self._catalog.transaction() as connection:
@@ -374,7 +374,7 @@ class DiskStore:
                         durable=self._disk.durable,
                     )
                     results = [
-                        ledger.submit(submission, effects) for submission in batch
+                        ledger.submit(submission, file_changes) for submission in batch
                     ]
                     self._chunks.sync()
             except BaseException:
@@ -383,16 +383,16 @@ class DiskStore:
             if any(results):
                 self._sweep_is_due()
             with self._leftovers():
-                for seal in effects.sealed:
+                for seal in file_changes.sealed:
                     self._tails.end_sealing(seal.key, seal.index)
                     self._tails.remove(seal.key, seal.index)
         # Done outside the lock: ending a writer waits for a writer that is being opened,
         # and opening may wait for the lock. Dropped content never comes back, so no writer
         # can take it in between.
-        for key in effects.frozen:
+        for key in file_changes.frozen:
             self._epoch.forget(key)
         with self._leftovers():
-            for dropped in effects.dropped:
+            for dropped in file_changes.dropped:
                 self._epoch.forget(dropped.key)
                 self._writers.end(dropped.key)
                 self._tails.end_sealings(dropped.key)

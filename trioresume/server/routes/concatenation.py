@@ -34,10 +34,10 @@ async def find_parts(
 async def _find_part(
     operations: Registry, reference: str, principal: str | None
 ) -> tuple[Content, ...]:
-    place = locate_reference(operations.config, reference)
-    if place is None or place[1] is not Resource.CONTENT:
+    located = locate_reference(operations.config, reference)
+    if located is None or located[1] is not Resource.CONTENT:
         raise _no_part()
-    part = await operations.visit(place[0], principal)
+    part = await operations.visit(located[0], principal)
     if part is None:
         raise _no_part()
     try:

@@ -117,12 +117,12 @@ class Resources:
         self,
         exchange: Exchange,
         principal: str | None,
-        place: tuple[OperationId, Resource] | None,
+        located: tuple[OperationId, Resource] | None,
     ) -> None:
         """Answer a request under ``Config.operation_path``."""
-        if place is None:
+        if located is None:
             raise PeerError(ProblemCode.NOT_FOUND)
-        operation_id, resource = place
+        operation_id, resource = located
         dialect = exchange.dialect
         if resource is Resource.CONTENT:
             dialect = exchange.dialect = classify(

@@ -122,8 +122,8 @@ class Service:
             raise
         path = exchange.head.path
         if path.startswith(self._config.operation_path):
-            place = locate(self._config, path)
-            await self._resources.handle(exchange, principal, place)
+            located = locate(self._config, path)
+            await self._resources.handle(exchange, principal, located)
             return
         # Not one within the other: all that waits for content is kept in memory.
         creation = await self._handle_target(exchange, principal)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -126,21 +127,14 @@ class Expiry:
     async def run(self, operations: Registry) -> None:
         """Run the expiry task until cancelled."""
         while True:
-            failed = False
-            try:
-                await self._keep_time()
-                await self._expire_due(operations)
-            except StorageError as exc:
-                # Most likely the disk is full: that needs no traceback.
-                logger.error("expiry is postponed: %s", exc)
-                failed = True
-            except Exception:
-                logger.exception("expiry failed and is postponed")
-                failed = True
-            if failed:
-                await trio.sleep(RETRY_DELAY)
-            else:
+            if await _succeeds(partial(self._run_once, operations), "expiry"):
                 await self._sleep()
+            else:
+                await trio.sleep(RETRY_DELAY)
+
+    async def _run_once(self, operations: Registry) -> None:
+        await self._keep_time()
+        await self._expire_due(operations)
 
     async def _keep_time(self) -> None:
         """Tell the next process how long this one was running (G11)."""
@@ -255,17 +249,7 @@ class Collector:
             await self._released.wait()
             await trio.sleep(self._delay)
             self._released = trio.Event()
-            failed = False
-            try:
-                await self.collect(_ignore)
-            except StorageError as exc:
-                # Most likely the disk is full: that needs no traceback.
-                logger.error("collection is postponed: %s", exc)
-                failed = True
-            except Exception:
-                logger.exception("collection failed and is postponed")
-                failed = True
-            if failed:
+            if not await _succeeds(partial(self.collect, _ignore), "collection"):
                 await trio.sleep(RETRY_DELAY)
                 self._released.set()
 
@@ -283,6 +267,20 @@ class Collector:
             while (done := await run(store.collect, COLLECT_LIMIT)) != Collected():
                 logger.debug("collected %d chunks, %d bytes", done.chunks, done.bytes)
                 await on_step(done)
+
+
+async def _succeeds(function: Callable[[], Awaitable[None]], name: str) -> bool:
+    """Call *function*, and log its failure. Returns whether it did not fail."""
+    try:
+        await function()
+    except StorageError as exc:
+        # Most likely the disk is full: that needs no traceback.
+        logger.error("%s is postponed: %s", name, exc)
+    except Exception:
+        logger.exception("%s failed and is postponed", name)
+    else:
+        return True
+    return False
 
 
 async def _ignore(done: Collected) -> None:

@@ -2,7 +2,7 @@
 
 A :class:`Ledger` lives for one batch. It changes the catalog at once, in the
 transaction. Changes of files that must wait for the commit are collected in
-:class:`Effects`. Publishing a chunk is the exception: it must come before the commit
+:class:`FileChanges`. Publishing a chunk is the exception: it must come before the commit
 that makes the catalog name the chunk, so the ledger calls its :class:`Publisher`
 at once. If the transaction then fails, the published chunk does no harm: the catalog
 does not name it, and the next sweep removes it.
@@ -70,7 +70,7 @@ from trioresume.store.port.recipes import JoinedRecipe
 
 __all__ = [
     "Dropped",
-    "Effects",
+    "FileChanges",
     "Ledger",
     "Publisher",
 ]
@@ -104,7 +104,7 @@ class Dropped:
 
 
 @dataclass(slots=True)
-class Effects:
+class FileChanges:
     """The changes of files to make once the catalog has committed."""
 
     sealed: list[SealChunk] = field(default_factory=list)
@@ -131,16 +131,16 @@ class Ledger:
         self._epoch = epoch
         self._unsynced = 0 if durable else epoch
         """The value of ``unsynced`` for a chunk that is published now."""
-        self._effects = Effects()
+        self._file_changes = FileChanges()
 
     def submit(
-        self, submission: Sequence[Mutation], effects: Effects
+        self, submission: Sequence[Mutation], file_changes: FileChanges
     ) -> StorageConflict | None:
-        """Perform all of *submission* or nothing; add the changes of files to *effects*.
+        """Perform all of *submission* or nothing; add the changes of files to *file_changes*.
 
         Returns None, or the conflict that left the submission undone.
         """
-        self._effects = Effects()
+        self._file_changes = FileChanges()
         self._execute("SAVEPOINT submission")
         try:
             for mutation in islice(submission, self._freeze_at_once(submission), None):
@@ -150,9 +150,9 @@ class Ledger:
             self._execute("RELEASE submission")
             return conflict
         self._execute("RELEASE submission")
-        effects.sealed += self._effects.sealed
-        effects.frozen += self._effects.frozen
-        effects.dropped += self._effects.dropped
+        file_changes.sealed += self._file_changes.sealed
+        file_changes.frozen += self._file_changes.frozen
+        file_changes.dropped += self._file_changes.dropped
         return None
 
     def _freeze_at_once(self, submission: Sequence[Mutation]) -> int:
@@ -180,14 +180,14 @@ class Ledger:
         if not is_whole(key, content, chunks):
             return 0
         for seal in chunks:
-            self._effects.sealed.append(seal)
+            self._file_changes.sealed.append(seal)
             self._take(seal)
         made = freeze_at_once(self._connection, content, chunks)
         if frozen.content != made:
             raise StorageConflict(
                 "the content's chunks changed before it was frozen; finish it again"
             )
-        self._effects.frozen.append(key)
+        self._file_changes.frozen.append(key)
         self._note_content(operation_of(key), made)
         return len(chunks) + 1
 
@@ -263,7 +263,7 @@ class Ledger:
         if content is None and self._may_respond(seal.key):
             self._begin_content(seal.key)
             content = self._content(seal.key)
-        self._effects.sealed.append(seal)
+        self._file_changes.sealed.append(seal)
         if content is None:
             return  # the content was ended or frozen meanwhile: only remove the tail
         at = (content.cid, seal.index)
@@ -340,7 +340,7 @@ class Ledger:
             raise StorageConflict(
                 "the content's chunks changed before it was frozen; finish it again"
             )
-        self._effects.frozen.append(key)
+        self._file_changes.frozen.append(key)
         if not is_response_key(key):
             self._set_content(operation_of(key), content)
 
@@ -381,13 +381,13 @@ class Ledger:
         """Release the content under construction of *key*."""
         content = self._content(key)
         if content is None:
-            self._effects.dropped.append(Dropped(key))
+            self._file_changes.dropped.append(Dropped(key))
             return
         (last,) = self._execute(
             "SELECT ifnull(max(idx), -1) FROM pieces WHERE cid = ?", (content.cid,)
         ).fetchone()
         last = max(last, content.prefix - 1)  # the table has no folded pieces
-        self._effects.dropped.append(Dropped(key, content.prefix, last))
+        self._file_changes.dropped.append(Dropped(key, content.prefix, last))
         detach(self._connection, content.cid, 0)
 
     # Finished content.
@@ -487,7 +487,7 @@ class Ledger:
         if holdings[3]:
             self.drop(key)
         else:
-            self._effects.dropped.append(Dropped(key))
+            self._file_changes.dropped.append(Dropped(key))
         if not mutation.keep_content:
             self._release(holdings[1])
             self._execute(

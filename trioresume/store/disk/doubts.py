@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ from trioresume.store.disk.chunks import hash_chunk
 from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.port.recipes import DIGEST_LENGTH, Digest
 
-__all__ = ["MOST", "Doubts", "Report", "Reports", "read_report", "write_report"]
+__all__ = ["MOST", "Doubts", "Report", "read_report", "write_report"]
 
 MOST = 10_000
 """The most chunks that a report lists."""
@@ -104,40 +104,6 @@ def write_report(data_dir: str, report: Report, disk: Disk) -> None:
     disk.sync_directory(data_dir)
 
 
-class Reports:
-    """The report for a service, read again whenever another process has changed it."""
-
-    def __init__(self, data_dir: str, on_change: Callable[[], None]) -> None:
-        self._data_dir = data_dir
-        self._path = os.path.join(data_dir, _NAME)
-        self._on_change = on_change
-        self._lock = threading.Lock()
-        self._seen = _NEVER
-        self._report = Report()
-
-    def look(self) -> Report:
-        """Return the present report. If it has not changed, this costs one ``stat``."""
-        seen = self._state()
-        if seen != self._seen:
-            with self._lock:
-                try:
-                    self._report = read_report(self._data_dir)
-                except OSError:
-                    # The report exists, but this process may not read it. It may name any
-                    # chunk.
-                    self._report = Report(every=True)
-                self._on_change()
-                self._seen = seen
-        return self._report
-
-    def _state(self) -> tuple[int, int, int]:
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return _NEVER
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 class Doubts:
     """Tells which chunks are in doubt, and checks them.
 
@@ -156,7 +122,7 @@ class Doubts:
     Where the system cannot tell mounts apart, every start begins a new mount life.
 
     A chunk that ``verify`` reported as damaged is in doubt as well, at once, even if a
-    service is running (:class:`Reports`). It may have been healed since. It is read and
+    service is running. It may have been healed since. It is read and
     compared with its name until it is found to be right, once for each report.
 
     *checked* is where the chunks are noted that were found to be right.
@@ -174,14 +140,18 @@ class Doubts:
         self._disk = disk
         self._mount_epoch = mount_epoch
         self._right = checked
-        self._reports = Reports(data_dir, self._right.clear)
+        self._data_dir = data_dir
+        self._reading = threading.Lock()
+        self._report = Report()
+        self._seen = _NEVER
+        """The state of the report's file when it was read."""
         self.any_unsynced = catalog.has_unsynced_before(mount_epoch)
         """Whether any chunk may be lost because it was not synced. No chunk is read for this."""
 
     @property
     def any_reported(self) -> bool:
         """Whether the last ``verify`` reported any chunk as damaged and did not repair it."""
-        return bool(self._reports.look())
+        return bool(self._look())
 
     def check(self, digest: Digest, path: str) -> None:
         """Raise :class:`ChunkCorrupt` if the chunk at *path* is in doubt and has wrong bytes.
@@ -204,7 +174,30 @@ class Doubts:
         self._right.add(digest)
 
     def _is_in_doubt(self, digest: Digest) -> bool:
-        return self._reports.look().has(digest) or (
+        return self._look().has(digest) or (
             self.any_unsynced
             and self._catalog.is_unsynced_before(digest, self._mount_epoch)
         )
+
+    def _look(self) -> Report:
+        """Return the report, read again if another process has changed it.
+
+        If it has not changed, this costs one ``stat``.
+        """
+        try:
+            status = os.stat(os.path.join(self._data_dir, _NAME))
+        except OSError:
+            seen = _NEVER
+        else:
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if seen != self._seen:
+            with self._reading:
+                try:
+                    self._report = read_report(self._data_dir)
+                except OSError:
+                    # The report exists, but this process may not read it. It may name any
+                    # chunk.
+                    self._report = Report(every=True)
+                self._right.clear()
+                self._seen = seen
+        return self._report
