@@ -44,7 +44,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 from trioresume.errors import (
@@ -58,7 +57,12 @@ from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.doubts import Doubts
-from trioresume.store.disk.readers import InlineReader, PrefixReader, open_recipe
+from trioresume.store.disk.readers import (
+    FirstBytes,
+    InlineReader,
+    PrefixReader,
+    open_recipe,
+)
 from trioresume.store.disk.recovery import Recovery
 from trioresume.store.disk.tail_files import PROOF, TailFiles
 from trioresume.store.disk.tails import Tail, Writers
@@ -73,7 +77,6 @@ from trioresume.store.port import (
     ContentKey,
     ContentReader,
     ContentWriter,
-    FileExtent,
     FileRecord,
     Mutation,
     OperationId,
@@ -556,7 +559,7 @@ class DiskStore:
             and record.content is not None
             and not is_response_key(key)
         ):
-            return _Head(self.open_reader(record.content), length)
+            return FirstBytes(self.open_reader(record.content), length)
         row = self._catalog.content(key)
         return PrefixReader(
             key,
@@ -566,23 +569,3 @@ class DiskStore:
             chunks=self._chunks,
             tails=self._tails,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """The first *length* bytes of *reader*'s content."""
-
-    reader: ContentReader
-    length: int
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self.reader.read(offset, self._within(offset, size))
-
-    def extent(self, offset: int, size: int) -> FileExtent | None:
-        return self.reader.extent(offset, self._within(offset, size))
-
-    def _within(self, offset: int, size: int) -> int:
-        return max(0, min(size, self.length - offset))
-
-    def close(self) -> None:
-        self.reader.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from trioresume.errors import ChunkCorrupt, ContentLost
 from trioresume.store.catalog.catalog import Catalog
@@ -12,10 +13,16 @@ from trioresume.store.catalog.unreferenced import Pins
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.file_system.disk_io import Descriptor, Disk
-from trioresume.store.port import Content, ContentKey, FileExtent, operation_of
+from trioresume.store.port import (
+    Content,
+    ContentKey,
+    ContentReader,
+    FileExtent,
+    operation_of,
+)
 from trioresume.store.port.recipes import Digest, JoinedRecipe, Recipe
 
-__all__ = ["InlineReader", "PrefixReader", "RecipeReader", "open_recipe"]
+__all__ = ["FirstBytes", "InlineReader", "PrefixReader", "RecipeReader", "open_recipe"]
 
 _LOOKS = 3
 """A chunk moves at most twice while a reader looks for it: from tail to piece to recipe."""
@@ -310,3 +317,23 @@ class PrefixReader(_ChunksReader):
             return self._chunks.open(recipe.chunk(index))
         except FileNotFoundError as exc:
             raise ChunkCorrupt(f"chunk {recipe.chunk(index).hex()} is missing") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class FirstBytes:
+    """The first *length* bytes of *reader*'s content."""
+
+    reader: ContentReader
+    length: int
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.reader.read(offset, self._within(offset, size))
+
+    def extent(self, offset: int, size: int) -> FileExtent | None:
+        return self.reader.extent(offset, self._within(offset, size))
+
+    def _within(self, offset: int, size: int) -> int:
+        return max(0, min(size, self.length - offset))
+
+    def close(self) -> None:
+        self.reader.close()
