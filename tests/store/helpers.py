@@ -114,7 +114,7 @@ class DiskStand:
     ) -> DiskStore:
         self._starts += 1
         killed, self.data_dir = self.data_dir, self._path / f"data{self._starts}"
-        shutil.copytree(killed, self.data_dir)
+        copy_directory(killed, self.data_dir)
         self.store.close()
         shutil.rmtree(killed)
         if power_loss:
@@ -173,6 +173,21 @@ class MemoryStand:
 
     def close(self) -> None:
         self.store.close()
+
+
+def copy_directory(source: Path, target: Path) -> None:
+    """Copy *source*, with names of the same file as names of the same copy."""
+    copies: dict[int, str] = {}
+
+    def copy(name: str, copy_name: str) -> None:
+        inode = os.stat(name).st_ino
+        if inode in copies:
+            os.link(copies[inode], copy_name)
+        else:
+            shutil.copy2(name, copy_name)
+            copies[inode] = copy_name
+
+    shutil.copytree(source, target, copy_function=copy)
 
 
 def lose_unrecorded(data_dir: Path) -> None:

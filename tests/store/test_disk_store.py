@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import stat
 import time
@@ -457,6 +458,25 @@ def test_store_works_without_hard_links(tmp_path: Path) -> None:
     collect_all(store)
     left = [p for p in (tmp_path / "data" / "chunks").rglob("*") if p.is_file()]
     assert left == []
+    store.close()
+
+
+def test_chunk_is_a_copy_where_names_are_not_counted(tmp_path: Path) -> None:
+    """A tail that is to be changed could not be seen to be a chunk as well."""
+
+    class Uncounted(FaultyDisk):
+        def link(self, source: str, target: str) -> None:
+            shutil.copyfile(
+                source, target
+            )  # nobody sees that the file has a second name
+
+    disk = Uncounted()
+    store = open_store(tmp_path / "data", chunk_size=CHUNK, disk=disk)
+    content = store_content(store, DATA)
+    assert disk.counts_links is False
+    assert read_content(store, content) == DATA
+    with Inventory(tmp_path / "data") as inventory:
+        assert list(inventory.verify()) == []
     store.close()
 
 

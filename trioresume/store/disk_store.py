@@ -64,7 +64,7 @@ from trioresume.store.disk.readers import (
     open_recipe,
 )
 from trioresume.store.disk.recovery import Recovery
-from trioresume.store.disk.tail_files import PROOF, TailFiles
+from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.tails import Tail, Writers
 from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.data_dir import DataDir, boot_id, mount_id
@@ -261,9 +261,9 @@ class DiskStore:
         lengths of tails, and believed them until the next boot. They are believed for the
         last time here, so an upgrade takes back no offset.
         """
-        for path, key, index in self._tails.names():
+        for _, key, index in self._tails.tails():
             row = self._catalog.content(key)
-            if row is None or row.epoch != epoch or path.endswith(PROOF):
+            if row is None or row.epoch != epoch:
                 continue
             try:
                 self._tails.prove(key, index)

@@ -22,9 +22,11 @@ from tests.store.crashes.recording import (
     Write,
 )
 from tests.store.crashes.scenarios import (
+    DATA,
     Announced,
     Scenario,
     clear_away,
+    discard,
     expire,
     finish_both,
     join_both,
@@ -33,7 +35,7 @@ from tests.store.crashes.scenarios import (
     respond,
     take_over,
 )
-from tests.store.helpers import collect_all
+from tests.store.helpers import collect_all, read_content
 from trioresume.protocol.operation import OperationState
 from trioresume.store.disk.tail_files import PROOF
 from trioresume.store.disk_store import DiskStore
@@ -71,6 +73,14 @@ class Look:
             for name, size in what.items()
             if self.state(name) is OperationState.RECEIVING
         )
+
+    def is_whole_beside(self, other: str, name: str) -> bool:
+        """Whether the complete upload *name* is whole once *other* has a writer again."""
+        found = self.store.operation(OperationId(name))
+        assert found is not None
+        assert found.content is not None
+        self.store.open_writer(request_key(OperationId(other))).close()
+        return read_content(self.store, found.content) == DATA[name]
 
     def is_tidy(self) -> bool:
         """Whether collection leaves exactly the chunks that the catalog names."""
@@ -294,6 +304,21 @@ ROWS = (
         then="sync names of tail",
     ),
     Row(
+        "a copy of a finished upload's short tail made, because the upload goes on and"
+        " another one's chunk is the same file",
+        discard,
+        "sync tail",
+        Found(
+            "every byte that was accepted, of both",
+            lambda look: _accepted(look) and look.is_whole_beside("two", "part"),
+        ),
+        Found(
+            RECORDED.words,
+            lambda look: _recorded(look) and look.is_whole_beside("two", "part"),
+        ),
+        then="Replace",
+    ),
+    Row(
         "bytes of a patch that applies as a whole",
         patch,
         "write tail",
@@ -307,8 +332,11 @@ ROWS = (
         "such a patch's chunks linked, the commit not yet made",
         patch,
         "sync names of chunk",
-        nothing,
-        nothing,
+        cut_off := Found(
+            "nothing of the patch; chunks that it shares with other uploads stay whole",
+            lambda look: nothing.holds(look) and look.is_whole_beside("two", "one"),
+        ),
+        cut_off,
         owed=lambda announced: announced.durable.get("two") == 6,
         then="write log",
     ),
@@ -324,7 +352,7 @@ ROWS = (
         ),
         everything,
         owed=lambda announced: (
-            announced.durable.get("two") == 27 and not announced.frozen
+            announced.durable.get("two") == 27 and "two" not in announced.frozen
         ),
         then="unlink tail",
     ),

@@ -77,7 +77,7 @@ __all__ = [
 # Chunks 0 and 3 are equal, and so are the first chunks of both uploads.
 ONE = b"equal 8 " + b"chunk 1 " + b"chunk 2 " + b"equal 8 " + b"end"
 TWO = ONE[:24] + b"otherwise"
-DATA = {"one": ONE, "two": TWO, "both": ONE + TWO + ONE}
+DATA = {"one": ONE, "two": TWO, "part": TWO[:13], "both": ONE + TWO + ONE}
 BODY = b"a response of more than one chunk"
 
 
@@ -225,7 +225,12 @@ def finish_both(world: World) -> None:
 
 
 def take_over(world: World) -> None:
-    """Content that was finished but not frozen goes on, by one writer after the other."""
+    """Content that was finished but not frozen goes on, by one writer after the other.
+
+    Another upload ends where it was finished: they have the same last, short chunk.
+    """
+    world.upload("part", [13])
+    world.complete("part")
     world.upload("two", [11])
     key = request_key(OperationId("two"))
     first = world.store.open_writer(key)
@@ -243,7 +248,9 @@ def take_over(world: World) -> None:
 
 
 def patch(world: World) -> None:
-    """Bytes that count as a whole, some of which are chunks already."""
+    """Bytes that count as a whole, some of which are chunks of another upload already."""
+    world.upload("one", [26])
+    world.complete("one")
     world.upload("two", [6])
     key = request_key(OperationId("two"))
     with closing(world.store.open_writer(key)) as writer:
@@ -319,15 +326,21 @@ def expire(world: World) -> None:
 
 
 def discard(world: World) -> None:
-    """A submission that is undone after its chunk was published, and put right."""
-    world.upload("one", [5])
-    key = request_key(OperationId("one"))
-    writer = world.store.open_writer(key)
-    seals = [seal.run() for seal in writer.finish()]
-    wrong = FreezeContent(key, Content(5, digest=digest_of(b"wrong")))
-    assert world.store.apply([[*seals, wrong]]) != [None]
-    writer.close()
-    world.upload("one", [20])
+    """Submissions that are undone after their chunks were published, and put right.
+
+    The last chunk of the second upload is one that another upload has, too.
+    """
+    world.upload("part", [13])
+    world.complete("part")
+    for name, size in (("one", 5), ("two", 13)):
+        world.upload(name, [size])
+        key = request_key(OperationId(name))
+        writer = world.store.open_writer(key)
+        seals = [seal.run() for seal in writer.finish()]
+        wrong = FreezeContent(key, Content(size, digest=digest_of(b"wrong")))
+        assert world.store.apply([[*seals, wrong]]) != [None]
+        writer.close()
+        world.upload(name, [20])
     world.collect(100)
     world.complete("one")
 
@@ -375,6 +388,8 @@ def go_on(world: World) -> None:
     for name in list(world.announced.durable):
         found = world.store.operation(OperationId(name))
         if found is not None and found.state is OperationState.RECEIVING:
+            if world.announced.whole.pop(name, None):
+                world.note(relaxes=True)  # it goes on as a plain upload
             world.upload(name, [2])
             world.complete(name)
     world.collect(100)

@@ -6,6 +6,7 @@ That function fails it, or does meanwhile what another thread could do.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,22 +18,30 @@ from tests.store.helpers import (
     OP,
     FaultyDisk,
     begin,
+    copy_directory,
     do,
+    freeze,
     make_durable,
     put,
     read_content,
     record,
     seal_all,
+    store_content,
 )
 from trioresume.errors import StaleWriter, StorageError
+from trioresume.store.disk.tail_files import FRESH, PROOF
 from trioresume.store.disk_store import DiskStore, open_store
-from trioresume.store.file_system.disk_io import Descriptor
+from trioresume.store.file_system.disk_io import Descriptor, Disk
+from trioresume.store.keeper.inventory import Inventory
 from trioresume.store.port import (
     Content,
     ContentKey,
     CreateOperation,
     EndOperation,
     FreezeContent,
+    HoldBack,
+    LetCount,
+    Mutation,
     OperationId,
     SealChunk,
     request_key,
@@ -59,6 +68,8 @@ class WatchedDisk(FaultyDisk):
         """Have the next *call* of a path that contains *path* fail."""
 
         def act() -> None:
+            if call == "commit":
+                raise sqlite3.OperationalError("disk I/O error")
             raise OSError(5, "Input/output error")
 
         self.before(call, path, act)
@@ -94,6 +105,14 @@ class WatchedDisk(FaultyDisk):
     def sync_directory(self, path: str) -> None:
         self._tell("sync_directory", path)
         super().sync_directory(path)
+
+    def replace(self, source: str, target: str) -> None:
+        self._tell("replace", target)
+        super().replace(source, target)
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        self._tell("commit", "")
+        super().commit(connection)
 
 
 @pytest.fixture
@@ -288,6 +307,211 @@ def test_batch_that_fails_keeps_the_tails_of_all(
         content = store.sealed_content(key)
         do(store, FreezeContent(key, content))
         assert read_content(store, content) == data
+
+
+# Tails that share their file with a chunk that others need.
+
+EQUAL = b"12345678"
+
+
+class Shared:
+    """Content of another upload, and an upload of the same bytes whose commit fails.
+
+    The chunk of both is the upload's tail then, although the commit did not count.
+    """
+
+    def __init__(self, path: Path, disk: WatchedDisk, data: bytes) -> None:
+        self._path = path
+        self._starts = 0
+        self._data = data
+        self.disk = disk
+        self.data_dir = path / "data"
+        self.store = self._open()
+        self._content = store_content(self.store, data, "operation-2")
+
+    def _open(self) -> DiskStore:
+        return open_store(self.data_dir, chunk_size=CHUNK, disk=self.disk)
+
+    def fail_commit(self, *mutations: Mutation) -> None:
+        self.disk.fail("commit", "")
+        with pytest.raises(StorageError):
+            self.store.apply([mutations])
+
+    def kill(self) -> None:
+        """Go on with a copy of the files, as a process does that is started anew."""
+        self.leave()
+        self.start()
+
+    def leave(self) -> None:
+        """Copy the files as they are now, for the next process."""
+        self._starts += 1
+        killed, self.data_dir = self.data_dir, self._path / f"data{self._starts}"
+        copy_directory(killed, self.data_dir)
+
+    def start(self) -> None:
+        self.store.close()
+        self.store = self._open()
+
+    def go_on(self, offset: int, data: bytes) -> None:
+        """The upload has *offset* bytes, and ends as *data*; the other is as it was."""
+        assert self.store.offset(KEY) == offset
+        writer = self.store.open_writer(KEY)
+        assert writer.offset == offset
+        self._check_other()
+        put(self.store, writer, data[offset:])
+        frozen = freeze(self.store, KEY, writer)
+        do(self.store, frozen)
+        assert read_content(self.store, frozen.content) == data
+        self._check_other()
+        while self.store.collect(100).steps:
+            pass
+        assert not list((self.data_dir / "tails").iterdir())
+
+    def _check_other(self) -> None:
+        assert read_content(self.store, self._content) == self._data
+        with Inventory(self.data_dir) as inventory:
+            assert list(inventory.verify()) == []
+
+
+@pytest.fixture
+def shared(tmp_path: Path, disk: WatchedDisk) -> Iterator[Callable[[bytes], Shared]]:
+    made: list[Shared] = []
+
+    def make(data: bytes) -> Shared:
+        made.append(Shared(tmp_path, disk, data))
+        return made[0]
+
+    yield make
+    made[0].store.close()
+
+
+each_process = pytest.mark.parametrize("killed", [False, True], ids=["same", "killed"])
+
+
+@each_process
+def test_patch_that_is_cut_off_leaves_the_chunks_of_others(
+    killed: bool, shared: Callable[[bytes], Shared]
+) -> None:
+    """What applies as a whole is cut off if its commit failed, and only there (B8)."""
+    world = shared(EQUAL)
+    store = world.store
+    writer = begin(store)
+    writer.append(EQUAL[:3])
+    make_durable(store, writer)
+    do(store, HoldBack(KEY, 3))
+    world.fail_commit(*[seal.run() for seal in writer.append(EQUAL[3:])], LetCount(KEY))
+    writer.close()
+    if killed:
+        world.kill()
+    world.go_on(3, b"123 is not the same")
+
+
+@each_process
+def test_bytes_that_are_given_up_stay_in_the_chunks_of_others(
+    killed: bool, shared: Callable[[bytes], Shared]
+) -> None:
+    """After a sync that failed only recorded bytes count, and the rest is cut off."""
+    world = shared(EQUAL)
+    store, disk = world.store, world.disk
+    writer = begin(store)
+    writer.append(EQUAL[:3])
+    make_durable(store, writer)
+    world.fail_commit(*[seal.run() for seal in writer.append(EQUAL[3:] + b"more")])
+    flush = writer.flush()
+    assert flush is not None
+    disk.fail("sync", "")
+    with pytest.raises(StorageError):
+        flush.run()
+    if killed:
+        world.kill()
+    world.go_on(3, b"123 is not the same")
+
+
+@each_process
+def test_bytes_that_are_not_proven_stay_in_the_chunks_of_others(
+    killed: bool, shared: Callable[[bytes], Shared]
+) -> None:
+    """A power loss takes a commit and a proof: the tail is cut, the chunk is another's."""
+    world = shared(EQUAL)
+    store = world.store
+    writer = begin(store)
+    writer.append(EQUAL[:3])
+    make_durable(store, writer)
+    world.fail_commit(*[seal.run() for seal in writer.append(EQUAL[3:])])
+    (world.data_dir / "tails" / f"{KEY}.0{PROOF}").unlink()
+    world.kill()
+    if killed:
+        world.kill()  # before the upload went on
+    world.go_on(3, b"123 is not the same")
+
+
+@each_process
+def test_short_chunk_that_goes_on_leaves_the_chunk_of_others(
+    killed: bool, shared: Callable[[bytes], Shared]
+) -> None:
+    """Content that was finished and goes on is added to: not so what ends there."""
+    world = shared(b"123")
+    store = world.store
+    writer = begin(store)
+    writer.append(b"123")
+    world.fail_commit(*[seal.run() for seal in writer.finish()])
+    writer.close()
+    if killed:
+        world.kill()
+    world.go_on(3, b"123 goes on for more than a chunk")
+
+
+@pytest.mark.parametrize("attaches", [True, False], ids=["attribute", "file"])
+def test_copy_of_a_shared_tail_is_proven_as_the_tail_was(
+    attaches: bool, shared: Callable[[bytes], Shared]
+) -> None:
+    """A proof may be kept in the file that the tail gives up: accepted bytes stay so."""
+    world = shared(b"123")
+    store, disk = world.store, world.disk
+    disk.attaches = attaches and Disk(durable=True).attaches
+    writer = begin(store)
+    writer.append(b"123")
+    world.fail_commit(*[seal.run() for seal in writer.finish()])
+    writer.close()
+    store.open_writer(KEY).close()
+    world.kill()
+    world.go_on(3, b"123 goes on")
+
+
+@pytest.mark.parametrize("call", ["create", "sync", "replace"])
+def test_copy_of_a_shared_tail_that_fails_changes_nothing(
+    call: str, shared: Callable[[bytes], Shared]
+) -> None:
+    """The next attempt begins anew; a file that is left goes with the next sweep."""
+    world = shared(b"123")
+    store, disk = world.store, world.disk
+    writer = begin(store)
+    writer.append(b"123")
+    world.fail_commit(*[seal.run() for seal in writer.finish()])
+    writer.close()
+    disk.fail(call, "")
+    with pytest.raises(StorageError):
+        store.open_writer(KEY)
+    world.go_on(3, b"123 goes on")
+
+
+def test_copy_of_a_shared_tail_that_was_killed_is_swept(
+    shared: Callable[[bytes], Shared],
+) -> None:
+    """Its file has a name of its own, which no start takes for a tail."""
+    world = shared(b"123")
+    store, disk = world.store, world.disk
+    writer = begin(store)
+    writer.append(b"123")
+    world.fail_commit(*[seal.run() for seal in writer.finish()])
+    writer.close()
+    disk.before("replace", f"tails/{KEY}", world.leave)
+    store.open_writer(KEY).close()
+    world.start()
+    left = sorted(path.name for path in (world.data_dir / "tails").iterdir())
+    assert left == [f"{KEY}.0", f"{KEY}.0{FRESH}", f"{KEY}.0{PROOF}"]
+    assert world.store.offset(KEY) == 3
+    world.go_on(3, b"123 goes on")
 
 
 # Writers.

@@ -238,13 +238,13 @@ def test_no_kill_breaks_a_promise(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", [receive, take_over, clear_away])
+@pytest.mark.parametrize("scenario", [receive, take_over, patch, clear_away])
 def test_no_crash_of_a_recovery_breaks_a_promise(
     scenario: Scenario, place: Place, draw: random.Random
 ) -> None:
     """A second crash while the first one is repaired loses nothing more (G9)."""
     first = list(power_losses(place.run(scenario, place.start()), draw))
-    for remains, announced in draw.sample(first, 3 if SHARE == 1.0 else 1):
+    for remains, announced in draw.sample(first, 3):
         root = place.new()
         remains.put_into(root)
         owed = copy.deepcopy(announced)  # which other moments have, too

@@ -7,7 +7,9 @@ Before a writer can go on, the parts may have to be *repaired*:
   are cut off;
 * sealed chunks past a gap are released; only such a cut leaves them;
 * content that was finished but never frozen ends in a short chunk. The chunk is turned
-  back into a tail, because all chunks but the last have the same length.
+  back into a tail, because all chunks but the last have the same length;
+* a partial tail that shares its file with a chunk is replaced by a copy, because the chunk
+  may be others' content.
 """
 
 from __future__ import annotations
@@ -205,7 +207,13 @@ class Recovery:
             and not extent.strays
             and extent.short is None
             and self._tails.short_sealing(key, extent.row.chunk_size) is None
+            and self._shared(key, extent) is None
         )
+
+    def _shared(self, key: ContentKey, extent: Extent) -> int | None:
+        """Return the index of the partial tail if its file is shared: see tail_files.py."""
+        index, rest = divmod(extent.end, extent.row.chunk_size)
+        return index if rest and self._tails.is_shared(key, index) else None
 
     def _open(self, key: ContentKey, extent: Extent) -> Tail:
         index, rest = divmod(extent.end, extent.row.chunk_size)
@@ -252,6 +260,10 @@ class Recovery:
             self._adopt(key, extent)
         elif extent.strays or not extent.trusted:
             self._cut(key, extent)
+        elif (index := self._shared(key, extent)) is not None:
+            # Both files have the same bytes, so the new one's name needs no sync here. The
+            # next flush syncs it.
+            self._tails.unshare(key, index, extent.end % extent.row.chunk_size)
 
     def _cut(self, key: ContentKey, extent: Extent) -> None:
         size = extent.row.chunk_size

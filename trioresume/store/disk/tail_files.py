@@ -5,9 +5,19 @@ the offset; there is no separate counter that could disagree with it. A tail tha
 reached the chunk size is *full*. It is sealed, published under its chunk name (a hard
 link: the same inode) and unlinked.
 
-A published chunk may share its inode with a tail that a crash left. So a tail is never
-opened for writing over a file that was there before: :meth:`TailFiles.create` always
-makes a new inode. The only exception is to append to a partial tail at its end.
+Shared files
+============
+
+A published chunk may share its inode with a tail: a crash, or a commit that failed, leaves
+both names. The chunk can belong to others, because equal bytes that arrive again take the
+chunk's name (see chunks.py). So no byte of a file that has a second name ever changes:
+
+* :meth:`TailFiles.create` makes a new inode, also where a tail was left;
+* :meth:`TailFiles.cut` replaces a shared tail by a copy of the bytes that stay;
+* a shared tail that goes on is replaced by a copy first (:meth:`TailFiles.unshare`).
+
+The copy is made and synced under a name of its own, and is then renamed. So the tail's
+bytes never lack a name. The next sweep removes a copy that a crash left.
 
 Proofs
 ======
@@ -49,6 +59,7 @@ from trioresume.store.port import (
 from trioresume.store.port.recipes import Digest
 
 __all__ = [
+    "FRESH",
     "PROOF",
     "Proof",
     "Sealing",
@@ -60,6 +71,9 @@ __all__ = [
 
 PROOF = ".proof"
 """The suffix of a proof's file name."""
+
+FRESH = ".new"
+"""The suffix of the copy of a tail, until it takes the tail's place."""
 
 _PROOF = struct.Struct(">Q32s")
 _CHECK_SIZE = 8
@@ -134,7 +148,8 @@ class TailFiles:
         self._distrust_all = distrust_all
         self.doubted = False
         """Whether a sync of the directory failed. An earlier removal may then be undone,
-        even if later syncs succeed, so the store's end is no longer clean."""
+        even if later syncs succeed, so the store's end is no longer clean. Nor is it after
+        a copy of a tail that could not be removed."""
         self._lock = threading.Lock()
         self._sealings: dict[ContentKey, dict[int, Sealing]] = {}
 
@@ -167,11 +182,15 @@ class TailFiles:
     def cut(self, key: ContentKey, index: int, length: int) -> None:
         """Cut the tail back to *length* bytes; with a length of 0 or less, remove it.
 
-        The new length is durable on return. A removal is durable only after
-        :meth:`sync_names`. Proofs that cover bytes which are cut off are removed.
+        The new length is durable on return, but that of a shared tail and a removal are
+        durable only after :meth:`sync_names`. Proofs that cover bytes which are cut off are
+        removed.
         """
         if length <= 0:
             self.remove(key, index)
+            return
+        if self.is_shared(key, index):
+            self.unshare(key, index, length)
             return
         proof = self.proof(key, index)
         with closing(self.open(key, index)) as file:
@@ -180,6 +199,43 @@ class TailFiles:
                 self.disk.detach(file)
             self.disk.truncate(file, length)
             self.disk.sync_data(file)
+
+    def is_shared(self, key: ContentKey, index: int) -> bool:
+        """Return whether the tail's file has another name, which may be a chunk's."""
+        try:
+            return os.stat(self.path(key, index)).st_nlink > 1
+        except FileNotFoundError:
+            return False
+
+    def unshare(self, key: ContentKey, index: int, length: int) -> None:
+        """Replace the tail by a copy of its first *length* bytes, and keep its proof.
+
+        The copy's bytes are durable on return, its name after :meth:`sync_names`. A proof of
+        more bytes is removed.
+        """
+        path = self.path(key, index)
+        fresh = path + FRESH
+        proof = self.proof(key, index)
+        with closing(self.disk.open(path)) as shared:
+            in_inode = self.disk.attached(shared) != b""
+        self.disk.unlink(fresh)
+        try:
+            self.disk.copy(path, fresh, length)
+            if proof is not None and proof.length > length:
+                self.disk.unlink(path + PROOF)
+            elif proof is not None and in_inode:
+                with closing(self.disk.open(fresh, write=True)) as file:
+                    self.write_proof(key, index, file, proof)
+            self.disk.replace(fresh, path)
+        except OSError:
+            self._discard(fresh)
+            raise
+
+    def _discard(self, path: str) -> None:
+        try:
+            self.disk.unlink(path)
+        except OSError:
+            self.doubted = True  # the end is not clean, so that the next start sweeps
 
     def remove(self, key: ContentKey, index: int) -> None:
         """Remove the tail and its proof, if they exist."""
@@ -207,9 +263,7 @@ class TailFiles:
 
         A copy of the directory often lacks the attributes.
         """
-        for path, key, index in self.names():
-            if path.endswith(PROOF):
-                continue
+        for path, key, index in self.tails():
             try:
                 proof = self.proof(key, index)
                 if proof is not None:
@@ -284,14 +338,21 @@ class TailFiles:
             self._distrust_all()
             raise
 
-    def names(self) -> Iterator[tuple[str, ContentKey, int]]:
-        """Yield the path, key and index of every tail, without a list of all in memory.
+    def tails(self) -> Iterator[tuple[str, ContentKey, int]]:
+        """Yield the path, key and index of every tail, without a list of all in memory."""
+        for path, key, index in self.names():
+            if not path.endswith((PROOF, FRESH)):
+                yield path, key, index
 
-        The file of a tail's proof is yielded as well, with the tail's key and index.
+    def names(self) -> Iterator[tuple[str, ContentKey, int]]:
+        """Yield the same as :meth:`tails`, and also the files of proofs and copies.
+
+        They have the keys and indexes of their tails.
         """
         with os.scandir(self._root) as entries:
             for entry in entries:
-                key, _, index = entry.name.removesuffix(PROOF).rpartition(".")
+                name = entry.name.removesuffix(PROOF).removesuffix(FRESH)
+                key, _, index = name.rpartition(".")
                 if index.isdecimal():
                     yield entry.path, ContentKey(key), int(index)
 

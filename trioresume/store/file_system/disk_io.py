@@ -139,6 +139,9 @@ class Disk:
         """Whether large writes may bypass the page cache; false once a write could not."""
         self.attaches = _HAS_ATTRIBUTES
         """Whether bytes may be kept as an attribute of a file; false once that failed."""
+        self.counts_links: bool | None = None
+        """Whether a file tells how many names it has; None until one got a second name.
+        Some network and FUSE file systems have hard links and do not count them."""
         self.synchronous = "FULL" if durable else "NORMAL"
         """SQLite's setting. With NORMAL a commit is written but not synced: it survives the
         end of the process, but not a power loss."""
@@ -227,22 +230,35 @@ class Disk:
     def link_or_copy(self, source: str, target: str) -> None:
         """Give the file *source* the additional name *target*, which must be free.
 
-        Where hard links are impossible, *target* becomes a copy.
+        Where hard links are impossible, or not counted, *target* becomes a copy: whoever
+        wants to change the file has to see that it has two names.
         """
-        try:
-            self.link(source, target)
-        except OSError as exc:
-            if exc.errno not in _NO_LINKS:
-                raise
-            self.copy(source, target)
+        if self.counts_links is not False:
+            try:
+                self.link(source, target)
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+            else:
+                if self.counts_links is None:
+                    self.counts_links = os.stat(source).st_nlink > 1
+                if self.counts_links:
+                    return
+                self.unlink(target)
+        self.copy(source, target)
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy *source* to the free name *target* and sync the copy's bytes."""
+    def copy(self, source: str, target: str, length: int | None = None) -> None:
+        """Copy *source* to the free name *target* and sync the copy's bytes.
+
+        With *length*, copy only so many of its first bytes.
+        """
         original = self.open(source)
         duplicate = self.create(target)
+        left = os.fstat(original.fileno()).st_size if length is None else length
         try:
-            while data := self.read(original.fileno(), _COPY_SIZE):
+            while data := self.read(original.fileno(), min(left, _COPY_SIZE)):
                 self.write_all(duplicate, memoryview(data))
+                left -= len(data)
             self.sync_data(duplicate)
         finally:
             original.close()

@@ -9,7 +9,7 @@ from functools import partial
 
 from trioresume.store.catalog.catalog import Catalog
 from trioresume.store.disk.chunks import SHARDS, ChunkFiles
-from trioresume.store.disk.tail_files import TailFiles
+from trioresume.store.disk.tail_files import FRESH, TailFiles
 from trioresume.store.disk.tails import Writers
 from trioresume.store.port import Collected, ContentKey
 from trioresume.store.port.recipes import Digest
@@ -64,6 +64,10 @@ class Sweep:
     # Each look returns the size in bytes of the chunk that it removed, or None.
 
     def _look_at_tail(self, path: str, key: ContentKey, index: int) -> None:
+        if path.endswith(FRESH):
+            self._tails.disk.unlink(path)  # nobody makes a copy while this look goes on
+            return
+
         def remove() -> None:
             # Look once more: a writer may have been here since.
             if not self._holds_tail(key, index):
