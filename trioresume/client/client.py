@@ -27,6 +27,7 @@ from trioresume.client.decisions.protocol_choice import (
 from trioresume.client.decisions.redirects import Redirects
 from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
 from trioresume.client.decisions.transfer import Transfer
+from trioresume.client.http.carriers import CarrierChoice
 from trioresume.client.http.connector import Connector, NetworkConnector
 from trioresume.client.http.pool import Pool
 from trioresume.client.http.proxies import Proxies
@@ -70,7 +71,11 @@ class Client:
     recorded response at the server after reading it. *limit_rate* is in bytes a second,
     for all requests together. *random* draws the jitter.
 
-    *tls* is for ``https://``: a :class:`ClientTls`, or a context of your own. *proxies*
+    *tls* is for ``https://``: a :class:`ClientTls`, or a context of your own. Over TLS the
+    client speaks HTTP/2 if the server agrees (a context of your own says itself what it
+    offers), and all requests to an origin share one connection. With *http2* True it
+    insists on that, with False it speaks HTTP/1.1 only. With *h2c* it speaks HTTP/2 to
+    ``http://`` URLs, whose servers have to expect that. *proxies*
     are the variables that name proxies, such as ``{"https_proxy": "http://host:3128"}``;
     by default those of the environment, and with ``{}`` there is no proxy. *connector*
     makes the connections in another way.
@@ -98,6 +103,8 @@ class Client:
         journal: Journal | None = None,
         retry: RetryPolicy | None = None,
         tls: ClientTls | ssl.SSLContext | None = None,
+        http2: bool | None = None,
+        h2c: bool = False,
         proxies: Mapping[str, str] | None = None,
         redirect_origins: Iterable[str] = (),
         connector: Connector | None = None,
@@ -122,14 +129,15 @@ class Client:
         self._retry = retry or RetryPolicy()
         tls = tls or ClientTls()
         self._tls = tls
+        choice = CarrierChoice(http2, h2c=h2c)
         strange: Connector | None = None
         if connector is None:
             environ = os.environ if proxies is None else proxies
-            connector = NetworkConnector(tls, Proxies(environ))
+            connector = NetworkConnector(tls, Proxies(environ), choice=choice)
             if isinstance(tls, ClientTls) and tls.cert is not None:
                 anonymous = tls.without_certificate()
-                strange = NetworkConnector(anonymous, Proxies(environ))
-        self._pool = Pool(connector, strange)
+                strange = NetworkConnector(anonymous, Proxies(environ), choice=choice)
+        self._pool = Pool(connector, strange, choice=choice, idle_timeout=idle_timeout)
         self._timeouts = Timeouts(idle_timeout, expect_timeout)
         self._buffer_size = buffer_size
         self._max_response_size = max_response_size
@@ -142,6 +150,7 @@ class Client:
     async def __aenter__(self) -> Self:
         if isinstance(self._tls, ClientTls):
             self._tls.warn()
+        await self._pool.__aenter__()
         return self
 
     async def __aexit__(
@@ -150,7 +159,7 @@ class Client:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._pool.aclose()
+        await self._pool.__aexit__(kind, value, traceback)
 
     async def request(
         self,

@@ -1,4 +1,4 @@
-"""Reads the field section of an HTTP/2 request, as strictly as a head of HTTP/1.1.
+"""Reads the field sections of HTTP/2, as strictly as a head of HTTP/1.1, and writes them.
 
 HPACK has decoded the section to pairs of bytes. Two kinds of fault are told apart:
 
@@ -7,6 +7,8 @@ HPACK has decoded the section to pairs of bytes. Two kinds of fault are told apa
   :class:`MalformedRequest`, and its stream is reset.
 * Any other fault, for example a target that is too long, would be a fault in HTTP/1.1, too.
   It raises the same :class:`~trioresume.errors.PeerError` and gets the same answer.
+
+A response has only the first kind of fault: :class:`MalformedResponse`.
 
 Statement numbers such as G3 are defined in docs/supported-protocols.md.
 """
@@ -25,8 +27,11 @@ __all__ = [
     "FIELD_OVERHEAD",
     "HTTP_VERSION",
     "MalformedRequest",
+    "MalformedResponse",
     "read_request_fields",
+    "read_response_fields",
     "read_trailers",
+    "request_fields",
     "response_fields",
 ]
 
@@ -58,8 +63,16 @@ _OF_CONNECTION = frozenset(
 )
 
 
+# HTTP/2 has no 101 (RFC 9113, section 8.6).
+_STATUS = re.compile(rb"(?!101)[1-9][0-9][0-9]")
+
+
 class MalformedRequest(Exception):
     """A request that breaks a rule of HTTP/2 itself."""
+
+
+class MalformedResponse(Exception):
+    """A response that breaks a rule of HTTP/2 itself."""
 
 
 def read_request_fields(
@@ -189,3 +202,36 @@ def response_fields(status: int, fields: Fields) -> list[Pair]:
         if pair[0] not in _OF_CONNECTION:
             pairs.append(pair)
     return pairs
+
+
+def request_fields(
+    method: bytes, scheme: bytes, target: bytes, pairs: Iterable[Pair]
+) -> list[Pair]:
+    """Return what HPACK encodes for a request whose fields in HTTP/1.1 are *pairs*.
+
+    ``Host`` becomes ``:authority``, and no field about the connection is left. The names
+    are in lower case.
+    """
+    pairs = list(pairs)
+    authority = next((value for name, value in pairs if name == b"host"), b"")
+    return [
+        (b":method", method),
+        (b":scheme", scheme),
+        (b":authority", authority),
+        (b":path", target),
+        *(p for p in pairs if p[0] != b"host" and p[0] not in _OF_CONNECTION),
+    ]
+
+
+def read_response_fields(pairs: Sequence[Pair]) -> tuple[int, Fields]:
+    """Return the status and the fields that *pairs* are. Raises :class:`MalformedResponse`."""
+    if not pairs or pairs[0][0] != b":status" or not _STATUS.fullmatch(pairs[0][1]):
+        raise MalformedResponse("there is no usable :status")
+    for name, value in pairs[1:]:
+        if _NAME.fullmatch(name) is None:
+            raise MalformedResponse("the name of a field is malformed")
+        if _VALUE.fullmatch(value) is None:
+            raise MalformedResponse("the value of a field is malformed")
+        if name in _OF_CONNECTION:
+            raise MalformedResponse(f"HTTP/2 has no field {name.decode('ascii')}")
+    return int(pairs[0][1]), Fields.from_wire(pairs[1:])

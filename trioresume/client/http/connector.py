@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import h11
 import trio
 
+from trioresume.client.http.carriers import CarrierChoice
 from trioresume.client.http.tls import ClientTls, HopelessConnection, explain
 from trioresume.client.http.tls_stream import TlsStream
 
@@ -37,6 +38,8 @@ class Route:
     stream: trio.abc.Stream
     proxy: Proxy | None = None
     """The proxy that gets the requests, and passes them on; None if the server does."""
+    http2: bool = False
+    """Whether HTTP/2 is spoken on it."""
 
 
 class Connector(Protocol):
@@ -56,7 +59,9 @@ class Connector(Protocol):
 class NetworkConnector:
     """Connects by TCP and TLS, within *timeout* seconds with the name lookup.
 
-    *tls* is a context, or the settings from which one is made at the first need.
+    *tls* is a context, or the settings from which one is made at the first need. A
+    context of the caller says itself which protocols it offers (ALPN). *choice* says when
+    HTTP/2 is spoken.
     """
 
     def __init__(
@@ -64,55 +69,80 @@ class NetworkConnector:
         tls: ClientTls | ssl.SSLContext,
         proxies: Proxies,
         timeout: float = 10.0,
+        choice: CarrierChoice | None = None,
     ) -> None:
         self._tls = tls
+        self._choice = choice or CarrierChoice(False)
+        self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
+        """A context for each list of protocols to offer."""
         self._proxies = proxies
         self._timeout = timeout
 
     async def connect(self, origin: Origin) -> Route:
+        http2 = self._choice.knows_http2(origin)
         proxy = self._proxies.proxy_for(origin)
         with trio.move_on_after(self._timeout):
             if proxy is None:
-                return Route(await self._direct(origin))
-            stream = await self._to_proxy(proxy)
+                stream: trio.abc.Stream = await trio.open_tcp_stream(
+                    origin.host, origin.port
+                )
+            else:
+                stream = await self._to_proxy(proxy)
+                if origin.scheme == "http" and not http2:
+                    return Route(stream, proxy)
+                try:
+                    await _open_tunnel(stream, proxy, origin)
+                except BaseException:
+                    await trio.aclose_forcefully(stream)
+                    raise
             if origin.scheme == "http":
-                return Route(stream, proxy)
-            try:
-                await _open_tunnel(stream, proxy, origin)
-                return Route(await self._secure(stream, origin))
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
+                return Route(stream, http2=http2)
+            return await self._secure(stream, origin, self._choice.alpn(origin))
         raise TimeoutError(
             f"no connection to {origin.authority} in {self._timeout:g} s"
         )
 
-    async def _direct(self, origin: Origin) -> trio.abc.Stream:
-        stream = await trio.open_tcp_stream(origin.host, origin.port)
-        return stream if origin.scheme == "http" else await self._secure(stream, origin)
-
     async def _to_proxy(self, proxy: Proxy) -> trio.abc.Stream:
+        origin = proxy.origin
         try:
-            return await self._direct(proxy.origin)
+            stream = await trio.open_tcp_stream(origin.host, origin.port)
         except socket.gaierror as exc:
             if exc.errno != socket.EAI_NONAME:
                 raise
             raise HopelessConnection(
                 f"the proxy {proxy} cannot be found: {exc.strerror}"
             ) from exc
+        if origin.scheme == "http":
+            return stream
+        return (await self._secure(stream, origin, ("http/1.1",))).stream
 
-    async def _secure(self, stream: trio.abc.Stream, origin: Origin) -> trio.abc.Stream:
-        """Speak TLS on *stream*, which is closed if that fails."""
+    async def _context(self, offer: tuple[str, ...]) -> ssl.SSLContext:
+        if isinstance(self._tls, ssl.SSLContext):
+            return self._tls
+        if offer not in self._contexts:
+            context = await trio.to_thread.run_sync(self._tls.context)
+            context.set_alpn_protocols(offer)
+            self._contexts[offer] = context
+        return self._contexts[offer]
+
+    async def _secure(
+        self, stream: trio.abc.Stream, origin: Origin, offer: tuple[str, ...]
+    ) -> Route:
+        """Speak TLS on *stream*, which is closed if that fails. *offer* is for ALPN."""
         secured: TlsStream | trio.SSLStream[trio.abc.Stream] | None = None
         try:
-            if isinstance(self._tls, ClientTls):
-                self._tls = await trio.to_thread.run_sync(self._tls.context)
+            context = await self._context(offer)
             if isinstance(stream, trio.SocketStream):
-                secured = TlsStream(stream, self._tls, origin.host)
+                secured = TlsStream(stream, context, origin.host)
+                await secured.do_handshake()
+                chosen = secured.socket.selected_alpn_protocol()
             else:
                 # TLS within the TLS of a proxy: no socket is left to take over.
-                secured = trio.SSLStream(stream, self._tls, server_hostname=origin.host)
-            await secured.do_handshake()
+                secured = trio.SSLStream(stream, context, server_hostname=origin.host)
+                await secured.do_handshake()
+                chosen = secured.selected_alpn_protocol()
+            if (chosen or "http/1.1") not in offer:
+                raise HopelessConnection(_why_not_offered(origin, chosen))
         except trio.BrokenResourceError as exc:
             await trio.aclose_forcefully(secured or stream)
             raise explain(exc, origin) or ConnectionError(
@@ -121,7 +151,15 @@ class NetworkConnector:
         except BaseException:
             await trio.aclose_forcefully(secured or stream)
             raise
-        return secured
+        return Route(secured, http2=chosen == "h2")
+
+
+def _why_not_offered(origin: Origin, chosen: str | None) -> str:
+    if chosen == "h2":
+        return (
+            f"HTTP/2 is forbidden for {origin.authority}, but the TLS context offers it"
+        )
+    return f"{origin.authority} does not speak HTTP/2 (--http2 insists on it)"
 
 
 async def _open_tunnel(stream: trio.abc.Stream, proxy: Proxy, origin: Origin) -> None:

@@ -1,8 +1,7 @@
-"""One request and its response on a connection, with all that can go wrong.
+"""One request and its response, whatever carries them, with all that can go wrong.
 
-Three tasks share one nursery and one h11 connection: the sender, the receiver, and a
-watchdog that ends the exchange if nothing has moved in either direction for a while. No
-call of h11 spans an ``await``, so the tasks need no lock.
+Three tasks share one nursery and one exchange: the sender, the receiver, and a
+watchdog that ends the exchange if nothing has moved in either direction for a while.
 
 Three rules:
 
@@ -19,20 +18,27 @@ Statement numbers such as R1 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
-import errno
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import h11
 import trio
 
-from trioresume.client.content.file_source import FileSpan, Piece, shrunk
+from trioresume.client.content.file_source import Piece
 from trioresume.client.decisions.actions import Sent
-from trioresume.client.http.connection import ClientConnection
+from trioresume.client.http.exchange import (
+    Connection,
+    Content,
+    End,
+    Head,
+    Interim,
+    MalformedAnswer,
+    NotProcessed,
+)
 from trioresume.errors import CallerError
+from trioresume.protocol.allowance import Allowance
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.heads import Fields
 
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from trioresume.client.content.sources import Source
+    from trioresume.client.http.exchange import Event
 
 __all__ = [
     "BARE_CONTINUE_SECONDS",
@@ -49,8 +56,6 @@ __all__ = [
     "ResponseSink",
     "RoundTrip",
 ]
-
-RECEIVE_BYTES = 256 * 1024
 
 LAST_WORDS_SECONDS = 3.0
 """How long the client still listens to a server that stopped reading."""
@@ -62,21 +67,6 @@ Some proxies, and the HTTP libraries of some servers, answer ``Expect`` themselv
 before the server says anything. If the client sent content at once, a cut before the
 offer would leave content that cannot be resumed.
 """
-
-_NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)
-_BROKEN = (
-    errno.EPIPE,
-    errno.ECONNRESET,
-    errno.ECONNABORTED,
-    errno.ENOTCONN,
-    errno.ETIMEDOUT,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ENETRESET,
-    errno.ENOBUFS,
-    errno.EHOSTDOWN,
-)
 
 
 class ResponseSink(Protocol):
@@ -170,7 +160,7 @@ class RoundTrip:
 
     def __init__(
         self,
-        connection: ClientConnection,
+        connection: Connection,
         request: h11.Request,
         outgoing: Outgoing | None,
         sink: ResponseSink,
@@ -185,8 +175,8 @@ class RoundTrip:
         self.cause: Exception | None = None
         """Why the exchange has no final response, or no whole one."""
         self._failure: Exception | None = None
-        self._connection = connection
-        self._request = connection.addressed(request)
+        self._request = request
+        self._exchange = connection.begin(request, self._moved)
         self._outgoing = outgoing
         self._sink = sink
         self._idle_timeout = idle_timeout
@@ -203,9 +193,9 @@ class RoundTrip:
         self._deadline = 0.0
         self._waits_for_source = False
         self._observer_acts = False
-        self._use_sendfile = hasattr(os, "sendfile") and isinstance(
-            connection.stream, trio.SocketStream
-        )
+        self._in_prefix = False
+        self._not_processed = False
+        self._allowance = Allowance(trio.current_time())
 
     async def run(self) -> None:
         """Perform the request. The attributes have the result. Raises errors of the
@@ -224,6 +214,8 @@ class RoundTrip:
                     # it the connection can be used again.
                     await self._sender_done.wait()
                 nursery.cancel_scope.cancel()
+        if self._not_processed:
+            self.sent = Sent.NOTHING
         if self._failure is not None:
             raise self._failure
 
@@ -239,6 +231,14 @@ class RoundTrip:
     def _touch(self) -> None:
         """Note that something moved."""
         self._deadline = trio.current_time() + self._idle_timeout
+
+    def _moved(self, size: int) -> None:
+        """Note that bytes moved, *size* of them of the request's content."""
+        self._touch()
+        if size:
+            self._allowance.earn(size)
+            if not self._in_prefix:
+                self._observer.on_sent(size)
 
     async def _watch(self) -> None:
         while True:
@@ -274,14 +274,8 @@ class RoundTrip:
         self._sender_done.set()
 
     async def _send_request(self) -> None:
-        parser = self._connection.parser
-        head = parser.send(self._request) or b""
-        if self._outgoing is None:
-            await self._send_bytes(
-                memoryview(head + (parser.send(h11.EndOfMessage()) or b""))
-            )
-        else:
-            await self._send_bytes(memoryview(head))
+        await self._exchange.send_head(ends=self._outgoing is None)
+        if self._outgoing is not None:
             await self._await_continue(self._outgoing)
             if not await self._is_ready():
                 self._scope.cancel()
@@ -309,24 +303,16 @@ class RoundTrip:
             self._touch()
 
     async def _send_content(self, outgoing: Outgoing) -> None:
-        parser = self._connection.parser
         skip = len(outgoing.prefix)
         async with aclosing(outgoing.pieces()) as pieces:
             while (piece := await self._next(pieces)) is not None:
                 self.sent = Sent.SOME
-                # h11 only needs the length for the framing, and returns the piece unread.
-                data = h11.Data(data=cast("bytes", piece))
-                parts: list[object] = [*(parser.send_with_data_passthrough(data) or ())]
-                for part in parts:
-                    if part is piece:
-                        await self._send_piece(piece, counted=skip == 0)
-                    else:
-                        assert isinstance(part, bytes)
-                        await self._send_bytes(memoryview(part))
+                self._in_prefix = skip > 0
+                await self._send_piece(piece)
                 skip = max(0, skip - len(piece))
                 if self._left is not None:
                     self._left -= len(piece)
-        await self._send_bytes(memoryview(parser.send(h11.EndOfMessage()) or b""))
+        await self._exchange.send_end()
 
     async def _next(self, pieces: AsyncIterator[Piece]) -> Piece | None:
         self._waits_for_source = True
@@ -336,106 +322,53 @@ class RoundTrip:
             self._waits_for_source = False
             self._touch()
 
-    async def _send_piece(self, piece: Piece, *, counted: bool) -> None:
+    async def _send_piece(self, piece: Piece) -> None:
         portion = self._limiter.portion or len(piece)
         for start in range(0, len(piece), portion):
-            size = min(portion, len(piece) - start)
-            await self._limiter.take(size)
+            part = piece[start : start + portion]
+            await self._limiter.take(len(part))
             self._touch()
-            if isinstance(piece, memoryview):
-                await self._send_bytes(piece[start : start + size])
-                if counted:
-                    self._observer.on_sent(size)
-            else:
-                await self._send_span(piece[start : start + size])
-
-    async def _send_bytes(self, view: memoryview) -> None:
-        # In pieces, so that the watchdog sees a slow connection move.
-        for start in range(0, len(view), RECEIVE_BYTES):
-            await self._connection.stream.send_all(view[start : start + RECEIVE_BYTES])
-            self._touch()
-
-    async def _send_span(self, span: FileSpan) -> None:
-        while len(span):
-            if self._use_sendfile:
-                count = await self._sendfile(span)
-            else:
-                data = await trio.to_thread.run_sync(span.read)
-                await self._send_bytes(memoryview(data))
-                count = len(data)
-            self._touch()
-            self._observer.on_sent(count)
-            span = span[count:]
-
-    async def _sendfile(self, span: FileSpan) -> int:
-        """Send *span*; return how much the kernel took, 0 if sendfile cannot do it."""
-        stream = self._connection.stream
-        assert isinstance(stream, trio.SocketStream)
-        # This is always a checkpoint. With TCP_NOTSENT_LOWAT it also paces the sending.
-        await trio.lowlevel.wait_writable(stream.socket)
-        try:
-            count = os.sendfile(stream.socket.fileno(), span.fd, span.offset, span.size)
-        except BlockingIOError:
-            return 0
-        except OSError as exc:
-            if exc.errno in _NOT_SUPPORTED:
-                self._use_sendfile = False
-                return 0
-            if exc.errno in _BROKEN:
-                raise trio.BrokenResourceError(f"the connection broke: {exc}") from exc
-            raise
-        if count == 0:
-            raise shrunk()
-        return count
+            await self._exchange.send_content(part)
 
     # Receiving.
 
     async def _receive(self) -> None:
         try:
             while not self.whole:
-                await self._handle(self._connection.parser.next_event())
+                await self._handle(await self._exchange.receive())
         except (trio.BrokenResourceError, EOFError) as exc:
             # The first failure is the better reason, but for what TLS says at the end.
             if self.cause is None or _is_alert(exc.__cause__):
                 self.cause = exc
-        except h11.RemoteProtocolError as exc:
-            # At the end of the stream h11 only names what it expected instead.
-            early = EOFError("the server closed the connection too early")
-            self.cause = self.cause or (
-                early if self._connection.parser.trailing_data[1] else exc
-            )
+        except NotProcessed as exc:
+            self.cause = exc
+            self._not_processed = True
+        except MalformedAnswer as exc:
+            self.cause = self.cause or exc
 
     def _copied(self, fields: Fields) -> frozenset[str]:
         """Names of the *fields* that are the request's own, given back."""
         asked = set(Fields.from_wire(self._request.headers))
         return frozenset(line[0] for line in fields if line in asked)
 
-    async def _handle(self, event: object) -> None:
+    async def _handle(self, event: Event) -> None:
         match event:
-            case h11.NEED_DATA:
-                data = await self._connection.stream.receive_some(RECEIVE_BYTES)
-                self._touch()
-                self._connection.parser.receive_data(bytes(data))
-            case h11.InformationalResponse():
-                fields = Fields.from_wire(event.headers)
-                if await self._observer.on_interim(event.status_code, fields):
+            case Interim(status, fields):
+                if not self._allowance.spend(1, trio.current_time()):
+                    raise MalformedAnswer("the server sends too many interim responses")
+                if await self._observer.on_interim(status, fields):
                     self._may_send.set()
-                elif event.status_code == 100:
+                elif status == 100:
                     self._await_no_longer(BARE_CONTINUE_SECONDS)
-            case h11.Response():
+            case Head(status, fields):
                 if self._left != 0:
                     self._sending.cancel()
-                fields = Fields.from_wire(event.headers)
-                self.answer = Answer(event.status_code, fields, self._copied(fields))
+                self.answer = Answer(status, fields, self._copied(fields))
                 await self._sink.begin(self.answer)
-            case h11.Data():
-                await self._sink.write(event.data)
-            case h11.EndOfMessage():
+            case Content(data):
+                await self._sink.write(data)
+            case End():
                 self.whole = True
-            case h11.ConnectionClosed():
-                raise EOFError("the server closed the connection")
-            case _:
-                raise AssertionError(f"h11 does not give a client {event!r}")
 
 
 def _is_alert(exc: BaseException | None) -> bool:

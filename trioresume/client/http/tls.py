@@ -117,6 +117,7 @@ _NO_COMMON_VERSION = frozenset(
 _NO_COMMON_CIPHER = frozenset(
     {"NO_SHARED_CIPHER", "SSLV3_ALERT_HANDSHAKE_FAILURE", "WRONG_CIPHER_RETURNED"}
 )
+_NO_COMMON_HTTP = frozenset({"TLSV1_ALERT_NO_APPLICATION_PROTOCOL"})
 _WANTS_CERTIFICATE = frozenset({"TLSV13_ALERT_CERTIFICATE_REQUIRED"})
 _REFUSES_CERTIFICATE = frozenset(
     {
@@ -134,13 +135,13 @@ _REFUSES_CERTIFICATE = frozenset(
 def explain(error: BaseException, origin: Origin) -> HopelessConnection | None:
     """Return why TLS with *origin* can never succeed; None if it is worth another try.
 
-    *error* or one of its causes is the TLS library's.
+    *error* or one of its causes is the TLS library's, or says it already.
     """
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ssl.SSLError):
+    while not isinstance(cause, ssl.SSLError | HopelessConnection | None):
         cause = cause.__cause__
-    if cause is None:
-        return None
+    if cause is None or isinstance(cause, HopelessConnection):
+        return cause
     words = (
         _about_certificate(cause, origin)
         if isinstance(cause, ssl.SSLCertVerificationError)
@@ -180,6 +181,11 @@ def _about_handshake(reason: str, origin: Origin) -> str | None:
         return (
             f"{host} and this client have no cipher in common, or the server wants a"
             " certificate of the client (--cert)"
+        )
+    if reason in _NO_COMMON_HTTP:
+        return (
+            f"{host} does not speak the version of HTTP that was asked for (--http2,"
+            " --no-http2)"
         )
     if reason in _WANTS_CERTIFICATE:
         return f"{host} wants a certificate of the client: give one with --cert"

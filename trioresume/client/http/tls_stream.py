@@ -61,6 +61,16 @@ class TlsStream(trio.abc.Stream):
                 with view[sent:] as rest:
                     sent += await self._retry(partial(self.socket.send, rest))
 
+    def send_nowait(self, data: memoryview) -> int:
+        """Send *data*, or return 0 if that would have to wait. Raises :class:`OSError`.
+
+        After a 0, the next bytes to be sent are *data* again.
+        """
+        try:
+            return self.socket.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.wait_writable(self.socket)
 

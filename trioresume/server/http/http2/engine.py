@@ -19,7 +19,7 @@ stream that has begun may end (RFC 9113, section 6.8). So h2 sees no GOAWAY.
 
 **A frame is refused at its head**, before its payload is buffered: if it is too large, if a
 field section grows too large over several frames, or if the peer's allowance is spent (see
-:mod:`trioresume.server.http.http2.allowance`).
+:mod:`trioresume.protocol.allowance`).
 
 **The peer decides nothing about our memory.** The table of our HPACK encoder stays at 4 KiB
 even if the peer allows more. h2 remembers only a few closed streams. The number of open streams
@@ -44,7 +44,7 @@ from h2.settings import SettingCodes, Settings
 from h2.stream import StreamState
 from hyperframe.frame import DataFrame, GoAwayFrame
 
-from trioresume.server.http.http2.allowance import Allowance
+from trioresume.protocol.allowance import Allowance
 
 __all__ = [
     "PREFACE",

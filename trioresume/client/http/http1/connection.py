@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from trioresume.client.http.exchange import MAX_HEAD_BYTES
+from trioresume.client.http.http1.exchange import Http1Exchange
 from trioresume.client.http.tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from trioresume.client.http.connector import Route
+    from trioresume.client.http.exchange import Moved
     from trioresume.protocol.urls import Origin
 
-__all__ = ["MAX_HEAD_BYTES", "ClientConnection"]
-
-MAX_HEAD_BYTES = 64 * 1024
-"""The longest response head that is read."""
+__all__ = ["Http1Connection"]
 
 
-class ClientConnection:
+class Http1Connection:
     """A connection and the parser's state for it."""
 
     def __init__(self, route: Route, origin: Origin) -> None:
@@ -53,7 +53,12 @@ class ClientConnection:
         # Between exchanges the server sends nothing, so readable means closed.
         return bool(poll.poll(0))
 
-    def addressed(self, request: h11.Request) -> h11.Request:
+    def begin(self, request: h11.Request, on_moved: Moved) -> Http1Exchange:
+        return Http1Exchange(
+            self.stream, self.parser, self._addressed(request), on_moved
+        )
+
+    def _addressed(self, request: h11.Request) -> h11.Request:
         """Return *request* in the form for the other end: with the whole URL for a proxy."""
         if self._proxy is None:
             return request

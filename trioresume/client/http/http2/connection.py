@@ -1,0 +1,506 @@
+"""A connection over HTTP/2, and the exchanges that share it.
+
+Two tasks of its own read and write, in the client's nursery: the streams must go on when one
+of them is cancelled. A third task watches whether the server is alive: if it has been silent
+for half the idle timeout while a response is awaited, it is sent a PING. If nothing moves
+for the whole timeout, the connection is broken, and all its exchanges are cut.
+
+An exchange that ends early resets its stream, never the connection. No exchange begins on a
+connection that the server is leaving (GOAWAY), or on which a stream timed out while the
+connection itself was silent, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import h2.exceptions
+import h11
+import trio
+
+from trioresume.client.content.file_source import BLOCK_BYTES, FileSpan, Piece
+from trioresume.client.http.exchange import (
+    MAX_HEAD_BYTES,
+    Content,
+    End,
+    Event,
+    Head,
+    Interim,
+    MalformedAnswer,
+    Moved,
+    NotProcessed,
+)
+from trioresume.client.http.http2 import engine as wire
+from trioresume.client.http.http2.engine import Engine, ErrorCodes
+from trioresume.client.http.http2.frames import FrameBlock
+from trioresume.client.http.http2.outbox import Outbox
+from trioresume.client.http.tls import HopelessConnection
+from trioresume.protocol.http2_head import (
+    MalformedResponse,
+    read_response_fields,
+    request_fields,
+)
+
+if TYPE_CHECKING:
+    from trioresume.protocol.urls import Origin
+
+__all__ = ["Http2Connection", "Http2Exchange", "Http2Place"]
+
+logger = logging.getLogger("trioresume.client")
+
+RECEIVE_BYTES = 64 * 1024
+
+TURN_BYTES = 256 * 1024
+"""The most content of one stream before the others have their turn."""
+
+MOST_UNREAD = 256
+"""Events of one stream, beside content, that may wait until they are read."""
+
+CLOSE_SECONDS = 1.0
+"""For how long the last frames of a connection may take."""
+
+_NOT_PROCESSED = frozenset({ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_REQUIRED})
+
+
+class Http2Connection:
+    """A connection to *origin*, on which requests can begin while :meth:`run` runs.
+
+    *idle_timeout* is for how many seconds it may be silent while a response is awaited.
+    """
+
+    def __init__(
+        self, stream: trio.abc.Stream, origin: Origin, idle_timeout: float
+    ) -> None:
+        self.origin = origin
+        self._stream = stream
+        self._idle_timeout = idle_timeout
+        self._engine = Engine(most_section=MAX_HEAD_BYTES, now=trio.current_time())
+        self._outbox = Outbox(stream, self._note_moved)
+        self._exchanges: dict[int, Http2Exchange] = {}
+        self._places = 0
+        """How many requests run, or are about to begin."""
+        self._heard_at = self._moved_at = trio.current_time()
+        self._pinged = False
+        self._changed = trio.Event()
+        """Set when a window, the number of requests, or the end changes; then replaced."""
+        self._scope = trio.CancelScope()
+        self._cause: Exception | None = None
+        """Why the connection is over."""
+        self._farewell: str | None = None
+        """The error that the server named before it closed."""
+        self.is_leaving = False
+        """Whether no further request may begin."""
+        self.wants_http1 = False
+        """Whether the server wants requests over HTTP/1.1 instead."""
+
+    # Places for requests.
+
+    @property
+    def has_place(self) -> bool:
+        """Whether a request can begin now."""
+        if self._is_over or self.is_leaving or not self._engine.has_ids:
+            return False
+        # What the server takes is known only from its settings.
+        most = self._engine.most_streams if self._engine.has_settings else 1
+        return self._places < most
+
+    @property
+    def may_get_place(self) -> bool:
+        """Whether it is not known yet how many requests the server takes at once."""
+        return not (self._is_over or self.is_leaving or self._engine.has_settings)
+
+    async def changed(self) -> None:
+        """Wait until something has changed that :attr:`has_place` may depend on."""
+        await self._changed.wait()
+
+    def take_place(self) -> Http2Place:
+        """Take the place for one request, which must be given back by its ``close``."""
+        self._places += 1
+        return Http2Place(self)
+
+    def give_back_place(self) -> None:
+        self._places -= 1
+        self._announce()
+        if self.is_leaving and not self._places:
+            self._scope.cancel()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._cause is not None or self._scope.cancel_called
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # The tasks.
+
+    async def run(self) -> None:
+        """Read and write until the connection is over, and close it."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._guard, self._read)
+                    nursery.start_soon(self._guard, self._write)
+                    nursery.start_soon(self._watch)
+        finally:
+            self._end(EOFError("the connection was closed"))
+            await self._close()
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (trio.BrokenResourceError, EOFError) as exc:
+            self._end(EOFError(self._farewell) if self._farewell else exc)
+        except wire.NoHttp2 as exc:
+            self._end(HopelessConnection(f"{self.origin.authority}: {exc}"))
+        except wire.ConnectionFault as exc:
+            self._end(MalformedAnswer(str(exc)))
+        except Exception as exc:  # a bug here must not end the caller's other requests
+            logger.exception("the HTTP/2 connection to %s failed", self.origin)
+            self._end(exc)
+
+    async def _write(self) -> None:
+        self._flush()
+        await self._outbox.run()
+
+    async def _read(self) -> None:
+        while True:
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                raise EOFError("the server closed the connection")
+            self._heard_at = trio.current_time()
+            self._pinged = False
+            self._note_moved()
+            try:
+                events = self._engine.receive(data, self._heard_at)
+            finally:
+                self._flush()
+            for event in events:
+                self._take(event)
+            self._flush()
+            await self._outbox.room()
+
+    async def _watch(self) -> None:
+        while True:
+            if not self._exchanges:
+                await self._changed.wait()
+                self._note_moved()
+                self._heard_at = self._moved_at
+                continue
+            now = trio.current_time()
+            ping_at = self._heard_at + self._idle_timeout / 2
+            if now >= self._moved_at + self._idle_timeout:
+                seconds = f"{self._idle_timeout:g} seconds"
+                self._end(TimeoutError(f"nothing moved for {seconds}"))
+                return
+            if now >= ping_at and not self._pinged:
+                self._pinged = True
+                self._engine.ping()
+                self._flush()
+            over_at = self._moved_at + self._idle_timeout
+            await trio.sleep_until(over_at if self._pinged else min(ping_at, over_at))
+
+    def _note_moved(self) -> None:
+        self._moved_at = trio.current_time()
+
+    def _flush(self) -> None:
+        self._outbox.put(self._engine.take_output())
+
+    def _end(self, cause: Exception) -> None:
+        """Note that the connection is over: every exchange is cut."""
+        if self._cause is None:
+            self._cause = cause
+            for exchange in self._exchanges.values():
+                exchange.note_end(cause)
+        self._scope.cancel()
+        self._announce()
+
+    async def _close(self) -> None:
+        if self._outbox.is_idle:
+            self._engine.go_away()
+            with trio.move_on_after(CLOSE_SECONDS, shield=True), suppress(OSError):
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._stream.send_all(bytes(self._engine.take_output()))
+        await trio.aclose_forcefully(self._stream)
+
+    # What comes.
+
+    def _take(self, event: wire.Event) -> None:
+        match event:
+            case wire.WindowOpened():
+                self._announce()
+            case wire.SettingsCame():
+                self._announce()
+            case wire.GoingAway(last, code, reason):
+                self._leave(last, code, reason)
+            case (
+                wire.Section(stream)
+                | wire.Content(stream)
+                | wire.ContentEnded(stream)
+                | wire.Reset(stream)
+            ):
+                exchange = self._exchanges.get(stream)
+                if exchange is not None:
+                    exchange.note(event)
+
+    def _leave(self, last: int, code: int, reason: str) -> None:
+        """Note a GOAWAY: requests up to *last* go on (RFC 9113, section 6.8)."""
+        self.is_leaving = True
+        if code == ErrorCodes.HTTP_1_1_REQUIRED:
+            self.wants_http1 = True
+        for stream, exchange in self._exchanges.items():
+            if stream > last:
+                words = (
+                    "the server is closing the connection, and has not processed this"
+                )
+                exchange.note_end(NotProcessed(words))
+        if code != ErrorCodes.NO_ERROR:
+            words = f": {reason}" if reason else ""
+            self._farewell = (
+                f"the server ended the connection ({wire.name_of(code)}{words})"
+            )
+        if not self._places:
+            self._scope.cancel()
+        self._announce()
+
+    # For the exchanges.
+
+    async def begin(
+        self, exchange: Http2Exchange, pairs: list[tuple[bytes, bytes]], *, ends: bool
+    ) -> int:
+        """Send a head; return its stream."""
+        await trio.lowlevel.checkpoint()
+        self.check()
+        if self.is_leaving:
+            raise NotProcessed("the server is closing the connection")
+        try:
+            stream = self._engine.begin(pairs, ends=ends)
+        except h2.exceptions.ProtocolError as exc:
+            # It takes fewer requests than it said before.
+            raise NotProcessed(f"the request cannot begin here: {exc}") from exc
+        self._exchanges[stream] = exchange
+        self._flush()
+        self._announce()
+        return stream
+
+    def check(self) -> None:
+        """Raise :class:`trio.BrokenResourceError` if the connection is over."""
+        if self._is_over:
+            raise trio.BrokenResourceError(
+                f"the connection is over: {self._cause}"
+            ) from self._cause
+
+    def block_for(self, stream: int, size: int) -> FrameBlock:
+        return FrameBlock(stream, self._engine.most_frame, size)
+
+    async def send_content(
+        self, stream: int, block: FrameBlock, at: int, end: int
+    ) -> int:
+        """Send some of the content from *at* on, and return how much."""
+        while True:
+            self.check()
+            if not self._engine.may_send(stream):
+                raise trio.BrokenResourceError(
+                    "the server takes no more of the content"
+                )
+            size = min(self._engine.room(stream), end - at, TURN_BYTES)
+            if size:
+                break
+            await self._changed.wait()
+        self._engine.spend(stream, size)
+        await self._outbox.send(
+            block.frames(at, size), lambda: self._engine.give_back(size)
+        )
+        return size
+
+    def send_end(self, stream: int) -> None:
+        self.check()
+        if not self._engine.may_send(stream):
+            raise trio.BrokenResourceError("the server takes no more of the content")
+        self._engine.end(stream)
+        self._flush()
+
+    def grant(self, stream: int, size: int) -> None:
+        self._engine.grant(stream, size)
+        self._flush()
+
+    def note_fault(self, code: int) -> None:
+        """Note that a stream was reset with *code*."""
+        if code == ErrorCodes.HTTP_1_1_REQUIRED:
+            self.is_leaving = self.wants_http1 = True
+
+    def reset(self, stream: int, code: ErrorCodes) -> None:
+        self._engine.reset(stream, code)
+        self._flush()
+
+    def leave(self, stream: int, *, is_whole: bool) -> None:
+        """Forget *stream*. If its exchange is not whole, reset it."""
+        if self._exchanges.pop(stream, None) is None:
+            return
+        if not self._is_over:
+            self._engine.reset(stream, ErrorCodes.CANCEL)
+            self._flush()
+            silent = trio.current_time() - self._heard_at
+            if not is_whole and silent >= self._idle_timeout / 2:
+                self.is_leaving = True
+        self._engine.forget(stream)
+
+
+class Http2Place:
+    """The place of one request on a connection: a :class:`Connection` for it."""
+
+    def __init__(self, connection: Http2Connection) -> None:
+        self._connection = connection
+        self._exchange: Http2Exchange | None = None
+
+    def begin(self, request: h11.Request, on_moved: Moved) -> Http2Exchange:
+        self._exchange = Http2Exchange(self._connection, request, on_moved)
+        return self._exchange
+
+    def close(self) -> None:
+        """Give the place back. An exchange that is not over is reset."""
+        if self._exchange is not None:
+            self._exchange.close()
+        self._connection.give_back_place()
+
+
+class Http2Exchange:
+    """An :class:`~trioresume.client.http.exchange.Exchange` on a stream of *connection*."""
+
+    def __init__(
+        self, connection: Http2Connection, request: h11.Request, on_moved: Moved
+    ) -> None:
+        self._connection = connection
+        self._request = request
+        self._on_moved = on_moved
+        self._stream = 0
+        self._events: deque[wire.Event] = deque()
+        self._came = trio.Event()
+        self._cause: Exception | None = None
+        """Why no more events come."""
+        self._unread = 0
+        self._is_ended = False
+        """Whether the whole response has come."""
+        self._is_whole = False
+        """Whether it was read."""
+        self._block: FrameBlock | None = None
+
+    # For the connection.
+
+    def note(self, event: wire.Event) -> None:
+        """Take an event of the stream."""
+        if self._cause is not None:
+            return
+        self._on_moved(0)
+        if isinstance(event, wire.Reset):
+            self._connection.note_fault(event.code)
+            self.note_end(_cause_of(event))
+            return
+        self._is_ended = self._is_ended or isinstance(event, wire.ContentEnded)
+        if not isinstance(event, wire.Content):
+            self._unread += 1
+            if self._unread > MOST_UNREAD:
+                words = "the server sends interim responses faster than they are read"
+                self._connection.reset(self._stream, ErrorCodes.ENHANCE_YOUR_CALM)
+                self.note_end(MalformedAnswer(words))
+                return
+        self._events.append(event)
+        self._came.set()
+
+    def note_end(self, cause: Exception) -> None:
+        """Note that no more events come, because of *cause*."""
+        self._cause = self._cause or cause
+        self._came.set()
+
+    def close(self) -> None:
+        """End the exchange where it is."""
+        if self._stream:
+            self._connection.leave(self._stream, is_whole=self._is_whole)
+
+    # Sending.
+
+    async def send_head(self, *, ends: bool) -> None:
+        request = self._request
+        pairs = request_fields(
+            request.method,
+            self._connection.origin.scheme.encode("ascii"),
+            request.target,
+            request.headers,
+        )
+        try:
+            self._stream = await self._connection.begin(self, pairs, ends=ends)
+        except NotProcessed as exc:
+            self.note_end(exc)
+            raise trio.BrokenResourceError(str(exc)) from exc
+        self._on_moved(0)
+
+    async def send_content(self, piece: Piece) -> None:
+        while len(piece):
+            block = self._block
+            if block is None or block.capacity < min(len(piece), BLOCK_BYTES):
+                size = min(len(piece), BLOCK_BYTES)
+                block = self._block = self._connection.block_for(self._stream, size)
+            if isinstance(piece, FileSpan):
+                count = await trio.to_thread.run_sync(block.read, piece)
+            else:
+                count = block.copy(piece)
+            at = 0
+            while at < count:
+                sent = await self._connection.send_content(
+                    self._stream, block, at, count
+                )
+                at += sent
+                self._on_moved(sent)
+            piece = piece[count:]
+
+    async def send_end(self) -> None:
+        if not self._is_ended:
+            self._connection.send_end(self._stream)
+        await trio.lowlevel.checkpoint()
+
+    # Receiving.
+
+    async def receive(self) -> Event:
+        while not self._events:
+            if self._cause is not None:
+                raise _as_raised(self._cause)
+            self._came = trio.Event()
+            await self._came.wait()
+        event = self._events.popleft()
+        match event:
+            case wire.Content(_, data):
+                self._connection.grant(self._stream, len(data))
+                return Content(data)
+            case wire.Section(_, pairs):
+                self._unread -= 1
+                try:
+                    status, fields = read_response_fields(pairs)
+                except MalformedResponse as exc:
+                    raise MalformedAnswer(
+                        f"the server's response is malformed: {exc}"
+                    ) from exc
+                if status < 200:
+                    return Interim(status, fields)
+                return Head(status, fields)
+            case _:
+                self._is_whole = True
+                return End()
+
+
+def _cause_of(event: wire.Reset) -> Exception:
+    if event.code in _NOT_PROCESSED:
+        return NotProcessed(f"the server refused the request: {event.reason}")
+    return trio.BrokenResourceError(event.reason)
+
+
+def _as_raised(cause: Exception) -> Exception:
+    """Return what one exchange raises for the *cause* that several share."""
+    if isinstance(cause, NotProcessed | MalformedAnswer):
+        return type(cause)(str(cause))
+    raised: Exception = trio.BrokenResourceError(str(cause))
+    raised.__cause__ = cause.__cause__ or cause
+    return raised
