@@ -199,6 +199,23 @@ async def test_newcomer_ends_the_stream_of_the_old_writer_only(
     assert not peer.goaways
 
 
+async def test_shutdown_finds_a_connection_that_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A connection that only waits for its peer's close needs no GOAWAY, and has had one."""
+    async with (
+        memory_service(Recorder(), Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        await peer.ping()
+        (connection,) = service.doorman._connections
+        await peer.send_frames(DataFrame(99, data=b"of no request"))
+        while not peer.goaways:
+            await peer.read()
+        connection.stop(trio.current_time() + 30)
+        assert len(peer.goaways) == 1
+
+
 async def test_shutdown_lets_the_requests_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -140,8 +140,12 @@ class Http2Connection:
             async with trio.open_nursery() as self._requests:
                 if self.stopping:
                     self.stop(self._deadline)
-                with trio.CancelScope() as self._reader:
-                    await self._read()
+                try:
+                    with trio.CancelScope() as self._reader:
+                        await self._read()
+                finally:
+                    # No request begins any more, and a shutdown has nothing to announce.
+                    self._requests = None
                 self._end_streams()
         finally:
             self._front.admission.note_busy(self)
