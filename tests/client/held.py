@@ -87,9 +87,10 @@ class HeldConnector:
 
     async def connect(self, origin: Origin) -> Route:
         await self.meet("connect", b"")
-        stream = (await self._connector.connect(origin)).stream
+        route = await self._connector.connect(origin)
         self.sent.append(b"")
-        return Route(HeldStream(self, stream, len(self.sent) - 1))
+        stream = HeldStream(self, route.stream, len(self.sent) - 1)
+        return Route(stream, http2=route.http2)
 
     async def meet(self, call: str, data: bytes) -> None:
         """A call was made: wait or raise as it was planned."""

@@ -20,6 +20,7 @@ import h11
 import trio
 import trio.testing
 
+from tests.client.http2_gateway import SPEAKS_HTTP2, Gateway
 from trioresume.client import Origin, Route
 from trioresume.protocol.heads import Fields
 
@@ -168,7 +169,10 @@ Script = Callable[[Dialogue], Awaitable[None]]
 
 
 class Peer:
-    """A connector whose connections are served by *serve*, called with their number."""
+    """A connector whose connections are served by *serve*, called with their number.
+
+    If :data:`SPEAKS_HTTP2` is set, they are carried by one connection of HTTP/2.
+    """
 
     def __init__(
         self,
@@ -189,9 +193,15 @@ class Peer:
             raise ConnectionRefusedError("the peer is down")
         client, server = trio.testing.memory_stream_pair()
         self.clients.append(client)
+        if SPEAKS_HTTP2.get():
+            self._nursery.start_soon(Gateway(server, self._accept).run)
+            return Route(client, http2=True)
+        self._accept(server)
+        return Route(client)
+
+    def _accept(self, server: trio.abc.Stream) -> None:
         self._nursery.start_soon(self._run, self.connections, server)
         self.connections += 1
-        return Route(client)
 
     async def _run(self, number: int, server: trio.abc.Stream) -> None:
         try:

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
+from tests.client.http2_gateway import carrier, over_each_carrier
 from tests.client.peer import (
     BASE,
     OFFER,
@@ -33,6 +34,9 @@ from tests.client.peer import (
 )
 from trioresume.client import BodyInput, Client, Progress, RetryPolicy
 from trioresume.errors import CallerError, TransferFailed, UploadForgotten
+
+pytest_generate_tests = over_each_carrier
+__all__ = ["carrier"]
 
 Clock = trio.testing.MockClock
 

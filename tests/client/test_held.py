@@ -12,10 +12,14 @@ import trio
 import trio.testing
 
 from tests.client.held import HeldConnector
+from tests.client.http2_gateway import carrier, over_each_carrier
 from tests.client.models import RufhModel, TusModel
 from tests.client.peer import TARGET, Model, Peer, Served, modelled
 from tests.client.test_client import client, pattern
 from trioresume.client import Client
+
+pytest_generate_tests = over_each_carrier
+__all__ = ["carrier"]
 
 Clock = trio.testing.MockClock
 

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings, strategies as st
 
+from tests.client.http2_gateway import carrier, over_each_carrier
 from tests.client.models import NO_CUTS, Plan, RufhModel, TusModel, UploadModel
 from tests.client.peer import (
     PLAIN,
@@ -24,6 +25,9 @@ from tests.client.peer import (
 )
 from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy
 from trioresume.errors import CallerError, TransferFailed
+
+pytest_generate_tests = over_each_carrier
+__all__ = ["carrier"]
 
 Clock = trio.testing.MockClock
 ProtocolName = Literal["auto", "seed", "rufh", "tus"]

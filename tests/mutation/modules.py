@@ -53,7 +53,6 @@ MODULES: dict[str, tuple[str, ...]] = {
         "http/front",
         "http/http1/body",
         "http/http1/connection",
-        "http/http2/allowance",
         "http/http2/body",
         "http/http2/connection",
         "http/http2/engine",
@@ -81,6 +80,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "uploads/turns",
     ),
     "protocol": (
+        "allowance",
         "appending",
         "bhttp",
         "byteranges",
@@ -123,7 +123,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         "decisions/resumption",
         "decisions/retry",
         "decisions/transfer",
-        "http/connection",
+        "http/carriers",
+        "http/http1/connection",
+        "http/http1/exchange",
+        "http/http2/connection",
+        "http/http2/engine",
+        "http/http2/frames",
+        "http/http2/outbox",
         "http/pool",
         "http/requests",
         "http/response_sinks",
@@ -144,6 +150,7 @@ _HELD = "tests/server/test_held.py"
 _PATCHES = "tests/protocol/test_patches.py"
 _CLIENT = ("tests/client/test_client.py", "tests/client/test_protocols.py")
 
+_CLIENT_HTTP2 = "tests/client/test_http2.py"
 _HTTP2_CONNECTION = "tests/server/http/http2/test_connection.py"
 _HTTP2_ENGINE = "tests/server/http/http2/test_engine.py"
 
@@ -179,7 +186,6 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/event_loop/test_signals.py",
         "tests/server/event_loop/test_stall_watch.py",
     ),
-    "server/http/http2/allowance": (_HTTP2_ENGINE,),
     "server/http/http2/body": (_HTTP2_CONNECTION,),
     "server/http/http2/exchange": (_HTTP2_CONNECTION,),
     "server/http/http2/outbox": (_HTTP2_CONNECTION,),
@@ -303,12 +309,19 @@ MORE: dict[str, tuple[str, ...]] = {
     "client/decisions/resumption": ("tests/client/test_transfer.py", *_CLIENT),
     "client/decisions/retry": ("tests/client/test_retry.py",),
     "client/decisions/transfer": ("tests/client/test_transfer.py",),
-    "client/http/connection": ("tests/client/test_held.py",),
+    "client/http/carriers": (_CLIENT_HTTP2,),
+    "client/http/http1/connection": ("tests/client/test_held.py",),
+    "client/http/http1/exchange": ("tests/client/test_held.py", *_CLIENT),
+    "client/http/http2/connection": (_CLIENT_HTTP2, *_CLIENT),
+    "client/http/http2/engine": ("tests/client/test_http2_engine.py", _CLIENT_HTTP2),
+    "client/http/http2/frames": ("tests/client/test_http2_engine.py",),
+    "client/http/http2/outbox": (_CLIENT_HTTP2,),
     "client/http/pool": ("tests/client/test_held.py", "tests/client/test_sockets.py"),
     "client/http/requests": _CLIENT,
     "client/http/response_sinks": _CLIENT,
     "client/http/round_trip": ("tests/client/test_held.py", *_CLIENT),
     "client/runner": _CLIENT,
+    "protocol/allowance": (_HTTP2_ENGINE, "tests/client/test_http2_engine.py"),
     "protocol/dialects/rufh/client": ("tests/client/test_protocols.py",),
     "protocol/dialects/seed/client": ("tests/client/test_client.py",),
     "protocol/dialects/tus/client": ("tests/client/test_protocols.py",),
