@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -80,6 +81,12 @@ class Region:
             self._map[offset : offset + part]
             for offset, part in pieces(self.length, position, count)
         )
+
+    @contextmanager
+    def view(self, offset: int, count: int) -> Iterator[memoryview]:
+        """Return *count* bytes at *offset* of the region, without a copy."""
+        with memoryview(self._map) as whole, whole[offset : offset + count] as part:
+            yield part
 
     def digest(self, position: int, count: int) -> bytes:
         """Return the BLAKE3 hash of *count* bytes from *position* on."""

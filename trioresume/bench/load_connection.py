@@ -10,11 +10,8 @@ All failures of the server's side raise :class:`Unhappy`. A cut on purpose raise
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +19,15 @@ import h11
 import trio
 
 from trioresume.bench.content import Region, pieces
-from trioresume.bench.load_socket import LoadSocket, PlainSocket, TlsSocket
+from trioresume.bench.load_socket import (
+    RECEIVE_BYTES,
+    LoadSocket,
+    PlainSocket,
+    TlsSocket,
+    close_in_order,
+    reset,
+    unsent,
+)
 from trioresume.bench.plan import Cuts
 from trioresume.bench.probe import Request, Response, Unhappy
 from trioresume.bench.results import Ending, Fault
@@ -31,21 +36,25 @@ from trioresume.client.http.tls import explain
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Origin
 
-__all__ = ["LoadConnection", "Pace", "SentContent", "WasCut"]
+__all__ = [
+    "CONTINUE_SECONDS",
+    "LAST_WORDS_SECONDS",
+    "MAX_BODY",
+    "MAX_INTERIMS",
+    "LoadConnection",
+    "Pace",
+    "SentContent",
+    "WasCut",
+    "connect",
+]
 
 TURN = 1 << 20
 """The most bytes that go to one socket before the others have their turn."""
-
-RECEIVE_BYTES = 256 * 1024
 
 MAX_BODY = 64 * 1024
 """The most bytes of a response's content that are kept."""
 
 MAX_INTERIMS = 1_000_000
-
-# linux/sockios.h: "output queue size (not sent only)". What is sent but not yet
-# acknowledged (SIOCOUTQ) may well have arrived: acknowledgements are delayed.
-_SIOCOUTQNSD = 0x894B
 
 CONTINUE_SECONDS = 1.0
 """How long content waits for a 100. A server need not send one (RFC 9110, 10.1.1)."""
@@ -104,6 +113,35 @@ class SentContent:
     sent: int = 0
 
 
+async def connect(
+    address: tuple[str, int],
+    origin: Origin,
+    idle: float,
+    tls: ssl.SSLContext | None = None,
+) -> PlainSocket | TlsSocket:
+    """Connect to *address*, an IP address, by *tls* if given. Raises :class:`Unhappy`."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with trio.fail_after(idle):
+            await sock.connect(address)
+            secured = tls and await TlsSocket.secure(sock, tls, origin.host)
+    except trio.TooSlowError as exc:
+        sock.close()
+        raise Unhappy(Ending.TIMEOUT, "no connection in time", retry=True) from exc
+    except OSError as exc:
+        sock.close()
+        hopeless = explain(exc, origin)
+        if hopeless is not None:
+            raise Unhappy(Ending.REFUSED, str(hopeless)) from exc
+        raise Unhappy(Ending.REFUSED, str(exc), retry=True) from exc
+    except BaseException:
+        sock.close()
+        raise
+    return secured or PlainSocket(sock)
+
+
 class LoadConnection:
     """A connection to the server. *idle* is for how many seconds it may be silent.
 
@@ -126,26 +164,7 @@ class LoadConnection:
         tls: ssl.SSLContext | None = None,
     ) -> LoadConnection:
         """Connect to *address*, an IP address, by *tls* if given. Raises :class:`Unhappy`."""
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with trio.fail_after(idle):
-                await sock.connect(address)
-                secured = tls and await TlsSocket.secure(sock, tls, origin.host)
-        except trio.TooSlowError as exc:
-            sock.close()
-            raise Unhappy(Ending.TIMEOUT, "no connection in time", retry=True) from exc
-        except OSError as exc:
-            sock.close()
-            hopeless = explain(exc, origin)
-            if hopeless is not None:
-                raise Unhappy(Ending.REFUSED, str(hopeless)) from exc
-            raise Unhappy(Ending.REFUSED, str(exc), retry=True) from exc
-        except BaseException:
-            sock.close()
-            raise
-        return cls(secured or PlainSocket(sock), origin, idle)
+        return cls(await connect(address, origin, idle, tls), origin, idle)
 
     @property
     def carrier(self) -> str:
@@ -157,32 +176,15 @@ class LoadConnection:
 
     def close(self) -> None:
         """Close in order: written bytes still arrive."""
-        try:
-            self._sock.plain.shutdown(socket.SHUT_WR)
-            # Unread bytes would turn the FIN into a RST.
-            for _ in range(64):
-                if not os.read(self._sock.plain.fileno(), RECEIVE_BYTES):
-                    break
-        except OSError:
-            pass
-        self._sock.plain.close()
+        close_in_order(self._sock.plain)
 
     def reset(self) -> None:
-        """Close with a RST (SO_LINGER with a time of zero, socket(7))."""
-        try:
-            linger = struct.pack("ii", 1, 0)
-            self._sock.plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        except OSError:
-            pass
-        self._sock.plain.close()
+        """Close with a RST."""
+        reset(self._sock.plain)
 
     def unsent(self) -> int:
         """Return how many bytes were written but are not on the network yet."""
-        try:
-            answer = fcntl.ioctl(self._sock.plain.fileno(), _SIOCOUTQNSD, bytes(4))
-        except OSError:
-            return 0
-        return int(struct.unpack("i", answer)[0])
+        return unsent(self._sock.plain)
 
     def end(self, kind: FaultKind) -> bool:
         """End as *kind* says. Return whether the connection stays open and silent."""

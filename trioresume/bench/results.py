@@ -72,7 +72,7 @@ class Ending(Enum):
     REJECTED = "rejected"
     """The server answered with a status that does not continue the upload."""
     NOT_UNDERSTOOD = "not-understood"
-    """The server's answer is not HTTP/1.1, or breaks the protocol."""
+    """The server's answer is not HTTP, or breaks the protocol."""
     OFFSET_FELL = "offset-fell"
     """The server forgot bytes that it had announced."""
     OFFSET_BEYOND = "offset-beyond"

@@ -196,18 +196,23 @@ class _Run:
             self._clock,
             Link.tls_of(self._settings),
         )
-        try:
-            if link.tls is not None or self._settings.protocol is not Protocol.AUTO:
-                connection = await link.open()
-                self._carrier = connection.carrier
-                connection.close()
-            if self._settings.protocol is Protocol.AUTO:
-                return await detect(link, destination)
-        except Unhappy as exc:
-            raise BenchFailed(
-                f"{destination.url.origin.authority}: {exc.detail}"
-            ) from exc
-        return self._settings.protocol, None
+        found: tuple[Protocol, str | None] = self._settings.protocol, None
+        async with trio.open_nursery() as nursery:
+            link = link.sharing(nursery)
+            try:
+                plain = link.tls is None and link.shared is None
+                if not plain or self._settings.protocol is not Protocol.AUTO:
+                    connection = await link.open()
+                    self._carrier = connection.carrier
+                    connection.close()
+                if self._settings.protocol is Protocol.AUTO:
+                    found = await detect(link, destination)
+            except Unhappy as exc:
+                raise BenchFailed(
+                    f"{destination.url.origin.authority}: {exc.detail}"
+                ) from exc
+            nursery.cancel_scope.cancel()
+        return found
 
     # The load.
 
@@ -232,7 +237,6 @@ class _Run:
         """Stop the load when its time is over, or when *stop* is set."""
         with trio.move_on_after(self._settings.duration or float("inf")):
             await self._stop.wait()
-            self._carrier = "HTTP/1.1"
         self._interrupted = True
         await workers.tell("stop")
 

@@ -154,7 +154,12 @@ class Settings:
     server. *retries* bounds the consecutive attempts without progress. *chunk* bounds
     the content of one request (tus and rufh). *interop_version* is for rufh; None means
     the protocol without a version. For ``https://``, *cacert* is a PEM file with the
-    authorities to trust instead of the system's, and *insecure* trusts any server.
+    authorities to trust instead of the system's, and *insecure* trusts any server; *cert*
+    and *key* are PEM files with the client's own certificate.
+
+    With *http2* the uploads go over HTTP/2, as streams of shared connections, each with up to
+    *streams* uploads at once. To an ``http://`` URL it is spoken without asking ("prior
+    knowledge").
     """
 
     url: str
@@ -179,12 +184,20 @@ class Settings:
     verify: Verify = Verify.AUTO
     cacert: str | None = None
     insecure: bool = False
+    cert: str | None = None
+    key: str | None = None
+    http2: bool = False
+    streams: int = 16
 
     def __post_init__(self) -> None:
         if not 1 <= self.total <= 1_000_000 or not 1 <= self.at_once <= 100_000:
             raise CallerError("uploads: 1 to 1,000,000 in all and 1 to 100,000 at once")
         if not 1 <= self.processes <= 256:
             raise CallerError("processes: 1 to 256")
+        if not 1 <= self.streams <= 1000:
+            raise CallerError("streams: 1 to 1000 on a connection")
+        if self.key is not None and self.cert is None:
+            raise CallerError("a private key needs the certificate that it belongs to")
         if not 0 <= self.retries <= 1_000_000:
             raise CallerError("retries: 0 to 1,000,000")
         if self.idle_timeout <= 0 or self.think < 0:

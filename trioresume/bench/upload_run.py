@@ -17,6 +17,7 @@ import trio
 
 from trioresume.bench.content import Region
 from trioresume.bench.load_connection import LoadConnection, Pace, SentContent, WasCut
+from trioresume.bench.load_stream import LoadStream, SharedConnections
 from trioresume.bench.pipe import Counts
 from trioresume.bench.plan import Cuts, Planned, cuts_of
 from trioresume.bench.probe import Probe, Request, Unhappy
@@ -78,17 +79,36 @@ class Link:
     life: ServerLife
     clock: Callable[[], float]
     tls: ssl.SSLContext | None = None
+    shared: SharedConnections | None = None
+    """The connections of HTTP/2, which uploads share; None for HTTP/1.1."""
 
     @staticmethod
     def tls_of(settings: Settings) -> ssl.SSLContext | None:
         """Return the context for the URL; None without TLS. Raises :class:`CallerError`."""
         if not settings.url.startswith("https:"):
             return None
-        tls = ClientTls(cacert=settings.cacert, insecure=settings.insecure)
-        return tls.context()
+        tls = ClientTls(
+            cacert=settings.cacert,
+            cert=settings.cert,
+            key=settings.key,
+            insecure=settings.insecure,
+        )
+        context = tls.context()
+        context.set_alpn_protocols(["h2" if settings.http2 else "http/1.1"])
+        return context
 
-    async def open(self) -> LoadConnection:
+    def sharing(self, nursery: trio.Nursery) -> Link:
+        """Return the link whose connections of HTTP/2, if it has any, run in *nursery*."""
+        if not self.settings.http2:
+            return self
+        return replace(self, shared=SharedConnections(self.settings.streams, nursery))
+
+    async def open(self) -> LoadConnection | LoadStream:
         """Raises :class:`Unhappy`."""
+        if self.shared is not None:
+            return await self.shared.open(
+                self.address, self.origin, self.settings.idle_timeout, self.tls
+            )
         return await LoadConnection.open(
             self.address, self.origin, self.settings.idle_timeout, self.tls
         )
@@ -133,10 +153,10 @@ class UploadRun:
             Pace(settings.rate),
             self._sent,
         )
-        self._silenced: deque[LoadConnection] = deque()
+        self._silenced: deque[LoadConnection | LoadStream] = deque()
         self._attempts: list[Attempt] = []
         self._running = _Running(0.0)
-        self._connection: LoadConnection | None = None
+        self._connection: LoadConnection | LoadStream | None = None
         self._cut_at: float | None = None
         self._thought_since_cut = 0.0
         self._scope = trio.CancelScope()

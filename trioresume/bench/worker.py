@@ -74,6 +74,7 @@ class Worker:
     async def run(self, unpacker: Unpacker) -> None:
         """Run the process from the first message to the last."""
         async with trio.open_nursery() as nursery:
+            self._link = self._link.sharing(nursery)
             nursery.start_soon(self._write)
             nursery.start_soon(self._read, unpacker, nursery.cancel_scope)
             await self._outbox.send(["ready"])

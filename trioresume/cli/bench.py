@@ -7,6 +7,8 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import click
 import trio
@@ -288,6 +290,27 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     "--insecure", "-k", is_flag=True, help="Do not check the server's certificate."
 )
 @click.option(
+    "--cert",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM file with the certificate of the load generator.",
+)
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM file with its private key, if --cert does not have it.",
+)
+@click.option(
+    "--http2",
+    is_flag=True,
+    help="Use HTTP/2. To an http:// URL it is spoken with prior knowledge (h2c).",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 1000),
+    default=16,
+    help="Most uploads at once on one connection, with --http2.",
+)
+@click.option(
     "--json",
     "json_path",
     metavar="FILE",
@@ -321,6 +344,7 @@ def bench(
         settings = _settings(url, options)
         if settings.insecure:
             click.echo("Warning: the server's certificate is not checked.", err=True)
+        _tell_of_proxy(url)
         if html_path is not None:
             require_plotly()  # fail before the load, which may take an hour
         for path in (json_path, html_path):
@@ -343,6 +367,15 @@ def bench(
     if html_path is not None:
         _write(html_path, html_page(results))
     return _exit_code(results)
+
+
+def _tell_of_proxy(url: str) -> None:
+    """Say that the environment's proxy is not used: it would be measured, too."""
+    parts = urlsplit(url)
+    proxies = getproxies_environment()
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if named and not proxy_bypass(parts.netloc):
+        click.echo("Note: the proxy of the environment is not used.", err=True)
 
 
 def _must_have_a_place(path: Path | None) -> None:
@@ -394,6 +427,10 @@ def _settings(url: str, options: dict[str, Any]) -> Settings:
         verify=Verify(options["verify"]),
         cacert=None if options["cacert"] is None else str(options["cacert"]),
         insecure=options["insecure"],
+        cert=None if options["cert"] is None else str(options["cert"]),
+        key=None if options["key"] is None else str(options["key"]),
+        http2=options["http2"],
+        streams=options["streams"],
     )
 
 

@@ -89,6 +89,17 @@ __all__ = ["upload"]
 )
 @tls_options
 @click.option(
+    "--http2/--no-http2",
+    default=None,
+    help="Insist on HTTP/2, or use HTTP/1.1 only. [default: HTTP/2 over TLS, if the server "
+    "agrees]",
+)
+@click.option(
+    "--h2c",
+    is_flag=True,
+    help="Use HTTP/2 without TLS, too: the server of an http:// URL has to expect that.",
+)
+@click.option(
     "--allow-redirect-to",
     metavar="URL",
     multiple=True,
@@ -136,6 +147,8 @@ def upload(
     method: str | None,
     protocol: ProtocolName,
     token_file: str | None,
+    http2: bool | None,
+    h2c: bool,
     allow_redirect_to: tuple[str, ...],
     retry_for: float,
     idle_timeout: float,
@@ -157,10 +170,14 @@ def upload(
     remembered = _journal() if journal else None
     # --retry-for limits the time. The number of attempts has no limit.
     retry = RetryPolicy(attempts=10**9, seconds=retry_for)
+    if h2c and http2 is False:
+        raise click.UsageError("--h2c is HTTP/2, and --no-http2 forbids it")
     client = Client(
         protocol=protocol,
         token=token_file,
         tls=tls,
+        http2=http2,
+        h2c=h2c,
         redirect_origins=allow_redirect_to,
         journal=remembered,
         retry=retry,

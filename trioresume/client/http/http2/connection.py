@@ -92,6 +92,7 @@ class Http2Connection:
         """Why the connection is over."""
         self._farewell: str | None = None
         """The error that the server named before it closed."""
+        self._keeps_stream = False
         self.is_leaving = False
         """Whether no further request may begin."""
         self.wants_http1 = False
@@ -102,7 +103,7 @@ class Http2Connection:
     @property
     def has_place(self) -> bool:
         """Whether a request can begin now."""
-        if self._is_over or self.is_leaving or not self._engine.has_ids:
+        if self.is_over or self.is_leaving or not self._engine.has_ids:
             return False
         # What the server takes is known only from its settings.
         most = self._engine.most_streams if self._engine.has_settings else 1
@@ -111,7 +112,7 @@ class Http2Connection:
     @property
     def may_get_place(self) -> bool:
         """Whether it is not known yet how many requests the server takes at once."""
-        return not (self._is_over or self.is_leaving or self._engine.has_settings)
+        return not (self.is_over or self.is_leaving or self._engine.has_settings)
 
     async def changed(self) -> None:
         """Wait until something has changed that :attr:`has_place` may depend on."""
@@ -129,7 +130,8 @@ class Http2Connection:
             self._scope.cancel()
 
     @property
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether nothing can be sent or received any more."""
         return self._cause is not None or self._scope.cancel_called
 
     def _announce(self) -> None:
@@ -150,10 +152,19 @@ class Http2Connection:
             self._end(EOFError("the connection was closed"))
             await self._close()
 
+    def abandon(self) -> None:
+        """Stop at once, and leave the stream to the caller: nothing more is sent on it."""
+        self._keeps_stream = True
+        self._end(EOFError("the connection was abandoned"))
+
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except (trio.BrokenResourceError, EOFError) as exc:
+        except (
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+            EOFError,
+        ) as exc:
             self._end(EOFError(self._farewell) if self._farewell else exc)
         except wire.NoHttp2 as exc:
             self._end(HopelessConnection(f"{self.origin.authority}: {exc}"))
@@ -220,6 +231,8 @@ class Http2Connection:
         self._announce()
 
     async def _close(self) -> None:
+        if self._keeps_stream:
+            return
         if self._outbox.is_idle:
             self._engine.go_away()
             with trio.move_on_after(CLOSE_SECONDS, shield=True), suppress(OSError):
@@ -289,7 +302,7 @@ class Http2Connection:
 
     def check(self) -> None:
         """Raise :class:`trio.BrokenResourceError` if the connection is over."""
-        if self._is_over:
+        if self.is_over:
             raise trio.BrokenResourceError(
                 f"the connection is over: {self._cause}"
             ) from self._cause
@@ -341,7 +354,7 @@ class Http2Connection:
         """Forget *stream*. If its exchange is not whole, reset it."""
         if self._exchanges.pop(stream, None) is None:
             return
-        if not self._is_over:
+        if not self.is_over:
             self._engine.reset(stream, ErrorCodes.CANCEL)
             self._flush()
             silent = trio.current_time() - self._heard_at
