@@ -101,6 +101,7 @@ def test_numbers_have_their_units_in_their_names() -> None:
         "at_once",
         "total",
         "processes",
+        "streams",
         "retries",
         "interop_version",
         "uploads",

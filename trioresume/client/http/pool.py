@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -61,11 +61,12 @@ class Pool:
         self._attempts: dict[Key, _Attempt] = {}
         self._speaks_http1: set[Key] = set()
         """Where the last connection was of HTTP/1.1, so that nobody waits to share one."""
-        self._manager = trio.open_nursery()
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
+        self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         return self
 
@@ -86,6 +87,7 @@ class Pool:
                 await connection.aclose()
         finally:
             assert self._nursery is not None
+            assert self._manager is not None
             self._nursery.cancel_scope.cancel()
             # The nursery does not learn of *value*: it would wrap it in a group.
             await self._manager.__aexit__(None, None, None)

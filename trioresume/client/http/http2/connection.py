@@ -358,8 +358,8 @@ class Http2Connection:
             self._engine.reset(stream, ErrorCodes.CANCEL)
             self._flush()
             silent = trio.current_time() - self._heard_at
-            if not is_whole and silent >= self._idle_timeout / 2:
-                self.is_leaving = True
+            if not is_whole and silent > 0.75 * self._idle_timeout:
+                self.is_leaving = True  # not even a PING was answered
         self._engine.forget(stream)
 
 
