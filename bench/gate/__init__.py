@@ -10,7 +10,8 @@ counts:
   and of a stalled upload, and the blocks that finished requests leave behind;
 * **system calls**, by strace, where it is installed;
 * the **way** of three requests through the code, in modules, classes and functions
-  (``--trace`` counts only these, ``--names`` lists them); and
+  (``--trace`` counts only these, with the functions of each module; ``--names`` lists
+  them); and
 * **CPU time**, as the best of a few ratios to the bare loop (:mod:`bench.rawloop`), each
   measured within seconds. This number does vary, so its bound is wide.
 

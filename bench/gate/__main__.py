@@ -134,11 +134,13 @@ def main(write: bool, is_tracing: bool, names: bool, work_dir: Path | None) -> N
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=work_dir) as name:
         directory = Path(name)
-        for request, way in trace.trace(directory).items():
+        ways = trace.trace(directory)
+        for request, way in ways.items():
             figures |= way.figures(request)
             if names:
                 click.echo("\n".join([f"{request}:", *way.functions, ""]))
         if is_tracing:
+            click.echo("\n".join([*trace.table(ways), ""]))
             bounds = {n: b for n, b in bounds.items() if n in figures}
             lines, kept = judge(figures, bounds)
             click.echo("\n".join(lines))

@@ -18,7 +18,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -27,7 +28,7 @@ import trio
 import trioresume
 from bench.gate.client import Client
 
-__all__ = ["REQUESTS", "Way", "trace"]
+__all__ = ["REQUESTS", "Way", "table", "trace"]
 
 REQUESTS = ("post", "head", "replay")
 WARM_UP = 3
@@ -44,17 +45,15 @@ class Way:
         self._codes = {code for code in codes if code.co_name not in _INLINED}
 
     @property
-    def modules(self) -> list[str]:
-        """The files, relative to the package."""
-        return sorted(
-            {code.co_filename.removeprefix(PACKAGE + "/") for code in self._codes}
-        )
+    def modules(self) -> Counter[str]:
+        """The files, relative to the package, and how many functions each contributes."""
+        return Counter(_file_of(code) for code in self._codes)
 
     @property
     def classes(self) -> list[str]:
         """The classes whose methods were entered, each as ``file:Class``."""
         return sorted(
-            f"{code.co_filename.removeprefix(PACKAGE + '/')}:{owner}"
+            f"{_file_of(code)}:{owner}"
             for code in self._codes
             if (owner := code.co_qualname.partition(".<locals>")[0].rpartition(".")[0])
         )
@@ -62,10 +61,7 @@ class Way:
     @property
     def functions(self) -> list[str]:
         """The functions and methods, each as ``file:qualified name``."""
-        return sorted(
-            f"{code.co_filename.removeprefix(PACKAGE + '/')}:{code.co_qualname}"
-            for code in self._codes
-        )
+        return sorted(f"{_file_of(code)}:{code.co_qualname}" for code in self._codes)
 
     def figures(self, request: str) -> dict[str, float]:
         """Return the three counts, by the names of their bounds."""
@@ -74,6 +70,21 @@ class Way:
             f"classes of a {request}": len(set(self.classes)),
             f"functions of a {request}": len(self.functions),
         }
+
+
+def table(ways: Mapping[str, Way]) -> list[str]:
+    """Return a line for each module of *ways*, with its number of functions in each way."""
+    counts = {request: way.modules for request, way in ways.items()}
+    files = sorted(set[str]().union(*counts.values()))
+    lines = [f"{'functions in':40}" + "".join(f"{request:>8}" for request in counts)]
+    for file in files:
+        numbers = (each[file] or "" for each in counts.values())
+        lines.append(f"{file:40}" + "".join(f"{number:>8}" for number in numbers))
+    return lines
+
+
+def _file_of(code: CodeType) -> str:
+    return code.co_filename.removeprefix(PACKAGE + "/")
 
 
 class _Tracer:

@@ -71,5 +71,8 @@ def test_a_way_is_what_was_entered(tmp_path: Path) -> None:
     for request, way in ways.items():
         assert way.figures(request).keys() <= bounds.keys()
     assert any(name.endswith("Operation.complete") for name in ways["post"].functions)
-    assert "protocol/operation.py" in ways["post"].modules
+    assert ways["post"].modules["protocol/operation.py"] >= 1
+    lines = {line.split()[0]: line.split()[1:] for line in trace.table(ways)[1:]}
+    post = ways["post"].modules["protocol/heads.py"]
+    assert lines["protocol/heads.py"][0] == str(post)
     assert len(ways["replay"].functions) < len(ways["post"].functions)
