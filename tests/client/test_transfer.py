@@ -32,8 +32,8 @@ from trioresume.client.decisions.actions import (
 )
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
-from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.ranges import ContentRange
 
 # Before the offer.
 

@@ -32,8 +32,8 @@ from trioresume.client.decisions.protocol_choice import ProtocolName
 from trioresume.client.decisions.transfer import Transfer
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
-from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.ranges import ContentRange
 
 TUS_SHOWN = {"tus-version": "1.0.0", "tus-extension": "creation"}
 UPLOAD = Locations(CONTENT)

@@ -17,8 +17,8 @@ from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
 from trioresume.client.decisions.transfer import Transfer
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.seed.client import SEED
-from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.urls import Url
 
 BASE = Url.parse("http://peer.test/target")

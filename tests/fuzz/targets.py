@@ -23,7 +23,6 @@ from trioresume.protocol.dialects.seed.server import (
 from trioresume.protocol.fields import (
     MAX_DIGITS,
     header_safe,
-    parse_content_range,
     parse_entity_tags,
     parse_http_date,
     parse_media_type,
@@ -43,6 +42,7 @@ from trioresume.protocol.parts import (
     PatchEnd,
     PatchReader,
 )
+from trioresume.protocol.ranges import parse_content_range
 from trioresume.protocol.structured import (
     boolean_item,
     byte_sequences,

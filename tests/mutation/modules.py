@@ -279,6 +279,10 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/protocol/test_message.py",
         "tests/protocol/test_forwarded.py",
     ),
+    "protocol/ranges": (
+        "tests/protocol/test_fields.py",
+        "tests/protocol/test_content_offset.py",
+    ),
     "protocol/conditional": ("tests/protocol/test_appending.py",),
     "protocol/dialects/server": (
         "tests/protocol/test_dialects.py",

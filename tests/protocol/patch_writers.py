@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trioresume.protocol.fields import ContentRange, format_part_range
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import NO_FIELDS, encode_part_header
+from trioresume.protocol.ranges import ContentRange, format_part_range
 
 KNOWN_LENGTH, INDETERMINATE_LENGTH = 8, 10
 """The framings of a message in RFC 9292."""

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.appending import UploadProgress, check_part, length_after
 from trioresume.protocol.conditional import content_etag
-from trioresume.protocol.fields import ContentRange
+from trioresume.protocol.ranges import ContentRange
 
 P = ProblemCode
 numbers = st.integers(0, 40)

@@ -11,8 +11,8 @@ from trioresume.protocol.dialects.rufh.client import NEWEST_RUFH, RufhClient
 from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.dialects.tus.client import TUS
-from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.urls import Url
 
 BASE = Url.parse("http://peer.test/files/")

@@ -14,13 +14,13 @@ from tests.protocol.patch_writers import (
 from tests.protocol.test_patches import MESSAGE, message, read, summary
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.byteranges import encode_message_byterange
-from trioresume.protocol.fields import (
+from trioresume.protocol.parts import PartEnd, PatchEnd
+from trioresume.protocol.ranges import (
     ContentRange,
     format_part_range,
     parse_content_offset,
     parse_content_range,
 )
-from trioresume.protocol.parts import PartEnd, PatchEnd
 
 BAD = ProblemCode.BAD_CONTENT_RANGE
 MULTIPART = "multipart/byteranges; boundary=x"

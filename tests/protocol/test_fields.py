@@ -7,19 +7,21 @@ from hypothesis import example, given, strategies as st
 
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.fields import (
-    ContentRange,
     EntityTag,
     MediaType,
-    format_content_range,
     format_http_date,
     header_safe,
-    parse_content_range,
     parse_entity_tag,
     parse_entity_tags,
     parse_http_date,
     parse_integer,
     parse_media_type,
     split_list,
+)
+from trioresume.protocol.ranges import (
+    ContentRange,
+    format_content_range,
+    parse_content_range,
 )
 
 numbers = st.integers(0, 10**15 - 1)

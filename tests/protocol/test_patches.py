@@ -23,7 +23,6 @@ from trioresume.protocol.byteranges import (
     encode_message_byterange,
     patch_reader,
 )
-from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import (
     PartData,
@@ -35,6 +34,7 @@ from trioresume.protocol.parts import (
     PatchLimits,
     PatchReader,
 )
+from trioresume.protocol.ranges import ContentRange
 
 MESSAGE = "message/byterange"
 MULTIPART = "multipart/byteranges; boundary=SEP"

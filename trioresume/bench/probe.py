@@ -17,8 +17,9 @@ from http import HTTPStatus
 from trioresume.bench.results import Ending
 from trioresume.errors import PeerError
 from trioresume.protocol.dialects.client import ClientDialect
-from trioresume.protocol.fields import ContentRange, parse_integer
+from trioresume.protocol.fields import parse_integer
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.urls import Url
 
 __all__ = ["Destination", "Probe", "Request", "Response", "Unhappy", "integer_field"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.fields import ContentRange
+from trioresume.protocol.ranges import ContentRange
 
 __all__ = [
     "UploadProgress",

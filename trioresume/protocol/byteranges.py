@@ -24,11 +24,7 @@ from collections.abc import Iterator
 
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.bhttp import BinaryReader
-from trioresume.protocol.fields import (
-    ContentRange,
-    parse_media_type,
-    split_list,
-)
+from trioresume.protocol.fields import parse_media_type, split_list
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.multipart import MultipartReader
 from trioresume.protocol.parts import (
@@ -43,6 +39,7 @@ from trioresume.protocol.parts import (
     bad_patch,
     encode_part_header,
 )
+from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.structured import boolean_item, integer_item
 
 __all__ = [

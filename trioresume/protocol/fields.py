@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.structured import is_natural, parameterised_integer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,17 +32,12 @@ __all__ = [
     "MAX_DIGITS",
     "QUOTED_STRING",
     "TOKEN",
-    "ContentRange",
     "EntityTag",
     "MediaType",
-    "format_content_range",
     "format_ext_value",
     "format_http_date",
-    "format_part_range",
     "header_safe",
     "maybe_integer",
-    "parse_content_offset",
-    "parse_content_range",
     "parse_entity_tag",
     "parse_entity_tags",
     "parse_http_date",
@@ -163,142 +157,6 @@ def parse_parameters(members: list[str]) -> dict[str, str] | None:
 
 
 _PARAMETER = re.compile(rf"({TOKEN})=({TOKEN}|{QUOTED_STRING})", re.DOTALL)
-
-
-# ---------------------------------------------------------------- Content-Range
-
-
-@dataclass(frozen=True, slots=True)
-class ContentRange:
-    """Where content belongs in the whole, in bytes; ``last`` is inclusive.
-
-    A range is closed (*first* and *last*), open-ended (only *first*: the end of the
-    content is not known) or unsatisfied (neither: ``*/N`` sets the length and carries
-    no content, B3). ``total`` is the length of the whole; None if it is not known.
-    """
-
-    first: int | None
-    last: int | None
-    total: int | None
-
-    @property
-    def start(self) -> int:
-        """Where the content begins, or would begin if there were any."""
-        start = self.total if self.first is None else self.first
-        assert start is not None
-        return start
-
-    @property
-    def length(self) -> int | None:
-        """The number of content bytes that the range announces; None if it is open-ended."""
-        if self.first is None:
-            return 0
-        return None if self.last is None else self.last - self.first + 1
-
-    @property
-    def room(self) -> int | None:
-        """The most content bytes that may come; None if nothing limits them."""
-        if self.first is None or self.last is not None or self.total is None:
-            return self.length
-        return self.total - self.first
-
-
-_CONTENT_RANGE = re.compile(
-    rf"(?:(?P<unit>{TOKEN})(?P<space>\x20)(?=[0-9*]))?"
-    r"(?:(?P<first>[0-9]{1,15})-(?P<last>[0-9]{1,15})?|(?P<unsatisfied>\*))"
-    r"/(?:(?P<total>[0-9]{1,15})|\*)"
-)
-
-
-def parse_content_range(value: str, *, lenient_unit: bool = False) -> ContentRange:
-    """Read ``bytes a-b/total``, ``a-b/*``, ``a-/total``, ``a-/*`` or ``*/total``.
-
-    *lenient_unit* accepts a missing unit, as the drafts' own demonstration client
-    sends it (B6). Raises :class:`PeerError` (400): B1, B2, B6, G6.
-    """
-    match = _CONTENT_RANGE.fullmatch(value)
-    if match is None:
-        raise _bad_range("Content-Range names no known, contiguous range")
-    unit: str | None = match["unit"]
-    if unit is None and not lenient_unit:
-        raise _bad_range("Content-Range lacks its unit")
-    # Range units are compared without case (RFC 9110, section 14.1).
-    if unit is not None and unit.lower() != "bytes":
-        raise _bad_range("the only supported range unit is bytes")
-    first, last, total = (
-        None if match[part] is None else int(match[part])
-        for part in ("first", "last", "total")
-    )
-    content_range = ContentRange(first, last, total)
-    _check_order(content_range)
-    return content_range
-
-
-def parse_content_offset(value: str) -> ContentRange:
-    """Read ``N`` or ``N;complete-length=M``: a range with an unknown end (B13).
-
-    *Byte Range PATCH* (draft -05) defines it for a part that begins before its length
-    is known. ``Content-Range`` has no standard form for that. Raises :class:`PeerError`
-    (400).
-    """
-    item = parameterised_integer(value)
-    if item is None:
-        raise _bad_range("Content-Offset is not a whole number")
-    first, parameters = item
-    unit = parameters.get("unit", "bytes")
-    if not isinstance(unit, str) or unit.lower() != "bytes":
-        raise _bad_range("the only supported range unit is bytes")
-    total = parameters.get("complete-length")
-    if total is not None and not is_natural(total):
-        raise _bad_range("complete-length is not a whole number")
-    content_range = ContentRange(first, None, total)
-    _check_order(content_range)
-    return content_range
-
-
-def format_part_range(
-    range_: ContentRange, *, ranges_only: bool = False
-) -> tuple[str, str]:
-    """Return the name and value of the field that says where a part belongs.
-
-    That is ``Content-Offset`` if the end is not known, else ``Content-Range``. With
-    *ranges_only* it is ``Content-Range`` in any case, as before draft -05.
-    """
-    if ranges_only or range_.first is None or range_.last is not None:
-        return "Content-Range", format_content_range(range_)
-    if range_.total is None:
-        return "Content-Offset", str(range_.first)
-    return "Content-Offset", f"{range_.first};complete-length={range_.total}"
-
-
-def _check_order(range_: ContentRange) -> None:
-    if range_.first is None:
-        if range_.total is None:
-            raise _bad_range("Content-Range says neither a range nor a length")
-        return
-    if range_.last is not None and range_.first > range_.last:
-        raise _bad_range("the range ends before it begins")
-    if range_.total is None:
-        return
-    if range_.last is not None and range_.last >= range_.total:
-        raise _bad_range("the range goes beyond the length it states")
-    # An open-ended range may begin at the very end, without content. A client repeats a
-    # completing patch in this form (R24).
-    if range_.first > range_.total:
-        raise _bad_range("the range begins beyond the length it states")
-
-
-def format_content_range(range_: ContentRange) -> str:
-    """Return the field's value: the inverse of :func:`parse_content_range`."""
-    total = "*" if range_.total is None else str(range_.total)
-    if range_.first is None:
-        return f"bytes */{total}"
-    last = "" if range_.last is None else str(range_.last)
-    return f"bytes {range_.first}-{last}/{total}"
-
-
-def _bad_range(detail: str) -> PeerError:
-    return PeerError(ProblemCode.BAD_CONTENT_RANGE, detail)
 
 
 # ---------------------------------------------------------------- entity tags

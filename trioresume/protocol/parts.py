@@ -31,15 +31,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.fields import (
+from trioresume.protocol.fields import parse_integer
+from trioresume.protocol.framing import find_block_end, parse_field_block
+from trioresume.protocol.heads import Fields
+from trioresume.protocol.ranges import (
     ContentRange,
     format_part_range,
     parse_content_offset,
     parse_content_range,
-    parse_integer,
 )
-from trioresume.protocol.framing import find_block_end, parse_field_block
-from trioresume.protocol.heads import Fields
 
 __all__ = [
     "NO_FIELDS",

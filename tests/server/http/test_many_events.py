@@ -13,9 +13,9 @@ import trio.testing
 from tests.protocol.patch_writers import encode_binary_part, encode_varint
 from tests.server.harness import Recorder, chunked, head, memory_service
 from trioresume import Config
-from trioresume.protocol.fields import ContentRange
 from trioresume.protocol.framing import MAX_MEMBERS
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.ranges import ContentRange
 from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
 from trioresume.server.async_store.threads import Job, Lane, Then, Threads
 from trioresume.server.http.http1.body import Http1Body

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from trioresume.protocol.dialects.client import Answer
-from trioresume.protocol.fields import ContentRange
+from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.urls import Url
 
 __all__ = [

@@ -26,7 +26,8 @@ from trioresume.client.decisions.portals import is_foreign
 from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.marks import is_marked, is_page
-from trioresume.protocol.fields import ContentRange, maybe_integer
+from trioresume.protocol.fields import maybe_integer
+from trioresume.protocol.ranges import ContentRange
 
 if TYPE_CHECKING:
     from trioresume.client.decisions.protocol_choice import ProtocolChoice

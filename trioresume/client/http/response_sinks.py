@@ -26,8 +26,9 @@ from trioresume.client.http.round_trip import RoundTrip
 from trioresume.errors import PeerError, TransferFailed
 from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.dialects.marks import is_page
-from trioresume.protocol.fields import parse_content_range, parse_media_type
+from trioresume.protocol.fields import parse_media_type
 from trioresume.protocol.message import MEDIA_TYPE, parse_response_head
+from trioresume.protocol.ranges import parse_content_range
 
 __all__ = ["IgnoringSink", "Reading", "Sink", "sink_for"]
 

@@ -18,7 +18,7 @@ from trioresume.protocol.fields import (
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
-    from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.ranges import ContentRange
     from trioresume.protocol.urls import Url
 
 __all__ = ["Answer", "AppendRequest", "ClientDialect", "Locations"]

@@ -33,8 +33,8 @@ from trioresume.server.uploads.receive import OperationSink, end_content
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append
-    from trioresume.protocol.fields import ContentRange
     from trioresume.protocol.parts import PatchEvent, PatchReader
+    from trioresume.protocol.ranges import ContentRange
     from trioresume.server.api.config import Config
     from trioresume.server.async_store.receive_memory import Piece
     from trioresume.server.http.exchange import Exchange

@@ -26,25 +26,21 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import count
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from trioresume.errors import StorageError
+from trioresume.store.disk.doubts import Doubts, hash_chunk
 from trioresume.store.file_system.disk_io import Descriptor, Disk, translated
 from trioresume.store.port.recipes import DIGEST_LENGTH, Digest, wrap_hash
 
-if TYPE_CHECKING:
-    from trioresume.store.disk.doubts import Doubts
-
-__all__ = ["SHARDS", "ChunkFiles", "hash_chunk"]
+__all__ = ["SHARDS", "ChunkFiles"]
 
 SHARDS = tuple(f"{number:02x}" for number in range(256))
 
 _SHARD_AT = 2
 """Where the hash begins in a multihash. The bytes before it are the same in every digest."""
 
-_READ_SIZE = 1024 * 1024
 _TEMPORARY = ".new"
 _ASIDE = ".directory"
 """The suffix of a directory that was found under the name of a chunk."""
@@ -260,11 +256,3 @@ def _parse(name: str) -> Digest | None:
     except ValueError:
         return None
     return digest if len(digest) == DIGEST_LENGTH and digest.hex() == name else None
-
-
-def hash_chunk(file: Descriptor, disk: Disk) -> Digest:
-    """Return the digest of *file*'s bytes."""
-    hasher = blake3()
-    while data := disk.read(file.fileno(), _READ_SIZE):
-        hasher.update(data)
-    return wrap_hash(hasher.digest())

@@ -21,13 +21,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from blake3 import blake3
+
 from trioresume.errors import ChunkCorrupt
 from trioresume.store.catalog.catalog import CatalogReader
-from trioresume.store.disk.chunks import hash_chunk
-from trioresume.store.file_system.disk_io import Disk
-from trioresume.store.port.recipes import DIGEST_LENGTH, Digest
+from trioresume.store.file_system.disk_io import Descriptor, Disk
+from trioresume.store.port.recipes import DIGEST_LENGTH, Digest, wrap_hash
 
-__all__ = ["MOST", "Doubts", "Report", "read_report", "write_report"]
+__all__ = ["MOST", "Doubts", "Report", "hash_chunk", "read_report", "write_report"]
 
 MOST = 10_000
 """The most chunks that a report lists."""
@@ -37,6 +38,7 @@ _EVERY = b"*"
 _MOST_BYTES = MOST * (2 * DIGEST_LENGTH + 24)
 _NEVER = (0, 0, 0)
 
+_READ_SIZE = 1024 * 1024
 _MOST_ANSWERS = 65536
 """How many chunks are remembered as right."""
 
@@ -201,3 +203,11 @@ class Doubts:
                 self._right.clear()
                 self._seen = seen
         return self._report
+
+
+def hash_chunk(file: Descriptor, disk: Disk) -> Digest:
+    """Return the digest of *file*'s bytes."""
+    hasher = blake3()
+    while data := disk.read(file.fileno(), _READ_SIZE):
+        hasher.update(data)
+    return wrap_hash(hasher.digest())

@@ -20,7 +20,7 @@ from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.heads import UPLOAD_RESUMPTION_SUPPORTED, Fields
 
 if TYPE_CHECKING:
-    from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.ranges import ContentRange
     from trioresume.protocol.urls import Url
 
 __all__ = ["NEWEST_RUFH", "RufhClient"]

@@ -19,7 +19,7 @@ from trioresume.protocol.heads import Fields
 from trioresume.protocol.structured import boolean_item
 
 if TYPE_CHECKING:
-    from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.ranges import ContentRange
     from trioresume.protocol.urls import Url
 
 __all__ = ["PLAIN", "SEED", "SEED_WITH_RANGES", "SeedClient", "offered_locations"]

@@ -20,7 +20,7 @@ from trioresume.protocol.dialects.tus.fields import MARK, format_metadata, metad
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
-    from trioresume.protocol.fields import ContentRange
+    from trioresume.protocol.ranges import ContentRange
     from trioresume.protocol.urls import Url
 
 __all__ = ["TUS", "TusClient"]
