@@ -23,6 +23,8 @@ import trio
 from click.testing import CliRunner
 
 import trioresume
+from tests import processes
+from tests.processes import SOURCE
 from trioresume import cli
 from trioresume.testing import (
     ChaosProxy,
@@ -34,7 +36,6 @@ from trioresume.testing import (
     scripted_faults,
 )
 
-SOURCE = Path(trioresume.__file__).parent.parent
 SECONDS = 60.0
 
 
@@ -119,14 +120,7 @@ def run(
     directory: Path, *arguments: object, options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     words, environment = command(directory, *arguments, options=options)
-    return subprocess.run(
-        words,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    return processes.run(words[2:], environment=environment, timeout=SECONDS)
 
 
 def file_of(directory: Path, size: int, name: str = "file.bin") -> tuple[Path, bytes]:

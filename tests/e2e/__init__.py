@@ -7,5 +7,6 @@ with the one under test, ``soak`` kills. What takes longer than CI has time for:
   kills;
 * ``python -m tests.e2e.soak --kills 1000``: kills for minutes on end;
 * ``python -m tests.e2e.picture docs/howto/ui.png``: the picture of the page, anew;
+* ``TRIORESUME_E2E_EXEC=1``: each command by an interpreter of its own (:mod:`tests.processes`);
 * ``TRIORESUME_E2E_SEED=N``: what was drawn in a run that failed, once more.
 """

@@ -12,8 +12,6 @@ import selectors
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -21,10 +19,8 @@ from pathlib import Path
 
 import trio
 
-import trioresume
+from tests.processes import SOURCE, Process, start
 
-SOURCE = Path(trioresume.__file__).parent.parent
-"""The folder that the package under test comes from; its processes take the same."""
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 _LINE = "You can now upload files to: "
@@ -54,8 +50,9 @@ def free_port() -> int:
 class Service:
     """One service: by default ``python -m trioresume serve``.
 
-    *module* is what ``python -m`` runs instead, *arguments* come before ``--bind``,
-    *environment* is added to this process's.
+    *module* is what ``python -m`` runs instead, *arguments* come before ``--bind``. It is
+    forked (:mod:`tests.processes`) unless it has to be *fresh*. *environment* is added to
+    this process's; modules may read it while they are imported, so it makes it fresh.
     Blocking: async tests call :meth:`start` and :meth:`stop` in a thread.
     """
 
@@ -67,18 +64,20 @@ class Service:
         module: str = "trioresume",
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        fresh: bool = False,
     ) -> None:
         self._environment = environment or {}
+        self._fresh = fresh or bool(environment)
         self.data_dir = data_dir
         self.log = log or data_dir.with_name(data_dir.name + ".log")
         self.port = free_port()
         self.address = ("127.0.0.1", self.port)
         scheme = "https" if "--ssl-certfile" in arguments else "http"
         self.root = f"{scheme}://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = [module, *arguments]
         self._command += ["--bind", f"127.0.0.1:{self.port}"]
         self._command += ["--data-dir", str(data_dir)]
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
 
     def start(self) -> None:
         """Start it and wait until it says that it listens."""
@@ -86,22 +85,19 @@ class Service:
         environment = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
         environment["PYTHONPATH"] = str(SOURCE)
         environment.update(self._environment)
-        with self.log.open("a") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-                cwd=self.log.parent,
-            )
+        self._process = start(
+            self._command,
+            environment=environment,
+            directory=self.log.parent,
+            stderr=self.log,
+            fresh=self._fresh,
+        )
         line = self._first_line(self._process)
         if not line.startswith(_LINE + self.root):
             self.kill()
             raise AssertionError(f"it said {line!r}; its log:\n{self.log.read_text()}")
 
-    def _first_line(self, process: subprocess.Popen[str]) -> str:
+    def _first_line(self, process: Process) -> str:
         assert process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)

@@ -21,6 +21,7 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         *arguments: str,
         module: str = "trioresume",
         environment: Mapping[str, str] | None = None,
+        fresh: bool = False,
     ) -> Service:
         data_dir = tmp_path / f"data-{len(services)}"
         service = Service(
@@ -28,6 +29,7 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
             arguments if module != "trioresume" else ("serve", *arguments),
             module=module,
             environment=environment,
+            fresh=fresh,
         )
         services.append(service)
         return service

@@ -11,7 +11,7 @@ import hashlib
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -25,6 +25,14 @@ SLACK = 16 * MIB
 STALLED = 200
 
 pytestmark = reads_memory
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service]) -> Service:
+    """A fork would count the memory of the process that it was forked from."""
+    service = make_service(fresh=True)
+    service.start()
+    return service
 
 
 def blocks(size: int) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ async def test_memory_after_the_start_does_not_depend_on_what_is_stored(
     resident = []
     for name, unfinished, finished in (("a", 0, 0), ("b", UNFINISHED, FINISHED)):
         build(tmp_path / name, unfinished=unfinished, finished=finished, distinct=100)
-        with closing(Service(tmp_path / name)) as service:
+        with closing(Service(tmp_path / name, fresh=True)) as service:
             service.start()
             if unfinished:
                 service.kill()  # the next start has to look for what that left

@@ -254,6 +254,7 @@ def test_no_crash_of_a_recovery_breaks_a_promise(
             place.check(moment, killed=False)
 
 
+@pytest.mark.slow
 def test_no_crash_of_the_first_start_breaks_a_promise(
     place: Place, draw: random.Random
 ) -> None:
@@ -442,6 +443,7 @@ def site_of(world: World) -> str:
     raise AssertionError("none failed")
 
 
+@pytest.mark.slow
 def test_no_failed_sync_is_made_up_for(place: Place, draw: random.Random) -> None:
     """Tails, chunks, their directories, the catalog and the recipes in it: what a failed
     sync was for is given up or done anew, and not believed because the next succeeds."""
