@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from tests.e2e.command import SOURCE, START_SECONDS, Service, free_port
+from tests.e2e.command import START_SECONDS, Service, free_port
 from tests.e2e.conftest import make_service, service
+from tests.processes import SOURCE
 from trioresume.bench import (
     CheckedBy,
     Ending,

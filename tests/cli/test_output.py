@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import SOURCE, Service
+from tests.e2e.command import Service
 from tests.platforms import linux_only
+from tests.processes import SOURCE
 from trioresume.cli import logs
 from trioresume.cli.output import GuardedWriter, output
 

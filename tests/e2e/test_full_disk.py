@@ -24,11 +24,12 @@ from typing import Self
 import pytest
 import trio
 
-from tests.e2e.command import SOURCE, Service
+from tests.e2e.command import Service
 from tests.e2e.soak import MIB
 from tests.e2e.test_keep import make_garbage
 from tests.e2e.uploads import Pace, Upload
 from tests.e2e.wire import Answer, Cut, Wire, ask, request_head
+from tests.processes import SOURCE
 from trioresume.store.file_system.free_space import RESERVE_SIZE
 
 DISK_SIZE = 40 * MIB

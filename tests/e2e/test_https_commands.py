@@ -18,8 +18,9 @@ import trio
 
 from tests.certificates import authority, client_context, write_server_files
 from tests.client.http_proxy import HttpProxy
-from tests.e2e.command import SOURCE, Service
+from tests.e2e.command import Service
 from tests.e2e.soak import MIB
+from tests.processes import SOURCE
 from trioresume.testing import ChaosProxy, random_faults
 
 SIZE = 16 * MIB

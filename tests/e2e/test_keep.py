@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.e2e.command import SOURCE, Service
+from tests.e2e.command import Service
 from tests.e2e.uploads import Pace, Upload
 from tests.e2e.wire import Cut, Wire, ask, request_head
 from tests.platforms import unreadable_page
+from tests.processes import SOURCE
 from tests.store.helpers import do, store_content
 from trioresume.store.disk_store import open_store
 from trioresume.store.port import EndOperation, OperationId

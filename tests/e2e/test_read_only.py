@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import trioresume
-from tests.e2e.command import SOURCE, Service
+from tests.e2e.command import Service
 from tests.e2e.test_full_disk import run
 from tests.e2e.wire import request_head
+from tests.processes import SOURCE
 
 MakeService = Callable[..., Service]
 CONTENT = random.Random(4).randbytes(300_000)

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from tests.e2e.command import SOURCE, Service
+from tests.e2e.command import Service
 from tests.e2e.soak import MIB
 from tests.e2e.wire import Wire
+from tests.processes import SOURCE
 from trioresume.testing import (
     ChaosProxy,
     ConnectionPlan,
