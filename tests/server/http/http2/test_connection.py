@@ -70,6 +70,7 @@ async def test_streams_of_one_connection_count_as_connections() -> None:
     async with memory_service(Recorder(), config) as service, peer_of(service) as peer:
         await peer.begin(length=5)
         await peer.begin(length=5)
+        await trio.testing.wait_all_tasks_blocked()  # both have got their place
         third = await peer.begin(length=5)
         assert (await peer.answer(third)).status == 503
 
