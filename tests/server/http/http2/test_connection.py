@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
 from h2.errors import ErrorCodes
@@ -239,6 +240,33 @@ async def test_shutdown_lets_the_requests_end(
         assert (await peer.answer(stream)).status == 200
         await peer.until_closed()
     assert handler.bodies == [b"1234567890"]
+
+
+@pytest.mark.parametrize("ends_by", ["leaving", "a fault"])
+async def test_shutdown_beside_a_connection_that_ends(
+    ends_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At each step of that: where it took no task any more, the shutdown failed."""
+    async with memory_service(Recorder(), Config(h2c=True)) as service:
+        for steps in range(12):
+            async with peer_of(service) as peer:
+                await peer.begin(length=10)
+                await peer.ping()
+                (connection,) = service.doorman._connections
+                if ends_by == "leaving":
+                    await peer.wire.aclose()
+                else:
+                    await peer.wire.send_all(bytes(9))  # DATA of no stream
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                connection.stop(trio.current_time() + 30)
+                if ends_by == "a fault":
+                    await peer.until_closed()
+                    await peer.wire.aclose()
+                with trio.fail_after(10):
+                    while service.doorman._connections:
+                        await trio.lowlevel.checkpoint()
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
 async def test_tunnels_are_refused(autojump_clock: trio.testing.MockClock) -> None:

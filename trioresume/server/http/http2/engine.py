@@ -42,7 +42,7 @@ import hpack
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamState
-from hyperframe.frame import DataFrame, GoAwayFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame
 
 from trioresume.protocol.allowance import Allowance
 
@@ -576,8 +576,12 @@ class Engine:
         self._output += frame.serialize()
 
     def ping(self) -> None:
-        """Queue a PING; :class:`AckedPing` follows when the peer has answered it."""
-        self._books.ping(b"goingawy")
+        """Queue a PING; :class:`AckedPing` follows when the peer has answered it.
+
+        h2 does not learn of it: it sends none on a connection that has met a fault.
+        """
+        self._collect()
+        self._output += PingFrame(0, b"goingawy").serialize()
 
     def _end(self, code: int, reason: str) -> ConnectionFault:
         """Queue the GOAWAY of a fault; return the exception to be raised."""
