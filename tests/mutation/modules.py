@@ -48,7 +48,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "async_store/storage",
         "async_store/threads",
         "event_loop",
-        "http/acceptor",
+        "http/listeners",
         "http/base_exchange",
         "http/front",
         "http/http1/body",
@@ -195,6 +195,7 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/routes/test_result.py",
         "tests/server/test_failures.py",
     ),
+    "server/http/listeners": ("tests/server/http/test_acceptor.py",),
     "server/http/front": (
         "tests/server/http/test_connection_limits.py",
         "tests/server/http/test_gateway.py",

@@ -38,11 +38,10 @@ from trioresume.server.api.handler import (
 )
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
-from trioresume.server.http.acceptor import accept_from
 from trioresume.server.http.front import Front
 from trioresume.server.http.http1.connection import Http1Connection
 from trioresume.server.http.http2.connection import Http2Connection
-from trioresume.server.http.listeners import Listener, open_listeners
+from trioresume.server.http.listeners import Listener, accept_from, open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.http.tls.handshake import Arrival, Handshakes
 from trioresume.server.http.transport import SocketTransport

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from trioresume.server.http import acceptor as accepting
-from trioresume.server.http.acceptor import MOST_AT_ONCE, accept_from
+from trioresume.server.http import listeners as accepting
+from trioresume.server.http.listeners import MOST_AT_ONCE, accept_from
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ class Failing(socket.socket):
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    monkeypatch.setattr("trioresume.server.http.acceptor.socket.socket", Failing)
+    monkeypatch.setattr("trioresume.server.http.listeners.socket.socket", Failing)
     Failing.failures = []
     return Failing.failures
 

@@ -455,26 +455,18 @@ class Verification:
         except ContentLost as exc:
             yield Damage(kind=DamageKind.UPLOAD, name=key, problem=str(exc))
             return
-        for index, digest, problem in self._execute(
-            "SELECT p.idx, p.digest, b.problem FROM pieces p"
-            " JOIN temp.bad_chunks b ON b.digest = p.digest WHERE p.cid = ?",
-            (cid,),
-        ).fetchall():
-            yield Damage(
-                kind=DamageKind.UPLOAD,
-                name=key,
-                problem=f"chunk {index}, {digest.hex()}, {problem}",
-            )
-        for index, digest, problem in self._execute(
-            "SELECT p.idx, p.digest, b.problem FROM parts p"
-            " JOIN temp.bad_recipes b ON b.digest = p.digest WHERE p.cid = ?",
-            (cid,),
-        ).fetchall():
-            yield Damage(
-                kind=DamageKind.UPLOAD,
-                name=key,
-                problem=f"part {index}, {digest.hex()}, {problem}",
-            )
+        for kind, table in (("chunk", "pieces"), ("part", "parts")):
+            bad = "bad_chunks" if kind == "chunk" else "bad_recipes"
+            for index, digest, problem in self._execute(
+                f"SELECT p.idx, p.digest, b.problem FROM {table} p"
+                f" JOIN temp.{bad} b ON b.digest = p.digest WHERE p.cid = ?",
+                (cid,),
+            ).fetchall():
+                yield Damage(
+                    kind=DamageKind.UPLOAD,
+                    name=key,
+                    problem=f"{kind} {index}, {digest.hex()}, {problem}",
+                )
         yield from self._read_tails(key, extent)
 
     def _read_tails(self, key: ContentKey, extent: Extent) -> Iterator[Damage]:
