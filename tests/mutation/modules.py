@@ -47,6 +47,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "async_store/receive_memory",
         "async_store/storage",
         "async_store/threads",
+        "doorman",
         "event_loop",
         "http/listeners",
         "http/base_exchange",
@@ -255,6 +256,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "server/routes/router": (
         "tests/server/routes/test_result.py",
         "tests/server/dialects/test_dialects.py",
+    ),
+    "server/doorman": (
+        "tests/server/test_shutdown.py",
+        "tests/server/http/test_connection_limits.py",
     ),
     "server/serving": ("tests/server/routes/test_starting.py",),
     "server/uploads/receive_patch": (

@@ -38,10 +38,11 @@ from trioresume.protocol.clock import ServiceClock
 from trioresume.server.api.handler import AnyTarget, as_target
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
+from trioresume.server.doorman import Doorman
 from trioresume.server.http.tls.contexts import ServerContexts
+from trioresume.server.routes.router import Service
 from trioresume.server.serving import (
     UNTUNED,
-    Doorman,
     Tuning,
     running_service,
     running_storage,
@@ -402,7 +403,9 @@ class MemoryService:
 
     @property
     def operations(self) -> Registry:
-        return self._doorman._service._operations
+        service = getattr(self._doorman.front.handle, "__self__", None)
+        assert isinstance(service, Service)
+        return service._operations
 
     @property
     def used(self) -> int:

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError
 from trioresume.protocol.clock import Schedule, ServiceClock
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import (
@@ -38,13 +37,9 @@ from trioresume.server.api.handler import (
 )
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
-from trioresume.server.http.front import Front
-from trioresume.server.http.http1.connection import Http1Connection
-from trioresume.server.http.http2.connection import Http2Connection
-from trioresume.server.http.listeners import Listener, accept_from, open_listeners
+from trioresume.server.doorman import Doorman
+from trioresume.server.http.listeners import Listener, open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
-from trioresume.server.http.tls.handshake import Arrival, Handshakes
-from trioresume.server.http.transport import SocketTransport
 from trioresume.server.keeper.control_socket import CLIENT_TIMEOUT, serve_control
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
@@ -64,7 +59,6 @@ from trioresume.store.port import SERVICE_CLOCK
 
 if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget, Handler
-    from trioresume.server.http.transport import Transport
     from trioresume.store.port import Store
 
 __all__ = ["Server", "serve"]
@@ -73,9 +67,6 @@ logger = logging.getLogger("trioresume.server")
 
 PROTOCOLS = ("h2", "http/1.1")
 """The application protocols that a handshake offers (ALPN), the best one first."""
-
-MOST_TURNED_AWAY = 32
-"""Connections over the limit that are answered at a time; others are closed at once."""
 
 TARGET_LAST_SECONDS = 1.0
 """Seconds after the grace period in which a target may end what runs beside its calls."""
@@ -223,7 +214,9 @@ async def _serve(
     clock = ServiceClock(time.time, time.monotonic, last_seen)
     try:
         async with service(clock) as doorman:
-            await doorman.run(listeners, task_status)
+            urls = [listener.url for listener in listeners]
+            server = Server(urls, doorman.stopping, doorman.contexts)
+            await doorman.run(listeners, partial(task_status.started, server))
     finally:
         storage.submit(clock_reading(clock))
 
@@ -277,7 +270,7 @@ async def running_service(
         )
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
-        doorman = Doorman(service, config, clock, contexts)
+        doorman = Doorman(service.handle, config, clock, contexts)
         tasks: list[Callable[[], Awaitable[None]]] = [
             partial(expiry.run, operations),
             collector.run,
@@ -316,151 +309,3 @@ async def _run_all(
         async with trio.open_nursery() as nursery:
             for task in tasks:
                 nursery.start_soon(task)
-
-
-class Doorman:
-    """Listens, accepts connections, and ends them at a shutdown."""
-
-    def __init__(
-        self,
-        service: Service,
-        config: Config,
-        clock: ServiceClock,
-        contexts: ServerContexts | None = None,
-    ) -> None:
-        self._contexts = contexts
-        self._service = service
-        self._config = config
-        self.front = Front(service.handle, config, clock)
-        self._handshakes = Handshakes(self.front.admission, config.header_timeout)
-        self._connections: set[Http1Connection | Http2Connection] = set()
-        self._turned_away = 0
-        self.deadline = float("inf")
-        """The end of a shutdown's grace period, on trio's clock."""
-
-    async def run(
-        self,
-        listeners: Sequence[Listener],
-        task_status: trio.TaskStatus[Server],
-    ) -> None:
-        """Serve until a shutdown was asked for and every connection is closed."""
-        stop = trio.Event()
-        async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as listening:
-                for listener in listeners:
-                    listening.start_soon(self._accept, listener, connections)
-                server = Server(
-                    [listener.url for listener in listeners], stop, self._contexts
-                )
-                task_status.started(server)
-                await stop.wait()
-                listening.cancel_scope.cancel()
-            # At once: a new client should go to another server and not wait here.
-            for listener in listeners:
-                listener.close()
-            logger.info("shutting down, %d connections open", len(self._connections))
-            self.deadline = trio.current_time() + self._config.grace_timeout
-            connections.cancel_scope.deadline = self.deadline
-            self._handshakes.stop()
-            for connection in list(self._connections):
-                connection.stop(self.deadline)
-
-    async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
-        serve = self.serve_secured if listener.is_secure else self.serve_transport
-
-        async def serve_alone(sock: trio.socket.SocketType) -> None:
-            # Whatever a client does, or a bug: it ends this connection and no other.
-            transport = SocketTransport(sock)
-            try:
-                await serve(transport)
-            except Exception:
-                logger.exception("the connection of %s failed", transport.peer)
-                await transport.aclose()
-
-        await accept_from(
-            listener.listener, lambda sock: connections.start_soon(serve_alone, sock)
-        )
-
-    async def serve_secured(self, plain: SocketTransport) -> None:
-        """Shake hands, and serve the connection until it ends."""
-        assert self._contexts is not None
-        arrival = Arrival(self.front.gateway.address_of(plain.peer))
-        refusal: PeerError | None = None
-        plain_request: PeerError | None = None
-        try:
-            self.front.admission.enter(arrival)
-        except PeerError as exc:
-            if self._turned_away >= MOST_TURNED_AWAY:
-                await plain.aclose()  # a flood must cost as little as possible
-                return
-            refusal = exc
-            self._turned_away += 1
-        transport: Transport = plain
-        try:
-            transport = await self._handshakes.secure(
-                plain, self._contexts.first, arrival
-            )
-        except PeerError as exc:
-            plain_request = exc
-        except trio.BrokenResourceError as exc:
-            logger.debug("%s: %s", plain.peer, exc)
-            return
-        finally:
-            self.front.admission.leave(arrival)
-            if refusal is not None:
-                self._turned_away -= 1
-        await self.serve_transport(transport, plain_request or refusal)
-
-    async def serve_transport(
-        self, transport: Transport, refusal: PeerError | None = None
-    ) -> None:
-        """Serve one connection until it ends, and close it.
-
-        With *refusal* nothing is served: that is the answer to whatever comes.
-        """
-        chosen = None if transport.tls is None else transport.tls.protocol
-        connection: Http1Connection | Http2Connection
-        if chosen == "h2":
-            connection = Http2Connection(transport, self.front)
-        else:
-            connection = Http1Connection(transport, self.front)
-        try:
-            if refusal is not None:
-                raise refusal
-            self.front.admission.enter(connection)
-        except PeerError as exc:
-            await self._turn_away(connection, transport, exc)
-            return
-        await self._run(connection)
-        if isinstance(connection, Http1Connection) and connection.preface is not None:
-            # It takes the place that the other one has just left.
-            spoken = Http2Connection(transport, self.front, connection.preface)
-            self.front.admission.enter(spoken)
-            await self._run(spoken)
-
-    async def _run(self, connection: Http1Connection | Http2Connection) -> None:
-        """Run a connection that admission has let in."""
-        self._connections.add(connection)
-        if self.deadline < float("inf"):
-            connection.stop(self.deadline)  # it was accepted at the last moment
-        try:
-            await connection.run()
-        finally:
-            self._connections.discard(connection)
-            self.front.admission.leave(connection)
-
-    async def _turn_away(
-        self,
-        connection: Http1Connection | Http2Connection,
-        transport: Transport,
-        error: PeerError,
-    ) -> None:
-        if self._turned_away >= MOST_TURNED_AWAY:
-            await transport.aclose()  # a flood must cost as little as possible
-            return
-        logger.debug("%s is turned away: %s", transport.peer, error)
-        self._turned_away += 1
-        try:
-            await connection.turn_away(error)
-        finally:
-            self._turned_away -= 1

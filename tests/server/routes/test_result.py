@@ -409,7 +409,7 @@ async def test_peer_that_reads_nothing_does_not_block_its_upload(
     autojump_clock: Clock,
 ) -> None:
     """R30: interim responses are dropped, never waited for."""
-    from trioresume.server.serving import Doorman
+    from trioresume.server.doorman import Doorman
     from trioresume.testing import memory_transport_pair
 
     handler = Recorder()
