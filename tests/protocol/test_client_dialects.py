@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from trioresume.protocol.byteranges import encode_message_byterange
 from trioresume.protocol.dialects.client import Answer, ClientDialect, Locations
 from trioresume.protocol.dialects.discovery import Discovery
 from trioresume.protocol.dialects.rufh.client import NEWEST_RUFH, RufhClient
@@ -12,6 +11,7 @@ from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.dialects.tus.client import TUS
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.parts import encode_part_header
 from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.urls import Url
 
@@ -44,7 +44,7 @@ def test_seed_appends_a_byte_range() -> None:
     """R15."""
     words = SEED.append(PART, completes=False)
     assert dict(words.fields) == {"content-type": "message/byterange"}
-    assert words.prefix == encode_message_byterange(PART)
+    assert words.prefix == encode_part_header(PART)
 
 
 def test_seed_offers_with_a_100_only() -> None:

@@ -13,8 +13,7 @@ from tests.protocol.patch_writers import (
 )
 from tests.protocol.test_patches import MESSAGE, message, read, summary
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.byteranges import encode_message_byterange
-from trioresume.protocol.parts import PartEnd, PatchEnd
+from trioresume.protocol.parts import PartEnd, PatchEnd, encode_part_header
 from trioresume.protocol.ranges import (
     ContentRange,
     format_part_range,
@@ -181,9 +180,9 @@ def test_newer_form_is_written_where_the_end_is_not_known(
     assert format_part_range(range_) == newer
     assert format_part_range(range_, ranges_only=True) == ("Content-Range", older)
     line = f"{newer[0]}: {newer[1]}\r\n".encode()
-    assert encode_message_byterange(range_).startswith(line)
+    assert encode_part_header(range_).startswith(line)
     line = f"Content-Range: {older}\r\n".encode()
-    assert encode_message_byterange(range_, ranges_only=True).startswith(line)
+    assert encode_part_header(range_, ranges_only=True).startswith(line)
 
 
 numbers = st.integers(0, 10**15 - 1)

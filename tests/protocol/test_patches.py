@@ -18,11 +18,7 @@ from tests.protocol.patch_writers import (
     encode_varint,
 )
 from trioresume.errors import PeerError, ProblemCode
-from trioresume.protocol.byteranges import (
-    ACCEPT_PATCH,
-    encode_message_byterange,
-    patch_reader,
-)
+from trioresume.protocol.byteranges import ACCEPT_PATCH, patch_reader
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.parts import (
     PartData,
@@ -33,6 +29,7 @@ from trioresume.protocol.parts import (
     PatchEvent,
     PatchLimits,
     PatchReader,
+    encode_part_header,
 )
 from trioresume.protocol.ranges import ContentRange
 
@@ -690,7 +687,7 @@ def test_an_error_is_raised_again_by_every_later_call() -> None:
 @pytest.mark.parametrize(
     ("content_type", "prefix"),
     [
-        (MESSAGE, encode_message_byterange(ContentRange(0, None, None))),
+        (MESSAGE, encode_part_header(ContentRange(0, None, None))),
         (MULTIPART, encode_multipart_part("SEP", ContentRange(0, None, None))),
         (BINARY, encode_binary_part(ContentRange(0, None, None), 1000)),
     ],
@@ -749,7 +746,7 @@ def test_message_byterange_round_trips_over_any_split(
 ) -> None:
     """What is written is read, wherever the bytes are cut."""
     range_ = range_for(shape, len(content))
-    document = encode_message_byterange(range_) + content
+    document = encode_part_header(range_) + content
     events = run(make(MESSAGE), data.draw(st.composite(splits)(document)))
     assert isinstance(events[0], PartStart)
     assert events[0].range == range_

@@ -37,7 +37,6 @@ from trioresume.protocol.parts import (
     PatchReader,
     Steps,
     bad_patch,
-    encode_part_header,
 )
 from trioresume.protocol.ranges import ContentRange
 from trioresume.protocol.structured import boolean_item, integer_item
@@ -51,7 +50,6 @@ __all__ = [
     "PARTIAL_UPLOAD",
     "MessageReader",
     "OffsetReader",
-    "encode_message_byterange",
     "patch_reader",
 ]
 
@@ -224,13 +222,3 @@ def _completeness(fields: Fields) -> bool:
             ProblemCode.MALFORMED_REQUEST, "Upload-Complete is missing or malformed"
         )
     return completes
-
-
-def encode_message_byterange(
-    range_: ContentRange, fields: Fields = NO_FIELDS, *, ranges_only: bool = False
-) -> bytes:
-    """Encode what stands before the content in a ``message/byterange`` document.
-
-    With *ranges_only*, a range with an unknown end is a ``Content-Range`` too.
-    """
-    return encode_part_header(range_, fields, ranges_only=ranges_only)

@@ -358,6 +358,7 @@ def encode_part_header(
 ) -> bytes:
     """Encode a part's header section: its range, its length if known, then *fields*.
 
+    That is also what stands before the content in a ``message/byterange`` document.
     :func:`format_part_range` explains *ranges_only*.
     """
     lines = [format_part_range(range_, ranges_only=ranges_only)]

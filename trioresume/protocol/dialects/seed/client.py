@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from trioresume.protocol.byteranges import MESSAGE, encode_message_byterange
+from trioresume.protocol.byteranges import MESSAGE
 from trioresume.protocol.dialects.client import (
     Answer,
     AppendRequest,
@@ -16,6 +16,7 @@ from trioresume.protocol.dialects.client import (
 )
 from trioresume.protocol.fields import maybe_integer
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.parts import encode_part_header
 from trioresume.protocol.structured import boolean_item
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class SeedClient(ClientDialect):
         fields = Fields({"content-type": MESSAGE})
         if acknowledge:
             fields = fields.plus({"prefer": "acknowledge"})
-        prefix = encode_message_byterange(range_, ranges_only=self.ranges_only)
+        prefix = encode_part_header(range_, ranges_only=self.ranges_only)
         return AppendRequest(fields, prefix)
 
     def offer(self, base: Url, status: int, fields: Fields) -> Locations | None:
