@@ -63,6 +63,8 @@ class ServiceClock:
         return self._wall()
 
 
+# Deadlines.
+
 _FEW = 64
 """Up to this number of stale entries the heap is not rebuilt."""
 

@@ -92,6 +92,9 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+# Content-Disposition.
+
+
 def content_disposition_attachment(filename: str | None) -> str:
     """Return ``attachment``, with *filename* as the name to save under if it is usable.
 

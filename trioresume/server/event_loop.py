@@ -18,7 +18,7 @@ import trio
 
 __all__ = ["Holding", "RoundLimit", "Signal", "Watch", "Watched", "in_background"]
 
-WIDTH = 8
+ROUND_WIDTH = 8
 """Requests let through in a round: some 5 ms of work."""
 
 _NO_LIMIT = float("inf")
@@ -30,11 +30,11 @@ class RoundLimit:
     To begin an upload takes the event loop most of a millisecond. After a failure of the
     network a thousand clients may come back at once. trio would run all of their tasks before
     it looks at the network again. A client that only asks for an offset, or takes over an
-    upload, would wait for a second. So at most :data:`WIDTH` requests with content begin in a
+    upload, would wait for a second. So at most :data:`ROUND_WIDTH` requests with content begin in a
     round, first come, first served. Other requests pass between them.
     """
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = ROUND_WIDTH) -> None:
         self._width = width
         self._limit = _NO_LIMIT
         self._passed = 0
@@ -120,7 +120,7 @@ class Holding:
         self._lock.release()
 
 
-LONGEST_STEP = 0.25
+LONGEST_WATCH_STEP = 0.25
 """The longest time in seconds from one look to the next."""
 
 
@@ -138,12 +138,12 @@ class Watch:
     Fast content moves its deadline hundreds of times a second. Moving the deadline of a
     cancel scope takes trio some ten function calls; setting an attribute takes none. So a
     receiver only notes its deadline. The watch looks often enough for the shortest deadline,
-    is at most :data:`LONGEST_STEP` seconds late, and sleeps while nothing is being received.
+    is at most :data:`LONGEST_WATCH_STEP` seconds late, and sleeps while nothing is being received.
     """
 
     def __init__(self) -> None:
         self._watched: set[Watched] = set()
-        self._step = LONGEST_STEP
+        self._step = LONGEST_WATCH_STEP
         self._begun = trio.Event()
 
     def enter(self, watched: Watched, shortest: float) -> None:

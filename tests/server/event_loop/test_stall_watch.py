@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from trioresume.server.event_loop import LONGEST_STEP, Watch
+from trioresume.server.event_loop import LONGEST_WATCH_STEP, Watch
 
 
 class Noted:
@@ -27,11 +27,14 @@ async def test_who_entered_is_looked_at_until_it_leaves(
         nursery.start_soon(watch.run)
         await trio.sleep(10)
         watch.enter(noted, 60)
-        await trio.sleep(2.5 * LONGEST_STEP)
+        await trio.sleep(2.5 * LONGEST_WATCH_STEP)
         watch.leave(noted)
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
-    assert [time - 10 for time in noted.times] == [LONGEST_STEP, 2 * LONGEST_STEP]
+    assert [time - 10 for time in noted.times] == [
+        LONGEST_WATCH_STEP,
+        2 * LONGEST_WATCH_STEP,
+    ]
 
 
 async def test_who_waits_a_short_time_is_looked_at_more_often(

@@ -573,7 +573,7 @@ def test_comparison_is_made_once_for_each_report(full: DiskStand) -> None:
 
 def test_report_is_bounded(full: DiskStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its bound it stands for every chunk."""
-    monkeypatch.setattr("trioresume.store.keeper.verification.MOST", 1)
+    monkeypatch.setattr("trioresume.store.keeper.verification.MOST_REPORTED", 1)
     content = store_content(full.store, DATA, "more")
     for data in (DATA[:8], DATA[8:16]):
         flip(chunk_path(full, data))

@@ -282,6 +282,8 @@ def shared_content_fields(upload: Upload) -> Fields:
     return fields.plus({"upload-length": str(upload.length)})
 
 
+# Upload fields on a request for which their protocol defines nothing.
+
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _OF_UPLOADS = frozenset({OFFSET_STREAM, PARTIAL_UPLOAD})
 _OF_PATCHES = frozenset({BINARY, MESSAGE, MULTIPART}) | _OF_UPLOADS

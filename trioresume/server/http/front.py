@@ -75,6 +75,8 @@ class Front:
         self.head_limits = HeadLimits(config.max_header_size, config.max_header_fields)
 
 
+# Proxies and browsers.
+
 # Only a proxy sends one of these, or a client that pretends to be one.
 _SIGNS_OF_A_PROXY = frozenset(
     {
@@ -145,6 +147,8 @@ def _direct_origin(head: RequestHead) -> str:
 
 
 logger = logging.getLogger("trioresume.server")
+
+# Admission.
 
 RETRY_AFTER = 5
 """Seconds after which a client that was turned away may try again."""

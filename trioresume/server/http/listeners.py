@@ -74,6 +74,8 @@ async def open_listeners(config: Config) -> AsyncIterator[list[Listener]]:
 
 logger = logging.getLogger("trioresume.server")
 
+# Accepting.
+
 MOST_AT_ONCE = 32
 """Connections accepted before other tasks get their turn: some 2 ms of work."""
 PAUSE = 0.1

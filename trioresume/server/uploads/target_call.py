@@ -234,6 +234,8 @@ class TargetCall:
         )
 
 
+# Content that is too large for the catalog.
+
 LONGEST_RETRY = 60.0
 
 

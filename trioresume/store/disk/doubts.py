@@ -7,7 +7,7 @@ later ``verify`` reads it to say which chunks are right again. A service reads i
 reported chunk is in doubt.
 
 The file is text. Each line has a chunk's digest in hexadecimal and the date of the first
-report in Unix seconds. It lists at most :data:`MOST` chunks. If there are more, its last
+report in Unix seconds. It lists at most :data:`MOST_REPORTED` chunks. If there are more, its last
 line is ``*``, which stands for every chunk. The file is written under another name, synced
 and renamed. Lines that cannot be parsed are ignored: without them chunks are only checked
 less often.
@@ -28,14 +28,21 @@ from trioresume.store.catalog.catalog import CatalogReader
 from trioresume.store.file_system.disk_io import Descriptor, Disk
 from trioresume.store.port.recipes import DIGEST_LENGTH, Digest, wrap_hash
 
-__all__ = ["MOST", "Doubts", "Report", "hash_chunk", "read_report", "write_report"]
+__all__ = [
+    "MOST_REPORTED",
+    "Doubts",
+    "Report",
+    "hash_chunk",
+    "read_report",
+    "write_report",
+]
 
-MOST = 10_000
+MOST_REPORTED = 10_000
 """The most chunks that a report lists."""
 
 _NAME = "damaged"
 _EVERY = b"*"
-_MOST_BYTES = MOST * (2 * DIGEST_LENGTH + 24)
+_MOST_BYTES = MOST_REPORTED * (2 * DIGEST_LENGTH + 24)
 _NEVER = (0, 0, 0)
 
 _READ_SIZE = 1024 * 1024

@@ -341,6 +341,9 @@ class Tail:
             self._file = None
 
 
+# Writers.
+
+
 class DiskWriter:
     """See :class:`trioresume.store.port.ContentWriter`."""
 

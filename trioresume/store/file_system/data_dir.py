@@ -136,6 +136,8 @@ else:
         return False
 
 
+# Telling one mount of a file system, and one boot of the machine, from another.
+
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _AT_FDCWD = -100
 _STATX_MNT_ID_UNIQUE = 0x4000

@@ -41,7 +41,12 @@ from trioresume.errors import ContentLost, StorageFull, TrioresumeError
 from trioresume.store.catalog.catalog import CatalogReader
 from trioresume.store.catalog.schema import sqlite_error
 from trioresume.store.disk.chunks import ChunkFiles
-from trioresume.store.disk.doubts import MOST, Report, read_report, write_report
+from trioresume.store.disk.doubts import (
+    MOST_REPORTED,
+    Report,
+    read_report,
+    write_report,
+)
 from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.unfinished import Extent, Part, Survey
 from trioresume.store.file_system.disk_io import Descriptor
@@ -204,13 +209,17 @@ class Verification:
 
     def _keep_report(self) -> None:
         """Write this run's findings as the report, with the old ones if it was incomplete."""
-        found = self._execute("SELECT digest FROM temp.bad_chunks LIMIT ?", (MOST + 1,))
+        found = self._execute(
+            "SELECT digest FROM temp.bad_chunks LIMIT ?", (MOST_REPORTED + 1,)
+        )
         dates = {} if self._read_all else dict(self._before.dates)
         now = int(time.time())
         for (digest,) in found:
             dates[Digest(digest)] = self._before.dates.get(Digest(digest), now)
-        every = len(dates) > MOST or (self._before.every and not self._read_all)
-        report = Report(dict(list(dates.items())[:MOST]), every)
+        every = len(dates) > MOST_REPORTED or (
+            self._before.every and not self._read_all
+        )
+        report = Report(dict(list(dates.items())[:MOST_REPORTED]), every)
         if report == self._before:
             return
         try:

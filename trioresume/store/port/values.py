@@ -188,6 +188,8 @@ class Collected:
     """Smaller steps: the references that were released and the leftover files looked at."""
 
 
+# Mutations.
+
 SERVICE_CLOCK = "service-clock"
 """The name of a :class:`SetMeta`. Its value is the last reading of the service's clock, a
 blank, and the date of that reading."""
