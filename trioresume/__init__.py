@@ -35,6 +35,7 @@ from trioresume.errors import (
     StorageError,
     StorageFull,
     StoreLocked,
+    TargetUnavailable,
     TransferFailed,
     TrioresumeError,
     UploadForgotten,
@@ -56,6 +57,7 @@ from trioresume.server.api.handler import (
 from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import bearer_tokens, new_token
 from trioresume.server.keeper.collect import collect
+from trioresume.server.keeper.control_socket import ask_to_retry as retry
 from trioresume.server.serving import Server, serve
 from trioresume.store.keeper.inventory import (
     Inventory,
@@ -68,9 +70,12 @@ from trioresume.store.port import Collected
 from trioresume.targets.applications.asgi import ASGITarget
 from trioresume.targets.applications.wsgi import WSGITarget
 from trioresume.targets.files import FileService
+from trioresume.targets.upstream.auth_request import AuthRequest
+from trioresume.targets.upstream.target import UpstreamTarget
 
 __all__ = [
     "ASGITarget",
+    "AuthRequest",
     "Authenticator",
     "BodyInput",
     "CallPolicy",
@@ -112,10 +117,12 @@ __all__ = [
     "TLSFacts",
     "TLSSettings",
     "Target",
+    "TargetUnavailable",
     "Totals",
     "TransferFailed",
     "TrioresumeError",
     "UploadForgotten",
+    "UpstreamTarget",
     "Verification",
     "WSGITarget",
     "bearer_tokens",
@@ -123,5 +130,6 @@ __all__ = [
     "collect",
     "idempotent",
     "new_token",
+    "retry",
     "serve",
 ]

@@ -37,6 +37,7 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "StoreLocked",
+    "TargetUnavailable",
     "TransferFailed",
     "TrioresumeError",
     "UploadForgotten",
@@ -148,6 +149,17 @@ class ProblemCode(Enum):
         "The server stopped while it processed the request; whether it took effect is not known",
     )
     NOT_IMPLEMENTED = ("not-implemented", 501, "Not implemented")
+    BAD_GATEWAY = ("bad-gateway", 502, "The server behind this one failed")
+    OUTCOME_UNKNOWN = (
+        "indeterminate",
+        502,
+        "The server behind this one was lost; whether the request took effect is not known",
+    )
+    GATEWAY_TIMEOUT = (
+        "gateway-timeout",
+        504,
+        "The server behind this one did not answer in time",
+    )
     SERVICE_UNAVAILABLE = (
         "service-unavailable",
         503,
@@ -190,7 +202,8 @@ class PeerError(TrioresumeError):
     never repeats the peer's bytes unescaped (G4). ``fields`` are header fields of the
     answer, such as ``Upload-Offset``. ``members`` are further members of the problem
     document. With ``close`` the connection is closed after the answer, because its
-    framing can no longer be trusted.
+    framing can no longer be trusted. ``body`` is the answer's content instead of the problem
+    document.
     """
 
     problem: ProblemCode
@@ -198,9 +211,26 @@ class PeerError(TrioresumeError):
     fields: tuple[tuple[str, str], ...] = ()
     members: Mapping[str, object] = field(default_factory=dict)
     close: bool = False
+    body: bytes | None = None
 
     def __str__(self) -> str:
         return f"{self.problem.code}: {self.detail or self.problem.title}"
+
+
+class TargetUnavailable(PeerError):
+    """The target cannot take the request now, and nothing of it happened: 503.
+
+    A target or a handler raises it before it has any effect. The server keeps the content of
+    a resumable request, and calls again when a request asks for the outcome, or after
+    ``Config.retry_interval``. ``retry_after`` is in seconds.
+    """
+
+    def __init__(self, detail: str = "", *, retry_after: int = 5) -> None:
+        super().__init__(
+            ProblemCode.SERVICE_UNAVAILABLE,
+            detail,
+            fields=(("retry-after", str(retry_after)),),
+        )
 
 
 class CallerError(TrioresumeError):

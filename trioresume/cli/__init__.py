@@ -33,6 +33,7 @@ class TrioresumeGroup(click.Group):
         "show": "trioresume.cli.maintenance:show",
         "verify": "trioresume.cli.maintenance:verify",
         "gc": "trioresume.cli.maintenance:gc",
+        "retry": "trioresume.cli.maintenance:retry",
         "token": "trioresume.cli.serve:token",
     }
 

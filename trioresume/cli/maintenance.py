@@ -1,4 +1,4 @@
-"""The commands that inspect a data directory: ``ls``, ``show``, ``verify`` and ``gc``.
+"""The commands that inspect a data directory: ``ls``, ``show``, ``verify``, ``gc``, ``retry``.
 
 They also work while a server is running. They print one row at a time, so that a million
 rows need no memory. Therefore columns have fixed widths, and the column that may be long
@@ -25,7 +25,7 @@ from trioresume.cli.output import output
 from trioresume.cli.units import size
 from trioresume.text import printable
 
-__all__ = ["gc", "list_", "show", "verify"]
+__all__ = ["gc", "list_", "retry", "show", "verify"]
 
 _data_dir = click.option(
     "--data-dir",
@@ -261,6 +261,31 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
         click.echo(json.dumps(dataclasses.asdict(done)))
     else:
         click.echo(f"Released: {done.chunks} chunks, {size(done.bytes)}.")
+    return ExitCode.DONE
+
+
+@click.command()
+@common_options
+@_data_dir
+@click.argument("id", metavar="ID")
+def retry(data_dir: Path, id: str) -> ExitCode:
+    """Have the request of the upload ID processed again by the running server.
+
+    Only two kinds of request can be tried again: one that waits for its target, and one
+    of which nobody knows whether it took effect, because the target or the server was lost
+    in the middle. A request of the second kind may take effect twice: ask the target first.
+    'trioresume ls --ended' names the uploads.
+    """
+    try:
+        status = trio.run(trioresume.retry, data_dir, id)
+    except OSError as exc:
+        raise click.ClickException(
+            f"no server is running on {data_dir}: {exc.strerror}"
+        ) from exc
+    if status is None:
+        click.echo("The target cannot take the request now; it waits.")
+        return ExitCode.UNFINISHED
+    click.echo(f"The target answered {status}.")
     return ExitCode.DONE
 
 

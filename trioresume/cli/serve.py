@@ -1,4 +1,4 @@
-"""``trioresume serve``: the file service as a command, and ``trioresume token``."""
+"""``trioresume serve``: the service as a command, and ``trioresume token``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from trioresume.cli.options import (
 from trioresume.cli.output import output
 from trioresume.cli.serve_options import Settings, settings_options
 from trioresume.cli.tls import tls_options
+from trioresume.cli.upstream_options import auth_options, upstream_options
 
 __all__ = ["serve", "token"]
 
@@ -86,7 +87,11 @@ if hasattr(signal, "SIGHUP"):
 )
 @settings_options
 @tls_options
+@upstream_options
+@auth_options
 def serve(
+    auth: trioresume.AuthRequest | None,
+    upstream: trioresume.UpstreamTarget | None,
     tls: Settings,
     settings: Settings,
     bind: tuple[str, ...],
@@ -97,7 +102,7 @@ def serve(
     ui: bool,
     **app: Unpack[AppOptions],
 ) -> ExitCode:
-    """Accept resumable uploads and store them as files.
+    """Accept resumable uploads and store them as files, or send them to a backend.
 
     With --app an application gets them: the whole content at once, in an ordinary request,
     however often the upload was cut.
@@ -112,8 +117,11 @@ def serve(
     # Wait only one second for a reader of the output: a container runtime, for example,
     # kills a process that does not end soon.
     output.never_wait(linger=1.0)
-    target = _target(base_path, app)
-    if app["app"] is not None:
+    target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget
+    target = _target(base_path, app) if upstream is None else upstream
+    if app["app"] is not None or upstream is not None:
+        if app["app"] is not None and upstream is not None:
+            raise click.UsageError("--app and --upstream exclude each other")
         if ui or file_lifetime is not None:
             raise click.UsageError("--ui and --file-lifetime are for the file service")
         base_path = "/"
@@ -122,7 +130,7 @@ def serve(
     config = _config(
         bind=bind,
         data_dir=data_dir,
-        authenticate=_authenticator(tokens_file, tls["principal"]),
+        authenticate=_authenticator(tokens_file, auth, tls["principal"]),
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,
@@ -152,13 +160,17 @@ def _config(**settings: Any) -> trioresume.Config:
 
 
 def _authenticator(
-    tokens_file: Path | None, certificate_name: Any
+    tokens_file: Path | None,
+    auth: trioresume.AuthRequest | None,
+    certificate_name: Any,
 ) -> trioresume.Authenticator | None:
-    """Return the check of senders: by their certificate first, and then by their token."""
-    tokens = None if tokens_file is None else _tokens(tokens_file)
+    """Return the check of senders: by their certificate first, and then in another way."""
+    if tokens_file is not None and auth is not None:
+        raise click.UsageError("--tokens-file and --auth-request exclude each other")
+    other = auth if tokens_file is None else _tokens(tokens_file)
     if certificate_name is None:
-        return tokens
-    return trioresume.client_certificates(certificate_name, tokens)
+        return other
+    return trioresume.client_certificates(certificate_name, other)
 
 
 def _tokens(path: Path) -> trioresume.Authenticator:
@@ -191,7 +203,7 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
 async def _serve(
     config: trioresume.Config,
     base_path: str,
-    target: trioresume.Target | trioresume.FileService,
+    target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
 ) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
@@ -204,7 +216,7 @@ async def _serve(
 
 
 async def _running(
-    target: trioresume.Target | trioresume.FileService,
+    target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
     config: trioresume.Config,
     whole: trio.CancelScope,
     *,

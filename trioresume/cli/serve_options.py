@@ -90,6 +90,18 @@ UPLOADS: _Table = (
         "How long clients can fetch a final response again.",
     ),
     (
+        "--indeterminate-lifetime",
+        "indeterminate_lifetime",
+        Duration(minimum=1),
+        "How long to keep content if it is not known whether its request took effect.",
+    ),
+    (
+        "--retry-interval",
+        "retry_interval",
+        Duration(),
+        "How often to try what a backend could not take; 0: only when a client asks.",
+    ),
+    (
         "--idle-timeout",
         "body_timeout",
         Duration(minimum=0.1),

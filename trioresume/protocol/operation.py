@@ -33,12 +33,17 @@ know whether the target's effects happened, and records that. A restart that fin
 calls the target. A transactional target has all its effects in the commit that records its
 response. So a crash or a conflict before that commit leaves no effect, and it is called again.
 
+*A target that cannot take the request* says so before it has begun, and nothing happened
+(POSTPONED). The operation waits, with its content, until it is called again (RETRIED): a
+request asks for it, or the server tries. A DONE operation is called again only if its outcome
+is not known, its content was kept, and the administrator takes it upon himself.
+
 *Nothing comes back* (R25). A DELETE cannot stop a running target, and the content may
 not be released while the target uses it. So the operation becomes ABANDONED: it is gone
 for clients at once, and gone for good when the target ends.
 
-*Expiry never ends a busy operation* (G11). Only RECEIVING, DONE and GONE have an EXPIRED row
-that ends something. In other states EXPIRED renews. The driver applies EXPIRED only while no
+*Expiry never ends a busy operation* (G11). Only RECEIVING, WAITING, DONE and GONE have an
+EXPIRED row that ends something. In other states EXPIRED renews. The driver applies EXPIRED only while no
 request uses the operation.
 
 *A full disk is not the end* (G8). If the content cannot be frozen, the operation is
@@ -80,6 +85,8 @@ class OperationState(StrEnum):
     """Content is whole; a target that may run twice is or will be called."""
     PROCESSING = "processing"
     """A target that must not run twice was called; a crash leaves it indeterminate."""
+    WAITING = "waiting"
+    """The target could not take the request, and nothing of it happened: it will be called."""
     DONE = "done"
     """The final response is recorded."""
     ABANDONED = "abandoned"
@@ -116,6 +123,10 @@ class Event(Enum):
     """Something that the target has read was changed before its effects were committed."""
     ANSWERED = "answered"
     """There is a response: the target's, or a refusal of the content."""
+    POSTPONED = "postponed"
+    """The target cannot take the request now, and nothing of it happened."""
+    RETRIED = "retried"
+    """The target is to be called again: its time has come, or the administrator wants it."""
     STORAGE_FAILED = "storage failed"
     """The content could not be frozen."""
     CANCELLED = "cancelled"
@@ -175,6 +186,7 @@ _S, _E, _F, _P = OperationState, Event, Effect, CallPolicy
 _END = Transition(_S.GONE, after=(_F.END_WRITER, _F.DISCARD, _F.COMMIT))
 _DROP = Transition(_S.GONE, after=(_F.DISCARD, _F.COMMIT))
 _ABANDON = Transition(_S.ABANDONED, after=(_F.END_WRITER, _F.SAVE_STATE, _F.COMMIT))
+_AGAIN = (_F.SAVE_STATE, _F.COMMIT)
 
 TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
     (_S.RECEIVING, _E.CUT): Transition(_S.RECEIVING, after=(_F.KEEP,)),
@@ -190,6 +202,11 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
     (_S.RECEIVING, _E.CANCELLED): _END,
     (_S.RECEIVING, _E.EXPIRED): _END,
     (_S.COMPLETE, _E.CONFLICTED): Transition(_S.COMPLETE, after=(_F.CALL_TARGET,)),
+    (_S.COMPLETE, _E.POSTPONED): Transition(
+        _S.WAITING,
+        before=(_F.FREEZE, _F.SAVE_STATE, _F.COMMIT_AT_LAST),
+        after=(_F.RENEW,),
+    ),
     (_S.COMPLETE, _E.STORAGE_FAILED): Transition(_S.RECEIVING, after=(_F.KEEP,)),
     (_S.COMPLETE, _E.CANCELLED): _ABANDON,
     (_S.COMPLETE, _E.EXPIRED): Transition(_S.COMPLETE, after=(_F.RENEW,)),
@@ -197,13 +214,19 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
     (_S.PROCESSING, _E.ANSWERED): Transition(
         _S.DONE, before=(_F.RECORD, _F.COMMIT_AT_LAST)
     ),
+    (_S.PROCESSING, _E.POSTPONED): Transition(
+        _S.WAITING, before=(_F.SAVE_STATE, _F.COMMIT_AT_LAST), after=(_F.RENEW,)
+    ),
     (_S.PROCESSING, _E.CANCELLED): _ABANDON,
     (_S.PROCESSING, _E.EXPIRED): Transition(_S.PROCESSING, after=(_F.RENEW,)),
     (_S.PROCESSING, _E.RESTARTED): Transition(
         _S.PROCESSING, after=(_F.ANSWER_INDETERMINATE,)
     ),
+    (_S.WAITING, _E.CANCELLED): _DROP,
+    (_S.WAITING, _E.EXPIRED): _DROP,
     (_S.ABANDONED, _E.STARTED): _DROP,
     (_S.ABANDONED, _E.ANSWERED): _DROP,
+    (_S.ABANDONED, _E.POSTPONED): _DROP,
     (_S.ABANDONED, _E.STORAGE_FAILED): _DROP,
     (_S.ABANDONED, _E.EXPIRED): Transition(_S.ABANDONED, after=(_F.RENEW,)),
     (_S.ABANDONED, _E.RESTARTED): _DROP,
@@ -214,6 +237,11 @@ TRANSITIONS: dict[tuple[OperationState, Event], Transition] = {
 
 _SAVE = (_F.FREEZE, _F.SAVE_STATE, _F.COMMIT)
 _RECORD_AT_LAST = Transition(_S.DONE, before=(_F.FREEZE, _F.RECORD, _F.COMMIT_AT_LAST))
+_CALL_AGAIN = {
+    _P.AT_MOST_ONCE: Transition(_S.PROCESSING, before=_AGAIN, after=(_F.CALL_TARGET,)),
+    _P.IDEMPOTENT: Transition(_S.COMPLETE, before=_AGAIN, after=(_F.CALL_TARGET,)),
+    _P.TRANSACTIONAL: Transition(_S.COMPLETE, before=_AGAIN, after=(_F.CALL_TARGET,)),
+}
 
 TRANSITIONS_BY_POLICY: dict[
     tuple[OperationState, Event], dict[CallPolicy, Transition]
@@ -225,6 +253,9 @@ TRANSITIONS_BY_POLICY: dict[
         _P.IDEMPOTENT: Transition(_S.COMPLETE, before=_SAVE, after=(_F.CALL_TARGET,)),
         _P.TRANSACTIONAL: Transition(_S.COMPLETE, after=(_F.CALL_TARGET,)),
     },
+    (_S.WAITING, _E.RETRIED): _CALL_AGAIN,
+    # Only the administrator may demand this, of an operation whose outcome is not known.
+    (_S.DONE, _E.RETRIED): _CALL_AGAIN,
     (_S.COMPLETE, _E.ANSWERED): {
         # AT_MOST_ONCE: the content was refused, and the target was not called.
         _P.AT_MOST_ONCE: _RECORD_AT_LAST,

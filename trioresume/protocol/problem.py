@@ -17,13 +17,15 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem_response(error: PeerError) -> tuple[int, Fields, bytes]:
-    """Return the status, fields and body of the answer to *error*.
+    """Return the status, fields and body of the answer to *error*; its own ones if it has any.
 
     The sender adds ``Content-Length`` and obeys ``error.close``, because both belong to
     the connection. The body is ASCII. The encoder escapes all other characters, so
     nothing in it can act as a line end or a control sequence (G4).
     """
     problem = error.problem
+    if error.body is not None:
+        return problem.status, Fields(error.fields), error.body
     document: dict[str, object] = {
         **error.members,
         "type": error.problem.type_uri,

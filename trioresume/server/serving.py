@@ -41,6 +41,7 @@ from trioresume.server.doorman import Doorman
 from trioresume.server.http.listeners import Listener, open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.keeper.control_socket import CLIENT_TIMEOUT, serve_control
+from trioresume.server.keeper.retries import Retries
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
 from trioresume.server.uploads.expiry import (
@@ -256,7 +257,8 @@ async def running_service(
     storage.observers += [expiry.observe, collector.observe, quotas.observe]
     storage.batch_observer = quotas
     async with (
-        _running_target(target, config) as lasting,
+        _running(config.authenticate, config),
+        _running(target, config) as lasting,
         trio.open_nursery() as background,
     ):
         operations = Registry(
@@ -268,19 +270,24 @@ async def running_service(
             quotas,
             most_resting=tuning.most_resting,
         )
+        retries = Retries(operations, config.retry_interval)
+        storage.observers.append(retries.observe)
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
         doorman = Doorman(service.handle, config, clock, contexts)
         tasks: list[Callable[[], Awaitable[None]]] = [
             partial(expiry.run, operations),
             collector.run,
+            retries.run,
             doorman.front.memory.watch.run,
             doorman.front.memory.busy.run,
             doorman.front.admission.starts.run,
         ]
         if control:
             timeout = tuning.keeper_timeout
-            tasks.append(partial(serve_control, config.data_dir, collector, timeout))
+            tasks.append(
+                partial(serve_control, config.data_dir, collector, retries, timeout)
+            )
         background.start_soon(_run_all, tasks, chores)
         background.start_soon(operations.recover)
         yield doorman
@@ -290,13 +297,11 @@ async def running_service(
 
 
 @asynccontextmanager
-async def _running_target(
-    target: AnyTarget, config: Config
-) -> AsyncIterator[trio.CancelScope]:
-    """Run what *target* runs beside its calls; yield the scope that can cancel that."""
+async def _running(part: object, config: Config) -> AsyncIterator[trio.CancelScope]:
+    """Run what *part* runs beside its calls; yield the scope that can cancel that."""
     with trio.CancelScope() as scope:
-        if isinstance(target, LastingTarget):
-            async with target.running(config):
+        if isinstance(part, LastingTarget):
+            async with part.running(config):
                 yield scope
         else:
             yield scope

@@ -25,6 +25,7 @@ from trioresume.errors import (
     StorageConflict,
     StorageError,
     StorageFull,
+    TargetUnavailable,
 )
 from trioresume.protocol.clock import ServiceClock
 from trioresume.protocol.operation import (
@@ -114,7 +115,9 @@ class GatedTarget:
         self.calls = 0
         self.gate = trio.Event()
         self.reached = trio.Event()
-        self.answer: Response | RecordedWith = Response(200, {}, b"the answer")
+        self.answer: Response | RecordedWith | PeerError = Response(
+            200, {}, b"the answer"
+        )
 
     async def admit(self, head: RequestHead, principal: str | None) -> None:
         """Admit everything."""
@@ -126,6 +129,8 @@ class GatedTarget:
         self.calls += 1
         self.reached.set()
         await self.gate.wait()
+        if isinstance(self.answer, PeerError):
+            raise self.answer
         return self.answer
 
 
@@ -422,6 +427,70 @@ async def abandoned_and_expired(stand: Stand) -> Operation:
     return operation
 
 
+async def postponed(stand: Stand) -> Operation:
+    """An operation whose target could not take the request."""
+    stand.target.answer = TargetUnavailable("not now")
+    stand.target.gate.set()
+    operation = await stand.receiving()
+    operation.complete()
+    with pytest.raises(TargetUnavailable):
+        await operation.outcome()
+    await trio.testing.wait_all_tasks_blocked()
+    assert operation.state is _S.WAITING
+    assert not stand.held.committed(RecordResponse)
+    return operation
+
+
+async def waiting(stand: Stand) -> Operation:
+    """The same in a new process, with its content."""
+    operation = await postponed(stand)
+    stand.target.answer = Response(200, {}, b"the answer")
+    recorded = stand.store.operation(operation.id)
+    assert recorded is not None
+    assert recorded.content is not None
+    return stand.load(recorded)
+
+
+async def called_again(stand: Stand) -> Operation:
+    operation = await waiting(stand)
+    calls = stand.target.calls
+    operation.retry()
+    operation.retry()  # once is enough
+    assert (await operation.outcome()).status == 200
+    assert stand.target.calls == calls + 1
+    return operation
+
+
+async def taken_back(stand: Stand) -> Operation:
+    operation = await waiting(stand)
+    await operation.cancel()
+    return operation
+
+
+async def outwaited(stand: Stand) -> Operation:
+    operation = await waiting(stand)
+    await expire(operation)
+    return operation
+
+
+async def ordered_again(stand: Stand) -> Operation:
+    operation = await stand.answered()
+    stand.target.answer = Response(201, {}, b"another answer")
+    operation.retry()
+    assert (await operation.outcome()).status == 201
+    assert stand.target.calls == 2
+    recorded = stand.store.operation(operation.id)
+    assert recorded is not None
+    assert recorded.response is not None
+    assert recorded.response.status == 201
+    return operation
+
+
+async def abandoned_and_postponed(stand: Stand) -> Operation:
+    stand.target.answer = TargetUnavailable("not now")
+    return await abandoned_in_call(stand)
+
+
 async def release(stand: Stand) -> Operation:
     operation = await stand.answered()
     await operation.cancel()
@@ -453,19 +522,26 @@ REACHED: dict[tuple[OperationState, Event], Callable[[Stand], Awaitable[Operatio
     (_S.COMPLETE, _E.STARTED): whole,
     (_S.COMPLETE, _E.CONFLICTED): conflicted,
     (_S.COMPLETE, _E.ANSWERED): whole,
+    (_S.COMPLETE, _E.POSTPONED): postponed,
     (_S.COMPLETE, _E.STORAGE_FAILED): full,
     (_S.COMPLETE, _E.CANCELLED): cancel_in_call,
     (_S.COMPLETE, _E.EXPIRED): expire_in_call,
     (_S.COMPLETE, _E.RESTARTED): restarted(_S.COMPLETE),
     (_S.PROCESSING, _E.ANSWERED): whole,
+    (_S.PROCESSING, _E.POSTPONED): postponed,
     (_S.PROCESSING, _E.CANCELLED): cancel_in_call,
     (_S.PROCESSING, _E.EXPIRED): expire_in_call,
     (_S.PROCESSING, _E.RESTARTED): restarted(_S.PROCESSING),
+    (_S.WAITING, _E.RETRIED): called_again,
+    (_S.WAITING, _E.CANCELLED): taken_back,
+    (_S.WAITING, _E.EXPIRED): outwaited,
     (_S.ABANDONED, _E.STARTED): abandoned_before_the_call,
     (_S.ABANDONED, _E.ANSWERED): abandoned_in_call,
+    (_S.ABANDONED, _E.POSTPONED): abandoned_and_postponed,
     (_S.ABANDONED, _E.STORAGE_FAILED): abandoned_and_full,
     (_S.ABANDONED, _E.EXPIRED): abandoned_and_expired,
     (_S.ABANDONED, _E.RESTARTED): restarted(_S.ABANDONED),
+    (_S.DONE, _E.RETRIED): ordered_again,
     (_S.DONE, _E.CANCELLED): release,
     (_S.DONE, _E.EXPIRED): outlive,
     (_S.GONE, _E.EXPIRED): forget,
@@ -533,7 +609,9 @@ async def test_row_is_performed(
         assert states[:count] == [state] * count
         assert set(states[count:]) <= {transition.state}
         frozen = state not in (_S.RECEIVING, _S.COMPLETE) or (
-            policy is CallPolicy.IDEMPOTENT and event is _E.ANSWERED
+            # Such a target is called when its content is frozen.
+            policy_of(state, policy) is CallPolicy.IDEMPOTENT
+            and event in (_E.ANSWERED, _E.POSTPONED)
         )
         gathered: list[Effect] = []
         for each in seen:
@@ -720,3 +798,82 @@ async def test_pair_without_a_row_raises(
                 await operation.apply(event)
         assert (operation.state, operation.seen) == (state, [])
         assert not stand.store.submissions
+
+
+async def test_postponed_request_of_nobody_is_refused(autojump_clock: Clock) -> None:
+    """Its client was told of no operation, and so cannot come back for it."""
+    async with standing(CallPolicy.AT_MOST_ONCE) as stand:
+        stand.target.answer = TargetUnavailable("not now", retry_after=7)
+        stand.target.gate.set()
+        operation = await stand.receiving()
+        operation.unoffered = True
+        operation.complete()
+        response = await operation.outcome()
+        assert (response.status, response.fields.get("retry-after")) == (503, "7")
+
+
+async def test_transactional_target_that_postpones_loses_no_content(
+    autojump_clock: Clock,
+) -> None:
+    """The content is frozen with the new state, and handed on in the next call."""
+    async with standing(CallPolicy.TRANSACTIONAL) as stand:
+        operation = await postponed(stand)
+        stand.target.answer = Response(200, {}, b"the answer")
+        recorded = stand.store.operation(operation.id)
+        assert recorded is not None
+        assert recorded.content is not None
+        again = stand.load(recorded)
+        again.retry()
+        assert (await again.outcome()).status == 200
+
+
+async def test_retry_that_cannot_be_recorded_calls_no_target(
+    autojump_clock: Clock,
+) -> None:
+    """R31: the operation goes on waiting."""
+    async with standing(CallPolicy.AT_MOST_ONCE) as stand:
+        operation = await waiting(stand)
+        calls = stand.target.calls
+        full = StorageFull("no room")
+        stand.held.fail("apply", full, having(SetState), times=2)
+        operation.retry()
+        with pytest.raises(TargetUnavailable):
+            await operation.outcome()
+        assert stand.target.calls == calls
+        assert operation.state is _S.WAITING
+
+
+async def test_operation_that_is_given_up_while_it_is_retried_is_gone(
+    autojump_clock: Clock,
+) -> None:
+    """R25: the DELETE meets the state after the commit."""
+    async with standing(CallPolicy.AT_MOST_ONCE) as stand:
+        operation = await waiting(stand)
+        stand.target.gate = trio.Event()
+        operation.retry()
+        await operation.cancel()
+        abandoned = operation.state
+        stand.target.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        recorded = stand.store.operation(operation.id)
+        assert recorded is not None
+        assert (abandoned, recorded.state) == (_S.ABANDONED, _S.GONE)
+
+
+@pytest.mark.parametrize(
+    ("problem", "kept"),
+    [(ProblemCode.OUTCOME_UNKNOWN, True), (ProblemCode.CONFLICT, False)],
+)
+async def test_content_is_kept_if_the_outcome_is_not_known(
+    problem: ProblemCode, kept: bool, autojump_clock: Clock
+) -> None:
+    """Whatever ``retain_content`` says: the administrator may have it tried again."""
+    async with standing(CallPolicy.AT_MOST_ONCE) as stand:
+        object.__setattr__(stand.around.config, "retain_content", False)
+        stand.target.answer = PeerError(problem)
+        operation = await stand.answered()
+        recorded = stand.store.operation(operation.id)
+        assert recorded is not None
+        assert (recorded.content is not None) == kept
+        week = stand.around.config.indeterminate_lifetime
+        assert (recorded.expires_at - stand.around.clock.now() > week / 2) == kept

@@ -59,9 +59,11 @@ class Rejection:
     (RFC 9110, section 11.6.1).
     """
 
-    status: Literal[401, 403, 429, 503] = 401
+    status: Literal[401, 403, 429, 502, 503] = 401
     headers: Fields = field(default_factory=Fields)
     detail: str = ""
+    body: bytes | None = None
+    """The content of the answer; None: a problem document with the ``detail``."""
 
 
 Authenticator = Callable[[RequestHead], Awaitable[Principal | Rejection]]
@@ -232,6 +234,14 @@ class Config:
     """How long an upload may take in all, even if it is resumed again and again (G5)."""
     response_lifetime: float = 24 * HOUR
     """How long a recorded response is replayed."""
+    indeterminate_lifetime: float = 7 * 24 * HOUR
+    """How long the content is kept if nobody knows whether its request took effect.
+
+    Until then ``trioresume retry`` can send the request again."""
+    retry_interval: float = 10.0
+    """Seconds after which the server tries again what a target could not take; 0: never.
+
+    Without it only a client's next request does."""
     tombstone_lifetime: float = HOUR
     """How long an ended operation answers 410 before it answers 404 (R27)."""
     file_lifetime: float | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 import trio
 
 from trioresume.errors import CallerError
+from trioresume.protocol.dialects import Interim
 from trioresume.protocol.fields import TOKEN, header_safe
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.operation import CallPolicy
@@ -214,6 +215,8 @@ class Request:
     """Names the upload, the same in each call for it; None if the request is not recorded.
 
     It is part of the secret locations that its client knows: do not show it to others."""
+    on_interim: Callable[[Interim], None] | None = None
+    """Passes an interim response to the clients that wait for the final response."""
 
     @property
     def method(self) -> str:
@@ -245,6 +248,14 @@ class Request:
             raise CallerError("progress needs 0 <= done <= total")
         self.on_progress(Progress(done, total, remark))
         await trio.lowlevel.checkpoint()
+
+    def inform(self, status: int, headers: Fields) -> None:
+        """Pass on an interim response, such as a 103, to the clients that wait.
+
+        Never blocks. A client that reads too slowly does not get it.
+        """
+        if self.on_interim is not None:
+            self.on_interim(Interim(status, headers))
 
 
 _FIELD_NAME = re.compile(TOKEN)
@@ -368,13 +379,37 @@ AnyTarget = Target | StoreTarget
 
 @runtime_checkable
 class LastingTarget(Protocol):
-    """A target that has to run beside its calls, such as an application with a lifespan."""
+    """A target or an authenticator that runs beside its calls, or holds something.
+
+    For example, an application with a lifespan.
+    """
 
     def running(self, config: Config) -> AbstractAsyncContextManager[None]:
         """Entered before the first request, and left after the last one.
 
         An exception on entering is raised by :func:`trioresume.serve`. Leaving is cancelled a
         second after the grace period.
+        """
+        ...
+
+
+@runtime_checkable
+class RepeatingTarget(Protocol):
+    """A target that may be called again for some requests, and not for others."""
+
+    def policy_for(self, head: RequestHead) -> CallPolicy:
+        """Return the policy for one request, instead of ``policy``."""
+        ...
+
+
+@runtime_checkable
+class RecordingTarget(Protocol):
+    """A target that needs more of a request than its head will tell it later."""
+
+    def fields_to_record(self, head: RequestHead) -> Fields:
+        """Return the fields to record, and to show to ``respond``, instead of the head's.
+
+        *head* still knows its sender and its connection.
         """
         ...
 

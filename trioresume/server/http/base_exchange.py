@@ -34,7 +34,7 @@ from trioresume.server.http.stored_body import StoredBody
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Interim, ServerDialect
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.http.exchange import Body
+    from trioresume.server.http.exchange import Body, Tunnel
     from trioresume.server.http.front import Front, Guest
     from trioresume.server.http.stored_body import FileSender
 
@@ -155,6 +155,18 @@ class BaseExchange(ABC):
                 close=True,
             )
         )
+
+    # The connection itself.
+
+    @property
+    def can_switch(self) -> bool:
+        return False
+
+    async def switch(self, fields: Fields) -> Tunnel:
+        raise NotImplementedError("this carrier has no other protocol")
+
+    async def until_gone(self) -> None:
+        await trio.sleep_forever()
 
     # Interim responses. HTTP/1.0 never gets one (R7).
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.receive_memory import Piece
     from trioresume.server.http.stored_body import StoredBody
 
-__all__ = ["Body", "ContentCut", "Exchange", "Sink"]
+__all__ = ["Body", "ContentCut", "Exchange", "Sink", "Tunnel"]
 
 
 class ContentCut(Exception):
@@ -134,6 +134,25 @@ class Body(Protocol):
         ...
 
 
+class Tunnel(Protocol):
+    """The bytes of a connection after a 101. One task may send while another receives."""
+
+    async def receive_some(self) -> bytes:
+        """Return what comes next, b"" at the end.
+
+        Raises :class:`trio.BrokenResourceError`.
+        """
+        ...
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything. Raises :class:`trio.BrokenResourceError`."""
+        ...
+
+    async def send_eof(self) -> None:
+        """Say that nothing more comes."""
+        ...
+
+
 class Exchange(Protocol):
     """One request and its answer, whatever carries them."""
 
@@ -155,6 +174,26 @@ class Exchange(Protocol):
     @property
     def body(self) -> Body:
         """The content of the request."""
+        ...
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether this request's connection can be given to another protocol."""
+        ...
+
+    async def switch(self, fields: Fields) -> Tunnel:
+        """Send a 101 with *fields*; return what the connection becomes.
+
+        It is valid until the service's call for this exchange returns, and no other method
+        may be called. Only if ``can_switch`` is true.
+        """
+        ...
+
+    async def until_gone(self) -> None:
+        """Return when the client has ended its connection. It may never return.
+
+        Call it when the content was received. It may be cancelled.
+        """
         ...
 
     @property

@@ -170,6 +170,10 @@ class BaseTransport:
         except OSError:
             pass  # not TCP: a Unix socket has no such options
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._raw.fileno()
+
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._raw)
 
@@ -318,9 +322,13 @@ class SocketTransport(BaseTransport):
             pass  # the peer was faster
         await trio.lowlevel.checkpoint()
 
-    async def aclose(self, *, clean: bool = False) -> None:
+    def close_nowait(self) -> None:
+        """Close at once."""
         self._raw.detach()
         self._sock.close()
+
+    async def aclose(self, *, clean: bool = False) -> None:
+        self.close_nowait()
         await trio.lowlevel.checkpoint()
 
 

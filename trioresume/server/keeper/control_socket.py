@@ -1,4 +1,4 @@
-"""The control socket: how ``trioresume gc`` asks the process that serves a directory.
+"""The control socket: how ``trioresume gc`` and ``retry`` ask the process that serves a directory.
 
 The process that holds the directory's lock has to do the collection. Only this process knows
 which contents are being read and which chunks are about to be named, and only within one
@@ -12,6 +12,10 @@ bytes::
     → {"do": "collect"}
     ← {"chunks": 12, "recipes": 3, "bytes": 50331648, "steps": 30}    per step
     ← {"done": true}                    or {"error": "why it could not go on"}
+
+    → {"do": "retry", "id": "q4Zk…"}
+    ← {"status": 201}                   of the response; null if the target cannot take it now
+                                        or {"error": "why it makes no sense"}
 
 If a client goes away, its collection ends after the current step. At most
 :data:`MAX_CLIENTS` are served at a time; others wait in the kernel's queue.
@@ -31,13 +35,14 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trioresume.errors import CollectionCut, StorageError
-from trioresume.store.port import Collected
+from trioresume.errors import CallerError, CollectionCut, StorageError
+from trioresume.store.port import Collected, OperationId
 
 if TYPE_CHECKING:
+    from trioresume.server.keeper.retries import Retries
     from trioresume.server.uploads.expiry import Collector
 
-__all__ = ["CONTROL", "ask_to_collect", "serve_control"]
+__all__ = ["CONTROL", "ask_to_collect", "ask_to_retry", "serve_control"]
 
 logger = logging.getLogger("trioresume.control")
 
@@ -74,9 +79,10 @@ def _address(data_dir: str | os.PathLike[str]) -> Iterator[str]:
 async def serve_control(
     data_dir: str | os.PathLike[str],
     collector: Collector,
+    retries: Retries,
     patience: float = CLIENT_TIMEOUT,
 ) -> None:
-    """Answer the commands of ``trioresume gc`` until cancelled.
+    """Answer the commands of ``trioresume gc`` and ``retry`` until cancelled.
 
     A client has *patience* seconds for its command, and for taking each line of an answer.
     The caller holds the directory's lock. If the system has no Unix sockets, or the socket
@@ -97,7 +103,7 @@ async def serve_control(
                     await places.acquire()
                     client, _ = await listener.accept()
                     nursery.start_soon(
-                        _serve_client, client, collector, places, patience
+                        _serve_client, client, collector, retries, places, patience
                     )
         finally:
             with _address(data_dir) as path:
@@ -128,13 +134,14 @@ def _remove(path: str) -> None:
 async def _serve_client(
     client: trio.socket.SocketType,
     collector: Collector,
+    retries: Retries,
     places: trio.Semaphore,
     patience: float,
 ) -> None:
     try:
         async with trio.SocketStream(client) as stream:
             try:
-                await _obey(stream, collector, patience)
+                await _obey(stream, collector, retries, patience)
             except (trio.BrokenResourceError, trio.TooSlowError):
                 pass  # the client went away, or sends no command
             except Exception:
@@ -144,7 +151,10 @@ async def _serve_client(
 
 
 async def _obey(
-    stream: trio.SocketStream, collector: Collector, patience: float
+    stream: trio.SocketStream,
+    collector: Collector,
+    retries: Retries,
+    patience: float,
 ) -> None:
     with trio.fail_after(patience):
         line = b""
@@ -154,15 +164,19 @@ async def _obey(
                 return
             line += received
     try:
-        wanted = json.loads(line)["do"]
-    except (ValueError, KeyError, TypeError):
-        wanted = None
-    if wanted != "collect":
+        command = json.loads(line)
+        wanted, name = command["do"], command.get("id")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        wanted = name = None
+    if wanted != "collect" and not (wanted == "retry" and isinstance(name, str)):
         await _say(stream, {"error": "what is asked for is not known"}, patience)
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, stream, nursery.cancel_scope)
-        await _collect(stream, collector, patience)
+        if wanted == "collect":
+            await _collect(stream, collector, patience)
+        else:
+            await _retry(stream, retries, name, patience)
         nursery.cancel_scope.cancel()
 
 
@@ -179,6 +193,20 @@ async def _collect(
             await _say(stream, {"error": str(exc)}, patience)
         else:
             await _say(stream, {"done": True}, patience)
+    except (trio.BrokenResourceError, trio.TooSlowError):
+        pass  # the client went away, or takes no line
+
+
+async def _retry(
+    stream: trio.SocketStream, retries: Retries, name: str, patience: float
+) -> None:
+    try:
+        try:
+            status = await retries.retry(OperationId(name))
+        except (CallerError, StorageError) as exc:
+            await _say(stream, {"error": str(exc)}, patience)
+        else:
+            await _say(stream, {"status": status}, patience)
     except (trio.BrokenResourceError, trio.TooSlowError):
         pass  # the client went away, or takes no line
 
@@ -230,6 +258,33 @@ async def ask_to_collect(
             except (trio.BrokenResourceError, trio.TooSlowError) as exc:
                 raise CollectionCut(_LOST) from exc
     raise CollectionCut(_LOST)
+
+
+async def ask_to_retry(data_dir: str | os.PathLike[str], id: str) -> int | None:
+    """Ask the process that serves *data_dir* to have the request *id* processed again.
+
+    Only a request may be tried again that waits for its target, or of which nobody knows
+    whether it took effect; then it may take effect twice. Returns the status of its
+    response, or None if the target cannot take it now either.
+
+    Raises :class:`OSError` if no service is running, :class:`~trioresume.StorageError` with
+    the reason why it was not tried, or if the service went away meanwhile.
+    """
+    with trio.socket.socket(socket.AF_UNIX) as raw:
+        with _address(data_dir) as path:
+            await raw.connect(path)
+        async with trio.SocketStream(raw) as stream:
+            try:
+                await _say(stream, {"do": "retry", "id": id})
+                async with aclosing(_messages(stream)) as messages:
+                    async for message in messages:
+                        if "error" in message:
+                            raise StorageError(str(message["error"]))
+                        status = message.get("status")
+                        return status if isinstance(status, int) else None
+            except (trio.BrokenResourceError, trio.TooSlowError):
+                pass
+    raise StorageError("the service went away meanwhile: ask again for the outcome")
 
 
 _LOST = "the service went away while it collected; what it did is done"

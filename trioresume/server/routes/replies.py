@@ -173,9 +173,12 @@ async def send_not_yet(
     exchange: Exchange, operation: Operation, further: Fields
 ) -> None:
     """Send the state of the operation, and when to ask again (R27)."""
-    receiving = operation.state is OperationState.RECEIVING
+    shown = {
+        OperationState.RECEIVING: "receiving",
+        OperationState.WAITING: "waiting",
+    }
     state: dict[str, object] = {
-        "state": "receiving" if receiving else "processing",
+        "state": shown.get(operation.state, "processing"),
         "offset": operation.durable_offset,
         "length": operation.record.length,
     }

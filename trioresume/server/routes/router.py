@@ -22,11 +22,13 @@ from trioresume.protocol.dialects.seed.server import Preferences, ResumeMode
 from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields, end_to_end_fields
-from trioresume.server.api.config import Principal, upload_limits
+from trioresume.server.api.authentication import authenticate
+from trioresume.server.api.config import upload_limits
 from trioresume.server.api.handler import (
     PartTarget,
     Progress,
     RecordedWith,
+    RecordingTarget,
     Representation,
     Request,
     RequestBody,
@@ -34,6 +36,7 @@ from trioresume.server.api.handler import (
 )
 from trioresume.server.routes.concatenation import find_parts
 from trioresume.server.routes.operation_resources import Resources
+from trioresume.server.routes.passing import PassingTarget
 from trioresume.server.routes.replies import (
     describe,
     send_outcome,
@@ -111,7 +114,8 @@ class Service:
             return
         self._storage.store.check()
         try:
-            principal = await self._authenticate(exchange)
+            # Before anything else is done for a request (R10, R35).
+            principal = await authenticate(self._config, exchange.head)
         except PeerError as exc:
             if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
                 # C17: the server's protocols are no secret. The answer tells of no target,
@@ -129,26 +133,6 @@ class Service:
         creation = await self._handle_target(exchange, principal)
         if creation is not None:
             await self._handle_operation(exchange, principal, creation)
-
-    async def _authenticate(self, exchange: Exchange) -> str | None:
-        """Return the sender's name, before anything else is done for a request (R10, R35)."""
-        if self._config.authenticate is None:
-            return None
-        with trio.move_on_after(self._config.header_timeout) as scope:
-            verdict = await self._config.authenticate(exchange.head)
-        if scope.cancelled_caught:
-            raise PeerError(
-                ProblemCode.SERVICE_UNAVAILABLE, "the authentication took too long"
-            )
-        if isinstance(verdict, Principal):
-            return verdict.name
-        problem = {
-            401: ProblemCode.UNAUTHORIZED,
-            403: ProblemCode.FORBIDDEN,
-            429: ProblemCode.TOO_MANY_REQUESTS,
-            503: ProblemCode.SERVICE_UNAVAILABLE,
-        }[verdict.status]
-        raise PeerError(problem, verdict.detail, fields=tuple(verdict.headers))
 
     async def _handle_target(
         self, exchange: Exchange, principal: str | None
@@ -187,15 +171,39 @@ class Service:
             await self._send_stored(exchange, early, principal)
         elif early is not None:
             await self._send(exchange, early)
+        elif self._passes(exchange, creation):
+            assert isinstance(self._target, PassingTarget)
+            await self._target.pass_through(exchange)
         elif head.method == "OPTIONS" or (
             head.method in _SAFE and not resumes and not head.has_content
         ):
             await self._handle_safe(exchange, principal)
         elif creation.joins is not None:
+            creation = self._to_record(head, creation)
             await self._handle_join(exchange, principal, creation, parts)
         else:
-            return creation
+            return self._to_record(head, creation)
         return None
+
+    def _to_record(self, head: RequestHead, creation: Creation) -> Creation:
+        if not isinstance(self._target, RecordingTarget):
+            return creation
+        fields = head.fields if creation.fields is None else creation.fields
+        recorded = self._target.fields_to_record(replace(head, fields=fields))
+        return replace(creation, fields=recorded)
+
+    def _passes(self, exchange: Exchange, creation: Creation) -> bool:
+        """Whether the request streams through to the target, and nothing of it is recorded.
+
+        A client that wants to come back for the response says so, in some dialect.
+        """
+        target, asked = self._target, exchange.preferences
+        if not isinstance(target, PassingTarget) or exchange.head.method == "OPTIONS":
+            return False
+        if creation.offers or creation.joins is not None or creation.check is not None:
+            return False
+        wanted = asked.resume is not None or asked.processing or asked.respond_async
+        return not wanted and target.passes(exchange.head)
 
     async def _admit(
         self, head: RequestHead, principal: str | None, creation: Creation
@@ -262,6 +270,7 @@ class Service:
             answer.body,
         )
         if status in _KNOWS_NO_OPTIONS:
+            await _drop(body)
             status, body = 200, b""
             fields = Fields((n, v) for n, v in fields if n == "allow")
         elif status == 204:
@@ -447,6 +456,13 @@ class Service:
             spoilt = True
         ending = operation.cancel if spoilt else operation.cut
         self._operations.start(operation, ending)
+
+
+async def _drop(body: object) -> None:
+    """Close the content of a response that is not sent."""
+    aclose = getattr(body, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 def _ignore_progress(progress: Progress) -> None:

@@ -25,6 +25,7 @@ from trioresume.errors import (
     StaleWriter,
     StorageConflict,
     StorageError,
+    TargetUnavailable,
 )
 from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.heads import RequestHead
@@ -45,6 +46,7 @@ from trioresume.store.port import (
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
+    from trioresume.protocol.dialects import Interim
     from trioresume.server.api.config import Config
     from trioresume.server.api.handler import AnyTarget, Progress
     from trioresume.server.async_store.storage import Storage, Submission
@@ -83,11 +85,13 @@ class LoadedOperation:
         "_around",
         "_bug",
         "changed",
+        "followers",
         "id",
         "incoming",
         "is_forgotten",
         "is_known",
         "is_loaded",
+        "is_retried",
         "left_at",
         "loading",
         "progress",
@@ -128,6 +132,10 @@ class LoadedOperation:
         self.was_visited = False
         """Whether its owner has asked for it since it was loaded or began to rest."""
         self.progress: Progress | None = None
+        self.followers: set[Callable[[Interim], None]] | None = None
+        """What passes interim responses to the clients that wait for the outcome."""
+        self.is_retried = False
+        """Whether the target is about to be called again, and the state does not show it."""
         self._around = surroundings
         self._bug: Exception | None = None
         self.changed = Signal()
@@ -193,8 +201,9 @@ class LoadedOperation:
 
     @property
     def is_working(self) -> bool:
-        """Whether its content has ended, and its response is still to come."""
-        return self.state in (_S.COMPLETE, _S.PROCESSING) and self._bug is None
+        """Whether its content has ended, and its response is being made."""
+        works = self.is_retried or self.state in (_S.COMPLETE, _S.PROCESSING)
+        return works and self._bug is None
 
     @property
     def is_frozen(self) -> bool:
@@ -328,11 +337,16 @@ class LoadedOperation:
         config = self._around.config
         lifetime, slack = _lifetime(self.record, config)
         expires_at = self._around.clock.now() + lifetime
-        if self.is_receiving:
+        if self.state in (_S.RECEIVING, _S.WAITING):
             expires_at = min(expires_at, _ends_at(self.record, config))
         if expires_at > self.record.expires_at + slack:
             self._around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)
+
+    def pass_on(self, interim: Interim) -> None:
+        """Pass an interim response of the target to the clients that wait."""
+        for follower in tuple(self.followers or ()):
+            follower(interim)
 
     # Waiting for what comes of it.
 
@@ -352,13 +366,18 @@ class LoadedOperation:
         """Return the final response once it is recorded; wait while the target runs.
 
         If there is none, raises the reason: :class:`StorageError` if the content could not be
-        completed (a new try is possible), :class:`PeerError` GONE if the operation was ended.
+        completed (a new try is possible), :class:`TargetUnavailable` if the target cannot take
+        the request now, :class:`PeerError` GONE if the operation was ended.
         """
         while self.is_working:
             await self.changed.wait()
         if self.record.response is not None:
             return self.record.response
         problem = self._bug or self.incoming.failure
+        if problem is None and self.state is _S.WAITING:
+            problem = TargetUnavailable(
+                "the content is kept, and it will be tried again"
+            )
         raise problem or PeerError(ProblemCode.GONE)
 
 

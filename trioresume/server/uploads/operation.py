@@ -119,6 +119,30 @@ class Operation(LoadedOperation):
         self.tells_digest = False  # no client waits for it any more
         await self._go_on(await self._change(Event.RESTARTED))
 
+    def retry(self) -> None:
+        """Call the target again; what follows runs in the background.
+
+        The content is frozen, and either the target could not take the request before, or
+        nobody knows whether it did and the administrator wants this.
+        """
+        if not self.is_retried:
+            self.is_retried = True
+            self.start(self._retry)
+
+    async def _retry(self) -> None:
+        content = self.record.content
+        assert content is not None
+        try:
+            self._call = TargetCall(self._around, self.record, content, [])
+            change = await self._change(Event.RETRIED)
+        except StorageError as exc:
+            logger.error("%s cannot be tried again now: %s", self.id, exc)
+            return
+        finally:
+            self.is_retried = False
+            self.changed.fire()
+        await self._go_on(change)
+
     async def cut(self) -> None:
         """Handle that the writer's connection ended before the content did (R22, R23)."""
         if self.is_receiving:
@@ -127,6 +151,8 @@ class Operation(LoadedOperation):
 
     async def cancel(self) -> None:
         """End it for the client (R25, R29). On return a restart cannot bring it back."""
+        while self.is_retried:
+            await self.changed.wait()  # one commit, after which the target is called
         if self.state in (_S.GONE, _S.ABANDONED):
             await self.incoming.turns.end_writers()
         else:
@@ -249,6 +275,8 @@ class Operation(LoadedOperation):
     async def _save_state(self, change: Change) -> None:
         if not self.unoffered:
             change.gathered.append(SetState(self.id, change.transition.state))
+        if self.record.response is not None:
+            change.learnt["response"] = None  # it is replaced by that of the next call
         change.must_exist = True
 
     async def _commit(self, change: Change) -> Event | None:
@@ -290,9 +318,20 @@ class Operation(LoadedOperation):
         return Event.ANSWERED
 
     async def _call_target(self, change: Change) -> Event:
-        assert self._call is not None
-        await self._call.run(readmits=self.readmits, on_progress=self._show_progress)
-        return Event.ANSWERED
+        call = self._call
+        assert call is not None
+        postponed = await call.run(
+            readmits=self.readmits,
+            on_progress=self._show_progress,
+            on_interim=self.pass_on,
+        )
+        if postponed is None:
+            return Event.ANSWERED
+        if self.unoffered:
+            call.refuse(postponed)  # its client cannot ask again
+            return Event.ANSWERED
+        logger.warning("%s waits for its target: %s", self.id, postponed.detail)
+        return Event.POSTPONED
 
     def _show_progress(self, progress: Progress) -> None:
         self.progress = progress.following(self.progress)
@@ -302,8 +341,12 @@ class Operation(LoadedOperation):
         around, call = self._around, self._call
         assert call is not None
         stored, mutations = await call.store()
-        expires_at = around.clock.now() + around.config.response_lifetime
+        lifetime = around.config.response_lifetime
         keep = around.config.retain_content or call.is_partial
+        if call.is_unknown and not self.unoffered:
+            lifetime = max(lifetime, around.config.indeterminate_lifetime)
+            keep = True  # so that the administrator can have it tried again
+        expires_at = around.clock.now() + lifetime
         change.gathered += mutations
         if self.unoffered and stored.body.digest is None:
             change.gathered.append(ForgetOperation(self.id))

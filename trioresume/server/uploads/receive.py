@@ -14,7 +14,8 @@ The numbered statements (B10, C12, C13, C19, R30) are in docs/supported-protocol
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,6 +26,7 @@ from trioresume.protocol.dialects import Interim
 from trioresume.protocol.dialects.seed.server import acknowledgement
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.progress import format_progress
+from trioresume.server.api.authentication import ask_again
 from trioresume.server.event_loop import in_background
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = [
     "end_content",
     "processing",
     "receive_content",
+    "would_complete",
 ]
 
 logger = logging.getLogger("trioresume.connection")
@@ -67,7 +70,15 @@ async def receive_content(
             await operation.incoming.written()
         if check is not None:
             check.verify(exchange.body.trailers)
+        if would_complete(operation, creation.completes):
+            await ask_again(config, exchange.head, operation.record.principal)
         end_content(operation, creation.completes)
+
+
+def would_complete(operation: Operation, completes: bool | None) -> bool:
+    """Whether the end of a request's content is the end of the upload's content."""
+    at_end = operation.incoming.offset == operation.record.length
+    return bool(completes) or (completes is None and at_end)
 
 
 def end_content(operation: Operation, completes: bool | None) -> None:
@@ -213,9 +224,21 @@ class InterimSender:
 
         The client knows *told* already. It always gets the latest progress.
         """
-        if not (exchange.preferences.processing and exchange.can_interim):
+        if not exchange.can_interim:
             return _NOTHING
-        return in_background(self._nursery, self._follow, exchange, operation, told)
+        if not exchange.preferences.processing:
+            return _passing_on(exchange, operation)
+        return self._following(exchange, operation, told)
+
+    @asynccontextmanager
+    async def _following(
+        self, exchange: Exchange, operation: Operation, told: Progress | None
+    ) -> AsyncIterator[None]:
+        async with (
+            _passing_on(exchange, operation),
+            in_background(self._nursery, self._follow, exchange, operation, told),
+        ):
+            yield
 
     async def _follow(
         self, exchange: Exchange, operation: Operation, told: Progress | None
@@ -227,6 +250,19 @@ class InterimSender:
                 told = operation.progress
                 exchange.offer_interim(processing(told))
                 await trio.sleep(self._interval)
+
+
+@asynccontextmanager
+async def _passing_on(exchange: Exchange, operation: Operation) -> AsyncIterator[None]:
+    """Pass the target's interim responses to a client that waits (RFC 9110, section 15.2)."""
+    if operation.followers is None:
+        operation.followers = set()
+    pass_on = exchange.offer_interim
+    operation.followers.add(pass_on)
+    try:
+        yield
+    finally:
+        operation.followers.discard(pass_on)
 
 
 def processing(progress: Progress | None, message: str | None = None) -> Interim:

@@ -28,8 +28,13 @@ from trioresume.protocol.parts import (
     PatchEnd,
     PatchLimits,
 )
+from trioresume.server.api.authentication import ask_again
 from trioresume.server.http.exchange import ContentCut
-from trioresume.server.uploads.receive import OperationSink, end_content
+from trioresume.server.uploads.receive import (
+    OperationSink,
+    end_content,
+    would_complete,
+)
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Append
@@ -93,7 +98,10 @@ async def receive_patch(
                 sink.end()
                 await operation.incoming.written()
                 whole = sink.whole
-        end_content(operation, reader.completes if whole else None)
+        completes = reader.completes if whole else None
+        if would_complete(operation, completes):
+            await ask_again(config, exchange.head, operation.record.principal)
+        end_content(operation, completes)
     return wished if judged == atomic else None
 
 

@@ -258,7 +258,11 @@ class Registry:
             if not operation.is_loaded:
                 await self.load(operation, visitor)
             if operation.is_loaded:
-                if visitor is None or operation.is_visited_by(visitor.principal):
+                if visitor is None:
+                    return operation
+                if operation.is_visited_by(visitor.principal):
+                    if operation.state is _S.WAITING:
+                        operation.retry()  # its target may be back
                     return operation
                 if is_remembered:
                     # Do what a request for an operation that does not exist does.

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
+from trioresume.errors import (
+    PeerError,
+    ProblemCode,
+    StorageError,
+    StorageFull,
+    TargetUnavailable,
+)
 from trioresume.protocol.dialects.seed.server import parse_preferences
 from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest, repr_digest
@@ -26,6 +32,7 @@ from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import (
     BLOCK_SIZE,
     RecordedWith,
+    RepeatingTarget,
     Request,
     RequestBody,
     Response,
@@ -47,18 +54,44 @@ from trioresume.store.port.recipes import digest_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Mapping
 
+    from trioresume.protocol.dialects import Interim
     from trioresume.protocol.heads import Fields
-    from trioresume.server.api.handler import Progress
+    from trioresume.server.api.handler import AnyTarget, Progress
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.loaded_operation import Surroundings
     from trioresume.store.port import ContentWriter, OperationId, OperationRecord
 
-__all__ = ["Patience", "ResponseWriter", "TargetCall", "content_etag_of"]
+__all__ = [
+    "OUTCOME_UNKNOWN",
+    "Patience",
+    "ResponseWriter",
+    "TargetCall",
+    "content_etag_of",
+]
 
 INLINE_LIMIT = 64 * 1024
 """Response content up to this many bytes is stored in the catalog itself."""
 
+MOST_CALLS = 3
+"""How often a target that may run twice is called because its responses were cut."""
+
+OUTCOME_UNKNOWN = frozenset(
+    {
+        ProblemCode.GATEWAY_TIMEOUT,
+        ProblemCode.INDETERMINATE,
+        ProblemCode.OUTCOME_UNKNOWN,
+    }
+)
+"""Answers that do not tell whether the request took effect."""
+
 logger = logging.getLogger("trioresume.operations")
+
+
+def policy_for(target: AnyTarget, record: OperationRecord) -> CallPolicy:
+    """Return the policy for the call of *target* with the request of *record*."""
+    if isinstance(target, RepeatingTarget):
+        return target.policy_for(record_head(record))
+    return target.policy
 
 
 def content_etag_of(content: Content) -> str:
@@ -86,11 +119,13 @@ class TargetCall:
     ) -> None:
         self.content = content
         self.frozen = frozen
-        self.policy = around.target.policy
+        self.policy = policy_for(around.target, record)
         self.is_partial = is_partial(record.fields)
         if self.is_partial:
             # The request for a part of a later upload calls no target: it has no effects.
             self.policy = CallPolicy.TRANSACTIONAL
+        self.is_unknown = False
+        """Whether the answer says that nobody knows whether the request took effect."""
         self.has_answered = False
         """Whether the target has answered: its effects may conflict with others'."""
         self.conflicts = 0
@@ -99,11 +134,13 @@ class TargetCall:
         self._around = around
         self._record = record
         self._told_digests: Mapping[str, bytes] = {}
+        self._request: Request | None = None
 
     def refuse(self, error: PeerError) -> None:
         """Take the problem document of *error* (RFC 9457) for the answer."""
         status, fields, body = problem_response(error)
         self._take(Response(status, fields, body))
+        self.is_unknown = error.problem in OUTCOME_UNKNOWN
 
     def _take(self, answer: Response | RecordedWith) -> None:
         """Take *answer* for the answer. One that was taken before has no effects then."""
@@ -146,9 +183,13 @@ class TargetCall:
         return True
 
     async def run(
-        self, *, readmits: bool, on_progress: Callable[[Progress], None]
-    ) -> None:
-        """Call the target, and keep its answer.
+        self,
+        *,
+        readmits: bool,
+        on_progress: Callable[[Progress], None],
+        on_interim: Callable[[Interim], None],
+    ) -> TargetUnavailable | None:
+        """Call the target, and keep its answer; return the reason if it cannot take it now.
 
         With *readmits* the target is first asked whether it still admits the request (C16):
         it may have changed its mind since the upload began, and only now is the length of
@@ -156,13 +197,14 @@ class TargetCall:
         """
         record, target = self._record, self._around.target
         if self.is_partial:
-            return
-        request = Request(
+            return None
+        self._request = request = Request(
             head=record_head(record),
             body=RequestBody(self.content, self._around.storage),
             principal=record.principal,
             on_progress=on_progress,
             operation_id=record.id,
+            on_interim=on_interim,
         )
         try:
             refusal: object = None
@@ -173,6 +215,8 @@ class TargetCall:
             else:
                 self._take(await target.respond(request))
             self.has_answered = True
+        except TargetUnavailable as exc:
+            return exc
         except PeerError as exc:
             self.refuse(exc)
         except StorageError:
@@ -183,6 +227,7 @@ class TargetCall:
         except Exception:
             logger.exception("the handler of %s failed", record.id)
             self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
+        return None
 
     async def store(self) -> tuple[StoredResponse, list[Mutation]]:
         """Store the answer; return the response, and the mutations that belong to it.
@@ -190,18 +235,37 @@ class TargetCall:
         The mutations keep its content and are the target's effects. Raises
         :class:`StorageError`.
         """
-        try:
-            content, mutations = await self._write_body()
-        except StorageError:
-            raise
-        except Exception:
-            logger.exception("the response content of %s failed", self._record.id)
-            self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
-            content, mutations = await self._write_body()
+        content, mutations = await self._write_whole_body()
         response = self._answer.response
         fields = self._final_fields(response, content)
         stored = StoredResponse(status=response.status, fields=fields, body=content)
         return stored, [*mutations, *self._answer.mutations]
+
+    async def _write_whole_body(self) -> tuple[Content, list[Mutation]]:
+        """Store the answer's content. If that fails, another answer takes its place."""
+        for calls_left in reversed(range(MOST_CALLS)):
+            try:
+                return await self._write_body()
+            except StorageError:
+                raise
+            except PeerError as exc:
+                # The target was lost in the middle of its response.
+                if calls_left and self.policy is CallPolicy.IDEMPOTENT:
+                    await self._call_again(exc)
+                else:
+                    self.refuse(exc)
+            except Exception:
+                logger.exception("the response content of %s failed", self._record.id)
+                self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
+        return await self._write_body()
+
+    async def _call_again(self, exc: PeerError) -> None:
+        logger.warning("%s is processed again: %s", self._record.id, exc)
+        assert self._request is not None
+        try:
+            self._take(await self._around.target.respond(self._request))
+        except PeerError as newer:
+            self.refuse(newer)
 
     async def _write_body(self) -> tuple[Content, list[Mutation]]:
         response = self._answer.response

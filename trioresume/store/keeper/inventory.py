@@ -46,6 +46,7 @@ _UNFINISHED = (
     OperationState.RECEIVING,
     OperationState.COMPLETE,
     OperationState.PROCESSING,
+    OperationState.WAITING,
     OperationState.ABANDONED,
 )
 _SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
@@ -62,7 +63,8 @@ class StoredUpload:
     id: str
     """Anybody who knows it can continue the upload: treat it like a password."""
     state: str
-    """``receiving``, ``complete``, ``processing``, ``done``, ``abandoned`` or ``gone``."""
+    """``receiving``, ``complete``, ``processing``, ``waiting``, ``done``, ``abandoned`` or
+    ``gone``."""
     method: str
     target: str
     principal: str | None

@@ -36,6 +36,7 @@ from trioresume.server.http.front import address_of
 from trioresume.server.http.http1.body import Http1Body
 
 if TYPE_CHECKING:
+    from trioresume.server.http.exchange import Tunnel
     from trioresume.server.http.front import Front
     from trioresume.server.http.stored_body import FileSender
     from trioresume.server.http.transport import Transport
@@ -277,6 +278,39 @@ LINGER_SIZE = 64 * 1024 * 1024
 """The most bytes that are read and dropped so that a sending peer can read its answer (R10)."""
 
 
+TUNNEL_READ = 64 * 1024
+MOST_AHEAD = 16 * 1024
+"""Bytes of later requests that are read while a request is answered."""
+
+
+class Http1Tunnel:
+    """The connection after a 101. *leftover* are bytes that came early."""
+
+    def __init__(
+        self, transport: Transport, leftover: bytearray, scratch: memoryview
+    ) -> None:
+        self._transport = transport
+        self._leftover = leftover
+        self._scratch = scratch[:TUNNEL_READ]
+
+    async def receive_some(self) -> bytes:
+        if self._leftover:
+            early = bytes(self._leftover)
+            self._leftover.clear()
+            return early
+        while True:
+            await self._transport.wait_readable()
+            count = self._transport.receive_nowait(self._scratch)
+            if count is not None:
+                return bytes(self._scratch[:count])
+
+    async def send_all(self, data: bytes) -> None:
+        await self._transport.send_all(data)
+
+    async def send_eof(self) -> None:
+        await self._transport.send_eof()
+
+
 class Http1Exchange(BaseExchange):
     """A request that was read from *transport*, and the means to answer it.
 
@@ -288,7 +322,9 @@ class Http1Exchange(BaseExchange):
         "_cut_in_send",
         "_framed",
         "_keep_alive",
+        "_leftover",
         "_parser",
+        "_switched",
         "_transport",
     )
 
@@ -303,6 +339,8 @@ class Http1Exchange(BaseExchange):
         body = Http1Body(head, transport, leftover, front.memory, front.config)
         super().__init__(head, body, front)
         self._body = body
+        self._leftover = leftover
+        self._switched = False
         self._transport = transport
         self._parser = parser
         self._cut_in_send = False
@@ -379,6 +417,33 @@ class Http1Exchange(BaseExchange):
                 raise trio.BrokenResourceError("the peer does not read its response")
         self._cut_in_send = False
 
+    # The connection itself.
+
+    @property
+    def can_switch(self) -> bool:
+        head = self.head
+        return head.http_version == "1.1" and not head.has_content
+
+    async def switch(self, fields: Fields) -> Tunnel:
+        event = h11.InformationalResponse(
+            status_code=101, headers=fields.to_wire(), reason=reason_phrase(101)
+        )
+        data = self._parser.send(event)
+        self.responded = self._switched = True
+        await self._send_at_once(data)
+        return Http1Tunnel(self._transport, self._leftover, self._front.memory.scratch)
+
+    async def until_gone(self) -> None:
+        # What comes meanwhile is the next request, which waits for its turn.
+        scratch = self._front.memory.scratch[:TUNNEL_READ]
+        while len(self._leftover) < MOST_AHEAD:
+            await self._transport.wait_readable()
+            count = self._transport.receive_nowait(scratch)
+            if count == 0:
+                return
+            self._leftover += scratch[: count or 0]
+        await trio.sleep_forever()
+
     # The end.
 
     @property
@@ -400,6 +465,8 @@ class Http1Exchange(BaseExchange):
         In that case this reads for a while what the peer still sends: a reset would destroy
         the response before the peer has read it (RFC 9112, section 9.6).
         """
+        if self._switched:
+            return False
         if self._keep_alive and self._body.remaining == 0:
             return True  # the usual case
         config = self._front.config

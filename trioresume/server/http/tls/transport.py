@@ -202,13 +202,17 @@ class TLSTransport(BaseTransport):
             pass  # the peer was faster
         await trio.lowlevel.checkpoint()
 
+    def close_nowait(self) -> None:
+        """Close at once, as a connection that broke."""
+        trio.lowlevel.notify_closing(self._ssl)
+        self._ssl.close()
+
     async def aclose(self, *, clean: bool = False) -> None:
         try:
             if clean:
                 await self._say_end()
         finally:
-            trio.lowlevel.notify_closing(self._ssl)
-            self._ssl.close()
+            self.close_nowait()
         await trio.lowlevel.checkpoint()
 
     async def _say_end(self) -> None:
