@@ -138,6 +138,15 @@ MODULES: dict[str, tuple[str, ...]] = {
         "journal",
         "runner",
     ),
+    "targets": (
+        "upstream/connections",
+        "upstream/endpoints",
+        "upstream/heads",
+        "upstream/passing",
+        "upstream/round_trip",
+        "upstream/target",
+        "upstream/auth_request",
+    ),
 }
 """The modules, by folder of the package."""
 
@@ -155,7 +164,14 @@ _CLIENT_HTTP2 = "tests/client/test_http2.py"
 _HTTP2_CONNECTION = "tests/server/http/http2/test_connection.py"
 _HTTP2_ENGINE = "tests/server/http/http2/test_engine.py"
 
+_ONCE = "tests/targets/upstream/test_once.py"
+_PASSING = "tests/targets/upstream/test_passing.py"
+
 MORE: dict[str, tuple[str, ...]] = {
+    "targets/upstream/connections": (_ONCE, _PASSING),
+    "targets/upstream/endpoints": ("tests/targets/upstream/test_heads.py", _ONCE),
+    "targets/upstream/round_trip": (_ONCE, _PASSING),
+    "targets/upstream/target": (_ONCE, _PASSING),
     "store/catalog/batch": (_CATALOG, _CONTENT),
     "store/catalog/catalog": (_CATALOG,),
     "store/catalog/read_only": ("tests/store/keeper/test_inventory.py",),
@@ -339,6 +355,7 @@ MORE: dict[str, tuple[str, ...]] = {
 """Files of tests, beside those of its own name, that are about a module."""
 
 FURTHER: dict[str, tuple[str, ...]] = {
+    "targets": ("tests/targets/upstream",),
     "store": ("tests/store",),
     "server": ("tests/server", "tests/targets"),
     # The server's tests are the ones that use each parser in earnest.

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 import trio
 
 from trioresume.errors import CallerError
-from trioresume.protocol.dialects import Interim
 from trioresume.protocol.fields import TOKEN, header_safe
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.operation import CallPolicy
@@ -215,7 +214,7 @@ class Request:
     """Names the upload, the same in each call for it; None if the request is not recorded.
 
     It is part of the secret locations that its client knows: do not show it to others."""
-    on_interim: Callable[[Interim], None] | None = None
+    on_interim: Callable[[int, Fields], None] | None = None
     """Passes an interim response to the clients that wait for the final response."""
 
     @property
@@ -255,7 +254,7 @@ class Request:
         Never blocks. A client that reads too slowly does not get it.
         """
         if self.on_interim is not None:
-            self.on_interim(Interim(status, headers))
+            self.on_interim(status, headers)
 
 
 _FIELD_NAME = re.compile(TOKEN)

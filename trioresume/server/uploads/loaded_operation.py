@@ -27,6 +27,7 @@ from trioresume.errors import (
     StorageError,
     TargetUnavailable,
 )
+from trioresume.protocol.dialects import Interim
 from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.operation import OperationState
@@ -46,7 +47,7 @@ from trioresume.store.port import (
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
-    from trioresume.protocol.dialects import Interim
+    from trioresume.protocol.heads import Fields
     from trioresume.server.api.config import Config
     from trioresume.server.api.handler import AnyTarget, Progress
     from trioresume.server.async_store.storage import Storage, Submission
@@ -343,8 +344,9 @@ class LoadedOperation:
             self._around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)
 
-    def pass_on(self, interim: Interim) -> None:
+    def pass_on(self, status: int, fields: Fields) -> None:
         """Pass an interim response of the target to the clients that wait."""
+        interim = Interim(status, fields)
         for follower in tuple(self.followers or ()):
             follower(interim)
 

@@ -54,7 +54,6 @@ from trioresume.store.port.recipes import digest_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Mapping
 
-    from trioresume.protocol.dialects import Interim
     from trioresume.protocol.heads import Fields
     from trioresume.server.api.handler import AnyTarget, Progress
     from trioresume.server.async_store.storage import Storage
@@ -187,7 +186,7 @@ class TargetCall:
         *,
         readmits: bool,
         on_progress: Callable[[Progress], None],
-        on_interim: Callable[[Interim], None],
+        on_interim: Callable[[int, Fields], None],
     ) -> TargetUnavailable | None:
         """Call the target, and keep its answer; return the reason if it cannot take it now.
 
