@@ -31,7 +31,7 @@ IDLE_SECONDS = 30.0
 """For how long they are kept. Most servers keep theirs for longer; see :class:`Pool`."""
 READ_SIZE = 64 * 1024
 MOST_HEAD = 64 * 1024
-"""The longest head of a response that is read."""
+"""The longest head of a response that is read; one read more may come on top."""
 
 
 def client_context(cafile: str | os.PathLike[str] | None = None) -> ssl.SSLContext:
