@@ -446,7 +446,7 @@ class Http2Exchange:
         )
         try:
             self._stream = await self._connection.begin(self, pairs, ends=ends)
-        except NotProcessed as exc:
+        except (NotProcessed, trio.BrokenResourceError) as exc:
             self.note_end(exc)
             raise trio.BrokenResourceError(str(exc)) from exc
         self._on_moved(0)
