@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
+
+import pytest
 
 from tests.e2e.command import START_SECONDS, Service, free_port
 from tests.e2e.conftest import make_service, service
@@ -78,6 +81,30 @@ async def test_uploads_are_cut_in_every_way_and_resumed(service: Service) -> Non
     assert results.server.peak_resident > 10 * MIB
     assert seen[-1].done == seen[-1].checked == 8
     assert {"loading", "checking"} <= {snapshot.phase for snapshot in seen}
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+async def test_uploads_are_cut_over_http2(
+    make_service: Callable[..., Service], streams: int
+) -> None:
+    """A cut ends an upload's own connection, or its stream on a shared one."""
+    service = make_service("--h2c")
+    service.start()
+    results = await run(
+        replace(
+            SETTINGS,
+            url=service.root + "/files/",
+            sizes=Sizes(kind=SizeKind.UNIFORM, minimum=MIB, maximum=3 * MIB),
+            http2=True,
+            streams=streams,
+            processes=2,
+        )
+    )
+    check(results)
+    assert results.carrier == "HTTP/2"
+    assert results.protocol is Protocol.SEED
+    assert len(results.cuts) >= 4
+    assert results.resume is not None
 
 
 class Restartable:

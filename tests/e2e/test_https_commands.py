@@ -225,3 +225,52 @@ async def test_bench_says_why_it_does_not_trust_a_server(
     )
     assert done.returncode == 0, done.stderr
     assert b"certificate is not checked" in done.stderr
+
+
+async def test_bench_over_http2_with_a_certificate(
+    tmp_path: Path,
+    make_service: Callable[..., Service],
+    environment: dict[str, str],
+    cacert: str,
+) -> None:
+    """The server takes no other client; the page and the proxy are told, too."""
+    cert, key = write_server_files(tmp_path)
+    service = make_service(
+        *("--ssl-certfile", str(cert), "--ssl-keyfile", str(key)),
+        *("--ssl-client-auth", "required", "--ssl-ca-certs", cacert),
+    )
+    url = service.root.replace("http:", "https:") + "/files/"
+    service.start()
+    issued = authority().issue_cert("somebody@example.org")
+    both, page = tmp_path / "both.pem", tmp_path / "page.html"
+    issued.private_key_and_cert_chain_pem.write_to_path(str(both))
+    few = ["--http2", "--cacert", cacert, "--at-once", "4", "--total", "8"]
+    few += ["--size", "500k", "--cut-every", "400k", "--json", "-"]
+    through = {**environment, "https_proxy": "http://127.0.0.1:1"}
+    done = await run_bench(through, *few, "--cert", str(both), "--html", str(page), url)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["carrier"] == "HTTP/2 over TLSv1.3"
+    assert b"HTTP/2 over TLSv1.3" in done.stderr
+    assert b"proxy of the environment is not used" in done.stderr
+    assert "HTTP/2 over TLSv1.3" in page.read_text("utf-8")
+    done = await run_bench(environment, *few, url)
+    assert done.returncode == 1
+    assert b"give one with --cert" in done.stderr
+
+
+async def test_bench_over_http2_needs_a_server_that_speaks_it(
+    tmp_path: Path,
+    make_service: Callable[..., Service],
+    environment: dict[str, str],
+) -> None:
+    """Over TLS and without it, in words."""
+    cert, key = write_server_files(tmp_path)
+    service = make_service(
+        *("--ssl-certfile", str(cert), "--ssl-keyfile", str(key), "--http2", "false")
+    )
+    service.start()
+    url = service.root.replace("http:", "https:") + "/files/"
+    done = await run_bench(environment, "--http2", "--insecure", url)
+    assert done.returncode == 1
+    assert b"HTTP" in done.stderr
+    assert b"Traceback" not in done.stderr

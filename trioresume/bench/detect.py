@@ -68,8 +68,8 @@ async def _offers_resumption(link: Link, destination: Destination) -> bool:
         await connection.ask(
             request, link.settings.headers, on_interim=interim, hold_content=True
         )
-    except Unhappy:
-        pass  # an offer, or an answer that is none
+    except Unhappy as exc:
+        _raise_if_hopeless(exc)  # else it is an offer, or an answer that is none
     finally:
         connection.reset()
     for offer in offers:
@@ -87,7 +87,14 @@ async def _ask(link: Link, request: Request) -> Response | None:
     connection = await link.open()
     try:
         return await connection.ask(request, link.settings.headers)
-    except Unhappy:
+    except Unhappy as exc:
+        _raise_if_hopeless(exc)
         return None
     finally:
         connection.close()
+
+
+def _raise_if_hopeless(exc: Unhappy) -> None:
+    """Raise *exc* again if the server refuses the connection itself."""
+    if exc.ending is Ending.REFUSED and not exc.retry:
+        raise exc

@@ -45,6 +45,7 @@ __all__ = [
     "Pace",
     "SentContent",
     "WasCut",
+    "closed",
     "connect",
 ]
 
@@ -113,6 +114,14 @@ class SentContent:
     sent: int = 0
 
 
+def closed(exc: Exception, origin: Origin, ending: Ending = Ending.CLOSED) -> Unhappy:
+    """Return what the end of a connection is. No other attempt can mend a fault of TLS."""
+    hopeless = explain(exc, origin)
+    if hopeless is not None:
+        return Unhappy(Ending.REFUSED, str(hopeless))
+    return Unhappy(ending, str(exc), retry=True)
+
+
 async def connect(
     address: tuple[str, int],
     origin: Origin,
@@ -132,10 +141,7 @@ async def connect(
         raise Unhappy(Ending.TIMEOUT, "no connection in time", retry=True) from exc
     except OSError as exc:
         sock.close()
-        hopeless = explain(exc, origin)
-        if hopeless is not None:
-            raise Unhappy(Ending.REFUSED, str(hopeless)) from exc
-        raise Unhappy(Ending.REFUSED, str(exc), retry=True) from exc
+        raise closed(exc, origin, Ending.REFUSED) from exc
     except BaseException:
         sock.close()
         raise
@@ -213,11 +219,17 @@ class LoadConnection:
         :class:`Unhappy` and :class:`WasCut`.
         """
         running = _RequestRun(
-            self._sock, self._idle, request, content, on_interim, on_body
+            self._sock,
+            self._origin,
+            self._idle,
+            request,
+            content,
+            on_interim,
+            on_body,
         )
         running.hold_content = hold_content
         try:
-            head = running.head(self._origin, fields)
+            head = running.head(fields)
             fault = content.cuts.at_head() if content else None
             if fault is not None:
                 await running.send(head[: max(1, len(head) // 2)])
@@ -236,6 +248,7 @@ class _RequestRun:
     def __init__(
         self,
         sock: LoadSocket,
+        origin: Origin,
         idle: float,
         request: Request,
         content: SentContent | None,
@@ -243,6 +256,7 @@ class _RequestRun:
         on_body: Callable[[bytes | bytearray], None] | None,
     ) -> None:
         self._sock = sock
+        self._origin = origin
         self._idle = idle
         self._request = request
         self._content = content
@@ -258,10 +272,10 @@ class _RequestRun:
         self.left_clean = False
         self.hold_content = False
 
-    def head(self, origin: Origin, fields: tuple[tuple[str, str], ...]) -> bytes:
+    def head(self, fields: tuple[tuple[str, str], ...]) -> bytes:
         """Return the request's head. After it h11 waits for the response."""
         request = self._request
-        lines = [("host", origin.authority), *request.fields, *fields]
+        lines = [("host", self._origin.authority), *request.fields, *fields]
         if request.has_content:
             lines.append(("content-length", str(request.length)))
         if request.expect:
@@ -383,7 +397,7 @@ class _RequestRun:
         try:
             await self._read_responses()
         except OSError as exc:
-            self._failure = Unhappy(Ending.CLOSED, str(exc), retry=True)
+            self._failure = closed(exc, self._origin)
         except h11.RemoteProtocolError as exc:
             self._failure = Unhappy(Ending.NOT_UNDERSTOOD, str(exc))
         except Unhappy as exc:

@@ -25,6 +25,7 @@ from trioresume.bench.load_connection import (
     MAX_INTERIMS,
     SentContent,
     WasCut,
+    closed,
     connect,
 )
 from trioresume.bench.load_socket import PlainSocket, TlsSocket
@@ -43,7 +44,6 @@ from trioresume.client.http.http2.connection import (
     Http2Exchange,
     Http2Place,
 )
-from trioresume.client.http.tls import explain
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Origin
 
@@ -348,8 +348,7 @@ class _StreamRun:
         try:
             await self._read_response()
         except (trio.BrokenResourceError, EOFError) as exc:
-            hopeless = explain(exc, self._origin)
-            self._failure = Unhappy(Ending.CLOSED, str(exc), retry=hopeless is None)
+            self._failure = closed(exc, self._origin)
         except NotProcessed as exc:
             self._failure = Unhappy(Ending.REFUSED, str(exc), retry=True)
         except MalformedAnswer as exc:

@@ -127,7 +127,8 @@ def _section(title: str, *content: Html, class_: str | None = None) -> Html:
 
 def _header(results: Results) -> Html:
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(results.started))
-    facts = [words.PROTOCOLS[results.protocol], when, units.duration(results.seconds)]
+    facts = [words.PROTOCOLS[results.protocol], results.carrier, when]
+    facts.append(units.duration(results.seconds))
     if results.server_name:
         facts.insert(1, f"server: {results.server_name}")
     return element(

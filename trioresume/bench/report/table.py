@@ -48,8 +48,7 @@ def _parts(results: Results) -> Iterator[RenderableType]:
 def _figures(results: Results) -> Table:
     settings = results.settings
     server = f", {printable(results.server_name)}" if results.server_name else ""
-    if results.settings.url.startswith("https:"):
-        server += f", {results.carrier}"
+    server += f", {results.carrier}"
     title = (
         f"{printable(words.url_to_show(settings.url))}{server}: "
         f"{units.plural(len(results.uploads), 'upload')}, "
