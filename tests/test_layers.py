@@ -233,6 +233,17 @@ def test_carriers_do_not_know_each_other() -> None:
         assert known & carriers <= {own}, path
 
 
+def test_carriers_of_the_client_are_behind_their_port() -> None:
+    """``http1`` and ``http2`` do not know each other, and only the pool knows both."""
+    http = PACKAGE / "client" / "http"
+    for path in http.rglob("*.py"):
+        prefix = "trioresume.client.http."
+        known = {n.removeprefix(prefix).partition(".")[0] for n in imports(path)}
+        own = path.relative_to(http).parts[0]
+        if own != "pool.py":
+            assert known & {"http1", "http2"} <= {own}, path
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_wings_are_small_and_known(layer: str) -> None:
     """Every folder is a wing in the order above, and no wing is a heap."""

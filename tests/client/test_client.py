@@ -959,3 +959,19 @@ async def test_server_that_stays_at_one_offset_is_given_up(
         assert caught.value.resumable
         nursery.cancel_scope.cancel()
     assert 5 <= appends <= 8
+
+
+async def test_endless_interim_responses_are_a_cut(autojump_clock: Clock) -> None:
+    """A server that sends nothing else is left, and the reason is told."""
+
+    async def script(d: Dialogue) -> None:
+        await d.read_head()
+        await d.read_body()
+        while True:
+            await d.interim(102, {})
+
+    async with scripted(script) as peer:
+        async with client(peer, attempts=0) as c:
+            with pytest.raises(TransferFailed) as caught:
+                await c.request("PUT", TARGET, body=b"abc")
+    assert "interim responses" in str(caught.value.__cause__)
