@@ -136,10 +136,10 @@ class Service:
         if self._process is not None:
             self.kill()
 
-    def wait_for_log(self, text: str, seconds: float = 20.0) -> None:
-        """Wait until the log says *text*."""
+    def wait_for_log(self, text: str, seconds: float = 20.0, *, times: int = 1) -> None:
+        """Wait until the log says *text*, so many times."""
         deadline = time.monotonic() + seconds
-        while text not in self.log.read_text():
+        while self.log.read_text().count(text) < times:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 

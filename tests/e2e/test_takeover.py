@@ -80,7 +80,7 @@ async def _takeovers(service: Service, first: int) -> list[float]:
             silent, place = await start(service, f"/files/{number}", SIZE)
             newcomer = await Wire.connect(service.address)
             await silent.send(content[: SIZE // 2])
-            await trio.sleep(0.02)  # let it arrive
+            await silent.until_read()
             watch.start()
             answer = await newcomer.ask("HEAD", place)
             seconds.append(watch.seconds())
@@ -102,7 +102,7 @@ async def test_a_superseded_writer_writes_nothing_more(service: Service) -> None
         old.reset()
         old, place = await start(service, "/files/x", SIZE)
         await old.send(content[:1000])
-        await trio.sleep(0.05)
+        await old.until_read()
     told = await old.answer("PUT")
     assert told.status == 409
     await old.send(b"\0" * 1000)

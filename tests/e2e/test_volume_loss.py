@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e.command import Service
+from tests.sockets import wait_until_read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -147,7 +148,7 @@ class Upload:
         """
         size = random.Random(self.first).randrange(self.first + 1, len(self.content))
         sent = self._send(0, self.first, rest=len(self.content))
-        time.sleep(0.05)
+        wait_until_read(sent)
         if self.asks:
             # The newcomer ends the other request.
             self.announced = self._offset()

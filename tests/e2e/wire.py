@@ -17,6 +17,7 @@ import trio
 from h2.exceptions import ProtocolError
 
 from tests.e2e.carriers import HTTP1, Carrier, Stream
+from tests.sockets import until_read
 
 __all__ = ["Answer", "Cut", "Refused", "Wire", "ask", "parse_message", "request_head"]
 
@@ -95,6 +96,10 @@ class Wire:
         self._socket = socket
         self._stream = stream or socket
         self._received = bytearray()
+
+    async def until_read(self) -> None:
+        """Return when the service has read all that was sent."""
+        await until_read(self._socket.socket)
 
     @classmethod
     async def connect(cls, address: tuple[str, int], carrier: Carrier = HTTP1) -> Wire:

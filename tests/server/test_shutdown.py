@@ -10,10 +10,12 @@ import trio
 import trioresume
 from tests.server.harness import (
     RESUME,
+    Client,
     Recorder,
     SocketService,
     head,
 )
+from tests.sockets import until_read
 from trioresume import CallerError, Config, Request, Response, StoreLocked
 
 BODY = bytes(range(256)) * 1000
@@ -36,14 +38,31 @@ async def _start(
     return SocketService(await nursery.start(run)), ended
 
 
+async def _until_read(client: Client) -> None:
+    """Return when the service has read all that *client* sent."""
+    assert isinstance(client.stream, trio.SocketStream)
+    await until_read(client.stream.socket)
+
+
+async def _until_refused(service: SocketService) -> None:
+    """Return when the service listens no longer."""
+    with trio.fail_after(5):
+        while True:
+            try:
+                stream = await trio.open_tcp_stream(*service.address)
+            except OSError:
+                return
+            await stream.aclose()
+
+
 async def test_idle_connections_close_and_serve_returns(tmp_path: Path) -> None:
     """Kept-alive ones at once; nobody waits for the grace period to pass."""
     async with trio.open_nursery() as nursery:
         config = _config(tmp_path, grace_timeout=30)
         service, ended = await _start(nursery, Recorder(), config)
-        async with service.connect() as used, service.connect() as unused:
+        # Connections are accepted in their order.
+        async with service.connect() as unused, service.connect() as used:
             assert (await used.request("GET", "/")).status == 200
-            await trio.sleep(0.05)
             service.server.shutdown()
             with trio.fail_after(2):
                 assert await used.rest() == b""
@@ -58,7 +77,7 @@ async def test_running_request_gets_the_grace_period(tmp_path: Path) -> None:
 
     async def slow(request: Request) -> Response:
         body = await request.body.read()
-        await trio.sleep(0.2)
+        await trio.sleep(0.1)  # not at once
         return Response(200, {}, b"got %d" % len(body))
 
     async with trio.open_nursery() as nursery:
@@ -67,7 +86,7 @@ async def test_running_request_gets_the_grace_period(tmp_path: Path) -> None:
         async with service.connect() as client:
             await client.start(6, b"abc")
             service.server.shutdown()
-            await trio.sleep(0.1)
+            await _until_refused(service)
             assert not ended.is_set()
             await client.send(b"def")
             with trio.fail_after(5):
@@ -87,7 +106,7 @@ async def test_upload_cut_by_shutdown_is_resumed_after_the_restart(
         async with service.connect() as client:
             interim = await client.start(len(BODY), BODY[:150_000])
             location = interim.fields.get("request-content-location") or ""
-            await trio.sleep(0.1)
+            await _until_read(client)
             service.server.shutdown()
             with trio.fail_after(5):
                 await ended.wait()
@@ -137,7 +156,7 @@ async def test_cancelled_serve_cuts_at_once_and_keeps_the_upload(
         service, _ = await _start(nursery, Recorder(), config)
         async with service.connect() as client:
             interim = await client.start(len(BODY), BODY[:100_000])
-            await trio.sleep(0.1)
+            await _until_read(client)
             nursery.cancel_scope.cancel()
     location = interim.fields.get("request-content-location") or ""
     async with trio.open_nursery() as nursery:
