@@ -56,7 +56,6 @@ from trioresume.store.catalog.batch import FileChanges, Ledger
 from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
 from trioresume.store.disk.chunks import ChunkFiles
-from trioresume.store.disk.doubts import Doubts
 from trioresume.store.disk.readers import (
     FirstBytes,
     InlineReader,
@@ -64,10 +63,11 @@ from trioresume.store.disk.readers import (
     open_recipe,
 )
 from trioresume.store.disk.recovery import Recovery
+from trioresume.store.disk.start import begin_epoch, refuse_lost_catalog
 from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.tails import Tail, Writers
 from trioresume.store.disk.unfinished import Epoch
-from trioresume.store.file_system.data_dir import DataDir, boot_id, mount_id
+from trioresume.store.file_system.data_dir import DataDir
 from trioresume.store.file_system.disk_io import Disk, translated
 from trioresume.store.file_system.free_space import FreeSpace
 from trioresume.store.keeper.sweep import Sweep
@@ -182,8 +182,17 @@ class DiskStore:
             self._dir.close()
             raise
         try:
-            self._refuse_lost_catalog()
-            self._enter_epoch()
+            refuse_lost_catalog(self._catalog, self._chunks)
+            self._sweep: Sweep | None = None
+            if begin_epoch(
+                self._epoch,
+                self._catalog,
+                self._chunks,
+                self._tails,
+                disk,
+                self._dir.path,
+            ):
+                self._sweep_is_due()
         except BaseException:
             self._catalog.close()
             self._dir.close()
@@ -197,82 +206,6 @@ class DiskStore:
             chunk_size=chunk_size,
             epoch=self._epoch,
         )
-
-    def _refuse_lost_catalog(self) -> None:
-        """Refuse a catalog that no store has used, if there is content.
-
-        Each start notes ``clean`` before anything is stored, so the catalog was lost, or its
-        log before it was ever copied back. With the catalog as it is, a sweep would remove
-        all chunks as the remains of a crash.
-        """
-        is_used = self._catalog.store_value("clean") is not None
-        if is_used or self._catalog.knows_chunks() or self._chunks.are_none():
-            return
-        raise StorageError(
-            "the catalog is missing or empty, but there is stored content. Nothing was"
-            ' removed; see "A damaged catalog" in docs/howto/keep.md'
-        )
-
-    def _enter_epoch(self) -> None:
-        """Record that the store is in use, and begin an epoch. See the module docstring."""
-        last = Epoch.kept_in(self._catalog)
-        self._epoch.begin(last.number + 1, last.provable)
-        self._sweep: Sweep | None = None
-        unsynced = self._catalog.store_value("durability") == "process"
-        if self._catalog.store_value("clean") != "yes" or unsynced:
-            self._sweep_is_due()
-        mount = mount_id(self._dir.path)
-        same = mount is not None and mount == self._catalog.store_value("mount")
-        kept = self._catalog.store_value("mount_epoch")
-        mount_epoch = int(kept) if same and kept is not None else self._epoch.number
-        boot = self._catalog.store_value("boot")
-        if unsynced and boot is not None and boot == (boot_id() or ""):
-            self._prove_old_tails(last.number)
-        if unsynced:
-            # Bytes that the earlier process left in the page cache must not count as
-            # durable now, so they are written back first.
-            self._disk.sync_everything(self._dir.path)
-        with self._catalog.transaction() as connection:
-            connection.execute("DELETE FROM store WHERE name = 'boot'")
-            if unsynced and self._disk.durable:
-                connection.execute(
-                    "UPDATE chunks SET unsynced = 0 WHERE unsynced >= ? AND unsynced > 0",
-                    (mount_epoch,),
-                )
-        self._chunks.doubts = Doubts(
-            self._catalog,
-            self._disk,
-            mount_epoch,
-            self._dir.path,
-            self._chunks.checked,
-        )
-        self._note(
-            mount=mount or "",
-            mount_epoch=str(mount_epoch),
-            **self._epoch.values(),
-            clean="no",
-            durability="disk" if self._disk.durable else "process",
-        )
-
-    def _prove_old_tails(self, epoch: int) -> None:
-        """Write proofs for tails of an earlier version, which recorded the boot instead.
-
-        With ``durability="process"`` that version recorded no offsets. It announced the
-        lengths of tails, and believed them until the next boot. They are believed for the
-        last time here, so an upgrade takes back no offset.
-        """
-        for _, key, index in self._tails.tails():
-            row = self._catalog.content(key)
-            if row is None or row.epoch != epoch:
-                continue
-            try:
-                self._tails.prove(key, index)
-            except OSError:
-                continue  # a tail that cannot be read or written is found when it is opened
-
-    def _note(self, **values: str) -> None:
-        with self._catalog.transaction() as connection:
-            connection.executemany("REPLACE INTO store VALUES (?, ?)", values.items())
 
     def _sweep_is_due(self) -> None:
         self._sweep = Sweep(

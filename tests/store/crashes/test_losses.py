@@ -31,7 +31,7 @@ from tests.store.helpers import (
     store_content,
 )
 from trioresume.errors import ChunkCorrupt, ContentLost, StorageFull
-from trioresume.store import disk_store as disk_module
+from trioresume.store.disk import start as start_module
 from trioresume.store.disk.tail_files import (
     PROOF,
     Proof,
@@ -57,7 +57,7 @@ def mount(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     """What makes the store believe in a mount of its directory."""
 
     def set_mount(name: str | None) -> None:
-        monkeypatch.setattr(disk_module, "mount_id", lambda path: name)
+        monkeypatch.setattr(start_module, "mount_id", lambda path: name)
 
     return set_mount
 

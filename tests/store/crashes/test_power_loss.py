@@ -56,8 +56,8 @@ from tests.store.helpers import (
     set_part_chunks,
 )
 from trioresume.errors import TrioresumeError
-from trioresume.store import disk_store as disk_module
 from trioresume.store.catalog.schema import _MIGRATIONS
+from trioresume.store.disk import start as start_module
 from trioresume.store.disk_store import open_store
 
 MOST = int(os.environ.get("TRIORESUME_POWER_STATES", "4"))
@@ -207,7 +207,7 @@ def test_without_syncs_no_loss_makes_a_byte_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """durability=process: bytes may be lost, and none is called right that is wrong."""
-    monkeypatch.setattr(disk_module, "mount_id", lambda path: None)
+    monkeypatch.setattr(start_module, "mount_id", lambda path: None)
     world = World(place.start(), durable=False)
     with world.recording.watching():
         world.open()
