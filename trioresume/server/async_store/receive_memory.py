@@ -26,6 +26,7 @@ __all__ = ["PAGE_SIZE", "PIECE_SIZE", "EarlyBudget", "Piece", "ReceiveMemory"]
 
 PIECE_SIZE = 2 * 1024 * 1024
 SCRATCH_SIZE = 64 * 1024
+LARGE_SCRATCH_SIZE = 256 * 1024
 SMALL = 64 * 1024
 """Content of at most this many bytes shares a piece."""
 
@@ -112,8 +113,10 @@ class ReceiveMemory:
         self._waiting: deque[trio.lowlevel.Task] = deque()
         self._served: dict[trio.lowlevel.Task, Piece] = {}
         """Pieces for tasks that have waited, until these tasks run."""
-        self.scratch = memoryview(bytearray(SCRATCH_SIZE))
+        self.large_scratch = memoryview(bytearray(LARGE_SCRATCH_SIZE))
         """A buffer for bytes that are consumed before the next checkpoint."""
+        self.scratch = self.large_scratch[:SCRATCH_SIZE]
+        """A part of it, for bytes that come in small amounts."""
         self.size = count * piece_size
         self.piece_size = piece_size
         self.early = EarlyBudget(max(LEAST_EARLY, self.size // 4))

@@ -78,7 +78,7 @@ class Ends:
             piece = memoryview(data)[at : at + step]
             events += self.engine.receive(piece, self.now)
         return [
-            Content(e.stream, memoryview(bytes(e.data)))
+            Content(e.stream, [memoryview(bytes(part)) for part in e.parts])
             if isinstance(e, Content)
             else e
             for e in events
@@ -101,7 +101,10 @@ class Ends:
 def content(events: Iterable[Event], stream: int) -> bytes:
     """The content of *stream* in *events*."""
     return b"".join(
-        bytes(e.data) for e in events if isinstance(e, Content) and e.stream == stream
+        part
+        for event in events
+        if isinstance(event, Content) and event.stream == stream
+        for part in event.parts
     )
 
 
@@ -195,7 +198,7 @@ def test_content_is_a_view_and_no_copy() -> None:
     (event,) = ends.engine.receive(memoryview(buffer), 0)
     assert isinstance(event, Content)
     buffer[-1:] = b"!"
-    assert bytes(event.data) == b"conten!"
+    assert event.parts == [b"conten!"]
 
 
 def test_trailers_end_the_content() -> None:

@@ -10,13 +10,16 @@ gets few and large pieces. At the end of its turn the reader gives them to the s
 to sleep with no piece in hand. (:mod:`trioresume.server.http.http1.body` has the same rules.)
 
 **Credit follows the store.** A stream begins with :data:`~.engine.INITIAL_WINDOW` bytes of
-credit. It gets more when the sink has taken what came, never before. If the peer uses up its
-window faster than in :data:`FILL_TIME`, the window doubles, up to a piece and to the stream's
-share of the receive memory. So the content that waits here is bounded, and a sink without room
-stops only the peer of its own stream.
+credit. It gets more when the sink has taken what came, never before. So the content that
+waits here is bounded, and a sink without room stops only the peer of its own stream. How much
+credit a stream gets, and in which order, is in :mod:`trioresume.server.http.http2.credit`.
 
 **Content that comes before somebody receives it** is kept: at most the initial window. A budget
 for all connections bounds the sum (``ReceiveMemory.early``).
+
+**Whole pages.** A large part ends on a page of the content, so that the store can write it past
+the page cache. The rest, less than a page, waits for the next turn. It is given to the sink
+after :data:`REST_TIME` without content, and whenever the content ends.
 
 A task that only waits for content is not woken for each arrival: the reader appends to its
 sink directly. The task wakes when the sink has no room, when the content has to be parsed bit
@@ -35,6 +38,7 @@ import trio
 
 from trioresume.errors import PeerError, StorageError
 from trioresume.protocol.heads import Fields
+from trioresume.server.async_store.receive_memory import PAGE_SIZE
 from trioresume.server.event_loop import Signal
 from trioresume.server.http.exchange import ContentCut
 from trioresume.server.http.http2.engine import INITIAL_WINDOW
@@ -46,12 +50,17 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
     from trioresume.server.http.exchange import Sink
     from trioresume.server.http.front import Front
+    from trioresume.server.http.http2.credit import CreditTurns
     from trioresume.server.http.http2.engine import Engine
 
 __all__ = ["ReadTurn", "StreamBody"]
 
-FILL_TIME = 0.25
-"""Seconds: a window that is used up in less time grows."""
+LEAST_ROUNDED = 64 * 1024
+"""A part of at least this many bytes ends on a page."""
+REST_TIME = 0.1
+"""Seconds of silence after which the rest of a page waits no more."""
+TURN_TIME = 0.5
+"""Seconds in which a peer should use up the credit of its turn."""
 LAST_TIME = 0.03
 """Seconds for taking the last bytes when a newcomer ends the writer."""
 LAST_PAUSE = 0.002
@@ -65,6 +74,8 @@ class ReadTurn:
         self._memory = memory
         self._piece: Piece | None = None
         self.touched: dict[StreamBody, None] = {}
+        self.share = memory.piece_size
+        """Bytes that a stream will probably get in this turn."""
 
     def begin(self, expected: int | None = None) -> bool:
         """Take a piece unless there is one. Returns False if none is free.
@@ -99,6 +110,8 @@ class ReadTurn:
     def end(self) -> None:
         """Give what came to the sinks; keep no piece."""
         touched, self.touched = self.touched, {}
+        if touched:
+            self.share = self._memory.piece_size // len(touched)
         for body in touched:
             body.hand_on()
         self._release()
@@ -120,12 +133,30 @@ class _Region:
         self.start = self.end = start
         self.limit = limit
 
-    def add(self, data: memoryview) -> int:
-        """Copy what fits; return the number of bytes."""
-        part = data[: self.limit - self.end]
-        self.piece.view[self.end : self.end + len(part)] = part
-        self.end += len(part)
-        return len(part)
+    def add(self, parts: list[memoryview], first: int) -> int:
+        """Copy what fits of *parts* from the *first* on; return the index of what is left.
+
+        The first part that is left may have been shortened.
+        """
+        view, end, limit = self.piece.view, self.end, self.limit
+        for index in range(first, len(parts)):
+            part = parts[index]
+            after = end + len(part)
+            if after > limit:
+                view[end:limit] = part[: limit - end]
+                parts[index] = part[limit - end :]
+                self.end = limit
+                return index
+            view[end:after] = part
+            end = after
+        self.end = end
+        return len(parts)
+
+    def take_back(self, size: int) -> bytes:
+        """Remove the last *size* bytes, and return them."""
+        end = self.end
+        self.end -= size
+        return bytes(self.piece.view[self.end : end])
 
     def close(self) -> memoryview:
         """Return the content. The rest of the region is free again if nothing follows it."""
@@ -149,13 +180,17 @@ class StreamBody(PacedBody):
         "_failure",
         "_flush",
         "_granted_at",
+        "_is_slow",
         "_kept_early",
         "_length",
         "_queue",
         "_queued",
         "_region",
+        "_rest",
         "_stream",
         "_suspensions",
+        "_turn_left",
+        "_turns",
         "_wake",
         "_window",
         "came",
@@ -168,6 +203,7 @@ class StreamBody(PacedBody):
         stream: int,
         length: int | None,
         engine: Engine,
+        turns: CreditTurns,
         front: Front,
         flush: Callable[[], None],
     ) -> None:
@@ -175,6 +211,7 @@ class StreamBody(PacedBody):
         self._stream = stream
         self._length = length
         self._engine = engine
+        self._turns = turns
         self._early = front.memory.early
         self._flush = flush
         self.trailers = Fields()
@@ -193,9 +230,15 @@ class StreamBody(PacedBody):
         self._kept_early = 0
         """Bytes that this stream holds of the budget for early content."""
         self._region: _Region | None = None
+        self._rest = b""
+        """The beginning of a page: it came, and waits for more."""
         self._wake = Signal()
         self._window = INITIAL_WINDOW
         self._granted_at = 0.0
+        self._turn_left = 0
+        """Bytes of the credit of the present turn that the sink has not taken."""
+        self._is_slow = False
+        """Whether the peer did not use up its last credit in time."""
         self._suspensions = 0
         """How many waits of the server stop the peer's time."""
 
@@ -211,32 +254,37 @@ class StreamBody(PacedBody):
         """Whether content is kept that nobody receives yet."""
         return self._kept_early > 0
 
-    def add(self, data: memoryview, turn: ReadTurn) -> None:
-        """Take *data*, before the caller's buffer is used again."""
-        self.came += len(data)
+    def add(self, parts: list[memoryview], turn: ReadTurn) -> None:
+        """Take *parts*, before the caller's buffer is used again. The list is used up."""
+        size = sum(map(len, parts))
+        self.came += size
         if self._discards or self._cut is not None or self._failure is not None:
             self._credit()
             return
         if self._sink is None:
-            self._early.take(len(data))
-            self._kept_early += len(data)
-            self._enqueue(memoryview(bytes(data)), None)
+            self._early.take(size)
+            self._kept_early += size
+            self._enqueue(memoryview(b"".join(parts)), None)
             return
         turn.touched[self] = None
-        while data:
+        if self._rest:
+            parts.insert(0, memoryview(self._rest))
+            self._rest = b""
+        index = 0
+        while index < len(parts):
             if self._region is None:
-                self._region = self._new_region(len(data), turn)
+                self._region = self._new_region(sum(map(len, parts[index:])), turn)
             if self._region is None:
                 # No memory: this is the rest of one read, and no other read follows.
-                self._enqueue(memoryview(bytes(data)), None)
+                self._enqueue(memoryview(b"".join(parts[index:])), None)
                 return
-            data = data[self._region.add(data) :]
+            index = self._region.add(parts, index)
             if self._region.end == self._region.limit:
                 self._close_region()
 
     def _new_region(self, least: int, turn: ReadTurn) -> _Region | None:
         assert self._sink is not None
-        wanted = self._window
+        wanted = min(self._window, turn.share)
         if self._length is not None:
             wanted = min(wanted, self._length - self.came + least)
         return turn.region(self._sink.offset + self._queued, max(wanted, least))
@@ -250,10 +298,27 @@ class StreamBody(PacedBody):
         if region is not None:
             self._enqueue(region.close(), region.piece)
 
+    def _keep_rest(self, sink: Sink) -> None:
+        """Take the begun page from the end of a large part, unless it is the last part."""
+        region = self._region
+        if region is None or self._is_over or sink.plain is not None:
+            return
+        size = region.end - region.start
+        if size >= LEAST_ROUNDED:
+            rest = (sink.offset + self._queued + size) % PAGE_SIZE
+            self._rest = region.take_back(rest)
+
+    def _add_rest(self) -> None:
+        """Let the begun page wait no more."""
+        if self._rest:
+            self._enqueue(memoryview(self._rest), None)
+            self._rest = b""
+
     def hand_on(self) -> None:
         """Give what came to the sink, as far as it has room; wake the task if needed."""
         if self._sink is None:
             return
+        self._keep_rest(self._sink)
         self._close_region()
         self._pump(self._sink)
         if self._queue or self._is_over:
@@ -262,12 +327,18 @@ class StreamBody(PacedBody):
     def end(self) -> None:
         """Note the end of the content."""
         self.ended = True
+        self._leave_turns()
+        if self._region is None:  # otherwise the rest was added to it
+            self._add_rest()
         self._wake.fire()
 
     def cut(self, *, timed_out: bool = False) -> None:
         """Note that no more will come, although the content has not ended."""
         if not self.ended and self._cut is None:
             self._cut = ContentCut(timed_out=timed_out)
+            self._leave_turns()
+            self._close_region()
+            self._add_rest()
             self._wake.fire()
 
     def suspend(self) -> None:
@@ -299,8 +370,11 @@ class StreamBody(PacedBody):
     def _begin(self, sink: Sink) -> None:
         super()._begin(sink)
         self._granted_at = self._since
+        self._turns.receiving += 1
 
     def _end(self) -> None:
+        self._turns.receiving -= 1
+        self._leave_turns()
         super()._end()
         self._close_region()
         self._drop()
@@ -366,6 +440,7 @@ class StreamBody(PacedBody):
                 piece.release()
             self._queued -= len(part)
             self._give_back_early(len(part))
+            self._end_turn(len(part))
         self._credit()
 
     def _give_back_early(self, size: int) -> None:
@@ -380,6 +455,7 @@ class StreamBody(PacedBody):
                 piece.release()
         self._queue.clear()
         self._queued = 0
+        self._rest = b""
         self._give_back_early(self._kept_early)
 
     @property
@@ -392,6 +468,7 @@ class StreamBody(PacedBody):
             with trio.move_on_after(LAST_TIME):
                 while True:
                     self._close_region()
+                    self._add_rest()
                     while self._queue:
                         self._append_first(sink, len(self._queue[0][0]))
                     if self._is_over:
@@ -425,28 +502,70 @@ class StreamBody(PacedBody):
     # ------------------------------------------------------------ credit and deadlines
 
     def _credit(self) -> None:
-        """Give the peer credit for what was taken, if that is much of the window."""
-        if self.ended:
+        """Have the peer get credit for what was taken, if that is much of the window."""
+        if self.ended or self._turns.is_waiting(self) or not self._grantable:
             return
-        credit = self._engine.credit(self._stream)
-        if credit > self._window // 2:
+        if self._sink is None:  # the rest is dropped: it needs no memory
+            self._grant()
             return
-        now = trio.current_time()
-        if now - self._granted_at < FILL_TIME and self._sink is not None:
-            self._window = min(2 * self._window, self._largest_window)
-        self._granted_at = now
-        size = self._window - credit - self._queued
-        if self._length is not None:
-            size = min(size, self._length - self.came - credit)
-        if size > 0:
-            self._engine.grant(self._stream, size)
+        if trio.current_time() - self._granted_at < TURN_TIME:
+            self._is_slow = False
+        if self._is_slow:
+            self._window = INITIAL_WINDOW
+            self._grant()
+        elif not self._turns.ask(self):
+            self.suspend()
 
     @property
-    def _largest_window(self) -> int:
-        """The stream's share of half the receive memory, and at most a piece."""
-        memory = self._memory
-        share = memory.size // (2 * max(1, memory.uploads))
-        return max(INITIAL_WINDOW, min(memory.piece_size, share))
+    def _grantable(self) -> int:
+        """Bytes of credit that the peer may get now, if it has used up half of its window."""
+        credit = self._engine.credit(self._stream)
+        if credit > self._window // 2:
+            return 0
+        size = self._window - credit - self._queued - len(self._rest)
+        if self._length is not None:
+            size = min(size, self._length - self.came - credit)
+        return max(0, size)
+
+    def _grant(self) -> int:
+        size = self._grantable
+        if size:
+            self._granted_at = trio.current_time()
+            self._engine.grant(self._stream, size)
+        return size
+
+    def take_turn(self, window: int, *, waited: bool) -> int:
+        if waited:
+            self.resume()
+        self._window = window
+        size = self._grant()
+        self._turn_left += size
+        return size
+
+    def _end_turn(self, size: int) -> None:
+        """Note that *size* bytes of this stream's turn are over: another may get credit."""
+        size = min(size, self._turn_left)
+        if size:
+            self._turn_left -= size
+            self._turns.give_back(size)
+
+    def _leave_turns(self) -> None:
+        if self._turns.leave(self):
+            self.resume()
+        self._end_turn(self._turn_left)
+
+    def look(self, now: float) -> None:
+        if self._rest and self._sink is not None and now - self._since >= REST_TIME:
+            self._add_rest()
+            self._pump(self._sink)
+            if self._queue:
+                self._wake.fire()
+            self._flush()
+        super().look(now)
+        if self._turn_left and now - self._granted_at >= TURN_TIME:
+            self._is_slow = True
+            self._end_turn(self._turn_left)
+            self._flush()
 
     def _interrupt(self) -> None:
         self.cut(timed_out=True)

@@ -39,6 +39,7 @@ from trioresume.protocol.http2_head import (
 )
 from trioresume.server.http.front import address_of
 from trioresume.server.http.http2.body import ReadTurn, StreamBody
+from trioresume.server.http.http2.credit import CreditTurns
 from trioresume.server.http.http2.engine import (
     INITIAL_WINDOW,
     LAST_STREAM,
@@ -97,6 +98,7 @@ class Http2Connection:
         )
         self._outbox = Outbox(transport, self._engine, config.send_timeout)
         self._turn = ReadTurn(front.memory)
+        self._credit = CreditTurns(front.memory)
         self._streams: dict[int, _Stream] = {}
         self._first: _Stream | None = None
         """The request that counts as the connection itself."""
@@ -315,22 +317,28 @@ class Http2Connection:
         """
         memory = self._front.memory
         left = memory.piece_size
+        # A request may come, or content before its request is routed: only little is read
+        # then, and the requests get their turns.
+        early = not self._streams or self._has_early_stream
+        view = memory.large_scratch
+        if early:
+            view = view[:HEAD_READ]
+        elif memory.early.is_spent:
+            view = memory.scratch
         try:
             while left > 0 and self._outbox.has_room:
                 if self._streams and not self._turn.begin():
                     break
-                # A request may come, or content before its request is routed: only little is
-                # read then, and the requests get their turns.
-                early = not self._streams or self._has_early_stream
-                view = memory.scratch[:HEAD_READ] if early else memory.scratch
                 count = self._transport.receive_nowait(view)
                 if count is None:
                     break
                 if count == 0:
                     return False
+                newest = self._engine.last_stream
                 self._dispatch(view[:count])
                 left -= count
-                if early or count < len(view):
+                opened = self._engine.last_stream != newest
+                if early or opened or count < len(view):
                     break
         finally:
             self._turn.end()
@@ -338,15 +346,17 @@ class Http2Connection:
         return True
 
     def _dispatch(self, data: memoryview) -> None:
-        for event in self._engine.receive(data, trio.current_time()):
+        now = trio.current_time()
+        self._credit.note(len(data), now)
+        for event in self._engine.receive(data, now):
             self._handle(event)
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Content(number, data):
+            case Content(number, parts):
                 stream = self._streams.get(number)
                 if stream is not None:
-                    stream.body.add(data, self._turn)
+                    stream.body.add(parts, self._turn)
             case Request():
                 self._open(event)
             case Trailers(number, pairs):
@@ -412,7 +422,14 @@ class Http2Connection:
         except PeerError as exc:
             refusal, head = exc, _NO_HEAD
         length = 0 if request.ends else head.length
-        body = StreamBody(number, length, self._engine, self._front, self._outbox.flush)
+        body = StreamBody(
+            number,
+            length,
+            self._engine,
+            self._credit,
+            self._front,
+            self._outbox.flush,
+        )
         exchange = StreamExchange(
             number, head, body, self._engine, self._outbox, self._front
         )

@@ -8,7 +8,8 @@ stands between h2 and the bytes for five reasons.
 itself. The payload of a DATA frame becomes :class:`Content` events, which are views of the
 caller's buffer. Of an ordinary DATA frame h2's window managers learn the length, and nothing
 else is done. Unusual DATA frames (padded, the last of a stream, for a stream that is closed)
-take h2's whole way, and so do all other frames. (docs/benchmarks.md has the figures.)
+take h2's whole way, and so do all other frames. Reading many ordinary frames at once calls
+nothing for a single frame but what cuts out its payload. (docs/benchmarks.md has the figures.)
 
 **A malformed request hurts one stream.** h2 ends the connection for it. So h2 does not see the
 fields: its decoder returns none, and keeps them for :mod:`trioresume.protocol.http2_head`. The
@@ -31,6 +32,7 @@ h2's methods and attributes that begin with an underscore are used in one class,
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
@@ -42,6 +44,7 @@ import hpack
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
 from h2.stream import StreamState
+from h2.windows import WindowManager
 from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame
 
 from trioresume.protocol.allowance import Allowance
@@ -66,6 +69,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes that a client sends (RFC 9113, section 3.4)."""
 
 FRAME_HEAD = 9
+_read_head = struct.Struct(">IBI").unpack_from
+"""Reads a frame's head: length and type in one number, flags, stream."""
 MOST_FRAME = 16 * 1024
 """The largest payload of a frame: the default, which every client keeps to."""
 INITIAL_WINDOW = 65_535
@@ -80,6 +85,8 @@ SECTION_FACTOR = 4
 Up to that size HPACK decodes it, so that the request gets a 431."""
 MOST_DIGITS = 20
 """A longer Content-Length is refused elsewhere."""
+ENDLESS = 2**62
+"""Bytes that may come if no Content-Length is stated: more than can come."""
 LAST_STREAM = 2**31 - 1
 """The stream that the first GOAWAY names: no request is refused yet."""
 MOST_REMEMBERED = 256
@@ -116,10 +123,10 @@ class Request(NamedTuple):
 
 
 class Content(NamedTuple):
-    """Content came. *data* is part of what was given to ``receive``, or a copy."""
+    """Content came, in order. Its *parts* are parts of what ``receive`` was given, or copies."""
 
     stream: int
-    data: memoryview
+    parts: list[memoryview]
 
 
 class Trailers(NamedTuple):
@@ -175,6 +182,27 @@ class ConnectionFault(Exception):
         self.code = code
 
 
+class _Inbound:
+    """A stream whose content has not ended, and *left*: the bytes that may still come."""
+
+    __slots__ = ("_window", "left", "promised")
+
+    def __init__(self, window: WindowManager, promised: int | None) -> None:
+        self._window = window
+        self.promised = promised is not None
+        """Whether the request's Content-Length says how many bytes come."""
+        self.left = ENDLESS if promised is None else promised
+
+    @property
+    def credit(self) -> int:
+        return self._window.current_window_size
+
+    def note(self, credit: int, left: int) -> None:
+        """Set how many bytes may come now, and how many at all."""
+        self._window.current_window_size = credit
+        self.left = left
+
+
 class _KeepingDecoder(hpack.Decoder):
     """Decodes a field section, keeps it for us, and shows h2 an empty one."""
 
@@ -200,9 +228,18 @@ class _Books(h2.connection.H2Connection):
         stream = self.streams.get(stream_id)
         if stream is None or stream.state_machine.state not in _RECEIVING:
             return False
-        self._inbound_flow_control_window_manager.window_consumed(length)
+        self.window.window_consumed(length)
         stream._inbound_window_manager.window_consumed(length)
         return True
+
+    def window_of(self, stream_id: int) -> WindowManager:
+        """Return the window for content on an open stream."""
+        return self.streams[stream_id]._inbound_window_manager
+
+    @property
+    def window(self) -> WindowManager:
+        """The window for content on the whole connection."""
+        return self._inbound_flow_control_window_manager
 
     def take_frame(self, frame: DataFrame) -> list[h2.events.Event]:
         """Note any DATA frame, as ``receive_data`` does."""
@@ -270,8 +307,8 @@ class Engine:
         """Bytes of the field section that is being read."""
         self._leaving: bytearray | None = None
         """The payload of a GOAWAY that is being read."""
-        # Bytes that may still come, for each stream whose Content-Length said it.
-        self._promised: dict[int, int] = {}
+        self._inbound: dict[int, _Inbound] = {}
+        """The streams on which content may come."""
         self._window = window
         self._fault: ConnectionFault | None = None
         self._books.initiate_connection()
@@ -309,6 +346,10 @@ class Engine:
                 self._unread -= len(part)
                 self._take_payload(part, events)
                 continue
+            if not self._head:
+                at = self._take_ordinary(data, at, events)
+                if at == end:
+                    break
             wanted = FRAME_HEAD - len(self._head)
             part = data[at : at + wanted]
             at += len(part)
@@ -322,6 +363,54 @@ class Engine:
         if self._books.inbound_flow_control_window < self._window // 2:
             self._credit_connection()
         return events
+
+    def _take_ordinary(self, data: memoryview, at: int, events: list[Event]) -> int:
+        """Take the ordinary DATA frames from *at* on; return the place of what follows.
+
+        A frame that is not ordinary, or breaks a rule, is left to the long way.
+        """
+        if self._books.in_section:
+            return at
+        end = len(data)
+        window = self._books.window
+        room = window.current_window_size
+        known: dict[int, list[memoryview]] = {}
+        inbound: _Inbound | None = None
+        of = credit = left = 0  # of the stream of the last frame
+        parts: list[memoryview] = []
+        while end - at >= FRAME_HEAD:
+            start, flags, stream = _read_head(data, at)
+            # The type of DATA is 0. Its flags are END_STREAM and PADDED.
+            length = start >> 8
+            if start & 0xFF or flags or not 0 < length <= MOST_FRAME or length > room:
+                break
+            if stream != of:
+                if inbound is not None:
+                    inbound.note(credit, left)
+                inbound = self._inbound.get(stream)
+                if inbound is None:
+                    break
+                of, credit, left = stream, inbound.credit, inbound.left
+                if stream not in known:
+                    known[stream] = []
+                    events.append(Content(stream, known[stream]))
+                parts = known[stream]
+            if length > credit or length > left:
+                break
+            credit -= length
+            left -= length
+            room -= length
+            at += FRAME_HEAD
+            parts.append(data[at : at + length])
+            at += length
+            if at > end:
+                self._content_of, self._ends = stream, False
+                self._unread, at = at - end, end
+        if inbound is not None:
+            inbound.note(credit, left)
+        self._allowance.earn(window.current_window_size - room)
+        window.current_window_size = room
+        return at
 
     def _begin_frame(self, head: memoryview, events: list[Event]) -> None:
         length = head[0] << 16 | head[1] << 8 | head[2]
@@ -350,7 +439,7 @@ class Engine:
     def _take_payload(self, part: memoryview, events: list[Event]) -> None:
         if self._content_of:
             if self._content_of > 0:
-                events.append(Content(self._content_of, part))
+                events.append(Content(self._content_of, [part]))
             if not self._unread:
                 self._end_content(events)
         elif self._leaving is not None:
@@ -383,24 +472,27 @@ class Engine:
 
     def _begin_content(self, stream: int, length: int, events: list[Event]) -> int:
         """Have the books take a DATA frame. Returns its stream, or -1 to drop its payload."""
-        promised = self._promised.get(stream)
-        if promised is not None:
-            promised -= length
-            if promised < 0 or (self._ends and promised):
-                # RFC 9113, section 8.1.1: malformed.
-                self._take_frame(stream, length, events)
-                self.reset(stream, ErrorCodes.PROTOCOL_ERROR, at_fault=True)
-                events.append(Reset(stream))
-                return -1
-            self._promised[stream] = promised
+        inbound = self._inbound.get(stream)
+        if inbound is not None and not self._keeps_promise(inbound, length, self._ends):
+            # RFC 9113, section 8.1.1: malformed.
+            self._take_frame(stream, length, events)
+            self.reset(stream, ErrorCodes.PROTOCOL_ERROR, at_fault=True)
+            events.append(Reset(stream))
+            return -1
         try:
             if not self._ends and self._books.take_length(stream, length):
                 return stream
         except h2.exceptions.ProtocolError as exc:
             raise self._end(exc.error_code, str(exc)) from exc
-        receiving = stream in self._promised or self._is_receiving(stream)
         self._take_frame(stream, length, events)
-        return stream if receiving else -1
+        return stream if inbound is not None else -1
+
+    def _keeps_promise(self, inbound: _Inbound, length: int, ends: bool) -> bool:
+        """Note *length* more bytes. Returns False if Content-Length says something else."""
+        inbound.left -= length
+        if ends and inbound.promised:
+            return inbound.left == 0
+        return inbound.left >= 0
 
     def _is_receiving(self, stream: int) -> bool:
         known = self._books.streams.get(stream)
@@ -418,7 +510,7 @@ class Engine:
         """Note the end of a DATA frame's payload."""
         stream, self._content_of = self._content_of, 0
         if self._ends and stream > 0:
-            self._promised.pop(stream, None)
+            self._inbound.pop(stream, None)
             events.append(ContentEnded(stream))
 
     def _feed(self, data: memoryview, events: list[Event]) -> None:
@@ -437,11 +529,12 @@ class Engine:
                 section, self._decoder.section = self._decoder.section, ()
                 ends = event.stream_ended is not None
                 if not ends:
-                    self._note_promise(stream, section)
+                    self._expect_content(stream, section)
                 events.append(Request(stream, section, ends))
             case h2.events.TrailersReceived(stream_id=stream):
                 section, self._decoder.section = self._decoder.section, ()
-                if self._promised.pop(stream, 0):
+                inbound = self._inbound.pop(stream, None)
+                if inbound and inbound.promised and inbound.left:
                     self.reset(stream, ErrorCodes.PROTOCOL_ERROR, at_fault=True)
                     events.append(Reset(stream))
                     return
@@ -449,21 +542,20 @@ class Engine:
                 events.append(ContentEnded(stream))
             case h2.events.DataReceived(stream_id=stream, data=data):
                 # A padded frame. h2 has it whole.
-                promised = self._promised.get(stream)
-                if promised is not None:
-                    self._promised[stream] = promised = promised - len(data)
-                    if promised < 0 or (event.stream_ended is not None and promised):
-                        self.reset(stream, ErrorCodes.PROTOCOL_ERROR, at_fault=True)
-                        events.append(Reset(stream))
-                        return
-                events.append(Content(stream, memoryview(data)))
-                if event.stream_ended is not None:
-                    self._promised.pop(stream, None)
+                inbound = self._inbound.get(stream)
+                ends = event.stream_ended is not None
+                if inbound and not self._keeps_promise(inbound, len(data), ends):
+                    self.reset(stream, ErrorCodes.PROTOCOL_ERROR, at_fault=True)
+                    events.append(Reset(stream))
+                    return
+                events.append(Content(stream, [memoryview(data)]))
+                if ends:
+                    self._inbound.pop(stream, None)
                     events.append(ContentEnded(stream))
                 elif event.flow_controlled_length > len(data):
                     self.grant(stream, event.flow_controlled_length - len(data))
             case h2.events.StreamReset(stream_id=stream):
-                self._promised.pop(stream, None)
+                self._inbound.pop(stream, None)
                 events.append(Reset(stream))
             case h2.events.WindowUpdated():
                 events.append(WindowOpened(event.stream_id or 0))
@@ -475,16 +567,18 @@ class Engine:
             case h2.events.PingAckReceived():
                 events.append(AckedPing())
 
-    def _note_promise(
+    def _expect_content(
         self, stream: int, section: Sequence[tuple[bytes, bytes]]
     ) -> None:
         """Note the length of the content, for it may come in the same read as its head.
 
         Whoever takes the request judges the field itself.
         """
+        promised: int | None = None
         for name, value in section:
             if name == b"content-length" and value.isdigit():
-                self._promised[stream] = int(value[:MOST_DIGITS])
+                promised = int(value[:MOST_DIGITS])
+        self._inbound[stream] = _Inbound(self._books.window_of(stream), promised)
 
     # ------------------------------------------------------------ what is sent
 
@@ -552,7 +646,7 @@ class Engine:
 
     def reset(self, stream: int, code: ErrorCodes, *, at_fault: bool = False) -> None:
         """Close *stream* now, unless it is closed. *at_fault* charges the peer for it."""
-        self._promised.pop(stream, None)
+        self._inbound.pop(stream, None)
         known = self._books.streams.get(stream)
         if self._fault is None and known is not None and not known.closed:
             self._books.reset_stream(stream, code)
@@ -561,7 +655,7 @@ class Engine:
 
     def forget(self, stream: int) -> None:
         """Free what is held of *stream*, which has ended."""
-        self._promised.pop(stream, None)
+        self._inbound.pop(stream, None)
         self._books.forget_closed()
 
     @property
