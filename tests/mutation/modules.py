@@ -57,6 +57,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "http/http1/connection",
         "http/http2/body",
         "http/http2/connection",
+        "http/http2/credit",
         "http/http2/engine",
         "http/http2/exchange",
         "http/http2/outbox",
@@ -206,6 +207,7 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/event_loop/test_stall_watch.py",
     ),
     "server/http/http2/body": (_HTTP2_CONNECTION,),
+    "server/http/http2/credit": ("tests/server/http/http2/test_credit.py",),
     "server/http/http2/exchange": (_HTTP2_CONNECTION,),
     "server/http/http2/outbox": (_HTTP2_CONNECTION,),
     "server/uploads/target_call": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -93,6 +94,100 @@ async def test_stalled_stream_stalls_no_other(
             assert (await peer.answer(stream)).status == 200
         await peer.content(stalled, b"x" * 50_000, ends=True)
         assert (await peer.answer(stalled)).status == 200
+
+
+@pytest.mark.parametrize("largest", [1, 70_000, 150_000])
+async def test_many_streams_with_turns_arrive_whole(
+    autojump_clock: trio.testing.MockClock, largest: int
+) -> None:
+    """Streams that wait for credit in turns lose nothing and mix nothing up."""
+    handler = Recorder()
+    config = Config(h2c=True, receive_memory=256 * 1024)
+    async with memory_service(handler, config) as service, peer_of(service) as peer:
+        dice = random.Random(largest)
+        sent = {
+            await peer.begin(): dice.randbytes(dice.randint(1, largest))
+            for _ in range(12)
+        }
+        left = dict(sent)
+        while left:
+            moved = False
+            for stream, data in list(left.items()):
+                room = peer.h2.local_flow_control_window(stream)
+                size = min(room, len(data), dice.randint(1, 16384))
+                moved = moved or size > 0
+                rest = data[size:]
+                left[stream] = rest
+                if size:
+                    peer.h2.send_data(stream, data[:size], end_stream=not rest)
+                if not rest:
+                    del left[stream]
+            await peer.flush()
+            if not moved:
+                assert await peer.read()
+        for stream, data in sent.items():
+            assert (await peer.answer(stream)).body == b"got %d bytes" % len(data)
+    assert sorted(handler.bodies) == sorted(sent.values())
+
+
+async def test_stalled_streams_lose_their_turns(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Streams that got credit and do not use it let the others go on, within seconds."""
+    config = Config(h2c=True, receive_memory=64 * 1024)
+    async with (
+        memory_service(Recorder(), config) as service,
+        peer_of(service) as peer,
+    ):
+        for _ in range(5):
+            stalled = await peer.begin(length=10_000_000)
+            await peer.content(stalled, b"x" * 65_535)  # all of its credit
+        await peer.ping()
+        begun = trio.current_time()
+        stream = await peer.begin(length=200_000)
+        await peer.content(stream, b"y" * 200_000, ends=True)
+        assert (await peer.answer(stream)).status == 200
+        assert trio.current_time() - begun < 10
+
+
+async def test_rest_of_a_page_does_not_wait_for_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """All that came counts soon, although large parts end on a page."""
+    async with (
+        memory_service(Recorder(), Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        stream = await peer.begin(fields=PREFER, length=10_000_000)
+        place = (await peer.interim(stream))["request-content-location"]
+        await trio.testing.wait_all_tasks_blocked()  # it receives
+        for size in (16_384, 16_384, 16_384, 16_383):
+            peer.h2.send_data(stream, bytes(size))
+        await peer.flush()
+        await peer.ping()
+        (operation,) = service.operations._loaded.values()
+        await trio.sleep(1)
+        assert operation.incoming.offset == 65_535
+        asked = await peer.begin("HEAD", place, ends=True)
+        assert (await peer.answer(asked)).fields["upload-offset"] == "65535"
+
+
+async def test_cut_stream_keeps_the_rest_of_a_page(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A reset and a newcomer leave what came, to the last byte."""
+    async with (
+        memory_service(Recorder(), Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        for resets in (True, False):
+            stream = await peer.begin(fields=PREFER, length=10_000_000)
+            place = (await peer.interim(stream))["request-content-location"]
+            await peer.content(stream, b"x" * 65_535)
+            if resets:
+                peer.h2.reset_stream(stream, ErrorCodes.CANCEL)
+            asked = await peer.begin("HEAD", place, ends=True)
+            assert (await peer.answer(asked)).fields["upload-offset"] == "65535"
 
 
 async def test_response_that_is_not_read_stalls_no_other(

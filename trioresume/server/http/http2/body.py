@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadTurn", "StreamBody"]
 
-LEAST_ROUNDED = 64 * 1024
+LEAST_ROUNDED = 32 * 1024
 """A part of at least this many bytes ends on a page."""
 REST_TIME = 0.1
 """Seconds of silence after which the rest of a page waits no more."""
