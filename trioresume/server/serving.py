@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -156,25 +156,54 @@ async def serve_tuned(
         protocols = PROTOCOLS if config.http2 else PROTOCOLS[1:]
         contexts = await trio.to_thread.run_sync(ServerContexts, config.ssl, protocols)
     # Before anything else starts: an address in use is an error at once.
-    async with open_listeners(config) as listeners:
-        control = store is None
-        if store is None:
-            store = await trio.to_thread.run_sync(_open_store, config)
-        try:
-            async with running_storage(store, config) as storage:
-                service = partial(
-                    running_service,
+    async with (
+        open_listeners(config) as listeners,
+        running_engine(
+            target, config, store=store, page=page, contexts=contexts, tuning=tuning
+        ) as doorman,
+    ):
+        urls = [listener.url for listener in listeners]
+        server = Server(urls, doorman.stopping, doorman.contexts)
+        await doorman.run(listeners, partial(task_status.started, server))
+
+
+@asynccontextmanager
+async def running_engine(
+    target: AnyTarget,
+    config: Config,
+    *,
+    store: Store | None = None,
+    page: UploadPage | None = None,
+    contexts: ServerContexts | None = None,
+    tuning: Tuning = UNTUNED,
+) -> AsyncIterator[Doorman]:
+    """Run everything but the listeners while the block runs, with a store that is closed.
+
+    Raises as :func:`serve`.
+    """
+    control = store is None
+    if store is None:
+        store = await trio.to_thread.run_sync(_open_store, config)
+    try:
+        async with running_storage(store, config) as storage:
+            last_seen = await storage.run(_last_seen, store)
+            clock = ServiceClock(time.time, time.monotonic, last_seen)
+            try:
+                async with running_service(
                     target,
                     config,
                     storage,
+                    clock,
                     control=control,
                     page=page,
                     contexts=contexts,
                     tuning=tuning,
-                )
-                await _serve(service, storage, listeners, task_status)
-        finally:
-            store.close()
+                ) as doorman:
+                    yield doorman
+            finally:
+                storage.submit(clock_reading(clock))
+    finally:
+        store.close()
 
 
 def _open_store(config: Config) -> Store:
@@ -203,23 +232,6 @@ async def running_storage(
                 yield storage
         finally:
             storage.stop()
-
-
-async def _serve(
-    service: Callable[[ServiceClock], AbstractAsyncContextManager[Doorman]],
-    storage: Storage,
-    listeners: Sequence[Listener],
-    task_status: trio.TaskStatus[Server],
-) -> None:
-    last_seen = await storage.run(_last_seen, storage.store)
-    clock = ServiceClock(time.time, time.monotonic, last_seen)
-    try:
-        async with service(clock) as doorman:
-            urls = [listener.url for listener in listeners]
-            server = Server(urls, doorman.stopping, doorman.contexts)
-            await doorman.run(listeners, partial(task_status.started, server))
-    finally:
-        storage.submit(clock_reading(clock))
 
 
 def _last_seen(store: Store) -> float | None:

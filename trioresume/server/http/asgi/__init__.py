@@ -1,0 +1,1 @@
+"""ASGI as a carrier of exchanges: the requests come from somebody else's server."""
