@@ -320,9 +320,30 @@ def _clients(trials: str) -> str:
     return "\n".join(lines)
 
 
+def asgi_servers() -> str:
+    """Which ASGI servers carry which dialect over which version of HTTP, as tests have seen."""
+    from tests.asgi import registry
+
+    rows: list[list[str]] = []
+    notes: list[str] = []
+    for server in registry.SERVERS:
+        for version in server.versions:
+            row = [server.name, version]
+            for trial in registry.TRIALS:
+                limit = registry.LIMITS.get((server.name, version, trial))
+                if limit is not None and limit not in notes:
+                    notes.append(limit)
+                row.append("yes" if limit is None else f"no ({notes.index(limit) + 1})")
+            rows.append(row)
+    lines = [table(("server", "HTTP", *registry.TRIALS.values()), rows), ""]
+    lines += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    return "\n".join(lines)
+
+
 GENERATORS: dict[str, Callable[..., str]] = {
     generator.__name__: generator
     for generator in (
+        asgi_servers,
         catalog_schema,
         command,
         crash_matrix,

@@ -36,6 +36,7 @@ from types import ModuleType
 import pytest
 
 import trioresume
+import trioresume.asgi
 import trioresume.bench
 import trioresume.bench.report
 import trioresume.testing
@@ -377,7 +378,13 @@ def test_threats_name_settings_with_their_defaults_and_tests() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [trioresume, trioresume.bench, trioresume.bench.report, trioresume.testing],
+    [
+        trioresume,
+        trioresume.asgi,
+        trioresume.bench,
+        trioresume.bench.report,
+        trioresume.testing,
+    ],
 )
 def test_public_names_are_documented(module: ModuleType) -> None:
     """Whatever ``__all__`` names exists, and the API reference has it."""

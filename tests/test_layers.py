@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # how text is read, and shown on a terminal.
     "cli": {"errors", "text", "trioresume", "bench"},
 }
+MAY_IMPORT["asgi"] = MAY_IMPORT["targets"] | {"targets"}
 MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}
 # The package itself: what it exports comes from any layer that is not the command's.
 MAY_IMPORT["trioresume"] = MAY_IMPORT["targets"] | {"targets"}

@@ -104,9 +104,9 @@ class App:
         async with running_engine(
             self._target, self._config, store=self._store, page=self._page
         ) as doorman:
-            engine = TrioEngine(doorman)
+            engine = TrioEngine(doorman, self._config.grace_timeout)
             yield engine
-            await engine.finish(self._config.grace_timeout)
+            await engine.finish()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Run the engine as long as the lifespan."""

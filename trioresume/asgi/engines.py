@@ -16,7 +16,7 @@ from trioresume.server.http.asgi.exchange import answer_request
 if TYPE_CHECKING:
     from trioresume.asgi.channels import Receive, Send
     from trioresume.server.http.asgi.body import Channel
-    from trioresume.server.serving import Doorman
+    from trioresume.server.doorman import Doorman
 
 __all__ = ["Engine", "TrioEngine", "in_thread"]
 
@@ -34,8 +34,9 @@ class Engine(Protocol):
 class TrioEngine:
     """The engine in trio's loop."""
 
-    def __init__(self, doorman: Doorman) -> None:
+    def __init__(self, doorman: Doorman, grace: float) -> None:
         self._doorman = doorman
+        self._grace = grace
         self._requests: set[trio.CancelScope] = set()
         self._ended = trio.Event()
 
@@ -57,9 +58,9 @@ class TrioEngine:
                 self._requests.discard(request)
                 self._ended.set()
 
-    async def finish(self, seconds: float) -> None:
-        """Let the running requests end, for *seconds* at most."""
-        self._doorman.deadline = trio.current_time() + seconds
+    async def finish(self) -> None:
+        """Let the running requests end, within the grace period."""
+        self._doorman.deadline = trio.current_time() + self._grace
         for request in self._requests:
             request.deadline = self._doorman.deadline
         while self._requests:
@@ -125,6 +126,7 @@ class _TrioThread:
             async with trio.open_nursery() as self._nursery:
                 self._tell_asyncio(_settle, self._started, None)
                 await self._stop.wait()
+                await self._engine.finish()
 
     def _tell_asyncio(self, function: Callable[..., object], *args: object) -> None:
         try:

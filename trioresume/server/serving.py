@@ -38,7 +38,7 @@ from trioresume.server.api.handler import (
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
 from trioresume.server.doorman import Doorman
-from trioresume.server.http.listeners import Listener, open_listeners
+from trioresume.server.http.listeners import open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
 from trioresume.server.keeper.control_socket import CLIENT_TIMEOUT, serve_control
 from trioresume.server.keeper.retries import Retries

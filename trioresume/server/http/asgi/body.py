@@ -85,7 +85,8 @@ class AsgiBody(PacedBody):
         :class:`trio.BrokenResourceError` if the client is gone.
         """
         with trio.move_on_after(seconds):
-            self._pushed_back = await self._channel.receive()
+            while self._pushed_back in (None, (b"", True)):
+                self._pushed_back = await self._channel.receive()
         if self._pushed_back == (b"", False):
             self.ended = True
         return self.ended

@@ -23,8 +23,7 @@ from urllib.parse import quote
 import trio
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
-from trioresume.protocol.forwarded import origin_from
-from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.heads import Fields, RequestHead, origin_from
 from trioresume.protocol.http2_head import MalformedRequest, read_request_fields
 from trioresume.server.http.asgi.body import AsgiBody
 from trioresume.server.http.base_exchange import BaseExchange
