@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.certificates import write_server_files
-from tests.e2e.command import SOURCE, free_port
+from tests.e2e.command import free_port
+from tests.processes import SOURCE
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0

@@ -15,8 +15,8 @@ from trioresume.server.http.asgi.exchange import answer_request
 
 if TYPE_CHECKING:
     from trioresume.asgi.channels import Receive, Send
-    from trioresume.server.http.asgi.body import Channel
     from trioresume.server.doorman import Doorman
+    from trioresume.server.http.asgi.body import Channel
 
 __all__ = ["Engine", "TrioEngine", "in_thread"]
 
