@@ -25,6 +25,7 @@ from trioresume.client import (
     Progress,
     ProtocolName,
     RetryPolicy,
+    upload,
 )
 from trioresume.errors import (
     CallerError,
@@ -132,4 +133,5 @@ __all__ = [
     "new_token",
     "retry",
     "serve",
+    "upload",
 ]

@@ -6,11 +6,12 @@ Three wings, each built on those before it::
     content      what a request sends, and what its response brings
     http         connections, requests, and one round trip of both
 
-``client`` is what a program uses. ``runner`` performs the decisions of one request, and
+``client`` is what a program uses, ``blocking`` what a script uses. ``runner`` performs the decisions of one request, and
 ``journal`` remembers uploads across runs. The fields of each protocol are in
 :mod:`trioresume.protocol.dialects`.
 """
 
+from trioresume.client.blocking import upload
 from trioresume.client.client import Client
 from trioresume.client.content.sources import BodyInput
 from trioresume.client.decisions.protocol_choice import ProtocolName
@@ -35,4 +36,5 @@ __all__ = [
     "ProtocolName",
     "RetryPolicy",
     "Route",
+    "upload",
 ]
