@@ -301,7 +301,7 @@ def _clients(trials: str) -> str:
     for client in registry.CLIENTS:
         if not set(client.trials) & set(columns):
             continue
-        row = [client.name, client.version]
+        row = [client.name, client.version, client.carrier]
         for trial in columns:
             limit = registry.LIMITS.get((client.key, trial))
             if limit is not None and limit not in notes:
@@ -315,7 +315,7 @@ def _clients(trials: str) -> str:
                 else "yes"
             )
         rows.append(row)
-    lines = [table(("client", "version", *columns.values()), rows), ""]
+    lines = [table(("client", "version", "over", *columns.values()), rows), ""]
     lines += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ import io
 from contextlib import closing
 from urllib.parse import urlsplit
 
+from tests.certificates import client_context
 from tests.e2e.command import Service
 from tests.e2e.wire import parse_message
 
@@ -30,7 +31,13 @@ def request(
 ) -> tuple[http.client.HTTPResponse, bytes]:
     """One request on a connection of its own: the response, and its content."""
     parts = urlsplit(url)
-    with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
+    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
+    if parts.scheme == "https":
+        context = client_context()
+        connection = http.client.HTTPSConnection(
+            parts.netloc, timeout=20, context=context
+        )
+    with closing(connection):
         connection.request(method, parts.path, body, fields or {})
         response = connection.getresponse()
         return response, response.read()

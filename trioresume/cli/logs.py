@@ -59,6 +59,8 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]  # a second call replaces the first
     root.setLevel(level.upper())
+    # It logs every field of every message of HTTP/2, credentials included.
+    logging.getLogger("hpack").setLevel(max(root.level, logging.INFO))
 
 
 class _TellingHandler(logging.StreamHandler[TextIO]):

@@ -47,7 +47,7 @@ def command_of(client: Client) -> list[str]:
 def _python(client: Client) -> list[str]:
     if client.key == "wget":
         _need("wget")
-    elif client.key == "pycurl":
+    elif client.key.startswith("pycurl"):
         pytest.importorskip("pycurl", reason="pycurl has no wheel for this system")
     return [sys.executable, str(DRIVERS / "python_drivers.py"), client.key]
 

@@ -48,6 +48,7 @@ class Client:
 
     *key* names it in tests, *version* is what ``.ci/run`` tries: ``newest`` is the newest
     release there is when the tests are installed. *driver* is the program in ``drivers/``.
+    *carrier* is what it speaks; a driver is told by its key.
     """
 
     key: str
@@ -55,9 +56,18 @@ class Client:
     version: str
     driver: str
     trials: tuple[str, ...]
+    carrier: str = "HTTP/1.1"
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the service it is tried with speaks TLS."""
+        return self.carrier.endswith("TLS")
 
 
+_TLS = "HTTP/1.1, TLS"
+_HTTP2 = "HTTP/2, TLS"
 _ALL_HTTP = tuple(HTTP_TRIALS)
+_NODE = "Node.js 18 or newer"
 
 CLIENTS = (
     Client("pycurl", "libcurl, by pycurl", "newest", "python", _ALL_HTTP),
@@ -66,10 +76,16 @@ CLIENTS = (
     Client("requests", "Requests", "newest", "python", _ALL_HTTP),
     Client("httpx", "HTTPX", "newest", "python", _ALL_HTTP),
     Client("aiohttp", "aiohttp", "newest", "python", _ALL_HTTP),
-    Client("fetch", "Node.js fetch (undici)", "Node.js 18 or newer", "node", _ALL_HTTP),
-    Client("http", "Node.js http", "Node.js 18 or newer", "node", _ALL_HTTP),
+    Client("fetch", "Node.js fetch (undici)", _NODE, "node", _ALL_HTTP),
+    Client("http", "Node.js http", _NODE, "node", _ALL_HTTP),
     Client("jdk", "JDK java.net.http", "JDK 17 or newer", "jdk", _ALL_HTTP),
     Client("go", "Go net/http", "Go 1.21 or newer", "gohttp", _ALL_HTTP),
+    Client("pycurl-tls", "libcurl, by pycurl", "newest", "python", _ALL_HTTP, _TLS),
+    Client("fetch-tls", "Node.js fetch (undici)", _NODE, "node", _ALL_HTTP, _TLS),
+    Client("pycurl-h2", "libcurl, by pycurl", "newest", "python", _ALL_HTTP, _HTTP2),
+    Client("httpx-h2", "HTTPX", "newest", "python", _ALL_HTTP, _HTTP2),
+    Client("http2", "Node.js http2", _NODE, "node", _ALL_HTTP, _HTTP2),
+    Client("go-h2", "Go net/http", "Go 1.21 or newer", "gohttp", _ALL_HTTP, _HTTP2),
     Client(
         "go-tus",
         "go-tus",
@@ -102,10 +118,12 @@ CLIENTS = (
 )
 
 _TAKES_104 = "takes the `104` that it asked for to be the final response"
+_NO_EXPECT = "`fetch` refuses to send `Expect`"
 
 LIMITS = {
     ("urllib3", "interim"): _TAKES_104,
     ("requests", "interim"): _TAKES_104,
-    ("fetch", "expect"): "`fetch` refuses to send `Expect`",
+    ("fetch", "expect"): _NO_EXPECT,
+    ("fetch-tls", "expect"): _NO_EXPECT,
 }
 """What a client cannot do, by client and trial, with the reason that the page gives."""

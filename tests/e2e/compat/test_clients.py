@@ -11,11 +11,13 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.certificates import authority, write_server_files
 from tests.e2e.command import Service
 from tests.e2e.compat.programs import command_of
 from tests.e2e.compat.registry import CLIENTS, LIMITS, Client
@@ -27,27 +29,56 @@ RUN_SECONDS = 120
 CELLS = [(client, trial) for client in CLIENTS for trial in client.trials]
 
 
-@pytest.fixture(scope="module")
-def limited_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that refuses the content for its length."""
-    service = Service(
-        tmp_path_factory.mktemp("limited") / "data",
-        ("serve", "--max-upload-size", str(LIMIT)),
+@dataclass(frozen=True)
+class Pair:
+    """A service for most trials, and one that refuses the content for its length."""
+
+    service: Service
+    limited: Service
+
+
+def running_pair(folder: Path, *options: str) -> Iterator[Pair]:
+    limit = ("--max-upload-size", str(LIMIT))
+    pair = Pair(
+        Service(folder / "data", ("serve", *options)),
+        Service(folder / "limited", ("serve", *options, *limit)),
     )
-    service.start()
-    yield service
-    service.stop()
-    service.check_log()
+    for service in (pair.service, pair.limited):
+        service.start()
+    yield pair
+    for service in (pair.service, pair.limited):
+        service.stop()
+        service.check_log()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    yield from running_pair(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("secured")
+    certificate, key = write_server_files(folder)
+    options = ("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key))
+    yield from running_pair(folder, *options)
 
 
 class Runner:
     """Does all trials of a client in one process, once."""
 
-    def __init__(self, service: Service, limited: Service, folder: Path) -> None:
-        self.service = service
-        self._limited = limited
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        self.service = pair.service
+        self._limited = pair.limited
         self.path = folder / "content.bin"
         self.path.write_bytes(CONTENT)
+        authorities = folder / "ca.pem"
+        authority().cert_pem.write_to_path(str(authorities))
+        # By their names: Go and Python; Node; our own drivers of curl.
+        trusting = dict.fromkeys(
+            ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), str(authorities)
+        )
+        self._environment = {**os.environ, **trusting}
         self._said: dict[str, dict[str, dict[str, Any]]] = {}
 
     def said(self, client: Client, trial: str) -> dict[str, Any]:
@@ -65,6 +96,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            env=self._environment,
             timeout=RUN_SECONDS,
             check=False,
         )
@@ -75,12 +107,13 @@ class Runner:
 
 
 @pytest.fixture(scope="module")
-def runner(
-    shared_service: Service,
-    limited_service: Service,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Runner:
-    return Runner(shared_service, limited_service, tmp_path_factory.mktemp("content"))
+def plain_runner(plain: Pair, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(plain, tmp_path_factory.mktemp("content"))
+
+
+@pytest.fixture(scope="module")
+def secured_runner(secured: Pair, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(secured, tmp_path_factory.mktemp("content"))
 
 
 def check(runner: Runner, said: dict[str, Any]) -> None:
@@ -131,9 +164,13 @@ def check_file(runner: Runner, said: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("client", "trial"), CELLS, ids=[f"{client.key}-{trial}" for client, trial in CELLS]
 )
-def test_trial(runner: Runner, client: Client, trial: str) -> None:
+def test_trial(request: pytest.FixtureRequest, client: Client, trial: str) -> None:
     """D5 to D7, R5, R11, C2, C4, C8: each cell of the table in docs/compatibility.md."""
+    name = "secured_runner" if client.is_secure else "plain_runner"
+    runner: Runner = request.getfixturevalue(name)
     said = runner.said(client, trial)
+    if client.carrier.startswith("HTTP/2") and "error" not in said:
+        assert said["version"] in (2, "2", "HTTP/2", "HTTP/2.0")
     if (client.key, trial) in LIMITS:
         with pytest.raises((AssertionError, KeyError)):
             check(runner, said)

@@ -1,8 +1,9 @@
-// The trials of registry.py with Node's two HTTP clients: `node node.mjs fetch|http …`.
+// The trials of registry.py with Node's HTTP clients: `node node.mjs fetch|http|http2 …`.
 
 import { createHash } from "node:crypto";
 import { createReadStream, statSync } from "node:fs";
 import http from "node:http";
+import http2 from "node:http2";
 import { Readable } from "node:stream";
 
 const [client, root, limited, path, name, ...wanted] = process.argv.slice(2);
@@ -75,9 +76,43 @@ function httpSend(method, url, fields, body, { known = true, expect = false } = 
   });
 }
 
-const send = client === "fetch" ? fetchSend : httpSend;
+// Each origin has one connection, for all requests.
+const sessions = new Map();
+
+function http2Send(method, url, fields, body, { known = true, expect = false } = {}) {
+  return new Promise((resolve, reject) => {
+    const { origin, pathname } = new URL(url, root);
+    if (!sessions.has(origin)) sessions.set(origin, http2.connect(origin));
+    const headers = { ...fields, ":method": method, ":path": pathname };
+    if (body && known) headers["content-length"] = size - (body.start ?? 0);
+    if (expect) headers.expect = "100-continue";
+    const stream = sessions.get(origin).request(headers, { endStream: !body });
+    let got;
+    const parts = [];
+    stream.on("error", reject);
+    stream.on("response", (received) => {
+      got = received;
+    });
+    stream.on("data", (part) => parts.push(part));
+    stream.on("end", () => {
+      if (!got) return;
+      const { ":status": status, ...fields } = got;
+      resolve({ status, fields, content: Buffer.concat(parts), version: 2 });
+    });
+    const send = () => {
+      const source = Readable.from(blocks(body.start, body.cut));
+      source.on("error", (error) => stream.destroy(error));
+      source.pipe(stream);
+    };
+    if (!body) return;
+    if (expect) stream.on("continue", send);
+    else send();
+  });
+}
+
+const send = client.startsWith("fetch") ? fetchSend : client === "http" ? httpSend : http2Send;
 const say = (trial, answer, further = {}) => console.log(JSON.stringify({
-  trial, status: answer.status, fields: answer.fields, digest: digest(answer.content),
+  trial, version: answer.version, status: answer.status, fields: answer.fields, digest: digest(answer.content),
   text: answer.content.length <= 4096 ? answer.content.toString() : "", ...further,
 }));
 
@@ -118,3 +153,4 @@ for (const trial of wanted) {
     console.log(JSON.stringify({ trial, status: 0, error: `${error}${cause}` }));
   }
 }
+for (const session of sessions.values()) session.close();

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,14 @@ BLOCK = 65_536
 class Answer:
     """A response: its status, its fields in lower case, its content."""
 
-    def __init__(self, status: int, fields: Mapping[str, str], content: bytes) -> None:
+    def __init__(
+        self,
+        status: int,
+        fields: Mapping[str, str],
+        content: bytes,
+        version: str = "",
+    ) -> None:
+        self.version = version
         self.status = status
         self.fields = {name.lower(): value for name, value in fields.items()}
         self.content = content
@@ -70,6 +78,8 @@ class Client(Protocol):
 class Curl:
     """pycurl, which brings a libcurl of its own."""
 
+    http2 = False
+
     def send(self, asked: Asked) -> Answer:
         method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import pycurl
@@ -86,6 +96,9 @@ class Curl:
         curl.setopt(pycurl.URL, url)
         curl.setopt(pycurl.CUSTOMREQUEST, method)
         curl.setopt(pycurl.NOPROXY, "*")
+        versions = (pycurl.CURL_HTTP_VERSION_1_1, pycurl.CURL_HTTP_VERSION_2TLS)
+        curl.setopt(pycurl.HTTP_VERSION, versions[self.http2])
+        curl.setopt(pycurl.CAINFO, os.environ["SSL_CERT_FILE"])
         curl.setopt(pycurl.WRITEFUNCTION, content.extend)
         curl.setopt(pycurl.HEADERFUNCTION, note)
         lines = [f"{name}: {value}" for name, value in fields.items()]
@@ -125,7 +138,12 @@ class Curl:
         pairs = (
             line.decode("latin-1").split(":", 1) for line in heads[-1] if b":" in line
         )
-        return Answer(status, {n: v.strip() for n, v in pairs}, bytes(content))
+        version = heads[-1][0].split()[0].decode()
+        return Answer(status, {n: v.strip() for n, v in pairs}, bytes(content), version)
+
+
+class Curl2(Curl):
+    http2 = True
 
 
 class Wget:
@@ -220,6 +238,8 @@ class Requests:
 
 
 class Httpx:
+    http2 = False
+
     def send(self, asked: Asked) -> Answer:
         method, url, fields, body = asked.method, asked.url, asked.fields, asked.body
         import httpx
@@ -228,14 +248,26 @@ class Httpx:
             fields["Content-Length"] = str(body.size)
         if asked.expect:
             fields["Expect"] = "100-continue"
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
+        with httpx.Client(
+            trust_env=False, timeout=TIMEOUT, http2=self.http2, verify=context
+        ) as client:
             response = client.request(
                 method,
                 url,
                 headers=fields,
                 content=None if body is None else body.blocks(),
             )
-            return Answer(response.status_code, response.headers, response.content)
+            return Answer(
+                response.status_code,
+                response.headers,
+                response.content,
+                response.http_version,
+            )
+
+
+class Httpx2(Httpx):
+    http2 = True
 
 
 class Aiohttp:
@@ -271,10 +303,13 @@ class Aiohttp:
 
 CLIENTS: dict[str, type[Client]] = {
     "pycurl": Curl,
+    "pycurl-tls": Curl,
+    "pycurl-h2": Curl2,
     "wget": Wget,
     "urllib3": Urllib3,
     "requests": Requests,
     "httpx": Httpx,
+    "httpx-h2": Httpx2,
     "aiohttp": Aiohttp,
 }
 
@@ -282,6 +317,7 @@ CLIENTS: dict[str, type[Client]] = {
 def say(trial: str, answer: Answer, **further: object) -> None:
     line = {
         "trial": trial,
+        "version": answer.version,
         "status": answer.status,
         "fields": answer.fields,
         "digest": hashlib.sha256(answer.content).hexdigest(),

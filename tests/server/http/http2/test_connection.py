@@ -46,6 +46,26 @@ async def test_upload_is_answered(autojump_clock: trio.testing.MockClock) -> Non
     assert handler.bodies == [b"x" * 200_000]
 
 
+@pytest.mark.parametrize("length", [65_535, 65_536, 200_000, 1_000_000])
+async def test_all_content_leaves_credit_for_its_end(
+    length: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """nghttp2 (Node, curl) sends no empty DATA frame without credit, though it may."""
+    handler = Recorder()
+    async with (
+        memory_service(handler, Config(h2c=True)) as service,
+        peer_of(service) as peer,
+    ):
+        stream = await peer.begin(length=length)
+        await peer.content(stream, bytes(length))
+        with trio.fail_after(30):
+            while not peer.h2.local_flow_control_window(stream):
+                assert await peer.read()
+        await peer.content(stream, b"", ends=True)
+        assert (await peer.answer(stream)).status == 200
+    assert handler.bodies == [bytes(length)]
+
+
 async def test_streams_beyond_the_limit_are_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadTurn", "StreamBody"]
 
+ROOM_FOR_END = 1
+"""Bytes of credit beyond the content. An empty DATA frame that ends the stream needs no credit
+(RFC 9113, section 6.9), but clients on nghttp2 do not send it without."""
 LEAST_ROUNDED = 32 * 1024
 """A part of at least this many bytes ends on a page."""
 REST_TIME = 0.1
@@ -524,7 +527,7 @@ class StreamBody(PacedBody):
             return 0
         size = self._window - credit - self._queued - len(self._rest)
         if self._length is not None:
-            size = min(size, self._length - self.came - credit)
+            size = min(size, self._length - self.came - credit + ROOM_FOR_END)
         return max(0, size)
 
     def _grant(self) -> int:

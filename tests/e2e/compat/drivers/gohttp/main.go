@@ -44,6 +44,7 @@ func (b *breaking) Read(into []byte) (int, error) {
 }
 
 type answer struct {
+	version string
 	status  int
 	fields  http.Header
 	content []byte
@@ -67,7 +68,7 @@ func send(method, url string, fields map[string]string, body io.Reader, length i
 	if err != nil {
 		return nil, err
 	}
-	return &answer{response.StatusCode, response.Header, data}, nil
+	return &answer{response.Proto, response.StatusCode, response.Header, data}, nil
 }
 
 func whole() (io.Reader, int64) {
@@ -166,6 +167,7 @@ func main() {
 			}
 			sum := sha256.Sum256(got.content)
 			line["status"], line["fields"] = got.status, fields
+			line["version"] = got.version
 			line["digest"] = hex.EncodeToString(sum[:])
 			if len(got.content) <= 4096 {
 				line["text"] = string(got.content)
