@@ -123,6 +123,7 @@ _NO_EXPECT = "`fetch` refuses to send `Expect`"
 LIMITS = {
     ("urllib3", "interim"): _TAKES_104,
     ("requests", "interim"): _TAKES_104,
+    ("httpx-h2", "refused"): "waits for credit for content that was refused",
     ("fetch", "expect"): _NO_EXPECT,
     ("fetch-tls", "expect"): _NO_EXPECT,
 }

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 BLOCK = 65_536
+TIMEOUT = 5
+"""Seconds that HTTPX waits for a response, or for room in a window."""
 
 
 class Answer:
