@@ -180,6 +180,24 @@ def test_httpx_uploads_many_files_on_one_connection(secured: Service) -> None:
             assert client.get(path).content == content
 
 
+def test_debug_log_tells_no_secrets_of_http2(
+    tmp_path: Path, make_service: Callable[..., Service]
+) -> None:
+    """hpack logs every field of every message, if it is let."""
+    cert, key = write_server_files(tmp_path)
+    service = make_service(
+        *("--ssl-certfile", str(cert), "--ssl-keyfile", str(key)),
+        *("--log-level", "debug"),
+    )
+    service.start()
+    with httpx.Client(http2=True, verify=client_context(), trust_env=False) as client:
+        fields = {"Authorization": "Bearer open-sesame"}
+        answer = client.get(service.root + "/files/none", headers=fields)
+    assert (answer.status_code, answer.http_version) == (404, "HTTP/2")
+    service.wait_for_log("went away")
+    assert "open-sesame" not in service.log.read_text()
+
+
 @needs("curl")
 def test_http2_can_be_switched_off(
     tmp_path: Path, make_service: Callable[..., Service], cacert: str
