@@ -2,7 +2,9 @@
 
 The times are compared as rank statistics: how often an answer of one kind takes longer than
 one of the other kind. 0.5 means that the time tells nothing, 0 or 1 that it tells
-everything. Both kinds of requests alternate at random on one connection, so that whatever
+everything. They are compared twice: all with all, and each with the other kind's of the same
+round. The second comparison does not see how the machine's speed changes from round to round,
+so it finds a smaller difference. Both kinds of requests alternate at random on one connection, so that whatever
 else slows the machine slows both. An attacker repeats a request and takes the shortest time,
 because noise only adds to it. So does this test.
 """
@@ -79,6 +81,12 @@ def greater(some: Sequence[float], others: Sequence[float]) -> float:
     return (ranks - len(some) * (len(some) + 1) / 2) / (len(some) * len(others))
 
 
+def greater_in_pairs(some: Sequence[float], others: Sequence[float]) -> float:
+    """The share of the rounds in which the one of *some* is greater."""
+    pairs = list(zip(some, others, strict=True))
+    return sum((x > y) + (x == y) / 2 for x, y in pairs) / len(pairs)
+
+
 def path_for_none() -> str:
     """An address that was never given out, and is not asked for twice."""
     return f"/operations/{secrets.token_urlsafe(16)}/content"
@@ -106,6 +114,11 @@ def test_ranks_tell_what_is_greater() -> None:
     drawn = random.Random(1)
     same = [[drawn.random() for _ in range(ROUNDS)] for _ in range(2)]
     assert 0.4 < greater(*same) < 0.6
+    assert 0.4 < greater_in_pairs(*same) < 0.6
+    drifting = [[n + times[n] for n in range(ROUNDS)] for times in same]
+    later = [time + 0.5 for time in drifting[0]]
+    assert greater(later, drifting[1]) < 0.6  # all with all, it is not seen
+    assert greater_in_pairs(later, drifting[1]) > 0.8
 
 
 @pytest.mark.alone
@@ -130,3 +143,4 @@ def test_time_does_not_tell_an_upload_of_somebody_else_from_none(
         for times, least in zip(shortest, found, strict=True):
             times.append(least)
     assert 0.35 < greater(shortest[1], shortest[0]) < 0.65
+    assert 0.33 < greater_in_pairs(shortest[1], shortest[0]) < 0.67

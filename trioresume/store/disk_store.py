@@ -400,6 +400,11 @@ class DiskStore:
     def operation(self, id: OperationId) -> OperationRecord | None:
         return self._catalog.operation(id)
 
+    def operation_owned_by(
+        self, id: OperationId, principal: str | None
+    ) -> OperationRecord | None:
+        return self._catalog.operation_owned_by(id, principal)
+
     def operations_in(
         self, states: Sequence[OperationState], limit: int, after: OperationId | None
     ) -> list[OperationRecord]:

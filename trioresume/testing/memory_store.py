@@ -357,12 +357,21 @@ class MemoryStore(MemoryContents):
     # Reading.
 
     def operation(self, id: OperationId) -> OperationRecord | None:
+        return self._with_offset(self._operations.get(id))
+
+    def operation_owned_by(
+        self, id: OperationId, principal: str | None
+    ) -> OperationRecord | None:
         record = self._operations.get(id)
+        is_owned = record is not None and record.principal == principal
+        return self._with_offset(record) if is_owned else None
+
+    def _with_offset(self, record: OperationRecord | None) -> OperationRecord | None:
         if record is None:
             return None
         if record.content is not None:
             return replace(record, durable_offset=record.content.length)
-        building = self._building.get(request_key(id))
+        building = self._building.get(request_key(record.id))
         return replace(
             record, durable_offset=0 if building is None else building.durable
         )

@@ -79,7 +79,7 @@ async def test_offset_of_what_nobody_writes_is_looked_up(
 
         return call
 
-    for name in ("operation", "offset", "open_writer"):
+    for name in ("operation", "operation_owned_by", "offset", "open_writer"):
         monkeypatch.setattr(store, name, watched(name))
     tuning = Tuning(most_resting=0)
     async with socket_service(
@@ -95,4 +95,4 @@ async def test_offset_of_what_nobody_writes_is_looked_up(
             called.clear()
             shown = await peer.request("HEAD", location)
             assert (shown.status, shown["content-length"]) == (200, "100")
-    assert called == ["operation", "offset"]
+    assert called == ["operation_owned_by", "offset"]

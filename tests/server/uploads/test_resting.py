@@ -38,6 +38,10 @@ class Watched(MemoryStore):
         self.asked.append("operation")
         return super().operation(id)
 
+    def operation_owned_by(self, id: Any, principal: Any) -> Any:
+        self.asked.append("operation")
+        return super().operation_owned_by(id, principal)
+
     def offset(self, key: Any) -> int:
         self.asked.append("offset")
         return super().offset(key)
@@ -176,7 +180,26 @@ async def test_stranger_causes_as_many_looks_as_for_no_upload(
         for _ in range(2):
             assert await looks(service, store, method, place) == ["operation"]
             assert await looks(service, store, method, NONE) == ["operation"]
-        assert len(service.operations._loaded) == 1
+        # The time would tell of what is loaded, too.
+        assert len(service.operations._loaded) == (0 if is_forgotten else 1)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PATCH", "DELETE", "OPTIONS"])
+async def test_stranger_loads_no_upload_that_has_ended(
+    method: str, autojump_clock: Clock
+) -> None:
+    """R35: a record with a response takes longer to read than none, and is not read."""
+    store = Watched(chunk_size=64)
+    async with memory_service(
+        Recorder(), Config(authenticate=_by_name), store=store
+    ) as service:
+        place = await begun(service)
+        reply = await service.connect().patch(place, 100, BODY[100:], 512)
+        assert reply.status == 200
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            assert await looks(service, store, method, place) == ["operation"]
+            assert not service.operations._loaded
 
 
 @pytest.mark.parametrize("is_forgotten", [False, True])

@@ -56,6 +56,16 @@ def test_created_operation_is_found_again(stand: Stand) -> None:
     assert stand.store.operation(NOWHERE) is None
 
 
+@pytest.mark.parametrize("owner", ["alice", None])
+def test_operation_is_found_by_its_owner_only(owner: str | None, stand: Stand) -> None:
+    """R35: for anybody else there is none; nobody is an owner like another."""
+    do(stand.store, CreateOperation(record(principal=owner)))
+    assert stand.store.operation_owned_by(OP, owner) == stand.store.operation(OP)
+    for other in {"alice", None, "Alice", ""} - {owner}:
+        assert stand.store.operation_owned_by(OP, other) is None
+    assert stand.store.operation_owned_by(NOWHERE, owner) is None
+
+
 def test_operation_may_be_created_complete(stand: Stand) -> None:
     """A request without content is complete from the start, response and all."""
     done = replace(

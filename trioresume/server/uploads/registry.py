@@ -231,11 +231,16 @@ class Registry:
 
         The caller ends its use with :meth:`leave`.
 
-        An operation of somebody else takes as many looks at the store as one that does not
-        exist, so that the time of the answer does not tell them apart (R35). With
-        *asks_offset* one look at the disk finds both the operation and its offset.
+        An operation of somebody else takes the same steps as one that does not exist, so that
+        the time of the answer does not tell them apart (R35): the store does not find it, or,
+        if it is in memory, is asked for one that was never there. With *asks_offset* one look
+        at the disk finds both the operation and its offset.
         """
-        return await self._visit(id, _Visitor(principal, asks_offset))
+        known = self._loaded.get(id)
+        asked = id
+        if known and known.is_loaded and known.record.principal != principal:
+            asked = OperationId(id[::-1])  # of 16 random bytes: there is none
+        return await self._visit(asked, _Visitor(principal, asks_offset))
 
     @asynccontextmanager
     async def use(self, id: OperationId) -> AsyncIterator[Operation | None]:
@@ -250,8 +255,6 @@ class Registry:
     async def _visit(
         self, id: OperationId, visitor: _Visitor | None
     ) -> Operation | None:
-        known = self._loaded.get(id)
-        is_remembered = known is not None and known.is_loaded
         operation = self.enter(id)
         operation.visitors += 1
         try:
@@ -264,9 +267,6 @@ class Registry:
                     if operation.state is _S.WAITING:
                         operation.retry()  # its target may be back
                     return operation
-                if is_remembered:
-                    # Do what a request for an operation that does not exist does.
-                    await self._visit(OperationId(secrets.token_urlsafe(16)), None)
         except BaseException:
             self.leave(operation)
             raise
@@ -304,12 +304,12 @@ class Registry:
     ) -> tuple[OperationRecord | None, int | None]:
         """Look into the store, in a worker thread."""
         store = self.storage.store
-        record = store.operation(id)
+        if visitor is None:
+            return store.operation(id), None
+        record = store.operation_owned_by(id, visitor.principal)
         if record is None or record.state is not _S.RECEIVING:
             return record, None
-        if visitor is None or not visitor.asks_offset:
-            return record, None
-        if visitor.principal != record.principal:
+        if not visitor.asks_offset:
             return record, None
         try:
             return record, store.offset(request_key(id))

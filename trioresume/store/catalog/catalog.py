@@ -136,6 +136,15 @@ class CatalogReader:
         row = self._one(f"{_OPERATION} WHERE o.id = ?", id)
         return None if row is None else operation_from(row)
 
+    def operation_owned_by(
+        self, id: OperationId, principal: str | None
+    ) -> OperationRecord | None:
+        # SQLite leaves the row of somebody else as soon as it has seen whose it is.
+        row = self._one(
+            f"{_OPERATION} WHERE o.id = ? AND o.principal IS ?", id, principal
+        )
+        return None if row is None else operation_from(row)
+
     def knows_chunks(self) -> bool:
         """Whether the catalog has any chunk."""
         return self._one("SELECT 1 FROM chunks LIMIT 1") is not None

@@ -239,6 +239,15 @@ class Store(Protocol):
 
     def operation(self, id: OperationId) -> OperationRecord | None: ...
 
+    def operation_owned_by(
+        self, id: OperationId, principal: str | None
+    ) -> OperationRecord | None:
+        """Return the operation if its principal is *principal*.
+
+        One of somebody else takes as long as one that does not exist (R35).
+        """
+        ...
+
     def operations_in(
         self, states: Sequence[OperationState], limit: int, after: OperationId | None
     ) -> list[OperationRecord]:
