@@ -18,7 +18,6 @@ Statement numbers such as R1 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
@@ -37,6 +36,7 @@ from trioresume.client.http.exchange import (
     MalformedAnswer,
     NotProcessed,
 )
+from trioresume.client.http.tls import is_alert
 from trioresume.errors import CallerError
 from trioresume.protocol.allowance import Allowance
 from trioresume.protocol.dialects.client import Answer
@@ -338,7 +338,7 @@ class RoundTrip:
                 await self._handle(await self._exchange.receive())
         except (trio.BrokenResourceError, EOFError) as exc:
             # The first failure is the better reason, but for what TLS says at the end.
-            if self.cause is None or _is_alert(exc.__cause__):
+            if self.cause is None or is_alert(exc):
                 self.cause = exc
         except NotProcessed as exc:
             self.cause = exc
@@ -369,8 +369,3 @@ class RoundTrip:
                 await self._sink.write(data)
             case End():
                 self.whole = True
-
-
-def _is_alert(exc: BaseException | None) -> bool:
-    """Whether the peer said in TLS why it closes."""
-    return isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError)

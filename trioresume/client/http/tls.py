@@ -19,7 +19,7 @@ from trioresume.errors import CallerError
 if TYPE_CHECKING:
     from trioresume.protocol.urls import Origin
 
-__all__ = ["ClientTls", "HopelessConnection", "explain"]
+__all__ = ["ClientTls", "HopelessConnection", "explain", "is_alert"]
 
 logger = logging.getLogger("trioresume.client")
 
@@ -130,6 +130,12 @@ _REFUSES_CERTIFICATE = frozenset(
         "TLSV1_ALERT_UNKNOWN_CA",
     }
 )
+
+
+def is_alert(error: BaseException) -> bool:
+    """Whether the cause of *error* is that the peer said in TLS why it closes."""
+    cause = error.__cause__
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
 
 
 def explain(error: BaseException, origin: Origin) -> HopelessConnection | None:

@@ -8,6 +8,8 @@ for the whole timeout, the connection is broken, and all its exchanges are cut.
 An exchange that ends early resets its stream, never the connection. No exchange begins on a
 connection that the server is leaving (GOAWAY), or on which a stream timed out while the
 connection itself was silent, too.
+
+Statement numbers such as R10 are defined in docs/supported-protocols.md.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from trioresume.client.http.http2 import engine as wire
 from trioresume.client.http.http2.engine import Engine, ErrorCodes
 from trioresume.client.http.http2.frames import FrameBlock
 from trioresume.client.http.http2.outbox import Outbox
-from trioresume.client.http.tls import HopelessConnection
+from trioresume.client.http.tls import HopelessConnection, is_alert
 from trioresume.protocol.http2_head import (
     MalformedResponse,
     read_response_fields,
@@ -59,6 +61,9 @@ TURN_BYTES = 256 * 1024
 
 MOST_UNREAD = 256
 """Events of one stream, beside content, that may wait until they are read."""
+
+LAST_WORDS_SECONDS = 3.0
+"""How long the client still listens to a server that stopped reading."""
 
 CLOSE_SECONDS = 1.0
 """For how long the last frames of a connection may take."""
@@ -86,10 +91,14 @@ class Http2Connection:
         self._heard_at = self._moved_at = trio.current_time()
         self._pinged = False
         self._changed = trio.Event()
-        """Set when a window, the number of requests, or the end changes; then replaced."""
+        """Set when the number of requests, or the end, changes; then replaced."""
+        self._senders: dict[int, trio.Event] = {}
+        """The streams that wait until the server takes more content, in their order."""
         self._scope = trio.CancelScope()
         self._cause: Exception | None = None
         """Why the connection is over."""
+        self._failure: Exception | None = None
+        """Why nothing can be sent any more."""
         self._farewell: str | None = None
         """The error that the server named before it closed."""
         self._keeps_stream = False
@@ -145,9 +154,9 @@ class Http2Connection:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._guard, self._read)
+                    nursery.start_soon(self._guard, self._receive)
                     nursery.start_soon(self._guard, self._write)
-                    nursery.start_soon(self._watch)
+                    nursery.start_soon(self._guard, self._watch)
         finally:
             self._end(EOFError("the connection was closed"))
             await self._close()
@@ -157,26 +166,39 @@ class Http2Connection:
         self._keeps_stream = True
         self._end(EOFError("the connection was abandoned"))
 
-    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _write(self) -> None:
+        self._flush()
         try:
-            await work()
+            await self._outbox.run()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            # The server may have said why before it closed (R10).
+            self._failure = exc
+            self.is_leaving = True
+            await trio.sleep(LAST_WORDS_SECONDS)
+            self._end(exc)
+
+    async def _receive(self) -> None:
+        try:
+            await self._read()
         except (
             trio.BrokenResourceError,
             trio.ClosedResourceError,
             EOFError,
         ) as exc:
-            self._end(EOFError(self._farewell) if self._farewell else exc)
+            cause = exc if is_alert(exc) else self._failure or exc
+            self._end(EOFError(self._farewell) if self._farewell else cause)
         except wire.NoHttp2 as exc:
             self._end(HopelessConnection(f"{self.origin.authority}: {exc}"))
         except wire.ConnectionFault as exc:
             self._end(MalformedAnswer(str(exc)))
-        except Exception as exc:  # a bug here must not end the caller's other requests
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A bug in *work* must not end the caller's other requests."""
+        try:
+            await work()
+        except Exception as exc:
             logger.exception("the HTTP/2 connection to %s failed", self.origin)
             self._end(exc)
-
-    async def _write(self) -> None:
-        self._flush()
-        await self._outbox.run()
 
     async def _read(self) -> None:
         while True:
@@ -227,6 +249,8 @@ class Http2Connection:
             self._cause = cause
             for exchange in self._exchanges.values():
                 exchange.note_end(cause)
+            for waiting in self._senders.values():
+                waiting.set()
         self._scope.cancel()
         self._announce()
 
@@ -245,9 +269,10 @@ class Http2Connection:
     def _take(self, event: wire.Event) -> None:
         match event:
             case wire.WindowOpened():
-                self._announce()
+                self._wake_sender()
             case wire.SettingsCame():
                 self._announce()
+                self._wake_sender()
             case wire.GoingAway(last, code, reason):
                 self._leave(last, code, reason)
             case (
@@ -287,6 +312,8 @@ class Http2Connection:
     ) -> int:
         """Send a head; return its stream."""
         await trio.lowlevel.checkpoint()
+        while self._failure is not None and not self.is_over:
+            await self._changed.wait()  # for what the server may have said
         self.check()
         if self.is_leaving:
             raise NotProcessed("the server is closing the connection")
@@ -317,18 +344,48 @@ class Http2Connection:
         while True:
             self.check()
             if not self._engine.may_send(stream):
+                self._wake_sender()
                 raise trio.BrokenResourceError(
                     "the server takes no more of the content"
                 )
             size = min(self._engine.room(stream), end - at, TURN_BYTES)
             if size:
                 break
-            await self._changed.wait()
+            await self._window(stream)
         self._engine.spend(stream, size)
-        await self._outbox.send(
-            block.frames(at, size), lambda: self._engine.give_back(size)
-        )
+        self._wake_sender()
+
+        def withdrawn() -> None:
+            self._engine.give_back(size)
+            self._wake_sender()
+
+        await self._outbox.send(block.frames(at, size), withdrawn)
         return size
+
+    async def _window(self, stream: int) -> None:
+        """Wait until the server may take more of *stream*."""
+        waiting = self._senders[stream] = trio.Event()
+        self._wake_sender()
+        try:
+            await waiting.wait()
+        except trio.Cancelled:
+            del self._senders[stream]
+            self._wake_sender()
+            raise
+        del self._senders[stream]
+
+    def _wake_sender(self) -> None:
+        """Wake the first stream that could send. It wakes the next, if room is left.
+
+        If all were woken by each opening of the connection's window, one would use it up,
+        and the others would have woken for nothing.
+        """
+        for stream, waiting in self._senders.items():
+            if waiting.is_set():
+                return  # it has not run yet
+            if self._engine.room(stream) or not self._engine.may_send(stream):
+                waiting.set()
+                return
 
     def send_end(self, stream: int) -> None:
         self.check()

@@ -4,7 +4,8 @@ h2 keeps the books: the states of the streams, HPACK, the settings, the windows.
 reads the frames itself, for the reasons that the server's engine has, too:
 
 * **Content does not pass through h2**, in either direction: its copies would cost more than
-  all the rest of an upload. Of DATA frames only h2's windows learn the length.
+  all the rest of an upload. Of DATA frames only h2's windows learn the length, and the
+  frames that open windows, of which an upload gets thousands, go to them directly.
 * **A malformed response hurts one stream.** h2 would end the connection for it. So its
   decoder shows it no field but ``:status``. The fields go to
   :mod:`trioresume.protocol.http2_head`, and the length of the content is checked here.
@@ -60,7 +61,7 @@ TABLE_SIZE = 4096
 """Bytes of the table of each HPACK direction: the default."""
 SECTION_FACTOR = 2
 """A field section may be this many times larger than the server was told."""
-LAST_STREAM = 2**31 - 1
+LAST_STREAM = LARGEST_WINDOW = 2**31 - 1
 MOST_REMEMBERED = 256
 """Closed streams that h2 remembers, for frames that were on their way."""
 
@@ -120,7 +121,9 @@ class Reset(NamedTuple):
 
 
 class WindowOpened(NamedTuple):
-    """The server takes more content."""
+    """The server takes more content of *stream*; 0 stands for all streams."""
+
+    stream: int
 
 
 class SettingsCame(NamedTuple):
@@ -180,6 +183,17 @@ class _Books(h2.connection.H2Connection):
     def take_frame(self, frame: DataFrame) -> list[h2.events.Event]:
         """Note any DATA frame, as ``receive_data`` does."""
         return self._receive_frame(frame)
+
+    def open_window(self, stream_id: int, size: int) -> bool:
+        """Note an ordinary WINDOW_UPDATE. Returns False, and notes nothing, for any other."""
+        holder = self.streams.get(stream_id) if stream_id else self
+        if holder is None or not size:
+            return False
+        window = holder.outbound_flow_control_window + size
+        if window > LARGEST_WINDOW:
+            return False
+        holder.outbound_flow_control_window = window
+        return True
 
     def spend(self, stream_id: int, length: int) -> None:
         """Note *length* bytes of content that are sent past h2."""
@@ -307,6 +321,11 @@ class Engine:
             if not flags & _END_STREAM and self._takes_length(stream, len(payload)):
                 self._note_content(stream, bytes(payload), events)
                 return
+        elif kind == _WINDOW_UPDATE and len(payload) == 4:
+            size = int.from_bytes(payload, "big") & LARGEST_WINDOW
+            if not self._books.in_section and self._books.open_window(stream, size):
+                events.append(WindowOpened(stream))
+                return
         elif kind == _GOAWAY and not stream and len(payload) >= 8:
             last = int.from_bytes(payload[:4], "big") & LAST_STREAM
             code = int.from_bytes(payload[4:8], "big")
@@ -376,7 +395,7 @@ class Engine:
                 words = f"the server reset the stream ({name_of(code)})"
                 events.append(Reset(stream, code, words))
             case h2.events.WindowUpdated():
-                events.append(WindowOpened())
+                events.append(WindowOpened(event.stream_id or 0))
             case h2.events.RemoteSettingsChanged():
                 self._books.encoder.header_table_size = min(
                     TABLE_SIZE, self._books.remote_settings.header_table_size
