@@ -598,3 +598,43 @@ async def test_server_that_does_not_answer_in_http2_is_hopeless(
             await c.request("PUT", ROOT, body=b"x")
     assert not caught.value.resumable
     assert len(server.peers) == 1
+
+
+# Bounds that need several requests.
+
+
+async def test_redirect_to_another_origin_has_its_own_connection(
+    autojump_clock: Clock,
+) -> None:
+    """And no credentials on it: connections are kept apart by origin."""
+
+    async def redirecting(peer: Http2Peer) -> None:
+        await peer.start()
+        request = await peer.request()
+        location = {"location": "https://other.test/there"}
+        await peer.respond(request.stream, 307, fields=location)
+        await peer.until_closed()
+
+    async with serving_http2(redirecting, answering) as server:
+        async with client(
+            server, token="secret", redirect_origins=["https://other.test"]
+        ) as c:
+            response = await c.request("PUT", ROOT, body=b"x")
+    assert response.status == 201
+    first, second = server.peers
+    (asked,), (moved,) = first.requests.values(), second.requests.values()
+    assert asked.fields["authorization"] == "Bearer secret"
+    assert "authorization" not in moved.fields
+    assert moved.fields[":authority"] == "other.test"
+    assert bytes(moved.content) == b"x"
+
+
+async def test_many_streams_take_turns(autojump_clock: Clock) -> None:
+    """A server with a small window for the connection gets all of 100 uploads."""
+    data = b"x" * 20_000
+
+    async with serving_http2(answering) as server, client(server) as c:
+        await many(c, 100, data)
+    assert len(server.peers) == 1
+    sent = [bytes(r.content) for r in server.peers[0].requests.values()]
+    assert sent == [data] * 100

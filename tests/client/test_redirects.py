@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.client.http2_gateway import carrier
 from tests.client.peer import TARGET, Cut, CutStream, Dialogue, Received, scripted
 from tests.client.test_client import RECORDED, client
 from tests.client.test_sockets import MIB, PATIENT, file_of, serving
@@ -23,7 +24,10 @@ from trioresume.protocol.dialects.client import Answer
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Url
 
+__all__ = ["carrier"]
+
 Clock = trio.testing.MockClock
+OVER_EACH_CARRIER = pytest.mark.parametrize("carrier", ["h1", "h2"], indirect=True)
 OTHER = "http://other.test/there"
 
 
@@ -72,6 +76,7 @@ def test_redirects_in_a_row_are_bounded() -> None:
         redirects.follow(to("/again"))
 
 
+@OVER_EACH_CARRIER
 @pytest.mark.parametrize("status", [307, 308])
 async def test_request_goes_to_the_new_url_with_method_and_content(
     autojump_clock: Clock, status: int
@@ -89,7 +94,10 @@ async def test_request_goes_to_the_new_url_with_method_and_content(
         assert await dialogue.read_body() == b"hello"
         await dialogue.respond(201, {**RECORDED, "Location": "thing"})
 
-    async with scripted(serve, take) as peer, client(peer, token="secret") as c:
+    async with (
+        scripted(serve, take) as peer,
+        client(peer, token="secret", release=False) as c,
+    ):
         response = await c.request("POST", TARGET, body=b"hello")
     assert [r.target for r in seen] == ["/target", "/new/place"]
     assert [r.method for r in seen] == ["POST", "POST"]
@@ -98,6 +106,7 @@ async def test_request_goes_to_the_new_url_with_method_and_content(
     assert response.attempts == 1
 
 
+@OVER_EACH_CARRIER
 async def test_content_that_is_gone_cannot_be_redirected(
     autojump_clock: Clock,
 ) -> None:
@@ -117,6 +126,7 @@ async def test_content_that_is_gone_cannot_be_redirected(
             await c.request("PUT", TARGET, body=blocks())
 
 
+@OVER_EACH_CARRIER
 async def test_attempt_after_a_portal_begins_at_the_request_s_own_url(
     autojump_clock: Clock,
 ) -> None:
@@ -138,7 +148,7 @@ async def test_attempt_after_a_portal_begins_at_the_request_s_own_url(
         await dialogue.read_body()
         await dialogue.respond(201, RECORDED)
 
-    async with scripted(portal, page, server) as peer, client(peer) as c:
+    async with scripted(portal, page, server) as peer, client(peer, release=False) as c:
         response = await c.request("PUT", TARGET, body=b"hello")
     assert response.status == 201
     assert seen == ["/target", "/login", "/target"]
