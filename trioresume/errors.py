@@ -225,7 +225,7 @@ class TargetUnavailable(PeerError):
     ``Config.retry_interval``. ``retry_after`` is in seconds.
     """
 
-    def __init__(self, detail: str = "", *, retry_after: int = 5) -> None:
+    def __init__(self, detail: str = "", *, retry_after: int = 2) -> None:
         super().__init__(
             ProblemCode.SERVICE_UNAVAILABLE,
             detail,
