@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.peers.cache import InstallFailed, run_logged
 from bench.peers.peer import Launch, Peer
 
-__all__ = ["NGINX"]
+__all__ = ["NGINX", "NginxProxy"]
 
 _CONFIGURATION = """\
 {user}worker_processes auto;
@@ -77,7 +77,7 @@ class Nginx(Peer):
         user = f"user {getpass.getuser()} {group};\n" if os.geteuid() == 0 else ""
         configuration = data_dir / "nginx.conf"
         configuration.write_text(
-            _CONFIGURATION.format(root=data_dir, port=port, user=user)
+            self.configuration().format(root=data_dir, port=port, user=user)
         )
         program = str(at / "nginx")
         return Launch(
@@ -87,9 +87,35 @@ class Nginx(Peer):
             )
         )
 
+    def configuration(self) -> str:
+        """Return the text of the configuration, with gaps for root, port and user."""
+        return _CONFIGURATION
+
     def resolved_version(self, at: Path) -> str:
         found = re.search(r"nginx/(\S+)", _build(at / "nginx"))
         return found[1] if found else self.version
+
+
+_PROXY = """\
+        location / {{{{
+            proxy_pass {backend};
+            proxy_request_buffering on;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }}}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NginxProxy(Nginx):
+    """The same nginx in front of *backend*: it receives each request, and sends it on."""
+
+    backend: str
+
+    def configuration(self) -> str:
+        start, _, rest = _CONFIGURATION.partition("        location /files/ {{\n")
+        end = rest.partition("        }}\n")[2]
+        return start + _PROXY.format(backend=self.backend) + end
 
 
 def _build(program: Path) -> str:

@@ -1,0 +1,256 @@
+"""Measure what it costs to stand in front of a backend, compared with nginx.
+
+The same backend is behind each front: it reads a request to its end, answers with how many
+bytes came, and keeps nothing. nginx receives the whole request before it sends it on
+(``proxy_request_buffering on``), as trioresume does. The fronts take turns, in a new random
+order for each round. The CPU time is the kernel's figure for the front alone. The first byte
+is the time from the last byte of a request to the first byte of its response.
+
+With --small, requests of that size stream through trioresume, and nothing of them is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+
+from bench.options import human, machine, work_dir_option
+from bench.peers import Peer
+from bench.peers.nginx import NginxProxy
+from bench.peers.own import trioresume
+from bench.server import Server
+from bench.workspace import Workspace
+from trioresume.cli.options import Size
+
+__all__ = ["Measured", "Work", "answer_requests", "backend", "measure"]
+
+GIB = 1 << 30
+MIB = 1 << 20
+BLOCK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """*requests* of *size* bytes, *at_once* of them at a time."""
+
+    requests: int
+    size: int
+    at_once: int
+
+    @property
+    def name(self) -> str:
+        """The name of the work, for people."""
+        return f"{self.requests} x {human(self.size)}, {self.at_once} at once"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One front's run of one work. Times are in seconds."""
+
+    front: str
+    work: str
+    cpu: float
+    """The front's CPU time, for all requests together."""
+    cpu_per_gib: float
+    cpu_per_request: float
+    first_byte: float
+    """The median."""
+    seconds: float
+
+
+def answer_requests(listener: socket.socket) -> None:
+    """Be the backend, until the process ends: a thread for each connection."""
+    while True:
+        sock, _ = listener.accept()
+        threading.Thread(target=_answer, args=(sock,), daemon=True).start()
+
+
+def _answer(sock: socket.socket) -> None:
+    buffer = bytearray(1 << 20)
+    view = memoryview(buffer)
+    with sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                data = sock.recv(65536)
+                if not data:
+                    return
+                head += data
+            head, _, came = head.partition(b"\r\n\r\n")
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            left = length - len(came)
+            while left:
+                count = sock.recv_into(view[: min(left, len(buffer))])
+                if not count:
+                    return
+                left -= count
+            body = b"%d" % length
+            sock.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+
+
+@contextmanager
+def backend() -> Iterator[str]:
+    """Run the backend as a process; yield its URL."""
+    command = [sys.executable, "-m", "bench.upstream", "--be-backend"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+def _send(address: tuple[str, int], work: Work, count: int) -> list[float]:
+    """Send *count* requests on a connection; return how long each first byte took."""
+    block = bytes(min(work.size, MIB))
+    told = str(work.size).encode()
+    head = b"POST /files/x HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n"
+    times = []
+    with socket.create_connection(address) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(count):
+            sock.sendall(head % work.size)
+            left = work.size
+            while left:
+                sock.sendall(block[:left])
+                left -= min(left, len(block))
+            ended = time.perf_counter()
+            answer = sock.recv(65536)
+            times.append(time.perf_counter() - ended)
+            while not answer.endswith(b"\r\n\r\n" + told):
+                more = sock.recv(65536)
+                if not more:
+                    raise click.ClickException(f"a wrong answer: {answer[:200]!r}")
+                answer += more
+    return times
+
+
+def measure(server: Server, work: Work) -> Measured:
+    """Do *work*; raise :class:`click.ClickException` for a wrong answer."""
+    address = (server.host, server.port)
+    _send(address, replace(work, requests=1), 1)
+    before = server.settle()
+    began = time.perf_counter()
+    each = work.requests // work.at_once
+    with ThreadPoolExecutor(work.at_once) as pool:
+        sent = pool.map(lambda _: _send(address, work, each), range(work.at_once))
+        times = [seconds for part in sent for seconds in part]
+    seconds = time.perf_counter() - began
+    used = server.settle()
+    cpu = used.user + used.system - before.user - before.system
+    return Measured(
+        front=server.peer.name,
+        work=work.name,
+        cpu=cpu,
+        cpu_per_gib=cpu * GIB / (len(times) * work.size),
+        cpu_per_request=cpu / len(times),
+        first_byte=statistics.median(times),
+        seconds=seconds,
+    )
+
+
+def _fronts(url: str) -> list[Peer]:
+    own = [
+        replace(trioresume(durability, ("--upstream", url)), name=name)
+        for durability, name in (
+            ("disk", "trioresume"),
+            ("process", "trioresume-process"),
+        )
+    ]
+    proxy = NginxProxy(
+        name="nginx-proxy",
+        backend=url,
+        protocols=("plain",),
+        hashes="none",
+        syncs="none",
+        settings="proxy_request_buffering on, a worker per core, keep-alive to the backend",
+    )
+    return [*own, proxy]
+
+
+def _show(runs: Sequence[Measured]) -> None:
+    """Print each front's medians, and how they compare with nginx in the same round."""
+    for work in dict.fromkeys(run.work for run in runs):
+        click.echo(f"\n{work}")
+        of_work = [run for run in runs if run.work == work]
+        reference = [run for run in of_work if run.front == "nginx-proxy"]
+        for front in dict.fromkeys(run.front for run in of_work):
+            mine = [run for run in of_work if run.front == front]
+            pairs = list(zip(mine, reference, strict=True))
+            cpu = [a.cpu / b.cpu if b.cpu else 0.0 for a, b in pairs]
+            first = [a.first_byte / b.first_byte for a, b in pairs]
+            click.echo(
+                f"  {front:<20} {statistics.median(r.cpu_per_gib for r in mine):6.2f} CPU-s/GiB"
+                f" {statistics.median(r.cpu_per_request for r in mine) * 1e3:7.2f} CPU-ms each,"
+                f" x nginx {statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f});"
+                f" first byte {statistics.median(r.first_byte for r in mine) * 1e3:7.1f} ms,"
+                f" x nginx {statistics.median(first):.2f} ({min(first):.2f} to {max(first):.2f})"
+            )
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--bytes", "total", default="256MiB", type=Size(), show_default=True)
+@click.option("--at-once", default=4, show_default=True, type=click.IntRange(min=1))
+@click.option("--requests", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--small", default="10KiB", type=Size(), show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False))
+@work_dir_option
+@click.option("--be-backend", is_flag=True, hidden=True)
+def main(
+    rounds: int,
+    total: int,
+    at_once: int,
+    requests: int,
+    small: int,
+    json_path: Path | None,
+    work_dir: Path | None,
+    be_backend: bool,
+) -> None:
+    if be_backend:
+        with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+            click.echo(listener.getsockname()[1])
+            answer_requests(listener)
+    works = [Work(requests, total // requests, at_once), Work(2000, small, at_once)]
+    runs: list[Measured] = []
+    dice = random.Random(1)
+    with closing(Workspace(work_dir)) as workspace, backend() as url:
+        for round_ in range(rounds + 1):
+            fronts = _fronts(url)
+            dice.shuffle(fronts)
+            for front in fronts:
+                with (
+                    workspace.data_dir() as directory,
+                    Server(front, directory) as server,
+                ):
+                    for work in works:
+                        measured = measure(server, work)
+                        if round_:
+                            runs.append(measured)
+    _show(sorted(runs, key=lambda run: run.work))
+    if json_path is not None:
+        facts = {"machine": machine(work_dir), "runs": [asdict(run) for run in runs]}
+        json_path.write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
