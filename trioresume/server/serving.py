@@ -47,6 +47,7 @@ from trioresume.server.routes.upload_page import UploadPage
 from trioresume.server.uploads.expiry import (
     COLLECT_DELAY,
     LAST_SEEN,
+    RELEASING,
     WINDOW,
     Collector,
     Expiry,
@@ -56,7 +57,7 @@ from trioresume.server.uploads.quotas import Quotas
 from trioresume.server.uploads.registry import MOST_RESTING, Registry
 from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.free_space import RESERVE_SIZE
-from trioresume.store.port import SERVICE_CLOCK
+from trioresume.store.port import SERVICE_CLOCK, SetState
 
 if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget, Handler
@@ -266,7 +267,9 @@ async def running_service(
     expiry = Expiry(storage, clock, tuning.make_schedule())
     collector = Collector(storage, delay=tuning.collect_delay)
     quotas = Quotas(storage.store, config)
-    storage.observers += [expiry.observe, collector.observe, quotas.observe]
+    storage.add_observer(expiry.observe)
+    storage.add_observer(collector.note_released, *RELEASING)
+    storage.add_observer(quotas.observe)
     storage.batch_observer = quotas
     async with (
         _running(config.authenticate, config),
@@ -283,7 +286,7 @@ async def running_service(
             most_resting=tuning.most_resting,
         )
         retries = Retries(operations, config.retry_interval)
-        storage.observers.append(retries.observe)
+        storage.add_observer(retries.observe, SetState)
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
         doorman = Doorman(service.handle, config, clock, contexts)

@@ -132,7 +132,7 @@ async def test_observer_is_told_of_what_was_applied_only(autojump_clock: Clock) 
     storage = _storage(store := _Recording())
     store.conflicting = {"no"}
     seen: list[str] = []
-    storage.observers.append(
+    storage.add_observer(
         lambda mutations: seen.extend(
             cast("SetMeta", mutation).name for mutation in mutations
         )

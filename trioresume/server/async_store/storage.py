@@ -117,10 +117,20 @@ class Storage:
         self._due = float("inf")
         """When the queue will be committed, on trio's clock."""
         self._stopping = False
-        self.observers: list[Callable[[Sequence[Mutation]], None]] = []
-        """Each is called with the mutations of every submission that was applied."""
+        self._observers: list[
+            tuple[Callable[[Sequence[Mutation]], None], frozenset[type[Mutation]]]
+        ] = []
         self.batch_observer: BatchObserver | None = None
         """Told of each batch, before and after it."""
+
+    def add_observer(
+        self, observe: Callable[[Sequence[Mutation]], None], *kinds: type[Mutation]
+    ) -> None:
+        """Call *observe* with the mutations of every submission that was applied.
+
+        With *kinds* only if one of the mutations is of these.
+        """
+        self._observers.append((observe, frozenset(kinds)))
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function of the store, in a worker thread if it may block.
@@ -289,8 +299,10 @@ class Storage:
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
             if conflict is None:
-                for observe in self.observers:
-                    observe(submission.mutations)
+                present = {type(mutation) for mutation in submission.mutations}
+                for observe, kinds in self._observers:
+                    if not kinds or kinds & present:
+                        observe(submission.mutations)
         if take_over is not None:
             take_over()
 

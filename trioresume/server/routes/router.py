@@ -97,7 +97,11 @@ class Service:
         self._page = page
         self._operations = operations
         self._storage = operations.storage
-        self._target = operations.target
+        target = self._target = operations.target
+        # What the target can do besides is asked once: the check of a Protocol is slow.
+        self._part_target = target if isinstance(target, PartTarget) else None
+        self._passing = target if isinstance(target, PassingTarget) else None
+        self._recording = target if isinstance(target, RecordingTarget) else None
         self._config = config
         self._limits = upload_limits(config)
         self._interim_sender = InterimSender(background, config.acknowledge_interval)
@@ -113,9 +117,11 @@ class Service:
             await self._page.handle(exchange)
             return
         self._storage.store.check()
+        principal: str | None = None
         try:
             # Before anything else is done for a request (R10, R35).
-            principal = await authenticate(self._config, exchange.head)
+            if self._config.authenticate is not None:
+                principal = await authenticate(self._config, exchange.head)
         except PeerError as exc:
             if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
                 # C17: the server's protocols are no secret. The answer tells of no target,
@@ -171,34 +177,35 @@ class Service:
             await self._send_stored(exchange, early, principal)
         elif early is not None:
             await self._send(exchange, early)
-        elif self._passes(exchange, creation):
-            assert isinstance(self._target, PassingTarget)
-            await self._target.pass_through(exchange)
+        elif self._passing is not None and self._passes(
+            self._passing, exchange, creation
+        ):
+            await self._passing.pass_through(exchange)
         elif head.method == "OPTIONS" or (
             head.method in _SAFE and not resumes and not head.has_content
         ):
             await self._handle_safe(exchange, principal)
-        elif creation.joins is not None:
-            creation = self._to_record(head, creation)
-            await self._handle_join(exchange, principal, creation, parts)
         else:
-            return self._to_record(head, creation)
+            if self._recording is not None:
+                fields = head.fields if creation.fields is None else creation.fields
+                recorded = self._recording.fields_to_record(
+                    replace(head, fields=fields)
+                )
+                creation = replace(creation, fields=recorded)
+            if creation.joins is None:
+                return creation
+            await self._handle_join(exchange, principal, creation, parts)
         return None
 
-    def _to_record(self, head: RequestHead, creation: Creation) -> Creation:
-        if not isinstance(self._target, RecordingTarget):
-            return creation
-        fields = head.fields if creation.fields is None else creation.fields
-        recorded = self._target.fields_to_record(replace(head, fields=fields))
-        return replace(creation, fields=recorded)
-
-    def _passes(self, exchange: Exchange, creation: Creation) -> bool:
+    def _passes(
+        self, target: PassingTarget, exchange: Exchange, creation: Creation
+    ) -> bool:
         """Whether the request streams through to the target, and nothing of it is recorded.
 
         A client that wants to come back for the response says so, in some dialect.
         """
-        target, asked = self._target, exchange.preferences
-        if not isinstance(target, PassingTarget) or exchange.head.method == "OPTIONS":
+        asked = exchange.preferences
+        if exchange.head.method == "OPTIONS":
             return False
         if creation.offers or creation.joins is not None or creation.check is not None:
             return False
@@ -219,8 +226,8 @@ class Service:
         """
         fields = head.fields if creation.fields is None else creation.fields
         if is_partial(fields):
-            if isinstance(self._target, PartTarget):
-                self._target.check_part(head)
+            if self._part_target is not None:
+                self._part_target.check_part(head)
             return None
         begun = replace(head, fields=fields, length=creation.length)
         return await self._target.admit(begun, principal)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.registry import Registry
 
-__all__ = ["LAST_SEEN", "Collector", "Expiry", "clock_reading"]
+__all__ = ["LAST_SEEN", "RELEASING", "Collector", "Expiry", "clock_reading"]
 
 logger = logging.getLogger("trioresume.expiry")
 
@@ -58,6 +58,8 @@ COLLECT_DELAY = 1.0
 """Seconds between a release and the collection, so that one collection serves many releases."""
 LAST_SEEN = "last-seen"
 """The key that earlier versions used for :data:`SERVICE_CLOCK`."""
+RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)
+"""The mutations that may release something."""
 NOTE_EVERY = 60.0
 """Seconds of service time that a kill may lose. Deadlines come later by that time."""
 NOTE_IDLE_EVERY = 12 * 3600.0
@@ -238,10 +240,9 @@ class Collector:
         # One collection at a time, so that "nothing was left" is true for each caller.
         self._collecting = trio.Lock()
 
-    def observe(self, mutations: Sequence[Mutation]) -> None:
-        """Wake the task if *mutations* may have released something."""
-        if any(isinstance(mutation, _RELEASING) for mutation in mutations):
-            self._released.set()
+    def note_released(self, mutations: Sequence[Mutation]) -> None:
+        """Wake the task: *mutations* may have released something."""
+        self._released.set()
 
     async def run(self) -> None:
         """Run the collecting task until cancelled."""
@@ -288,4 +289,3 @@ async def _ignore(done: Collected) -> None:
 
 
 _MOVING = (SetExpiry, RecordResponse, EndOperation)
-_RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import Fields
     from trioresume.server.api.config import Config
-    from trioresume.server.api.handler import AnyTarget, Progress
+    from trioresume.server.api.handler import AnyTarget, Progress, RepeatingTarget
     from trioresume.server.async_store.storage import Storage, Submission
     from trioresume.server.uploads.hashing import Hashing
     from trioresume.server.uploads.quotas import Quotas
@@ -77,6 +77,8 @@ class Surroundings:
     hashing: Hashing
     start: Callable[..., None]
     """``start(operation, function, *args)``: run it in the server's nursery, in use."""
+    repeating: RepeatingTarget | None = None
+    """The target, if it has a policy for each request."""
 
 
 class LoadedOperation:

@@ -70,7 +70,9 @@ async def receive_content(
             await operation.incoming.written()
         if check is not None:
             check.verify(exchange.body.trailers)
-        if would_complete(operation, creation.completes):
+        if config.authenticate is not None and would_complete(
+            operation, creation.completes
+        ):
             await ask_again(config, exchange.head, operation.record.principal)
         end_content(operation, creation.completes)
 

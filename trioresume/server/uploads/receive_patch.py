@@ -99,7 +99,7 @@ async def receive_patch(
                 await operation.incoming.written()
                 whole = sink.whole
         completes = reader.completes if whole else None
-        if would_complete(operation, completes):
+        if config.authenticate is not None and would_complete(operation, completes):
             await ask_again(config, exchange.head, operation.record.principal)
         end_content(operation, completes)
     return wished if judged == atomic else None

@@ -20,6 +20,7 @@ import trio
 
 from trioresume.errors import PeerError, StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
+from trioresume.server.api.handler import RepeatingTarget
 from trioresume.server.event_loop import Holding
 from trioresume.server.uploads.hashing import Hashing
 from trioresume.server.uploads.loaded_operation import Surroundings
@@ -89,7 +90,14 @@ class Registry:
         self.clock = clock
         self.hashing = Hashing(storage, config)
         self._surroundings = Surroundings(
-            storage, target, config, clock, quotas, self.hashing, self.start
+            storage,
+            target,
+            config,
+            clock,
+            quotas,
+            self.hashing,
+            self.start,
+            target if isinstance(target, RepeatingTarget) else None,
         )
         self._background = background
         self._loaded: dict[OperationId, Operation] = {}

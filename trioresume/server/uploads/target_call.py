@@ -32,7 +32,6 @@ from trioresume.protocol.problem import problem_response
 from trioresume.server.api.handler import (
     BLOCK_SIZE,
     RecordedWith,
-    RepeatingTarget,
     Request,
     RequestBody,
     Response,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Mapping
 
     from trioresume.protocol.heads import Fields
-    from trioresume.server.api.handler import AnyTarget, Progress
+    from trioresume.server.api.handler import Progress
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.loaded_operation import Surroundings
     from trioresume.store.port import ContentWriter, OperationId, OperationRecord
@@ -86,13 +85,6 @@ OUTCOME_UNKNOWN = frozenset(
 logger = logging.getLogger("trioresume.operations")
 
 
-def policy_for(target: AnyTarget, record: OperationRecord) -> CallPolicy:
-    """Return the policy for the call of *target* with the request of *record*."""
-    if isinstance(target, RepeatingTarget):
-        return target.policy_for(record_head(record))
-    return target.policy
-
-
 def content_etag_of(content: Content) -> str:
     """Return the strong validator of finished content: its digest, in quotes."""
     digest = (
@@ -118,7 +110,9 @@ class TargetCall:
     ) -> None:
         self.content = content
         self.frozen = frozen
-        self.policy = policy_for(around.target, record)
+        self.policy = around.target.policy
+        if around.repeating is not None:
+            self.policy = around.repeating.policy_for(record_head(record))
         self.is_partial = is_partial(record.fields)
         if self.is_partial:
             # The request for a part of a later upload calls no target: it has no effects.
