@@ -19,7 +19,7 @@ from tests.e2e.command import Service, free_port
 from tests.e2e.soak import MIB
 from tests.e2e.test_behind_a_proxy import Front, caddy
 from tests.processes import SOURCE
-from trioresume import Client, ClientTls, RetryPolicy
+from trioresume import Client, ClientTls, RetryPolicy, TransferFailed
 from trioresume.testing import ChaosProxy, random_faults
 
 __all__ = ["caddy"]
@@ -160,6 +160,7 @@ DAV = """\
 server {{
     listen 80;
     listen 127.0.0.1:{port} ssl http2;
+    listen 127.0.0.1:{old} ssl;
     ssl_certificate {cert};
     ssl_certificate_key {key};
     client_max_body_size 0;
@@ -177,23 +178,23 @@ server {{
 
 
 @pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """nginx with DAV over HTTP/2: its port, and its folder of files."""
+def nginx(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
+    """nginx with DAV: its ports with HTTP/2 and without it, and its folder of files."""
     cert, key = write_server_files(tmp_path)
     root, run = tmp_path / "stored", tmp_path / "nginx"
     root.mkdir()
     run.mkdir()
-    port = free_port()
-    block = DAV.format(port=port, cert=cert, key=key, root=root)
+    port, old = free_port(), free_port()
+    block = DAV.format(port=port, old=old, cert=cert, key=key, root=root)
     with proxies.run("nginx", block, 0, run):
-        yield port, root
+        yield port, old, root
 
 
 async def test_nginx_stores_files_over_http2(
-    nginx: tuple[int, Path], tmp_path: Path, cacert: str
+    nginx: tuple[int, int, Path], tmp_path: Path, cacert: str
 ) -> None:
     """A server that cannot resume: a file that is cut begins again, the others, too."""
-    port, root = nginx
+    port, _, root = nginx
     data = random.Random(1).randbytes(3 * MIB)
     (tmp_path / "file").write_bytes(data)
     faults = random_faults(4, mean_bytes=6 * MIB, limit=3)
@@ -217,3 +218,21 @@ async def test_nginx_stores_files_over_http2(
         assert proxy.totals.cuts > 0
     for number in range(4):
         assert (root / str(number)).read_bytes() == data
+
+
+async def test_server_that_refuses_http2_in_the_handshake_is_named(
+    nginx: tuple[int, int, Path], cacert: str
+) -> None:
+    """To insist is hopeless with it; by default it gets HTTP/1.1."""
+    _, old, root = nginx
+    url = f"https://127.0.0.1:{old}/file"
+    tls = ClientTls(cacert=cacert)
+    async with Client(tls=tls, http2=True, retry=PATIENT) as client:
+        with pytest.raises(
+            TransferFailed, match="does not speak the version"
+        ) as caught:
+            await client.request("PUT", url, body=b"content")
+    assert not caught.value.resumable
+    async with Client(tls=tls, expect_timeout=0.1) as client:
+        assert (await client.request("PUT", url, body=b"content")).status == 201
+    assert (root / "file").read_bytes() == b"content"

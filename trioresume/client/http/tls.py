@@ -117,7 +117,8 @@ _NO_COMMON_VERSION = frozenset(
 _NO_COMMON_CIPHER = frozenset(
     {"NO_SHARED_CIPHER", "SSLV3_ALERT_HANDSHAKE_FAILURE", "WRONG_CIPHER_RETURNED"}
 )
-_NO_COMMON_HTTP = frozenset({"TLSV1_ALERT_NO_APPLICATION_PROTOCOL"})
+# Python has no name for this reason, so it is found in the text.
+_NO_COMMON_HTTP = "no application protocol"
 _WANTS_CERTIFICATE = frozenset({"TLSV13_ALERT_CERTIFICATE_REQUIRED"})
 _REFUSES_CERTIFICATE = frozenset(
     {
@@ -151,7 +152,7 @@ def explain(error: BaseException, origin: Origin) -> HopelessConnection | None:
     words = (
         _about_certificate(cause, origin)
         if isinstance(cause, ssl.SSLCertVerificationError)
-        else _about_handshake(cause.reason or "", origin)
+        else _about_handshake(cause.reason or str(cause), origin)
     )
     return None if words is None else HopelessConnection(words)
 
@@ -188,7 +189,7 @@ def _about_handshake(reason: str, origin: Origin) -> str | None:
             f"{host} and this client have no cipher in common, or the server wants a"
             " certificate of the client (--cert)"
         )
-    if reason in _NO_COMMON_HTTP:
+    if _NO_COMMON_HTTP in reason.lower().replace("_", " "):
         return (
             f"{host} does not speak the version of HTTP that was asked for (--http2,"
             " --no-http2)"
