@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"errors", "protocol", "client", "text"},
     # The command uses what an embedding program could use, and no more; beside that,
     # how text is read, and shown on a terminal.
-    "cli": {"errors", "text", "trioresume", "bench"},
+    "cli": {"errors", "text", "trioresume", "asgi", "bench"},
 }
 MAY_IMPORT["asgi"] = MAY_IMPORT["targets"] | {"targets"}
 MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}

@@ -13,8 +13,8 @@ from tests.asgi.registry import LIMITS, SERVERS, TRIALS, Server
 from tests.asgi.serving import served
 
 KIB = 1024
-BODY = os.urandom(300 * KIB)
-HALF = 150 * KIB
+BODY = os.urandom(100 * KIB)
+HALF = 50 * KIB
 
 
 def path_of(reply: Reply, name: str = "location") -> str:

@@ -6,7 +6,8 @@ import dataclasses
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -85,6 +86,13 @@ if hasattr(signal, "SIGHUP"):
     default=8,
     help="Most requests that a WSGI application gets at a time.",
 )
+@click.option(
+    "--front",
+    type=click.Choice(["own", "hypercorn"]),
+    default="own",
+    help="What carries HTTP: the server's own code, or hypercorn's trio worker.",
+)
+@switch("--http3", default=False, help="Speak HTTP/3, too; needs --front hypercorn.")
 @settings_options
 @tls_options
 @upstream_options
@@ -100,6 +108,8 @@ def serve(
     tokens_file: Path | None,
     file_lifetime: float | None,
     ui: bool,
+    front: str,
+    http3: bool,
     **app: Unpack[AppOptions],
 ) -> ExitCode:
     """Accept resumable uploads and store them as files, or send them to a backend.
@@ -136,6 +146,7 @@ def serve(
         ui=base_path if ui else None,
         **settings,
     )
+    run = _front(front, http3)
     _raise_descriptor_limit()
     _calm_collector()
     try:
@@ -144,6 +155,7 @@ def serve(
             config,
             base_path,
             target,
+            run,
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except* (OSError, trioresume.TrioresumeError) as group:
@@ -183,6 +195,18 @@ def _tokens(path: Path) -> trioresume.Authenticator:
         raise click.UsageError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
+def _front(front: str, http3: bool) -> Callable[..., Awaitable[None]]:
+    """Return the function that serves with the wanted front."""
+    if front == "hypercorn":
+        # Imported only here: it takes a third of a second.
+        from trioresume.asgi import serve as serve_through_hypercorn
+
+        return partial(serve_through_hypercorn, http3=http3)
+    if http3:
+        raise click.UsageError("--http3 needs --front hypercorn")
+    return trioresume.serve
+
+
 def _target(
     base_path: str, app: AppOptions
 ) -> trioresume.Target | trioresume.FileService:
@@ -204,10 +228,13 @@ async def _serve(
     config: trioresume.Config,
     base_path: str,
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
+    run: Callable[..., Awaitable[None]],
 ) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(_running, target, config, nursery.cancel_scope)
+            server = await nursery.start(
+                _running, partial(run, target, config), nursery.cancel_scope
+            )
             for url in server.urls:
                 click.echo(f"You can now upload files to: {url}{base_path}")
             for url in server.urls if config.ui is not None else ():
@@ -216,13 +243,12 @@ async def _serve(
 
 
 async def _running(
-    target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
-    config: trioresume.Config,
+    run: Callable[..., Awaitable[None]],
     whole: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[trioresume.Server],
 ) -> None:
-    await trioresume.serve(target, config, task_status=task_status)
+    await run(task_status=task_status)
     whole.cancel()
 
 
