@@ -26,10 +26,26 @@ from typing import IO, Protocol
 
 import trioresume
 
-__all__ = ["SOURCE", "Process", "run", "start"]
+__all__ = ["SOURCE", "Process", "environment_of", "run", "start"]
 
 SOURCE = Path(trioresume.__file__).parent.parent
 """The folder that the package under test comes from; its processes take the same."""
+
+
+def environment_of(state: Path | None = None) -> dict[str, str]:
+    """This process's environment, without settings of the command and without proxies.
+
+    With *state* the journal of ``trioresume upload`` is in that directory.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if "TRIORESUME" not in name and not name.lower().endswith("_proxy")
+    }
+    environment["PYTHONPATH"] = str(SOURCE)
+    if state is not None:
+        environment["XDG_STATE_HOME"] = str(state)
+    return environment
 
 
 class Process(Protocol):

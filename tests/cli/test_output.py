@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.command import Service
 from tests.platforms import linux_only
-from tests.processes import SOURCE
+from tests.processes import SOURCE, environment_of
 from trioresume.cli import logs
 from trioresume.cli.output import GuardedWriter, output
 
@@ -83,9 +83,7 @@ def start(
             targets[number] = broken_pipe(stack)
         else:
             targets[number] = stuck_pipe(stack)
-    environment = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
-    environment["PYTHONPATH"] = str(SOURCE)
-    environment["XDG_STATE_HOME"] = str(directory / "state")
+    environment = environment_of(directory / "state")
     words = ["sh", "-c", f'exec "$@"{closings}', "sh"]
     words += [sys.executable, "-m", "trioresume", *map(str, arguments)]
     return subprocess.Popen(

@@ -24,7 +24,6 @@ from click.testing import CliRunner
 
 import trioresume
 from tests import processes
-from tests.processes import SOURCE
 from trioresume import cli
 from trioresume.testing import (
     ChaosProxy,
@@ -109,9 +108,7 @@ def _no_faults(network: Network) -> None:
 def command(
     directory: Path, *arguments: object, options: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    environment = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
-    environment["PYTHONPATH"] = str(SOURCE)
-    environment["XDG_STATE_HOME"] = str(directory / "state")
+    environment = processes.environment_of(directory / "state")
     words = [sys.executable, "-m", "trioresume", "upload", *options]
     return [*words, *map(str, arguments)], environment
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from tests.processes import SOURCE, Process, start
+from tests.processes import Process, environment_of, start
 
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
@@ -82,12 +82,9 @@ class Service:
     def start(self) -> None:
         """Start it and wait until it says that it listens."""
         assert self._process is None
-        environment = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
-        environment["PYTHONPATH"] = str(SOURCE)
-        environment.update(self._environment)
         self._process = start(
             self._command,
-            environment=environment,
+            environment=environment_of() | dict(self._environment),
             directory=self.log.parent,
             stderr=self.log,
             fresh=self._fresh,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from tests.e2e import proxies
 from tests.e2e.command import Service, free_port
 from tests.e2e.soak import MIB
 from tests.e2e.test_behind_a_proxy import Front, caddy
-from tests.processes import SOURCE
+from tests.processes import environment_of
 from trioresume import Client, ClientTls, RetryPolicy, TransferFailed
 from trioresume.testing import ChaosProxy, random_faults
 
@@ -57,13 +56,7 @@ def files_in(folder: Path, count: int, size: int) -> dict[str, bytes]:
 
 def command(folder: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """``trioresume upload``, and its environment without proxies."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if "TRIORESUME" not in name and not name.lower().endswith("_proxy")
-    }
-    state = str(folder / "state")
-    environment = {**kept, "XDG_STATE_HOME": state, "PYTHONPATH": str(SOURCE)}
+    environment = environment_of(folder / "state")
     words = [sys.executable, "-m", "trioresume", "upload", "--quiet", "--json"]
     return [*words, *arguments], environment
 

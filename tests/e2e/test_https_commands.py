@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from tests.certificates import authority, client_context, write_server_files
 from tests.client.http_proxy import HttpProxy
 from tests.e2e.command import Service
 from tests.e2e.soak import MIB
-from tests.processes import SOURCE
+from tests.processes import environment_of
 from trioresume.testing import ChaosProxy, random_faults
 
 SIZE = 16 * MIB
@@ -40,13 +39,7 @@ def secured(tmp_path: Path, make_service: Callable[..., Service]) -> Service:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """What the command sees: no proxies, and a state directory of its own."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if "TRIORESUME" not in name and not name.lower().endswith("_proxy")
-    }
-    state = str(tmp_path / "state")
-    return {**kept, "XDG_STATE_HOME": state, "PYTHONPATH": str(SOURCE)}
+    return environment_of(tmp_path / "state")
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import trioresume
+from tests import processes
 from tests.e2e.command import Service
 from tests.e2e.test_full_disk import run
 from tests.e2e.wire import request_head
-from tests.processes import SOURCE
+from tests.processes import environment_of
 
 MakeService = Callable[..., Service]
 CONTENT = random.Random(4).randbytes(300_000)
@@ -29,12 +30,9 @@ def keep(
     command: str, data_dir: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """One of the keeper's commands, as a process."""
-    words = [sys.executable, "-m", "trioresume", command, "--data-dir", str(data_dir)]
-    variables = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
-    variables |= {"PYTHONPATH": str(SOURCE), **environment}
-    return subprocess.run(
-        words, env=variables, capture_output=True, text=True, timeout=60, check=False
-    )
+    words = ["trioresume", command, "--data-dir", str(data_dir)]
+    variables = environment_of() | environment
+    return processes.run(words, environment=variables, timeout=60)
 
 
 def store(service: Service) -> None:
@@ -244,11 +242,9 @@ def test_full_disk_is_read_and_called_that(
 
 def serve(data_dir: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "trioresume", "serve", "--bind", "127.0.0.1:0"]
-    variables = {k: v for k, v in os.environ.items() if "TRIORESUME" not in k}
-    variables |= {"PYTHONPATH": str(SOURCE)}
     return subprocess.run(
         [*words, "--data-dir", str(data_dir)],
-        env=variables,
+        env=environment_of(),
         capture_output=True,
         text=True,
         timeout=60,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import trio
 from tests.e2e.command import Service
 from tests.e2e.soak import MIB
 from tests.e2e.wire import Wire
-from tests.processes import SOURCE
+from tests.processes import environment_of
 from trioresume.testing import (
     ChaosProxy,
     ConnectionPlan,
@@ -51,13 +50,7 @@ class Uploader:
     """Runs the command, with a state directory of its own."""
 
     def __init__(self, directory: Path) -> None:
-        self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if "TRIORESUME" not in name and not name.lower().endswith("_proxy")
-        }
-        self.environment["XDG_STATE_HOME"] = str(directory / "state")
-        self.environment["PYTHONPATH"] = str(SOURCE)
+        self.environment = environment_of(directory / "state")
 
     async def run(
         self,
