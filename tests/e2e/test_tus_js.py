@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import authority
+from tests.e2e.carriers import HTTP1_TLS
 from tests.e2e.command import Service
 from tests.e2e.npm import installed
 from tests.e2e.tus_uploads import MARK, check_stored, request
@@ -38,6 +40,8 @@ class TusJs:
         self.path = folder / "content.bin"
         self.path.write_bytes(CONTENT)
         self._storage = folder / "urls.json"
+        self._authorities = folder / "ca.pem"
+        authority().cert_pem.write_to_path(str(self._authorities))
 
     def run(self, *, code: int = 0, **task: Any) -> list[dict[str, Any]]:
         """What the client said on its way; it has to end with exit code *code*."""
@@ -49,6 +53,7 @@ class TusJs:
         }
         done = subprocess.run(
             ["node", str(SCRIPT), self._package, json.dumps(said)],
+            env={**os.environ, "NODE_EXTRA_CA_CERTS": str(self._authorities)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -219,3 +224,20 @@ def test_too_large_is_said_and_not_retried(
     service.start()
     events = TusJs(package, service, tmp_path).run(code=1)
     assert "413" in events[-1]["message"]
+
+
+def test_resumes_over_https_after_a_kill(
+    package: str, make_service: Any, tmp_path: Path
+) -> None:
+    """D4, D5: cut within a piece, then the service dies, and another process goes on."""
+    service = make_service(*HTTP1_TLS.options(tmp_path))
+    service.start()
+    client = TusJs(package, service, tmp_path)
+    first = client.run(kind="file", cut=500_000)
+    assert first[-1]["event"] == "stopped"
+    service.kill()
+    service.start()
+    second = client.run(kind="file", resume=True)
+    assert second[-1]["url"] == first[-1]["url"]
+    assert second[-1]["url"].startswith("https://")
+    check(service, second)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import trioresume
+from tests.e2e.carriers import HTTP2
 from tests.e2e.chromium import Browser, running_browser
 from tests.e2e.command import Service
 from tests.e2e.test_behind_a_proxy import running
@@ -176,6 +177,31 @@ def test_goes_on_when_the_network_is_back(
     check_file(browser, path)
     assert resumed(browser)
     assert "offline" not in browser.text()
+
+
+def test_goes_on_over_http2_when_the_service_was_killed(
+    browser: Browser,
+    page_files: None,
+    make_service: Callable[..., Service],
+    tmp_path: Path,
+) -> None:
+    """The browser chooses HTTP/2, and its uploads go on by themselves."""
+    service = make_service("--ui", *HTTP2.options(tmp_path))
+    service.start()
+    path = make_file(tmp_path, SMALL)
+    browser.start(ignoreHTTPSErrors=True)
+    browser.goto(f"{service.root}/ui/")
+    entry = "performance.getEntriesByType('navigation')[0].nextHopProtocol"
+    assert browser.run(entry) == "h2"
+    browser.upload_at_most(SLOW)
+    browser.drop(path)
+    browser.see("B/s")
+    service.kill()
+    browser.see("No answer, trying again")
+    browser.upload_at_most(-1)
+    service.start()
+    check_file(browser, path)
+    assert resumed(browser)
 
 
 def test_goes_on_after_a_reload(
