@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import authority, write_server_files
 from tests.e2e.command import free_port
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MEASURED",
     "NAMES",
     "PAGE",
+    "SECURED",
     "TITLES",
     "Proxy",
     "options",
@@ -47,6 +49,13 @@ CONFIGURATIONS = [
     ["haproxy", "a name of its own"],
     ["haproxy", "a path of a name"],
     ["haproxy", "a relay"],
+]
+SECURED = [
+    ["nginx", "TLS on both sides"],
+    ["caddy", "TLS to the service"],
+    ["caddy", "HTTP/2 to the service"],
+    ["haproxy", "TLS on both sides"],
+    ["haproxy", "HTTP/2 to the service"],
 ]
 """Proxy and title of each block of configuration on the page."""
 _TEXT = PAGE.read_text("utf-8")
@@ -137,6 +146,9 @@ def run(name: str, block: str, upstream: int, folder: Path) -> Iterator[Proxy]:
         pytest.skip(f"{name} is not installed (on Debian: apt-get install {name})")
     block = block.replace("127.0.0.1:8080", f"127.0.0.1:{upstream}")
     port, tls_port = free_port(), free_port()
+    if "/etc/ssl/" in block:
+        _write_certificates(folder)
+        block = block.replace("/etc/ssl/", f"{folder}/")
     if name == "nginx":
         built = _ask(program, "-V")
         command, tls_port = _nginx(program, built, block, port, folder), 0
@@ -172,9 +184,19 @@ def run(name: str, block: str, upstream: int, folder: Path) -> Iterator[Proxy]:
             process.wait()
 
 
+def _write_certificates(folder: Path) -> None:
+    """Write the files that the page has in ``/etc/ssl``."""
+    certificate, key = write_server_files(folder)
+    (folder / "up.pem").write_bytes(certificate.read_bytes())
+    (folder / "up.key").write_bytes(key.read_bytes())
+    both = certificate.read_bytes() + key.read_bytes()
+    (folder / "up-and-key.pem").write_bytes(both)
+    authority().cert_pem.write_to_path(str(folder / "service-ca.pem"))
+
+
 def _nginx(program: str, built: str, block: str, port: int, folder: Path) -> list[str]:
     modules = ""
-    block = block.replace("listen 80;", f"listen 127.0.0.1:{port};")
+    block = re.sub(r"listen (80|443)\b", f"listen 127.0.0.1:{port}", block)
     if block.startswith("stream"):
         what = block
         module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -212,7 +234,7 @@ def _caddy(
 
 def _haproxy(program: str, block: str, port: int, folder: Path) -> list[str]:
     file = folder / "haproxy.cfg"
-    file.write_text(block.replace("bind :80", f"bind 127.0.0.1:{port}"))
+    file.write_text(re.sub(r"bind :(80|443)\b", f"bind 127.0.0.1:{port}", block))
     command = [program, "-db", "-f", str(file)]
     tried = subprocess.run(
         [*command, "-c"], capture_output=True, text=True, timeout=20, check=False
