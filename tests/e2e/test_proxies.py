@@ -249,16 +249,20 @@ async def test_expectation(bench: Bench) -> None:
     [
         ("100", "`100` with fields"),
         ("102", "`102`"),
+        ("103", "`103`"),
         ("104", "`104`"),
         ("104 104 104 104 104 104", "six of them"),
     ],
 )
 async def test_interim_responses(bench: Bench, said: str, row: str) -> None:
     """What arrives of them, and whether the final response still does."""
+    expected = documented(bench.proxy)[row]
+    if expected == "not tried":
+        pytest.skip("the page says nothing of this version")
     async with bench.request(f"X-Say: {said}") as (stream, _):
         await stream.send_all(bytes(SIZE))
         found = await interim_fate(stream, said.split())
-    assert found == documented(bench.proxy)[row]
+    assert found == expected
 
 
 async def interim_fate(stream: trio.SocketStream, said: list[str]) -> str:

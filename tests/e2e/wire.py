@@ -11,12 +11,13 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 
 import trio
 from h2.exceptions import ProtocolError
 
 from tests.e2e.carriers import HTTP1, Carrier, Stream
+from tests.server.http2_client import Http2Stream
 from tests.sockets import until_read
 
 __all__ = ["Answer", "Cut", "Refused", "Wire", "ask", "parse_message", "request_head"]
@@ -221,6 +222,17 @@ class Wire:
             await self._socket.send_eof()
         except _ENDED as exc:
             raise Cut(str(exc)) from exc
+
+    async def say_end(self) -> None:
+        """Send TLS's own end, ``close_notify``, and wait until the server has noticed."""
+        stream = self._stream
+        if isinstance(stream, Http2Stream):
+            stream = cast("trio.SSLStream[trio.SocketStream]", stream.wire)
+        assert isinstance(stream, trio.SSLStream)
+        try:
+            await stream.unwrap()
+        except trio.BrokenResourceError:
+            pass  # the server has cut what was not whole
 
     def close(self) -> None:
         """Close in the ordinary way: a FIN, or a RST if something came unread."""
