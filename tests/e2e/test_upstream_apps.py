@@ -54,6 +54,21 @@ class Application:
             assert process.stdout is not None
             process.stdout.close()
 
+    def start_uvicorn(self) -> None:
+        """Run the FastAPI application instead; it keeps its log in memory."""
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "uvicorn", "--log-level", "info"),
+                *("--port", str(self.port)),
+                "tests.targets.applications.frameworks:fastapi_app",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self._process.stdout is not None
+        while b"running on" not in (line := self._process.stdout.readline()):
+            assert line
+
     @property
     def log(self) -> list[dict[str, Any]]:
         path = self.folder / "log"
@@ -163,6 +178,31 @@ async def test_forms_come_whole_and_once(
     keys = {entry["key"] for entry in application.log}
     assert len(keys) == len(forms)
     await trio.to_thread.run_sync(service.stop)
+
+
+async def test_fastapi_gets_each_form_once(
+    seed: int, tmp_path: Path, make_service: MakeService
+) -> None:
+    """Its own log, fetched through the front, has each file once."""
+    pytest.importorskip("uvicorn")
+    draw = random.Random(seed)
+    application = Application("fastapi", tmp_path)
+    await trio.to_thread.run_sync(application.start_uvicorn)
+    try:
+        service = make_service("--upstream", application.url)
+        await start(service)
+        contents = [draw.randbytes(draw.randint(1, 600 * KIB)) for _ in range(6)]
+        forms = [form(f"{n}.bin", each) for n, each in enumerate(contents)]
+        requests = [("POST", "/form", body, kind) for body, kind in forms]
+        responses = await send_cut(service, seed, requests)
+        assert {response.status for response in responses} == {200}
+        async with trioresume.Client(proxies={}) as client:
+            log = await client.request("GET", f"{service.root}/log")
+        found = sorted(entry["sha256"] for entry in json.loads(log.body))
+        assert found == sorted(hashlib.sha256(each).hexdigest() for each in contents)
+        await trio.to_thread.run_sync(service.stop)
+    finally:
+        application.kill()
 
 
 async def test_webdav_folder_keeps_what_was_put(
