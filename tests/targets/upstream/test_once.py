@@ -5,6 +5,7 @@ Real sockets on both sides; the backend keeps every byte (:mod:`.backend`).
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.certificates import client_context, server_context
 from tests.server.harness import (
     RESUME,
     Client,
+    Interim,
     Reply,
     SocketService,
     chunked,
@@ -310,6 +312,43 @@ async def test_server_completes_it_when_the_backend_is_back(tmp_path: Path) -> N
             told = await message(service, reply)
             assert told.body.startswith(b"HTTP/1.1 200 OK\r\n")
             assert [seen.body for seen in behind.seen] == [BODY]
+
+
+async def test_request_waits_if_the_service_ends_while_it_connects(
+    tmp_path: Path,
+) -> None:
+    """No byte had left: it is not indeterminate, and the next start sends it."""
+    # The system completes no more connections than fit into the queue.
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    port = full.getsockname()[1]
+    queued = [socket.socket() for _ in range(8)]
+    for each in queued:
+        each.setblocking(False)
+        each.connect_ex(("127.0.0.1", port))
+    url = f"http://127.0.0.1:{port}"
+    begun: Interim | None = None
+    async with front(tmp_path, url, config={"retry_interval": 0}) as service:
+        async with service.connect() as client:
+            begun = await client.start(len(BODY), BODY)
+            place = begun.fields.get("request-content-location") or ""
+            async with service.connect() as other:
+                while True:
+                    shown = await other.request("HEAD", place)
+                    if shown["upload-offset"] == str(len(BODY)):
+                        break
+            message_place = begun.fields.get("response-message-location") or ""
+            async with service.connect() as other:
+                shown = await other.request("GET", message_place, {"Prefer": "wait=1"})
+                assert shown.json["state"] == "processing"
+    for each in (full, *queued):
+        each.close()
+    async with backend(port=port) as behind:
+        async with front(tmp_path, url, config={"retry_interval": 0.05}) as service:
+            with trio.fail_after(20):
+                await behind.got.wait()
+        assert [seen.body for seen in behind.seen] == [BODY]
 
 
 async def test_waiting_request_can_be_given_up(tmp_path: Path) -> None:

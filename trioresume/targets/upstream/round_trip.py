@@ -57,6 +57,8 @@ class Outgoing:
     """Whether it does no harm to send it twice."""
     send: SendContent | None = None
     """None if there is no content."""
+    waits: bool = False
+    """Whether the request waits if it cannot be sent, because all of it is recorded."""
     can_repeat: bool = True
     """Whether the content is still there after it was sent."""
     on_interim: Callable[[int, Fields], None] | None = None
@@ -194,6 +196,13 @@ class RoundTrips:
         except OSError as exc:
             logger.warning("%s cannot be reached: %s", endpoint, exc)
             return None
+        except BaseException as exc:
+            if not outgoing.waits or not _is_cancellation(exc):
+                raise
+            # The service ends before a byte was sent. The caller submits that the request
+            # waits, and meets the cancellation at its next checkpoint. Otherwise the next
+            # start would have to say that the outcome is not known.
+            raise TargetUnavailable("the service ends") from exc
 
     async def _send(self, outgoing: Outgoing, connection: Connection) -> Answer:
         try:
@@ -335,6 +344,13 @@ async def _read_head(
         if parser.trailing_data[1]:
             raise Lost("it closed the connection", sent=True) from exc
         raise _garbled(str(exc)) from exc
+
+
+def _is_cancellation(exc: BaseException) -> bool:
+    """Whether *exc* is a cancellation, or a group that has nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(trio.Cancelled)[1] is None
+    return isinstance(exc, trio.Cancelled)
 
 
 def _garbled(reason: str) -> PeerError:

@@ -190,6 +190,7 @@ class UpstreamTarget:
             fields=self._framed(head, fields, body.length if has_content else None),
             may_repeat=self._may_repeat(head.method),
             send=self._content(request) if body.length else None,
+            waits=request.operation_id is not None,
             on_interim=request.inform,
         )
         answer = await self._run(outgoing, head)
