@@ -23,6 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalog/catalog",
         "catalog/chunk_lists",
         "catalog/read_only",
+        "catalog/log_check",
         "catalog/schema",
         "catalog/unreferenced",
         "catalog/usage_triggers",

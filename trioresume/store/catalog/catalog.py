@@ -27,6 +27,7 @@ import msgpack
 from trioresume.errors import StorageError
 from trioresume.protocol.heads import Fields
 from trioresume.store.catalog.chunk_lists import ContentRow, part_digests, piece_digests
+from trioresume.store.catalog.log_check import refuse_lost_commits
 from trioresume.store.catalog.schema import (
     connect,
     create,
@@ -312,6 +313,7 @@ class Catalog(CatalogReader):
     def __init__(self, path: str, disk: Disk) -> None:
         self._disk = disk
         self._path = path
+        refuse_lost_commits(path)
         try:
             create(path, disk)
             self._writer = connect(path, disk.synchronous)
