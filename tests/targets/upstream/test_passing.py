@@ -10,7 +10,7 @@ import trio
 
 from tests.server.harness import chunked, head
 from tests.targets.upstream.backend import Seen, backend, ok, raw
-from tests.targets.upstream.test_once import BODY, LARGE, dead_end, front
+from tests.targets.upstream.test_once import BODY, LARGE, dead_end, front, hang_up
 
 UPGRADE = {"Connection": "keep-alive, Upgrade", "Upgrade": "websocket"}
 SWITCHED = (
@@ -168,6 +168,17 @@ async def test_backend_that_is_down_is_a_503(body: bytes, tmp_path: Path) -> Non
             reply = await client.request("POST" if body else "GET", "/", {}, body)
             assert (reply.status, reply.code) == (503, "service-unavailable")
             assert reply.get("retry-after") is not None
+
+
+async def test_safe_request_that_is_lost_is_a_502(tmp_path: Path) -> None:
+    """Nothing took effect, so nothing is indeterminate; a small POST is."""
+    async with backend(hang_up) as behind, front(tmp_path, behind.url) as service:
+        async with service.connect() as client:
+            reply = await client.request("GET", "/")
+            assert (reply.status, reply.code) == (502, "bad-gateway")
+            reply = await client.request("POST", "/", {}, b"small")
+            assert (reply.status, reply.code) == (502, "indeterminate")
+        assert [seen.method for seen in behind.seen] == ["GET", "POST"]
 
 
 async def test_cut_response_is_cut_for_the_client(tmp_path: Path) -> None:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from trioresume.targets.upstream.connections import Connection, Pool
     from trioresume.targets.upstream.endpoints import Endpoint
 
-__all__ = ["Answer", "AnswerBody", "Outgoing", "RoundTrips", "send_in_time"]
+__all__ = ["SAFE", "Answer", "AnswerBody", "Outgoing", "RoundTrips", "send_in_time"]
 
 logger = logging.getLogger("trioresume.upstream")
 
+SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""Methods that change nothing (RFC 9110, section 9.2.1)."""
 MOST_AT_ONCE = 64 * 1024
 """A response that has come whole, and is no larger, is handed on as bytes."""
 LAST_WORDS = 5.0
@@ -179,9 +181,12 @@ class RoundTrips:
             else:
                 lost = None  # it cannot even be reached any more: later, perhaps
         if lost is not None:
-            raise PeerError(
-                ProblemCode.OUTCOME_UNKNOWN, "every try lost its connection"
-            ) from lost
+            problem = (
+                ProblemCode.BAD_GATEWAY  # nothing took effect
+                if outgoing.method in SAFE
+                else ProblemCode.OUTCOME_UNKNOWN
+            )
+            raise PeerError(problem, "every try lost its connection") from lost
         raise TargetUnavailable("no server behind this one can be reached")
 
     async def _connection(

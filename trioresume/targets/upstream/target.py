@@ -41,6 +41,7 @@ from trioresume.targets.upstream.passing import (
     while_client_waits,
 )
 from trioresume.targets.upstream.round_trip import (
+    SAFE,
     AnswerBody,
     Outgoing,
     RoundTrips,
@@ -58,9 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UpstreamTarget"]
 
-# RFC 9110, sections 9.2.1 and 9.2.2.
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_IDEMPOTENT = _SAFE | {"DELETE", "PUT"}
+_IDEMPOTENT = SAFE | {"DELETE", "PUT"}
+"""RFC 9110, section 9.2.2."""
 
 
 class UpstreamTarget:
@@ -183,7 +183,7 @@ class UpstreamTarget:
         key = request.operation_id
         if key is not None and "idempotency-key" not in fields:
             fields = fields.plus({"idempotency-key": f'"{key}"'})
-        has_content = body.length > 0 or head.method not in _SAFE | {"DELETE"}
+        has_content = body.length > 0 or head.method not in SAFE | {"DELETE"}
         outgoing = Outgoing(
             method=head.method,
             target=head.target,
