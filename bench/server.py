@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Self
 
 from bench.peers import Peer
 from bench.peers.cache import Cache
+from bench.peers.peer import Carrier, Certificate
 from trioresume.bench.usage import TICK, ProcessUse, process_use
 
 __all__ = ["Server", "ServerFailed", "machine_cpu"]
@@ -46,15 +48,22 @@ class Server:
         *,
         cache: Cache | None = None,
         start_timeout: float = 20.0,
+        carrier: Carrier = Carrier.PLAIN,
     ) -> None:
         self.peer = peer
+        self.carrier = carrier
         self.host = "127.0.0.1"
         self._output: deque[str] = deque(maxlen=40)
         at = (cache or Cache()).get(peer)
         data_dir.mkdir(parents=True, exist_ok=True)
+        certificate: Certificate | None = None
+        if carrier is not Carrier.PLAIN:
+            certificate = _make_certificate(data_dir.with_name(f"{data_dir.name}-tls"))
         for _ in range(_ATTEMPTS):
             self.port = _free_port()
             launch = peer.launch(at, data_dir, self.port)
+            if certificate is not None:
+                launch = peer.secure(launch, certificate)
             self.path = launch.path
             self._process = subprocess.Popen(
                 launch.command,
@@ -88,7 +97,8 @@ class Server:
     @property
     def url(self) -> str:
         """The URL for uploads."""
-        return f"http://{self.host}:{self.port}{self.path}"
+        scheme = "http" if self.carrier is Carrier.PLAIN else "https"
+        return f"{scheme}://{self.host}:{self.port}{self.path}"
 
     @property
     def output(self) -> str:
@@ -111,7 +121,15 @@ class Server:
         return False
 
     def _answers(self) -> bool:
-        with socket.create_connection((self.host, self.port), timeout=2) as sock:
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(
+                socket.create_connection((self.host, self.port), timeout=2)
+            )
+            if self.carrier is not Carrier.PLAIN:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+                sock = stack.enter_context(context.wrap_socket(sock))
             request = (
                 f"OPTIONS {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
                 "Connection: close\r\n\r\n"
@@ -176,6 +194,22 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _make_certificate(folder: Path) -> Certificate:
+    """Make a certificate that nobody trusts. Raises :class:`ServerFailed`."""
+    folder.mkdir(exist_ok=True)
+    made = Certificate(folder / "certificate.pem", folder / "key.pem")
+    command = (
+        *("openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "30"),
+        *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"),
+        *("-keyout", str(made.keyfile), "-out", str(made.certfile)),
+    )
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise ServerFailed(f"no certificate was made: {exc}") from exc
+    return made
 
 
 def _free_port() -> int:

@@ -137,7 +137,8 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     type=_Names(),
     callback=_cases,
     default=",".join((*PEERS, DISK)),
-    help="Servers, separated by commas, as NAME or NAME:PROTOCOL. [default: all]",
+    help="Servers, separated by commas, as NAME or NAME:PROTOCOL, with +tls for HTTP/1.1"
+    " over TLS or +h2 for HTTP/2 over TLS. [default: all, without TLS]",
 )
 @click.option(
     "--uploads",
@@ -209,6 +210,13 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     help="Processes of the load generator.",
 )
 @click.option(
+    "--streams",
+    type=click.IntRange(1, 1000),
+    default=16,
+    show_default=True,
+    help="Uploads at once on each connection of HTTP/2.",
+)
+@click.option(
     "--verify",
     type=click.Choice([way.value for way in Verify]),
     default=Verify.AUTO.value,
@@ -266,6 +274,7 @@ def main(
     seed: int,
     baselines: list[str],
     processes: int,
+    streams: int,
     verify: str,
     proving: bool,
     limit: float,
@@ -294,6 +303,7 @@ def main(
             seed=seed,
             kinds=kinds,
             processes=processes,
+            streams=streams,
             verify=Verify(verify),
             limit=limit,
         )
@@ -358,7 +368,12 @@ def _prepare(
                 if proving:
                     with (
                         bench.workspace.data_dir() as directory,
-                        Server(case.peer, directory, cache=bench.cache) as server,
+                        Server(
+                            case.peer,
+                            directory,
+                            cache=bench.cache,
+                            carrier=case.carrier,
+                        ) as server,
                     ):
                         prove(server, case.protocol)
         except _FAILURES as exc:

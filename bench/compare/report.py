@@ -64,7 +64,7 @@ class Report:
             (
                 case.name,
                 self.versions.get(case.name, ""),
-                case.protocol,
+                case.spoken,
                 case.peer.hashes,
                 case.peer.syncs,
                 case.peer.settings,

@@ -18,6 +18,7 @@ import trio
 from bench import disk
 from bench.compare.works import Case, Work
 from bench.peers.cache import Cache
+from bench.peers.peer import Carrier
 from bench.server import Server, machine_cpu
 from bench.workspace import Workspace
 from trioresume.bench import (
@@ -121,6 +122,7 @@ class Bench:
     seed: int = 1
     kinds: tuple[FaultKind, ...] = tuple(FaultKind)
     processes: int = 1
+    streams: int = 16
     verify: Verify = Verify.AUTO
     limit: float = 120.0
     load: Callable[[Settings], Results] = load
@@ -138,6 +140,9 @@ class Bench:
             sizes=Sizes(minimum=work.size, maximum=work.size),
             faults=Faults(mean_bytes=work.cuts, kinds=self.kinds),
             processes=self.processes,
+            insecure=case.carrier is not Carrier.PLAIN,
+            http2=case.carrier is Carrier.HTTP2,
+            streams=self.streams,
             duration=self.limit,
             chunk=case.peer.request_limit if case.resumes else None,
             interop_version=case.peer.interop_version,
@@ -153,7 +158,9 @@ class Bench:
         with self.workspace.data_dir() as directory:
             if case.peer is None:
                 return self._disk(case, work, round_)
-            with Server(case.peer, directory, cache=self.cache) as server:
+            with Server(
+                case.peer, directory, cache=self.cache, carrier=case.carrier
+            ) as server:
                 count, size = WARM_UP
                 warm_up = Work(count, count * size)
                 self.load(self.settings(case, server, warm_up))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.options import human
 from bench.peers import Peer, find
+from bench.peers.peer import Carrier
 
 __all__ = ["DISK", "Case", "Work", "cases_of"]
 
@@ -16,19 +17,35 @@ DISK = "disk-write"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A server and the protocol of the client. With *peer* None it is the bare disk."""
+    """A server, and the protocol and the carrier of the client.
+
+    With *peer* None it is the bare disk.
+    """
 
     peer: Peer | None
     protocol: str
+    carrier: Carrier = Carrier.PLAIN
 
     @property
     def name(self) -> str:
-        """The peer's name, with the protocol if it is not the peer's first one."""
+        """The peer's name, with the protocol if it is not the peer's first one.
+
+        The carrier follows, if there is TLS.
+        """
         if self.peer is None:
             return DISK
-        if self.protocol == self.peer.protocols[0]:
-            return self.peer.name
-        return f"{self.peer.name}:{self.protocol}"
+        name = self.peer.name
+        if self.protocol != self.peer.protocols[0]:
+            name += f":{self.protocol}"
+        return name if self.carrier is Carrier.PLAIN else f"{name}+{self.carrier.value}"
+
+    @property
+    def spoken(self) -> str:
+        """The protocol and its carrier, for people."""
+        if self.carrier is Carrier.PLAIN:
+            return self.protocol
+        http = "HTTP/2" if self.carrier is Carrier.HTTP2 else "HTTP/1.1"
+        return f"{self.protocol}, {http} over TLS"
 
     @property
     def resumes(self) -> bool:
@@ -80,6 +97,8 @@ class Work:
 def cases_of(names: Sequence[str]) -> list[Case]:
     """Return the cases called *names*: ``tusd``, or ``tusd:rufh`` for another protocol.
 
+    ``tusd+tls`` is over TLS, and ``tusd+h2`` is HTTP/2 over TLS.
+
     Raises :class:`LookupError` with the known names.
     """
     cases: dict[str, Case] = {}
@@ -87,10 +106,15 @@ def cases_of(names: Sequence[str]) -> list[Case]:
         if name == DISK:
             cases[DISK] = Case(None, "none")
             continue
-        peer_name, _, protocol = name.partition(":")
+        rest, _, carrier_name = name.partition("+")
+        peer_name, _, protocol = rest.partition(":")
         peer = find(peer_name)
         if protocol and protocol not in peer.protocols:
             raise LookupError(f"{peer.name} speaks {', '.join(peer.protocols)}")
-        case = Case(peer, protocol or peer.protocols[0])
+        carriers = {each.value: each for each in peer.carriers}
+        carrier = carriers.get(carrier_name or Carrier.PLAIN.value)
+        if carrier is None:
+            raise LookupError(f"{peer.name} is carried by {', '.join(carriers)}")
+        case = Case(peer, protocol or peer.protocols[0], carrier)
         cases[case.name] = case
     return list(cases.values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.peers.cache import InstallFailed, run_logged
-from bench.peers.peer import Launch, Peer
+from bench.peers.peer import Carrier, Certificate, Launch, Peer
 
 __all__ = ["NGINX", "NginxProxy"]
 
@@ -37,7 +37,7 @@ http {{
     uwsgi_temp_path {root}/unused;
     scgi_temp_path {root}/unused;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port} backlog=4096;  # TLS is added here
         location /files/ {{
             root {root}/stored;
             dav_methods PUT DELETE;
@@ -91,6 +91,19 @@ class Nginx(Peer):
         """Return the text of the configuration, with gaps for root, port and user."""
         return _CONFIGURATION
 
+    def secure(self, launch: Launch, certificate: Certificate) -> Launch:
+        configuration = Path(launch.command[launch.command.index("-c") + 1])
+        text = configuration.read_text()
+        text = text.replace(
+            "backlog=4096;  # TLS is added here",
+            "backlog=4096 ssl http2;"
+            f" ssl_certificate {certificate.certfile};"
+            f" ssl_certificate_key {certificate.keyfile};"
+            " http2_max_concurrent_streams 1000;",
+        )
+        configuration.write_text(text)
+        return launch
+
     def resolved_version(self, at: Path) -> str:
         found = re.search(r"nginx/(\S+)", _build(at / "nginx"))
         return found[1] if found else self.version
@@ -138,6 +151,7 @@ NGINX = Nginx(
     protocols=("plain",),
     hashes="none",
     syncs="none",
+    carriers=tuple(Carrier),
     settings="DAV PUT, a worker per core, body buffers of 1 MiB, temporary files on "
     "the same filesystem, no access log",
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.peers.peer import Launch, Peer
+from bench.peers.peer import Carrier, Certificate, Launch, Peer
 
 __all__ = ["OWN", "Trioresume", "trioresume"]
 
@@ -56,6 +56,13 @@ class Trioresume(Own):
             *self.options,
         )
 
+    def secure(self, launch: Launch, certificate: Certificate) -> Launch:
+        options = (
+            *("--ssl-certfile", str(certificate.certfile)),
+            *("--ssl-keyfile", str(certificate.keyfile)),
+        )
+        return replace(launch, command=(*launch.command, *options))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raw(Own):
@@ -81,6 +88,7 @@ def trioresume(durability: str = "disk", options: Sequence[str] = ()) -> Triores
         options=tuple(options),
         protocols=("seed", "rufh", "plain"),
         plain_method="POST",
+        carriers=tuple(Carrier),
         hashes="BLAKE3 of every chunk",
         syncs=_SYNCS[durability],
         settings=" ".join(

@@ -5,14 +5,33 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Launch", "Peer", "ToolMissing"]
+__all__ = ["Carrier", "Certificate", "Launch", "Peer", "ToolMissing"]
 
 
 class ToolMissing(Exception):
     """This machine lacks a command that is needed to install or run a peer."""
+
+
+class Carrier(Enum):
+    """What carries the requests: HTTP/1.1 or HTTP/2, and whether there is TLS below."""
+
+    PLAIN = "plain"
+    TLS = "tls"
+    """HTTP/1.1 over TLS."""
+    HTTP2 = "h2"
+    """HTTP/2 over TLS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A server's certificate and its private key, in PEM files."""
+
+    certfile: Path
+    keyfile: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +56,8 @@ class Peer(ABC):
     request, because the server holds each body in memory. ``plain_method`` is the method
     of ``plain``: PUT of a name, or POST to the collection, which answers with a
     ``Location``. ``serves_back`` is false if uploads cannot be fetched.
-    ``interop_version`` is the one that the server speaks in ``rufh``.
+    ``interop_version`` is the one that the server speaks in ``rufh``. ``carriers`` are what
+    it can be measured with; for those with TLS there is :meth:`secure`.
     """
 
     name: str
@@ -50,6 +70,7 @@ class Peer(ABC):
     plain_method: Literal["PUT", "POST"] = "PUT"
     serves_back: bool = True
     interop_version: int | None = 8
+    carriers: tuple[Carrier, ...] = (Carrier.PLAIN,)
 
     @property
     def resumes(self) -> bool:
@@ -90,6 +111,10 @@ class Peer(ABC):
     @abstractmethod
     def launch(self, at: Path, data_dir: Path, port: int) -> Launch:
         """Return how to serve *data_dir* on *port* of the loopback interface."""
+
+    def secure(self, launch: Launch, certificate: Certificate) -> Launch:
+        """Return *launch* changed so that the server speaks TLS, and HTTP/2 if it can."""
+        raise NotImplementedError(f"{self.name} does not speak TLS")
 
     def resolved_version(self, at: Path) -> str:
         """Return the version that is installed *at*."""

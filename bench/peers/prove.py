@@ -12,6 +12,7 @@ from functools import partial
 
 import trio
 
+from bench.peers.peer import Carrier
 from bench.server import Server
 from trioresume.bench import (
     FaultKind,
@@ -75,6 +76,8 @@ def _load(server: Server, protocol: Protocol, cuts: int | None) -> Results:
         duration=SECONDS,
         chunk=None if plain else peer.request_limit,
         interop_version=peer.interop_version,
+        insecure=server.carrier is not Carrier.PLAIN,
+        http2=server.carrier is Carrier.HTTP2,
         verify=Verify.DIGEST if peer.serves_back else Verify.LENGTH,
     )
     try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.peers.cache import run_logged
-from bench.peers.peer import Launch, Peer
+from bench.peers.peer import Carrier, Certificate, Launch, Peer
 from bench.peers.versions import VERSIONS
 
 __all__ = ["TUSD"]
@@ -37,6 +37,13 @@ class Tusd(Peer):
             )
         )
 
+    def secure(self, launch: Launch, certificate: Certificate) -> Launch:
+        options = (
+            *("-tls-certificate", str(certificate.certfile)),
+            *("-tls-key", str(certificate.keyfile)),
+        )
+        return replace(launch, command=(*launch.command, *options))
+
 
 TUSD = Tusd(
     name="tusd",
@@ -46,4 +53,5 @@ TUSD = Tusd(
     syncs="none",
     settings="file store, file locks, all cores; no metrics or CORS; not verbose, which still logs each request",
     needs=("go",),
+    carriers=tuple(Carrier),
 )
