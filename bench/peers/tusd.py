@@ -53,5 +53,5 @@ TUSD = Tusd(
     syncs="none",
     settings="file store, file locks, all cores; no metrics or CORS; not verbose, which still logs each request",
     needs=("go",),
-    carriers=tuple(Carrier),
+    carriers=(Carrier.PLAIN, Carrier.TLS),  # it refuses HTTP/2 over TLS
 )

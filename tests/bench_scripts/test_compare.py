@@ -57,6 +57,20 @@ def test_cases_are_named_with_their_protocols() -> None:
     assert [case.resumes for case in cases] == [True, True, True, False]
 
 
+def test_case_says_what_carries_it() -> None:
+    """TLS and HTTP/2 are named after the protocol; a server that cannot is refused."""
+    cases = cases_of(["nginx+tls", "trioresume:plain+h2", "tusd+tls"])
+    assert [case.name for case in cases] == [
+        "nginx+tls",
+        "trioresume:plain+h2",
+        "tusd+tls",
+    ]
+    assert cases[1].spoken == "plain, HTTP/2 over TLS"
+    for name in ("tusd+h2", "uvicorn+tls", "nginx+smoke"):
+        with pytest.raises(LookupError):
+            cases_of([name])
+
+
 def test_work_of_many_small_files_keeps_their_size() -> None:
     """Its smaller round has fewer of them; others have smaller uploads."""
     small = Work(64, 10_000 * 10_240, None, 10_000)

@@ -12,7 +12,7 @@ import pytest
 
 from bench.peers import PEERS, VERSIONS, Peer, find
 from bench.peers.cache import Cache, InstallFailed, run_logged
-from bench.peers.peer import ToolMissing
+from bench.peers.peer import Carrier, ToolMissing
 from bench.peers.prove import Disproved, prove
 from bench.server import Server
 from tests.bench_scripts.fakes import Fake, faulty
@@ -143,6 +143,26 @@ def test_an_installed_peer_is_proved(peer: Peer, tmp_path: Path) -> None:
     with Server(peer, tmp_path / "data") as server:
         facts = prove(server)
     assert any("resumed at" in fact for fact in facts) == peer.resumes
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "carrier"),
+    [
+        ("trioresume-process", "seed", Carrier.HTTP2),
+        ("nginx", "plain", Carrier.HTTP2),
+        ("tusd", "tus", Carrier.TLS),
+    ],
+)
+def test_peer_is_proved_over_tls(
+    name: str, protocol: str, carrier: Carrier, tmp_path: Path
+) -> None:
+    """The same proof, over TLS and HTTP/2."""
+    peer = find(name)
+    if peer.installs and not Cache().installed(peer):
+        pytest.skip(f"python -m bench.peers install {name}")
+    with Server(peer, tmp_path / "data", carrier=carrier) as server:
+        assert server.url.startswith("https://")
+        assert prove(server, protocol)
 
 
 def test_command_serves_until_its_input_ends(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tests.server.harness import MemoryService, Recorder, memory_service
 from tests.server.http2_client import Answer, Peer
 from trioresume import Config, Principal, Request, Response
 from trioresume.protocol.heads import RequestHead
+from trioresume.testing import MemoryTransport
+from trioresume.testing.memory_store import MemoryStore
 
 PREFER = {"prefer": "resume"}
 
@@ -123,7 +125,11 @@ async def test_many_streams_with_turns_arrive_whole(
     """Streams that wait for credit in turns lose nothing and mix nothing up."""
     handler = Recorder()
     config = Config(h2c=True, receive_memory=256 * 1024)
-    async with memory_service(handler, config) as service, peer_of(service) as peer:
+    store = MemoryStore(chunk_size=100_000)
+    async with (
+        memory_service(handler, config, store=store) as service,
+        peer_of(service) as peer,
+    ):
         dice = random.Random(largest)
         sent = {
             await peer.begin(): dice.randbytes(dice.randint(1, largest))
@@ -150,13 +156,47 @@ async def test_many_streams_with_turns_arrive_whole(
     assert sorted(handler.bodies) == sorted(sent.values())
 
 
+async def test_reader_waits_for_much_only_while_much_comes(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The low-water mark rises with the rate, and never above the rest of the content."""
+    marks: list[tuple[int, int]] = []
+    sent = 0
+
+    def note(transport: MemoryTransport, size: int) -> None:
+        marks.append((size, length - sent))
+
+    monkeypatch.setattr(MemoryTransport, "set_low_water", note)
+    length = 3_000_000
+    store = MemoryStore(chunk_size=1 << 20)
+    async with (
+        memory_service(Recorder(), Config(h2c=True), store=store) as service,
+        peer_of(service) as peer,
+    ):
+        stream = await peer.begin(length=length)
+        while sent < length:
+            part = min(60_000, length - sent)
+            await peer.content(stream, bytes(part), ends=sent + part == length)
+            sent += part
+            await peer.ping()
+            autojump_clock.jump(0.005)
+        assert (await peer.answer(stream)).status == 200
+        again = await peer.begin(length=5)
+        await peer.content(again, b"12345", ends=True)
+        assert (await peer.answer(again)).status == 200
+    assert max(mark for mark, _ in marks) >= 64 * 1024
+    assert all(mark <= left for mark, left in marks if mark > 1)
+    assert marks[-1][0] == 1
+
+
 async def test_stalled_streams_lose_their_turns(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Streams that got credit and do not use it let the others go on, within seconds."""
     config = Config(h2c=True, receive_memory=64 * 1024)
+    store = MemoryStore(chunk_size=100_000)
     async with (
-        memory_service(Recorder(), config) as service,
+        memory_service(Recorder(), config, store=store) as service,
         peer_of(service) as peer,
     ):
         for _ in range(5):

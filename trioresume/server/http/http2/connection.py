@@ -73,6 +73,10 @@ LAST_WORDS_SECONDS = 1.0
 """Seconds after the grace period in which 503s may be sent and read."""
 HEAD_READ = 16 * 1024
 """Bytes read at once while a request is expected, or is not yet routed."""
+FILL_TIME = 0.02
+"""Seconds that the reader waits for many bytes before it takes the few that are there."""
+LEAST_MARK = 32 * 1024
+"""Bytes: a smaller low-water mark is not worth the system call."""
 GOAWAY_PAUSE = 1.0
 """Seconds after which the second GOAWAY is sent even if the peer answers no PING."""
 
@@ -99,6 +103,9 @@ class Http2Connection:
         self._outbox = Outbox(transport, self._engine, config.send_timeout)
         self._turn = ReadTurn(front.memory)
         self._credit = CreditTurns(front.memory)
+        self._low_water = 1
+        self._is_fast = True
+        """Whether the last bytes came as fast as expected."""
         self._streams: dict[int, _Stream] = {}
         self._first: _Stream | None = None
         """The request that counts as the connection itself."""
@@ -274,13 +281,46 @@ class Http2Connection:
         else:
             deadline = float("inf")  # the streams have deadlines of their own
         if deadline == float("inf"):
-            await self._transport.wait_readable()
+            await self._wait_for_much()
             return True
+        self._set_low_water(1)
         with trio.move_on_at(deadline):
             await self._transport.wait_readable()
             return True
         # Meanwhile a request may have begun to run, or ended.
         return self._head_since is None and bool(self._streams)
+
+    async def _wait_for_much(self) -> None:
+        """Wait for bytes; for some time, until many have come: each wake-up is expensive."""
+        self._set_low_water(self._wanted if self._is_fast else 1)
+        with trio.move_on_after(FILL_TIME if self._low_water > 1 else float("inf")):
+            await self._transport.wait_readable()
+            return
+        self._is_fast = False
+
+    @property
+    def _wanted(self) -> int:
+        """Bytes for which the reader should be woken.
+
+        They come within half of :data:`FILL_TIME`, and without more credit. They are not more
+        than the rest of the content: the end of an upload must not wait.
+        """
+        wanted = self._credit.expected(FILL_TIME / 2)
+        left = 0
+        for stream in self._streams.values():
+            left += stream.body.remaining or 0
+            if left >= wanted:
+                break
+        wanted = min(wanted, left)
+        if wanted < LEAST_MARK:
+            return 1
+        # Setting it costs a system call: small differences are not worth it.
+        return 1 << (wanted.bit_length() - 1)
+
+    def _set_low_water(self, size: int) -> None:
+        if size != self._low_water:
+            self._low_water = size
+            self._transport.set_low_water(size)
 
     async def _take_memory(self) -> None:
         """Take a piece for the content that may come."""
@@ -337,6 +377,7 @@ class Http2Connection:
                 newest = self._engine.last_stream
                 self._dispatch(view[:count])
                 left -= count
+                self._is_fast = self._is_fast or count > LEAST_MARK
                 opened = self._engine.last_stream != newest
                 if early or opened or count < len(view):
                     break

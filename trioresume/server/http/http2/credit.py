@@ -63,6 +63,10 @@ class CreditTurns:
             self._rate = self._came / (now - self._since)
             self._came, self._since = 0, now
 
+    def expected(self, seconds: float) -> int:
+        """Return how many bytes will come in so much time, and without more credit."""
+        return min(int(self._rate * seconds), self._given // 4)
+
     @property
     def _most(self) -> int:
         """Bytes that all turns together should have: at most a share of the memory."""
