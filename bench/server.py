@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -57,13 +58,16 @@ class Server:
         at = (cache or Cache()).get(peer)
         data_dir.mkdir(parents=True, exist_ok=True)
         certificate: Certificate | None = None
-        if carrier is not Carrier.PLAIN:
+        if carrier.is_secure:
             certificate = _make_certificate(data_dir.with_name(f"{data_dir.name}-tls"))
         for _ in range(_ATTEMPTS):
             self.port = _free_port()
             launch = peer.launch(at, data_dir, self.port)
             if certificate is not None:
                 launch = peer.secure(launch, certificate)
+            elif carrier is Carrier.H2C:
+                command = (*launch.command, *peer.h2c_options)
+                launch = replace(launch, command=command)
             self.path = launch.path
             self._process = subprocess.Popen(
                 launch.command,
@@ -97,7 +101,7 @@ class Server:
     @property
     def url(self) -> str:
         """The URL for uploads."""
-        scheme = "http" if self.carrier is Carrier.PLAIN else "https"
+        scheme = "https" if self.carrier.is_secure else "http"
         return f"{scheme}://{self.host}:{self.port}{self.path}"
 
     @property
@@ -125,7 +129,7 @@ class Server:
             sock = stack.enter_context(
                 socket.create_connection((self.host, self.port), timeout=2)
             )
-            if self.carrier is not Carrier.PLAIN:
+            if self.carrier.is_secure:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE

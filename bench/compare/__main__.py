@@ -138,7 +138,8 @@ def _cases(ctx: click.Context, param: click.Parameter, names: list[str]) -> list
     callback=_cases,
     default=",".join((*PEERS, DISK)),
     help="Servers, separated by commas, as NAME or NAME:PROTOCOL, with +tls for HTTP/1.1"
-    " over TLS or +h2 for HTTP/2 over TLS. [default: all, without TLS]",
+    " over TLS, +h2 for HTTP/2 over TLS, or +h2c for HTTP/2 without TLS. [default: all, as"
+    " HTTP/1.1 without TLS]",
 )
 @click.option(
     "--uploads",

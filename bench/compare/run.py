@@ -18,7 +18,6 @@ import trio
 from bench import disk
 from bench.compare.works import Case, Work
 from bench.peers.cache import Cache
-from bench.peers.peer import Carrier
 from bench.server import Server, machine_cpu
 from bench.workspace import Workspace
 from trioresume.bench import (
@@ -140,8 +139,8 @@ class Bench:
             sizes=Sizes(minimum=work.size, maximum=work.size),
             faults=Faults(mean_bytes=work.cuts, kinds=self.kinds),
             processes=self.processes,
-            insecure=case.carrier is not Carrier.PLAIN,
-            http2=case.carrier is Carrier.HTTP2,
+            insecure=case.carrier.is_secure,
+            http2=case.carrier.is_http2,
             streams=self.streams,
             duration=self.limit,
             chunk=case.peer.request_limit if case.resumes else None,

@@ -44,8 +44,9 @@ class Case:
         """The protocol and its carrier, for people."""
         if self.carrier is Carrier.PLAIN:
             return self.protocol
-        http = "HTTP/2" if self.carrier is Carrier.HTTP2 else "HTTP/1.1"
-        return f"{self.protocol}, {http} over TLS"
+        http = "HTTP/2" if self.carrier.is_http2 else "HTTP/1.1"
+        below = " over TLS" if self.carrier.is_secure else ""
+        return f"{self.protocol}, {http}{below}"
 
     @property
     def resumes(self) -> bool:
@@ -97,7 +98,8 @@ class Work:
 def cases_of(names: Sequence[str]) -> list[Case]:
     """Return the cases called *names*: ``tusd``, or ``tusd:rufh`` for another protocol.
 
-    ``tusd+tls`` is over TLS, and ``tusd+h2`` is HTTP/2 over TLS.
+    ``tusd+tls`` is over TLS, ``nginx+h2`` is HTTP/2 over TLS, and ``tusd+h2c`` is HTTP/2
+    without TLS.
 
     Raises :class:`LookupError` with the known names.
     """

@@ -151,7 +151,7 @@ NGINX = Nginx(
     protocols=("plain",),
     hashes="none",
     syncs="none",
-    carriers=tuple(Carrier),
+    carriers=(Carrier.PLAIN, Carrier.TLS, Carrier.HTTP2),
     settings="DAV PUT, a worker per core, body buffers of 1 MiB, temporary files on "
     "the same filesystem, no access log",
 )

@@ -89,6 +89,7 @@ def trioresume(durability: str = "disk", options: Sequence[str] = ()) -> Triores
         protocols=("seed", "rufh", "plain"),
         plain_method="POST",
         carriers=tuple(Carrier),
+        h2c_options=("--h2c", "true"),
         hashes="BLAKE3 of every chunk",
         syncs=_SYNCS[durability],
         settings=" ".join(

@@ -24,6 +24,16 @@ class Carrier(Enum):
     """HTTP/1.1 over TLS."""
     HTTP2 = "h2"
     """HTTP/2 over TLS."""
+    H2C = "h2c"
+    """HTTP/2 without TLS, known of beforehand."""
+
+    @property
+    def is_secure(self) -> bool:
+        return self in (Carrier.TLS, Carrier.HTTP2)
+
+    @property
+    def is_http2(self) -> bool:
+        return self in (Carrier.HTTP2, Carrier.H2C)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,8 @@ class Peer(ABC):
     of ``plain``: PUT of a name, or POST to the collection, which answers with a
     ``Location``. ``serves_back`` is false if uploads cannot be fetched.
     ``interop_version`` is the one that the server speaks in ``rufh``. ``carriers`` are what
-    it can be measured with; for those with TLS there is :meth:`secure`.
+    it can be measured with; for those with TLS there is :meth:`secure`, and ``h2c_options``
+    are for HTTP/2 without TLS.
     """
 
     name: str
@@ -71,6 +82,7 @@ class Peer(ABC):
     serves_back: bool = True
     interop_version: int | None = 8
     carriers: tuple[Carrier, ...] = (Carrier.PLAIN,)
+    h2c_options: tuple[str, ...] = ()
 
     @property
     def resumes(self) -> bool:

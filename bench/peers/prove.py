@@ -12,7 +12,6 @@ from functools import partial
 
 import trio
 
-from bench.peers.peer import Carrier
 from bench.server import Server
 from trioresume.bench import (
     FaultKind,
@@ -76,8 +75,8 @@ def _load(server: Server, protocol: Protocol, cuts: int | None) -> Results:
         duration=SECONDS,
         chunk=None if plain else peer.request_limit,
         interop_version=peer.interop_version,
-        insecure=server.carrier is not Carrier.PLAIN,
-        http2=server.carrier is Carrier.HTTP2,
+        insecure=server.carrier.is_secure,
+        http2=server.carrier.is_http2,
         verify=Verify.DIGEST if peer.serves_back else Verify.LENGTH,
     )
     try:

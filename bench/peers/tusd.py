@@ -53,5 +53,7 @@ TUSD = Tusd(
     syncs="none",
     settings="file store, file locks, all cores; no metrics or CORS; not verbose, which still logs each request",
     needs=("go",),
-    carriers=(Carrier.PLAIN, Carrier.TLS),  # it refuses HTTP/2 over TLS
+    # It refuses HTTP/2 over TLS.
+    carriers=(Carrier.PLAIN, Carrier.TLS, Carrier.H2C),
+    h2c_options=("-enable-h2c",),
 )
