@@ -360,7 +360,9 @@ def test_slow_reader_gets_whole_lines_and_the_writer_never_waits() -> None:
     os.close(reader)
     received = got.splitlines(keepends=True)
     assert received.pop() == b"last\n"
-    assert received == lines[: len(received)]
+    # There may have been room again for a later one, if the writer was interrupted.
+    later = iter(lines)
+    assert all(line in later for line in received)
     assert guarded.take_lost() == 1000 - len(received)
     assert guarded.take_lost() == 0
 
