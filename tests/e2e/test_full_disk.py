@@ -257,6 +257,7 @@ async def test_not_a_byte_for_the_catalog(cramped: Service) -> None:
     await finish(make_upload(cramped, OLD[:MIB], "/files/another"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("served", [True, False])
 async def test_collection_goes_on_without_a_byte(
     cramped: Service, served: bool
@@ -412,6 +413,7 @@ async def flood(service: Service, kind: str, number: int) -> set[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(RECORDS))
 async def test_records_leave_the_disk_to_others(cramped: Service, kind: str) -> None:
     """G7: heads count as content does: 507 where it stops, and every DELETE works."""
@@ -431,6 +433,7 @@ async def test_records_leave_the_disk_to_others(cramped: Service, kind: str) -> 
 QUOTA = 12 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in RECORDS if kind != "deletion"])
 async def test_records_are_charged_what_they_take(
     make_service: Callable[..., Service], kind: str
