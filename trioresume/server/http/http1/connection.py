@@ -163,6 +163,11 @@ class Http1Connection:
                 return None
             head = self._parse(parser, raw)
         except PeerError as exc:
+            if raw is None and self._leftover.startswith(_TLS):
+                # Its own message will be of a wrong version, and help nobody.
+                logger.info(
+                    "%s speaks TLS, and this port does not", self._transport.peer
+                )
             await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
             return None
         return self._exchange(head, parser)
@@ -264,6 +269,9 @@ class Http1Connection:
             head = replace(head, tls=self._transport.tls)
         return self._front.gateway.identify(head)
 
+
+_TLS = b"\x16\x03"
+"""How a handshake begins: the record's kind, and a version (RFC 8446, section 5.1)."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 """The part of HTTP/2's preface that looks like a head (RFC 9113, section 3.4)."""

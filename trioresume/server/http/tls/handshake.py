@@ -150,9 +150,13 @@ class Handshakes:
             await transport.handshake()
         # A ValueError: the client's certificate cannot be decoded.
         except (OSError, ValueError) as exc:
+            is_explained = _log(plain.peer, exc)
             if transport is not None:
-                await transport.aclose()
-            _log(plain.peer, exc)
+                try:
+                    if is_explained:
+                        await transport.let_read_the_alert()
+                finally:
+                    await transport.aclose()
             raise trio.BrokenResourceError("the handshake failed") from exc
         except BaseException:
             if transport is not None:
@@ -200,8 +204,11 @@ def _wrap(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
         raise
 
 
-def _log(peer: str, error: Exception) -> None:
-    """Log why a handshake failed: where a setting may be wrong, so that operators see it."""
+def _log(peer: str, error: Exception) -> bool:
+    """Log why a handshake failed: where a setting may be wrong, so that operators see it.
+
+    Returns whether it is such a case. Then the client's user should be able to see it, too.
+    """
     # An SSLError that Python itself makes may have no reason.
     reason = getattr(error, "reason", None) if isinstance(error, OSError) else None
     if reason in _NO_AGREEMENT:
@@ -210,5 +217,6 @@ def _log(peer: str, error: Exception) -> None:
         words = "the client has no certificate that is accepted"
     else:
         logger.debug("no handshake with %s: %s", peer, error)
-        return
+        return False
     logger.info("no handshake with %s: %s (%s)", peer, words, error)
+    return True

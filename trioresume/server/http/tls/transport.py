@@ -47,7 +47,9 @@ LARGEST_RECORD = RECORD + 2048 + 5
 WRITE = 64 * 1024
 """Bytes that are encrypted before other tasks get their turn."""
 CLOSING_SECONDS = 1.0
-"""How long the last alert may wait for room in the kernel's buffer."""
+"""How long the last alert may wait for room in the kernel's buffer, or to be read."""
+MOST_DROPPED = 64 * 1024
+"""Bytes that are read and dropped until the peer has read why its handshake failed."""
 
 
 class TLSTransport(BaseTransport):
@@ -206,6 +208,24 @@ class TLSTransport(BaseTransport):
         """Close at once, as a connection that broke."""
         trio.lowlevel.notify_closing(self._ssl)
         self._ssl.close()
+
+    async def let_read_the_alert(self) -> None:
+        """Wait a moment for the peer to read why the handshake failed, and to leave.
+
+        In TLS 1.3 a client has sent its request by then. A close would answer that with a
+        reset, which may overtake the alert.
+        """
+        self._ended = True
+        dropped = memoryview(bytearray(4096))
+        left = MOST_DROPPED
+        with trio.move_on_after(CLOSING_SECONDS):
+            try:
+                await self.send_eof()
+                while left > 0 and (count := self._drop_nowait(dropped)) != 0:
+                    left -= count or 0
+                    await self.wait_readable()
+            except trio.BrokenResourceError:
+                pass  # the peer is gone
 
     async def aclose(self, *, clean: bool = False) -> None:
         try:
