@@ -111,9 +111,17 @@ def _raw(work: str, does: str) -> Raw:
     )
 
 
+_BY_HYPERCORN = replace(
+    trioresume("process", ("--front", "hypercorn")),
+    name="trioresume-hypercorn",
+    protocols=("rufh", "plain"),
+)
+"""The engine as an ASGI application, to be compared with ``hypercorn-trio``."""
+
 OWN: tuple[Own, ...] = (
     trioresume("disk"),
     trioresume("process"),
+    _BY_HYPERCORN,
     _raw("receive", "receives and drops the bytes"),
     _raw("hash", "receives and hashes"),
     _raw("write", "receives, hashes and writes a file"),
