@@ -24,7 +24,7 @@ from bench.peers.cache import Cache
 from bench.peers.peer import Carrier, Certificate
 from trioresume.bench.usage import TICK, ProcessUse, process_use
 
-__all__ = ["Server", "ServerFailed", "machine_cpu"]
+__all__ = ["Server", "ServerFailed", "machine_cpu", "make_certificate"]
 
 _ATTEMPTS = 3
 """How many ports to try: another program may take a free port before the server does."""
@@ -59,7 +59,7 @@ class Server:
         data_dir.mkdir(parents=True, exist_ok=True)
         certificate: Certificate | None = None
         if carrier.is_secure:
-            certificate = _make_certificate(data_dir.with_name(f"{data_dir.name}-tls"))
+            certificate = make_certificate(data_dir.with_name(f"{data_dir.name}-tls"))
         for _ in range(_ATTEMPTS):
             self.port = _free_port()
             launch = peer.launch(at, data_dir, self.port)
@@ -200,7 +200,7 @@ class Server:
         self.stop()
 
 
-def _make_certificate(folder: Path) -> Certificate:
+def make_certificate(folder: Path) -> Certificate:
     """Make a certificate that nobody trusts. Raises :class:`ServerFailed`."""
     folder.mkdir(exist_ok=True)
     made = Certificate(folder / "certificate.pem", folder / "key.pem")

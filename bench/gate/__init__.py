@@ -8,6 +8,8 @@ counts:
 * **calls** of functions, Python's and C's, in all threads of the service;
 * **bytes and blocks** that the interpreter has allocated: the bytes of an idle connection
   and of a stalled upload, and the blocks that finished requests leave behind;
+* **resident memory** of an idle connection over TLS and over HTTP/2, and of a stalled stream of
+  HTTP/2: OpenSSL's memory is none of the interpreter's;
 * **system calls**, by strace, where it is installed;
 * the **way** of three requests through the code, in modules, classes and functions
   (``--trace`` counts only these, with the functions of each module; ``--names`` lists

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Self
+
+import h2.config
+import h2.connection
+import h2.events
 
 __all__ = ["Client"]
 
@@ -19,17 +24,22 @@ SMALL = 10 * 1024
 APPEND = 1000
 POST = 5 << 20
 CUT = 1 << 20
+STREAMS = 100
+"""Streams of one connection: fewer than the server's limit."""
 LENGTH = 1 << 40
 """The length of uploads that are never finished."""
 
 
 class Client:
-    """Starts the client process. Use it in a ``with`` statement."""
+    """Starts the client process. Use it in a ``with`` statement.
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    The verbs that end in ``over_tls`` and ``over_http2`` use *tls_port*.
+    """
+
+    def __init__(self, address: tuple[str, int], tls_port: int = 0) -> None:
         command = [sys.executable, "-m", "bench.gate.client", address[0]]
         self._process = subprocess.Popen(
-            [*command, str(address[1])],
+            [*command, str(address[1]), str(tls_port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -55,8 +65,10 @@ class Client:
 
 
 class _Worker:
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], tls_port: int) -> None:
         self._address = address
+        self._tls_port = tls_port
+        self._shared: list[_Http2] = []
         self._sock = self._connect()
         self._open: list[socket.socket] = []
         self._place = ""
@@ -74,6 +86,10 @@ class _Worker:
             "cut": self.cut,
             "head": self.head,
             "replay": self.replay,
+            "idle_over_tls": self.idle_over_tls,
+            "idle_over_http2": self.idle_over_http2,
+            "stalled_over_http2": self.stalled_over_http2,
+            "large_over_http2": self.large_over_http2,
         }
 
     def _connect(self) -> socket.socket:
@@ -220,9 +236,104 @@ class _Worker:
         for _ in range(count):
             self._ask(self._sock, 200, f"GET {self._message}")
 
+    def _connect_securely(self, protocol: str) -> ssl.SSLSocket:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols([protocol])
+        address = self._address[0], self._tls_port
+        sock = context.wrap_socket(socket.create_connection(address, timeout=60))
+        self._open.append(sock)
+        return sock
+
+    def idle_over_tls(self, count: int) -> None:
+        """Open *count* more connections as :meth:`idle` does, over TLS."""
+        for _ in range(count):
+            self._ask(self._connect_securely("http/1.1"), 200, "OPTIONS /files/")
+
+    def idle_over_http2(self, count: int) -> None:
+        """Open *count* more connections as :meth:`idle` does, over HTTP/2 and TLS."""
+        for _ in range(count):
+            peer = _Http2(self._connect_securely("h2"))
+            peer.until_ended(peer.begin("OPTIONS", ends=True))
+
+    def stalled_over_http2(self, count: int) -> None:
+        """Begin *count* more uploads that stall, on as few connections as possible."""
+        for number in range(count):
+            if number % STREAMS == 0:
+                self._shared.append(_Http2(self._connect_securely("h2")))
+            peer = self._shared[-1]
+            stream = peer.begin("POST", ("content-length", str(LENGTH)))
+            peer.content(stream, os.urandom(SMALL))
+
+    def large_over_http2(self, count: int) -> None:
+        """Make one upload of *count* MiB over HTTP/2 and TLS."""
+        peer = _Http2(self._connect_securely("h2"))
+        stream = peer.begin("POST", ("content-length", str(count << 20)))
+        for _ in range(count):
+            peer.content(stream, os.urandom(1 << 20))
+        peer.until_ended(stream)
+
+
+class _Http2:
+    """A client of HTTP/2."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self._sock = sock
+        config = h2.config.H2Configuration(client_side=True)
+        self._books = h2.connection.H2Connection(config)
+        self._books.initiate_connection()
+        self._ended: set[int] = set()
+        self._flush()
+
+    def _flush(self) -> None:
+        self._sock.sendall(self._books.data_to_send())
+
+    def _read(self) -> None:
+        data = self._sock.recv(65536)
+        if not data:
+            raise RuntimeError("the connection was closed")
+        for event in self._books.receive_data(data):
+            if isinstance(event, h2.events.StreamReset):
+                raise RuntimeError(f"a stream was reset: {event}")
+            if isinstance(event, h2.events.StreamEnded):
+                self._ended.add(event.stream_id)
+        self._flush()
+
+    def begin(self, method: str, *fields: tuple[str, str], ends: bool = False) -> int:
+        """Send a request's head; return its stream."""
+        stream = self._books.get_next_available_stream_id()
+        head = [(":method", method), (":scheme", "https"), (":authority", "gate")]
+        pairs = [*head, (":path", "/files/"), *fields]
+        self._books.send_headers(stream, pairs, end_stream=ends)
+        self._flush()
+        return stream
+
+    def content(self, stream: int, data: bytes) -> None:
+        """Send *data*, as the windows allow."""
+        view = memoryview(data)
+        while view:
+            room = self._books.local_flow_control_window(stream)
+            room = min(room, self._books.max_outbound_frame_size)
+            if not room:
+                self._read()
+                continue
+            self._books.send_data(stream, view[:room])
+            view = view[room:]
+            self._flush()
+
+    def until_ended(self, stream: int) -> None:
+        """End the request if that is still to be done; wait for the whole answer."""
+        known = self._books.streams[stream]
+        if known.state_machine.state.name == "OPEN":
+            self._books.end_stream(stream)
+            self._flush()
+        while stream not in self._ended:
+            self._read()
+
 
 def main() -> None:
-    worker = _Worker((sys.argv[1], int(sys.argv[2])))
+    worker = _Worker((sys.argv[1], int(sys.argv[2])), int(sys.argv[3]))
     for line in sys.stdin:
         verb, count = line.split()
         worker.verbs[verb](int(count))

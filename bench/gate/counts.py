@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import ssl
 import sys
 import threading
 import tracemalloc
@@ -16,10 +18,16 @@ import trio
 
 import trioresume
 from bench.gate.client import Client
+from bench.server import make_certificate
 
 __all__ = ["Amounts", "count"]
 
 LEFT_ROUNDS = 3
+RESIDENT = {
+    "idle_over_tls": "per idle TLS",
+    "idle_over_http2": "per idle HTTP/2",
+    "stalled_over_http2": "per stalled stream",
+}
 
 _CALLS = frozenset({"call", "c_call"})
 
@@ -91,11 +99,18 @@ def count(directory: Path, amounts: Amounts = USUAL) -> dict[str, float]:
 
 
 async def _run(directory: Path, part: Callable[..., object], *args: object) -> None:
-    config = trioresume.Config(bind=["127.0.0.1:0"], data_dir=directory)
+    made = make_certificate(directory.with_name(f"{directory.name}-tls"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certfile, made.keyfile)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    config = trioresume.Config(
+        bind=["http://127.0.0.1:0", "127.0.0.1:0"], data_dir=directory, ssl=context
+    )
     async with trio.open_nursery() as nursery:
         server = await nursery.start(trioresume.serve, trioresume.FileService(), config)
         host, _, port = server.urls[0].removeprefix("http://").rpartition(":")
-        with Client((host, int(port))) as client:
+        tls_port = int(server.urls[1].rpartition(":")[2])
+        with Client((host, int(port)), tls_port) as client:
             await part(client, *args)  # type: ignore[misc]
             nursery.cancel_scope.cancel()
 
@@ -117,6 +132,10 @@ async def _count_calls(
     before = calls.total
     await _do(client, "large", amounts.large)
     figures["calls per MiB"] = (calls.total - before) / amounts.large
+    await _do(client, "large_over_http2", amounts.large)
+    before = calls.total
+    await _do(client, "large_over_http2", amounts.large)
+    figures["calls over HTTP/2 per MiB"] = (calls.total - before) / amounts.large
 
 
 async def _count_held(
@@ -149,6 +168,20 @@ async def _count_held(
             )
         finally:
             tracemalloc.stop()
+
+    # OpenSSL's memory is not Python's: look at the process.
+    for verb, name in RESIDENT.items():
+        await _do(client, verb, amounts.warm_up)
+        before = resident()
+        await _do(client, verb, amounts.held)
+        await trio.sleep(amounts.settle)
+        figures[f"resident {name}"] = (resident() - before) / amounts.held
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _blocks(settle: float) -> int:
