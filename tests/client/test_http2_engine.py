@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import h2.config
@@ -11,6 +12,7 @@ import h2.events
 import hpack
 import pytest
 from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame
 from hypothesis import given, strategies as st
 
@@ -101,6 +103,18 @@ def test_content_beyond_the_window_is_a_fault() -> None:
     for _ in range(2 * STREAM_WINDOW // 16_384):
         taken.receive(frame, 0.0)
         taken.grant(stream, 16_384)
+
+
+def test_unknown_settings_are_not_kept() -> None:
+    """A server that sends each setting there can be takes no memory by it."""
+    made, _ = engine()
+    for first in range(256, 2**16, 2000):
+        codes = range(first, min(first + 2000, 2**16))
+        several = b"".join(struct.pack(">HL", code, 1) for code in codes)
+        # hyperframe sends only the lower byte of a code.
+        head = len(several).to_bytes(3, "big") + b"\x04" + bytes(5)
+        made.receive(head + several, 0.0)
+    assert set(made._books.remote_settings) <= set(SettingCodes)
 
 
 def test_first_frame_is_the_servers_settings() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import h2.config
@@ -9,6 +10,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import pytest
+from h2.settings import SettingCodes
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -324,6 +326,65 @@ def test_peer_s_table_size_does_not_grow_ours() -> None:
     ends = Ends()
     ends.come(SettingsFrame(0, settings={SettingsFrame.HEADER_TABLE_SIZE: 2**32 - 1}))
     assert ends.engine._books.encoder.header_table_size == 4096
+
+
+@given(
+    frames=st.lists(
+        st.dictionaries(
+            st.integers(0, 12), st.sampled_from([0, 1, 2, 65_535, 2**24 - 1, 2**32 - 1])
+        ),
+        max_size=4,
+    )
+)
+def test_settings_are_those_of_h2(frames: list[dict[int, int]]) -> None:
+    """After any SETTINGS the known settings are the same as in h2's own way."""
+    ends = Ends()
+    twin = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    twin.initiate_connection()
+    other = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    other.initiate_connection()
+    twin.receive_data(other.data_to_send())
+    for settings in frames:
+        frame = SettingsFrame(0, settings=settings)
+        fault_of_twin: int | None = None
+        try:
+            twin.receive_data(frame.serialize())
+        except h2.exceptions.ProtocolError as exc:
+            fault_of_twin = exc.error_code
+        if fault_of_twin is not None:
+            assert fault(ends, frame) == fault_of_twin
+            return
+        ends.come(frame)
+        books = ends.engine._books
+        known = {
+            k: v for k, v in twin.remote_settings.items() if k in set(SettingCodes)
+        }
+        assert dict(books.remote_settings) == known
+        assert books.max_outbound_frame_size == twin.max_outbound_frame_size
+
+
+def test_unknown_settings_are_not_kept() -> None:
+    """A peer that sends each setting there can be, known or not, takes no memory by it."""
+    ends = Ends()
+    for first in range(256, 2**16, 2000):
+        codes = range(first, min(first + 2000, 2**16))
+        several = b"".join(struct.pack(">HL", code, 1) for code in codes)
+        # hyperframe sends only the lower byte of a code.
+        ends.feed(len(several).to_bytes(3, "big") + b"\x04" + bytes(5) + several)
+        ends.go()
+    assert set(ends.engine._books.remote_settings) <= set(SettingCodes)
+    ends.begin()
+
+
+def test_connections_share_their_own_settings_only() -> None:
+    """What one peer sets does not change another peer's connection."""
+    one, other = Ends(), Ends()
+    one.come(SettingsFrame(0, settings={SettingsFrame.MAX_FRAME_SIZE: 2**20}))
+    assert one.engine._books.remote_settings.max_frame_size == 2**20
+    assert other.engine._books.remote_settings.max_frame_size == 2**14
+    own = one.engine._books.local_settings
+    assert own is other.engine._books.local_settings
+    assert Ends(most_section=2048).engine._books.local_settings is not own
 
 
 def test_new_initial_window_is_told() -> None:

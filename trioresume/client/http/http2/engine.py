@@ -65,6 +65,7 @@ LAST_STREAM = LARGEST_WINDOW = 2**31 - 1
 MOST_REMEMBERED = 256
 """Closed streams that h2 remembers, for frames that were on their way."""
 
+_KNOWN_SETTINGS = frozenset(SettingCodes)
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5
 _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
 _END_STREAM = _ACK = 0x1
@@ -162,6 +163,18 @@ class _KeepingDecoder(hpack.Decoder):
         return decoded[:1] if decoded and decoded[0][0] == b":status" else []
 
 
+class _ServerSettings(Settings):
+    """The settings of a server.
+
+    Settings that HTTP/2 does not know are ignored (RFC 9113, section 6.5.2). h2 would keep
+    each of 65,536 that a peer can send.
+    """
+
+    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
+        if key in _KNOWN_SETTINGS:
+            super().__setitem__(key, value)
+
+
 class _Books(h2.connection.H2Connection):
     """h2's connection, and the ways into it that h2 does not offer."""
 
@@ -231,6 +244,7 @@ class Engine:
             )
         )
         self._books.local_settings = Settings(client=True, initial_values=settings)
+        self._books.remote_settings = _ServerSettings(client=False)
         self._most_section = SECTION_FACTOR * most_section
         self._decoder = _KeepingDecoder(self._most_section)
         self._books.decoder = self._decoder

@@ -23,18 +23,25 @@ field section grows too large over several frames, or if the peer's allowance is
 :mod:`trioresume.protocol.allowance`).
 
 **The peer decides nothing about our memory.** The table of our HPACK encoder stays at 4 KiB
-even if the peer allows more. h2 remembers only a few closed streams. The number of open streams
-is limited by the connection, which refuses single streams; h2 would end the connection.
+even if the peer allows more. h2 remembers only a few closed streams, and of the peer's settings
+only those that HTTP/2 knows. The number of open streams is limited by the connection, which
+refuses single streams; h2 would end the connection.
 
-h2's methods and attributes that begin with an underscore are used in one class,
-:class:`_Books`. tests/server/http/http2/test_engine.py compares it with h2's own way.
+**An idle connection is small.** h2 keeps a ``deque`` of 760 bytes for each setting, and hpack
+one for each table of fields. Our own settings never change, so all connections share them. The
+rest is kept in lists (:class:`_ShortQueue`).
+
+h2's methods and attributes that begin with an underscore are used in two classes,
+:class:`_PeerSettings` and :class:`_Books`. tests/server/http/http2/test_engine.py compares them
+with h2's own way.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import h2.config
 import h2.connection
@@ -48,6 +55,9 @@ from h2.windows import WindowManager
 from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame
 
 from trioresume.protocol.allowance import Allowance
+
+if TYPE_CHECKING:
+    from collections import deque
 
 __all__ = [
     "PREFACE",
@@ -92,6 +102,7 @@ LAST_STREAM = 2**31 - 1
 MOST_REMEMBERED = 256
 """Closed streams that h2 remembers, for frames that were on their way."""
 
+_KNOWN_SETTINGS = frozenset(SettingCodes)
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS = 0, 1, 2, 3, 4
 _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
 _END_STREAM = _ACK = 0x1
@@ -214,6 +225,53 @@ class _KeepingDecoder(hpack.Decoder):
         return []
 
 
+class _ShortQueue(list[Any]):
+    """Stands for a ``deque`` of h2 or hpack. A list takes a tenth of the memory."""
+
+    __slots__ = ()
+
+    def appendleft(self, item: object) -> None:
+        self.insert(0, item)
+
+    def popleft(self) -> object:
+        return self.pop(0)
+
+
+class _PeerSettings(Settings):
+    """The settings of a client, small.
+
+    Settings that HTTP/2 does not know are ignored (RFC 9113, section 6.5.2). h2 would keep
+    each of 65,536 that a peer can send.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(client=True)
+        for code, values in self._settings.items():
+            self._settings[code] = cast("deque[int]", _ShortQueue(values))
+
+    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
+        if key not in _KNOWN_SETTINGS:
+            return
+        if key not in self._settings:
+            # None says, as in h2, that there was no value before.
+            self._settings[key] = cast("deque[int]", _ShortQueue([None]))
+        super().__setitem__(key, value)
+
+
+@functools.lru_cache(maxsize=16)
+def _own_settings(most_streams: int, most_section: int) -> Settings:
+    """Return the settings that the server has, the same object for all connections.
+
+    h2 changes them only when its user does, and this module does not.
+    """
+    values = {
+        SettingCodes.HEADER_TABLE_SIZE: TABLE_SIZE,
+        SettingCodes.MAX_CONCURRENT_STREAMS: most_streams,
+        SettingCodes.MAX_HEADER_LIST_SIZE: most_section,
+    }
+    return Settings(client=False, initial_values=values)
+
+
 class _Books(h2.connection.H2Connection):
     """h2's connection, and the ways into it that h2 does not offer."""
 
@@ -274,11 +332,6 @@ class Engine:
         window: int,
         now: float,
     ) -> None:
-        settings = {
-            SettingCodes.HEADER_TABLE_SIZE: TABLE_SIZE,
-            SettingCodes.MAX_CONCURRENT_STREAMS: most_streams,
-            SettingCodes.MAX_HEADER_LIST_SIZE: most_section,
-        }
         self._books = _Books(
             h2.config.H2Configuration(
                 client_side=False,
@@ -289,9 +342,14 @@ class Engine:
                 normalize_inbound_headers=False,
             )
         )
-        self._books.local_settings = Settings(client=False, initial_values=settings)
+        self._books.local_settings = _own_settings(most_streams, most_section)
+        self._books.remote_settings = _PeerSettings()
         self._decoder = _KeepingDecoder(SECTION_FACTOR * most_section)
         self._books.decoder = self._decoder
+        for coder in self._decoder, self._books.encoder:
+            coder.header_table.dynamic_entries = cast(
+                "deque[tuple[bytes, bytes]]", _ShortQueue()
+            )
         self._most_section = SECTION_FACTOR * most_section
         self._allowance = Allowance(now)
         self._now = now
@@ -313,8 +371,7 @@ class Engine:
         self._fault: ConnectionFault | None = None
         self._books.initiate_connection()
         # h2 would end the connection at the limit; its user refuses single streams.
-        settings[SettingCodes.MAX_CONCURRENT_STREAMS] = LAST_STREAM
-        self._books.local_settings = Settings(client=False, initial_values=settings)
+        self._books.local_settings = _own_settings(LAST_STREAM, most_section)
         self._credit_connection()
 
     # ------------------------------------------------------------ what comes
