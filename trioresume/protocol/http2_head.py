@@ -15,6 +15,7 @@ Statement numbers such as G3 are defined in docs/supported-protocols.md.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -194,14 +195,26 @@ def response_fields(status: int, fields: Fields) -> list[Pair]:
     pairs = [(b":status", b"%d" % status)]
     for name, value in fields:
         try:
-            pair = name.encode("ascii"), value.strip(" \t").encode("latin-1")
+            pair = _field_name(name), value.strip(" \t").encode("latin-1")
         except UnicodeEncodeError:
             raise CallerError(f"the field {name!r} cannot be sent") from None
-        if _NAME.fullmatch(pair[0]) is None or _VALUE.fullmatch(pair[1]) is None:
+        if _VALUE.fullmatch(pair[1]) is None:
             raise CallerError(f"the field {name!r} cannot be sent")
         if pair[0] not in _OF_CONNECTION:
             pairs.append(pair)
     return pairs
+
+
+@functools.lru_cache(maxsize=128)
+def _field_name(name: str) -> bytes:
+    """Return *name* as it is sent. The tables of all connections hold the same object.
+
+    Raises :class:`CallerError` if it is no name, or :class:`UnicodeEncodeError`.
+    """
+    encoded = name.encode("ascii")
+    if _NAME.fullmatch(encoded) is None:
+        raise CallerError(f"the field {name!r} cannot be sent")
+    return encoded
 
 
 def request_fields(

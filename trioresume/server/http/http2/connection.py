@@ -1,9 +1,9 @@
-"""An HTTP/2 connection: one task reads, one writes, and each request has a task of its own.
+"""An HTTP/2 connection: one task reads, one writes if needed, and each request has its own.
 
 ::
 
     connection
-      writer      what all streams send (outbox)
+      writer      what all streams send (outbox), once a part of it has to wait
       reader      frames: content to the bodies, requests to new tasks
       requests    one task each, as one HTTP/1.1 connection has
 
@@ -37,6 +37,7 @@ from trioresume.protocol.http2_head import (
     read_request_fields,
     read_trailers,
 )
+from trioresume.server.event_loop import Signal
 from trioresume.server.http.front import address_of
 from trioresume.server.http.http2.body import ReadTurn, StreamBody
 from trioresume.server.http.http2.credit import CreditTurns
@@ -100,7 +101,12 @@ class Http2Connection:
             window=config.max_streams * INITIAL_WINDOW,
             now=trio.current_time(),
         )
-        self._outbox = Outbox(transport, self._engine, config.send_timeout)
+        self._outbox = Outbox(
+            transport, self._engine, config.send_timeout, self._start_writer
+        )
+        self._tasks: trio.Nursery | None = None
+        """Where the writer may run."""
+        self._writer = trio.CancelScope(shield=True)
         self._turn = ReadTurn(front.memory)
         self._credit = CreditTurns(front.memory)
         self._low_water = 1
@@ -118,7 +124,7 @@ class Http2Connection:
         """The end of a shutdown's grace period, on trio's clock."""
         self._last_stream = LAST_STREAM
         """Streams after it are not served any more."""
-        self._acked_ping = trio.Event()
+        self._acked_ping = Signal()
         self._head_since: float | None = None
         """When the field section, or other frame, began that has not ended."""
 
@@ -128,16 +134,15 @@ class Http2Connection:
         """Serve until the peer or the server ends the connection; then close it."""
         clean = False
         try:
-            async with trio.open_nursery() as tasks:
-                writer = trio.CancelScope(shield=True)
-                tasks.start_soon(self._write, writer)
+            async with trio.open_nursery() as self._tasks:
                 try:
                     await self._serve()
                     clean = True
                 finally:
                     with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
                         await self._say_last(lingers=clean)
-                    writer.cancel()
+                    self._tasks = None
+                    self._writer.cancel()
         except Exception:
             logger.exception("the connection of %s failed", self._transport.peer)
         finally:
@@ -159,8 +164,12 @@ class Http2Connection:
         finally:
             self._front.admission.note_busy(self)
 
-    async def _write(self, scope: trio.CancelScope) -> None:
-        with scope:
+    def _start_writer(self) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(self._write)
+
+    async def _write(self) -> None:
+        with self._writer:
             try:
                 await self._outbox.run()
             except trio.BrokenResourceError:
@@ -419,7 +428,7 @@ class Http2Connection:
                     if stream is not None:
                         stream.exchange.open_window()
             case AckedPing():
-                self._acked_ping.set()
+                self._acked_ping.fire()
             case GoingAway():
                 self._last_stream = self._engine.last_stream
                 self._end_if_done()

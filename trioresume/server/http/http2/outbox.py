@@ -2,7 +2,8 @@
 
 The engine queues frames in the order of HPACK, and :meth:`Outbox.flush` takes them. Mostly the
 kernel takes them at once, in the task that made them, and no other task has to wake. The rest
-waits for the writer task.
+waits for the writer task. That task begins when something waits for the first time: an idle
+connection mostly needs none.
 
 Everything that waits is bounded. A stream that has much to send waits in :meth:`Outbox.room`
 before it queues more. The reader of the connection waits there, too: otherwise a peer that
@@ -19,6 +20,8 @@ import trio
 from trioresume.server.event_loop import Signal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trioresume.server.http.http2.engine import Engine
     from trioresume.server.http.transport import Transport
 
@@ -31,13 +34,21 @@ MOST_WAITING = 64 * 1024
 class Outbox:
     """The bytes that wait for the peer of one connection.
 
-    *timeout* is the number of seconds in which the peer must take something.
+    *timeout* is the number of seconds in which the peer must take something. *start* is called
+    once, to begin :meth:`run` in a task.
     """
 
-    def __init__(self, transport: Transport, engine: Engine, timeout: float) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        engine: Engine,
+        timeout: float,
+        start: Callable[[], None],
+    ) -> None:
         self._transport = transport
         self._engine = engine
         self._timeout = timeout
+        self._start: Callable[[], None] | None = start
         self._waiting = bytearray()
         self._wake = Signal()
         self._progress = Signal()
@@ -64,6 +75,9 @@ class Outbox:
             del output[:sent]
         if output:
             self._waiting += output
+            start, self._start = self._start, None
+            if start is not None:
+                start()
             self._wake.fire()
 
     async def room(self) -> None:
