@@ -20,6 +20,12 @@ from trioresume.testing import ChaosProxy, random_faults
 
 KIB = 1024
 
+# Django keeps content in such a file and closes it, except when its task is cancelled while it
+# reads. The server itself makes none.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
+)
+
 TARGETS: dict[str, Callable[[], AnyTarget]] = {
     "starlette on trio": lambda: ASGITarget(frameworks.starlette_app, loop="trio"),
     "starlette on asyncio": lambda: ASGITarget(frameworks.starlette_app),
