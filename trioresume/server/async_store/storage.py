@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, cast
 
@@ -31,6 +31,7 @@ import trio
 
 from trioresume.errors import StorageError
 from trioresume.server.async_store.threads import Threads
+from trioresume.server.event_loop import Signal
 from trioresume.store.port import FreezeContent, content_of
 
 if TYPE_CHECKING:
@@ -57,19 +58,33 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass(eq=False, slots=True)
 class Submission:
-    """Mutations on their way into the catalog."""
+    """Mutations on their way into the catalog.
+
+    An upload keeps the submission of its record, so this is small.
+    """
 
     mutations: Sequence[Mutation]
-    finished: trio.Event = field(default_factory=trio.Event)
     error: StorageError | None = None
+    is_finished: bool = False
+    _ended: Signal | None = None
+    """Fired at the end; created by the first waiter."""
+
+    def finish(self) -> None:
+        """Note that nothing more happens to the mutations, and wake the waiters."""
+        self.is_finished = True
+        self.mutations = ()
+        if self._ended is not None:
+            self._ended.fire()
 
     async def wait(self) -> None:
         """Return once they are applied and durable. A checkpoint if they are not yet.
 
         Raises :class:`~trioresume.errors.StorageError` if they could not be applied.
         """
-        if not self.finished.is_set():
-            await self.finished.wait()
+        if not self.is_finished:
+            if self._ended is None:
+                self._ended = Signal()
+            await self._ended.wait()
         if self.error is not None:
             # Several tasks may raise the stored error: give each one its own copy.
             raise type(self.error)(*self.error.args) from self.error
@@ -288,7 +303,7 @@ class Storage:
             raise
         finally:
             for submission in batch:
-                submission.finished.set()
+                submission.finish()
 
     async def _apply(self, batch: Sequence[Submission]) -> None:
         mutations = [submission.mutations for submission in batch]

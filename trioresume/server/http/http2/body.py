@@ -227,7 +227,8 @@ class StreamBody(PacedBody):
         """What the sink raised."""
         self._discards = False
         """Whether content is dropped, because the request was answered."""
-        self._queue: deque[tuple[memoryview, Piece | None]] = deque()
+        self._queue: deque[tuple[memoryview, Piece | None]] | tuple[()] = ()
+        """What the sink has not taken. An empty deque would take 760 bytes of each stream."""
         self._queued = 0
         """Bytes in the queue: they came, and the sink has not taken them."""
         self._kept_early = 0
@@ -293,6 +294,8 @@ class StreamBody(PacedBody):
         return turn.region(self._sink.offset + self._queued, max(wanted, least))
 
     def _enqueue(self, data: memoryview, piece: Piece | None) -> None:
+        if not self._queue:
+            self._queue = deque()
         self._queue.append((data, piece))
         self._queued += len(data)
 
@@ -430,12 +433,17 @@ class StreamBody(PacedBody):
             self._renew(trio.current_time(), size)
 
     def _append_first(self, sink: Sink, most: int) -> None:
-        data, piece = self._queue.popleft()
+        assert self._queue
+        data, piece = self._queue[0]
         part, rest = data[:most], data[most:]
         if rest:
-            self._queue.appendleft((rest, piece))
+            self._queue[0] = rest, piece
             if piece is not None:
                 piece.hold()
+        elif len(self._queue) > 1:
+            self._queue.popleft()
+        else:
+            self._queue = ()
         try:
             sink.append(part, piece)
         finally:
@@ -456,7 +464,7 @@ class StreamBody(PacedBody):
         for _, piece in self._queue:
             if piece is not None:
                 piece.release()
-        self._queue.clear()
+        self._queue = ()
         self._queued = 0
         self._rest = b""
         self._give_back_early(self._kept_early)
