@@ -232,6 +232,96 @@ async def test_handshake_that_hangs_makes_room_for_the_next() -> None:
     silent.close()
 
 
+async def test_many_handshakes_of_one_address_let_another_go_first() -> None:
+    """A free place goes to the address with the fewest handshakes, not to the first in line."""
+    handshakes = Handshakes(
+        Admission(trioresume.Config()), timeout=60, most=2, patience=60
+    )
+    ended: list[str] = []
+
+    async def serve(name: str, sock: trio.socket.SocketType) -> None:
+        try:
+            transport = await handshakes.secure(
+                SocketTransport(sock), server_context(), Arrival(name[0])
+            )
+        except trio.BrokenResourceError:
+            ended.append(name)
+        else:
+            await transport.aclose()
+
+    clients: dict[str, trio.socket.SocketType] = {}
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for name in ("a1", "a2", "a3", "a4", "b1", "b2"):
+                clients[name], theirs = trio.socket.socketpair()
+                await clients[name].send(b"\x16\x03\x01"[: 3 if name < "b" else 0])
+                nursery.start_soon(serve, name, theirs)
+                if name < "b":
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+            goods = [
+                trio.SSLStream(
+                    trio.SocketStream(clients[name]),
+                    client_context(),
+                    server_hostname="localhost",
+                )
+                for name in ("b1", "b2")
+            ]
+            async with trio.open_nursery() as both:
+                for good in goods:
+                    both.start_soon(good.do_handshake)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert not ended
+                clients["a1"].close()
+            # Both of the second address are done, one after the other; the rest still waits.
+            assert ended == ["a1"]
+            for name in ("a3", "a4", "a2"):
+                # Those in line go on as the places get free, and leave it when they end.
+                clients[name].close()
+    assert sorted(ended) == ["a1", "a2", "a3", "a4"]
+    assert not handshakes._running
+    assert not handshakes._line
+    assert not handshakes._numbers
+    for good in goods:
+        await trio.aclose_forcefully(good)
+
+
+async def test_place_in_line_is_given_up_when_the_client_s_time_is_over() -> None:
+    """A cancelled wait leaves nothing behind, and the others get their places."""
+    handshakes = Handshakes(
+        Admission(trioresume.Config()), timeout=60, most=1, patience=60
+    )
+    taken = trio.CancelScope()
+    order: list[str] = []
+
+    async def hold(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            async with handshakes._place(name[0]):
+                order.append(name)
+                await trio.sleep_forever()
+
+    scopes = {name: trio.CancelScope() for name in ("a2", "a3", "b1", "c1")}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, "a1", taken)
+        for name, scope in scopes.items():
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(hold, name, scope)
+        await trio.testing.wait_all_tasks_blocked()
+        # The place and its next owner end in the same moment: the place goes on.
+        taken.cancel()
+        scopes["a2"].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert order in (["a1", "a3"], ["a1", "b1"])
+        for _ in range(2):
+            held = order[-1]
+            scopes[held].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert sorted(order) == ["a1", "a3", "b1", "c1"]
+    assert not handshakes._running
+    assert not handshakes._line
+    assert not handshakes._numbers
+
+
 @pytest.mark.parametrize("name", ["san", "fingerprint"])
 async def test_certificate_of_the_client_is_the_principal(
     name: Any, tmp_path: Path

@@ -8,7 +8,9 @@ millisecond for a signature). So there are three bounds (G5 in docs/supported-pr
   counts as idle: at the limit of connections it makes room.
 * Only so many handshakes run at once. Others wait in line. If one of those that run has taken
   longer than its share of patience, it ends for the next in line. So clients that stop in the
-  middle cannot keep others out.
+  middle cannot keep others out. The next in line is a client of the address with the fewest
+  running handshakes. So one address that begins thousands makes others wait no longer than
+  that patience.
 * Handshakes begin a few in a round of the event loop, as requests with content do.
 
 The first byte tells whether a client speaks TLS at all: each connection begins with a
@@ -20,6 +22,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import PeerError, ProblemCode
+from trioresume.server.event_loop import Signal
 from trioresume.server.http.tls.transport import TLSTransport
 
 if TYPE_CHECKING:
@@ -95,9 +99,13 @@ class Handshakes:
         self._timeout = timeout
         self._most = most
         self._patience = patience
-        self._running: dict[trio.CancelScope, float] = {}
-        """When each running handshake began, the first one first."""
-        self._line = trio.lowlevel.ParkingLot()
+        self._running: dict[trio.CancelScope, tuple[float, object]] = {}
+        """When each running handshake began, and its client; the first one first."""
+        self._numbers: Counter[object] = Counter()
+        """How many handshakes of each client run. A client is an address; without one, each
+        handshake stands for a client of its own."""
+        self._line: dict[object, dict[trio.CancelScope, Signal]] = {}
+        """Those that wait, by client. If there are any, all places are taken."""
         self._all: set[trio.CancelScope] = set()
         self._stopped = False
 
@@ -124,7 +132,7 @@ class Handshakes:
             with scope:
                 first = await arrival.first_byte(plain, self._admission)
                 if first == _HANDSHAKE_RECORD:
-                    async with self._place():
+                    async with self._place(arrival.address):
                         return await self._shake_hands(plain, context)
                     raise trio.BrokenResourceError("another handshake got the place")
                 if first.isalpha() and first.isupper():
@@ -165,25 +173,79 @@ class Handshakes:
         return transport
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def _place(self, address: str) -> AsyncIterator[None]:
         """Have one of the places for the block; the block may be cancelled for others."""
-        while len(self._running) >= self._most:
-            longest, begun = next(iter(self._running.items()))
-            left = begun + self._patience - trio.current_time()
-            if left <= 0:
-                del self._running[longest]
-                longest.cancel()
-                break
-            with trio.move_on_after(left):
-                await self._line.park()
         scope = trio.CancelScope()
-        self._running[scope] = trio.current_time()
+        client: object = address or scope
+        if len(self._running) < self._most:
+            self._begin(scope, client)
+        else:
+            await self._wait(scope, client)
         try:
             with scope:
                 yield
         finally:
-            if self._running.pop(scope, None) is not None:
-                self._line.unpark()
+            self._end(scope)
+
+    def _begin(self, scope: trio.CancelScope, client: object) -> None:
+        self._running[scope] = trio.current_time(), client
+        self._numbers[client] += 1
+
+    def _end(self, scope: trio.CancelScope) -> None:
+        """Give the place of *scope*, if it has one, to the next in line."""
+        if scope not in self._running:
+            return
+        _, client = self._running.pop(scope)
+        self._numbers[client] -= 1
+        if not self._numbers[client]:
+            del self._numbers[client]
+        if self._line:
+            following = self._next()
+            waiting = self._line.pop(following)
+            first = next(iter(waiting))
+            signal = waiting.pop(first)
+            if waiting:
+                self._line[following] = (
+                    waiting  # at the end: its next one waits for others
+                )
+            self._begin(first, following)
+            signal.fire()
+
+    def _next(self) -> object:
+        """Return the client in line with the fewest running handshakes.
+
+        No more clients have a running one than there are places, so this looks at few.
+        """
+        best: object = None
+        fewest = self._most + 1
+        for client in self._line:
+            number = self._numbers[client]
+            if number < fewest:
+                best, fewest = client, number
+            if not number:
+                break
+        return best
+
+    async def _wait(self, scope: trio.CancelScope, client: object) -> None:
+        """Wait until the handshake of *scope* has a place."""
+        signal = Signal()
+        self._line.setdefault(client, {})[scope] = signal
+        try:
+            while scope in self._line.get(client, ()):
+                longest, (begun, _) = next(iter(self._running.items()))
+                left = begun + self._patience - trio.current_time()
+                if left <= 0:
+                    self._end(longest)
+                    longest.cancel()
+                    continue
+                with trio.move_on_after(left):
+                    await signal.wait()
+        except BaseException:
+            waiting = self._line.get(client, {})
+            if waiting.pop(scope, None) is not None and not waiting:
+                del self._line[client]
+            self._end(scope)  # it may have got a place in the same moment
+            raise
 
 
 def _wrap(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
