@@ -1,7 +1,7 @@
 """No space left: 507, and nothing worse than that (G8, promise 10).
 
 On small file systems of their own where they can be mounted, one in memory and ext4 on a
-loop device, and wherever the tests run with a limit on the size of files, which fails in
+loop device, in a quota of btrfs, and wherever the tests run with a limit on the size of files, which fails in
 the same place with another error. What uploads leave for the catalog can be taken by
 others only, so a file from outside takes it to the last byte. What then is left is the
 service's own reserve, for what releases something.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -150,6 +151,25 @@ async def finish(upload: Upload) -> None:
     assert released.status == 204
 
 
+def wait_for_removal(data_dir: Path, most_bytes: int) -> None:
+    """Wait until all content takes no more than *most_bytes*, tails without names included."""
+
+    def held() -> int:
+        sizes: dict[int, int] = {}
+        for folder in ("chunks", "tails"):
+            for at, _, names in os.walk(data_dir / folder):
+                for name in names:
+                    with suppress(FileNotFoundError):  # removed while we looked
+                        status = os.stat(Path(at, name))
+                        sizes[status.st_ino] = status.st_size
+        return sum(sizes.values())
+
+    deadline = time.monotonic() + 15
+    while (size := held()) > most_bytes:
+        assert time.monotonic() < deadline, f"{size} bytes are still there"
+        time.sleep(0.05)
+
+
 async def test_an_upload_goes_on_after_space_was_made(cramped: Service) -> None:
     """G8: refused twice with a true offset; a DELETE makes space, and it completes."""
     await finish(make_upload(cramped, OLD, "/files/old"))
@@ -164,7 +184,7 @@ async def test_an_upload_goes_on_after_space_was_made(cramped: Service) -> None:
     assert answer.status == 204, str(answer)
     released = await ask(cramped.address, "GET", "/files/old")
     assert released.status == 404
-    await trio.to_thread.run_sync(cramped.wait_for_collection, len(NEW))
+    await trio.to_thread.run_sync(wait_for_removal, cramped.data_dir, len(NEW))
     await finish(upload)
 
 
@@ -178,8 +198,74 @@ async def test_a_full_disk_survives_a_kill(cramped: Service) -> None:
     await trio.to_thread.run_sync(cramped.start)
     assert await check_offset(upload) >= offset
     assert (await ask(cramped.address, "DELETE", "/files/old")).status == 204
-    await trio.to_thread.run_sync(cramped.wait_for_collection, len(NEW))
+    await trio.to_thread.run_sync(wait_for_removal, cramped.data_dir, len(NEW))
     await finish(upload)
+
+
+@pytest.fixture
+def within_quota(tmp_path: Path) -> Iterator[Service]:
+    """A service whose directory may take 40 MiB of a larger disk: beyond that is EDQUOT.
+
+    It is a subvolume of btrfs, because this quota holds for root as well.
+    """
+    place, image = tmp_path / "disk", tmp_path / "image"
+    place.mkdir()
+    image.touch()
+    os.truncate(image, 256 * MIB)
+    made = run("mkfs.btrfs", "-q", "-f", str(image))
+    if not made or not run("mount", "-o", "loop", str(image), str(place)):
+        pytest.skip("no btrfs can be mounted here")
+    limited = place / "limited"
+    service = Service(limited / "data", log=tmp_path / "log")
+    try:
+        assert run("btrfs", "quota", "enable", str(place))
+        assert run("btrfs", "subvolume", "create", str(limited))
+        assert run("btrfs", "qgroup", "limit", str(DISK_SIZE), str(limited))
+        service.start()
+        yield service
+    finally:
+        service.close()
+        assert run("umount", str(place))
+    service.check_log()
+
+
+@pytest.mark.parametrize(
+    ("filled", "killed"), [(False, True), (True, False), (True, True)]
+)
+async def test_a_used_up_quota_is_a_full_disk(
+    within_quota: Service, filled: bool, killed: bool
+) -> None:
+    """G8: statvfs does not show it; the reserve stays for what releases something."""
+    service = within_quota
+    reserve = service.data_dir / "reserve"
+    await finish(make_upload(service, OLD, "/files/old"))
+    await finish(make_upload(service, b"to be deleted", "/files/small"))
+    upload = make_upload(service, NEW, "/files/new")
+    await refuse(upload)
+    offset = await check_offset(upload)
+    assert offset > 8 * MIB
+    for number in range(3):
+        await refuse(upload)
+        is_short_of_space(await ask(service.address, "PUT", f"/files/empty-{number}"))
+    assert reserve.stat().st_size == RESERVE_SIZE
+    ballast = Ballast(service) if filled else nullcontext()
+    with ballast:
+        if killed:
+            await trio.to_thread.run_sync(service.kill)
+            await trio.to_thread.run_sync(service.start)
+        assert await check_offset(upload) >= offset
+        assert (await ask(service.address, "GET", "/files/old")).body == OLD
+        for path in ("/files/small", "/files/old"):
+            answer = await ask(service.address, "DELETE", path)
+            assert answer.status == 204, str(answer)
+            assert (await ask(service.address, "HEAD", path)).status == 404
+        await trio.to_thread.run_sync(wait_for_removal, service.data_dir, len(NEW))
+    await finish(upload)
+    assert reserve.stat().st_size == RESERVE_SIZE
+    # Now the limit is known, so content stops before it.
+    await refuse(make_upload(service, OLD + NEW, "/files/more"))
+    assert reserve.stat().st_size == RESERVE_SIZE
+    assert run("fallocate", "-l", str(MIB), str(service.data_dir.parent / "others"))
 
 
 def is_short_of_space(answer: Answer) -> bool:

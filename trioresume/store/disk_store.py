@@ -90,6 +90,7 @@ from trioresume.store.port import (
     grows,
     is_response_key,
     operation_of,
+    releases,
 )
 from trioresume.store.port.recipes import JoinedRecipe, cut, join
 
@@ -155,6 +156,8 @@ class DiskStore:
         self._writers = Writers()
         self._pins = Pins()
         self._epoch = Epoch()
+        self._has_hastened = False
+        """Whether the catalog makes checkpoints as it should while the reserve is spent."""
         self._passed_over: dict[ContentKey, set[int]] = {}
         """Tails past a gap that a sweep met while their content had a writer."""
         self._dir = DataDir(data_dir, disk)
@@ -167,7 +170,8 @@ class DiskStore:
                 self._dir.join("tails"),
                 disk,
                 self._epoch,
-                take_space=self._space.take,
+                take_space=self._space.take_content,
+                look_again=self._space.look_again,
                 distrust=self._distrust,
                 distrust_all=self._distrust_all,
             )
@@ -175,8 +179,7 @@ class DiskStore:
             self._tails.prepare()
             self._space.open_reserve()
             self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
-            if self._space.is_spent:
-                self._catalog.hasten_checkpoints(True)
+            self._adapt_checkpoints()
             disk.sync_directory(self._dir.path)
         except BaseException:
             self._dir.close()
@@ -268,31 +271,37 @@ class DiskStore:
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]:
         grown = any(grows(submission) for submission in batch)
-        if self._space.is_spent and not self._restore_reserve() and grown:
+        if self._space.is_spent and not self._space.restore() and grown:
             raise StorageFull(
                 "the disk is full: the space that is left is kept for deleting something"
             )
-        try:
-            return self._apply(batch)
-        except StorageFull:
-            self._space.look_again()
-            if grown or not self._spend_reserve():
-                raise
-            return self._apply(batch)
+        self._adapt_checkpoints()
+        while True:
+            try:
+                with translated("a commit"):
+                    self._space.check_commit()
+                return self._apply(batch)
+            except StorageFull:
+                self._space.look_again()
+                if grown or not self._make_room(batch):
+                    raise
+
+    def _make_room(self, batch: Sequence[Sequence[Mutation]]) -> bool:
+        """Give up some space for *batch*, which adds nothing; return whether there was any."""
+        if self._space.give_up_cushion():
+            return True
+        return any(map(releases, batch)) and self._spend_reserve()
 
     def _spend_reserve(self) -> bool:
         spent = self._space.spend()
-        if spent:
-            with self._changing:
-                self._catalog.hasten_checkpoints(True)
+        self._adapt_checkpoints()
         return spent
 
-    def _restore_reserve(self) -> bool:
-        restored = self._space.restore()
-        if restored:
+    def _adapt_checkpoints(self) -> None:
+        if self._has_hastened is not self._space.is_spent:
             with self._changing:
-                self._catalog.hasten_checkpoints(False)
-        return restored
+                self._has_hastened = self._space.is_spent
+                self._catalog.hasten_checkpoints(self._has_hastened)
 
     def _apply(
         self, batch: Sequence[Sequence[Mutation]]
@@ -363,8 +372,12 @@ class DiskStore:
 
     def collect(self, limit: int) -> Collected:
         try:
+            with translated("collecting"):
+                self._space.check_commit()
             return self._collect(limit)
         except StorageFull:
+            self._space.look_again()
+            self._space.give_up_cushion()
             if not self._spend_reserve():
                 raise
             return self._collect(limit)

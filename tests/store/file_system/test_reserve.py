@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -14,13 +15,16 @@ from tests.store.helpers import OP, record
 from trioresume.errors import StorageFull
 from trioresume.store.disk_store import DiskStore, open_store
 from trioresume.store.file_system.disk_io import Disk
+from trioresume.store.file_system.free_space import FreeSpace
 from trioresume.store.port import (
     CreateOperation,
     EndOperation,
     ForgetOperation,
     Mutation,
+    OperationId,
     RecordOffset,
     request_key,
+    response_key,
 )
 
 KIB = 1024
@@ -100,6 +104,85 @@ def test_collection_takes_the_reserve(
         assert not disk.reserve.exists()
     finally:
         store.close()
+
+
+class LimitedDisk(Disk):
+    """Files may have *room* bytes together, which statvfs does not show."""
+
+    def __init__(self) -> None:
+        super().__init__(durable=True)
+        self.room = 100 * MIB
+
+    def allocate(self, path: str, size: int) -> None:
+        if size > self.room:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        super().allocate(path, size)
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        if self.room == 0:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        super().commit(connection)
+
+    def unlink(self, path: str) -> None:
+        if os.path.exists(path) and os.path.basename(path) in ("cushion", "reserve"):
+            self.room += os.path.getsize(path)
+        super().unlink(path)
+
+
+def test_cushion_is_for_offsets_and_the_reserve_for_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G8: at a quota which nothing shows, each is given up only for its own changes."""
+    set_free(monkeypatch, 100 * MIB)
+    disk = LimitedDisk()
+    store = open_store(tmp_path / "data", reserve=4 * MIB, disk=disk)
+    cushion, reserve = (tmp_path / "data" / name for name in ("cushion", "reserve"))
+    offset = RecordOffset(request_key(OP), 0)
+    try:
+        assert cushion.stat().st_size == MIB
+        assert store.apply([[CreateOperation(record())]]) == [None]
+        disk.room = 0
+        assert store.apply([[offset]]) == [None]
+        assert not cushion.exists()
+        with pytest.raises(StorageFull):
+            store.apply([[CreateOperation(record("other"))]])
+        disk.room = 0
+        with pytest.raises(StorageFull):
+            store.apply([[offset]])
+        assert reserve.stat().st_size == 4 * MIB
+        assert store.apply([[EndOperation(OP, 1.0)]]) == [None]
+        assert not reserve.exists()
+        # What was freed is not for content.
+        writer = store.open_writer(response_key(OperationId("another")))
+        with pytest.raises(StorageFull):
+            writer.append(b"content")
+        assert not reserve.exists()
+        disk.room = 100 * MIB
+        writer.append(b"content")
+        writer.close()
+        assert reserve.stat().st_size == 4 * MIB
+        assert cushion.stat().st_size == MIB
+    finally:
+        store.close()
+
+
+def test_content_stops_before_a_limit_that_was_met_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G8: it takes only what was proven to be there, beyond what the catalog may need."""
+    set_free(monkeypatch, 100 * MIB)
+    disk = LimitedDisk()
+    space = FreeSpace(str(tmp_path), disk, reserve=4 * MIB)
+    space.open_reserve()
+    space.look_again()
+    disk.room = 4 * MIB
+    space.take_content(MIB)
+    disk.room = 4 * MIB - 1
+    with pytest.raises(OSError, match="No space left"):
+        space.take_content(1)
+    assert sorted(os.listdir(tmp_path)) == ["cushion", "reserve"]
 
 
 def test_reserve_counts_for_what_stays_free(

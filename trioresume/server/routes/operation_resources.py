@@ -184,12 +184,7 @@ class Resources:
         await operation.incoming.turns.end_writer()
         operation.readmits = True
         _refuse_gone(operation)
-        try:
-            offset = await operation.make_durable()
-        except StorageFull as exc:
-            # Earlier bytes are still durable. If HEAD failed, clients would begin anew.
-            logger.warning("%s is answered without a sync: %s", operation.id, exc)
-            return operation.durable_offset
+        offset = await _durable_offset(operation)
         if operation.is_whole:
             # Every byte is there, but a crash or a full disk prevented the completion.
             operation.complete()
@@ -216,7 +211,7 @@ class Resources:
             # It asks for the offset, so the next request must be accepted at this offset.
             await operation.incoming.turns.end_writer()
         _refuse_gone(operation)
-        offset = await operation.make_durable()
+        offset = await _durable_offset(operation)
         store = self._storage.store
         if operation.record.content is not None:
             reader = await self._storage.run(
@@ -247,7 +242,7 @@ class Resources:
         place = await operation.incoming.turns.end_writer()
         operation.readmits = True
         if "if-match" in exchange.head.fields and operation.is_receiving:
-            self._check(exchange, await operation.make_durable())
+            self._check(exchange, await _durable_offset(operation))
         _refuse_gone(operation)
         preferences = exchange.preferences
         if operation.is_whole:
@@ -354,7 +349,7 @@ class Resources:
         ``processing`` waits for the result, ``wait`` for a time (R27).
         """
         if operation.is_receiving and not operation.incoming.turns.has_writer:
-            await operation.make_durable()
+            await _durable_offset(operation)
         if operation.is_whole:
             operation.complete()
         asked = exchange.preferences
@@ -409,6 +404,19 @@ class Resources:
         _refuse_gone(operation)
         await operation.cancel()
         await exchange.respond(204, PRIVATE)
+
+
+async def _durable_offset(operation: Operation) -> int:
+    """Return the durable offset, after making all accepted bytes durable where possible.
+
+    On a full disk that may fail, but earlier bytes are still durable, and reading must go on.
+    If HEAD failed, clients would begin anew.
+    """
+    try:
+        return await operation.make_durable()
+    except StorageFull as exc:
+        logger.warning("%s is answered without a sync: %s", operation.id, exc)
+        return operation.durable_offset
 
 
 def _refuse_gone(operation: Operation) -> None:

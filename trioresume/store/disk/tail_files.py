@@ -37,6 +37,7 @@ come back with their proof: see ``Recovery._cut`` in recovery.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -134,6 +135,7 @@ class TailFiles:
         epoch: Epoch,
         *,
         take_space: Callable[[int], None] = _ignore,
+        look_again: Callable[[], None] = _ignore,
         distrust: Callable[[ContentKey], None] = _ignore,
         distrust_all: Callable[[], None] = _ignore,
     ) -> None:
@@ -141,7 +143,8 @@ class TailFiles:
         self.disk = disk
         self.write = disk.write_some
         self.take_space = take_space
-        """Claims the bytes that are written next, see :meth:`FreeSpace.take`."""
+        """Claims the bytes that are written next, see :meth:`FreeSpace.take_content`."""
+        self._look_again = look_again
         self.epoch = epoch
         self.distrust = distrust
         """Called when a sync failed: unrecorded bytes of this key no longer count."""
@@ -166,6 +169,14 @@ class TailFiles:
             return os.stat(self.path(key, index)).st_size
         except FileNotFoundError:
             return None
+
+    def note_failed_write(self, exc: OSError) -> None:
+        """Note that a write failed with *exc*: the disk may be full although it seems not so.
+
+        EFBIG is no sign of this: it is a limit of one file's size.
+        """
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._look_again()
 
     def create(self, key: ContentKey, index: int) -> Descriptor:
         """Create an empty tail. The module docstring says why a leftover is not reused."""

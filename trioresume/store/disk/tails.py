@@ -237,7 +237,11 @@ class Tail:
             hasher = self._hasher or self._hash_again(file)
             part = data[position : position + self.chunk_size - self._length]
             self.files.take_space(len(part))
-            written = self.files.write(file, part, self._length)
+            try:
+                written = self.files.write(file, part, self._length)
+            except OSError as exc:
+                self.files.note_failed_write(exc)
+                raise
             # Hash only the bytes that were written, so that hash and file agree after an
             # error.
             hasher.update(part if written == len(part) else part[:written])

@@ -345,6 +345,14 @@ class Disk:
             os.sync()
             _check_file_system(path)
 
+    def settle_removals(self, path: str) -> None:
+        """Have the space of removed files counted as free, in the file system of *path*.
+
+        With quotas, btrfs does this only when it writes everything back. A failure is ignored.
+        """
+        with contextlib.suppress(OSError):
+            _check_file_system(path)
+
     def commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
 

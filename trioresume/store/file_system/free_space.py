@@ -11,9 +11,20 @@ On a large disk the limit is much higher. Other programs that write to the disk,
 a log or a database, must not fail because of uploads.
 
 Those programs do not stop before the disk is full. So there is also a *reserve*: a file of a
-few MiB beside the catalog. It is removed when the catalog cannot grow, and made again when
-there is space. In between nothing may be added: the freed space is for changes that release
-something.
+few MiB beside the catalog. It is removed when the catalog cannot grow and the change would
+release something, and made again when there is space. An offset that must be recorded releases
+nothing. For such changes there is a second file, the *cushion*, which is removed before the
+reserve. While one of the two is missing, nothing may be added, content included.
+
+Hidden limits
+=============
+
+Often statvfs does not show a quota (EDQUOT): it tells of the whole disk, however little this
+directory may still take. Nothing shows such a *hidden limit* before a write fails, so the first
+content that meets it takes all of the space except for these two files. From then on, and from the
+start if the limit is met at the start, space counts only if it was *proven*: a file of that
+size could be allocated. This costs a few system calls for each look, so it is not done
+otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +32,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 
 from trioresume.store.file_system.disk_io import Disk
 
@@ -36,6 +48,12 @@ starts the log from the beginning again after a hundred pages."""
 _LARGEST_SHARE = 20
 """At most a twentieth of the disk is left to others, so that small disks can be used, too."""
 
+_CUSHION_SIZE = 1024 * 1024
+"""Bytes; but never more than the reserve."""
+
+_COMMIT_SIZE = 256 * 1024
+"""Bytes that a commit may take, at a hidden limit."""
+
 _LOOK_EVERY = 1024 * 1024
 _LOOK_LEAST = 64 * 1024 * 1024
 """How many bytes may be written between two looks at the disk: the first number, which is
@@ -43,6 +61,10 @@ well below the space that stays free, or a sixteenth of the free space, up to th
 
 _LEAST_FREE = 8 * 1024 * 1024
 """The reserve is made only if so many bytes are free."""
+
+_USED_UP = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The errors of a full disk or quota. Any other error says nothing of the space: EFBIG is
+a limit of a file's size, so smaller files can still be written."""
 
 _SCARCE = 1024 * 1024
 """With fewer free bytes, opening a catalog may fail."""
@@ -52,17 +74,26 @@ class FreeSpace:
     """Watches the free space of the file system that holds the directory *path*.
 
     *min_free* bytes must stay free, or a twentieth of the disk if that is less. The reserve
-    is the file ``reserve`` in the directory, of *reserve* bytes. With 0 there is no file.
+    is the file ``reserve`` in the directory, of *reserve* bytes; the cushion is the file
+    ``cushion``. With 0 there are no such files.
     """
 
     __slots__ = (
+        "_cushion",
+        "_cushion_held",
+        "_cushion_size",
         "_disk",
         "_held",
+        "_is_limit_hidden",
         "_left",
+        "_lock",
         "_min_free",
         "_path",
+        "_probe",
+        "_proven",
         "_reserve",
         "_size",
+        "_step",
         "is_spent",
     )
 
@@ -74,18 +105,65 @@ class FreeSpace:
         self._min_free = min_free
         self._left = 0
         self._reserve = os.path.join(path, "reserve")
+        self._probe = os.path.join(path, "reserve.probe")
         self._size = reserve
+        self._cushion = os.path.join(path, "cushion")
+        self._cushion_size = min(_CUSHION_SIZE, reserve)
+        self._cushion_held = 0
         self._held = 0
         """The bytes that the reserve has now. They count as free space."""
         self.is_spent = False
-        """Whether the reserve was removed, or could not be made."""
+        """Whether the reserve or the cushion was removed, or could not be made."""
+        self._lock = threading.Lock()
+        """Guards the files. Content is written in several threads."""
+        self._is_limit_hidden = False
+        self._proven = 0
+        """How many bytes content may take at a hidden limit before the next proof."""
+        self._step = _LOOK_EVERY
+        """How many bytes the next proof is to be for."""
 
     def look_again(self) -> None:
-        """Look at the disk at the next :meth:`take`, because it was full elsewhere."""
-        self._left = 0
+        """Look at the disk at the next :meth:`take`, because it was full elsewhere.
+
+        If statvfs shows enough free space all the same, there is a hidden limit.
+        """
+        self._left = self._proven = 0
+        try:
+            if self._free() >= HEADROOM:
+                self._is_limit_hidden = True
+        except OSError:
+            pass  # the directory is gone, which the caller's error tells
+
+    def take_content(self, size: int) -> None:
+        """Claim *size* bytes for content. This may wait for the disk.
+
+        Raises :class:`OSError` (ENOSPC) if too few bytes are free, or if the reserve is spent
+        and cannot be made again.
+        """
+        if self.is_spent and not self.restore():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.take(size)
+        if self._is_limit_hidden:
+            self._take_proven(size)
+
+    def _take_proven(self, size: int) -> None:
+        with self._lock:
+            if size > self._proven:
+                kept = HEADROOM - self._held - self._cushion_held
+                least = max(size, _LOOK_EVERY)
+                step = max(size, self._step)
+                if self._has_room(kept + step):
+                    self._step = min(2 * step, _LOOK_LEAST)
+                elif step > least and self._has_room(kept + least):
+                    self._step = step = least
+                else:
+                    self._step = _LOOK_EVERY
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._proven = step
+            self._proven -= size
 
     def take(self, size: int) -> None:
-        """Claim *size* bytes, for content or for a record.
+        """Claim *size* bytes of what statvfs shows. This never waits.
 
         Raises :class:`OSError` (ENOSPC) if too few bytes are free. Other programs may write
         to the disk, too, so this is a measurement and not a reservation.
@@ -104,33 +182,89 @@ class FreeSpace:
 
     def open_reserve(self) -> None:
         """Find or make the reserve, or remove it at once if the disk is full."""
+        self._disk.unlink(self._probe)  # left by a crash
         if self._size == 0:
             return
-        try:
-            self._held = os.stat(self._reserve).st_size
-        except FileNotFoundError:
-            self._held = 0
-        if self._held != self._size or self._free() < _SCARCE:
+        self._held = _size_of(self._reserve)
+        self._cushion_held = _size_of(self._cushion)
+        free = self._free()
+        is_full = free < _SCARCE
+        if free >= _LEAST_FREE and not self._has_room(_LEAST_FREE):
+            self._is_limit_hidden = True
+            is_full = not self._has_room(_SCARCE)
+        if self._held != self._size or is_full:
             self.spend()
             self.restore()
+        elif self._cushion_held != self._cushion_size:
+            self.give_up_cushion()
+            self.restore()
+
+    def check_commit(self) -> None:
+        """Raise :class:`OSError` (ENOSPC) if a hidden limit leaves no space for a commit.
+
+        SQLite would notice that itself, mostly. But it writes to its third file (-shm)
+        through memory, and on btrfs the process is killed (SIGBUS) if that needs space.
+        """
+        if self._is_limit_hidden:
+            with self._lock:
+                if not self._has_room(_COMMIT_SIZE):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def give_up_cushion(self) -> bool:
+        """Remove the cushion; return whether it existed."""
+        with self._lock:
+            held, self._cushion_held = self._cushion_held, 0
+            self.is_spent = self._size > 0
+            self._remove(self._cushion)
+            return held > 0
 
     def spend(self) -> bool:
         """Remove the reserve; return whether it existed."""
-        held, self._held = self._held, 0
-        self.is_spent = self._size > 0
-        self._disk.unlink(self._reserve)
-        return held > 0
+        with self._lock:
+            held, self._held = self._held, 0
+            self.is_spent = self._size > 0
+            self._remove(self._reserve)
+            return held > 0
 
     def restore(self) -> bool:
-        """Make the reserve again if there is space for it; return whether it exists."""
-        if self._free() >= _LEAST_FREE:
-            try:
-                self._disk.allocate(self._reserve, self._size)
-            except OSError:
-                return False  # somebody else took the space first
-            self._held = self._size
-            self.is_spent = False
-        return not self.is_spent
+        """Make the files again if there is space for them; return whether they exist."""
+        with self._lock:
+            if self.is_spent and self._free() >= _LEAST_FREE:
+                if self._is_limit_hidden and not self._has_room(_LEAST_FREE):
+                    return False
+                try:
+                    if not self._held:
+                        self._disk.allocate(self._reserve, self._size)
+                        self._held = self._size
+                    if not self._cushion_held:
+                        self._disk.allocate(self._cushion, self._cushion_size)
+                        self._cushion_held = self._cushion_size
+                except OSError:
+                    return False  # somebody else took the space first
+                self.is_spent = False
+            return not self.is_spent
+
+    def _remove(self, path: str) -> None:
+        self._disk.unlink(path)
+        if self._is_limit_hidden:
+            self._disk.settle_removals(self._path)
+
+    def _has_room(self, size: int) -> bool:
+        """Return whether a file of *size* bytes can be allocated; it is removed again."""
+        try:
+            self._disk.allocate(self._probe, size)
+        except OSError as exc:
+            return exc.errno not in _USED_UP
+        self._disk.unlink(self._probe)
+        return True
 
     def _free(self) -> int:
         return shutil.disk_usage(self._path).free
+
+
+def _size_of(path: str) -> int:
+    """Return the file's size; 0 if there is no file."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

@@ -46,6 +46,7 @@ from trioresume.store.port.values import (
     is_response_key,
     operation_of,
     record_size,
+    releases,
     request_key,
     response_key,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "is_response_key",
     "operation_of",
     "record_size",
+    "releases",
     "request_key",
     "response_key",
 ]

@@ -225,7 +225,8 @@ class Store(Protocol):
         :class:`CreateOperation` of an existing id is a conflict.
 
         On a full disk the store may still perform a batch whose submissions add nothing
-        that stays (see :func:`grows`).
+        that stays (see :func:`grows`). It uses up space that it kept only if one of them
+        releases something (see :func:`releases`).
         """
         ...
 

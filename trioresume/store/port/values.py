@@ -53,6 +53,7 @@ __all__ = [
     "is_response_key",
     "operation_of",
     "record_size",
+    "releases",
     "request_key",
     "response_key",
 ]
@@ -420,11 +421,27 @@ Mutation = (
 
 
 _GROWING = (CreateOperation, SealChunk, JoinContents, PublishFile, RecordResponse)
+_RELEASING = (EndOperation, ForgetOperation, RemoveFile)
 
 
 def grows(submission: Sequence[Mutation]) -> bool:
     """Return whether *submission* adds something to the catalog that stays there."""
     return any(isinstance(mutation, _GROWING) for mutation in submission)
+
+
+def releases(submission: Sequence[Mutation]) -> bool:
+    """Return whether *submission* releases something, or begins to.
+
+    An operation that a client cancels while its target is called becomes ABANDONED first.
+    """
+    return any(
+        isinstance(mutation, _RELEASING)
+        or (
+            isinstance(mutation, SetState)
+            and mutation.state is OperationState.ABANDONED
+        )
+        for mutation in submission
+    )
 
 
 def content_of(chunk_size: int, seals: Sequence[SealChunk]) -> Content:
