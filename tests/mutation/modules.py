@@ -180,7 +180,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/catalog/batch": (_CATALOG, _CONTENT),
     "store/catalog/catalog": (_CATALOG,),
     "store/catalog/read_only": ("tests/store/keeper/test_inventory.py",),
-    "store/catalog/schema": (_STORE,),
+    "store/catalog/schema": ("tests/store/catalog/test_schema.py", _STORE),
     "store/catalog/unreferenced": (_COLLECTION,),
     "store/disk/chunks": (_ORDER, _STORE, _LOSSES),
     "store/disk/doubts": (_LOSSES,),

@@ -6,6 +6,7 @@ reboot: a file system can be shut down, or detached and mounted again.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 from tests.store.helpers import (
     CHUNK,
     KEY,
+    OP,
     DiskStand,
     FaultyDisk,
     begin,
@@ -43,7 +45,7 @@ from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.disk_store import DiskStore, Durability, open_store
 from trioresume.store.file_system.data_dir import boot_id, mount_id
 from trioresume.store.file_system.disk_io import Disk
-from trioresume.store.port import Content, HoldBack
+from trioresume.store.port import Content, HoldBack, OperationId, request_key
 from trioresume.store.port.recipes import digest_of
 
 DATA = bytes(range(65, 91)) * 2
@@ -287,6 +289,34 @@ def test_proof_is_kept_with_the_inode_or_beside_it(
         put(store, store.open_writer(KEY), DATA[store.offset(KEY) : 23])
     with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
         assert store.offset(KEY) == 23
+
+
+def test_proof_that_cannot_be_copied_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """Without it, the inode still has the proof: that is no reason to fail."""
+    refused: list[str] = []
+
+    class Refusing(Disk):
+        def overwrite(self, path: str, data: bytes) -> None:
+            if path.endswith(PROOF) and not refused:
+                refused.append(path)
+                raise OSError(errno.ENOSPC, "no room", path)
+            super().overwrite(path, data)
+
+    disk = Refusing(durable=False)
+    if not disk.attaches:
+        pytest.skip("attributes of files are not possible here")
+    names = [OP, OperationId("another")]
+    keys = [request_key(name) for name in names]
+    with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
+        for name in names:
+            put(store, begin(store, name), DATA[:21])
+    proofs = [tmp_path / "tails" / f"{key}.2{PROOF}" for key in keys]
+    assert refused
+    assert sorted(map(str, proofs)) == sorted(
+        [*refused, *(str(p) for p in proofs if p.exists())]
+    )
+    with closing(open_store(tmp_path, chunk_size=CHUNK, disk=disk)) as store:
+        assert [store.offset(key) for key in keys] == [21, 21]
 
 
 # Data directories of versions that wrote no proofs.

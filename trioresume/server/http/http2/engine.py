@@ -574,7 +574,6 @@ class Engine:
         try:
             came = self._books.receive_data(data)
         except h2.exceptions.ProtocolError as exc:
-            self._collect()
             self._fault = ConnectionFault(exc.error_code, str(exc))
             raise self._fault from exc
         for event in came:
