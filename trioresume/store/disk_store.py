@@ -275,11 +275,13 @@ class DiskStore:
             raise StorageFull(
                 "the disk is full: the space that is left is kept for deleting something"
             )
-        self._adapt_checkpoints()
+        if self._has_hastened is not self._space.is_spent:
+            self._adapt_checkpoints()
         while True:
             try:
-                with translated("a commit"):
-                    self._space.check_commit()
+                if self._space.is_limit_hidden:
+                    with translated("a commit"):
+                        self._space.check_commit()
                 return self._apply(batch)
             except StorageFull:
                 self._space.look_again()
@@ -298,8 +300,8 @@ class DiskStore:
         return spent
 
     def _adapt_checkpoints(self) -> None:
-        if self._has_hastened is not self._space.is_spent:
-            with self._changing:
+        with self._changing:
+            if self._has_hastened is not self._space.is_spent:
                 self._has_hastened = self._space.is_spent
                 self._catalog.hasten_checkpoints(self._has_hastened)
 

@@ -84,7 +84,6 @@ class FreeSpace:
         "_cushion_size",
         "_disk",
         "_held",
-        "_is_limit_hidden",
         "_left",
         "_lock",
         "_min_free",
@@ -94,6 +93,7 @@ class FreeSpace:
         "_reserve",
         "_size",
         "_step",
+        "is_limit_hidden",
         "is_spent",
     )
 
@@ -116,7 +116,8 @@ class FreeSpace:
         """Whether the reserve or the cushion was removed, or could not be made."""
         self._lock = threading.Lock()
         """Guards the files. Content is written in several threads."""
-        self._is_limit_hidden = False
+        self.is_limit_hidden = False
+        """Whether a limit was met that the file system does not show, such as a quota."""
         self._proven = 0
         """How many bytes content may take at a hidden limit before the next proof."""
         self._step = _LOOK_EVERY
@@ -130,7 +131,7 @@ class FreeSpace:
         self._left = self._proven = 0
         try:
             if self._free() >= HEADROOM:
-                self._is_limit_hidden = True
+                self.is_limit_hidden = True
         except OSError:
             pass  # the directory is gone, which the caller's error tells
 
@@ -143,7 +144,7 @@ class FreeSpace:
         if self.is_spent and not self.restore():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.take(size)
-        if self._is_limit_hidden:
+        if self.is_limit_hidden:
             self._take_proven(size)
 
     def _take_proven(self, size: int) -> None:
@@ -190,7 +191,7 @@ class FreeSpace:
         free = self._free()
         is_full = free < _SCARCE
         if free >= _LEAST_FREE and not self._has_room(_LEAST_FREE):
-            self._is_limit_hidden = True
+            self.is_limit_hidden = True
             is_full = not self._has_room(_SCARCE)
         if self._held != self._size or is_full:
             self.spend()
@@ -205,7 +206,7 @@ class FreeSpace:
         SQLite would notice that itself, mostly. But it writes to its third file (-shm)
         through memory, and on btrfs the process is killed (SIGBUS) if that needs space.
         """
-        if self._is_limit_hidden:
+        if self.is_limit_hidden:
             with self._lock:
                 if not self._has_room(_COMMIT_SIZE):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -230,7 +231,7 @@ class FreeSpace:
         """Make the files again if there is space for them; return whether they exist."""
         with self._lock:
             if self.is_spent and self._free() >= _LEAST_FREE:
-                if self._is_limit_hidden and not self._has_room(_LEAST_FREE):
+                if self.is_limit_hidden and not self._has_room(_LEAST_FREE):
                     return False
                 try:
                     if not self._held:
@@ -246,7 +247,7 @@ class FreeSpace:
 
     def _remove(self, path: str) -> None:
         self._disk.unlink(path)
-        if self._is_limit_hidden:
+        if self.is_limit_hidden:
             self._disk.settle_removals(self._path)
 
     def _has_room(self, size: int) -> bool:
