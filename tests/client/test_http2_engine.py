@@ -156,7 +156,7 @@ def test_malformed_response_ends_one_stream() -> None:
 
 
 def test_windows_are_kept_past_h2() -> None:
-    """What is spent counts for the stream and the connection; the rest comes back."""
+    """A sent byte counts for the stream and for the connection. Unused credit comes back."""
     made, _ = engine()
     first, second = (made.begin(GET, ends=False) for _ in range(2))
     assert made.room(first) == 65_535
@@ -205,7 +205,7 @@ def test_content_as_frames_comes_back_whole(
 
 
 def test_file_that_became_shorter_is_told(tmp_path: Path) -> None:
-    """Nothing is sent in place of what is gone."""
+    """Nothing is sent for a stream that is gone."""
     path = tmp_path / "file"
     path.write_bytes(b"")
     with path.open("rb") as file:

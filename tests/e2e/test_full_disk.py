@@ -235,7 +235,7 @@ def within_quota(tmp_path: Path) -> Iterator[Service]:
 async def test_a_used_up_quota_is_a_full_disk(
     within_quota: Service, filled: bool, killed: bool
 ) -> None:
-    """G8: statvfs does not show it; the reserve stays for what releases something."""
+    """G8: statvfs does not show a quota. The reserve stays for changes that free space."""
     service = within_quota
     reserve = service.data_dir / "reserve"
     await finish(make_upload(service, OLD, "/files/old"))

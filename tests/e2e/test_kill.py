@@ -67,7 +67,7 @@ async def test_no_announced_byte_is_lost_by_many_kills(
 async def test_no_announced_byte_is_lost_over_tls(
     carrier: Carrier, make_service: MakeService, tmp_path: Path, seed: int, full: bool
 ) -> None:
-    """G9, for what TLS and HTTP/2 carry."""
+    """G9, over TLS and HTTP/2."""
     service = make_service(*carrier.options(tmp_path))
     kills = 100 if full else 3
     soak = Soak(

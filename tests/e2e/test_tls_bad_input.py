@@ -1,4 +1,4 @@
-"""Who cannot speak with the service over TLS: what the log tells, and what the client says."""
+"""Clients that cannot speak TLS with the service: the log and the client each say why."""
 
 from __future__ import annotations
 

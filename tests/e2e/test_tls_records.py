@@ -124,7 +124,7 @@ def test_key_updates_stall_neither_an_upload_nor_a_download(
         client.send(f"GET {name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         for _ in range(3):
             client.command(letter, b"KEYUPDATE")
-        # What it says of a command may stand within a line of the content.
+        # openssl may print its word about a command within a line of the content.
         client.wait(lambda: content in client.output().replace(b"KEYUPDATE\n", b""))
     response, stored = request("GET", service.root + name)
     assert (response.status, stored) == (200, content)

@@ -1,8 +1,8 @@
 """A second HTTP client, for these tests alone: it has nothing of trioresume.
 
 It exists so that client and server are not only tested against each other's idea of
-the protocol. It says exactly what it is told to, and notices everything that is said. What it
-says is HTTP/1.1; a :class:`~tests.e2e.carriers.Carrier` can put it into TLS and HTTP/2.
+the protocol. It sends exactly the bytes that a test asks for, and records every response. It
+speaks HTTP/1.1; a :class:`~tests.e2e.carriers.Carrier` can put that into TLS and HTTP/2.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ async def test_takeover_storm_leaves_every_accepted_byte(tmp_path: Path) -> None
             async with trio.open_nursery() as nursery:
                 for number in range(30):
                     nursery.start_soon(contend, bytes([number]))
-        # Whoever sent the last byte may have been ended before the handler was through.
+        # The connection of the last byte may end before the handler does.
         async with service.connect() as client:
             message = interim.fields.get("response-message-location") or ""
             reply = await client.request("GET", message, {"Prefer": "wait=60"})

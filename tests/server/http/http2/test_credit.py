@@ -39,7 +39,7 @@ def hurry(turns: CreditTurns, rate: int) -> None:
 
 
 def test_streams_get_turns_in_the_order_in_which_they_ask() -> None:
-    """Who asks while others wait has to wait, too; a turn that is over serves the next."""
+    """A stream that asks while others wait has to wait, too. The end of a turn serves the next."""
     turns = turns_of(128)
     hurry(turns, 1 << 30)
     streams = [Stream() for _ in range(5)]
