@@ -462,7 +462,7 @@ def test_store_works_without_hard_links(tmp_path: Path) -> None:
 
 
 def test_chunk_is_a_copy_where_names_are_not_counted(tmp_path: Path) -> None:
-    """A tail that is to be changed could not be seen to be a chunk as well."""
+    """Without link counts, nobody sees that a tail is a chunk as well."""
 
     class Uncounted(FaultyDisk):
         def link(self, source: str, target: str) -> None:

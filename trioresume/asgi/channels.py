@@ -3,7 +3,7 @@
 On a trio server the engine calls ``receive`` and ``send`` itself. On an asyncio server the two
 run in different threads. Each hop from one loop to the other wakes a thread, so content is not
 fetched block by block: a task of asyncio reads ahead, a little, while the engine is busy, and
-the engine takes all that has come. What is read ahead is bounded, by ``AHEAD`` for a request.
+the engine takes all bytes that have come. At most ``AHEAD`` bytes of a request are read ahead.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ async def test_stranger_causes_as_many_looks_as_for_no_upload(
         for _ in range(2):
             assert await looks(service, store, method, place) == ["operation"]
             assert await looks(service, store, method, NONE) == ["operation"]
-        # The time would tell of what is loaded, too.
+        # A longer answer would also tell that a record was loaded.
         assert len(service.operations._loaded) == (0 if is_forgotten else 1)
 
 

@@ -101,7 +101,7 @@ def test_lost_blocks_of_the_last_commit_are_no_damage(
     """It was not synced: any of its frames may be there, in any order."""
     log = log_of(data_dir).read_bytes()
     first = frames(log)[commits(log)[-2] + 1]
-    # What was there before: nothing, or an older log all of whose frames end a commit.
+    # Before it: nothing, or an older log in which each frame ends a commit.
     older = bytearray(log)
     for at in frames(log):
         older[at + 4 : at + 16] = bytes(3) + b"\1" * 9

@@ -248,7 +248,7 @@ def take_over(world: World) -> None:
 
 
 def patch(world: World) -> None:
-    """Bytes that count as a whole, some of which are chunks of another upload already."""
+    """Bytes that count as a whole. Another upload has some of these chunks already."""
     world.upload("one", [26])
     world.complete("one")
     world.upload("two", [6])

@@ -154,7 +154,7 @@ def test_cushion_is_for_offsets_and_the_reserve_for_releases(
         assert reserve.stat().st_size == 4 * MIB
         assert store.apply([[EndOperation(OP, 1.0)]]) == [None]
         assert not reserve.exists()
-        # What was freed is not for content.
+        # Content must not take the freed space.
         writer = store.open_writer(response_key(OperationId("another")))
         with pytest.raises(StorageFull):
             writer.append(b"content")

@@ -1,7 +1,7 @@
 """Ordinary applications, as their frameworks' tutorials would have them, with a log.
 
 Each takes a form with one file at ``/form``, and raw content at ``/raw``; it answers with the
-length and the SHA-256 of what it read. ``/log`` tells all that it has ever read. None of them
+length and the SHA-256 of the content. ``/log`` lists both for all requests so far. None of them
 knows of trioresume.
 """
 

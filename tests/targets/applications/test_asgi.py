@@ -1,4 +1,4 @@
-"""ASGI applications as targets: what they are given, and what becomes of what they send."""
+"""ASGI applications as targets: the requests that they get, and the responses that they send."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ async def test_a_failing_application_is_a_500_with_its_traceback_in_the_log(
 
 
 async def test_each_way_to_write_a_response(tmp_path: Path) -> None:
-    """The callable, an iterator, and an error page in place of what was not sent yet."""
+    """The callable, an iterator, and an error page that replaces a response before its first byte."""
 
     def app(environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         way = environ["PATH_INFO"]

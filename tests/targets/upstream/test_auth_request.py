@@ -91,7 +91,7 @@ async def test_field_of_the_answer_is_the_principal(tmp_path: Path) -> None:
 async def test_sender_is_asked_for_again_at_the_end(
     answer: Any, tmp_path: Path
 ) -> None:
-    """C16: content may take hours. What came is kept, for a sender who may go on."""
+    """C16: content may take hours. The received bytes are kept for a sender who may go on."""
     async with backend(allow("ann")) as guard, backend() as behind:
         async with front(tmp_path, behind.url, config=asking(guard)) as service:
             async with service.connect() as client:

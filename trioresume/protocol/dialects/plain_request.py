@@ -12,9 +12,9 @@ from __future__ import annotations
 from trioresume.protocol.fields import split_list
 from trioresume.protocol.heads import Fields, end_to_end_fields
 
-__all__ = ["plain_fields"]
+__all__ = ["UPLOAD_FIELDS", "plain_fields"]
 
-_OF_UPLOADS = frozenset(
+UPLOAD_FIELDS = frozenset(
     {
         "tus-resumable",
         "upload-checksum",
@@ -44,7 +44,7 @@ def plain_fields(fields: Fields, length: int) -> Fields:
     preferences that the server has acted on. ``Content-Length`` is added if there is content.
     """
     kept = end_to_end_fields(fields)
-    of_uploads = [name for name, _ in kept if name in _OF_UPLOADS]
+    of_uploads = [name for name, _ in kept if name in UPLOAD_FIELDS]
     if of_uploads:
         # Content-Digest is about the content of one message (RFC 9530, section 2): a piece.
         kept = kept.without(*of_uploads, "content-digest")

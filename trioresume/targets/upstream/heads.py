@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from trioresume.protocol.dialects.plain_request import UPLOAD_FIELDS
 from trioresume.protocol.fields import split_list
 from trioresume.protocol.forwarded import host_of
 from trioresume.protocol.heads import Fields, end_to_end_fields
@@ -59,22 +60,7 @@ _FRAMING = frozenset(
 )
 """Fields of a request that belong to one hop, or are written anew."""
 
-_OF_UPLOADS = frozenset(
-    {
-        "incremental",
-        "tus-resumable",
-        "upload-checksum",
-        "upload-complete",
-        "upload-concat",
-        "upload-defer-length",
-        "upload-draft-interop-version",
-        "upload-incomplete",
-        "upload-length",
-        "upload-limit",
-        "upload-metadata",
-        "upload-offset",
-    }
-)
+_OF_UPLOADS = UPLOAD_FIELDS | {"incremental"}
 """The fields of the protocols: they describe how the content came, not the content."""
 
 _ANSWERED_HERE = frozenset({"acknowledge", "resume", "transaction"})
