@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import authority, write_server_files
 from tests.e2e.command import Service
 
 
@@ -77,3 +78,21 @@ def seed() -> int:
 def full() -> bool:
     """Whether the long forms were asked for: TRIORESUME_E2E_FULL=1."""
     return os.environ.get("TRIORESUME_E2E_FULL") == "1"
+
+
+@pytest.fixture
+def secured(tmp_path: Path, make_service: Callable[..., Service]) -> Service:
+    """A running service that speaks TLS, and so HTTP/2."""
+    cert, key = write_server_files(tmp_path)
+    service = make_service("--ssl-certfile", str(cert), "--ssl-keyfile", str(key))
+    service.root = service.root.replace("http:", "https:")
+    service.start()
+    return service
+
+
+@pytest.fixture
+def cacert(tmp_path: Path) -> str:
+    """The file with the authority of the tests."""
+    path = tmp_path / "ca.pem"
+    authority().cert_pem.write_to_path(str(path))
+    return str(path)

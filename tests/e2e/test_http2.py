@@ -15,7 +15,7 @@ import httpx
 import platformdirs
 import pytest
 
-from tests.certificates import authority, client_context, write_server_files
+from tests.certificates import client_context, write_server_files
 from tests.e2e.command import Service
 from tests.platforms import needs
 
@@ -29,23 +29,6 @@ KNOWN = {
     "h2": [],
 }
 """The cases of h2spec that fail, by carrier, and why."""
-
-
-@pytest.fixture
-def secured(tmp_path: Path, make_service: Callable[..., Service]) -> Service:
-    """A running service that speaks TLS, and so HTTP/2."""
-    cert, key = write_server_files(tmp_path)
-    service = make_service("--ssl-certfile", str(cert), "--ssl-keyfile", str(key))
-    service.root = service.root.replace("http:", "https:")
-    service.start()
-    return service
-
-
-@pytest.fixture
-def cacert(tmp_path: Path) -> str:
-    path = tmp_path / "ca.pem"
-    authority().cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 def h2spec() -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 import trio
 
-from tests.certificates import authority, client_context, write_server_files
+from tests.certificates import client_context, write_server_files
 from tests.e2e import proxies
 from tests.e2e.command import Service, free_port
 from tests.e2e.soak import MIB
@@ -25,23 +25,6 @@ __all__ = ["caddy"]
 
 SECONDS = 120.0
 PATIENT = RetryPolicy(attempts=100, first_delay=0.01, longest_delay=0.05)
-
-
-@pytest.fixture
-def secured(tmp_path: Path, make_service: Callable[..., Service]) -> Service:
-    """A running service that speaks TLS, and so HTTP/2."""
-    cert, key = write_server_files(tmp_path)
-    service = make_service("--ssl-certfile", str(cert), "--ssl-keyfile", str(key))
-    service.root = service.root.replace("http:", "https:")
-    service.start()
-    return service
-
-
-@pytest.fixture
-def cacert(tmp_path: Path) -> str:
-    path = tmp_path / "ca.pem"
-    authority().cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 def files_in(folder: Path, count: int, size: int) -> dict[str, bytes]:

@@ -27,27 +27,9 @@ SECONDS = 120.0
 
 
 @pytest.fixture
-def secured(tmp_path: Path, make_service: Callable[..., Service]) -> Service:
-    """A running service that speaks TLS."""
-    cert, key = write_server_files(tmp_path)
-    service = make_service("--ssl-certfile", str(cert), "--ssl-keyfile", str(key))
-    service.root = service.root.replace("http:", "https:")
-    service.start()
-    return service
-
-
-@pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """What the command sees: no proxies, and a state directory of its own."""
     return environment_of(tmp_path / "state")
-
-
-@pytest.fixture
-def cacert(tmp_path: Path) -> str:
-    """The file with the authority of the tests."""
-    path = tmp_path / "ca.pem"
-    authority().cert_pem.write_to_path(str(path))
-    return str(path)
 
 
 def command(*arguments: str) -> list[str]:
