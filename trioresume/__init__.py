@@ -56,7 +56,7 @@ from trioresume.server.api.handler import (
     idempotent,
 )
 from trioresume.server.api.tls import Certificate, TLSSettings
-from trioresume.server.api.tokens import bearer_tokens, new_token
+from trioresume.server.api.tokens import BearerTokens, bearer_tokens, new_token
 from trioresume.server.keeper.collect import collect
 from trioresume.server.keeper.control_socket import ask_to_retry as retry
 from trioresume.server.serving import Server, serve
@@ -78,6 +78,7 @@ __all__ = [
     "ASGITarget",
     "AuthRequest",
     "Authenticator",
+    "BearerTokens",
     "BodyInput",
     "CallPolicy",
     "CallerError",

@@ -16,9 +16,14 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
-from trioresume.cli.output import GuardedWriter, output
+from trioresume.cli.output import (
+    STDERR_LINGER_SECONDS,
+    GuardedWriter,
+    output,
+    text_stream,
+)
 
-__all__ = ["FORMATS", "LEVELS", "configure"]
+__all__ = ["FORMATS", "LEVELS", "LogFile", "configure"]
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
@@ -32,7 +37,52 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
     ``logger``, ``event``, the members of ``extra``, and ``exception``.
     """
     out = sys.stderr if stream is None else stream
-    guarded = output.stderr if stream is None else None
+    _send_to(out, output.stderr if stream is None else None, level, format)
+
+
+class LogFile:
+    """A file for the records that otherwise go to standard error.
+
+    As with standard error, the file never makes the command wait, and a full disk costs
+    lines of the log and nothing else. Raises :class:`OSError` if the file cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(path)  # the working directory may change
+        self._descriptor = _open(self.path)
+        writer = GuardedWriter(
+            self._descriptor, waits=False, linger=STDERR_LINGER_SECONDS
+        )
+        output.log = writer
+        root = logging.getLogger()
+        (handler,) = root.handlers
+        assert isinstance(handler, _TellingHandler)
+        level = logging.getLevelName(root.level)
+        _send_to(text_stream(writer, None), writer, level, handler.format_name)
+
+    def reopen(self) -> None:
+        """Open the file of this name again: the old one may have been renamed.
+
+        A line is written to one file as a whole: the descriptor changes between two writes.
+        Raises :class:`OSError`; the records go on to the old file then.
+        """
+        opened = _open(self.path)
+        try:
+            os.dup2(opened, self._descriptor, inheritable=False)
+        finally:
+            os.close(opened)
+
+
+def _open(path: str) -> int:
+    """Open *path* for appending. The log names people and files: others do not read it."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+    # Opened so, a pipe without a reader is an error, and does not make the start wait.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o640)
+
+
+def _send_to(
+    out: TextIO, guarded: GuardedWriter | None, level: str, format: str
+) -> None:
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -46,7 +96,7 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    handler = _TellingHandler(out, guarded)
+    handler = _TellingHandler(out, guarded, format)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -66,9 +116,12 @@ def configure(level: str, format: str, stream: TextIO | None = None) -> None:
 class _TellingHandler(logging.StreamHandler[TextIO]):
     """Writes records. When the stream accepts text again, logs how many records were lost."""
 
-    def __init__(self, out: TextIO, guarded: GuardedWriter | None) -> None:
+    def __init__(
+        self, out: TextIO, guarded: GuardedWriter | None, format_name: str
+    ) -> None:
         super().__init__(out)
         self._guarded = guarded
+        self.format_name = format_name
 
     def emit(self, record: logging.LogRecord) -> None:
         lost = 0 if self._guarded is None else self._guarded.take_lost()

@@ -39,7 +39,15 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["GuardedWriter", "Output", "Purpose", "guard", "output"]
+__all__ = [
+    "STDERR_LINGER_SECONDS",
+    "GuardedWriter",
+    "Output",
+    "Purpose",
+    "guard",
+    "output",
+    "text_stream",
+]
 
 STDERR_QUEUE_BYTES = 1024 * 1024
 """Bytes of text that may wait for a slow reader of standard error; more is dropped."""
@@ -223,6 +231,8 @@ class Output:
     def __init__(self) -> None:
         self.stdout: GuardedWriter | None = None
         self.stderr: GuardedWriter | None = None
+        self.log: GuardedWriter | None = None
+        """The file of the log, if it has one of its own."""
         self.purpose = Purpose.PRODUCT
 
     def is_report(self) -> None:
@@ -271,11 +281,11 @@ def guard() -> Output:
     if sys.stdout is sys.__stdout__:
         fd = None if 1 in closed or sys.__stdout__ is None else 1
         output.stdout = GuardedWriter(fd, waits=True, queue_bytes=STDOUT_QUEUE_BYTES)
-        sys.stdout = _text_stream(output.stdout, sys.__stdout__)
+        sys.stdout = text_stream(output.stdout, sys.__stdout__)
     if sys.stderr is sys.__stderr__:
         fd = None if 2 in closed or sys.__stderr__ is None else 2
         output.stderr = GuardedWriter(fd, waits=False, linger=STDERR_LINGER_SECONDS)
-        sys.stderr = _text_stream(output.stderr, sys.__stderr__)
+        sys.stderr = text_stream(output.stderr, sys.__stderr__)
     # The interpreter writes a traceback after the command has ended, and then calls this.
     atexit.register(_drain)
     return output
@@ -284,7 +294,7 @@ def guard() -> Output:
 def _drain() -> None:
     """Write the text in the queues, or give it up."""
     try:
-        for writer in (output.stderr, output.stdout):
+        for writer in (output.log, output.stderr, output.stdout):
             if writer is not None:
                 writer.drain()
     except KeyboardInterrupt:
@@ -312,7 +322,7 @@ def _fill_closed_descriptors() -> frozenset[int]:
     return frozenset(closed)
 
 
-def _text_stream(writer: GuardedWriter, model: TextIO | None) -> TextIO:
+def text_stream(writer: GuardedWriter, model: TextIO | None) -> TextIO:
     """Return a text stream on *writer* in *model*'s encoding. No character makes it fail."""
     encoding = "utf-8" if model is None else model.encoding
     errors = None if model is None else model.errors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -16,6 +15,7 @@ import trio
 
 import trioresume
 from trioresume.cli.applications import AppOptions, application_target
+from trioresume.cli.logs import LogFile
 from trioresume.cli.options import (
     Bind,
     Duration,
@@ -25,12 +25,11 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.output import output
 from trioresume.cli.serve_options import Settings, settings_options
+from trioresume.cli.service.reloads import Reloads
 from trioresume.cli.tls import tls_options
 from trioresume.cli.upstream_options import auth_options, upstream_options
 
 __all__ = ["serve", "token"]
-
-logger = logging.getLogger("trioresume.cli")
 
 _DEFAULTS = trioresume.Config()
 
@@ -93,6 +92,12 @@ if hasattr(signal, "SIGHUP"):
     help="What carries HTTP: the server's own code, or hypercorn's trio worker.",
 )
 @switch("--http3", default=False, help="Speak HTTP/3, too; needs --front hypercorn.")
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to which log messages are appended, instead of standard error. SIGHUP "
+    "opens it again.",
+)
 @settings_options
 @tls_options
 @upstream_options
@@ -110,6 +115,7 @@ def serve(
     ui: bool,
     front: str,
     http3: bool,
+    log_file: Path | None,
     **app: Unpack[AppOptions],
 ) -> ExitCode:
     """Accept resumable uploads and store them as files, or send them to a backend.
@@ -119,11 +125,14 @@ def serve(
 
     SIGTERM or Ctrl-C stops the server: it accepts no new requests, and gives running
     requests some time to finish. A second signal stops it at once. In both cases no
-    acknowledged byte is lost. SIGHUP reads the certificates of TLS again. Without TLS, for
-    example from a closed terminal, it does nothing.
+    acknowledged byte is lost. SIGHUP reads the files of certificates and tokens again, and
+    opens the log file again. It ends no connection.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey handles it
+    reloads = Reloads()
+    if log_file is not None:
+        _log_to(log_file, reloads)
     # Wait only one second for a reader of the output: a container runtime, for example,
     # kills a process that does not end soon.
     output.never_wait(linger=1.0)
@@ -140,7 +149,7 @@ def serve(
     config = _config(
         bind=bind,
         data_dir=data_dir,
-        authenticate=_authenticator(tokens_file, auth, tls["principal"]),
+        authenticate=_authenticator(tokens_file, auth, tls["principal"], reloads),
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,
@@ -156,6 +165,7 @@ def serve(
             base_path,
             target,
             run,
+            reloads,
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except* (OSError, trioresume.TrioresumeError) as group:
@@ -175,24 +185,41 @@ def _authenticator(
     tokens_file: Path | None,
     auth: trioresume.AuthRequest | None,
     certificate_name: Any,
+    reloads: Reloads,
 ) -> trioresume.Authenticator | None:
     """Return the check of senders: by their certificate first, and then in another way."""
     if tokens_file is not None and auth is not None:
         raise click.UsageError("--tokens-file and --auth-request exclude each other")
-    other = auth if tokens_file is None else _tokens(tokens_file)
+    other = auth if tokens_file is None else _tokens(tokens_file, reloads)
     if certificate_name is None:
         return other
     return trioresume.client_certificates(certificate_name, other)
 
 
-def _tokens(path: Path) -> trioresume.Authenticator:
+def _log_to(path: Path, reloads: Reloads) -> None:
+    """Send the log to the file *path*. One that cannot be opened is a usage error."""
+    try:
+        file = LogFile(path)
+    except OSError as exc:
+        raise click.UsageError(f"{path} cannot be opened: {exc.strerror}") from exc
+    reloads.add(
+        "the log file",
+        file.reopen,
+        done="was opened again",
+        kept="stays as it was",
+    )
+
+
+def _tokens(path: Path, reloads: Reloads) -> trioresume.Authenticator:
     """Return an authenticator for the tokens in *path*. A bad file is a usage error."""
     try:
-        return trioresume.bearer_tokens(path)
+        tokens = trioresume.bearer_tokens(path)
     except trioresume.CallerError as exc:
         raise click.UsageError(str(exc)) from exc
     except OSError as exc:
         raise click.UsageError(f"{path} cannot be read: {exc.strerror}") from exc
+    reloads.add("the tokens", tokens.reload)
+    return tokens
 
 
 def _front(front: str, http3: bool) -> Callable[..., Awaitable[None]]:
@@ -229,6 +256,7 @@ async def _serve(
     base_path: str,
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
     run: Callable[..., Awaitable[None]],
+    reloads: Reloads,
 ) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
@@ -239,7 +267,10 @@ async def _serve(
                 click.echo(f"You can now upload files to: {url}{base_path}")
             for url in server.urls if config.ui is not None else ():
                 click.echo(f"In a browser: {url}/ui/")
-            nursery.start_soon(_obey, signals, server, nursery.cancel_scope)
+            if any(url.startswith("https:") for url in server.urls):
+                reloads.add_async("the certificates", server.reload_certificates)
+            nursery.start_soon(reloads.run)
+            nursery.start_soon(_obey, signals, server, reloads, nursery.cancel_scope)
 
 
 async def _running(
@@ -253,12 +284,15 @@ async def _running(
 
 
 async def _obey(
-    signals: AsyncIterator[int], server: trioresume.Server, whole: trio.CancelScope
+    signals: AsyncIterator[int],
+    server: trioresume.Server,
+    reloads: Reloads,
+    whole: trio.CancelScope,
 ) -> None:
     count = 0
     async for number in signals:
         if number not in (signal.SIGINT, signal.SIGTERM):
-            await _reload(server)
+            reloads.request()
             continue
         count += 1
         if count == 1:
@@ -266,19 +300,6 @@ async def _obey(
             server.shutdown()
         else:
             whole.cancel()
-
-
-async def _reload(server: trioresume.Server) -> None:
-    """Read the certificates again, if there are any. A fault changes nothing and is logged."""
-    if not any(url.startswith("https:") for url in server.urls):
-        logger.info("SIGHUP ignored: the server does not reload its configuration")
-        return
-    try:
-        await server.reload_certificates()
-    except trioresume.CallerError as exc:
-        logger.error("SIGHUP: the certificates stay as they were: %s", exc)
-    else:
-        logger.info("SIGHUP: the certificates were read again")
 
 
 def _raise_descriptor_limit() -> None:

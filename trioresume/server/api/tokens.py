@@ -23,9 +23,8 @@ from trioresume.text import decode_text
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.api.config import Authenticator
 
-__all__ = ["bearer_tokens", "new_token"]
+__all__ = ["BearerTokens", "bearer_tokens", "new_token"]
 
 _NAME = re.compile(r"[^\s#]\S*")
 _LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-fA-F]{{64}})")
@@ -53,12 +52,49 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
+def bearer_tokens(path: str | os.PathLike[str]) -> BearerTokens:
     """Return an ``authenticate`` for :class:`~trioresume.Config` with the tokens in *path*.
 
-    The file is read once. Raises :class:`~trioresume.errors.CallerError` if it has no token
-    or a line in another form, :class:`OSError` if it cannot be read.
+    Raises :class:`~trioresume.errors.CallerError` if the file has no token or a line in
+    another form, :class:`OSError` if it cannot be read.
     """
+    return BearerTokens(path)
+
+
+class BearerTokens:
+    """The senders that have a token in a file, as :func:`bearer_tokens` returns them."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._known = _read(path)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that have a token."""
+        return frozenset(name for name, _ in self._known)
+
+    def reload(self) -> None:
+        """Read the file again, for the requests that come from now on.
+
+        Raises as :func:`bearer_tokens`; the tokens stay as they were then.
+        """
+        self._known = _read(self._path)
+
+    async def __call__(self, head: RequestHead) -> Principal | Rejection:
+        match = _BEARER.fullmatch(head.fields.get("authorization") or "")
+        if match is None:
+            return _REFUSAL
+        offered = _hash(match[1])
+        found = None
+        # Compare every line, in constant time each: the duration reveals nothing.
+        for name, hashed in self._known:
+            if hmac.compare_digest(hashed, offered):
+                found = name
+        return _REFUSAL if found is None else Principal(found)
+
+
+def _read(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Return the names and hashes in the file *path*."""
     known: list[tuple[str, str]] = []
     with open(path, "rb") as file:
         data = file.read()
@@ -76,17 +112,4 @@ def bearer_tokens(path: str | os.PathLike[str]) -> Authenticator:
         known.append((match["name"], match["hash"].lower()))
     if not known:
         raise CallerError(f"{path} has no token")
-
-    async def authenticate(head: RequestHead) -> Principal | Rejection:
-        match = _BEARER.fullmatch(head.fields.get("authorization") or "")
-        if match is None:
-            return _REFUSAL
-        offered = _hash(match[1])
-        found = None
-        # Compare every line, in constant time each: the duration reveals nothing.
-        for name, hashed in known:
-            if hmac.compare_digest(hashed, offered):
-                found = name
-        return _REFUSAL if found is None else Principal(found)
-
-    return authenticate
+    return known
