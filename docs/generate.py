@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,8 @@ import click
 from sphinx.pycode import ModuleAnalyzer
 
 import trioresume.cli
-from trioresume.cli.options import Duration, ExitCode
+from trioresume.cli.help import default_text, sections_of, spelling
+from trioresume.cli.options import ExitCode
 from trioresume.errors import ProblemCode
 from trioresume.protocol.dialects.rufh.versions import UNVERSIONED, VERSIONS
 from trioresume.protocol.operation import (
@@ -179,53 +179,26 @@ def command(name: str) -> str:
     assert subcommand is not None
     context = click.Context(subcommand, info_name=name, parent=parent)
     usage = " ".join(["trioresume", name, *subcommand.collect_usage_pieces(context)])
-    options = [
-        option
-        for option in subcommand.params
-        if isinstance(option, click.Option) and not option.hidden
-    ]
-    rows = (_option_row(option, context) for option in options)
-    return "\n\n".join(
-        [
-            f"```text\n{usage}\n```",
-            inspect.cleandoc(subcommand.help or ""),
-            table(("option", "meaning", "default", "environment"), rows),
-        ]
-    )
+    parts = [f"```text\n{usage}\n```", inspect.cleandoc(subcommand.help or "")]
+    for title, options in sections_of(subcommand, context):
+        parts.append(f"**{title}**")
+        rows = (_option_row(option, context) for option in options)
+        parts.append(table(("option", "meaning", "default", "environment"), rows))
+    examples = "\n".join(f"$ {each}" for each in getattr(subcommand, "examples", ()))
+    parts.append(f"```text\n{examples}\n```")
+    return "\n\n".join(parts)
 
 
 def _option_row(
     option: click.Option, context: click.Context
 ) -> tuple[str, str, str, str]:
-    spelling = ", ".join(f"`{opt}`" for opt in [*option.opts, *option.secondary_opts])
-    if not option.is_flag and option.flag_value is not None:
-        spelling += f" `{option.make_metavar(context)}`"
-    elif not option.is_flag:
-        spelling += f" {option.make_metavar(context)}"
+    default = default_text(option, context)
     return (
-        spelling,
+        f"`{spelling(option, context)}`",
         option.help or "",
-        _shown_default(option, context),
+        f"`{default}`" if default else "",
         f"`{option.envvar}`",
     )
-
-
-def _shown_default(option: click.Option, context: click.Context) -> str:
-    default = option.get_default(context)
-    if isinstance(default, float) and isinstance(option.type, Duration):
-        default = _duration(default)
-    if isinstance(default, tuple | list):
-        default = " ".join(map(str, default))
-    known = isinstance(default, str | int | float | os.PathLike) and default != ""
-    return f"`{default}`" if known else ""
-
-
-def _duration(seconds: float) -> str:
-    """*seconds* in the largest unit that makes it whole."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds > size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
 
 
 # What the tests prove.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import click
 
+from trioresume.cli.help import WIDTH, Command
 from trioresume.cli.options import ExitCode, name_environment_twins
 from trioresume.cli.output import Purpose, guard
 from trioresume.errors import TrioresumeError
@@ -35,6 +36,7 @@ class TrioresumeGroup(click.Group):
         "gc": "trioresume.cli.maintenance:gc",
         "retry": "trioresume.cli.maintenance:retry",
         "token": "trioresume.cli.serve:token",
+        "completion": "trioresume.cli.completion:completion",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -48,6 +50,18 @@ class TrioresumeGroup(click.Group):
         assert isinstance(command, click.Command)
         name_environment_twins(cmd_name, command)
         return command
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Write each command, what it does, and an example."""
+        with formatter.section("Commands"):
+            for name in self.list_commands(ctx):
+                command = self.get_command(ctx, name)
+                assert isinstance(command, Command)
+                text = command.get_short_help_str(formatter.width)
+                formatter.write(f"  {name:<11}{text}\n")
+                formatter.write(f"  {'':<11}$ {command.examples[0]}\n")
 
     def main(
         self,
@@ -101,6 +115,7 @@ class TrioresumeGroup(click.Group):
     context_settings={
         "help_option_names": ["-h", "--help"],
         "show_default": True,
+        "max_content_width": WIDTH,
     },
 )
 @click.version_option(package_name="trioresume")

@@ -34,6 +34,7 @@ from trioresume.bench.report import (
     require_plotly,
     watching,
 )
+from trioresume.cli.help import Command
 from trioresume.cli.options import (
     Duration,
     ExitCode,
@@ -42,6 +43,7 @@ from trioresume.cli.options import (
     common_options,
 )
 from trioresume.cli.output import output
+from trioresume.cli.sections import BENCH
 from trioresume.errors import CallerError, TrioresumeError
 
 __all__ = ["bench"]
@@ -133,7 +135,15 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     return tuple(member for member in kind if member.value in names)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    sections=BENCH,
+    examples=(
+        "trioresume bench http://127.0.0.1:8080/files/",
+        "trioresume bench -n 100 --size 1MiB-64MiB --cut-every 8MiB http://127.0.0.1:8080/files/",
+        "trioresume bench --html report.html https://upload.example.org/files/",
+    ),
+)
 @common_options
 @click.argument("url")
 @click.option(

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import trioresume
+from trioresume.cli.help import Command
 from trioresume.cli.options import ExitCode, common_options
 from trioresume.cli.output import output
 from trioresume.cli.units import size
@@ -38,7 +39,7 @@ _as_json = click.option(
 )
 
 
-@click.command("ls")
+@click.command("ls", cls=Command, examples=("trioresume ls --data-dir /srv/uploads",))
 @common_options
 @_data_dir
 @_as_json
@@ -99,7 +100,13 @@ def _upload_line(upload: trioresume.StoredUpload) -> str:
     )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "trioresume show --data-dir /srv/uploads",
+        "trioresume show --data-dir /srv/uploads report.pdf",
+    ),
+)
 @common_options
 @_data_dir
 @_as_json
@@ -150,7 +157,7 @@ def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
             yield name, _text(None if member is None else str(member))
 
 
-@click.command()
+@click.command(cls=Command, examples=("trioresume verify --data-dir /srv/uploads",))
 @common_options
 @_data_dir
 @_as_json
@@ -239,7 +246,7 @@ def _progress(
         yield
 
 
-@click.command()
+@click.command(cls=Command, examples=("trioresume gc --data-dir /srv/uploads",))
 @common_options
 @_data_dir
 @_as_json
@@ -264,7 +271,9 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
     return ExitCode.DONE
 
 
-@click.command()
+@click.command(
+    cls=Command, examples=("trioresume retry --data-dir /srv/uploads 4sYQ0hcG1vTbN2mZ",)
+)
 @common_options
 @_data_dir
 @click.argument("id", metavar="ID")

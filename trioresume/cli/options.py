@@ -144,6 +144,14 @@ class Size(click.ParamType[int]):
             )
         return int(size)
 
+    def text(self, value: float) -> str:
+        """Return *value* in the largest unit that makes it whole: ``16MiB``, ``100``."""
+        for unit in ("TiB", "GiB", "MiB", "KiB"):
+            factor = _SIZE_UNITS[unit.lower()]
+            if value and value % factor == 0:
+                return f"{value // factor:.0f}{unit}"
+        return f"{value:.0f}"
+
 
 class Duration(click.ParamType[float]):
     """A time span in seconds: ``60s``, ``5m``, ``24h``, ``7d``, ``500ms``, ``60``."""
@@ -169,6 +177,14 @@ class Duration(click.ParamType[float]):
                 ctx,
             )
         return float(seconds)
+
+    def text(self, value: float) -> str:
+        """Return *value* in the largest unit that makes it whole: ``24h``, ``7d``, ``0s``."""
+        for unit in ("d", "h", "m"):
+            factor = float(_DURATION_UNITS[unit])
+            if value > factor and value % factor == 0:
+                return f"{value / factor:g}{unit}"
+        return f"{value:g}s"
 
 
 class Bind(click.ParamType[str]):

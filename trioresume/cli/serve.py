@@ -15,6 +15,7 @@ import trio
 
 import trioresume
 from trioresume.cli.applications import AppOptions, application_target
+from trioresume.cli.help import Command
 from trioresume.cli.logs import LogFile
 from trioresume.cli.options import (
     Bind,
@@ -24,6 +25,7 @@ from trioresume.cli.options import (
     switch,
 )
 from trioresume.cli.output import output
+from trioresume.cli.sections import SERVE
 from trioresume.cli.serve_options import Settings, settings_options
 from trioresume.cli.service.reloads import Reloads
 from trioresume.cli.tls import tls_options
@@ -38,7 +40,15 @@ if hasattr(signal, "SIGHUP"):
     _SIGNALS.append(signal.SIGHUP)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    sections=SERVE,
+    examples=(
+        "trioresume serve --data-dir /srv/uploads",
+        "trioresume serve --bind 0.0.0.0:443 --ssl-certfile chain.pem --ssl-keyfile key.pem",
+        "trioresume serve --upstream http://127.0.0.1:3000",
+    ),
+)
 @common_options
 @click.option(
     "--bind",
@@ -332,7 +342,7 @@ def _calm_collector() -> None:
     gc.set_threshold(2_000, 1, 5_000)
 
 
-@click.command()
+@click.command(cls=Command, examples=("trioresume token anna >> token-of-anna",))
 @common_options
 @click.argument("name")
 def token(name: str) -> None:

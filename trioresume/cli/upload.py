@@ -24,6 +24,7 @@ from trioresume import (
     TransferFailed,
     TrioresumeError,
 )
+from trioresume.cli.help import Command
 from trioresume.cli.options import (
     Duration,
     ExitCode,
@@ -33,6 +34,7 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.output import output
 from trioresume.cli.progress import Display, FileProgress, display
+from trioresume.cli.sections import UPLOAD
 from trioresume.cli.tls_options import tls_options
 from trioresume.cli.upload_files import (
     Job,
@@ -48,7 +50,15 @@ from trioresume.text import printable
 __all__ = ["upload"]
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    sections=UPLOAD,
+    examples=(
+        "trioresume upload film.mkv http://127.0.0.1:8080/files/",
+        "trioresume upload -r photos https://upload.example.org/files/ --token-file token",
+        "pg_dump shop | trioresume upload - https://upload.example.org/files/shop.sql",
+    ),
+)
 @common_options
 @click.argument(
     "files",

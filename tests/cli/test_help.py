@@ -1,0 +1,164 @@
+"""What ``--help`` shows, and what a shell completes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import trioresume.cli
+from trioresume.cli.help import Command, default_text, sections_of, spelling
+from trioresume.cli.options import Duration, Size
+from trioresume.cli.sections import BENCH, SERVE, UPLOAD
+
+_GROUP = trioresume.cli.main
+_PARENT = click.Context(_GROUP, info_name="trioresume")
+_COMMANDS = _GROUP.list_commands(_PARENT)
+
+
+def _command(name: str) -> Command:
+    command = _GROUP.get_command(_PARENT, name)
+    assert isinstance(command, Command)
+    return command
+
+
+def _help(*words: str, columns: int | None = None) -> str:
+    result = CliRunner().invoke(
+        _GROUP, [*words, "--help"], prog_name="trioresume", terminal_width=columns
+    )
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_every_option_is_shown_once_with_its_variable(name: str) -> None:
+    text = _help(name)
+    command = _command(name)
+    context = click.Context(command, info_name=name, parent=_PARENT)
+    for option in command.get_params(context):
+        if isinstance(option, click.Option) and option.envvar is not None:
+            line = f"\n  {spelling(option, context)}"
+            assert text.count(f"{line} ") + text.count(f"{line}\n") == 1
+            assert text.count(f"${option.envvar}\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sections"), [("serve", SERVE), ("upload", UPLOAD), ("bench", BENCH)]
+)
+def test_every_section_names_options_that_there_are(
+    name: str, sections: dict[str, tuple[str, ...]]
+) -> None:
+    command = _command(name)
+    context = click.Context(command, info_name=name, parent=_PARENT)
+    shown = {
+        title: tuple(max(option.opts, key=len) for option in options)
+        for title, options in sections_of(command, context)
+    }
+    assert {title: shown.get(title) for title in sections} == sections
+    assert len({name for names in sections.values() for name in names}) == sum(
+        map(len, sections.values())
+    )
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_every_command_has_examples_of_itself(name: str) -> None:
+    examples = _command(name).examples
+    assert examples
+    assert all(f"trioresume {name}" in example for example in examples)
+    assert f"$ {examples[0]}" in _help()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_no_variable_is_broken_in_two(columns: int) -> None:
+    lines = _help("serve", columns=columns).splitlines()
+    variable = "$TRIORESUME_SERVE_MAX_STORED_BYTES_PER_PRINCIPAL"
+    assert any(line.endswith(variable) for line in lines)
+    texts = [line for line in lines if "$" not in line and "--" not in line]
+    assert max(map(len, texts)) <= columns
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1, "1"),
+        (1000, "1000"),
+        (1024, "1KiB"),
+        (1536, "1536"),
+        (16 * 2**20, "16MiB"),
+        (2**40, "1TiB"),
+        (1025 * 2**30, "1025GiB"),
+    ],
+)
+def test_default_size_is_one_that_the_option_takes(value: int, text: str) -> None:
+    assert Size().text(value) == text
+    assert Size().convert(text, None, None) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0s"),
+        (0.25, "0.25s"),
+        (60.0, "60s"),
+        (90.0, "90s"),
+        (300.0, "5m"),
+        (86400.0, "24h"),
+        (604800.0, "7d"),
+    ],
+)
+def test_default_duration_is_one_that_the_option_takes(value: float, text: str) -> None:
+    assert Duration().text(value) == text
+    assert Duration().convert(text, None, None) == value
+
+
+def test_default_of_a_pair_of_flags_is_one_of_them() -> None:
+    command = click.Command(
+        "x", params=[click.Option(["-y", "--yes/--no"], default=False)]
+    )
+    (option,) = command.params
+    assert isinstance(option, click.Option)
+    assert default_text(option, click.Context(command)) == "--no"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_script_for_a_shell_asks_the_command(shell: str) -> None:
+    result = CliRunner().invoke(_GROUP, ["completion", shell], prog_name="trioresume")
+    assert result.exit_code == 0
+    assert "_TRIORESUME_COMPLETE" in result.output
+    checker = shutil.which(shell)
+    if checker is not None:
+        subprocess.run([checker, "-n"], input=result.output, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["ser"], {"serve"}),
+        (["serve", "--ssl-k"], {"--ssl-keyfile", "--ssl-keyfile-password-file"}),
+        (["upload", "--protocol", "s"], {"seed"}),
+    ],
+)
+def test_bash_completes_commands_options_and_values(
+    words: list[str], found: set[str]
+) -> None:
+    """The script is loaded by a real bash, and its function is called as bash does."""
+    script = CliRunner().invoke(_GROUP, ["completion", "bash"]).output
+    line = " ".join(f"'{word}'" for word in ["trioresume", *words])
+    script += (
+        f"COMP_WORDS=({line}); COMP_CWORD={len(words)}\n"
+        '_trioresume_completion "$TRIORESUME"\n'
+        "printf '%s\\n' \"${COMPREPLY[@]}\"\n"
+    )
+    result = subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": "/usr/bin:/bin", "TRIORESUME": f"{sys.prefix}/bin/trioresume"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(result.stdout.split()) == found

@@ -1,0 +1,124 @@
+"""The help of the commands: options in sections, defaults as people write them, examples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+from trioresume.cli.options import Duration, Size
+
+__all__ = ["WIDTH", "Command", "default_text", "sections_of", "spelling"]
+
+WIDTH = 100
+"""Most columns of a help text, in a terminal that is as wide."""
+
+_COMMON = "For every command"
+_COMMON_OPTIONS = ("--config", "--log-level", "--log-format", "--help")
+_REST = "Further options"
+
+
+class Command(click.Command):
+    """A command whose help has *sections* of options, and *examples*.
+
+    *sections* maps a title to the options below it, by their long names, in the order in
+    which they are shown.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        examples: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("max_content_width", WIDTH)
+        self.sections = sections or {}
+        self.examples = examples
+
+    def format_options(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        for title, options in sections_of(self, ctx):
+            with formatter.section(title):
+                for option in options:
+                    _write(option, ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}$ {example}\n")
+
+
+def sections_of(
+    command: click.Command, ctx: click.Context
+) -> Iterator[tuple[str, list[click.Option]]]:
+    """Yield the titles of the sections with their options. What no section has comes last."""
+    options = {
+        max(option.opts, key=len): option
+        for option in command.get_params(ctx)
+        if isinstance(option, click.Option) and not option.hidden
+    }
+    sections = getattr(command, "sections", {})
+    for title, names in sections.items():
+        found = [options.pop(name) for name in names if name in options]
+        if found:
+            yield title, found
+    common = [options.pop(name) for name in _COMMON_OPTIONS if name in options]
+    if options:
+        yield _REST if sections else "Options", list(options.values())
+    if common:
+        yield _COMMON, common
+
+
+def _write(
+    option: click.Option, ctx: click.Context, formatter: click.HelpFormatter
+) -> None:
+    """Write the spelling and the variable into one line, and the meaning below."""
+    line = f"{'':{formatter.current_indent}}{spelling(option, ctx)}"
+    if isinstance(option.envvar, str):
+        variable = f"${option.envvar}"
+        if len(line) + 2 + len(variable) > formatter.width:
+            formatter.write(f"{line}\n")
+            line = ""
+        line += f"{variable:>{formatter.width - len(line)}}"
+    formatter.write(f"{line}\n")
+    text = option.help or ""
+    default = default_text(option, ctx)
+    if default and "[default:" not in text:
+        text += f" [default: {default}]"
+    with formatter.indentation(), formatter.indentation():
+        formatter.write_text(text)
+
+
+def spelling(option: click.Option, ctx: click.Context) -> str:
+    """Return the option as it is written: ``-r, --recursive``, ``--bind HOST:PORT``."""
+    names = ", ".join(sorted(option.opts, key=len))
+    if option.secondary_opts:
+        names += f" / {', '.join(option.secondary_opts)}"
+    if option.is_flag or option.count:
+        return names
+    value = option.make_metavar(ctx)
+    if value == "TEXT":  # as in --public-url: the last word tells more
+        value = names.rpartition("-")[2].upper()
+    elif value.startswith("INTEGER"):
+        value = "N"
+    return f"{names} {value}"
+
+
+def default_text(option: click.Option, ctx: click.Context) -> str:
+    """Return the default as a person would write it, such as ``24h``; "" if there is none."""
+    default = option.get_default(ctx, call=False)
+    if isinstance(default, bool):
+        if option.secondary_opts:
+            names = option.opts if default else option.secondary_opts
+            return max(names, key=len)
+        return "" if option.is_flag else str(default).lower()
+    if isinstance(default, int | float) and isinstance(option.type, Duration | Size):
+        return option.type.text(default)
+    if isinstance(default, tuple | list):
+        return " ".join(map(str, default))
+    known = isinstance(default, str | int | float | os.PathLike) and default != ""
+    return str(default) if known else ""
