@@ -77,6 +77,7 @@ from trioresume.store.port import (
     ContentKey,
     ContentReader,
     ContentWriter,
+    EventRecord,
     FileRecord,
     Mutation,
     OperationId,
@@ -439,6 +440,17 @@ class DiskStore:
 
     def meta(self, name: str) -> str | None:
         return self._catalog.meta(name)
+
+    def due_events(
+        self, now: float, limit: int
+    ) -> tuple[list[EventRecord], float | None]:
+        return self._catalog.due_events(now, limit)
+
+    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+        return self._catalog.events(dead=dead, after=after, limit=limit)
+
+    def event_count(self) -> int:
+        return self._catalog.event_count()
 
     def usage(self, principal: str | None) -> Usage:
         return self._catalog.usage(namespace_of(principal))

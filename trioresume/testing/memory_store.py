@@ -26,13 +26,17 @@ from trioresume.protocol.operation import OperationState
 from trioresume.store.catalog.catalog import pack_fields, response_columns
 from trioresume.store.port import (
     FREE_HEAD,
+    MOST_DEAD_EVENTS,
     RECORD_SIZE,
+    BuryEvent,
     Collected,
     Content,
     ContentKey,
     ContentReader,
     CreateOperation,
+    DropEvents,
     EndOperation,
+    EventRecord,
     FileRecord,
     ForgetOperation,
     FreezeContent,
@@ -42,10 +46,13 @@ from trioresume.store.port import (
     Mutation,
     OperationId,
     OperationRecord,
+    PostponeEvent,
     PublishFile,
+    RecordEvent,
     RecordOffset,
     RecordResponse,
     RemoveFile,
+    ReviveEvents,
     SealChunk,
     SetExpiry,
     SetFileExpiry,
@@ -94,6 +101,9 @@ class MemoryStore(MemoryContents):
         self._files: dict[_FileKey, FileRecord] = {}
         self._file_ids: dict[_FileKey, int] = {}
         self._meta: dict[str, str] = {}
+        self._events: dict[int, EventRecord] = {}
+        self._dead_events: dict[int, EventRecord] = {}
+        self._last_event = 0
         self._readers: Counter[Digest] = Counter()
         self._undo: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
@@ -117,6 +127,9 @@ class MemoryStore(MemoryContents):
         after._files = dict(self._files)
         after._file_ids = dict(self._file_ids)
         after._meta = dict(self._meta)
+        after._events = dict(self._events)
+        after._dead_events = dict(self._dead_events)
+        after._last_event = self._last_event
         after._tails = {at: bytearray(data) for at, data in self._tails.items()}
         after._suspects = set(self._building) if power_loss else set(self._suspects)
         return after
@@ -210,6 +223,47 @@ class MemoryStore(MemoryContents):
                     self._put(self._files, (owner, name), found)
             case SetMeta(name, value):
                 self._put(self._meta, name, value)
+            case RecordEvent(event):
+                self._last_event += 1
+                event = replace(event, seq=self._last_event)
+                self._put(self._events, event.seq, event)
+            case DropEvents(seqs, dead):
+                for seq in seqs:
+                    self._drop(self._dead_events if dead else self._events, seq)
+            case PostponeEvent(seq, due_at, error):
+                self._postpone(seq, due_at, error)
+            case BuryEvent(seq, error):
+                self._bury(seq, error)
+            case ReviveEvents(seqs, now):
+                for seq in seqs:
+                    self._revive(seq, now)
+
+    def _postpone(self, seq: int, due_at: float, error: str) -> None:
+        event = self._events.get(seq)
+        if event is not None:
+            attempts = event.attempts + 1
+            event = replace(event, due_at=due_at, attempts=attempts, error=error)
+            self._put(self._events, seq, event)
+
+    def _bury(self, seq: int, error: str) -> None:
+        event = self._events.get(seq)
+        if event is not None:
+            self._drop(self._events, seq)
+            event = replace(event, attempts=event.attempts + 1, error=error)
+            self._put(self._dead_events, seq, event)
+        for oldest in sorted(self._dead_events)[:-MOST_DEAD_EVENTS]:
+            self._drop(self._dead_events, oldest)
+
+    def _revive(self, seq: int, now: float) -> None:
+        event = self._events.get(seq)
+        if event is not None:
+            event = replace(event, due_at=0.0, recorded_at=now)
+            self._put(self._events, seq, event)
+        event = self._dead_events.get(seq)
+        if event is not None:
+            self._drop(self._dead_events, seq)
+            event = replace(event, due_at=0.0, recorded_at=now, attempts=0)
+            self._put(self._events, seq, event)
 
     def _alive(self, id: OperationId) -> OperationRecord | None:
         record = self._operations.get(id)
@@ -408,6 +462,26 @@ class MemoryStore(MemoryContents):
 
     def meta(self, name: str) -> str | None:
         return self._meta.get(name)
+
+    def due_events(
+        self, now: float, limit: int
+    ) -> tuple[list[EventRecord], float | None]:
+        due: list[EventRecord] = []
+        waiting: set[OperationId] = set()
+        for _, event in sorted(self._events.items()):
+            if event.due_at > now:
+                waiting.add(event.operation)
+            if event.operation not in waiting:
+                due.append(event)
+        later = [e.due_at for e in self._events.values() if e.due_at > now]
+        return due[:limit], min(later, default=None)
+
+    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+        table = self._dead_events if dead else self._events
+        return [event for seq, event in sorted(table.items()) if seq > after][:limit]
+
+    def event_count(self) -> int:
+        return len(self._events)
 
     def usage(self, principal: str | None) -> Usage:
         known = [r for r in self._operations.values() if r.principal == principal]

@@ -35,10 +35,13 @@ from trioresume.store.catalog.chunk_lists import (
     is_whole,
     keep_recipe,
 )
+from trioresume.store.catalog.outbox import change_outbox
 from trioresume.store.port import (
+    BuryEvent,
     Content,
     ContentKey,
     CreateOperation,
+    DropEvents,
     EndOperation,
     FileRecord,
     ForgetOperation,
@@ -49,10 +52,13 @@ from trioresume.store.port import (
     Mutation,
     OperationId,
     OperationState,
+    PostponeEvent,
     PublishFile,
+    RecordEvent,
     RecordOffset,
     RecordResponse,
     RemoveFile,
+    ReviveEvents,
     SealChunk,
     SetExpiry,
     SetFileExpiry,
@@ -243,6 +249,14 @@ class Ledger:
                 self._execute(
                     "REPLACE INTO meta (name, value) VALUES (?, ?)", (name, value)
                 )
+            case (
+                RecordEvent()
+                | DropEvents()
+                | PostponeEvent()
+                | BuryEvent()
+                | ReviveEvents()
+            ):
+                change_outbox(self._execute, mutation)
 
     # Content under construction.
 

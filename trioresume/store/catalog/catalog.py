@@ -28,6 +28,7 @@ from trioresume.errors import StorageError
 from trioresume.protocol.heads import Fields
 from trioresume.store.catalog.chunk_lists import ContentRow, part_digests, piece_digests
 from trioresume.store.catalog.log_check import refuse_lost_commits
+from trioresume.store.catalog.outbox import due_events, listed_events
 from trioresume.store.catalog.schema import (
     connect,
     create,
@@ -39,6 +40,7 @@ from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.port import (
     Content,
     ContentKey,
+    EventRecord,
     FileRecord,
     OperationId,
     OperationRecord,
@@ -198,6 +200,28 @@ class CatalogReader:
     def meta(self, name: str) -> str | None:
         row = self._one("SELECT value FROM meta WHERE name = ?", name)
         return None if row is None else str(row[0])
+
+    def due_events(
+        self, now: float, limit: int
+    ) -> tuple[list[EventRecord], float | None]:
+        try:
+            with self._reading, _snapshot(self._reader):
+                return due_events(self._reader.execute, now, limit)
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+
+    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+        try:
+            with self._reading:
+                return listed_events(
+                    self._reader.execute, dead=dead, after=after, limit=limit
+                )
+        except sqlite3.Error as exc:
+            raise sqlite_error(exc) from exc
+
+    def event_count(self) -> int:
+        row = self._one("SELECT count(*) FROM events")
+        return 0 if row is None else int(row[0])
 
     def store_value(self, name: str) -> str | None:
         """Return a value that the store keeps for itself."""

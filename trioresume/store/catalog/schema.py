@@ -12,6 +12,7 @@ recipes    finished content and how many operations, files and recipes hold it
 files      the file service's names
 accounts   the bytes that each principal, and all together, use: see usage_triggers.py
 kept       which finished contents a principal is charged for
+events     events that wait to be told, and dead_events: see outbox.py
 meta       named values of the service; ``store`` has those of the store itself
 ========== ==================================================================
 
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
+from trioresume.store.catalog.outbox import EVENTS
 from trioresume.store.catalog.read_only import connect_without_writing
 from trioresume.store.catalog.usage_triggers import ACCOUNTS, COUNT_RECORDS
 from trioresume.store.file_system.disk_io import FULL
@@ -166,6 +168,7 @@ _MIGRATIONS = (
     _VERSION_5,
     _VERSION_6,
     COUNT_RECORDS,
+    EVENTS,
 )
 
 _BUSY_TIMEOUT = 10.0

@@ -62,6 +62,7 @@ from trioresume.store.port.values import (
     Collected,
     Content,
     ContentKey,
+    EventRecord,
     FileRecord,
     Mutation,
     OperationId,
@@ -269,6 +270,25 @@ class Store(Protocol):
     def file(self, owner: str | None, name: str) -> FileRecord | None: ...
 
     def meta(self, name: str) -> str | None: ...
+
+    def due_events(
+        self, now: float, limit: int
+    ) -> tuple[list[EventRecord], float | None]:
+        """Return the first events of the outbox that may be sent at *now*, in order.
+
+        An event may be sent if no event of the same operation, itself included, up to it is
+        postponed beyond *now*. Also returns the soonest time after *now* to which any event
+        is postponed.
+        """
+        ...
+
+    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+        """Return the events with numbers above *after*, in order: those that wait, or the dead."""
+        ...
+
+    def event_count(self) -> int:
+        """Return how many events wait."""
+        ...
 
     def usage(self, principal: str | None) -> Usage:
         """Return the committed usage of *principal*. It is looked up, never summed up.

@@ -18,13 +18,17 @@ from trioresume.store.port.recipes import Digest, JoinedRecipe, cut, join
 
 __all__ = [
     "FREE_HEAD",
+    "MOST_DEAD_EVENTS",
     "RECORD_SIZE",
     "SERVICE_CLOCK",
+    "BuryEvent",
     "Collected",
     "Content",
     "ContentKey",
     "CreateOperation",
+    "DropEvents",
     "EndOperation",
+    "EventRecord",
     "FileRecord",
     "ForgetOperation",
     "FreezeContent",
@@ -34,10 +38,13 @@ __all__ = [
     "Mutation",
     "OperationId",
     "OperationRecord",
+    "PostponeEvent",
     "PublishFile",
+    "RecordEvent",
     "RecordOffset",
     "RecordResponse",
     "RemoveFile",
+    "ReviveEvents",
     "SealChunk",
     "SetExpiry",
     "SetFileExpiry",
@@ -151,6 +158,31 @@ class FileRecord:
     expires_at: float | None = None
     """Service time: see protocol.clock."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """Something that happened to an operation and is to be told: see :class:`RecordEvent`."""
+
+    id: str
+    """Names the event for its receiver, the same each time it is sent."""
+    operation: OperationId
+    kind: str
+    recorded_at: float
+    """Service time: see protocol.clock."""
+    dated: float
+    """The date of the event, in Unix seconds."""
+    payload: bytes
+    seq: int = 0
+    """The event's number, in the order of commits. The store gives it, and uses it once."""
+    due_at: float = 0.0
+    """The service time of the next attempt."""
+    attempts: int = 0
+    error: str = ""
+    """Why the last attempt failed."""
+
+
+MOST_DEAD_EVENTS = 100_000
+"""Dead events that are kept; the oldest go first."""
 
 RECORD_SIZE = 4096
 """Bytes charged for an operation or a file besides content: its rows, a file's block."""
@@ -398,6 +430,52 @@ class SetMeta:
     value: str
 
 
+@dataclass(frozen=True, slots=True)
+class RecordEvent:
+    """Put *event* into the outbox. It stays there until it is dropped or buried.
+
+    Put it into the submission of the change that it tells of: both happen or neither does.
+    """
+
+    event: EventRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvents:
+    """Remove events from the outbox, or with *dead* from the dead ones."""
+
+    seqs: tuple[int, ...]
+    dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PostponeEvent:
+    """Note that an attempt to deliver an event failed. The next one is at *due_at*.
+
+    Until then the store hands out no later event of the same operation either.
+    """
+
+    seq: int
+    due_at: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuryEvent:
+    """Give an event up: it becomes a dead one, and no longer delays those after it."""
+
+    seq: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReviveEvents:
+    """Have dead events wait again, and events that wait be due now. *now* is service time."""
+
+    seqs: tuple[int, ...]
+    now: float
+
+
 Mutation = (
     CreateOperation
     | SealChunk
@@ -417,6 +495,11 @@ Mutation = (
     | RemoveFile
     | SetFileExpiry
     | SetMeta
+    | RecordEvent
+    | DropEvents
+    | PostponeEvent
+    | BuryEvent
+    | ReviveEvents
 )
 
 
