@@ -320,7 +320,8 @@ def test_dependencies_have_their_reasons() -> None:
     """The page on dependencies lists what pyproject.toml lists, in its order."""
     page = (ROOT / "docs/explanation/dependencies.md").read_text("utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["html"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["html"] + extras["identity"]
     found = re.findall(r"^\| ([a-z][a-z0-9-]*) \|", page, re.MULTILINE)
     assert [name for name in found if name != "package"] == [
         line.split()[0] for line in lines

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ui": {"errors"},
     "server": {"errors", "text", "protocol", "store", "ui"},
     "client": {"errors", "protocol", "store"},
+    "identity": {"errors", "text", "protocol", "server", "client"},
     "targets": {"errors", "protocol", "store", "ui", "server", "client"},
     "bench": {"errors", "protocol", "client", "text"},
     # The command uses what an embedding program could use, and no more; beside that,
@@ -29,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["asgi"] = MAY_IMPORT["targets"] | {"targets"}
 MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}
 # The package itself: what it exports comes from any layer that is not the command's.
-MAY_IMPORT["trioresume"] = MAY_IMPORT["targets"] | {"targets"}
+MAY_IMPORT["trioresume"] = MAY_IMPORT["targets"] | {"targets", "identity"}
 MAY_IMPORT["__main__"] = {"cli"}
 
 CONCURRENCY = {"trio", "asyncio", "threading", "multiprocessing", "concurrent", "queue"}

@@ -80,7 +80,8 @@ def test_ci_reads_no_input_and_stops_at_the_first_failure() -> None:
 def test_dependencies_are_what_the_package_imports() -> None:
     """Nothing is installed that is not used, and nothing used is left to chance."""
     requirements = PROJECT["project"]["dependencies"]
-    extra = PROJECT["project"]["optional-dependencies"]["html"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    extra = extras["html"] + extras["identity"]
     needed = set(declared(requirements)) | set(declared(extra))
     assert needed == imported("trioresume")
 

@@ -8,6 +8,7 @@ The layers, from the inside out; imports point inward only::
     store       synchronous: chunks, tails, the catalog, and the port they implement
     server      trio: listeners, connections, the receive path, operations, expiry
     client      trio: a client that resumes
+    identity    who sent a request: passwords, JWTs, signed addresses
     targets     the handlers of complete requests, such as the file service
     bench       load with cuts, against any server, and its measurements
     cli         the command, which uses only the names exported here
@@ -41,6 +42,8 @@ from trioresume.errors import (
     TrioresumeError,
     UploadForgotten,
 )
+from trioresume.identity.any_of import AnyOf
+from trioresume.identity.htpasswd import PasswordFile
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.tls_facts import ClientCertificate, TLSFacts
 from trioresume.server.api.client_certificates import client_certificates
@@ -76,6 +79,7 @@ from trioresume.targets.upstream.target import UpstreamTarget
 
 __all__ = [
     "ASGITarget",
+    "AnyOf",
     "AuthRequest",
     "Authenticator",
     "BearerTokens",
@@ -99,6 +103,7 @@ __all__ = [
     "Handler",
     "Inventory",
     "Journal",
+    "PasswordFile",
     "PeerError",
     "Principal",
     "ProblemCode",

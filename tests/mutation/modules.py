@@ -144,6 +144,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "journal",
         "runner",
     ),
+    "identity": ("any_of", "htpasswd"),
     "targets": (
         "upstream/connections",
         "upstream/endpoints",
@@ -366,6 +367,7 @@ MORE: dict[str, tuple[str, ...]] = {
 """Files of tests, beside those of its own name, that are about a module."""
 
 FURTHER: dict[str, tuple[str, ...]] = {
+    "identity": ("tests/identity",),
     "targets": ("tests/targets/upstream",),
     "store": ("tests/store",),
     "server": ("tests/server", "tests/targets"),

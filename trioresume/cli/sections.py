@@ -44,6 +44,7 @@ SERVE = {
         "--retry-interval",
     ),
     "Who may do what": (
+        "--htpasswd-file",
         "--auth-request",
         "--auth-principal-field",
         "--auth-cache",

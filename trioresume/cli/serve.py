@@ -16,6 +16,11 @@ import trio
 import trioresume
 from trioresume.cli.applications import AppOptions, application_target
 from trioresume.cli.help import Command
+from trioresume.cli.identity_options import (
+    Identity,
+    authenticator,
+    identity_options,
+)
 from trioresume.cli.logs import LogFile
 from trioresume.cli.options import (
     Bind,
@@ -66,12 +71,6 @@ if hasattr(signal, "SIGHUP"):
 )
 @click.option("--base-path", default="/files/", help="URL path of the file service.")
 @click.option(
-    "--tokens-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with the bearer tokens that are allowed, as lines 'NAME SHA256' "
-    "(see 'trioresume token'). Without it everybody may use the server.",
-)
-@click.option(
     "--file-lifetime",
     type=Duration(minimum=1),
     help="How long to keep a stored file. [default: forever]",
@@ -112,7 +111,9 @@ if hasattr(signal, "SIGHUP"):
 @tls_options
 @upstream_options
 @auth_options
+@identity_options
 def serve(
+    identity: Identity,
     auth: trioresume.AuthRequest | None,
     upstream: trioresume.UpstreamTarget | None,
     tls: Settings,
@@ -120,7 +121,6 @@ def serve(
     bind: tuple[str, ...],
     data_dir: Path,
     base_path: str,
-    tokens_file: Path | None,
     file_lifetime: float | None,
     ui: bool,
     front: str,
@@ -159,7 +159,7 @@ def serve(
     config = _config(
         bind=bind,
         data_dir=data_dir,
-        authenticate=_authenticator(tokens_file, auth, tls["principal"], reloads),
+        authenticate=authenticator(identity, auth, tls["principal"], reloads),
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,
@@ -191,21 +191,6 @@ def _config(**settings: Any) -> trioresume.Config:
         raise click.UsageError(str(exc)) from exc
 
 
-def _authenticator(
-    tokens_file: Path | None,
-    auth: trioresume.AuthRequest | None,
-    certificate_name: Any,
-    reloads: Reloads,
-) -> trioresume.Authenticator | None:
-    """Return the check of senders: by their certificate first, and then in another way."""
-    if tokens_file is not None and auth is not None:
-        raise click.UsageError("--tokens-file and --auth-request exclude each other")
-    other = auth if tokens_file is None else _tokens(tokens_file, reloads)
-    if certificate_name is None:
-        return other
-    return trioresume.client_certificates(certificate_name, other)
-
-
 def _log_to(path: Path, reloads: Reloads) -> None:
     """Send the log to the file *path*. One that cannot be opened is a usage error."""
     try:
@@ -218,18 +203,6 @@ def _log_to(path: Path, reloads: Reloads) -> None:
         done="was opened again",
         kept="stays as it was",
     )
-
-
-def _tokens(path: Path, reloads: Reloads) -> trioresume.Authenticator:
-    """Return an authenticator for the tokens in *path*. A bad file is a usage error."""
-    try:
-        tokens = trioresume.bearer_tokens(path)
-    except trioresume.CallerError as exc:
-        raise click.UsageError(str(exc)) from exc
-    except OSError as exc:
-        raise click.UsageError(f"{path} cannot be read: {exc.strerror}") from exc
-    reloads.add("the tokens", tokens.reload)
-    return tokens
 
 
 def _front(front: str, http3: bool) -> Callable[..., Awaitable[None]]:

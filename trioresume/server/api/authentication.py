@@ -27,13 +27,12 @@ _PROBLEMS = {
 }
 
 
-async def authenticate(config: Config, head: RequestHead) -> str | None:
-    """Return the sender's name; None if everybody may use the service.
+async def authenticate(config: Config, head: RequestHead) -> Principal:
+    """Return the sender. Only for a service that has an authenticator.
 
     Raises :class:`PeerError` with the refusal, and 503 if it takes too long.
     """
-    if config.authenticate is None:
-        return None
+    assert config.authenticate is not None
     with trio.move_on_after(config.header_timeout) as scope:
         verdict = await config.authenticate(head)
     if scope.cancelled_caught:
@@ -41,7 +40,7 @@ async def authenticate(config: Config, head: RequestHead) -> str | None:
             ProblemCode.SERVICE_UNAVAILABLE, "the authentication took too long"
         )
     if isinstance(verdict, Principal):
-        return verdict.name
+        return verdict
     raise PeerError(
         _PROBLEMS[verdict.status],
         verdict.detail,
@@ -50,13 +49,17 @@ async def authenticate(config: Config, head: RequestHead) -> str | None:
     )
 
 
-async def ask_again(config: Config, head: RequestHead, principal: str | None) -> None:
-    """Ask once more when all content is there, if the authenticator wants that (C16).
+async def ask_again(
+    config: Config, head: RequestHead, sender: Principal, principal: str | None
+) -> None:
+    """Ask about *sender* once more when all content is there, if that is wanted (C16).
 
     Content may take hours. Raises :class:`PeerError` with the refusal, or 403 if the sender is
-    somebody else now.
+    not *principal*, who began the upload, any more.
     """
     if not getattr(config.authenticate, "asks_again", False):
         return
-    if await authenticate(config, head) != principal:
+    if not sender.is_asked_again:
+        return
+    if (await authenticate(config, head)).name != principal:
         raise PeerError(ProblemCode.FORBIDDEN, "the sender is not the same any more")

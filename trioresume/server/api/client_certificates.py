@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
 from trioresume.server.api.config import Principal, Rejection
+from trioresume.server.api.handler import LastingTarget
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.api.config import Authenticator
+    from trioresume.server.api.config import Authenticator, Config
 
 __all__ = ["client_certificates"]
 
@@ -31,12 +34,41 @@ def client_certificates(
     refused with 403 if there is none.
     """
 
-    async def authenticate(head: RequestHead) -> Principal | Rejection:
+    return _ClientCertificates(name, otherwise)
+
+
+class _ClientCertificates:
+    """What :func:`client_certificates` returns. It has the parts of *otherwise*, too."""
+
+    def __init__(
+        self, name: Literal["san", "fingerprint"], otherwise: Authenticator | None
+    ) -> None:
+        self._name = name
+        self._otherwise = otherwise
+        self.asks_again = bool(getattr(otherwise, "asks_again", False))
+
+    async def __call__(self, head: RequestHead) -> Principal | Rejection:
         certificate = None if head.tls is None else head.tls.certificate
         if certificate is None:
-            return _NO_CERTIFICATE if otherwise is None else await otherwise(head)
-        if name == "fingerprint":
-            return Principal(f"sha256:{certificate.fingerprint}")
-        return _NO_NAME if certificate.san is None else Principal(certificate.san)
+            if self._otherwise is None:
+                return _NO_CERTIFICATE
+            return await self._otherwise(head)
+        name = certificate.san
+        if self._name == "fingerprint":
+            name = f"sha256:{certificate.fingerprint}"
+        return _NO_NAME if name is None else Principal(name, is_asked_again=False)
 
-    return authenticate
+    def reload(self) -> None:
+        """Have *otherwise* read its files again. Raises as it does."""
+        reload = getattr(self._otherwise, "reload", None)
+        if reload is not None:
+            reload()
+
+    @asynccontextmanager
+    async def running(self, config: Config) -> AsyncIterator[None]:
+        """Run what *otherwise* runs beside its calls."""
+        async with AsyncExitStack() as stack:
+            other: object = self._otherwise
+            if isinstance(other, LastingTarget):
+                await stack.enter_async_context(other.running(config))
+            yield

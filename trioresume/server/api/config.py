@@ -49,6 +49,11 @@ class Principal:
     """The sender of a request. The server needs only a stable name."""
 
     name: str
+    is_asked_again: bool = field(default=True, compare=False)
+    """Whether an authenticator that ``asks_again`` is asked about this sender again.
+
+    :class:`~trioresume.AnyOf` sets it to False for a sender whom another authenticator
+    let in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,14 @@ __all__ = ["BearerTokens", "bearer_tokens", "new_token"]
 _NAME = re.compile(r"[^\s#]\S*")
 _LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-fA-F]{{64}})")
 _BEARER = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]{1,1024}=*)")
-_REFUSAL = Rejection(
+_CHALLENGE = 'Bearer realm="trioresume"'
+_NO_TOKEN = Rejection(
+    401, Fields({"www-authenticate": _CHALLENGE}), "a bearer token is needed"
+)
+_UNKNOWN_TOKEN = Rejection(
     401,
-    Fields({"www-authenticate": 'Bearer realm="trioresume"'}),
-    "a bearer token is needed",
+    Fields({"www-authenticate": f'{_CHALLENGE}, error="invalid_token"'}),
+    "the bearer token is not known",
 )
 
 
@@ -83,14 +87,14 @@ class BearerTokens:
     async def __call__(self, head: RequestHead) -> Principal | Rejection:
         match = _BEARER.fullmatch(head.fields.get("authorization") or "")
         if match is None:
-            return _REFUSAL
+            return _NO_TOKEN
         offered = _hash(match[1])
         found = None
         # Compare every line, in constant time each: the duration reveals nothing.
         for name, hashed in self._known:
             if hmac.compare_digest(hashed, offered):
                 found = name
-        return _REFUSAL if found is None else Principal(found)
+        return _UNKNOWN_TOKEN if found is None else Principal(found)
 
 
 def _read(path: str | os.PathLike[str]) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from trioresume.server.http.stored_body import StoredBody
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Interim, ServerDialect
     from trioresume.protocol.heads import RequestHead
+    from trioresume.server.api.config import Principal
     from trioresume.server.http.exchange import Body, Tunnel
     from trioresume.server.http.front import Front, Guest
     from trioresume.server.http.stored_body import FileSender
@@ -65,6 +66,7 @@ class BaseExchange(ABC):
         "limits",
         "preferences",
         "responded",
+        "sender",
     )
 
     def __init__(self, head: RequestHead, body: Body, front: Front) -> None:
@@ -79,6 +81,7 @@ class BaseExchange(ABC):
         self._front = front
         # R9: remembered here, because a carrier may forget it with the first interim response.
         self._owes_continue = self._expects_continue = False
+        self.sender: Principal  # set by the service, if it authenticates
         # The Location that an interim response gave (C19).
         self._told_location: str | None = None
 

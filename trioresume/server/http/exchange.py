@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.dialects import Interim, ServerDialect, UploadLimits
     from trioresume.protocol.dialects.seed.server import Preferences
     from trioresume.protocol.heads import Fields, RequestHead
+    from trioresume.server.api.config import Principal
     from trioresume.server.async_store.receive_memory import Piece
     from trioresume.server.http.stored_body import StoredBody
 
@@ -170,6 +171,9 @@ class Exchange(Protocol):
 
     limits: UploadLimits
     """The limits of uploads that clients are told."""
+
+    sender: Principal
+    """Who sent the request. It is set only if the service authenticates its senders."""
 
     @property
     def body(self) -> Body:

@@ -121,7 +121,8 @@ class Service:
         try:
             # Before anything else is done for a request (R10, R35).
             if self._config.authenticate is not None:
-                principal = await authenticate(self._config, exchange.head)
+                exchange.sender = await authenticate(self._config, exchange.head)
+                principal = exchange.sender.name
         except PeerError as exc:
             if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
                 # C17: the server's protocols are no secret. The answer tells of no target,

@@ -73,7 +73,8 @@ async def receive_content(
         if config.authenticate is not None and would_complete(
             operation, creation.completes
         ):
-            await ask_again(config, exchange.head, operation.record.principal)
+            owner = operation.record.principal
+            await ask_again(config, exchange.head, exchange.sender, owner)
         end_content(operation, creation.completes)
 
 

@@ -100,7 +100,8 @@ async def receive_patch(
                 whole = sink.whole
         completes = reader.completes if whole else None
         if config.authenticate is not None and would_complete(operation, completes):
-            await ask_again(config, exchange.head, operation.record.principal)
+            owner = operation.record.principal
+            await ask_again(config, exchange.head, exchange.sender, owner)
         end_content(operation, completes)
     return wished if judged == atomic else None
 

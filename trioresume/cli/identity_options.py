@@ -1,0 +1,114 @@
+"""The options of ``trioresume serve`` about who may use it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import click
+
+import trioresume
+from trioresume.cli.service.reloads import Reloads
+
+__all__ = ["Identity", "authenticator", "identity_options"]
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.option(
+        "--tokens-file",
+        type=_FILE,
+        help="File with the bearer tokens that are allowed, as lines 'NAME SHA256' "
+        "(see 'trioresume token'). Without this and the options below everybody may use "
+        "the server.",
+    ),
+    click.option(
+        "--htpasswd-file",
+        type=_FILE,
+        help="File with names and bcrypt hashes of passwords, as 'htpasswd -B' writes it.",
+    ),
+)
+
+_NAMES = ("tokens_file", "htpasswd_file")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_T = TypeVar("_T")
+
+_READ_AGAIN: dict[type, str] = {
+    trioresume.BearerTokens: "the tokens",
+    trioresume.PasswordFile: "the passwords",
+}
+"""What the log calls the files of each authenticator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the options say about senders."""
+
+    known: tuple[trioresume.BearerTokens | trioresume.PasswordFile, ...]
+    """The authenticators, in the order in which they are asked."""
+
+    def add_to(self, reloads: Reloads) -> None:
+        """Have SIGHUP read the files of the authenticators again."""
+        for each in self.known:
+            reloads.add(_READ_AGAIN[type(each)], each.reload)
+
+
+def identity_options(
+    command: Callable[Concatenate[Identity, _P], _R],
+) -> Callable[_P, _R]:
+    """Decorator: add the options to *command*, which gets what they say."""
+
+    @functools.wraps(command)
+    def with_identity(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given: dict[str, Any] = {name: kwargs.pop(name) for name in _NAMES}
+        return command(_identity(**given), *args, **kwargs)
+
+    wrapped: Callable[..., Any] = with_identity
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return cast("Callable[_P, _R]", wrapped)
+
+
+def _identity(tokens_file: Path | None, htpasswd_file: Path | None) -> Identity:
+    known: list[trioresume.BearerTokens | trioresume.PasswordFile] = []
+    if tokens_file is not None:
+        known.append(_made(tokens_file, lambda: trioresume.bearer_tokens(tokens_file)))
+    if htpasswd_file is not None:
+        known.append(
+            _made(htpasswd_file, lambda: trioresume.PasswordFile(htpasswd_file))
+        )
+    return Identity(tuple(known))
+
+
+def _made(path: Path, make: Callable[[], _T]) -> _T:
+    """Return what *make* makes from the file *path*. A bad file is a usage error."""
+    try:
+        return make()
+    except trioresume.CallerError as exc:
+        raise click.UsageError(str(exc)) from exc
+    except OSError as exc:
+        raise click.UsageError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def authenticator(
+    identity: Identity,
+    auth: trioresume.AuthRequest | None,
+    certificate_name: Any,
+    reloads: Reloads,
+) -> trioresume.Authenticator | None:
+    """Return the check of senders: by their certificate first, and then in other ways."""
+    identity.add_to(reloads)
+    known: list[trioresume.Authenticator] = [*identity.known]
+    if auth is not None:
+        known.append(auth)
+    other: trioresume.Authenticator | None = None
+    if known:
+        other = known[0] if len(known) == 1 else trioresume.AnyOf(*known)
+    if certificate_name is None:
+        return other
+    return trioresume.client_certificates(certificate_name, other)

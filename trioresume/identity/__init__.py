@@ -1,0 +1,7 @@
+"""Who sent a request: the authenticators beside the tokens file, and how they work together.
+
+========================  =========================================================
+:mod:`.any_of`            several authenticators, one after the other
+:mod:`.htpasswd`          HTTP Basic with the users of an htpasswd file
+========================  =========================================================
+"""
