@@ -140,7 +140,19 @@ def test_duration_bounds_are_taken_themselves() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["127.0.0.1:8080", "0.0.0.0:0", "localhost:80", "[::1]:0", "[fe80::1%eth0]:65535"],
+    [
+        "127.0.0.1:8080",
+        "0.0.0.0:0",
+        "localhost:80",
+        "[::1]:0",
+        "[fe80::1%eth0]:65535",
+        "unix:/run/a b.sock",
+        "unix:up.sock",
+        "http://unix:/run/up.sock",
+        "fd:3",
+        "https://fd:3",
+        "fd:public",
+    ],
 )
 def test_bind_takes_a_host_and_a_port(text: str) -> None:
     """Names, IPv4 addresses and bracketed IPv6 addresses are taken as they are."""
@@ -149,7 +161,23 @@ def test_bind_takes_a_host_and_a_port(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "8080", ":8080", "::1:8080", "host", "host:", "host:70000", "a b:1", "[::1]"],
+    [
+        "",
+        "8080",
+        ":8080",
+        "::1:8080",
+        "host",
+        "host:",
+        "host:70000",
+        "a b:1",
+        "[::1]",
+        "unix:",
+        "unix:/run/",
+        "fd:",
+        "fd:a b",
+        "fd:1:2",
+        "ftp://unix:/a",
+    ],
 )
 def test_bind_refuses_what_names_no_host_and_port(text: str) -> None:
     """A missing host or port, or an IPv6 address without brackets, is refused."""

@@ -35,6 +35,7 @@ __all__ = [
     "options",
     "run",
     "snippet",
+    "unix_address",
 ]
 
 TITLES = {"nginx": "nginx ", "caddy": "Caddy ", "haproxy": "HAProxy "}
@@ -121,6 +122,12 @@ def snippet(name: str, title: str) -> str:
     )
     assert len(found) == 1, title
     return str(found[0])
+
+
+def unix_address(name: str, path: Path) -> str:
+    """What the page's table writes in the place of ``127.0.0.1:8080``, for a socket at *path*."""
+    (found,) = re.findall(rf"^\| {name} \| `(unix\S+)` \|$", _TEXT, re.MULTILINE)
+    return str(found).replace("/run/trioresume/http.sock", str(path))
 
 
 def options(name: str) -> list[str]:

@@ -11,8 +11,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,18 +115,38 @@ class Front:
 
 @contextmanager
 def running(
-    name: str, title: str, folder: Path, *further: str, carrier: Carrier = HTTP1
+    name: str,
+    title: str,
+    folder: Path,
+    *further: str,
+    carrier: Carrier = HTTP1,
+    is_local: bool = False,
 ) -> Iterator[Front]:
-    """The proxy with the page's block, and the service with the page's options."""
+    """The proxy with the page's block, and the service with the page's options.
+
+    With *is_local* a Unix socket is between them.
+    """
     prefix = "/up" if "path" in title else ""
     relay = title == "a relay"
     arguments = [] if relay else proxies.options(name)
     if prefix:
         arguments += ["--root-path", prefix]
-    service = Service(folder / "data", ("serve", *arguments, *further))
-    (folder / "proxy").mkdir()
     block = proxies.snippet(name, title)
-    with proxies.run(name, block, service.port, folder / "proxy") as proxy:
+    with ExitStack() as stack:
+        local: list[str] = []
+        if is_local:
+            # The name of a socket is short; folders of tests are not.
+            short = tempfile.TemporaryDirectory(prefix="trioresume-")
+            path = Path(stack.enter_context(short)) / "http.sock"
+            block = block.replace("127.0.0.1:8080", proxies.unix_address(name, path))
+            local = ["--bind", f"unix:{path}", "--trusted-proxy", "unix"]
+        service = Service(folder / "data", ("serve", *arguments, *further, *local))
+        if local:
+            service.root = f"http://{local[1]}:"
+        (folder / "proxy").mkdir()
+        proxy = stack.enter_context(
+            proxies.run(name, block, service.port, folder / "proxy")
+        )
         service.start()
         try:
             interims = relay or name != "nginx"
@@ -292,6 +313,15 @@ async def test_uploads_through_tls_and_http2_to_the_service(
             await test_rufh_upload_is_cut_and_resumed(front)
             await test_seed_s_upload(front)
             await test_client_that_comes_back_does_not_wait(front)
+
+
+@pytest.mark.parametrize("name", proxies.NAMES)
+async def test_uploads_through_a_unix_socket(name: str, tmp_path: Path) -> None:
+    """G13: each dialect is cut and resumed, and the proxy is believed about the origin."""
+    with running(name, "a name of its own", tmp_path, is_local=True) as front:
+        await test_tus_upload_is_cut_and_resumed(front)
+        await test_rufh_upload_is_cut_and_resumed(front)
+        await test_seed_s_upload(front)
 
 
 @pytest.fixture(scope="module")

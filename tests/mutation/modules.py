@@ -65,6 +65,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "http/http2/engine",
         "http/http2/exchange",
         "http/http2/outbox",
+        "http/local_sockets",
         "http/paced_body",
         "http/stored_body",
         "http/transport",

@@ -43,6 +43,7 @@ __all__ = [
     "Bind",
     "Duration",
     "ExitCode",
+    "Mode",
     "SecretFile",
     "Size",
     "common_options",
@@ -191,10 +192,16 @@ class Bind(click.ParamType[str]):
     """An address to listen on: ``127.0.0.1:8080``, ``localhost:0``, ``https://[::1]:8443``.
 
     With port 0 the system chooses a free port. There is no default host: to listen on
-    every interface, write ``0.0.0.0`` or ``[::]``.
+    every interface, write ``0.0.0.0`` or ``[::]``. ``unix:PATH`` is a Unix socket.
+    ``fd:NUMBER`` is a descriptor of a socket that listens already, and ``fd:NAME`` the
+    socket to which systemd gave this name.
     """
 
-    name = "host:port"
+    name = "address"
+
+    _LOCAL = re.compile(
+        r"(?:https?://)?(?:unix:[^\0]*[^\0/]|fd:(?:[0-9]{1,9}|[A-Za-z_][^\s:/]{0,254}))"
+    )
 
     _ADDRESS = re.compile(
         r"(?:https?://)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/\s]+):(?P<port>[0-9]{1,5})"
@@ -203,12 +210,35 @@ class Bind(click.ParamType[str]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
+        local = self._LOCAL.fullmatch(str(value))
+        if local is not None:
+            return local[0]
         match = self._ADDRESS.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not HOST:PORT or [IPv6]:PORT", param, ctx)
+        if match is None or match["host"] in ("fd", "unix"):
+            self.fail(
+                f"{value!r} is not HOST:PORT, [IPv6]:PORT, unix:PATH or fd:NUMBER",
+                param,
+                ctx,
+            )
         if int(match["port"]) > 65535:
             self.fail(f"{value!r} has a port above 65535", param, ctx)
         return match[0]
+
+
+class Mode(click.ParamType[int]):
+    """The rights of a file, in octal as for ``chmod``: ``660``."""
+
+    name = "mode"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value  # a default
+        text = str(value)
+        if re.fullmatch(r"0?[0-7]{3}", text) is None:
+            self.fail(f"{value!r} is not a mode such as 660", param, ctx)
+        return int(text, 8)
 
 
 class SecretFile(click.ParamType[str]):

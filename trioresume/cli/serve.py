@@ -26,6 +26,7 @@ from trioresume.cli.options import (
     Bind,
     Duration,
     ExitCode,
+    Mode,
     common_options,
     switch,
 )
@@ -60,8 +61,14 @@ if hasattr(signal, "SIGHUP"):
     type=Bind(),
     multiple=True,
     default=tuple(_DEFAULTS.bind),
-    help="Address to listen on; may be repeated. Port 0 takes a free port. With a "
-    "certificate it speaks TLS, unless it begins with http://.",
+    help="Address to listen on: HOST:PORT, unix:PATH or fd:NUMBER; may be repeated. Port "
+    "0 takes a free port. With a certificate it speaks TLS, unless it begins with http://.",
+)
+@click.option(
+    "--unix-socket-mode",
+    type=Mode(),
+    default=f"{_DEFAULTS.unix_socket_mode:o}",
+    help="Who may connect to the Unix sockets of --bind: the rights of their files.",
 )
 @click.option(
     "--data-dir",
@@ -119,6 +126,7 @@ def serve(
     tls: Settings,
     settings: Settings,
     bind: tuple[str, ...],
+    unix_socket_mode: int,
     data_dir: Path,
     base_path: str,
     file_lifetime: float | None,
@@ -158,6 +166,7 @@ def serve(
         settings["public_url"] = settings["public_url"].rstrip("/")
     config = _config(
         bind=bind,
+        unix_socket_mode=unix_socket_mode,
         data_dir=data_dir,
         authenticate=authenticator(identity, auth, tls["principal"], reloads),
         ssl=tls["ssl"],

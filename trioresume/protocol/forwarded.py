@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORWARDED_FAMILIES",
+    "UNIX_PEER",
     "ForwardedFamily",
     "Hop",
     "Proxies",
@@ -51,6 +52,9 @@ __all__ = [
 
 ForwardedFamily = Literal["x-forwarded", "forwarded"]
 FORWARDED_FAMILIES: tuple[ForwardedFamily, ...] = ("x-forwarded", "forwarded")
+
+UNIX_PEER = "unix:"
+"""What every peer on a Unix socket is called: it has no address, and no port."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -91,19 +95,26 @@ class Hop:
 class Proxies:
     """The proxies that the server trusts.
 
-    *trusted* has addresses and networks, such as ``127.0.0.1`` and ``10.0.0.0/8``.
+    *trusted* has addresses and networks, such as ``127.0.0.1`` and ``10.0.0.0/8``. ``unix``
+    stands for every peer on a Unix socket.
     *family* is the family of fields that they write. Raises :class:`ValueError` for
     other values.
     """
 
     def __init__(self, trusted: Iterable[str], family: ForwardedFamily) -> None:
-        self._networks: tuple[_Network, ...] = tuple(map(_network, trusted))
+        trusted = tuple(trusted)
+        self._unix = "unix" in trusted
+        self._networks: tuple[_Network, ...] = tuple(
+            _network(each) for each in trusted if each != "unix"
+        )
         if family not in FORWARDED_FAMILIES:
             raise ValueError(f"{family!r} is none of {', '.join(FORWARDED_FAMILIES)}")
         self._hops = _FAMILIES[family]
 
     def trusts(self, address: str) -> bool:
         """Whether *address*, which has no port, belongs to a trusted proxy."""
+        if address == "unix":  # no field of a request can say that: see _hop
+            return self._unix
         if not self._networks:
             return False
         found = _parse_address(address)

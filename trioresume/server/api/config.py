@@ -88,10 +88,13 @@ class Config:
     """
 
     bind: Sequence[str] = ("127.0.0.1:8080",)
-    """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes a free one.
+    """``HOST:PORT`` or ``[IPv6]:PORT``; port 0 takes a free one. ``unix:PATH`` is a Unix socket,
+    and ``fd:NUMBER`` a descriptor of a socket that listens already.
 
     ``https://HOST:PORT`` speaks TLS and ``http://HOST:PORT`` does not. Without a scheme an
     address speaks TLS if ``ssl`` is set."""
+    unix_socket_mode: int = 0o660
+    """Who may connect to the Unix sockets in ``bind``: the rights of their files."""
     ssl: TLSSettings | ssl.SSLContext | None = None
     """The certificates for TLS, or a context in which the program has set everything."""
     data_dir: str | os.PathLike[str] = "data"
@@ -284,6 +287,10 @@ class Config:
                 raise CallerError(f"{name} must be at least 1")
         if not self.bind:
             raise CallerError("bind must name at least one address")
+        if len(set(self.bind)) < len(self.bind):
+            raise CallerError("bind names an address twice")
+        if self.unix_socket_mode > 0o777:
+            raise CallerError("unix_socket_mode is above 0o777")
         for bind in self.bind:
             parse_address(bind, secure=self.ssl is not None)
         path = self.operation_path

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
-from trioresume.protocol.forwarded import host_of
+from trioresume.protocol.forwarded import UNIX_PEER, host_of
 from trioresume.protocol.framing import HeadLimits
 from trioresume.protocol.heads import origin_from
 from trioresume.server.api.config import cross_origin, proxies, upload_limits
@@ -113,7 +113,7 @@ class Gateway:
         Returns "" if the client is not counted: if the proxy names no client, names itself,
         or invents a name (RFC 7239, section 6.3), which may be new for each request.
         """
-        if head.peer == proxy or self._proxies.trusts(head.peer):
+        if head.peer in (proxy, UNIX_PEER) or self._proxies.trusts(head.peer):
             return ""
         return address_of(f"{head.peer}:0")
 
@@ -299,7 +299,7 @@ def address_of(peer: str) -> str:
     try:
         address = ipaddress.ip_address(peer.rpartition(":")[0])
     except ValueError:
-        return ""  # for example the path of a Unix socket
+        return ""  # a Unix socket's peer
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     if address.ipv4_mapped is not None:

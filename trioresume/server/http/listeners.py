@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,9 +19,19 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.server.api.addresses import parse_address
+from trioresume.server.api.addresses import (
+    InheritedAddress,
+    TCPAddress,
+    parse_address,
+)
+from trioresume.server.http.local_sockets import (
+    UnixName,
+    inherited_socket,
+    listen_on_unix,
+)
 
 if TYPE_CHECKING:
+    from trioresume.server.api.addresses import Address
     from trioresume.server.api.config import Config
 
 __all__ = ["Listener", "accept_from", "open_listeners"]
@@ -32,12 +43,17 @@ class Listener:
 
     listener: trio.SocketListener
     is_secure: bool
+    name: UnixName | None = None
+    """The name in the file system that has to be removed in the end."""
 
     @property
     def url(self) -> str:
-        """``http://HOST:PORT``, or ``https`` if TLS is spoken."""
-        host, port = self.listener.socket.getsockname()[:2]
+        """``http://HOST:PORT``, or ``https`` if TLS is spoken; ``http://unix:PATH:``."""
         scheme = "https" if self.is_secure else "http"
+        address = self.listener.socket.getsockname()
+        if not isinstance(address, tuple):
+            return f"{scheme}://unix:{os.fsdecode(address)}:"
+        host, port = address[:2]
         return (
             f"{scheme}://[{host}]:{port}"
             if ":" in host
@@ -45,6 +61,9 @@ class Listener:
         )
 
     def close(self) -> None:
+        """Close the socket. Its name goes first: see :mod:`.local_sockets`."""
+        if self.name is not None and self.listener.socket.fileno() >= 0:
+            self.name.remove()
         self.listener.socket.close()
 
 
@@ -60,16 +79,30 @@ async def open_listeners(config: Config) -> AsyncIterator[list[Listener]]:
     listeners: list[Listener] = []
     try:
         for address in addresses:
-            listeners += [
-                Listener(listener, address.scheme == "https")
-                for listener in await trio.open_tcp_listeners(
-                    address.port, host=address.host or None, backlog=config.backlog
-                )
-            ]
+            listeners += await _listen(address, config)
         yield listeners
     finally:
         for listener in listeners:
             listener.close()
+
+
+async def _listen(address: Address, config: Config) -> list[Listener]:
+    """Listen on *address*. A name of a host may stand for several addresses."""
+    is_secure = address.scheme == "https"
+    if isinstance(address, TCPAddress):
+        opened = await trio.open_tcp_listeners(
+            address.port, host=address.host or None, backlog=config.backlog
+        )
+        return [Listener(listener, is_secure) for listener in opened]
+    name = None
+    if isinstance(address, InheritedAddress):
+        raw = inherited_socket(address.descriptor)
+    else:
+        raw, name = await trio.to_thread.run_sync(
+            listen_on_unix, address.path, config.unix_socket_mode, config.backlog
+        )
+    sock = trio.socket.from_stdlib_socket(raw)
+    return [Listener(trio.SocketListener(sock), is_secure, name)]
 
 
 logger = logging.getLogger("trioresume.server")

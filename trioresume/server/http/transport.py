@@ -25,6 +25,8 @@ if sys.platform != "win32":
 
     _NO_COUNT = bytes(4)
 
+from trioresume.protocol.forwarded import UNIX_PEER
+
 if TYPE_CHECKING:
     from trioresume.protocol.tls_facts import TLSFacts
     from trioresume.server.http.stored_body import FileSender
@@ -337,4 +339,5 @@ def _describe(sock: trio.socket.SocketType) -> str:
         name = sock.getpeername()
     except OSError:
         return ""
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+    # The other end of a Unix socket may have any name, also one that looks like an address.
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else UNIX_PEER

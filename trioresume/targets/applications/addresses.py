@@ -6,6 +6,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from trioresume.protocol.forwarded import UNIX_PEER
+
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.config import Config
@@ -42,7 +44,7 @@ def client_of(head: RequestHead) -> tuple[str, int] | None:
 
     A recorded request has none: its content may have come from several.
     """
-    if not head.peer:
+    if head.peer in ("", UNIX_PEER):
         return None
     try:
         return str(ip_address(head.peer)), 0  # as a trusted proxy names it

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from trioresume.protocol.dialects.plain_request import UPLOAD_FIELDS
 from trioresume.protocol.fields import split_list
-from trioresume.protocol.forwarded import host_of
+from trioresume.protocol.forwarded import UNIX_PEER, host_of
 from trioresume.protocol.heads import Fields, end_to_end_fields
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def forwarded_fields(head: RequestHead, family: ForwardedWith) -> Fields:
     if family == "none":
         return Fields()
     client = (host_of(head.peer) or head.peer).strip("[]")
+    if head.peer == UNIX_PEER:
+        client = ""  # no node that these fields could name
     scheme = head.origin.partition("://")[0]
     if not scheme:
         scheme = "http" if head.tls is None else "https"
