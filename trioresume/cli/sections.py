@@ -14,6 +14,10 @@ SERVE = {
         "--max-upload-size",
         "--file-lifetime",
     ),
+    "Under a service manager": (
+        "--log-file",
+        "--unix-socket-mode",
+    ),
     "TLS and HTTP": (
         "--ssl-certfile",
         "--ssl-keyfile",
