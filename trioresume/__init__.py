@@ -44,6 +44,7 @@ from trioresume.errors import (
 )
 from trioresume.identity.any_of import AnyOf
 from trioresume.identity.htpasswd import PasswordFile
+from trioresume.identity.jwt import JsonWebTokens
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.tls_facts import ClientCertificate, TLSFacts
 from trioresume.server.api.client_certificates import client_certificates
@@ -103,6 +104,7 @@ __all__ = [
     "Handler",
     "Inventory",
     "Journal",
+    "JsonWebTokens",
     "PasswordFile",
     "PeerError",
     "Principal",

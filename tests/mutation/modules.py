@@ -145,7 +145,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "journal",
         "runner",
     ),
-    "identity": ("any_of", "htpasswd"),
+    "identity": ("any_of", "htpasswd", "jwk_sets", "jwt"),
     "targets": (
         "upstream/connections",
         "upstream/endpoints",

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import click
 
 import trioresume
+from trioresume.cli.options import Duration
 from trioresume.cli.service.reloads import Reloads
 
 __all__ = ["Identity", "authenticator", "identity_options"]
@@ -30,16 +31,80 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         type=_FILE,
         help="File with names and bcrypt hashes of passwords, as 'htpasswd -B' writes it.",
     ),
+    click.option(
+        "--jwt-keys",
+        metavar="FILE|URL",
+        help="Let in who has a JWT that a key of this file (PEM, JWK or JWK set) or of the "
+        "JWK set at this URL verifies.",
+    ),
+    click.option(
+        "--jwt-algorithm",
+        "jwt_algorithms",
+        metavar="NAME",
+        multiple=True,
+        help="Algorithm that JWTs may have, such as ES256; may be repeated. [default: those "
+        "of the keys]",
+    ),
+    click.option(
+        "--jwt-audience",
+        metavar="NAME",
+        multiple=True,
+        help="Name of this service as the audience of JWTs; may be repeated. Without it a "
+        "JWT that has an audience is refused.",
+    ),
+    click.option(
+        "--jwt-issuer",
+        metavar="NAME",
+        help="Issuer that JWTs must have. [default: any]",
+    ),
+    click.option(
+        "--jwt-principal-claim",
+        metavar="CLAIM",
+        default="sub",
+        help="Claim of a JWT that is the sender's name.",
+    ),
+    click.option(
+        "--jwt-leeway",
+        type=Duration(),
+        default=30.0,
+        help="By how much the clock of a JWT's issuer may differ.",
+    ),
+    click.option(
+        "--jwt-max-lifetime",
+        type=Duration(minimum=1),
+        default=24 * 3600.0,
+        help="How long a JWT may be valid at most.",
+    ),
+    click.option(
+        "--jwt-cacert",
+        type=_FILE,
+        help="Authorities to trust for the URL of --jwt-keys, instead of the system's "
+        "(PEM).",
+    ),
 )
 
-_NAMES = ("tokens_file", "htpasswd_file")
+_NAMES = (
+    "tokens_file",
+    "htpasswd_file",
+    "jwt_keys",
+    "jwt_algorithms",
+    "jwt_audience",
+    "jwt_issuer",
+    "jwt_principal_claim",
+    "jwt_leeway",
+    "jwt_max_lifetime",
+    "jwt_cacert",
+)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 
+_Known = trioresume.BearerTokens | trioresume.JsonWebTokens | trioresume.PasswordFile
+
 _READ_AGAIN: dict[type, str] = {
     trioresume.BearerTokens: "the tokens",
+    trioresume.JsonWebTokens: "the keys of JWTs",
     trioresume.PasswordFile: "the passwords",
 }
 """What the log calls the files of each authenticator."""
@@ -49,7 +114,7 @@ _READ_AGAIN: dict[type, str] = {
 class Identity:
     """What the options say about senders."""
 
-    known: tuple[trioresume.BearerTokens | trioresume.PasswordFile, ...]
+    known: tuple[_Known, ...]
     """The authenticators, in the order in which they are asked."""
 
     def add_to(self, reloads: Reloads) -> None:
@@ -74,10 +139,16 @@ def identity_options(
     return cast("Callable[_P, _R]", wrapped)
 
 
-def _identity(tokens_file: Path | None, htpasswd_file: Path | None) -> Identity:
-    known: list[trioresume.BearerTokens | trioresume.PasswordFile] = []
+def _identity(
+    tokens_file: Path | None, htpasswd_file: Path | None, **jwt: Any
+) -> Identity:
+    known: list[_Known] = []
     if tokens_file is not None:
         known.append(_made(tokens_file, lambda: trioresume.bearer_tokens(tokens_file)))
+    if jwt["jwt_keys"] is not None:
+        known.append(_made(jwt["jwt_keys"], lambda: _jwt(**jwt)))
+    elif jwt["jwt_algorithms"] or jwt["jwt_audience"] or jwt["jwt_issuer"]:
+        raise click.UsageError("--jwt-… needs --jwt-keys")
     if htpasswd_file is not None:
         known.append(
             _made(htpasswd_file, lambda: trioresume.PasswordFile(htpasswd_file))
@@ -85,7 +156,29 @@ def _identity(tokens_file: Path | None, htpasswd_file: Path | None) -> Identity:
     return Identity(tuple(known))
 
 
-def _made(path: Path, make: Callable[[], _T]) -> _T:
+def _jwt(
+    jwt_keys: str,
+    jwt_algorithms: tuple[str, ...],
+    jwt_audience: tuple[str, ...],
+    jwt_issuer: str | None,
+    jwt_principal_claim: str,
+    jwt_leeway: float,
+    jwt_max_lifetime: float,
+    jwt_cacert: Path | None,
+) -> trioresume.JsonWebTokens:
+    return trioresume.JsonWebTokens(
+        jwt_keys,
+        algorithms=jwt_algorithms,
+        audience=jwt_audience,
+        issuer=jwt_issuer,
+        principal_claim=jwt_principal_claim,
+        leeway=jwt_leeway,
+        max_lifetime=jwt_max_lifetime,
+        tls=None if jwt_cacert is None else trioresume.ClientTls(cacert=jwt_cacert),
+    )
+
+
+def _made(path: Path | str, make: Callable[[], _T]) -> _T:
     """Return what *make* makes from the file *path*. A bad file is a usage error."""
     try:
         return make()
