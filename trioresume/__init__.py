@@ -61,6 +61,7 @@ from trioresume.server.api.handler import (
 )
 from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import BearerTokens, bearer_tokens, new_token
+from trioresume.server.keeper.backup import BackupReport, backup, restore
 from trioresume.server.keeper.collect import collect
 from trioresume.server.keeper.control_socket import ask_to_retry as retry
 from trioresume.server.serving import Server, serve
@@ -83,6 +84,7 @@ __all__ = [
     "AnyOf",
     "AuthRequest",
     "Authenticator",
+    "BackupReport",
     "BearerTokens",
     "BodyInput",
     "CallPolicy",
@@ -134,11 +136,13 @@ __all__ = [
     "UpstreamTarget",
     "Verification",
     "WSGITarget",
+    "backup",
     "bearer_tokens",
     "client_certificates",
     "collect",
     "idempotent",
     "new_token",
+    "restore",
     "retry",
     "serve",
     "upload",

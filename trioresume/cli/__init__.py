@@ -35,6 +35,8 @@ class TrioresumeGroup(click.Group):
         "verify": "trioresume.cli.maintenance:verify",
         "gc": "trioresume.cli.maintenance:gc",
         "retry": "trioresume.cli.maintenance:retry",
+        "backup": "trioresume.cli.backup:backup",
+        "restore": "trioresume.cli.backup:restore",
         "token": "trioresume.cli.serve:token",
         "completion": "trioresume.cli.completion:completion",
     }

@@ -26,23 +26,32 @@ from trioresume.cli.output import output
 from trioresume.cli.units import size
 from trioresume.text import printable
 
-__all__ = ["gc", "list_", "retry", "show", "verify"]
+__all__ = [
+    "as_json_option",
+    "data_dir_option",
+    "gc",
+    "list_",
+    "print_verification",
+    "retry",
+    "show",
+    "verify",
+]
 
-_data_dir = click.option(
+data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(str(trioresume.Config().data_dir)),
     help="Directory where uploads and files are stored.",
 )
-_as_json = click.option(
+as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON objects, one per line."
 )
 
 
 @click.command("ls", cls=Command, examples=("trioresume ls --data-dir /srv/uploads",))
 @common_options
-@_data_dir
-@_as_json
+@data_dir_option
+@as_json_option
 @click.option("--files/--no-files", default=True, help="List files.")
 @click.option("--uploads/--no-uploads", default=True, help="List unfinished uploads.")
 @click.option(
@@ -108,8 +117,8 @@ def _upload_line(upload: trioresume.StoredUpload) -> str:
     ),
 )
 @common_options
-@_data_dir
-@_as_json
+@data_dir_option
+@as_json_option
 @click.argument("what", metavar="[ID|NAME]", required=False)
 def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
     """Show everything that is known about an upload or a file; without one, show totals.
@@ -159,8 +168,8 @@ def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
 
 @click.command(cls=Command, examples=("trioresume verify --data-dir /srv/uploads",))
 @common_options
-@_data_dir
-@_as_json
+@data_dir_option
+@as_json_option
 @click.option(
     "--repair-from",
     "sources",
@@ -179,6 +188,18 @@ def verify(data_dir: Path, as_json: bool, sources: tuple[Path, ...]) -> ExitCode
     code is 3 if there is damage that was not repaired.
     """
     output.is_report()
+    with trioresume.Inventory(data_dir) as inventory:
+        verification = inventory.verify(repair_from=sources)
+        return print_verification(inventory, verification, as_json=as_json)
+
+
+def print_verification(
+    inventory: trioresume.Inventory,
+    verification: trioresume.Verification,
+    *,
+    as_json: bool,
+) -> ExitCode:
+    """Run *verification*, and print its findings and a summary."""
 
     def print_healed(name: str, date: float) -> None:
         row = {"kind": "healed", "name": name, "reported_at": date}
@@ -193,14 +214,12 @@ def verify(data_dir: Path, as_json: bool, sources: tuple[Path, ...]) -> ExitCode
     def print_trouble(text: str) -> None:
         click.echo(f"Warning: {_text(text)}", err=True)
 
-    with trioresume.Inventory(data_dir) as inventory:
-        verification = inventory.verify(repair_from=sources)
-        verification.on_healed = print_healed
-        verification.on_repaired = print_repaired
-        verification.on_trouble = print_trouble
-        with _progress(inventory, verification):
-            for damage in verification:
-                click.echo(_json(None, damage) if as_json else _damage_line(damage))
+    verification.on_healed = print_healed
+    verification.on_repaired = print_repaired
+    verification.on_trouble = print_trouble
+    with _progress(inventory, verification):
+        for damage in verification:
+            click.echo(_json(None, damage) if as_json else _damage_line(damage))
     read = {
         "kind": "summary",
         "chunks": verification.chunks,
@@ -248,8 +267,8 @@ def _progress(
 
 @click.command(cls=Command, examples=("trioresume gc --data-dir /srv/uploads",))
 @common_options
-@_data_dir
-@_as_json
+@data_dir_option
+@as_json_option
 def gc(data_dir: Path, as_json: bool) -> ExitCode:
     """Free the space of deleted, replaced and expired content at once.
 
@@ -275,7 +294,7 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
     cls=Command, examples=("trioresume retry --data-dir /srv/uploads 4sYQ0hcG1vTbN2mZ",)
 )
 @common_options
-@_data_dir
+@data_dir_option
 @click.argument("id", metavar="ID")
 def retry(data_dir: Path, id: str) -> ExitCode:
     """Have the request of the upload ID processed again by the running server.

@@ -40,7 +40,13 @@ from trioresume.server.async_store.threads import Threads
 from trioresume.server.doorman import Doorman
 from trioresume.server.http.listeners import open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
-from trioresume.server.keeper.control_socket import CLIENT_TIMEOUT, serve_control
+from trioresume.server.keeper.control_socket import (
+    CLIENT_TIMEOUT,
+    collecting,
+    retrying,
+    serve_control,
+)
+from trioresume.server.keeper.hold import holding_for_others
 from trioresume.server.keeper.retries import Retries
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
@@ -299,10 +305,13 @@ async def running_service(
             doorman.front.admission.starts.run,
         ]
         if control:
+            commands = {
+                "collect": collecting(collector),
+                "retry": retrying(retries),
+                "hold": holding_for_others(collector),
+            }
             timeout = tuning.keeper_timeout
-            tasks.append(
-                partial(serve_control, config.data_dir, collector, retries, timeout)
-            )
+            tasks.append(partial(serve_control, config.data_dir, commands, timeout))
         background.start_soon(_run_all, tasks, chores)
         background.start_soon(operations.recover)
         yield doorman

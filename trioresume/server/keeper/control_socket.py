@@ -1,13 +1,14 @@
-"""The control socket: how ``trioresume gc`` and ``retry`` ask the process that serves a directory.
+"""The control socket: how the keeper's commands ask the process that serves a directory.
 
-The process that holds the directory's lock has to do the collection. Only this process knows
-which contents are being read and which chunks are about to be named, and only within one
-process does unlinking a chunk exclude publishing it. So ``trioresume gc`` opens the store
-itself if no process has it open, and asks the process that has it open otherwise.
+The process that holds the directory's lock has to do what changes the directory. Only this
+process knows which contents are being read, which chunks are about to be named and which
+uploads are in memory; and only within one process does unlinking a chunk exclude publishing
+it. So a command such as ``trioresume gc`` opens the store itself if no process has it open,
+and asks the process that has it open otherwise.
 
 ``data/control`` is a Unix socket. The directory's mode (0700) says who may use it. A client
-sends one line and receives lines. Each line is a JSON object of at most :data:`MAX_LINE`
-bytes::
+sends a line and receives lines. Each line is a JSON object of at most :data:`MAX_LINE`
+bytes. ``do`` names the command::
 
     → {"do": "collect"}
     ← {"chunks": 12, "recipes": 3, "bytes": 50331648, "steps": 30}    per step
@@ -17,43 +18,68 @@ bytes::
     ← {"status": 201}                   of the response; null if the target cannot take it now
                                         or {"error": "why it makes no sense"}
 
-If a client goes away, its collection ends after the current step. At most
+The other commands are described in the modules that obey them: :mod:`.hold`.
+
+If a client goes away, its command ends after the current step. At most
 :data:`MAX_CLIENTS` are served at a time; others wait in the kernel's queue.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import CallerError, CollectionCut, StorageError
+from trioresume.errors import (
+    CallerError,
+    CollectionCut,
+    StorageError,
+    TrioresumeError,
+)
+from trioresume.server.keeper.conversation import (
+    CLIENT_TIMEOUT,
+    MAX_LINE,
+    Conversation,
+    Message,
+)
 from trioresume.store.port import Collected, OperationId
 
 if TYPE_CHECKING:
     from trioresume.server.keeper.retries import Retries
     from trioresume.server.uploads.expiry import Collector
 
-__all__ = ["CONTROL", "ask_to_collect", "ask_to_retry", "serve_control"]
+__all__ = [
+    "CLIENT_TIMEOUT",
+    "CONTROL",
+    "MAX_LINE",
+    "Command",
+    "ask_to_collect",
+    "ask_to_retry",
+    "calling",
+    "collecting",
+    "retrying",
+    "serve_control",
+]
 
 logger = logging.getLogger("trioresume.control")
 
+Command = Callable[[Conversation, Message], Awaitable[None]]
+"""Obeys one command: the conversation, and the line that asked for it. It may raise
+:class:`~trioresume.StorageError` and :class:`~trioresume.CallerError`: the client gets the
+text as the error."""
+
 CONTROL = "control"
 """The socket's name in the data directory."""
-MAX_LINE = 4096
 MAX_CLIENTS = 4
 BACKLOG = 128
 """Clients that wait. Beyond this, connecting fails at once: Unix sockets do not queue it."""
-CLIENT_TIMEOUT = 10.0
-"""Seconds for a client to send its line, or to take a line."""
 _MAX_ADDRESS = 100
 """Bytes of a socket's address: sun_path has 104 on some systems, 108 on Linux."""
 
@@ -78,11 +104,10 @@ def _address(data_dir: str | os.PathLike[str]) -> Iterator[str]:
 
 async def serve_control(
     data_dir: str | os.PathLike[str],
-    collector: Collector,
-    retries: Retries,
+    commands: Mapping[str, Command],
     patience: float = CLIENT_TIMEOUT,
 ) -> None:
-    """Answer the commands of ``trioresume gc`` and ``retry`` until cancelled.
+    """Obey *commands*, which have the names that clients send, until cancelled.
 
     A client has *patience* seconds for its command, and for taking each line of an answer.
     The caller holds the directory's lock. If the system has no Unix sockets, or the socket
@@ -103,7 +128,7 @@ async def serve_control(
                     await places.acquire()
                     client, _ = await listener.accept()
                     nursery.start_soon(
-                        _serve_client, client, collector, retries, places, patience
+                        _serve_client, client, commands, places, patience
                     )
         finally:
             with _address(data_dir) as path:
@@ -133,17 +158,16 @@ def _remove(path: str) -> None:
 
 async def _serve_client(
     client: trio.socket.SocketType,
-    collector: Collector,
-    retries: Retries,
+    commands: Mapping[str, Command],
     places: trio.Semaphore,
     patience: float,
 ) -> None:
     try:
-        async with trio.SocketStream(client) as stream:
+        async with Conversation(client, patience) as talk:
             try:
-                await _obey(stream, collector, retries, patience)
+                await _obey(talk, commands, patience)
             except (trio.BrokenResourceError, trio.TooSlowError):
-                pass  # the client went away, or sends no command
+                pass  # the client went away, sends no command, or takes no line
             except Exception:
                 logger.exception("a keeper's command failed")
     finally:
@@ -151,86 +175,81 @@ async def _serve_client(
 
 
 async def _obey(
-    stream: trio.SocketStream,
-    collector: Collector,
-    retries: Retries,
-    patience: float,
+    talk: Conversation, commands: Mapping[str, Command], patience: float
 ) -> None:
     with trio.fail_after(patience):
-        line = b""
-        while not line.endswith(b"\n") and len(line) < MAX_LINE:
-            received = await stream.receive_some(MAX_LINE)
-            if not received:
-                return
-            line += received
-    try:
-        command = json.loads(line)
-        wanted, name = command["do"], command.get("id")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        wanted = name = None
-    if wanted != "collect" and not (wanted == "retry" and isinstance(name, str)):
-        await _say(stream, {"error": "what is asked for is not known"}, patience)
+        message = await talk.hear()
+    if message is None:
         return
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, stream, nursery.cancel_scope)
-        if wanted == "collect":
-            await _collect(stream, collector, patience)
-        else:
-            await _retry(stream, retries, name, patience)
-        nursery.cancel_scope.cancel()
-
-
-async def _collect(
-    stream: trio.SocketStream, collector: Collector, patience: float
-) -> None:
-    async def tell(done: Collected) -> None:
-        await _say(stream, dataclasses.asdict(done), patience)
-
+    wanted = message.get("do")
+    command = commands.get(wanted) if isinstance(wanted, str) else None
+    if command is None:
+        await talk.say({"error": "what is asked for is not known"})
+        return
     try:
-        try:
+        await command(talk, message)
+    except (CallerError, StorageError) as exc:
+        await talk.say({"error": str(exc)})
+
+
+def collecting(collector: Collector) -> Command:
+    """Return the command ``collect``."""
+
+    async def obey(talk: Conversation, message: Message) -> None:
+        async def tell(done: Collected) -> None:
+            await talk.say(dataclasses.asdict(done))
+
+        async with _while_present(talk):
             await collector.collect(tell, sweep=True)
-        except StorageError as exc:
-            await _say(stream, {"error": str(exc)}, patience)
-        else:
-            await _say(stream, {"done": True}, patience)
-    except (trio.BrokenResourceError, trio.TooSlowError):
-        pass  # the client went away, or takes no line
+            await talk.say({"done": True})
+
+    return obey
 
 
-async def _retry(
-    stream: trio.SocketStream, retries: Retries, name: str, patience: float
-) -> None:
-    try:
-        try:
+def retrying(retries: Retries) -> Command:
+    """Return the command ``retry``."""
+
+    async def obey(talk: Conversation, message: Message) -> None:
+        name = message.get("id")
+        if not isinstance(name, str):
+            raise CallerError("retry needs an id")
+        async with _while_present(talk):
             status = await retries.retry(OperationId(name))
-        except (CallerError, StorageError) as exc:
-            await _say(stream, {"error": str(exc)}, patience)
-        else:
-            await _say(stream, {"status": status}, patience)
-    except (trio.BrokenResourceError, trio.TooSlowError):
-        pass  # the client went away, or takes no line
+            await talk.say({"status": status})
+
+    return obey
 
 
-async def _watch(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-    """Cancel *scope* when the client goes away; ignore whatever else it sends."""
-    try:
-        while await stream.receive_some(MAX_LINE):
-            pass
-    except trio.BrokenResourceError:
-        pass  # the client is gone, too
-    scope.cancel()
-
-
-async def _say(
-    stream: trio.SocketStream,
-    message: dict[str, object],
-    patience: float = CLIENT_TIMEOUT,
-) -> None:
-    with trio.fail_after(patience):
-        await stream.send_all(json.dumps(message).encode() + b"\n")
+@asynccontextmanager
+async def _while_present(talk: Conversation) -> AsyncIterator[None]:
+    """Cancel the block when the client goes away."""
+    errors: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk.until_gone, nursery.cancel_scope)
+        try:
+            yield
+        except (TrioresumeError, trio.BrokenResourceError, trio.TooSlowError) as exc:
+            errors.append(exc)  # a nursery would put it into a group
+        nursery.cancel_scope.cancel()
+    if errors:
+        raise errors[0]
 
 
 # The command's side.
+
+
+@asynccontextmanager
+async def calling(data_dir: str | os.PathLike[str]) -> AsyncIterator[Conversation]:
+    """Talk with the process that serves *data_dir* while the block runs.
+
+    Raises :class:`OSError` if no process listens. In the block the methods of the
+    conversation raise :class:`trio.BrokenResourceError` if the process goes away.
+    """
+    with trio.socket.socket(socket.AF_UNIX) as raw:
+        with _address(data_dir) as path:
+            await raw.connect(path)
+        async with Conversation(raw) as talk:
+            yield talk
 
 
 async def ask_to_collect(
@@ -242,21 +261,17 @@ async def ask_to_collect(
     if no process listens, :class:`~trioresume.CollectionCut` if the service ended meanwhile,
     and :class:`~trioresume.StorageError` with the error that the service reports.
     """
-    with trio.socket.socket(socket.AF_UNIX) as raw:
-        with _address(data_dir) as path:
-            await raw.connect(path)
-        async with trio.SocketStream(raw) as stream:
-            try:
-                await _say(stream, {"do": "collect"})
-                async with aclosing(_messages(stream)) as messages:
-                    async for message in messages:
-                        if "error" in message:
-                            raise StorageError(str(message["error"]))
-                        if message.get("done"):
-                            return
-                        on_step(Collected(**message))
-            except (trio.BrokenResourceError, trio.TooSlowError) as exc:
-                raise CollectionCut(_LOST) from exc
+    async with calling(data_dir) as talk:
+        try:
+            await talk.say({"do": "collect"})
+            while (message := await talk.hear()) is not None:
+                if "error" in message:
+                    raise StorageError(str(message["error"]))
+                if message.get("done"):
+                    return
+                on_step(Collected(**message))
+        except (trio.BrokenResourceError, trio.TooSlowError) as exc:
+            raise CollectionCut(_LOST) from exc
     raise CollectionCut(_LOST)
 
 
@@ -270,29 +285,18 @@ async def ask_to_retry(data_dir: str | os.PathLike[str], id: str) -> int | None:
     Raises :class:`OSError` if no service is running, :class:`~trioresume.StorageError` with
     the reason why it was not tried, or if the service went away meanwhile.
     """
-    with trio.socket.socket(socket.AF_UNIX) as raw:
-        with _address(data_dir) as path:
-            await raw.connect(path)
-        async with trio.SocketStream(raw) as stream:
-            try:
-                await _say(stream, {"do": "retry", "id": id})
-                async with aclosing(_messages(stream)) as messages:
-                    async for message in messages:
-                        if "error" in message:
-                            raise StorageError(str(message["error"]))
-                        status = message.get("status")
-                        return status if isinstance(status, int) else None
-            except (trio.BrokenResourceError, trio.TooSlowError):
-                pass
-    raise StorageError("the service went away meanwhile: ask again for the outcome")
+    async with calling(data_dir) as talk:
+        try:
+            await talk.say({"do": "retry", "id": id})
+            message = await talk.hear()
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            message = None
+    if message is None:
+        raise StorageError("the service went away meanwhile: ask again for the outcome")
+    if "error" in message:
+        raise StorageError(str(message["error"]))
+    status = message.get("status")
+    return status if isinstance(status, int) else None
 
 
 _LOST = "the service went away while it collected; what it did is done"
-
-
-async def _messages(stream: trio.SocketStream) -> AsyncGenerator[dict[str, Any], None]:
-    buffer = b""
-    while received := await stream.receive_some(MAX_LINE):
-        *lines, buffer = (buffer + received).split(b"\n")
-        for line in lines:
-            yield json.loads(line)

@@ -11,7 +11,8 @@ to a later time instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -239,6 +240,9 @@ class Collector:
         self._released.set()
         # One collection at a time, so that "nothing was left" is true for each caller.
         self._collecting = trio.Lock()
+        self._stepping = trio.Lock()
+        self._holds = 0
+        self._let_go = trio.Event()
 
     def note_released(self, mutations: Sequence[Mutation]) -> None:
         """Wake the task: *mutations* may have released something."""
@@ -265,9 +269,32 @@ class Collector:
         async with self._collecting:
             if sweep:
                 await run(store.sweep)
-            while (done := await run(store.collect, COLLECT_LIMIT)) != Collected():
+            while (done := await self._step()) != Collected():
                 logger.debug("collected %d chunks, %d bytes", done.chunks, done.bytes)
                 await on_step(done)
+
+    async def _step(self) -> Collected:
+        """Take one step, once nobody holds collection."""
+        storage = self._storage
+        while True:
+            async with self._stepping:
+                if not self._holds:
+                    return await storage.run(storage.store.collect, COLLECT_LIMIT)
+            await self._let_go.wait()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Remove nothing while the block runs. It begins after the running step."""
+        self._holds += 1
+        try:
+            async with self._stepping:
+                pass  # the step that was running has ended
+            yield
+        finally:
+            self._holds -= 1
+            if not self._holds:
+                self._let_go.set()
+                self._let_go = trio.Event()
 
 
 async def _succeeds(function: Callable[[], Awaitable[None]], name: str) -> bool:

@@ -10,16 +10,29 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from trioresume.errors import FormatVersionUnsupported, StoreLocked
+from trioresume.errors import FormatVersionUnsupported, StorageError, StoreLocked
 from trioresume.store.file_system.disk_io import Descriptor, Disk
 
-__all__ = ["FORMAT", "DataDir", "boot_id", "is_served", "mount_id"]
+__all__ = [
+    "FORMAT",
+    "RESTORING",
+    "DataDir",
+    "boot_id",
+    "is_served",
+    "lock_directory",
+    "mount_id",
+    "share_lock",
+]
 
 FORMAT = b"trioresume data directory, format 1\n"
+
+RESTORING = "restoring"
+"""A file that is in the directory until a restore has put everything there."""
 
 _PATIENCE = 0.2
 """Seconds to try for the lock, because :func:`is_served` holds it for an instant."""
 _PAUSE = 0.01
+_IN_USE = "another process serves this data directory, or collects in it ({})"
 
 
 class DataDir:
@@ -27,8 +40,7 @@ class DataDir:
 
     def __init__(self, path: str | os.PathLike[str], disk: Disk) -> None:
         self.path = os.path.abspath(path)
-        _make_durably(self.path, disk)
-        self._lock = _lock(self.join("lock"))
+        self._lock = lock_directory(self.path, disk)
         try:
             self._check_format(disk)
         except BaseException:
@@ -39,6 +51,10 @@ class DataDir:
         return os.path.join(self.path, name)
 
     def _check_format(self, disk: Disk) -> None:
+        if os.path.exists(self.join(RESTORING)):
+            raise StorageError(
+                f"{self.path} was not restored to the end: run trioresume restore again"
+            )
         path = Path(self.join("format"))
         try:
             found = path.read_bytes()
@@ -69,6 +85,15 @@ class DataDir:
         self._lock.close()
 
 
+def lock_directory(path: str, disk: Disk) -> Descriptor:
+    """Make the data directory *path* if it does not exist, and lock it.
+
+    Raises :class:`StoreLocked`.
+    """
+    _make_durably(path, disk)
+    return _lock(os.path.join(path, "lock"))
+
+
 def _make_durably(path: str, disk: Disk) -> None:
     """Make the directory *path* and its missing parents, durably."""
     if not os.path.isdir(path):
@@ -93,10 +118,7 @@ def _lock(path: str) -> Descriptor:
         except OSError as exc:
             if time.monotonic() > deadline:
                 file.close()
-                raise StoreLocked(
-                    "another process serves this data directory, or collects in it"
-                    f" ({path})"
-                ) from exc
+                raise StoreLocked(_IN_USE.format(path)) from exc
             time.sleep(_PAUSE)
         else:
             return file
@@ -112,11 +134,37 @@ if sys.platform == "win32":
         """Return True: Windows cannot tell whether a process serves the data directory."""
         return True
 
+    def share_lock(path: str) -> Descriptor | None:
+        """Raise :class:`StoreLocked`: Windows has no shared lock that needs no write access."""
+        raise StoreLocked(_IN_USE.format(path))
+
 else:
     import fcntl
 
     def _lock_file(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def share_lock(path: str) -> Descriptor | None:
+        """Keep every process from serving the data directory *path* until it is closed.
+
+        Writes nothing. Returns None if there is no lock, or if it may not be opened: then
+        nobody serves this directory, or this user cannot know. Raises :class:`StoreLocked`.
+        """
+        try:
+            file = Descriptor(os.open(os.path.join(path, "lock"), os.O_RDONLY))
+        except OSError:
+            return None
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as exc:
+                if time.monotonic() > deadline:
+                    file.close()
+                    raise StoreLocked(_IN_USE.format(path)) from exc
+                time.sleep(_PAUSE)
+            else:
+                return file
 
     def is_served(path: str) -> bool:
         """Return whether a process serves the data directory *path*, or collects in it.

@@ -27,6 +27,7 @@ from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.unfinished import Epoch, Survey
 from trioresume.store.file_system.data_dir import FORMAT, is_served
 from trioresume.store.file_system.disk_io import Disk
+from trioresume.store.keeper.backup_directory import generation_at
 from trioresume.store.keeper.verification import Verification
 from trioresume.store.port import (
     SERVICE_CLOCK,
@@ -123,6 +124,8 @@ class Totals:
 class Inventory:
     """Reads the data directory *data_dir*, with or without a running service.
 
+    *data_dir* may also be a backup, or a directory of backups: then this reads the newest.
+
     Its methods block on the disk. One thread at a time may use an inventory and its
     iterators. Use it in a ``with`` statement, or :meth:`close` it.
 
@@ -133,12 +136,17 @@ class Inventory:
     def __init__(
         self, data_dir: str | os.PathLike[str], *, disk: Disk | None = None
     ) -> None:
-        self.path = os.path.abspath(data_dir)
-        _check_format(Path(self.path))
+        backup = generation_at(os.path.abspath(data_dir))
+        if backup is None:
+            self.path = chunks = os.path.abspath(data_dir)
+            _check_format(Path(self.path))
+        else:
+            self.path, chunks = backup.path, os.path.dirname(backup.path)
+        self._chunks_at = os.path.join(chunks, "chunks")
         self._disk = disk or Disk(durable=False)
         self._connection = connect_reading(os.path.join(self.path, "catalog.sqlite3"))
         self._catalog = CatalogReader(self._connection)
-        self._chunks = ChunkFiles(os.path.join(self.path, "chunks"), self._disk)
+        self._chunks = ChunkFiles(self._chunks_at, self._disk)
         self._tails = TailFiles(os.path.join(self.path, "tails"), self._disk, Epoch())
 
     def __enter__(self) -> Self:
@@ -290,7 +298,7 @@ class Inventory:
             self._survey(self._tails.proven),
             self.path,
             repair_from,
-            ChunkFiles(os.path.join(self.path, "chunks"), disk),
+            ChunkFiles(self._chunks_at, disk),
         )
 
     def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
