@@ -39,6 +39,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "file_system/data_dir",
         "file_system/disk_io",
         "file_system/free_space",
+        "keeper/backup",
+        "keeper/backup_directory",
+        "keeper/restore",
         "keeper/sweep",
         "keeper/verification",
         "port/values",
@@ -53,6 +56,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "doorman",
         "event_loop",
         "http/listeners",
+        "keeper/hold",
         "http/asgi/body",
         "http/asgi/exchange",
         "http/base_exchange",
@@ -175,6 +179,7 @@ _HTTP2_ENGINE = "tests/server/http/http2/test_engine.py"
 _ONCE = "tests/targets/upstream/test_once.py"
 _PASSING = "tests/targets/upstream/test_passing.py"
 
+_BACKUP = "tests/store/keeper/test_backup.py"
 MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/connections": (_ONCE, _PASSING),
     "targets/upstream/endpoints": ("tests/targets/upstream/test_heads.py", _ONCE),
@@ -185,6 +190,8 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/catalog/read_only": ("tests/store/keeper/test_inventory.py",),
     "store/catalog/schema": ("tests/store/catalog/test_schema.py", _STORE),
     "store/catalog/unreferenced": (_COLLECTION,),
+    "store/keeper/backup_directory": (_BACKUP,),
+    "store/keeper/restore": (_BACKUP,),
     "store/disk/chunks": (_ORDER, _STORE, _LOSSES),
     "store/disk/doubts": (_LOSSES,),
     "store/disk/start": (_STORE, _LOSSES),
