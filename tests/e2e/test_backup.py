@@ -46,12 +46,12 @@ class Load:
         self.stored: dict[str, str] = {}
         """The files that nobody has begun to delete, and their SHA-256."""
         self.running: dict[int, Upload] = {}
-        self.is_over = False
+        self.over = trio.Event()
         self.deleted = 0
         self._count = 0
 
     async def upload(self, place: int) -> None:
-        while not self.is_over:
+        while not self.over.is_set():
             self._count += 1
             content = self._draw.randbytes(self._draw.randint(1, 5500 * KIB))
             name = f"/files/{self._count}"
@@ -68,7 +68,7 @@ class Load:
             self.running[place] = upload
             while True:
                 answer = await self._go_on(upload)
-                if answer is not None or self.is_over:
+                if answer is not None or self.over.is_set():
                     break
             if answer is not None:
                 assert answer.status == 201, answer
@@ -128,7 +128,7 @@ async def test_copies_under_load_are_whole(
         for number in range(COPIES):
             await trio.sleep(draw.uniform(0.1, 0.6))
             await check_one_copy(service, load, backups, tmp_path / f"copy-{number}")
-        load.is_over = True
+        load.over.set()
     assert load.deleted
     done = await trio.to_thread.run_sync(
         keep, "backup", "--data-dir", str(service.data_dir), "--keep", "1", str(backups)

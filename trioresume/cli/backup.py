@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import trioresume
+from trioresume.cli.help import Command
 from trioresume.cli.maintenance import (
     as_json_option,
     data_dir_option,
@@ -35,7 +36,13 @@ _links = click.option(
 )
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "trioresume backup --data-dir /srv/uploads --keep 7 /backups",
+        "trioresume backup --data-dir /srv/uploads --verify /backups",
+    ),
+)
 @common_options
 @data_dir_option
 @as_json_option
@@ -79,7 +86,13 @@ def backup(
     return _print_report("Made", report, as_json=as_json, verify=verify)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "trioresume restore --data-dir /srv/restored /backups",
+        "trioresume restore --data-dir /srv/restored --backup 12 /backups",
+    ),
+)
 @common_options
 @data_dir_option
 @as_json_option
