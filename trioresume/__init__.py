@@ -59,6 +59,7 @@ from trioresume.server.api.handler import (
     Target,
     idempotent,
 )
+from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import BearerTokens, bearer_tokens, new_token
 from trioresume.server.keeper.backup import BackupReport, backup, restore
@@ -119,6 +120,7 @@ __all__ = [
     "RequestHead",
     "Response",
     "RetryPolicy",
+    "Rule",
     "Server",
     "StorageError",
     "StorageFull",

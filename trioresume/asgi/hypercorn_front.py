@@ -105,7 +105,12 @@ async def serve(
         front = _Front(engine, settings, affordable(config.max_connections), contexts)
         if http3:
             front.add_http3(listeners)
-        server = Server([each.url for each in listeners], doorman.stopping, contexts)
+        server = Server(
+            [each.url for each in listeners],
+            doorman.stopping,
+            contexts,
+            doorman.rulebook,
+        )
         started = partial(task_status.started, server)
         await front.run(listeners, doorman.stopping, started)
 

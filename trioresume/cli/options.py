@@ -38,6 +38,8 @@ from trioresume.cli.environment import ENVIRONMENT_PREFIX, check_environment
 from trioresume.text import decode_text
 
 __all__ = [
+    "CONFIG",
+    "CONFIG_FILE",
     "ENVIRONMENT_PREFIX",
     "MAX_SIZE",
     "Bind",
@@ -273,6 +275,11 @@ class SecretFile(click.ParamType[str]):
 
 # The configuration file.
 
+CONFIG_FILE = "trioresume.config_file"
+"""The key of the configuration file's path in the ``meta`` of a command's context."""
+CONFIG = "trioresume.config"
+"""The key of what this file says, as TOML has it."""
+
 _COMMON_OPTIONS = {"log-level", "log-format"}
 
 
@@ -290,6 +297,7 @@ def _read_config(
         ctx.default_map = _defaults(ctx, document)
     except ValueError as exc:
         raise click.BadParameter(f"{value}: {exc}", ctx, param) from exc
+    ctx.meta[CONFIG_FILE], ctx.meta[CONFIG] = value, document
     return value
 
 
@@ -308,6 +316,8 @@ def _defaults(ctx: click.Context, document: Mapping[str, object]) -> dict[str, o
         if key in commands:
             if not isinstance(value, dict):
                 raise ValueError(f"{key!r} must be a table")
+        elif key == "rule":
+            continue  # trioresume.cli.rules reads these tables, for the command serve
         elif key in _COMMON_OPTIONS:
             defaults[options[key].name or ""] = _checked(key, value, options[key])
         else:

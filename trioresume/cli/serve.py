@@ -23,6 +23,7 @@ from trioresume.cli.identity_options import (
 )
 from trioresume.cli.logs import LogFile
 from trioresume.cli.options import (
+    CONFIG_FILE,
     Bind,
     Duration,
     ExitCode,
@@ -31,6 +32,7 @@ from trioresume.cli.options import (
     switch,
 )
 from trioresume.cli.output import output
+from trioresume.cli.rules import RulesFile, configured_rules, with_file
 from trioresume.cli.sections import SERVE
 from trioresume.cli.serve_options import Settings, settings_options
 from trioresume.cli.service.reloads import Reloads
@@ -143,8 +145,8 @@ def serve(
 
     SIGTERM or Ctrl-C stops the server: it accepts no new requests, and gives running
     requests some time to finish. A second signal stops it at once. In both cases no
-    acknowledged byte is lost. SIGHUP reads the files of certificates and tokens again, and
-    opens the log file again. It ends no connection.
+    acknowledged byte is lost. SIGHUP reads the files of certificates, tokens and rules
+    again, and opens the log file again. It ends no connection.
     """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey handles it
@@ -172,6 +174,7 @@ def serve(
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,
+        rules=configured_rules(),
         **settings,
     )
     run = _front(front, http3)
@@ -181,6 +184,7 @@ def serve(
         trio.run(
             _serve,
             config,
+            click.get_current_context().meta.get(CONFIG_FILE),
             base_path,
             target,
             run,
@@ -197,7 +201,7 @@ def _config(**settings: Any) -> trioresume.Config:
     try:
         return dataclasses.replace(_DEFAULTS, **settings)
     except trioresume.CallerError as exc:
-        raise click.UsageError(str(exc)) from exc
+        raise click.UsageError(with_file(str(exc))) from exc
 
 
 def _log_to(path: Path, reloads: Reloads) -> None:
@@ -245,6 +249,7 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
 
 async def _serve(
     config: trioresume.Config,
+    config_file: Path | None,
     base_path: str,
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
     run: Callable[..., Awaitable[None]],
@@ -261,6 +266,8 @@ async def _serve(
                 click.echo(f"In a browser: {url}/ui/")
             if any(url.startswith("https:") for url in server.urls):
                 reloads.add_async("the certificates", server.reload_certificates)
+            if config_file is not None and config.rules:
+                reloads.add_async("the rules", RulesFile(config_file, server).reload)
             nursery.start_soon(reloads.run)
             nursery.start_soon(_obey, signals, server, reloads, nursery.cancel_scope)
 

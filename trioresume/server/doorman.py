@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.api.config import Config
+    from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.http.listeners import Listener
     from trioresume.server.http.tls.contexts import ServerContexts
@@ -42,8 +43,11 @@ class Doorman:
         config: Config,
         clock: ServiceClock,
         contexts: ServerContexts | None = None,
+        rulebook: Rulebook | None = None,
     ) -> None:
         self.contexts = contexts
+        self.rulebook = rulebook
+        """The rules in force, if the service has any."""
         self._config = config
         self.front = Front(handle, config, clock)
         self._handshakes = Handshakes(self.front.admission, config.header_timeout)

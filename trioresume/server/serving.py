@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trioresume.errors import CallerError
 from trioresume.protocol.clock import Schedule, ServiceClock
 from trioresume.server.api.config import Config
 from trioresume.server.api.handler import (
@@ -35,6 +36,7 @@ from trioresume.server.api.handler import (
     StoreTarget,
     as_target,
 )
+from trioresume.server.api.rulebook import Rulebook
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.async_store.threads import Threads
 from trioresume.server.doorman import Doorman
@@ -67,6 +69,7 @@ from trioresume.store.port import SERVICE_CLOCK, SetState
 
 if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget, Handler
+    from trioresume.server.api.rules import Rule
     from trioresume.store.port import Store
 
 __all__ = ["Server", "serve"]
@@ -104,6 +107,7 @@ class Server:
     """The addresses it listens on, as ``http://HOST:PORT`` or ``https://HOST:PORT``."""
     _stop: trio.Event
     _contexts: ServerContexts | None = None
+    _rulebook: Rulebook | None = None
 
     def shutdown(self) -> None:
         """Ask the service to end: no new requests, a grace period for the running ones.
@@ -121,6 +125,20 @@ class Server:
         """
         if self._contexts is not None:
             await trio.to_thread.run_sync(self._contexts.reload)
+
+    def replace_rules(self, rules: Sequence[Rule]) -> None:
+        """Let *rules* be in force from now on, instead of those of ``Config.rules``.
+
+        They hold for every request that begins later, and for an upload that began before
+        when it is complete: an upload that they refuse then is answered with the refusal.
+        What an upload was promised stays: its bytes are kept, and not shorter than it was told.
+
+        Raises :class:`~trioresume.errors.CallerError` for rules that contradict the settings,
+        and if the service was begun without rules; then nothing changes.
+        """
+        if self._rulebook is None:
+            raise CallerError("the service was begun without rules")
+        self._rulebook.replace(rules)
 
 
 async def serve(
@@ -170,7 +188,7 @@ async def serve_tuned(
         ) as doorman,
     ):
         urls = [listener.url for listener in listeners]
-        server = Server(urls, doorman.stopping, doorman.contexts)
+        server = Server(urls, doorman.stopping, doorman.contexts, doorman.rulebook)
         await doorman.run(listeners, partial(task_status.started, server))
 
 
@@ -268,11 +286,14 @@ async def running_service(
     *control* says that the store is the one in ``config.data_dir``, so that ``trioresume gc``
     may ask for a collection (see :mod:`trioresume.server.keeper.control_socket`).
     """
+    rulebook = None
+    if config.rules:
+        rulebook = Rulebook(config, serves_files=isinstance(target, StoreTarget))
     if isinstance(target, StoreTarget):
-        target.attach(Services(storage, clock, config))
+        target.attach(Services(storage, clock, config, rulebook))
     expiry = Expiry(storage, clock, tuning.make_schedule())
     collector = Collector(storage, delay=tuning.collect_delay)
-    quotas = Quotas(storage.store, config)
+    quotas = Quotas(storage.store, config, rulebook)
     storage.add_observer(expiry.observe)
     storage.add_observer(collector.note_released, *RELEASING)
     storage.add_observer(quotas.observe)
@@ -282,6 +303,8 @@ async def running_service(
         _running(target, config) as lasting,
         trio.open_nursery() as background,
     ):
+        if rulebook is not None:
+            config = rulebook.with_public_downloads(config)
         operations = Registry(
             storage,
             target,
@@ -289,13 +312,14 @@ async def running_service(
             clock,
             background,
             quotas,
+            rulebook,
             most_resting=tuning.most_resting,
         )
         retries = Retries(operations, config.retry_interval)
         storage.add_observer(retries.observe, SetState)
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
-        doorman = Doorman(service.handle, config, clock, contexts)
+        doorman = Doorman(service.handle, config, clock, contexts, rulebook)
         tasks: list[Callable[[], Awaitable[None]]] = [
             partial(expiry.run, operations),
             collector.run,

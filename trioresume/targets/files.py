@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
@@ -212,7 +213,7 @@ class FileService:
             # Kept as text of the client: it is not a field that is sent as it is.
             fields.append(("filename", filename))
         clock = self._services.clock
-        lifetime = self._services.config.file_lifetime
+        lifetime = self._lifetime(request, name)
         return FileRecord(
             owner=request.principal,
             name=name,
@@ -221,6 +222,22 @@ class FileService:
             modified_at=clock.date(),
             expires_at=None if lifetime is None else clock.now() + lifetime,
         )
+
+    def _lifetime(self, request: Request, name: str) -> float | None:
+        """Return how long the file is kept: as the rule of its own path says, if it says that.
+
+        A file of POST has another path than its request. Raises :class:`PeerError` if a rule
+        would refuse the request there.
+        """
+        config, rulebook = self._services.config, self._services.rulebook
+        if rulebook is None:
+            return config.file_lifetime
+        terms = rulebook.terms(request.method, request.path, request.principal)
+        path = self._base + quote(name)
+        own = rulebook.check(replace(request.head, target=path), request.principal)
+        if own.rule is not None and own.rule.file_lifetime is not None:
+            terms = own
+        return terms.config.file_lifetime
 
     def _publish(
         self, request: Request, file: FileRecord, current: FileRecord | None

@@ -19,6 +19,7 @@ from trioresume.protocol.dialects import UploadLimits
 from trioresume.protocol.forwarded import ForwardedFamily, Proxies
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.api.addresses import parse_address
+from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import TLSSettings
 
 __all__ = [
@@ -104,6 +105,9 @@ class Config:
     ``"process"`` only ``kill -9``."""
     authenticate: Authenticator | None = None
     """Tells the sender of each request; None: all senders are one anonymous principal."""
+
+    rules: Sequence[Rule] = ()
+    """What holds for some paths and senders only. The first rule that matches decides."""
 
     operation_path: str = "/operations/"
     """The path of the three resources of each operation; starts and ends with ``/``."""
@@ -298,7 +302,22 @@ class Config:
             raise CallerError("operation_path must look like '/name/'")
         if self.durability not in ("disk", "process"):
             raise CallerError("durability is 'disk' or 'process'")
+        self._check_rules()
         self._check_edge()
+
+    def _check_rules(self) -> None:
+        for number, rule in enumerate(self.rules, 1):
+            lifetime = rule.incomplete_lifetime
+            if lifetime is not None and lifetime > self.max_upload_lifetime:
+                raise CallerError(
+                    f"rule {number}: incomplete_lifetime: no upload is kept longer than"
+                    f" max_upload_lifetime, {self.max_upload_lifetime:g} seconds"
+                )
+            if rule.public_download and self.authenticate is None:
+                raise CallerError(
+                    f"rule {number}: public_download: without authentication every"
+                    " download is public"
+                )
 
     def _check_edge(self) -> None:
         root = self.root_path

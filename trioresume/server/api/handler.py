@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.api.config import Config
+    from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.async_store.storage import Storage
     from trioresume.store.port import ContentReader
 
@@ -322,6 +323,8 @@ class Services:
     storage: Storage
     clock: ServiceClock
     config: Config
+    rulebook: Rulebook | None = None
+    """The rules of the service, if it has any."""
 
 
 @runtime_checkable

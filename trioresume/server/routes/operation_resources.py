@@ -94,11 +94,7 @@ class Resources:
         self._storage = operations.storage
         self._config = config
         self._interim_sender = interim_sender
-        self._rules = AppendRules(
-            patch=patch_limits(config),
-            lenient_unit=config.lenient_range_unit,
-            limits=upload_limits(config),
-        )
+        self._rules = _append_rules(config)
         self._methods: dict[
             tuple[Resource, str], Callable[[Exchange, Operation], Awaitable[None]]
         ] = {
@@ -138,13 +134,15 @@ class Resources:
         )
         if operation is None:
             raise PeerError(ProblemCode.NOT_FOUND)
+        if operation.around.config is not self._config:
+            exchange.limits = upload_limits(operation.around.config)
         try:
             dialect.check(exchange.head)
             if named in ("HEAD", "PATCH") and operation.is_overdue:
                 await operation.end_overdue()
             dialect.check_upload(exchange.head, record_head(operation.record))
             if named == "OPTIONS":
-                known = discovery_fields(self._rules.limits)
+                known = discovery_fields(exchange.limits)
                 await exchange.respond(200, self._allowed(resource).plus(known))
                 return
             method = self._methods.get((resource, named))
@@ -247,7 +245,10 @@ class Resources:
         preferences = exchange.preferences
         if operation.is_whole:
             operation.complete()
-        append = exchange.dialect.append(exchange.head, self._rules)
+        config, rules = operation.around.config, self._rules
+        if config is not self._config:
+            rules = _append_rules(config)
+        append = exchange.dialect.append(exchange.head, rules)
         transaction: Transaction | None = None
         if operation.state is _S.RECEIVING:
             try:
@@ -257,7 +258,7 @@ class Resources:
                     place,
                     append,
                     self._interim_sender,
-                    self._config,
+                    config,
                 )
             except BaseException as exc:
                 self._operations.start(operation, operation.cut)
@@ -404,6 +405,15 @@ class Resources:
         _refuse_gone(operation)
         await operation.cancel()
         await exchange.respond(204, PRIVATE)
+
+
+def _append_rules(config: Config) -> AppendRules:
+    """Return what a PATCH may do under these settings."""
+    return AppendRules(
+        patch=patch_limits(config),
+        lenient_unit=config.lenient_range_unit,
+        limits=upload_limits(config),
+    )
 
 
 async def _durable_offset(operation: Operation) -> int:

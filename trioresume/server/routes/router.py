@@ -97,6 +97,7 @@ class Service:
         self._page = page
         self._operations = operations
         self._storage = operations.storage
+        self._rulebook = operations.rulebook
         target = self._target = operations.target
         # What the target can do besides is asked once: the check of a Protocol is slow.
         self._part_target = target if isinstance(target, PartTarget) else None
@@ -161,17 +162,23 @@ class Service:
             # RFC 9110, section 9.3.7: it is about the server, not about a target.
             await self._discover(exchange, Fields())
             return None
+        if self._rulebook is not None:
+            terms = self._rulebook.terms(head.method, head.path, principal)
+            terms.check_method(head.method)
+            exchange.limits = terms.limits
         if exchange.dialect.needs_upload(head):
             # The target refuses it with its own answer, or there is no upload of that name.
-            meant = exchange.dialect.method(head)
-            await self._target.admit(replace(head, method=meant), principal)
+            meant = replace(head, method=exchange.dialect.method(head))
+            if self._rulebook is not None:
+                self._rulebook.check(meant, principal)
+            await self._target.admit(meant, principal)
             raise PeerError(ProblemCode.NOT_FOUND, "there is no upload here")
-        creation = exchange.dialect.creation(head, self._limits)
+        creation = exchange.dialect.creation(head, exchange.limits)
         parts: Sequence[Content] = ()
         if creation.joins is not None:
             parts = await find_parts(self._operations, creation.joins, principal)
             creation = replace(creation, length=sum(part.length for part in parts))
-        self._check_size(creation)
+        self._check_size(creation, exchange.limits.max_size)
         early = await self._admit(head, principal, creation)
         resumes = exchange.preferences.resume is not None
         if isinstance(early, Representation):
@@ -226,15 +233,16 @@ class Service:
         Only the place where a part begins is judged before.
         """
         fields = head.fields if creation.fields is None else creation.fields
+        begun = replace(head, fields=fields, length=creation.length)
+        if self._rulebook is not None:
+            self._rulebook.check(begun, principal, is_partial=is_partial(fields))
         if is_partial(fields):
             if self._part_target is not None:
                 self._part_target.check_part(head)
             return None
-        begun = replace(head, fields=fields, length=creation.length)
         return await self._target.admit(begun, principal)
 
-    def _check_size(self, creation: Creation) -> None:
-        limit = self._config.max_upload_size
+    def _check_size(self, creation: Creation, limit: int | None) -> None:
         if (
             limit is not None
             and creation.length is not None
@@ -284,7 +292,7 @@ class Service:
         elif status == 204:
             status = 200
         if status < 300:
-            fields = fields.plus(discovery_fields(self._limits))
+            fields = fields.plus(discovery_fields(exchange.limits))
         await exchange.respond(status, fields, body)
 
     async def _send(self, exchange: Exchange, answer: Response) -> None:
@@ -356,7 +364,11 @@ class Service:
                 await send_processing(exchange, operation, self._config)
             try:
                 await receive_content(
-                    exchange, operation, creation, self._interim_sender, self._config
+                    exchange,
+                    operation,
+                    creation,
+                    self._interim_sender,
+                    operation.around.config,
                 )
             except BaseException as exc:
                 self._give_up(exchange, operation, creation, exc)

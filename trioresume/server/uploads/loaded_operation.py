@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.heads import Fields
     from trioresume.server.api.config import Config
     from trioresume.server.api.handler import AnyTarget, Progress, RepeatingTarget
+    from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.async_store.storage import Storage, Submission
     from trioresume.server.uploads.hashing import Hashing
     from trioresume.server.uploads.quotas import Quotas
@@ -78,6 +79,8 @@ class Surroundings:
     start: Callable[..., None]
     """``start(operation, function, *args)``: run it in the server's nursery, in use."""
     repeating: RepeatingTarget | None = None
+    rulebook: Rulebook | None = None
+    """The rules of the service, if it has any; ``config`` has the values of the upload's rule."""
     """The target, if it has a policy for each request."""
 
 
@@ -85,8 +88,8 @@ class LoadedOperation:
     """What is known of one operation while it is in memory. It changes no state."""
 
     __slots__ = (
-        "_around",
         "_bug",
+        "around",
         "changed",
         "followers",
         "id",
@@ -139,7 +142,7 @@ class LoadedOperation:
         """What passes interim responses to the clients that wait for the outcome."""
         self.is_retried = False
         """Whether the target is about to be called again, and the state does not show it."""
-        self._around = surroundings
+        self.around = surroundings
         self._bug: Exception | None = None
         self.changed = Signal()
         """Fired at each change of the state, and of the progress."""
@@ -153,7 +156,7 @@ class LoadedOperation:
         self.incoming = IncomingContent(
             request_key(self.id),
             record.durable_offset,
-            self._around.storage,
+            self.around.storage,
             self,
             stored,
         )
@@ -183,13 +186,13 @@ class LoadedOperation:
         if not self.unoffered:
             self._renew_for_owner()
         elif not self.is_forgotten:
-            self._around.storage.submit_later(ForgetOperation(self.id))
+            self.around.storage.submit_later(ForgetOperation(self.id))
         # The content refers back to this: only the garbage collector would end the cycle.
         del self.incoming
 
     def start(self, function: Callable[..., object], *args: object) -> None:
         """Run *function* in the server's nursery; the operation is in use meanwhile."""
-        self._around.start(self, function, *args)
+        self.around.start(self, function, *args)
 
     # Its present state.
 
@@ -231,15 +234,15 @@ class LoadedOperation:
     @property
     def is_overdue(self) -> bool:
         """Whether an upload has lived too long, even if it was resumed again and again."""
-        end = _ends_at(self.record, self._around.config)
-        return self.is_receiving and self._around.clock.now() >= end
+        end = _ends_at(self.record, self.around.config)
+        return self.is_receiving and self.around.clock.now() >= end
 
     def guaranteed(self) -> tuple[int, float]:
         """Return the seconds for which it is kept at least, and the date of that time.
 
         They hold if no further request for it comes.
         """
-        clock, config = self._around.clock, self._around.config
+        clock, config = self.around.clock, self.around.config
         lifetime, slack = _lifetime(self.record, config)
         lifetime -= slack
         if self.is_receiving:
@@ -300,7 +303,7 @@ class LoadedOperation:
         Raises :class:`PeerError` 507 if there is no room for so many bytes.
         """
         if length is not None and length != self.record.length:
-            reserved = self._around.quotas.extend(self.record, length, exact=True)
+            reserved = self.around.quotas.extend(self.record, length, exact=True)
             self.record = replace(self.record, length=length, reserved=reserved)
             self._submit(SetLength(self.id, length), SetReserved(self.id, reserved))
 
@@ -310,13 +313,13 @@ class LoadedOperation:
         Raises :class:`PeerError` 507 if there is no room for them.
         """
         if end > self.record.reserved:
-            reserved = self._around.quotas.extend(self.record, end, exact=False)
+            reserved = self.around.quotas.extend(self.record, end, exact=False)
             self.record = replace(self.record, reserved=reserved)
             self._submit(SetReserved(self.id, reserved))
 
     def _submit(self, *mutations: Mutation) -> None:
         # In use until the commit: otherwise a newcomer would load the old state.
-        submission = self._around.storage.submit(*mutations)
+        submission = self.around.storage.submit(*mutations)
         self.start(self._note_applied, submission)
 
     async def _note_applied(self, submission: Submission) -> None:
@@ -337,13 +340,13 @@ class LoadedOperation:
         """Move the expiry to a later time, after activity."""
         if self.state is _S.GONE:
             return
-        config = self._around.config
+        config = self.around.config
         lifetime, slack = _lifetime(self.record, config)
-        expires_at = self._around.clock.now() + lifetime
+        expires_at = self.around.clock.now() + lifetime
         if self.state in (_S.RECEIVING, _S.WAITING):
             expires_at = min(expires_at, _ends_at(self.record, config))
         if expires_at > self.record.expires_at + slack:
-            self._around.storage.submit(SetExpiry(self.id, expires_at))
+            self.around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)
 
     def pass_on(self, status: int, fields: Fields) -> None:

@@ -109,13 +109,13 @@ class Operation(LoadedOperation):
         content = join.content
         joined = replace(self.record, length=content.length)
         mutations: list[Mutation] = [join, SetLength(self.id, content.length)]
-        self._call = TargetCall(self._around, joined, content, mutations)
+        self._call = TargetCall(self.around, joined, content, mutations)
         self.start(self._go_on, await self._change(Event.JOINED))
 
     async def restart(self) -> None:
         """Go on where the last process stopped (R31)."""
         content = self.record.content or Content(0, inline=b"")
-        self._call = TargetCall(self._around, self.record, content, [])
+        self._call = TargetCall(self.around, self.record, content, [])
         self.tells_digest = False  # no client waits for it any more
         await self._go_on(await self._change(Event.RESTARTED))
 
@@ -133,7 +133,7 @@ class Operation(LoadedOperation):
         content = self.record.content
         assert content is not None
         try:
-            self._call = TargetCall(self._around, self.record, content, [])
+            self._call = TargetCall(self.around, self.record, content, [])
             change = await self._change(Event.RETRIED)
         except StorageError as exc:
             logger.error("%s cannot be tried again now: %s", self.id, exc)
@@ -248,7 +248,7 @@ class Operation(LoadedOperation):
 
     async def _seal(self, change: Change) -> None:
         content, frozen = await self.incoming.finish()
-        self._call = TargetCall(self._around, self.record, content, frozen)
+        self._call = TargetCall(self.around, self.record, content, frozen)
 
     async def _check(self, change: Change) -> Event:
         assert self._call is not None
@@ -283,7 +283,7 @@ class Operation(LoadedOperation):
         """Commit what was gathered. Raises :class:`StorageError`; then nothing was done."""
         try:
             if change.gathered:
-                await self._around.storage.commit(*change.gathered)
+                await self.around.storage.commit(*change.gathered)
         except StorageConflict:
             if self._call is None or not self._call.has_answered:
                 raise
@@ -338,7 +338,7 @@ class Operation(LoadedOperation):
         self.changed.fire()
 
     async def _record(self, change: Change) -> None:
-        around, call = self._around, self._call
+        around, call = self.around, self._call
         assert call is not None
         stored, mutations = await call.store()
         lifetime = around.config.response_lifetime
@@ -364,7 +364,7 @@ class Operation(LoadedOperation):
 
     async def _discard(self, change: Change) -> None:
         self.incoming.close()
-        around = self._around
+        around = self.around
         expires_at = around.clock.now() + around.config.tombstone_lifetime
         if self.unoffered:
             change.gathered.append(ForgetOperation(self.id))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from trioresume.server.api.config import Config
+    from trioresume.server.api.rulebook import Rulebook
     from trioresume.store.port import (
         Mutation,
         OperationId,
@@ -78,9 +79,12 @@ class Counted:
 class Quotas:
     """Reserves space for uploads. Nothing here awaits."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(
+        self, store: Store, config: Config, rulebook: Rulebook | None = None
+    ) -> None:
         self._store = store
         self._config = config
+        self._rulebook = rulebook
         self._pending: dict[OperationId, _Pending] = {}
         # The sums of the pending reservations: for each principal, and of all.
         self._uploads: dict[str | None, int] = {}
@@ -103,7 +107,7 @@ class Quotas:
         size = record_size(record)
         if not exempt:
             self._check_uploads(record.principal)
-            space = self._space(record.principal, max(1, length or 0) + size)
+            space = self._space(record.principal, max(1, length or 0) + size, record)
             if length is None:
                 spare = FIRST_STEP if space is None else space - size
                 length = min(FIRST_STEP, spare)
@@ -119,7 +123,7 @@ class Quotas:
         """
         more = needed - record.reserved
         if more > 0:
-            space = self._space(record.principal, more)
+            space = self._space(record.principal, more, record)
         else:
             space, exact = None, True
         if not exact:
@@ -229,12 +233,21 @@ class Quotas:
                 f"at most {most} uploads may be open at a time",
             )
 
-    def _space(self, principal: str | None, needed: int) -> int | None:
+    def _space(
+        self, principal: str | None, needed: int, record: OperationRecord | None = None
+    ) -> int | None:
         """Return the bytes that *principal* may still reserve; None if nothing limits them.
+
+        A rule for the upload *record* may set another limit than the settings.
 
         Raises :class:`PeerError` 507 if they are fewer than *needed*.
         """
-        own = self._config.max_stored_bytes_per_principal
+        config = self._config
+        if self._rulebook is not None and record is not None:
+            config = self._rulebook.terms_of_upload(
+                record.method, record.target, principal
+            ).config
+        own = config.max_stored_bytes_per_principal
         if own is not None:
             own -= self._usage(principal).bytes + self._bytes.get(principal, 0)
             if own < needed:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.config import Config
     from trioresume.server.api.handler import AnyTarget
+    from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.quotas import Quotas
 
@@ -79,6 +80,7 @@ class Registry:
         clock: ServiceClock,
         background: trio.Nursery,
         quotas: Quotas,
+        rulebook: Rulebook | None = None,
         *,
         most_resting: int = MOST_RESTING,
     ) -> None:
@@ -87,6 +89,7 @@ class Registry:
         self.storage = storage
         self.target = target
         self.config = config
+        self.rulebook = rulebook
         self.clock = clock
         self.hashing = Hashing(storage, config)
         self._surroundings = Surroundings(
@@ -98,6 +101,7 @@ class Registry:
             self.hashing,
             self.start,
             target if isinstance(target, RepeatingTarget) else None,
+            rulebook,
         )
         self._background = background
         self._loaded: dict[OperationId, Operation] = {}
@@ -175,6 +179,9 @@ class Registry:
         the disk is free.
         """
         now = self.clock.now()
+        around = self._surroundings
+        if self.rulebook is not None:
+            around = self._under_rule(head.method, head.target, principal)
         record = OperationRecord(
             id=OperationId(secrets.token_urlsafe(16)),
             method=head.method,
@@ -183,7 +190,7 @@ class Registry:
             principal=principal,
             created_at=now,
             expires_at=now
-            + min(self.config.incomplete_lifetime, self.config.max_upload_lifetime),
+            + min(around.config.incomplete_lifetime, self.config.max_upload_lifetime),
             keep_incomplete=keep_incomplete,
             explicit_completion=creation.explicit_completion,
             length=creation.length,
@@ -201,7 +208,7 @@ class Registry:
                 raise
             reserved, offered = self._quotas.admit(record, exempt=True), False
         record = replace(record, reserved=reserved)
-        operation = self._loaded[record.id] = Operation(record.id, self._surroundings)
+        operation = self._loaded[record.id] = Operation(record.id, around)
         operation.unoffered = not offered
         operation.readmits = record.length is None
         operation.was_visited = True
@@ -302,10 +309,24 @@ class Registry:
                     self._look, operation.id, visitor
                 )
                 if record is not None:
+                    if self.rulebook is not None:
+                        operation.around = self._under_rule(
+                            record.method, record.target, record.principal
+                        )
                     operation.load(record, offset)
                     operation.is_known = True
                     self._resume_call(operation)
         operation.loading = None if operation.is_loaded else operation.loading
+
+    def _under_rule(
+        self, method: str, target: str, principal: str | None
+    ) -> Surroundings:
+        """Return the surroundings of an upload in a service with rules."""
+        assert self.rulebook is not None
+        terms = self.rulebook.terms_of_upload(method, target, principal)
+        if terms.rule is None:
+            return self._surroundings
+        return replace(self._surroundings, config=terms.config)
 
     def _look(
         self, id: OperationId, visitor: _Visitor | None

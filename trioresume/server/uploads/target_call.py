@@ -201,6 +201,9 @@ class TargetCall:
         )
         try:
             refusal: object = None
+            if self._around.rulebook is not None:
+                # The length is known now, and the rules may have changed meanwhile.
+                self._around.rulebook.check(request.head, record.principal)
             if readmits:
                 refusal = await target.admit(request.head, record.principal)
             if isinstance(refusal, Response):
