@@ -49,6 +49,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "disk_store",
     ),
     "server": (
+        "api/rulebook",
+        "api/rules",
         "api/tokens",
         "async_store/receive_memory",
         "async_store/storage",
@@ -110,6 +112,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "multipart",
         "operation",
         "parts",
+        "path_patterns",
         "ranges",
         "structured",
         "urls",
@@ -185,6 +188,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/endpoints": ("tests/targets/upstream/test_heads.py", _ONCE),
     "targets/upstream/round_trip": (_ONCE, _PASSING),
     "targets/upstream/target": (_ONCE, _PASSING),
+    "server/api/rulebook": (
+        "tests/server/api/test_rules.py",
+        "tests/server/routes/test_rules.py",
+    ),
     "store/catalog/batch": (_CATALOG, _CONTENT),
     "store/catalog/catalog": (_CATALOG,),
     "store/catalog/read_only": ("tests/store/keeper/test_inventory.py",),

@@ -45,6 +45,7 @@ from trioresume.store.port import FileRecord, PublishFile, RemoveFile
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.handler import Services
+    from trioresume.server.api.rulebook import Rulebook
 
 __all__ = ["FileService"]
 
@@ -213,7 +214,9 @@ class FileService:
             # Kept as text of the client: it is not a field that is sent as it is.
             fields.append(("filename", filename))
         clock = self._services.clock
-        lifetime = self._lifetime(request, name)
+        lifetime = self._services.config.file_lifetime
+        if self._services.rulebook is not None:
+            lifetime = self._ruled_lifetime(request, name, self._services.rulebook)
         return FileRecord(
             owner=request.principal,
             name=name,
@@ -223,15 +226,14 @@ class FileService:
             expires_at=None if lifetime is None else clock.now() + lifetime,
         )
 
-    def _lifetime(self, request: Request, name: str) -> float | None:
+    def _ruled_lifetime(
+        self, request: Request, name: str, rulebook: Rulebook
+    ) -> float | None:
         """Return how long the file is kept: as the rule of its own path says, if it says that.
 
         A file of POST has another path than its request. Raises :class:`PeerError` if a rule
         would refuse the request there.
         """
-        config, rulebook = self._services.config, self._services.rulebook
-        if rulebook is None:
-            return config.file_lifetime
         terms = rulebook.terms(request.method, request.path, request.principal)
         path = self._base + quote(name)
         own = rulebook.check(replace(request.head, target=path), request.principal)
