@@ -184,11 +184,11 @@ def serve(
         trio.run(
             _serve,
             config,
-            click.get_current_context().meta.get(CONFIG_FILE),
             base_path,
             target,
             run,
             reloads,
+            click.get_current_context().meta.get(CONFIG_FILE),
             restrict_keyboard_interrupt_to_checkpoints=True,
         )
     except* (OSError, trioresume.TrioresumeError) as group:
@@ -249,11 +249,11 @@ def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
 
 async def _serve(
     config: trioresume.Config,
-    config_file: Path | None,
     base_path: str,
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
     run: Callable[..., Awaitable[None]],
     reloads: Reloads,
+    config_file: Path | None,
 ) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
