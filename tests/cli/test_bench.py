@@ -17,7 +17,8 @@ import trioresume
 from tests.bench_command.faulty_server import Flaw, faulty_server
 from trioresume.bench import Ending, SizeKind, Sizes, from_json
 from trioresume.cli import main
-from trioresume.cli.bench import HeaderLine, InteropVersion, SizesType
+from trioresume.cli.bench import InteropVersion, SizesType
+from trioresume.cli.request_options import HeaderLines
 
 SOURCE = str(Path(trioresume.__file__).parent.parent)
 MIB = 1 << 20
@@ -64,10 +65,10 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_headers_and_versions() -> None:
-    assert HeaderLine().convert("X-A:  b: c ", None, None) == ("x-a", "b: c")
+    assert HeaderLines().convert("X-A:  b: c ", None, None) == (("x-a", "b: c"),)
     for text in ("no colon", "a b: c", ": x", "a: b\nc: d"):
         with pytest.raises(click.BadParameter):
-            HeaderLine().convert(text, None, None)
+            HeaderLines().convert(text, None, None)
     assert InteropVersion().convert("none", None, None) is None
     assert InteropVersion().convert("6", None, None) == 6
     for text in ("2", "11", "6.0", ""):

@@ -43,6 +43,7 @@ from trioresume.cli.options import (
     common_options,
 )
 from trioresume.cli.output import output
+from trioresume.cli.request_options import HeaderLines
 from trioresume.cli.sections import BENCH
 from trioresume.errors import CallerError, TrioresumeError
 
@@ -93,24 +94,6 @@ class SizesType(click.ParamType[Sizes]):
         low, dash, high = text.partition("-")
         first = Size().convert(low, param, ctx)
         return first, Size().convert(high, param, ctx) if dash else first
-
-
-class HeaderLine(click.ParamType[tuple[str, str]]):
-    """A field for every request: ``Name: value``."""
-
-    name = "header"
-
-    _LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        match = self._LINE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not 'Name: value'", param, ctx)
-        return match[1].lower(), match[2]
 
 
 class InteropVersion(click.ParamType["int | None"]):
@@ -262,8 +245,9 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     "-H",
     "headers",
     multiple=True,
-    type=HeaderLine(),
-    help="A header field to add to every request; may be repeated.",
+    type=HeaderLines(),
+    help="A header field to add to every request; may be repeated. With @FILE they are the "
+    "lines of a file.",
 )
 @click.option(
     "--token-file", type=SecretFile(), help="File whose first line is the bearer token."
@@ -403,7 +387,7 @@ def _write(path: Path, text: str) -> None:
 
 def _settings(url: str, options: dict[str, Any]) -> Settings:
     """Return the settings. Raises :class:`CallerError` if they contradict each other."""
-    headers: tuple[tuple[str, str], ...] = options["headers"]
+    headers = tuple(line for lines in options["headers"] for line in lines)
     if options["token_file"] is not None:
         headers = (*headers, ("authorization", f"Bearer {options['token_file']}"))
     return Settings(

@@ -243,13 +243,20 @@ class Mode(click.ParamType[int]):
         return int(text, 8)
 
 
+_TOKEN = re.compile(r"[!-~]+")
+
+
 class SecretFile(click.ParamType[str]):
     """A file whose first line is a secret; the value is that line.
 
-    The file is UTF-8, or UTF-16 with a byte order mark.
+    The file is UTF-8, or UTF-16 with a byte order mark. The secret is a token, which has
+    no blanks, unless *takes_any_text* is true.
     """
 
     name = "file"
+
+    def __init__(self, *, takes_any_text: bool = False) -> None:
+        self.takes_any_text = takes_any_text
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -263,7 +270,7 @@ class SecretFile(click.ParamType[str]):
         secret = lines[0].strip() if lines else ""
         if not secret:
             self.fail(f"the first line of {value!r} is empty", param, ctx)
-        if not secret.isascii() or not secret.isprintable() or " " in secret:
+        if not self.takes_any_text and not _TOKEN.fullmatch(secret):
             self.fail(
                 f"the first line of {value!r} is not a token: it contains a space, or"
                 " characters that are not ASCII",

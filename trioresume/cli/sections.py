@@ -116,12 +116,24 @@ SERVE = {
 UPLOAD = {
     "Everyday": (
         "--recursive",
+        "--include",
+        "--exclude",
+        "--name",
         "--method",
-        "--token-file",
         "--concurrency",
         "--limit-rate",
+        "--checksum",
+        "--dry-run",
         "--quiet",
         "--json",
+    ),
+    "Credentials and header fields": (
+        "--token-file",
+        "--user",
+        "--password-file",
+        "--netrc",
+        "--netrc-file",
+        "--header",
     ),
     "How to resume": (
         "--retry-for",

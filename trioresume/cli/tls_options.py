@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 
@@ -43,16 +43,11 @@ def tls_options(command: Callable[Concatenate[ClientTls, _P], _R]) -> Callable[_
         "change what is sent.",
     )
     @functools.wraps(command)
-    def with_tls(
-        cacert: Path | None,
-        cert: Path | None,
-        key: Path | None,
-        insecure: bool,
-        *args: _P.args,
-        **kwargs: _P.kwargs,
-    ) -> _R:
+    def with_tls(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        names = ("cacert", "cert", "key", "insecure")
+        given: dict[str, Any] = {name: kwargs.pop(name) for name in names}
         try:
-            tls = ClientTls(cacert=cacert, cert=cert, key=key, insecure=insecure)
+            tls = ClientTls(**given)
         except CallerError as exc:
             raise click.UsageError(str(exc)) from exc
         return command(tls, *args, **kwargs)

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import FrameType
 from typing import get_args
 from urllib.parse import urljoin, urlsplit
@@ -28,22 +28,23 @@ from trioresume.cli.help import Command
 from trioresume.cli.options import (
     Duration,
     ExitCode,
-    SecretFile,
     Size,
     common_options,
 )
 from trioresume.cli.output import output
 from trioresume.cli.progress import Display, FileProgress, display
+from trioresume.cli.request_options import RequestFields, request_options
 from trioresume.cli.sections import UPLOAD
 from trioresume.cli.tls_options import tls_options
+from trioresume.cli.units import size
 from trioresume.cli.upload_files import (
+    Chosen,
     Job,
     content_of,
-    disposition,
     entries_of,
-    is_nameless,
+    headers_of,
     jobs_of,
-    media_type,
+    renamed,
 )
 from trioresume.text import printable
 
@@ -75,6 +76,35 @@ __all__ = ["upload"]
     "DIRECTORY/NAME. Links to directories are not followed.",
 )
 @click.option(
+    "--include",
+    metavar="GLOB",
+    multiple=True,
+    help="With --recursive, send only files that match; may be repeated. A GLOB without a "
+    "slash is compared with the name, else with the path below the directory.",
+)
+@click.option(
+    "--exclude",
+    metavar="GLOB",
+    multiple=True,
+    help="With --recursive, leave out files and directories that match; may be repeated.",
+)
+@click.option(
+    "--name",
+    help="Name to store the file under, instead of its own; for a single file.",
+)
+@click.option(
+    "--checksum",
+    is_flag=True,
+    help="Print the SHA-256 of each file before its address, and fail if the server does "
+    "not confirm that it stored the same.",
+)
+@click.option(
+    "--dry-run",
+    "-n",
+    is_flag=True,
+    help="Only show what would be sent, and where.",
+)
+@click.option(
     "--snapshot-size",
     is_flag=True,
     help="Send only the bytes that each file has at the beginning. Use this for a file "
@@ -94,9 +124,7 @@ __all__ = ["upload"]
     "for HTTP; tus: tus 1.0.0, always with POST; auto: the first of seed, tus and rufh "
     "that the server speaks, else a plain request.",
 )
-@click.option(
-    "--token-file", type=SecretFile(), help="File whose first line is the bearer token."
-)
+@request_options
 @tls_options
 @click.option(
     "--http2/--no-http2",
@@ -150,13 +178,18 @@ __all__ = ["upload"]
 )
 def upload(
     tls: ClientTls,
+    fields: RequestFields,
     files: tuple[str, ...],
     url: str,
     recursive: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    name: str | None,
+    checksum: bool,
+    dry_run: bool,
     snapshot_size: bool,
     method: str | None,
     protocol: ProtocolName,
-    token_file: str | None,
     http2: bool | None,
     h2c: bool,
     allow_redirect_to: tuple[str, ...],
@@ -175,8 +208,18 @@ def upload(
     Ctrl-C, run the same command again to continue.
     """
     output.never_wait()
-    entries = list(entries_of(files, recursive=recursive))
+    if (include or exclude) and not recursive:
+        raise click.UsageError("--include and --exclude need --recursive")
+    entries = list(
+        entries_of(files, recursive=recursive, chosen=Chosen(include, exclude))
+    )
+    if name is not None:
+        entries = [renamed(entries, name)]
     jobs = jobs_of(entries, url, method, protocol, recursive=recursive)
+    headers = fields.for_url(url)
+    if dry_run:
+        _show_plan(jobs, as_json=as_json)
+        return ExitCode.DONE
     remembered = _journal() if journal else None
     # --retry-for limits the time. The number of attempts has no limit.
     retry = RetryPolicy(attempts=10**9, seconds=retry_for)
@@ -184,7 +227,7 @@ def upload(
         raise click.UsageError("--h2c is HTTP/2, and --no-http2 forbids it")
     client = Client(
         protocol=protocol,
-        token=token_file,
+        headers=headers,
         tls=tls,
         http2=http2,
         h2c=h2c,
@@ -194,10 +237,17 @@ def upload(
         idle_timeout=idle_timeout,
         limit_rate=limit_rate,
     )
-    size = sum(job.size or 0 for job in jobs)
-    with display(quiet=quiet, count=len(jobs), size=size) as shown:
+    total = sum(job.size or 0 for job in jobs)
+    with display(quiet=quiet, count=len(jobs), size=total) as shown:
         upload = _Uploads(
-            client, jobs, concurrency, shown, as_json=as_json, snapshot=snapshot_size
+            client,
+            jobs,
+            concurrency,
+            shown,
+            as_json=as_json,
+            snapshot=snapshot_size,
+            checksum=checksum,
+            described=fields.described,
         )
         trio.run(upload.run, restrict_keyboard_interrupt_to_checkpoints=True)
     if upload.interrupted:
@@ -246,8 +296,12 @@ class _Uploads:
         *,
         as_json: bool,
         snapshot: bool,
+        checksum: bool,
+        described: Mapping[str, str],
     ) -> None:
         self.interrupted = False
+        self._described = described
+        self._checksum = checksum
         self._snapshot = snapshot
         self._client = client
         self._jobs = jobs
@@ -291,9 +345,7 @@ class _Uploads:
         if job.entry.problem is not None:
             self._report_failure(job, job.entry.problem)
             return
-        headers = {"content-type": media_type(job.path)}
-        if not is_nameless(job.entry):
-            headers["content-disposition"] = disposition(job.path)
+        headers = {**headers_of(job.entry), **self._described}
         try:
             response = await self._client.request(
                 job.method,
@@ -302,6 +354,7 @@ class _Uploads:
                 headers=headers,
                 on_progress=lambda progress: self._display.show(shown, progress),
                 snapshot_size=self._snapshot,
+                checksum=self._checksum,
             )
         except TrioresumeError as exc:
             resumable = isinstance(exc, TransferFailed) and exc.resumable
@@ -336,6 +389,17 @@ class _Uploads:
         location = urljoin(response.url, response.headers.get("location") or "")
         job.result["location"] = location
         line = location if len(self._jobs) == 1 else f"{job.path}: {location}"
+        if self._checksum:
+            job.result.update(sha256=response.sha256, confirmed=response.is_confirmed)
+            if not response.is_confirmed:
+                job.exit_code = ExitCode.FAILED
+                self._report_failure(
+                    job,
+                    f"{location}: it is stored, but the server does not tell its SHA-256,"
+                    f" so it was not compared with {response.sha256}",
+                )
+                return
+            line = f"{response.sha256}  {line}"
         self._report(job, line)
 
     def _report_failure(self, job: Job, reason: str) -> None:
@@ -350,6 +414,21 @@ class _Uploads:
         self._display.write(
             json.dumps(job.result) if self._as_json else printable(line)
         )
+
+
+def _show_plan(jobs: Sequence[Job], *, as_json: bool) -> None:
+    """Show what would be sent, one line for each file."""
+    for job in jobs:
+        if as_json:
+            plan = {"file": str(job.path), "method": job.method, "url": job.url}
+            click.echo(json.dumps({**plan, "bytes": job.size}))
+        else:
+            problem = f": {job.entry.problem}" if job.entry.problem else ""
+            line = f"{job.method} {job.url}  {job.path}  {size(job.size)}{problem}"
+            click.echo(printable(line))
+    total = sum(job.size or 0 for job in jobs)
+    if not as_json:
+        click.echo(f"{len(jobs)} files, {size(total)}; nothing was sent", err=True)
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:

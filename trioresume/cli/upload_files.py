@@ -6,7 +6,8 @@ import mimetypes
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import BinaryIO, cast
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -19,14 +20,16 @@ from trioresume.cli.progress import FileProgress
 from trioresume.text import printable
 
 __all__ = [
+    "Chosen",
     "Entry",
     "Job",
     "content_of",
     "disposition",
     "entries_of",
-    "is_nameless",
+    "headers_of",
     "jobs_of",
     "media_type",
+    "renamed",
 ]
 
 
@@ -38,6 +41,8 @@ class Entry:
     name: PurePath
     is_stdin: bool = False
     """Whether it is standard input: the word ``-``. ``./-`` is a file of that name."""
+    is_named: bool = False
+    """Whether *name* was chosen by the user, so that even standard input has one."""
     problem: str | None = None
     """Why nothing of it can be sent, if that is known before it is opened."""
 
@@ -61,7 +66,37 @@ class Job:
         return self.entry.path
 
 
-def entries_of(files: Sequence[str], *, recursive: bool) -> Iterator[Entry]:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which files of a directory are sent: those that match *include*, and not *exclude*.
+
+    Without *include* all files are. A pattern without a slash is compared with the name,
+    and a pattern with a slash with the path below the directory.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+    def takes_file(self, below: PurePath) -> bool:
+        """Whether the file with the path *below* is sent."""
+        wanted = not self.include or _matches(below, self.include)
+        return wanted and not _matches(below, self.exclude)
+
+    def takes_directory(self, below: PurePath) -> bool:
+        """Whether files in the directory with the path *below* may be sent."""
+        return not _matches(below, self.exclude)
+
+
+def _matches(below: PurePath, patterns: Sequence[str]) -> bool:
+    return any(
+        fnmatchcase(str(below) if "/" in pattern else below.name, pattern)
+        for pattern in patterns
+    )
+
+
+def entries_of(
+    files: Sequence[str], *, recursive: bool, chosen: Chosen | None = None
+) -> Iterator[Entry]:
     """Yield the files on the command line, and the files in directories on it.
 
     A file that cannot be read is one of them: the others are sent all the same. Raises
@@ -74,26 +109,31 @@ def entries_of(files: Sequence[str], *, recursive: bool) -> Iterator[Entry]:
         path = Path(word)
         if word == _STDIN or not os.path.isdir(word):
             problem = None if word else "the name of the file is empty"
-            yield Entry(path, PurePath(path.name), word == _STDIN, problem)
+            name = PurePath(path.name)
+            yield Entry(path, name, word == _STDIN, problem=problem)
         elif recursive:
-            yield from _entries_in(path)
+            yield from _entries_in(path, chosen or Chosen())
         else:
             raise click.UsageError(
                 f"{printable(str(path))} is a directory; use --recursive to send its files"
             )
 
 
-def _entries_in(directory: Path) -> Iterator[Entry]:
+def _entries_in(directory: Path, chosen: Chosen) -> Iterator[Entry]:
     """Yield the regular files below *directory*, then the folders that cannot be listed."""
-    above = Path(os.path.realpath(directory)).parent
+    root = Path(os.path.realpath(directory))
     unlisted: list[OSError] = []
     for folder, folders, names in os.walk(directory, onerror=unlisted.append):
-        folders.sort()
+        inside = Path(os.path.realpath(folder)).relative_to(root)
+        folders[:] = sorted(
+            name for name in folders if chosen.takes_directory(inside / name)
+        )
         for name in sorted(names):
             path = Path(folder, name)
+            if not chosen.takes_file(inside / name):
+                continue
             if _may_be_file(path):
-                below = Path(os.path.realpath(folder), name).relative_to(above)
-                yield Entry(path, below)
+                yield Entry(path, PurePath(root.name, inside, name))
             else:
                 click.echo(
                     f"{printable(str(path))} is not a regular file and is left out",
@@ -151,9 +191,9 @@ def jobs_of(
     for entry in entries:
         target = url
         if collection and method == "PUT":
-            if entry.is_stdin:
+            if entry.is_stdin and not entry.is_named:
                 raise click.UsageError(
-                    "standard input has no name: add a name to the URL, or use POST"
+                    "standard input has no name: add a name to the URL, use --name, or use POST"
                 )
             name = "/".join(
                 quote(_name_bytes(PurePath(part)), safe="") for part in entry.name.parts
@@ -215,7 +255,24 @@ def _name_bytes(path: PurePath) -> bytes:
         return path.name.encode("utf-8", "replace")
 
 
-def disposition(path: Path) -> str:
+def renamed(entries: Sequence[Entry], name: str) -> Entry:
+    """Return the only one of *entries* with another name. Raises :class:`click.UsageError`."""
+    if len(entries) != 1:
+        raise click.UsageError("--name is for a single file")
+    if not name or "/" in name or name in (".", ".."):
+        raise click.UsageError(f"--name {name!r} is not the name of a file")
+    return replace(entries[0], name=PurePath(name), is_named=True)
+
+
+def headers_of(entry: Entry) -> dict[str, str]:
+    """Return the fields that tell the media type and the name of *entry*."""
+    headers = {"content-type": media_type(entry.name)}
+    if entry.is_named or not _is_nameless(entry):
+        headers["content-disposition"] = disposition(entry.name)
+    return headers
+
+
+def disposition(path: PurePath) -> str:
     """Return a Content-Disposition that suggests a name for the stored file.
 
     It uses the form of RFC 8187, which needs no quoting rules. That form must be UTF-8, so
@@ -225,7 +282,7 @@ def disposition(path: Path) -> str:
     return f"attachment; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def is_nameless(entry: Entry) -> bool:
+def _is_nameless(entry: Entry) -> bool:
     """Return whether *entry* has only a descriptor: standard input or ``<(command)``."""
     return entry.is_stdin or entry.path.parent in (
         Path("/dev"),
@@ -252,7 +309,7 @@ _CODED = {
 }
 
 
-def media_type(path: Path) -> str:
+def media_type(path: PurePath) -> str:
     """Return the media type that the file's name suggests."""
     found, coding = mimetypes.guess_type(path.name)
     if coding is not None:

@@ -172,6 +172,7 @@ class Client:
         save_to: str | os.PathLike[str] | None = None,
         retry_unsafe: bool = False,
         snapshot_size: bool = False,
+        checksum: bool = False,
     ) -> ClientResponse:
         """Send a request and return its final response, whatever its status is.
 
@@ -184,7 +185,8 @@ class Client:
         *retry_unsafe* allows the client to repeat a request whose method is not
         idempotent, although the server may have acted on it already. *snapshot_size* is
         for a file that grows,
-        such as a log. Only the bytes that it has at the beginning are sent.
+        such as a log. Only the bytes that it has at the beginning are sent. With *checksum*
+        the response has the SHA-256 of what was sent.
 
         If a file changes while it is sent, the request fails. It also fails if the
         server reports another digest of the content (``Repr-Digest``, RFC 9530).
@@ -236,6 +238,7 @@ class Client:
                     limiter=self._limiter,
                     release=self._release,
                     on_progress=on_progress,
+                    checksum=checksum,
                 )
                 if stale is not None:
                     await run.cancel_stale(*stale)

@@ -29,6 +29,11 @@ class ClientResponse:
     protocol: str = "plain"
     """The upload's protocol: ``seed``, ``rufh`` or ``tus``; ``plain`` without a way to resume."""
 
+    sha256: str | None = None
+    """The SHA-256 of the content that was sent, if the caller asked for it."""
+    is_confirmed: bool = False
+    """Whether the server reported the same digest, so that it stored what was sent."""
+
     @property
     def ok(self) -> bool:
         """Whether the status means success: 200 to 299."""

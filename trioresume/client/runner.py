@@ -105,6 +105,7 @@ class TransferRunner(Observer):
         limiter: RateLimiter,
         release: bool,
         on_progress: Callable[[Progress], object] | None,
+        checksum: bool = False,
     ) -> None:
         self._transfer = transfer
         self._builder = builder
@@ -116,6 +117,9 @@ class TransferRunner(Observer):
         self._limiter = limiter
         self._release = release
         self._on_progress = on_progress
+        self._checksum = checksum
+        """Whether the caller wants to know the digest, and that the server has the same."""
+        self._is_confirmed = False
         self._action: Action = Send()
         self._attempts = 0
         self._interrupted = True
@@ -462,6 +466,7 @@ class TransferRunner(Observer):
         if action.bare:
             await self._content.begin(action.answer.status)
         await self._compare_digest(action.answer)
+        sha256 = await self._wanted_digest(action.answer)
         body, saved_to = await self._content.finish()
         if not may_be_foreign(action.answer):
             await self._journal_forget()
@@ -478,7 +483,34 @@ class TransferRunner(Observer):
             attempts=max(1, self._attempts),
             bytes_resent=max(0, self._bytes_sent - length),
             protocol=self._transfer.protocol,
+            sha256=sha256,
+            is_confirmed=self._is_confirmed,
         )
+
+    async def _wanted_digest(self, answer: Answer) -> str | None:
+        """Return the SHA-256 of what was sent, if the caller wants it.
+
+        If the answer did not have it, ask for the digest of what is stored. Raises
+        :class:`TransferFailed` if it is another one.
+        """
+        digest = await self._source.digest() if self._checksum and answer.ok else None
+        if digest is None:
+            return None
+        location = answer.fields.get("location")
+        if location is None and self._transfer.method == "PUT":
+            location = ""
+        stored = None if location is None else self._url.join(location)
+        if (
+            not self._is_confirmed
+            and stored is not None
+            and self._transfer.redirects.may_go_to(stored.origin)
+        ):
+            found = await self._ask_once(self._builder.look(stored))
+            if found is not None and found.ok:
+                told = byte_sequences(found.fields, "repr-digest").get("sha-256")
+                if told is not None:
+                    await self._confirm(told, digest)
+        return digest.hex()
 
     async def _compare_digest(self, answer: Answer) -> None:
         """Compare the digest of the stored content with what was sent.
@@ -493,14 +525,21 @@ class TransferRunner(Observer):
             if isinstance(source, FileSource) and source.snapshot:
                 await source.digest()  # the file may have changed meanwhile
             return
-        if await source.digest() in (told, None) or self._is_of_response(told):
+        sent = await source.digest()
+        if sent is None or (sent != told and self._is_of_response(told)):
             return
-        await self._journal_forget()
-        raise TransferFailed(
-            "the server stored something else than was sent: the SHA-256 of what it has"
-            f" is {told.hex()}",
-            resumable=True,
-        )
+        await self._confirm(told, sent)
+
+    async def _confirm(self, told: bytes, sent: bytes) -> None:
+        """Note that the server has what was sent. Raises :class:`TransferFailed` if not."""
+        self._is_confirmed = told == sent
+        if not self._is_confirmed:
+            await self._journal_forget()
+            raise TransferFailed(
+                "the server stored something else than was sent: the SHA-256 of what it"
+                f" has is {told.hex()}",
+                resumable=True,
+            )
 
     def _is_of_response(self, told: bytes) -> bool:
         """Whether the digest is of the answer's own content (RFC 9530, section 3)."""
@@ -517,10 +556,12 @@ class TransferRunner(Observer):
         """Delete the response message (R29). This is optional, because it would expire."""
         await self._ask_once(self._builder.release(url))
 
-    async def _ask_once(self, request: WireRequest) -> None:
-        """Perform *request*, and ignore whether it succeeds."""
+    async def _ask_once(self, request: WireRequest) -> Answer | None:
+        """Perform *request*. Return the answer, or None if there is none in time."""
         with trio.move_on_after(RELEASE_SECONDS):
             try:
-                await self._round_trip(request, IgnoringSink(), Observer())
+                exchange = await self._round_trip(request, IgnoringSink(), Observer())
+                return exchange.answer
             except _NotConnected as exc:
-                logger.debug("%s was not told: %s", request.url, exc.reason)
+                logger.debug("%s was not asked: %s", request.url, exc.reason)
+        return None

@@ -156,6 +156,10 @@ class RequestBuilder:
         """Return the ``DELETE`` of a response message that was read (R29)."""
         return self._resource("DELETE", url, {})
 
+    def look(self, url: Url) -> WireRequest:
+        """Return the ``HEAD`` that asks for the digest of what is stored at *url*."""
+        return self._resource("HEAD", url, {"want-repr-digest": "sha-256=10"})
+
     def _resource(
         self, method: str, url: Url, fields: Fields | Mapping[str, str]
     ) -> WireRequest:
