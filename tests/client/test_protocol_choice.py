@@ -96,6 +96,14 @@ def test_offer_settles_it() -> None:
     assert made.refused(412, TUS_SHOWN) == "stands"
 
 
+def test_offer_ends_the_search_for_a_version_of_rufh() -> None:
+    made = Made()
+    made.discover(RUFH_SHOWN)
+    assert made.choice.searching
+    made.choice.settle()
+    assert not made.choice.searching
+
+
 @pytest.mark.parametrize(
     ("method", "shown", "name"),
     [

@@ -185,6 +185,24 @@ def test_content_stops_before_a_limit_that_was_met_once(
     assert sorted(os.listdir(tmp_path)) == ["cushion", "reserve"]
 
 
+def test_reserve_is_not_there_again_if_somebody_took_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for it is told, whether the limit was known before or not."""
+    set_free(monkeypatch, 100 * MIB)
+    disk = LimitedDisk()
+    space = FreeSpace(str(tmp_path), disk, reserve=4 * MIB)
+    space.open_reserve()
+    space.spend()
+    disk.room = 0
+    assert not space.restore()
+    space.look_again()
+    assert space.is_limit_hidden
+    assert not space.restore()
+    disk.room = 100 * MIB
+    assert space.restore()
+
+
 def test_reserve_counts_for_what_stays_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

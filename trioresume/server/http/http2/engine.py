@@ -109,10 +109,9 @@ _END_STREAM = _ACK = 0x1
 _END_HEADERS = 0x4
 _PADDED = 0x8
 
-# Units of the allowance for a frame of each type. Frames of other types cost 1: HTTP/2 lets
-# anybody send frames that nobody knows.
+# Units of the allowance for a frame of each type. Frames of other types, and empty DATA
+# frames, cost 1: HTTP/2 lets anybody send frames that nobody knows.
 _COSTS = {
-    _DATA: 0,  # an empty one costs 1
     _HEADERS: 0,  # requests are limited elsewhere
     _CONTINUATION: 0,  # their bytes and their number are limited
     _RST_STREAM: 4,  # a request was begun for nothing
