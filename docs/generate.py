@@ -171,14 +171,17 @@ def crash_matrix() -> str:
 # The command line.
 
 
-def command(name: str) -> str:
-    """Usage, description and options of the subcommand *name*."""
-    group = trioresume.cli.main
-    parent = click.Context(group, info_name="trioresume")
-    subcommand = group.get_command(parent, name)
-    assert subcommand is not None
-    context = click.Context(subcommand, info_name=name, parent=parent)
-    usage = " ".join(["trioresume", name, *subcommand.collect_usage_pieces(context)])
+def command(*names: str) -> str:
+    """Usage, description and options of the command with *names*, those of its groups first."""
+    subcommand: click.Command = trioresume.cli.main
+    context = click.Context(subcommand, info_name="trioresume")
+    for name in names:
+        assert isinstance(subcommand, click.Group)
+        found = subcommand.get_command(context, name)
+        assert found is not None
+        subcommand = found
+        context = click.Context(subcommand, info_name=name, parent=context)
+    usage = " ".join(["trioresume", *names, *subcommand.collect_usage_pieces(context)])
     parts = [f"```text\n{usage}\n```", inspect.cleandoc(subcommand.help or "")]
     for title, options in sections_of(subcommand, context):
         parts.append(f"**{title}**")

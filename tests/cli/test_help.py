@@ -5,23 +5,41 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import click
 import pytest
 from click.testing import CliRunner
 
 import trioresume.cli
+from trioresume.cli.environment import command_path
 from trioresume.cli.help import Command, default_text, sections_of, spelling
 from trioresume.cli.options import Duration, Size
 from trioresume.cli.sections import BENCH, SERVE, UPLOAD
 
 _GROUP = trioresume.cli.main
 _PARENT = click.Context(_GROUP, info_name="trioresume")
-_COMMANDS = _GROUP.list_commands(_PARENT)
+
+
+def _contexts(group: click.Group, parent: click.Context) -> Iterator[click.Context]:
+    for name in group.list_commands(parent):
+        command = group.get_command(parent, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=parent)
+        if isinstance(command, click.Group):
+            yield from _contexts(command, context)
+        else:
+            yield context
+
+
+_CONTEXTS = {
+    " ".join(command_path(context)): context for context in _contexts(_GROUP, _PARENT)
+}
+_COMMANDS = list(_CONTEXTS)
 
 
 def _command(name: str) -> Command:
-    command = _GROUP.get_command(_PARENT, name)
+    command = _CONTEXTS[name].command
     assert isinstance(command, Command)
     return command
 
@@ -36,9 +54,9 @@ def _help(*words: str, columns: int | None = None) -> str:
 
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_every_option_is_shown_once_with_its_variable(name: str) -> None:
-    text = _help(name)
+    text = _help(*name.split())
     command = _command(name)
-    context = click.Context(command, info_name=name, parent=_PARENT)
+    context = _CONTEXTS[name]
     for option in command.get_params(context):
         if isinstance(option, click.Option) and option.envvar is not None:
             line = f"\n  {spelling(option, context)}"
@@ -53,7 +71,7 @@ def test_every_section_names_options_that_there_are(
     name: str, sections: dict[str, tuple[str, ...]]
 ) -> None:
     command = _command(name)
-    context = click.Context(command, info_name=name, parent=_PARENT)
+    context = _CONTEXTS[name]
     shown = {
         title: tuple(max(option.opts, key=len) for option in options)
         for title, options in sections_of(command, context)
@@ -69,7 +87,7 @@ def test_every_command_has_examples_of_itself(name: str) -> None:
     examples = _command(name).examples
     assert examples
     assert all(f"trioresume {name}" in example for example in examples)
-    assert f"$ {examples[0]}" in _help()
+    assert f"$ {examples[0]}" in _help(*name.split()[:-1])
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100])

@@ -579,3 +579,59 @@ def test_environment_and_file_use_the_options_own_names() -> None:
                     else ["TRIORESUME", name, longest]
                 )
                 assert option.envvar == "_".join(parts).replace("-", "_").upper()
+
+
+# Groups of commands.
+
+
+def _group_runner() -> click.Group:
+    """A program whose command ``pair one`` prints its only option."""
+
+    @click.group()
+    def program() -> None: ...
+
+    @program.group()
+    def pair() -> None: ...
+
+    @pair.command()
+    @common_options
+    @click.option("--size", type=Size(), default=1)
+    def one(size: int) -> None:
+        click.echo(size)
+
+    @pair.command()
+    @common_options
+    @click.option("--size", type=Size(), default=1)
+    def two(size: int) -> None:
+        click.echo(size)
+
+    for name, command in program.commands.items():
+        name_environment_twins(name, command)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "document", "printed"),
+    [
+        ("one", {}, "", "1"),
+        ("one", {}, "[pair.one]\nsize = 2", "2"),
+        ("one", {"TRIORESUME_PAIR_ONE_SIZE": "3"}, "[pair.one]\nsize = 2", "3"),
+        ("one --size 4", {"TRIORESUME_PAIR_ONE_SIZE": "3"}, "", "4"),
+        ("one", {"TRIORESUME_PAIR_TWO_SIZE": "3"}, "[pair.two]\nsize = 2", "1"),
+        ("one", {"TRIORESUME_PAIR_ONE_SIZES": "3"}, "", "belongs to no option"),
+        ("one", {"TRIORESUME_PAIR_ONE_SIZE": ""}, "", "is empty"),
+        ("one", {}, "[pair.one]\nsizes = 2", "'pair one' has no option 'sizes'"),
+        ("one", {}, "[pear.one]\nsize = 2", "'pear' is neither a command nor"),
+    ],
+)
+def test_command_of_a_group_has_a_table_and_variables_of_its_own(
+    words: str, environ: dict[str, str], document: str, printed: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(document)
+    result = CliRunner().invoke(
+        _group_runner(),
+        ["pair", *words.split(), "--config", str(config)],
+        env=environ,
+    )
+    assert printed in " ".join(result.output.split())

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import click
 
-from trioresume.cli.help import WIDTH, Command
+from trioresume.cli.help import WIDTH, CommandGroup
 from trioresume.cli.options import ExitCode, name_environment_twins
 from trioresume.cli.output import Purpose, guard
 from trioresume.errors import TrioresumeError
@@ -22,7 +22,7 @@ from trioresume.errors import TrioresumeError
 __all__ = ["main"]
 
 
-class TrioresumeGroup(click.Group):
+class TrioresumeGroup(CommandGroup):
     """The group of subcommands. It is the only place that turns errors into exit codes."""
 
     # Name of the subcommand -> module and name of its click command.
@@ -52,18 +52,6 @@ class TrioresumeGroup(click.Group):
         assert isinstance(command, click.Command)
         name_environment_twins(cmd_name, command)
         return command
-
-    def format_commands(
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        """Write each command, what it does, and an example."""
-        with formatter.section("Commands"):
-            for name in self.list_commands(ctx):
-                command = self.get_command(ctx, name)
-                assert isinstance(command, Command)
-                text = command.get_short_help_str(formatter.width)
-                formatter.write(f"  {name:<11}{text}\n")
-                formatter.write(f"  {'':<11}$ {command.examples[0]}\n")
 
     def main(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-__all__ = ["ENVIRONMENT_PREFIX", "check_environment"]
+__all__ = ["ENVIRONMENT_PREFIX", "check_environment", "command_path"]
 
 ENVIRONMENT_PREFIX = "TRIORESUME"
 
@@ -71,12 +71,26 @@ def _names(envvar: object) -> Iterator[str]:
 
 
 def _others(ctx: click.Context) -> Iterator[str]:
-    """The names of the other commands."""
-    group = ctx.parent.command if ctx.parent else None
-    if ctx.parent and isinstance(group, click.Group):
-        for name in group.list_commands(ctx.parent):
-            if name != ctx.info_name:
-                yield name
+    """The names of the other commands, each behind those of its groups."""
+    step = ctx
+    while step.parent is not None:
+        parent = step.parent
+        groups = command_path(parent) if parent.parent is not None else []
+        if isinstance(parent.command, click.Group):
+            for name in parent.command.list_commands(parent):
+                if name != step.info_name:
+                    yield "_".join((*groups, name))
+        step = parent
+
+
+def command_path(ctx: click.Context) -> list[str]:
+    """Return the names of the command and of its groups, without the program's name."""
+    names: list[str] = []
+    step: click.Context | None = ctx
+    while step is not None and (step.parent is not None or not names):
+        names.insert(0, step.info_name or "")
+        step = step.parent
+    return names
 
 
 def _is_service_link(name: str, value: str) -> bool:

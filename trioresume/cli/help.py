@@ -10,7 +10,14 @@ import click
 
 from trioresume.cli.options import Duration, Size
 
-__all__ = ["WIDTH", "Command", "default_text", "sections_of", "spelling"]
+__all__ = [
+    "WIDTH",
+    "Command",
+    "CommandGroup",
+    "default_text",
+    "sections_of",
+    "spelling",
+]
 
 WIDTH = 100
 """Most columns of a help text, in a terminal that is as wide."""
@@ -50,6 +57,31 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for example in self.examples:
                     formatter.write(f"{'':{formatter.current_indent}}$ {example}\n")
+
+
+class CommandGroup(click.Group):
+    """A group of commands whose help shows an example of each."""
+
+    @property
+    def examples(self) -> Sequence[str]:
+        """The example of the group: that of its first command."""
+        first = next(iter(self.commands.values()))
+        assert isinstance(first, Command)
+        return first.examples
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Write each command, what it does, and an example."""
+        names = self.list_commands(ctx)
+        width = max(map(len, names)) + 2
+        with formatter.section("Commands"):
+            for name in names:
+                command = self.get_command(ctx, name)
+                assert isinstance(command, Command | CommandGroup)
+                text = command.get_short_help_str(formatter.width)
+                formatter.write(f"  {name:<{width}}{text}\n")
+                formatter.write(f"  {'':<{width}}$ {command.examples[0]}\n")
 
 
 def sections_of(

@@ -34,7 +34,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import click
 
 from trioresume.cli import logs
-from trioresume.cli.environment import ENVIRONMENT_PREFIX, check_environment
+from trioresume.cli.environment import (
+    ENVIRONMENT_PREFIX,
+    check_environment,
+    command_path,
+)
 from trioresume.text import decode_text
 
 __all__ = [
@@ -317,7 +321,13 @@ def _defaults(ctx: click.Context, document: Mapping[str, object]) -> dict[str, o
         for name in option.opts
         if name.startswith("--") and name not in ("--config", "--help")
     }
-    commands = _command_names(ctx)
+    *groups, own = command_path(ctx)
+    root = ctx.find_root()
+    commands = (
+        set(root.command.list_commands(root))
+        if isinstance(root.command, click.Group)
+        else {own}
+    )
     defaults: dict[str, object] = {}
     for key, value in document.items():
         if key in commands:
@@ -331,19 +341,16 @@ def _defaults(ctx: click.Context, document: Mapping[str, object]) -> dict[str, o
             raise ValueError(
                 f"{key!r} is neither a command nor an option of all commands"
             )
-    table = document.get(ctx.info_name or "", {})
+    table: object = document
+    for name in (*groups, own):
+        table = table.get(name, {}) if isinstance(table, dict) else {}
     for key, value in table.items() if isinstance(table, dict) else ():
         if key not in options:
-            raise ValueError(f"the command {ctx.info_name!r} has no option {key!r}")
+            raise ValueError(
+                f"the command {' '.join((*groups, own))!r} has no option {key!r}"
+            )
         defaults[options[key].name or ""] = _checked(key, value, options[key])
     return defaults
-
-
-def _command_names(ctx: click.Context) -> set[str]:
-    group = ctx.parent.command if ctx.parent else None
-    if ctx.parent and isinstance(group, click.Group):
-        return set(group.list_commands(ctx.parent))
-    return {ctx.info_name or ""}
 
 
 def _checked(key: str, value: object, option: click.Option) -> object:
@@ -392,8 +399,13 @@ def switch(
 def name_environment_twins(name: str, command: click.Command) -> None:
     """Give every option of *command* a variable that is named after the long option.
 
-    click would name it after the Python parameter, which sometimes has another name.
+    click would name it after the Python parameter, which sometimes has another name. The
+    variables of a group's commands have the names of both.
     """
+    if isinstance(command, click.Group):
+        for each, subcommand in command.commands.items():
+            name_environment_twins(f"{name}_{each}", subcommand)
+        return
     for option in command.params:
         if isinstance(option, click.Option) and option.envvar is None:
             longest = max(option.opts, key=len).removeprefix("--")
