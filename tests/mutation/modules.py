@@ -110,6 +110,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "heads",
         "message",
         "multipart",
+        "name_templates",
         "operation",
         "parts",
         "path_patterns",

@@ -63,6 +63,7 @@ SERVE = {
     ),
     "What is kept, and for how long": (
         "--durability",
+        "--name-template",
         "--incomplete-lifetime",
         "--max-upload-lifetime",
         "--response-lifetime",

@@ -15,6 +15,12 @@ import trio
 
 import trioresume
 from trioresume.cli.applications import AppOptions, application_target
+from trioresume.cli.files_options import (
+    FilesOptions,
+    check_unused,
+    file_service,
+    files_options,
+)
 from trioresume.cli.help import Command
 from trioresume.cli.identity_options import (
     Identity,
@@ -121,7 +127,9 @@ if hasattr(signal, "SIGHUP"):
 @upstream_options
 @auth_options
 @identity_options
+@files_options
 def serve(
+    files: FilesOptions,
     identity: Identity,
     auth: trioresume.AuthRequest | None,
     upstream: trioresume.UpstreamTarget | None,
@@ -157,12 +165,13 @@ def serve(
     # kills a process that does not end soon.
     output.never_wait(linger=1.0)
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget
-    target = _target(base_path, app) if upstream is None else upstream
+    target = _target(base_path, app, files) if upstream is None else upstream
     if app["app"] is not None or upstream is not None:
         if app["app"] is not None and upstream is not None:
             raise click.UsageError("--app and --upstream exclude each other")
         if ui or file_lifetime is not None:
             raise click.UsageError("--ui and --file-lifetime are for the file service")
+        check_unused(files)
         base_path = "/"
     if settings["public_url"] is not None:
         settings["public_url"] = settings["public_url"].rstrip("/")
@@ -231,11 +240,11 @@ def _front(front: str, http3: bool) -> Callable[..., Awaitable[None]]:
 
 
 def _target(
-    base_path: str, app: AppOptions
+    base_path: str, app: AppOptions, files: FilesOptions
 ) -> trioresume.Target | trioresume.FileService:
     """Return the receiver of the uploads. A base path that cannot be is a usage error."""
     try:
-        return application_target(app) or trioresume.FileService(base_path)
+        return application_target(app) or file_service(base_path, files)
     except trioresume.CallerError as exc:
         raise click.UsageError(f"--base-path {base_path!r}: {exc}") from exc
 

@@ -7,6 +7,10 @@
 ``DELETE {base}NAME``      204; ``If-Match``
 =========================  =====================================================
 
+POST gives a name of random characters, or one that a template makes: see
+:mod:`trioresume.protocol.name_templates`. If another file has that name already, a number is
+put in; if it has the same content, too, it is the file.
+
 Each principal has a separate namespace, in which the files of others do not exist.
 A name is a key in the catalog and never a path on disk (G12).
 
@@ -22,6 +26,9 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
@@ -30,6 +37,7 @@ from trioresume.protocol.conditional import Outcome, evaluate
 from trioresume.protocol.dialects.server import METHOD_OVERRIDE, is_patch_of_bytes
 from trioresume.protocol.filenames import content_disposition_attachment, name_fault
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.name_templates import NameTemplate, numbered, split_suffix
 from trioresume.server.api.handler import (
     CallPolicy,
     RecordedWith,
@@ -50,22 +58,35 @@ if TYPE_CHECKING:
 __all__ = ["FileService"]
 
 _ALLOWED_ON_FILES = "DELETE, GET, HEAD, OPTIONS, PUT"
+_ON_PRESENT_FILES = ("DELETE", "GET", "HEAD")
+MOST_NUMBERED = 9
+"""A name that is taken gets a number up to this one, and then random characters."""
 _KEPT_FIELDS = ("content-type", "content-encoding", "content-language")
 
 
 class FileService:
     """A :class:`~trioresume.Target` that keeps uploads as files.
 
-    *base* is the path of the collection of files. Raises
-    :class:`~trioresume.errors.CallerError` unless it starts and ends with ``/``.
+    *base* is the path of the collection of files. *name_template* makes the names of files
+    that are sent with POST, such as ``{year}/{month}/{digest}{suffix}``; None: names are
+    random. Raises :class:`~trioresume.errors.CallerError` unless *base* starts and ends with
+    ``/``, and for a template that is none.
     """
 
     policy = CallPolicy.TRANSACTIONAL
 
-    def __init__(self, base: str = "/files/") -> None:
+    def __init__(
+        self, base: str = "/files/", *, name_template: str | None = None
+    ) -> None:
         if not (base.startswith("/") and base.endswith("/")):
             raise CallerError("the base path must start and end with '/'")
         self._base = base
+        self._name_template = name_template
+        if name_template is not None:
+            try:
+                _template(name_template)
+            except ValueError as exc:
+                raise CallerError(f"name_template: {exc}") from exc
         self._services: Services
 
     def attach(self, services: Services) -> None:
@@ -77,7 +98,7 @@ class FileService:
         self, head: RequestHead, principal: str | None
     ) -> Response | Representation | None:
         """Refuse a request that cannot succeed; answer one that needs no content."""
-        name = self._name(head.path, stores=head.method == "PUT")
+        name = self._name(head.path, head.method)
         allowed = "OPTIONS, POST" if name is None else _ALLOWED_ON_FILES
         if head.method == "OPTIONS":
             return Response(200, {"allow": allowed})
@@ -121,12 +142,14 @@ class FileService:
                 ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", _ALLOWED_ON_FILES),)
             )
 
-    def _name(self, path: str, *, stores: bool = False) -> str | None:
+    def _name(self, path: str, method: str = "") -> str | None:
         """Return the file's name in *path*, or None for the collection.
 
         Raises :class:`PeerError`: 404 for a path with more segments, or with ``..``
-        (G12). A name that no file can have is a 400 for a request that *stores* a file,
-        and a 404 for any other request, because no such file exists.
+        (G12). Only a template makes names of several segments, so only requests for a file
+        that is there may have such a path. A name that no file can have is a 400 for a
+        request that stores a file, and a 404 for any other request, because no such file
+        exists.
         """
         if path == self._base.removesuffix("/"):
             return None
@@ -135,19 +158,10 @@ class FileService:
         encoded = path[len(self._base) :]
         if not encoded:
             return None
+        stores = method == "PUT"
         refused = ProblemCode.BAD_FILE_NAME if stores else ProblemCode.NOT_FOUND
-        try:
-            name = unquote_to_bytes(encoded).decode()
-        except UnicodeDecodeError:
-            raise PeerError(refused, "the name is not UTF-8") from None
-        if name in (".", "..") or "/" in name or "\\" in name:
-            raise PeerError(
-                ProblemCode.NOT_FOUND, "the name is not one segment of a path"
-            )
-        fault = name_fault(name)
-        if fault is not None:
-            raise PeerError(refused, fault)
-        return name
+        segments = encoded.split("/") if method in _ON_PRESENT_FILES else [encoded]
+        return "/".join([_decoded(segment, refused) for segment in segments])
 
     async def _find(self, principal: str | None, name: str) -> FileRecord | None:
         storage = self._services.storage
@@ -195,10 +209,9 @@ class FileService:
 
     async def respond(self, request: Request) -> RecordedWith:
         """Publish or remove the file in the commit that records the response."""
-        name = self._name(request.path)
+        name = self._name(request.path, request.method)
         if name is None:
-            new = secrets.token_urlsafe(16)
-            return self._publish(request, self._record(request, new), None)
+            return await self._publish_new(request)
         current = await self._find(request.principal, name)
         self._check(request.head, current)
         if request.method == "DELETE":
@@ -206,6 +219,48 @@ class FileService:
             remove = RemoveFile(request.principal, name, current.content)
             return RecordedWith(Response(204), (remove,))
         return self._publish(request, self._record(request, name), current)
+
+    async def _publish_new(self, request: Request) -> RecordedWith:
+        """Publish the file of a POST, under a name that this chooses."""
+        template = self._name_template
+        if self._services.rulebook is not None:
+            rule = self._services.rulebook.check(request.head, request.principal).rule
+            if rule is not None and rule.name_template is not None:
+                template = rule.name_template
+        if template is None:
+            new = secrets.token_urlsafe(16)
+            return self._publish(request, self._record(request, new), None)
+        name = _template(template).render(self._naming(request))
+        # If others take the name at this moment, they would take the numbers, too.
+        tries = 1 if request.earlier_conflicts else MOST_NUMBERED
+        for number in range(1, tries + 1):
+            numbered_name = name if number == 1 else numbered(name, str(number))
+            current = await self._find(request.principal, numbered_name)
+            if current is None or current.content == request.body.content:
+                file = self._record(request, numbered_name)
+                return self._publish(request, file, current)
+        name = numbered(name, secrets.token_hex(8))
+        return self._publish(request, self._record(request, name), None)
+
+    def _naming(self, request: Request) -> dict[str, str]:
+        """Return the value of each field of a template."""
+        name = request.head.filename or "file"
+        stem, suffix = split_suffix(name)
+        today = datetime.fromtimestamp(self._services.clock.date(), tz=UTC)
+        operation = (request.operation_id or secrets.token_hex(16)).encode()
+        return {
+            "year": f"{today.year:04}",
+            "month": f"{today.month:02}",
+            "day": f"{today.day:02}",
+            "principal": request.principal or "anonymous",
+            # Its client keeps the operation's own name secret.
+            "id": sha256(operation).hexdigest()[:32],
+            "digest": content_etag_of(request.body.content).strip('"'),
+            "name": name,
+            "stem": stem,
+            "suffix": suffix,
+            "random": secrets.token_urlsafe(16),
+        }
 
     def _record(self, request: Request, name: str) -> FileRecord:
         fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
@@ -246,10 +301,10 @@ class FileService:
     ) -> RecordedWith:
         etag = content_etag_of(file.content)
         publish = PublishFile(file, None if current is None else current.content)
-        if current is not None:
+        if current is not None and request.method == "PUT":
             return RecordedWith(Response(204, {"etag": etag}), (publish,))
         root = root_of(self._services.config)
-        location = f"{root}{self._base}{quote(file.name, safe='')}"
+        location = f"{root}{self._base}{quote(file.name)}"
         described = {
             "location": location,
             "length": file.content.length,
@@ -261,4 +316,22 @@ class FileService:
             "content-type": "application/json",
         }
         body = json.dumps(described).encode() + b"\n"
-        return RecordedWith(Response(201, fields, body), (publish,))
+        status = 201 if current is None else 200
+        return RecordedWith(Response(status, fields, body), (publish,))
+
+
+_template = lru_cache(maxsize=64)(NameTemplate)
+
+
+def _decoded(encoded: str, refused: ProblemCode) -> str:
+    """Return a segment of a name. Raises :class:`PeerError` with *refused*, or 404."""
+    try:
+        name = unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        raise PeerError(refused, "the name is not UTF-8") from None
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise PeerError(ProblemCode.NOT_FOUND, "the name is not one segment of a path")
+    fault = name_fault(name)
+    if fault is not None:
+        raise PeerError(refused, fault)
+    return name

@@ -215,6 +215,9 @@ class Request:
     """Names the upload, the same in each call for it; None if the request is not recorded.
 
     It is part of the secret locations that its client knows: do not show it to others."""
+    earlier_conflicts: int = 0
+    """How often the effects of this call could not be committed, because others had come
+    before. Then the target is called again."""
     on_interim: Callable[[int, Fields], None] | None = None
     """Passes an interim response to the clients that wait for the final response."""
 

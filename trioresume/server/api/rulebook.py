@@ -129,6 +129,8 @@ _SETTINGS = (
     "max_upload_size",
 )
 """The fields of a rule that take the place of a setting of the same name."""
+_OF_FILES = ("file_lifetime", "name_template", "public_download")
+"""The fields of a rule that only the file service knows."""
 
 
 class Rulebook:
@@ -142,10 +144,11 @@ class Rulebook:
 
     def _compile(self, config: Config) -> list[_Compiled]:
         for number, rule in enumerate(config.rules, 1):
-            if rule.public_download and not self._serves_files:
-                raise CallerError(
-                    f"rule {number}: public_download: only the file service has files"
-                )
+            for name in _OF_FILES if not self._serves_files else ():
+                if getattr(rule, name) not in (None, False):
+                    raise CallerError(
+                        f"rule {number}: {name}: only the file service has files"
+                    )
         return [_Compiled(rule, config) for rule in config.rules]
 
     def replace(self, rules: Sequence[Rule]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from trioresume.errors import CallerError
+from trioresume.protocol.name_templates import NameTemplate
 from trioresume.protocol.path_patterns import PathPattern
 
 __all__ = ["Rule", "several"]
@@ -61,6 +62,8 @@ class Rule:
     """Space for all uploads and files of the sender, wherever they are (507)."""
     file_lifetime: float | None = None
     """How long the file service keeps a file, instead of ``Config.file_lifetime``."""
+    name_template: str | None = None
+    """How the file service names the files of POST, instead of its own ``name_template``."""
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -84,6 +87,11 @@ class Rule:
                 )
         if self.access not in _ACCESSES:
             raise CallerError(f"access: one of {', '.join(_ACCESSES)}")
+        if self.name_template is not None:
+            try:
+                NameTemplate(self.name_template)
+            except ValueError as exc:
+                raise CallerError(f"name_template: {exc}") from exc
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -197,6 +197,7 @@ class TargetCall:
             principal=record.principal,
             on_progress=on_progress,
             operation_id=record.id,
+            earlier_conflicts=self.conflicts,
             on_interim=on_interim,
         )
         try:
