@@ -1,7 +1,9 @@
 """Measure what it costs to stand in front of a backend, compared with nginx.
 
 The same backend is behind each front: it reads a request to its end, answers with how many
-bytes came, and keeps nothing. nginx receives the whole request before it sends it on
+bytes came, and keeps nothing. Before and after each measurement it answers with the digest of
+a few requests instead. No two requests have equal content: otherwise trioresume would store it
+once, and read it from memory. nginx receives the whole request before it sends it on
 (``proxy_request_buffering on``), as trioresume does. The fronts take turns, in a new random
 order for each round. The CPU time is the kernel's figure for the front alone. The first byte
 is the time from the last byte of a request to the first byte of its response.
@@ -11,10 +13,13 @@ With --small, requests of that size stream through trioresume, and nothing of th
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import threading
@@ -26,6 +31,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
+from blake3 import blake3
 
 from bench.options import human, machine, work_dir_option
 from bench.peers import Peer
@@ -39,7 +45,6 @@ __all__ = ["Measured", "Work", "answer_requests", "backend", "measure"]
 
 GIB = 1 << 30
 MIB = 1 << 20
-BLOCK = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +100,17 @@ def _answer(sock: socket.socket) -> None:
             for line in head.lower().split(b"\r\n"):
                 if line.startswith(b"content-length:"):
                     length = int(line.partition(b":")[2])
+            hasher = blake3(came) if b"?digest" in head.partition(b"\r\n")[0] else None
             left = length - len(came)
             while left:
                 count = sock.recv_into(view[: min(left, len(buffer))])
                 if not count:
                     return
+                if hasher is not None:
+                    hasher.update(view[:count])
                 left -= count
-            body = b"%d" % length
+            told = str(length) if hasher is None else hasher.hexdigest()
+            body = told.encode()
             sock.sendall(
                 b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
             )
@@ -119,24 +128,49 @@ def backend() -> Iterator[str]:
             process.kill()
 
 
-def _send(address: tuple[str, int], work: Work, count: int) -> list[float]:
-    """Send *count* requests on a connection; return how long each first byte took."""
-    block = bytes(min(work.size, MIB))
-    told = str(work.size).encode()
-    head = b"POST /files/x HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n"
+class _Content:
+    """Random content, which differs from all other content in each block."""
+
+    _numbers = itertools.count()
+    _block = os.urandom(MIB)
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._own = bytearray(self._block)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield it block by block. A block is valid until the next one."""
+        while self._left:
+            struct.pack_into(">Q", self._own, 0, next(self._numbers))
+            size = min(self._left, len(self._own))
+            self._left -= size
+            yield memoryview(self._own)[:size]
+
+
+def _send(
+    address: tuple[str, int], work: Work, count: int, *, proves: bool = False
+) -> list[float]:
+    """Send *count* requests on a connection; return how long each first byte took.
+
+    With *proves* the backend tells the digest of what came to it. Raises
+    :class:`click.ClickException` for a wrong answer.
+    """
+    head = b"POST /files/x%b HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n"
     times = []
     with socket.create_connection(address) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(count):
-            sock.sendall(head % work.size)
-            left = work.size
-            while left:
-                sock.sendall(block[:left])
-                left -= min(left, len(block))
+            hasher = blake3()
+            sock.sendall(head % (b"?digest" if proves else b"", work.size))
+            for block in _Content(work.size):
+                sock.sendall(block)
+                if proves:
+                    hasher.update(block)
             ended = time.perf_counter()
             answer = sock.recv(65536)
             times.append(time.perf_counter() - ended)
-            while not answer.endswith(b"\r\n\r\n" + told):
+            told = hasher.hexdigest() if proves else str(work.size)
+            while not answer.endswith(b"\r\n\r\n" + told.encode()):
                 more = sock.recv(65536)
                 if not more:
                     raise click.ClickException(f"a wrong answer: {answer[:200]!r}")
@@ -147,7 +181,7 @@ def _send(address: tuple[str, int], work: Work, count: int) -> list[float]:
 def measure(server: Server, work: Work) -> Measured:
     """Do *work*; raise :class:`click.ClickException` for a wrong answer."""
     address = (server.host, server.port)
-    _send(address, replace(work, requests=1), 1)
+    _send(address, work, 1, proves=True)
     before = server.settle()
     began = time.perf_counter()
     each = work.requests // work.at_once
@@ -156,6 +190,7 @@ def measure(server: Server, work: Work) -> Measured:
         times = [seconds for part in sent for seconds in part]
     seconds = time.perf_counter() - began
     used = server.settle()
+    _send(address, work, 1, proves=True)
     cpu = used.user + used.system - before.user - before.system
     return Measured(
         front=server.peer.name,
