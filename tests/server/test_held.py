@@ -6,6 +6,8 @@ how the call ends.
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import trio
 import trio.testing
@@ -31,6 +33,7 @@ from trioresume.server.async_store.storage import LONGEST_DELAY, MOST_DELAYED, S
 from trioresume.store.port import (
     ContentKey,
     CreateOperation,
+    FreezeContent,
     LetCount,
     OperationId,
     OperationRecord,
@@ -165,6 +168,55 @@ async def test_acknowledge_waits_for_the_name_of_each_chunk(
         naming.release()
         told = await client.interim()
         assert told.fields.get("acknowledge") == "64"
+
+
+async def test_chunks_are_named_by_the_commit_that_freezes_them(
+    mock_clock: Clock,
+) -> None:
+    """Promise 4: before the target is called; and no other commit comes first.
+
+    The clock stands still: no commit is made just because it has waited long enough.
+    """
+    store = held_store()
+    async with memory_service(handler := Recorder(), store=store) as service:
+        await trio.testing.wait_all_tasks_blocked()  # the start has its own commit
+        freezing = store.hold("apply", having(FreezeContent))
+        client = service.connect()
+        await client.send(head("POST", "/", {"Content-Length": "512"}) + BODY)
+        await freezing.reached()
+        assert not store.committed(SealChunk)
+        assert not handler.bodies
+        freezing.release()
+        assert (await client.reply()).status == 200
+    assert handler.bodies == [BODY]
+
+
+@pytest.mark.parametrize("length", [512, 512 * 5])
+async def test_chunks_that_were_not_named_are_named_by_the_commit_that_freezes_them(
+    length: int, autojump_clock: Clock
+) -> None:
+    """A commit in between that failed has done nothing: all is done at the end.
+
+    Of the longer content too many chunks were named before to be remembered.
+    """
+    store = held_store()
+    no_room = StorageFull("no room in the catalog")
+    body = BODY * (length // 512)
+    async with memory_service(handler := Recorder(), store=store) as service:
+        client = service.connect()
+        await client.start(length, body[: length - 412])
+        await trio.sleep(2 * LONGEST_DELAY)
+        naming = store.hold("apply", having(SealChunk))
+        await client.send(body[length - 412 : length - 212])
+        await naming.reached()
+        await client.send(body[length - 212 :])
+        await trio.testing.wait_all_tasks_blocked()
+        store.fail("apply", no_room, having(SealChunk), times=3)
+        naming.fail(no_room)
+        assert (await client.reply()).status == 200
+    assert handler.bodies == [body]
+    named = {cast("SealChunk", seal).index for seal in store.committed(SealChunk)}
+    assert named == set(range(length // 64))
 
 
 # What was ended stays so (R25).

@@ -71,6 +71,8 @@ class Stand(Protocol):
 class FaultyDisk(Disk):
     """A disk that can be full, and whose syncs can fail."""
 
+    syncs_at_once = 1  # calls come in one order
+
     def __init__(self, *, durable: bool = True) -> None:
         super().__init__(durable=durable)
         self.synchronous = "OFF"

@@ -134,6 +134,8 @@ class Recording(Disk):
     though whoever called it believes so.
     """
 
+    syncs_at_once = 1  # calls come in one order
+
     def __init__(
         self,
         root: Path,

@@ -145,7 +145,7 @@ class IncomingContent:
         self._lane = Lane(storage.workers)
         self.turns = Turns(self._lane)
         self._opening: trio.Lock | None = None
-        self._unnamed: list[tuple[int, Submission]] = []
+        self._unnamed: list[tuple[SealChunk, Submission]] = []
         """Full chunks that the catalog does not name yet, in the order of submission."""
         self._held: list[SealChunk] | None = None
         """Chunks that are named only when the content that is held back counts."""
@@ -171,8 +171,11 @@ class IncomingContent:
         return Turn(self, place)
 
     def hurry(self) -> None:
-        """Have the chunks named now: no more of them will come to share the commit."""
-        if self._unnamed:
+        """Have the chunks named now: no more of them will come to share the commit.
+
+        At the end of the content they are named with the commit that freezes it.
+        """
+        if self._unnamed and not self.turns.ended:
             self._storage.hurry()
 
     async def open_writer(self) -> ContentWriter:
@@ -281,7 +284,7 @@ class IncomingContent:
                     self._held.append(chunk)
                     continue
                 # Its bytes are safe in the tail, so its name can share a later commit.
-                self._unnamed.append((chunk.index, self._storage.submit_later(chunk)))
+                self._unnamed.append((chunk, self._storage.submit_later(chunk)))
                 if len(self._unnamed) == 1:
                     self._owner.start(self._name)
         elif self.failure is None:
@@ -322,13 +325,16 @@ class IncomingContent:
         """Wait until the catalog names the chunks. One task does this for all of them."""
         try:
             while self._unnamed:
-                index, submission = self._unnamed[0]
+                chunk, submission = self._unnamed[0]
                 try:
                     await submission.wait()
                 except StorageError as exc:
                     if not self.turns.ended:
                         logger.error(
-                            "chunk %d of %s was not named: %s", index, self.key, exc
+                            "chunk %d of %s was not named: %s",
+                            chunk.index,
+                            self.key,
+                            exc,
                         )
                     self.failure = exc
                 del self._unnamed[0]
@@ -458,17 +464,22 @@ class IncomingContent:
     async def finish(self) -> tuple[Content, list[Mutation]]:
         """Seal the rest; return the content, and the mutations that freeze it.
 
-        The mutations are not committed yet. Raises :class:`StorageError`; then a new writer
-        can finish the content later.
+        The mutations are not committed yet. They also name the chunks that the catalog does
+        not name yet, so that nothing waits for another commit first; naming a chunk twice
+        does nothing. Raises :class:`StorageError`; then a new writer can finish the content
+        later.
         """
         writer = await self.open_writer()
         seals = await self._lane.call(partial(self._finish, writer))
-        await self._settle()
         if self.failure is not None:
             raise self.failure
         self.check_created()
-        earlier = [] if self._sealed is None else self._sealed
-        return await self._storage.finish_content(writer, self.key, earlier, seals)
+        unnamed = [chunk for chunk, _ in self._unnamed]  # the last ones of all
+        sealed = self._sealed or []
+        named = sealed[: max(0, len(sealed) - len(unnamed))]
+        return await self._storage.finish_content(
+            writer, self.key, named, [*unnamed, *seals]
+        )
 
     def check_created(self) -> None:
         """Raise the :class:`StorageError` that kept the operation from being created.

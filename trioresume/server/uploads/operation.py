@@ -270,6 +270,10 @@ class Operation(LoadedOperation):
         assert call is not None
         if self.record.content is None:
             change.gathered += call.frozen
+            # At last, the answer is recorded whatever happens. Otherwise it could tell of
+            # content that was dropped silently.
+            if Effect.COMMIT in change.transition.before:
+                change.must_exist = True
             change.learnt.update(content=call.content, length=call.content.length)
 
     async def _save_state(self, change: Change) -> None:

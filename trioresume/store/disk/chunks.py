@@ -191,8 +191,7 @@ class ChunkFiles:
         """
         with translated("syncing the chunks' directories"):
             try:
-                for directory in self._unsynced:
-                    self.disk.sync_directory(directory)
+                self.disk.sync_directories(self._unsynced)
             except OSError:
                 self.doubted = True
                 self._take_back()
@@ -225,9 +224,8 @@ class ChunkFiles:
 
     def sync_removals(self) -> None:
         """Make all removals durable. This is needed only before a clean end."""
-        for directory in list(self._removed_from):
-            self.disk.sync_directory(directory)
-            self._removed_from.discard(directory)
+        self.disk.sync_directories(self._removed_from)
+        self._removed_from.clear()
 
     def are_none(self) -> bool:
         """Whether no chunk was ever published, or all were removed."""
