@@ -63,6 +63,7 @@ from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import BearerTokens, bearer_tokens, new_token
 from trioresume.server.keeper.backup import BackupReport, backup, restore
+from trioresume.server.keeper.changes import Keeper, open_keeper
 from trioresume.server.keeper.collect import collect
 from trioresume.server.keeper.control_socket import ask_to_retry as retry
 from trioresume.server.serving import Server, serve
@@ -108,6 +109,7 @@ __all__ = [
     "Inventory",
     "Journal",
     "JsonWebTokens",
+    "Keeper",
     "PasswordFile",
     "PeerError",
     "Principal",
@@ -144,6 +146,7 @@ __all__ = [
     "collect",
     "idempotent",
     "new_token",
+    "open_keeper",
     "restore",
     "retry",
     "serve",

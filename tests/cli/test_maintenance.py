@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -223,3 +224,67 @@ def test_sizes_are_read_by_people() -> None:
     assert [units.size(size) for size in sizes] == [
         *("?", "0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.0 GiB", "2.0 TiB")
     ]
+
+
+def test_ls_and_show_know_names(data_dir: Path) -> None:
+    """Patterns of names, ids and the names that clients gave."""
+    store = open_store(data_dir, chunk_size=1024, durability="process")
+    content = store_content(store, DATA, "stored2")
+    titled = file_record("random", content)
+    fields = trioresume.Fields([("filename", "holiday.jpg")])
+    do(store, PublishFile(dataclasses.replace(titled, fields=fields)))
+    store.close()
+    for pattern in ("rand*", "*.jpg", "holiday.jpg"):
+        (found,) = objects(run("ls", data_dir, "--json", "--no-uploads", pattern))
+        assert (found["name"], found["filename"]) == ("random", "holiday.jpg")
+    assert "random  (holiday.jpg)" in run("ls", data_dir).stdout
+    assert [f["id"] for f in objects(run("ls", data_dir, "--json", "tok*"))] == [
+        "token"
+    ]
+    assert objects(run("ls", data_dir, "--json", "nothing")) == []
+    shown = run("show", data_dir, "holiday.jpg").stdout
+    assert "length          2.0 KiB (2048 bytes)" in shown
+
+
+def test_rm_mv_and_chown_say_what_they_did(data_dir: Path) -> None:
+    """One line for each; nothing is done by halves or by mistake."""
+    assert run("mv", data_dir, "report.pdf", "b.pdf").stdout == (
+        "Renamed: file report.pdf\n"
+    )
+    dry = run("rm", data_dir, "--glob", "--dry-run", "*")
+    assert len(dry.stdout.splitlines()) == 3
+    assert "Not removed: upload token of bob" in dry.stdout
+    given = run("chown", data_dir, "--owner", "-", "--glob", "alice", "*")
+    assert given.stdout == "Given: file b.pdf\n"
+    (row,) = objects(run("chown", data_dir, "--json", "-", "b.pdf"))
+    assert row == {
+        "kind": "file",
+        "done": "given",
+        "name": "b.pdf",
+        "id": None,
+        "owner": "alice",
+    }
+    assert run("rm", data_dir, "b.pdf", "token").exit_code == ExitCode.DONE
+    (left,) = objects(run("ls", data_dir, "--json"))
+    assert left["owner"] == "alice"
+
+
+def test_rm_does_not_guess(data_dir: Path) -> None:
+    """No such name, several of this name, a pattern without the flag: nothing is removed."""
+    store = open_store(data_dir, chunk_size=1024, durability="process")
+    content = store_content(store, DATA, "stored3")
+    do(store, PublishFile(file_record("report.pdf", content, owner="bob")))
+    store.close()
+    several = run("rm", data_dir, "report.pdf")
+    assert several.exit_code == ExitCode.FAILED
+    assert "2 files and uploads are called" in several.stderr
+    for words in (("nothing",), ("report*",), ("report.pdf", "--owner", "carol")):
+        result = run("rm", data_dir, *words)
+        assert result.exit_code == ExitCode.FAILED
+        assert "no file and no unfinished upload" in result.stderr
+    taken = run("chown", data_dir, "--owner", "-", "bob", "report.pdf")
+    assert taken.exit_code == ExitCode.FAILED
+    assert "this name already" in taken.stderr
+    forced = run("chown", data_dir, "--owner", "-", "--force", "bob", "report.pdf")
+    assert forced.exit_code == ExitCode.DONE
+    assert run("rm", data_dir, "--owner", "bob", "report.pdf").exit_code == 0

@@ -37,6 +37,9 @@ class TrioresumeGroup(CommandGroup):
         "retry": "trioresume.cli.maintenance:retry",
         "backup": "trioresume.cli.backup:backup",
         "restore": "trioresume.cli.backup:restore",
+        "rm": "trioresume.cli.changes:remove",
+        "mv": "trioresume.cli.changes:rename",
+        "chown": "trioresume.cli.changes:give",
         "token": "trioresume.cli.serve:token",
         "completion": "trioresume.cli.completion:completion",
     }

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
@@ -48,7 +49,14 @@ as_json_option = click.option(
 )
 
 
-@click.command("ls", cls=Command, examples=("trioresume ls --data-dir /srv/uploads",))
+@click.command(
+    "ls",
+    cls=Command,
+    examples=(
+        "trioresume ls --data-dir /srv/uploads",
+        "trioresume ls --data-dir /srv/uploads '*.pdf'",
+    ),
+)
 @common_options
 @data_dir_option
 @as_json_option
@@ -59,10 +67,19 @@ as_json_option = click.option(
     is_flag=True,
     help="Also list uploads that are finished, cancelled or expired but not yet forgotten.",
 )
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 def list_(
-    data_dir: Path, as_json: bool, files: bool, uploads: bool, ended: bool
+    data_dir: Path,
+    as_json: bool,
+    files: bool,
+    uploads: bool,
+    ended: bool,
+    patterns: tuple[str, ...],
 ) -> None:
-    """List files and unfinished uploads.
+    """List files and unfinished uploads: all of them, or those with a name like PATTERN.
+
+    A PATTERN may have * and ?. It is compared with the name of a file, with the name that
+    the client gave its content, and with the id of an upload.
 
     Treat the id of an upload as a password: anybody who knows it can continue the upload,
     unless the server asks for tokens.
@@ -71,13 +88,25 @@ def list_(
         if not as_json:
             click.echo(_line("STATE", "BYTES", "OF", "EXPIRES", "OWNER", "NAME"))
         for file in inventory.files() if files else ():
+            if not _fits(patterns, file.name, file.filename):
+                continue
             click.echo(_json("file", file) if as_json else _file_line(file))
             if output.unread:
                 return  # the reader is gone, for example "| head"
         for upload in inventory.uploads(ended=ended) if uploads else ():
+            if not _fits(patterns, upload.id, upload.name):
+                continue
             click.echo(_json("upload", upload) if as_json else _upload_line(upload))
             if output.unread:
                 return
+
+
+def _fits(patterns: tuple[str, ...], *names: str | None) -> bool:
+    return not patterns or any(
+        name is not None and fnmatchcase(name, pattern)
+        for pattern in patterns
+        for name in names
+    )
 
 
 def _line(
@@ -94,7 +123,7 @@ def _file_line(file: trioresume.StoredFile) -> str:
         length,
         _time(file.expires_at),
         _text(file.owner),
-        _text(file.name),
+        _text(file.name) + _called(file.filename),
     )
 
 
@@ -105,8 +134,13 @@ def _upload_line(upload: trioresume.StoredUpload) -> str:
         size(upload.length),
         _time(upload.expires_at),
         _text(upload.principal),
-        f"{upload.id}  {_text(upload.method)} {_text(upload.target)}",
+        f"{upload.id}  {_text(upload.method)} {_text(upload.target)}"
+        + ("" if upload.method == "PUT" else _called(upload.name)),
     )
+
+
+def _called(name: str | None) -> str:
+    return "" if name is None else f"  ({_text(name)})"
 
 
 @click.command(
@@ -123,17 +157,18 @@ def _upload_line(upload: trioresume.StoredUpload) -> str:
 def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
     """Show everything that is known about an upload or a file; without one, show totals.
 
-    Name an upload by its id, and a file by its name. If several owners have a file with
-    that name, all of these files are shown.
+    Name an upload by its id, and a file by its name; or give the name that the client gave
+    its content. If there are several of this name, all are shown.
     """
     with trioresume.Inventory(data_dir) as inventory:
         found: list[tuple[str, object]] = []
         if what is None:
             found.append(("totals", inventory.totals()))
         else:
-            upload = inventory.upload(what)
-            found += [] if upload is None else [("upload", upload)]
-            found += [("file", file) for file in inventory.files_called(what)]
+            found += [
+                ("file" if isinstance(each, trioresume.StoredFile) else "upload", each)
+                for each in inventory.search(what, ended=True)
+            ]
     for number, (kind, value) in enumerate(found):
         if as_json:
             click.echo(_json(kind, value))
@@ -148,6 +183,14 @@ def show(data_dir: Path, as_json: bool, what: str | None) -> ExitCode:
     return ExitCode.DONE
 
 
+_SIZES = frozenset(
+    {
+        *("received", "durable", "length"),
+        *("file_bytes", "chunk_bytes", "unheld_bytes"),
+    }
+)
+
+
 def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
     """Yield names and values in the form that people read."""
     yield "kind", kind
@@ -160,6 +203,8 @@ def _details(kind: str, value: object) -> Iterator[tuple[str, str]]:
                 yield "uploads", f"{count} {state}"
         elif name.endswith("_at"):
             yield name, _time(member if isinstance(member, float) else None)
+        elif name in _SIZES and isinstance(member, int):
+            yield name, f"{size(member)} ({member} bytes)"
         elif isinstance(member, bool):
             yield name, "yes" if member else "no"
         else:

@@ -42,6 +42,7 @@ from trioresume.server.async_store.threads import Threads
 from trioresume.server.doorman import Doorman
 from trioresume.server.http.listeners import open_listeners
 from trioresume.server.http.tls.contexts import ServerContexts
+from trioresume.server.keeper.changes import changing
 from trioresume.server.keeper.control_socket import (
     CLIENT_TIMEOUT,
     collecting,
@@ -333,6 +334,7 @@ async def running_service(
                 "collect": collecting(collector),
                 "retry": retrying(retries),
                 "hold": holding_for_others(collector),
+                "change": changing(operations),
             }
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))

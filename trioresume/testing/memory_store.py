@@ -43,6 +43,7 @@ from trioresume.store.port import (
     HoldBack,
     JoinContents,
     LetCount,
+    MoveOperation,
     Mutation,
     OperationId,
     OperationRecord,
@@ -195,6 +196,8 @@ class MemoryStore(MemoryContents):
                 self._set(id, length=length)
             case SetReserved(id, reserved):
                 self._set(id, reserved=reserved)
+            case MoveOperation(id, principal, target):
+                self._set(id, principal=principal, target=target)
             case SetExpiry(id, expires_at):
                 self._set(id, expires_at=expires_at)
             case SetState(id, state):

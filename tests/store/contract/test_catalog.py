@@ -30,6 +30,7 @@ from trioresume.store.port import (
     CreateOperation,
     EndOperation,
     ForgetOperation,
+    MoveOperation,
     Mutation,
     OperationId,
     PublishFile,
@@ -41,6 +42,7 @@ from trioresume.store.port import (
     SetLength,
     SetMeta,
     SetState,
+    Usage,
 )
 from trioresume.store.port.recipes import Digest, digest_of
 
@@ -361,3 +363,44 @@ def test_digest_is_bytes_again(stand: Stand) -> None:
     assert found.content == content
     assert isinstance(found.content.digest, bytes)
     assert Digest(found.content.digest) == content.digest
+
+
+@pytest.mark.parametrize("to", ["bob", None, "alice"])
+@pytest.mark.parametrize("other_keeps_it", [False, True])
+def test_moved_operation_is_charged_to_its_new_owner(
+    stand: Stand, to: str | None, other_keeps_it: bool
+) -> None:
+    """Its bytes, its record and its place among the open uploads go with it."""
+    store = stand.store
+    content = store_content(store, b"content of a part", "part")
+    if other_keeps_it:
+        do(store, CreateOperation(record("other", principal=to, content=content)))
+    target = "/files/" + "n" * 1500
+    for name, held in (("open", None), ("whole", content)):
+        created = record(name, principal="alice", length=50, content=held)
+        do(store, CreateOperation(replace(created, reserved=50)))
+        do(store, MoveOperation(OperationId(name), to, target))
+        moved = store.operation(OperationId(name))
+        assert moved is not None
+        assert (moved.principal, moved.target) == (to, target)
+        assert store.operation_owned_by(OperationId(name), to) == moved
+    counted = store.usage(to)
+    if to != "alice":
+        assert store.usage("alice") == Usage()
+    total = store.total_usage()
+    for name in ("open", "whole"):
+        do(store, ForgetOperation(OperationId(name)))
+    assert store.usage(to).open_uploads == counted.open_uploads - 2
+    assert store.total_usage().bytes < total.bytes
+    do(store, ForgetOperation(OperationId("other")))
+    do(store, ForgetOperation(OperationId("part")))
+    collect_all(store)
+    assert store.total_usage() == Usage()
+
+
+def test_tombstone_is_not_moved(stand: Stand) -> None:
+    do(stand.store, CreateOperation(record(principal="alice")), EndOperation(OP, 9.0))
+    do(stand.store, MoveOperation(OP, "bob", "/"), MoveOperation(NOWHERE, "bob", "/"))
+    found = stand.store.operation(OP)
+    assert found is not None
+    assert found.principal == "alice"

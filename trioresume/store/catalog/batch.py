@@ -36,6 +36,7 @@ from trioresume.store.catalog.chunk_lists import (
     keep_recipe,
 )
 from trioresume.store.catalog.outbox import change_outbox
+from trioresume.store.catalog.usage_triggers import MOVE_OPERATION
 from trioresume.store.port import (
     BuryEvent,
     Content,
@@ -49,6 +50,7 @@ from trioresume.store.port import (
     HoldBack,
     JoinContents,
     LetCount,
+    MoveOperation,
     Mutation,
     OperationId,
     OperationState,
@@ -222,6 +224,8 @@ class Ledger:
                 self._set(id, "length", length)
             case SetReserved(id, reserved):
                 self._set(id, "reserved", reserved)
+            case MoveOperation():
+                self._move(mutation)
             case SetExpiry(id, expires_at):
                 self._set(id, "expires_at", expires_at)
             case SetState(id, state):
@@ -435,6 +439,18 @@ class Ledger:
             f"UPDATE operations SET {column} = ? WHERE id = ? AND state != 'gone'",
             (value, id),
         )
+
+    def _move(self, mutation: MoveOperation) -> None:
+        state = self._state(mutation.operation)
+        if state is None or state is OperationState.GONE:
+            return
+        values = {
+            "id": mutation.operation,
+            "principal": mutation.principal,
+            "target": mutation.target,
+        }
+        for sql, sign in MOVE_OPERATION:
+            self._execute(sql, values | {"sign": sign})
 
     def _create(self, mutation: CreateOperation) -> None:
         record = mutation.record

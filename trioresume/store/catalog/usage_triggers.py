@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from trioresume.store.port import FREE_HEAD, RECORD_SIZE
 
-__all__ = ["ACCOUNTS", "COUNT_RECORDS"]
+__all__ = ["ACCOUNTS", "COUNT_RECORDS", "MOVE_OPERATION"]
 
 _OWNER = "CASE WHEN {0}.principal IS NULL THEN '' ELSE '=' || {0}.principal END"
 _HELD = (
@@ -183,4 +183,40 @@ CREATE TRIGGER file_removed AFTER DELETE ON files BEGIN
     INSERT INTO charge VALUES (OLD.namespace, -{_FILE_HELD.format("OLD")}, 0);
     {_let_go("OLD.namespace", "OLD.content_digest")}
 END;
+"""
+
+_CHARGE = (
+    f"INSERT INTO charge SELECT {_OWNER.format('o')}, :sign * {_ALL_HELD.format('o')},"
+    " :sign * (o.state = 'receiving') FROM operations o WHERE o.id = :id"
+)
+_KEEP_ALSO = (
+    f"INSERT INTO kept SELECT {_OWNER.format('o')}, r.digest, r.length, 1"
+    " FROM operations o JOIN recipes r ON r.digest = o.{0} WHERE o.id = :id"
+    " ON CONFLICT (namespace, digest) DO UPDATE SET holds = holds + 1"
+)
+_KEPT_BY = f"""namespace = (SELECT {_OWNER.format("o")} FROM operations o WHERE o.id = :id)
+    AND digest = (SELECT o.{{0}} FROM operations o WHERE o.id = :id)"""
+_PARTS = ("content_digest", "response_digest")
+
+MOVE_OPERATION: tuple[tuple[str, int], ...] = (
+    (_CHARGE, -1),
+    *(
+        (sql.format(_KEPT_BY.format(part)), 0)
+        for part in _PARTS
+        for sql in (
+            "UPDATE kept SET holds = holds - 1 WHERE {0}",
+            "DELETE FROM kept WHERE holds = 0 AND {0}",
+        )
+    ),
+    (
+        "UPDATE operations SET principal = :principal, target = :target WHERE id = :id",
+        0,
+    ),
+    *((_KEEP_ALSO.format(part), 0) for part in _PARTS),
+    (_CHARGE, 1),
+)
+"""The statements that give an operation to another principal, each with a value of ``sign``.
+
+No trigger counts this change, because it is rare: the old principal's account is relieved of
+the operation, and the new one's is charged with it.
 """

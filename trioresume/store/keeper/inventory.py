@@ -13,11 +13,14 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 from trioresume.errors import ContentLost, FormatVersionUnsupported, StorageError
+from trioresume.protocol.filenames import parse_content_disposition_filename
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store.catalog.catalog import FILE_COLUMNS, CatalogReader, file_from
@@ -68,6 +71,8 @@ class StoredUpload:
     ``gone``."""
     method: str
     target: str
+    name: str | None
+    """The name that its file will have, or else the name that the client calls its content."""
     principal: str | None
     created_at: float
     expires_at: float
@@ -95,6 +100,8 @@ class StoredFile:
     """One file of the file service. Times are Unix seconds, sizes bytes."""
 
     name: str
+    filename: str | None
+    """The name that the client gave its content, if it is another one."""
     owner: str | None
     length: int
     digest: str | None
@@ -207,6 +214,7 @@ class Inventory:
             state=str(record.state),
             method=record.method,
             target=record.target,
+            name=_name_of(record),
             principal=record.principal,
             created_at=record.created_at + behind,
             expires_at=record.expires_at + behind,
@@ -255,6 +263,40 @@ class Inventory:
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
         behind = self._behind()
         return [_stored_file(file_from(row), behind) for row in rows]
+
+    # Both.
+
+    def search(
+        self, what: str, *, glob: bool = False, ended: bool = False
+    ) -> Iterator[StoredFile | StoredUpload]:
+        """Yield the files and the unfinished uploads that are called *what*.
+
+        *what* is a file's name, an upload's id, or a name that a client gave. With *glob* it
+        is a pattern with ``*``, ``?`` and ``[…]``, and all that match are found. With *ended*
+        uploads that are done or gone are found, too, by their names; by its id every upload
+        is found. A name that is found at once is not looked for among those that clients
+        gave, because that reads all rows.
+        """
+        if not glob:
+            found: list[StoredFile | StoredUpload] = [*self.files_called(what)]
+            upload = self.upload(what)
+            found += [] if upload is None else [upload]
+            if found:
+                yield from found
+                return
+
+        def fits(*names: str | None) -> bool:
+            given = filter(None, names)
+            if glob:
+                return any(fnmatchcase(name, what) for name in given)
+            return what in given
+
+        for file in self.files():
+            if fits(file.name, file.filename):
+                yield file
+        for each in self.uploads(ended=ended):
+            if fits(each.id, each.name):
+                yield each
 
     # The whole.
 
@@ -322,9 +364,19 @@ def _check_format(path: Path) -> None:
         )
 
 
+def _name_of(record: OperationRecord) -> str | None:
+    """Return the name in the target of a PUT, or else the name that the client gave."""
+    path = record.target.partition("?")[0]
+    if record.method == "PUT" and not path.endswith("/"):
+        return unquote(path.rpartition("/")[2])
+    disposition = record.fields.get("content-disposition") or ""
+    return parse_content_disposition_filename(disposition)
+
+
 def _stored_file(record: FileRecord, behind: float) -> StoredFile:
     return StoredFile(
         name=record.name,
+        filename=record.fields.get("filename"),
         owner=record.owner,
         length=record.content.length,
         digest=_hex(record.content.digest),

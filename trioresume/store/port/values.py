@@ -35,6 +35,7 @@ __all__ = [
     "HoldBack",
     "JoinContents",
     "LetCount",
+    "MoveOperation",
     "Mutation",
     "OperationId",
     "OperationRecord",
@@ -294,6 +295,18 @@ class SetReserved:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveOperation:
+    """Give the operation to *principal*, who is charged for it from now on, and to *target*.
+
+    A tombstone stays as it is.
+    """
+
+    operation: OperationId
+    principal: str | None
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetExpiry:
     operation: OperationId
     expires_at: float
@@ -484,6 +497,7 @@ Mutation = (
     | LetCount
     | SetLength
     | SetReserved
+    | MoveOperation
     | SetExpiry
     | FreezeContent
     | JoinContents
