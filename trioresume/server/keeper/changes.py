@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import trio
@@ -65,8 +65,7 @@ TOMBSTONE = 24 * 3600.0
 _MOVABLE = (OperationState.RECEIVING, OperationState.WAITING)
 
 
-class _Changer(Protocol):
-    async def change(self, wish: Mapping[str, Any]) -> None: ...
+_Change = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class Keeper:
@@ -76,12 +75,12 @@ class Keeper:
     :class:`~trioresume.StorageError` with the reason if it was not made.
     """
 
-    def __init__(self, changer: _Changer) -> None:
-        self._changer = changer
+    def __init__(self, change: Callable[[Mapping[str, Any]], Awaitable[None]]) -> None:
+        self._change = change
 
     async def remove(self, what: StoredFile | StoredUpload) -> None:
         """Remove a file, or end an upload: its content goes, and it answers 410."""
-        await self._changer.change({"act": "rm", **_named(what)})
+        await self._change({"act": "rm", **_named(what)})
 
     async def rename(
         self, what: StoredFile | StoredUpload, name: str, *, force: bool = False
@@ -91,7 +90,7 @@ class Keeper:
         With *force* a file that has this name is replaced.
         """
         wish = {"act": "mv", **_named(what), "name": name, "force": force}
-        await self._changer.change(wish)
+        await self._change(wish)
 
     async def give(
         self,
@@ -105,7 +104,7 @@ class Keeper:
         With *force* a file of the same name that *owner* has is replaced.
         """
         wish = {"act": "chown", **_named(what), "to": owner, "force": force}
-        await self._changer.change(wish)
+        await self._change(wish)
 
 
 def _named(what: StoredFile | StoredUpload) -> dict[str, object]:
@@ -132,7 +131,7 @@ async def open_keeper(
 
 async def _open(
     stack: AsyncExitStack, data_dir: str | os.PathLike[str], patience: float
-) -> _Changer:
+) -> _Change:
     opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
     deadline = trio.current_time() + patience
     while True:
@@ -146,10 +145,10 @@ async def _open(
                     raise locked from exc
                 await trio.sleep(RETRY_DELAY)
             else:
-                return await _Asking.begin(talk)
+                return (await _Asking.begin(talk)).change
         else:
             stack.callback(store.close)
-            return _Alone(store)
+            return _Alone(store).change
 
 
 class _Asking:
@@ -315,6 +314,9 @@ def _file_mutations(store: Store, wish: Mapping[str, Any]) -> Sequence[Mutation]
     if wish["act"] == "mv":
         moved = replace(file, name=_text(wish, "name"))
         check_file_name(moved.name)
+        if file.fields.get("filename") == name:
+            # Downloads get the new name, too; a name of the client's stays.
+            moved = replace(moved, fields=file.fields.without("filename"))
     else:
         moved = replace(file, owner=_owner(wish, "to"))
     if (moved.owner, moved.name) == (owner, name):

@@ -374,9 +374,10 @@ def _name_of(record: OperationRecord) -> str | None:
 
 
 def _stored_file(record: FileRecord, behind: float) -> StoredFile:
+    filename = record.fields.get("filename")
     return StoredFile(
         name=record.name,
-        filename=record.fields.get("filename"),
+        filename=None if filename == record.name else filename,
         owner=record.owner,
         length=record.content.length,
         digest=_hex(record.content.digest),
