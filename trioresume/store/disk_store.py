@@ -442,12 +442,14 @@ class DiskStore:
         return self._catalog.meta(name)
 
     def due_events(
-        self, now: float, limit: int
+        self, now: float, limit: int, *, tasks: bool = False
     ) -> tuple[list[EventRecord], float | None]:
-        return self._catalog.due_events(now, limit)
+        return self._catalog.due_events(now, limit, tasks=tasks)
 
-    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
-        return self._catalog.events(dead=dead, after=after, limit=limit)
+    def events(
+        self, *, dead: bool, after: int, limit: int, tasks: bool = False
+    ) -> list[EventRecord]:
+        return self._catalog.events(dead=dead, after=after, limit=limit, tasks=tasks)
 
     def event_count(self) -> int:
         return self._catalog.event_count()

@@ -467,24 +467,28 @@ class MemoryStore(MemoryContents):
         return self._meta.get(name)
 
     def due_events(
-        self, now: float, limit: int
+        self, now: float, limit: int, *, tasks: bool = False
     ) -> tuple[list[EventRecord], float | None]:
         due: list[EventRecord] = []
         waiting: set[OperationId] = set()
-        for _, event in sorted(self._events.items()):
+        events = [e for _, e in sorted(self._events.items()) if e.is_task is tasks]
+        for event in events:
             if event.due_at > now:
                 waiting.add(event.operation)
             if event.operation not in waiting:
                 due.append(event)
-        later = [e.due_at for e in self._events.values() if e.due_at > now]
+        later = [event.due_at for event in events if event.due_at > now]
         return due[:limit], min(later, default=None)
 
-    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+    def events(
+        self, *, dead: bool, after: int, limit: int, tasks: bool = False
+    ) -> list[EventRecord]:
         table = self._dead_events if dead else self._events
-        return [event for seq, event in sorted(table.items()) if seq > after][:limit]
+        known = [e for _, e in sorted(table.items()) if e.is_task is tasks]
+        return [event for event in known if event.seq > after][:limit]
 
     def event_count(self) -> int:
-        return len(self._events)
+        return sum(not event.is_task for event in self._events.values())
 
     def usage(self, principal: str | None) -> Usage:
         known = [r for r in self._operations.values() if r.principal == principal]

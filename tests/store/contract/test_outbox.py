@@ -148,3 +148,20 @@ def test_dead_events_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) 
         do(stand.store, BuryEvent(seq, "refused"))
     dead = stand.store.events(dead=True, after=0, limit=10)
     assert [each.id for each in dead] == ["msg_2", "msg_3", "msg_4"]
+
+
+def test_tasks_of_the_service_are_found_apart_from_events(stand: Stand) -> None:
+    """No receiver of events sees one, and neither waits for the other."""
+    task = replace(event(2, OTHER), kind="task.test")
+    do(stand.store, RecordEvent(event(1)), RecordEvent(task), RecordEvent(event(3)))
+    store = stand.restart()
+    assert [each.id for each in due(store)] == ["msg_1", "msg_3"]
+    (found,), _ = store.due_events(0.0, 100, tasks=True)
+    assert (found.id, found.is_task) == ("msg_2", True)
+    assert store.event_count() == 2
+    do(store, PostponeEvent(found.seq, 50.0, "full"))
+    assert store.due_events(0.0, 100) == (due(store), None)
+    assert store.due_events(0.0, 100, tasks=True) == ([], 50.0)
+    (listed,) = store.events(dead=False, after=0, limit=10, tasks=True)
+    assert (listed.seq, listed.error) == (found.seq, "full")
+    assert len(store.events(dead=False, after=0, limit=10)) == 2

@@ -28,7 +28,7 @@ from trioresume.errors import StorageError
 from trioresume.protocol.heads import Fields
 from trioresume.store.catalog.chunk_lists import ContentRow, part_digests, piece_digests
 from trioresume.store.catalog.log_check import refuse_lost_commits
-from trioresume.store.catalog.outbox import due_events, listed_events
+from trioresume.store.catalog.outbox import NO_TASKS, due_events, listed_events
 from trioresume.store.catalog.schema import (
     connect,
     create,
@@ -202,25 +202,31 @@ class CatalogReader:
         return None if row is None else str(row[0])
 
     def due_events(
-        self, now: float, limit: int
+        self, now: float, limit: int, *, tasks: bool = False
     ) -> tuple[list[EventRecord], float | None]:
         try:
             with self._reading, _snapshot(self._reader):
-                return due_events(self._reader.execute, now, limit)
+                return due_events(self._reader.execute, now, limit, tasks=tasks)
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
 
-    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+    def events(
+        self, *, dead: bool, after: int, limit: int, tasks: bool = False
+    ) -> list[EventRecord]:
         try:
             with self._reading:
                 return listed_events(
-                    self._reader.execute, dead=dead, after=after, limit=limit
+                    self._reader.execute,
+                    dead=dead,
+                    after=after,
+                    limit=limit,
+                    tasks=tasks,
                 )
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
 
     def event_count(self) -> int:
-        row = self._one("SELECT count(*) FROM events")
+        row = self._one(f"SELECT count(*) FROM events WHERE {NO_TASKS}")
         return 0 if row is None else int(row[0])
 
     def store_value(self, name: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from trioresume.store.port import (
     MOST_DEAD_EVENTS,
+    TASK,
     BuryEvent,
     DropEvents,
     EventRecord,
@@ -27,7 +28,14 @@ from trioresume.store.port import (
     ReviveEvents,
 )
 
-__all__ = ["EVENTS", "change_outbox", "due_events", "listed_events"]
+__all__ = [
+    "EVENTS",
+    "NO_TASKS",
+    "TASKS",
+    "change_outbox",
+    "due_events",
+    "listed_events",
+]
 
 EVENTS = """
 CREATE TABLE events (
@@ -57,6 +65,10 @@ CREATE TABLE dead_events (
     error TEXT NOT NULL
 );
 """
+
+TASKS = f"substr(kind, 1, {len(TASK)}) = '{TASK}'"
+"""A condition for the events that are tasks of the service itself."""
+NO_TASKS = f"NOT {TASKS}"
 
 _COLUMNS = (
     "seq, id, operation, kind, recorded_at, dated, payload, due_at, attempts, error"
@@ -127,28 +139,36 @@ def change_outbox(
 
 
 def due_events(
-    execute: Callable[..., sqlite3.Cursor], now: float, limit: int
+    execute: Callable[..., sqlite3.Cursor], now: float, limit: int, *, tasks: bool
 ) -> tuple[list[EventRecord], float | None]:
     """Return at most *limit* events that may be sent, in order, and when the next is due."""
+    kinds = TASKS if tasks else NO_TASKS
     rows = execute(
-        f"SELECT {_COLUMNS} FROM events e WHERE NOT EXISTS (SELECT 1 FROM events f"
+        f"SELECT {_COLUMNS} FROM events e WHERE {kinds} AND NOT EXISTS (SELECT 1 FROM events f"
         " WHERE f.operation = e.operation AND f.seq <= e.seq AND f.due_at > ?)"
         " ORDER BY seq LIMIT ?",
         (now, limit),
     ).fetchall()
     (soonest,) = execute(
-        "SELECT min(due_at) FROM events WHERE due_at > 0 AND due_at > ?", (now,)
+        f"SELECT min(due_at) FROM events WHERE due_at > 0 AND due_at > ? AND {kinds}",
+        (now,),
     ).fetchone()
     return [_event_from(row) for row in rows], soonest
 
 
 def listed_events(
-    execute: Callable[..., sqlite3.Cursor], *, dead: bool, after: int, limit: int
+    execute: Callable[..., sqlite3.Cursor],
+    *,
+    dead: bool,
+    after: int,
+    limit: int,
+    tasks: bool,
 ) -> list[EventRecord]:
     """Return at most *limit* events after number *after*, in order."""
     table = "dead_events" if dead else "events"
     rows = execute(
-        f"SELECT {_COLUMNS} FROM {table} WHERE seq > ? ORDER BY seq LIMIT ?",
+        f"SELECT {_COLUMNS} FROM {table} WHERE seq > ? AND"
+        f" {TASKS if tasks else NO_TASKS} ORDER BY seq LIMIT ?",
         (after, limit),
     ).fetchall()
     return [_event_from(row) for row in rows]

@@ -272,9 +272,11 @@ class Store(Protocol):
     def meta(self, name: str) -> str | None: ...
 
     def due_events(
-        self, now: float, limit: int
+        self, now: float, limit: int, *, tasks: bool = False
     ) -> tuple[list[EventRecord], float | None]:
         """Return the first events of the outbox that may be sent at *now*, in order.
+
+        With *tasks* these are the tasks of the service itself, and otherwise all but these.
 
         An event may be sent if no event of the same operation, itself included, up to it is
         postponed beyond *now*. Also returns the soonest time after *now* to which any event
@@ -282,12 +284,14 @@ class Store(Protocol):
         """
         ...
 
-    def events(self, *, dead: bool, after: int, limit: int) -> list[EventRecord]:
+    def events(
+        self, *, dead: bool, after: int, limit: int, tasks: bool = False
+    ) -> list[EventRecord]:
         """Return the events with numbers above *after*, in order: those that wait, or the dead."""
         ...
 
     def event_count(self) -> int:
-        """Return how many events wait."""
+        """Return how many events wait, tasks not counted."""
         ...
 
     def usage(self, principal: str | None) -> Usage:

@@ -21,6 +21,7 @@ __all__ = [
     "MOST_DEAD_EVENTS",
     "RECORD_SIZE",
     "SERVICE_CLOCK",
+    "TASK",
     "BuryEvent",
     "Collected",
     "Content",
@@ -181,7 +182,14 @@ class EventRecord:
     error: str = ""
     """Why the last attempt failed."""
 
+    @property
+    def is_task(self) -> bool:
+        """Whether it is a task of the service itself, of which nobody is told."""
+        return self.kind.startswith(TASK)
 
+
+TASK = "task."
+"""How the kind of an event begins that is a task of the service itself."""
 MOST_DEAD_EVENTS = 100_000
 """Dead events that are kept; the oldest go first."""
 
