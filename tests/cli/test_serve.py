@@ -22,6 +22,7 @@ import trioresume
 from trioresume import Config
 from trioresume.cli import main
 from trioresume.cli.serve_options import LIMITS, PROXIES_AND_BROWSERS
+from trioresume.cli.service.plan import Plan
 
 SOURCE = str(Path(trioresume.__file__).parent.parent)
 
@@ -201,7 +202,7 @@ def test_page_that_was_not_built_is_a_plain_message(
 ) -> None:
     """With how to build it; nothing was touched, and nobody listens."""
     monkeypatch.setattr("trioresume.ui.page.is_built", lambda folder: False)
-    monkeypatch.setattr("trioresume.cli.serve._calm_collector", lambda: None)
+    monkeypatch.setattr("trioresume.cli.service.running._calm_collector", lambda: None)
     data = tmp_path / "data"
     result = _invoke("--ui", "--bind", "127.0.0.1:0", "--data-dir", str(data))
     assert result.exit_code == 1
@@ -218,10 +219,8 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, str]]:
     """The settings with which the service would have been run."""
     seen: list[tuple[Config, str]] = []
 
-    def run(
-        _: object, config: Config, base_path: str, *_target: Any, **__: Any
-    ) -> None:
-        seen.append((config, base_path))
+    def run(_: object, plan: Plan, **__: Any) -> None:
+        seen.append((plan.config, plan.base_path))
 
     monkeypatch.setattr(trio, "run", run)
     return seen

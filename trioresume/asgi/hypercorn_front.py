@@ -108,6 +108,7 @@ async def serve(
         server = Server(
             [each.url for each in listeners],
             doorman.stopping,
+            doorman.recovered,
             contexts,
             doorman.rulebook,
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import click
-import trio
+from click.core import ParameterSource
 
 import trioresume
 from trioresume.cli.applications import AppOptions, application_target
@@ -38,20 +37,24 @@ from trioresume.cli.options import (
     switch,
 )
 from trioresume.cli.output import output
-from trioresume.cli.rules import RulesFile, configured_rules, with_file
+from trioresume.cli.rules import configured_rules, with_file
 from trioresume.cli.sections import SERVE
 from trioresume.cli.serve_options import Settings, settings_options
+from trioresume.cli.service.plan import Plan
 from trioresume.cli.service.reloads import Reloads
+from trioresume.cli.service.running import ignore_hangups, start
+from trioresume.cli.service.systemd import (
+    ServiceManager,
+    chosen_sockets,
+    forget,
+    handed_sockets,
+)
 from trioresume.cli.tls import tls_options
 from trioresume.cli.upstream_options import auth_options, upstream_options
 
 __all__ = ["serve", "token"]
 
 _DEFAULTS = trioresume.Config()
-
-_SIGNALS = [signal.SIGINT, signal.SIGTERM]
-if hasattr(signal, "SIGHUP"):
-    _SIGNALS.append(signal.SIGHUP)
 
 
 @click.command(
@@ -156,8 +159,10 @@ def serve(
     acknowledged byte is lost. SIGHUP reads the files of certificates, tokens and rules
     again, and opens the log file again. It ends no connection.
     """
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until _obey handles it
+    ignore_hangups()
+    manager = ServiceManager(os.environ, os.getpid())
+    handed = handed_sockets(os.environ, os.getpid())
+    forget(os.environ)
     reloads = Reloads()
     if log_file is not None:
         _log_to(log_file, reloads)
@@ -176,7 +181,7 @@ def serve(
     if settings["public_url"] is not None:
         settings["public_url"] = settings["public_url"].rstrip("/")
     config = _config(
-        bind=bind,
+        bind=chosen_sockets(bind, handed, is_given=is_given("bind")),
         unix_socket_mode=unix_socket_mode,
         data_dir=data_dir,
         authenticate=authenticator(identity, auth, tls["principal"], reloads),
@@ -186,23 +191,24 @@ def serve(
         rules=configured_rules(),
         **settings,
     )
-    run = _front(front, http3)
-    _raise_descriptor_limit()
-    _calm_collector()
-    try:
-        trio.run(
-            _serve,
-            config,
-            base_path,
-            target,
-            run,
-            reloads,
-            click.get_current_context().meta.get(CONFIG_FILE),
-            restrict_keyboard_interrupt_to_checkpoints=True,
+    start(
+        Plan(
+            config=config,
+            base_path=base_path,
+            target=target,
+            run=_front(front, http3),
+            reloads=reloads,
+            manager=manager,
+            config_file=click.get_current_context().meta.get(CONFIG_FILE),
         )
-    except* (OSError, trioresume.TrioresumeError) as group:
-        raise click.ClickException(str(_first(group))) from group
+    )
     return ExitCode.DONE
+
+
+def is_given(name: str) -> bool:
+    """Return whether somebody has set the parameter *name* of the running command."""
+    context = click.get_current_context()
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _config(**settings: Any) -> trioresume.Config:
@@ -247,97 +253,6 @@ def _target(
         return application_target(app) or file_service(base_path, files)
     except trioresume.CallerError as exc:
         raise click.UsageError(f"--base-path {base_path!r}: {exc}") from exc
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _serve(
-    config: trioresume.Config,
-    base_path: str,
-    target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget,
-    run: Callable[..., Awaitable[None]],
-    reloads: Reloads,
-    config_file: Path | None,
-) -> None:
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(
-                _running, partial(run, target, config), nursery.cancel_scope
-            )
-            for url in server.urls:
-                click.echo(f"You can now upload files to: {url}{base_path}")
-            for url in server.urls if config.ui is not None else ():
-                click.echo(f"In a browser: {url}/ui/")
-            if any(url.startswith("https:") for url in server.urls):
-                reloads.add_async("the certificates", server.reload_certificates)
-            if config_file is not None and config.rules:
-                reloads.add_async("the rules", RulesFile(config_file, server).reload)
-            nursery.start_soon(reloads.run)
-            nursery.start_soon(_obey, signals, server, reloads, nursery.cancel_scope)
-
-
-async def _running(
-    run: Callable[..., Awaitable[None]],
-    whole: trio.CancelScope,
-    *,
-    task_status: trio.TaskStatus[trioresume.Server],
-) -> None:
-    await run(task_status=task_status)
-    whole.cancel()
-
-
-async def _obey(
-    signals: AsyncIterator[int],
-    server: trioresume.Server,
-    reloads: Reloads,
-    whole: trio.CancelScope,
-) -> None:
-    count = 0
-    async for number in signals:
-        if number not in (signal.SIGINT, signal.SIGTERM):
-            reloads.request()
-            continue
-        count += 1
-        if count == 1:
-            click.echo("Shutting down. Press Ctrl-C again to stop at once.", err=True)
-            server.shutdown()
-        else:
-            whole.cancel()
-
-
-def _raise_descriptor_limit() -> None:
-    """Allow as many descriptors as the system permits: each upload needs two."""
-    try:
-        import resource
-    except ImportError:
-        return  # not on this system
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            pass  # the real limit of some systems is lower than the reported one
-
-
-def _calm_collector() -> None:
-    """Make each run of the garbage collector short, and exclude the permanent objects.
-
-    The objects of a request are freed by their reference counts when it ends. The
-    collector is only needed for rare reference cycles. With the usual thresholds it scans
-    the objects of all open uploads again and again, and the server answers nobody
-    meanwhile: for a quarter of a second with 3,500 uploads, and for a second with
-    10,000. With these thresholds a usual run scans 2,000 new objects and the few
-    thousand before them, in 5 ms. A scan of all objects happens after some ten million
-    new ones. A library must not decide this for its process; a command may.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(2_000, 1, 5_000)
 
 
 @click.command(cls=Command, examples=("trioresume token anna >> token-of-anna",))

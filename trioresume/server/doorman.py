@@ -55,6 +55,8 @@ class Doorman:
         self._turned_away = 0
         self.deadline = float("inf")
         """The end of a shutdown's grace period, on trio's clock."""
+        self.recovered = trio.Event()
+        """Set when what an earlier run left unprocessed was taken up again."""
         self.stopping = trio.Event()
         """Set to ask for a shutdown."""
 

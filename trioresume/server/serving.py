@@ -107,6 +107,7 @@ class Server:
     urls: Sequence[str]
     """The addresses it listens on, as ``http://HOST:PORT`` or ``https://HOST:PORT``."""
     _stop: trio.Event
+    _recovered: trio.Event
     _contexts: ServerContexts | None = None
     _rulebook: Rulebook | None = None
 
@@ -116,6 +117,14 @@ class Server:
         Returns at once; :func:`serve` returns when the service has ended.
         """
         self._stop.set()
+
+    async def wait_recovered(self) -> None:
+        """Wait until requests that an earlier run left unprocessed are taken up again.
+
+        The service answers before that, too. It does not wait for a catalog that cannot be
+        read: that is tried again later.
+        """
+        await self._recovered.wait()
 
     async def reload_certificates(self) -> None:
         """Read the files of ``Config.ssl`` again, for the connections that come from now on.
@@ -189,7 +198,13 @@ async def serve_tuned(
         ) as doorman,
     ):
         urls = [listener.url for listener in listeners]
-        server = Server(urls, doorman.stopping, doorman.contexts, doorman.rulebook)
+        server = Server(
+            urls,
+            doorman.stopping,
+            doorman.recovered,
+            doorman.contexts,
+            doorman.rulebook,
+        )
         await doorman.run(listeners, partial(task_status.started, server))
 
 
@@ -339,7 +354,7 @@ async def running_service(
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))
         background.start_soon(_run_all, tasks, chores)
-        background.start_soon(operations.recover)
+        background.start_soon(operations.recover, doorman.recovered)
         yield doorman
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline

@@ -18,7 +18,7 @@ from trioresume.protocol.cors import CrossOrigin
 from trioresume.protocol.dialects import UploadLimits
 from trioresume.protocol.forwarded import ForwardedFamily, Proxies
 from trioresume.protocol.heads import Fields, RequestHead
-from trioresume.server.api.addresses import parse_address
+from trioresume.server.api.addresses import InheritedAddress, parse_address
 from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import TLSSettings
 
@@ -291,12 +291,12 @@ class Config:
                 raise CallerError(f"{name} must be at least 1")
         if not self.bind:
             raise CallerError("bind must name at least one address")
-        if len(set(self.bind)) < len(self.bind):
-            raise CallerError("bind names an address twice")
         if self.unix_socket_mode > 0o777:
             raise CallerError("unix_socket_mode is above 0o777")
-        for bind in self.bind:
-            parse_address(bind, secure=self.ssl is not None)
+        addresses = [parse_address(b, secure=self.ssl is not None) for b in self.bind]
+        handed = [a.descriptor for a in addresses if isinstance(a, InheritedAddress)]
+        if len(set(handed)) < len(handed):
+            raise CallerError("bind names a descriptor twice")
         path = self.operation_path
         if not (path.startswith("/") and path.endswith("/") and len(path) > 1):
             raise CallerError("operation_path must look like '/name/'")

@@ -354,8 +354,10 @@ class Registry:
         if operation.state in _CALLING:
             self.start(operation, operation.restart)
 
-    async def recover(self) -> None:
+    async def recover(self, tried: trio.Event | None = None) -> None:
         """Go on with operations that the last process left between complete and done (R31).
+
+        Sets *tried* after the first try.
 
         A catalog that cannot be read does not end the service. The service serves what can be
         read, and tries this again.
@@ -367,6 +369,9 @@ class Registry:
                 logger.error("recovery is postponed: %s", exc)
             else:
                 return
+            finally:
+                if tried is not None:
+                    tried.set()
             await trio.sleep(RECOVER_DELAY)
 
     async def _recover(self) -> None:
