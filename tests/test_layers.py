@@ -141,6 +141,7 @@ WINGS["uploads"] = WINGS["http"] | {"http"}
 WINGS["keeper"] = {"uploads"}
 WINGS["routes"] = WINGS["uploads"] | {"uploads"}
 WINGS["doorman"] = WINGS["http"] | {"http"}
+WINGS["watch"] = WINGS["doorman"] | {"uploads", "doorman"}
 WINGS["serving"] = {*WINGS}
 CLIENT_WINGS: dict[str, set[str]] = {
     "decisions": set(),

@@ -40,7 +40,7 @@ def imported(folder: str) -> set[str]:
                 roots.add(node.module.partition(".")[0])
     owners = packages_distributions()
     return {
-        owners[root][0].lower()
+        owners[root][0].lower().replace("_", "-")
         for root in roots
         - sys.stdlib_module_names
         - {"_typeshed", "bench", "trioresume"}

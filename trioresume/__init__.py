@@ -47,6 +47,7 @@ from trioresume.identity.htpasswd import PasswordFile
 from trioresume.identity.jwt import JsonWebTokens
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.tls_facts import ClientCertificate, TLSFacts
+from trioresume.server.api.access_log import AccessLog
 from trioresume.server.api.client_certificates import client_certificates
 from trioresume.server.api.config import Authenticator, Config, Principal, Rejection
 from trioresume.server.api.handler import (
@@ -62,6 +63,7 @@ from trioresume.server.api.handler import (
 from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import BearerTokens, bearer_tokens, new_token
+from trioresume.server.api.watching import WatchSettings
 from trioresume.server.keeper.backup import BackupReport, backup, restore
 from trioresume.server.keeper.changes import Keeper, open_keeper
 from trioresume.server.keeper.collect import collect
@@ -83,6 +85,7 @@ from trioresume.targets.upstream.target import UpstreamTarget
 
 __all__ = [
     "ASGITarget",
+    "AccessLog",
     "AnyOf",
     "AuthRequest",
     "Authenticator",
@@ -140,6 +143,7 @@ __all__ = [
     "UpstreamTarget",
     "Verification",
     "WSGITarget",
+    "WatchSettings",
     "backup",
     "bearer_tokens",
     "client_certificates",

@@ -49,6 +49,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "disk_store",
     ),
     "server": (
+        "api/access_log",
         "api/rulebook",
         "api/rules",
         "api/tokens",
@@ -92,6 +93,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "uploads/registry",
         "uploads/target_call",
         "uploads/turns",
+        "watch/admin",
+        "watch/facts",
+        "watch/requests",
     ),
     "protocol": (
         "allowance",
@@ -230,6 +234,7 @@ MORE: dict[str, tuple[str, ...]] = {
     ),
     "server/http/asgi/body": ("tests/asgi/test_app.py",),
     "server/http/asgi/exchange": ("tests/asgi/test_app.py",),
+    "server/watch/facts": ("tests/server/watch/test_admin.py",),
     "server/http/http2/body": (_HTTP2_CONNECTION,),
     "server/http/http2/credit": ("tests/server/http/http2/test_credit.py",),
     "server/http/http2/exchange": (_HTTP2_CONNECTION,),

@@ -90,6 +90,12 @@ SERVE = {
         "--min-body-rate",
         "--grace-timeout",
     ),
+    "Watching it": (
+        "--admin-bind",
+        "--public-health",
+        "--access-log",
+        "--access-log-format",
+    ),
     "Behind a proxy": (
         "--trusted-proxy",
         "--forwarded-fields",

@@ -51,6 +51,7 @@ from trioresume.cli.service.systemd import (
 )
 from trioresume.cli.tls import tls_options
 from trioresume.cli.upstream_options import auth_options, upstream_options
+from trioresume.cli.watch_options import watch_options
 
 __all__ = ["serve", "token"]
 
@@ -125,6 +126,7 @@ _DEFAULTS = trioresume.Config()
     help="File to which log messages are appended, instead of standard error. SIGHUP "
     "opens it again.",
 )
+@watch_options
 @settings_options
 @tls_options
 @upstream_options
@@ -138,6 +140,7 @@ def serve(
     upstream: trioresume.UpstreamTarget | None,
     tls: Settings,
     settings: Settings,
+    watch: trioresume.WatchSettings,
     bind: tuple[str, ...],
     unix_socket_mode: int,
     data_dir: Path,
@@ -189,8 +192,16 @@ def serve(
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,
         rules=configured_rules(),
+        watch=watch,
         **settings,
     )
+    if watch.access_log is not None:
+        reloads.add(
+            "the access log",
+            watch.access_log.reload,
+            done="was opened again",
+            kept="stays as it was",
+        )
     start(
         Plan(
             config=config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -59,6 +60,16 @@ class Doorman:
         """Set when what an earlier run left unprocessed was taken up again."""
         self.stopping = trio.Event()
         """Set to ask for a shutdown."""
+        self._listens = False
+
+    def count_connections(self) -> Counter[str]:
+        """Return how many connections there are, by what they speak.
+
+        If another server carries the requests, each request counts as a connection.
+        """
+        if not self._listens:
+            return Counter({"asgi": self.front.admission.connections})
+        return Counter(connection.carrier for connection in self._connections)
 
     async def run(
         self, listeners: Sequence[Listener], started: Callable[[], None]
@@ -67,6 +78,7 @@ class Doorman:
 
         Calls *started* once connections are accepted.
         """
+        self._listens = True
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as listening:
                 for listener in listeners:

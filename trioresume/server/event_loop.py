@@ -43,6 +43,11 @@ class RoundLimit:
         self._sleeping = trio.lowlevel.ParkingLot()
         """The task in ``run``, while no task comes."""
 
+    @property
+    def waiting(self) -> int:
+        """The number of tasks that wait for their turn."""
+        return len(self._waiting)
+
     async def wait(self) -> None:
         """Return when it is the caller's turn. A checkpoint only if this waits."""
         if self._sleeping:

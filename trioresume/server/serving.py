@@ -20,12 +20,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+from blake3 import blake3
 
 from trioresume.errors import CallerError
 from trioresume.protocol.clock import Schedule, ServiceClock
@@ -62,8 +63,10 @@ from trioresume.server.uploads.expiry import (
     Expiry,
     clock_reading,
 )
+from trioresume.server.uploads.operation import Operation
 from trioresume.server.uploads.quotas import Quotas
 from trioresume.server.uploads.registry import MOST_RESTING, Registry
+from trioresume.server.watch.facts import USUAL_TIMES, LookTimes
 from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK, SetState
@@ -71,6 +74,8 @@ from trioresume.store.port import SERVICE_CLOCK, SetState
 if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget, Handler
     from trioresume.server.api.rules import Rule
+    from trioresume.server.http.exchange import Exchange
+    from trioresume.server.watch.watch import Watch
     from trioresume.store.port import Store
 
 __all__ = ["Server", "serve"]
@@ -94,6 +99,7 @@ class Tuning:
     most_resting: int = MOST_RESTING
     collect_delay: float = COLLECT_DELAY
     keeper_timeout: float = CLIENT_TIMEOUT
+    look_times: LookTimes = USUAL_TIMES
     make_schedule: Callable[[], Schedule] = lambda: Schedule(WINDOW)
 
 
@@ -222,9 +228,47 @@ async def running_engine(
 
     Raises as :func:`serve`.
     """
+    async with _watching(config, tuning) as watch:
+        async with _running_engine(
+            target, config, store, page, contexts, watch, tuning
+        ) as doorman:
+            yield doorman
+
+
+@asynccontextmanager
+async def _watching(config: Config, tuning: Tuning) -> AsyncIterator[Watch | None]:
+    """Open the second listener, if there is one; yield what watches the service."""
+    settings = config.watch
+    if settings.admin_bind:
+        # Imported only here: a service that is not watched needs nothing of it.
+        from trioresume.server.watch.admin import open_admin_listeners
+        from trioresume.server.watch.watch import Watch
+
+        async with open_admin_listeners(config) as listeners:
+            for listener in listeners:
+                logger.info("metrics and health checks at %s", listener.url)
+            yield Watch(config, listeners, tuning.look_times)
+    elif settings.access_log is not None:
+        from trioresume.server.watch.watch import Watch
+
+        yield Watch(config, [], tuning.look_times)
+    else:
+        yield None
+
+
+@asynccontextmanager
+async def _running_engine(
+    target: AnyTarget,
+    config: Config,
+    store: Store | None,
+    page: UploadPage | None,
+    contexts: ServerContexts | None,
+    watch: Watch | None,
+    tuning: Tuning,
+) -> AsyncIterator[Doorman]:
     control = store is None
     if store is None:
-        store = await trio.to_thread.run_sync(_open_store, config)
+        store = await trio.to_thread.run_sync(_open_store, config, watch)
     try:
         async with running_storage(store, config) as storage:
             last_seen = await storage.run(_last_seen, store)
@@ -238,6 +282,7 @@ async def running_engine(
                     control=control,
                     page=page,
                     contexts=contexts,
+                    watch=watch,
                     tuning=tuning,
                 ) as doorman:
                     yield doorman
@@ -247,13 +292,17 @@ async def running_engine(
         store.close()
 
 
-def _open_store(config: Config) -> Store:
+def _open_store(config: Config, watch: Watch | None) -> Store:
+    disk = None if watch is None else watch.disk()
+    new_hasher = None if watch is None else watch.new_hasher
     return open_store(
         config.data_dir,
         chunk_size=config.chunk_size,
         durability=config.durability,
         min_free_space=config.min_free_space,
         reserve=RESERVE_SIZE,
+        disk=disk,
+        new_hasher=new_hasher or blake3,
     )
 
 
@@ -295,6 +344,7 @@ async def running_service(
     control: bool = False,
     page: UploadPage | None = None,
     contexts: ServerContexts | None = None,
+    watch: Watch | None = None,
     tuning: Tuning = UNTUNED,
 ) -> AsyncIterator[Doorman]:
     """Run everything between the commits and the listeners while the block runs.
@@ -314,7 +364,10 @@ async def running_service(
     storage.add_observer(collector.note_released, *RELEASING)
     storage.add_observer(quotas.observe)
     storage.batch_observer = quotas
+    if watch is not None:
+        watch.observe(storage)
     async with (
+        nullcontext() if watch is None else watch.running(),
         _running(config.authenticate, config),
         _running(target, config) as lasting,
         trio.open_nursery() as background,
@@ -330,12 +383,18 @@ async def running_service(
             quotas,
             rulebook,
             most_resting=tuning.most_resting,
+            new_operation=Operation if watch is None else watch.new_operation,
         )
         retries = Retries(operations, config.retry_interval)
         storage.add_observer(retries.observe, SetState)
         service = Service(operations, config, background, page)
         chores = trio.CancelScope()
-        doorman = Doorman(service.handle, config, clock, contexts, rulebook)
+        handle: Callable[[Exchange], Awaitable[None]] = service.handle
+        if config.watch.public_health:
+            from trioresume.server.watch.health import with_health
+
+            handle = with_health(handle)
+        doorman = Doorman(handle, config, clock, contexts, rulebook)
         tasks: list[Callable[[], Awaitable[None]]] = [
             partial(expiry.run, operations),
             collector.run,
@@ -353,6 +412,11 @@ async def running_service(
             }
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))
+        if watch is not None:
+            add = watch.admin_task(
+                doorman, storage, clock, background, has_disk=control
+            )
+            tasks += [] if add is None else [add]
         background.start_soon(_run_all, tasks, chores)
         background.start_soon(operations.recover, doorman.recovered)
         yield doorman

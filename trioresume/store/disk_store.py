@@ -42,9 +42,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
+
+from blake3 import blake3
 
 from trioresume.errors import (
     CallerError,
@@ -64,7 +66,7 @@ from trioresume.store.disk.readers import (
 )
 from trioresume.store.disk.recovery import Recovery
 from trioresume.store.disk.start import begin_epoch, refuse_lost_catalog
-from trioresume.store.disk.tail_files import TailFiles
+from trioresume.store.disk.tail_files import Hasher, TailFiles
 from trioresume.store.disk.tails import Tail, Writers
 from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.data_dir import DataDir
@@ -113,14 +115,15 @@ def open_store(
     min_free_space: int = 0,
     reserve: int = 0,
     disk: Disk | None = None,
+    new_hasher: Callable[[], Hasher] = blake3,
 ) -> DiskStore:
     """Open the store in *data_dir*, which is made if it does not exist.
 
     *chunk_size* is in bytes and applies to content that is begun from now on. Content is
     refused once only *min_free_space* bytes of the disk are free, or a twentieth of the
     disk if that is less. A file of *reserve* bytes is kept, and given up when something
-    must be released on a full disk. *disk* is for tests: it performs the changes instead of
-    the operating system.
+    must be released on a full disk. *disk* performs the changes instead of the operating
+    system, and *new_hasher* makes what hashes a chunk's bytes: for tests, and to measure.
 
     Raises :class:`StoreLocked`, :class:`FormatVersionUnsupported` and other
     :class:`StorageError`.
@@ -134,6 +137,7 @@ def open_store(
             disk=disk or Disk(durable=durability == "disk"),
             min_free_space=min_free_space,
             reserve=reserve,
+            new_hasher=new_hasher,
         )
 
 
@@ -148,6 +152,7 @@ class DiskStore:
         disk: Disk,
         min_free_space: int = 0,
         reserve: int = 0,
+        new_hasher: Callable[[], Hasher] = blake3,
     ) -> None:
         self._disk = disk
         self.chunk_size = chunk_size
@@ -175,6 +180,7 @@ class DiskStore:
                 look_again=self._space.look_again,
                 distrust=self._distrust,
                 distrust_all=self._distrust_all,
+                new_hasher=new_hasher,
             )
             self._chunks.prepare()
             self._tails.prepare()
@@ -437,6 +443,9 @@ class DiskStore:
 
     def file(self, owner: str | None, name: str) -> FileRecord | None:
         return self._catalog.file(owner, name)
+
+    def count_operations(self) -> Mapping[OperationState, int]:
+        return self._catalog.count_operations()
 
     def meta(self, name: str) -> str | None:
         return self._catalog.meta(name)

@@ -11,7 +11,7 @@ Faults are switches: see :attr:`MemoryStore.full_after` and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -462,6 +462,9 @@ class MemoryStore(MemoryContents):
 
     def file(self, owner: str | None, name: str) -> FileRecord | None:
         return self._files.get((owner, name))
+
+    def count_operations(self) -> Mapping[OperationState, int]:
+        return Counter(record.state for record in self._operations.values())
 
     def meta(self, name: str) -> str | None:
         return self._meta.get(name)

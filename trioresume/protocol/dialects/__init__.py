@@ -53,9 +53,11 @@ The names that the server's parts share are exported here.
 """
 
 from trioresume.protocol.dialects.classify import (
+    PLAIN,
     classify,
     discovery_fields,
     early_dialect,
+    name_of_upload,
 )
 from trioresume.protocol.dialects.server import (
     Append,
@@ -69,6 +71,7 @@ from trioresume.protocol.dialects.server import (
 from trioresume.protocol.dialects.upload_limits import UploadLimits
 
 __all__ = [
+    "PLAIN",
     "Append",
     "AppendRules",
     "Creation",
@@ -80,4 +83,5 @@ __all__ = [
     "classify",
     "discovery_fields",
     "early_dialect",
+    "name_of_upload",
 ]

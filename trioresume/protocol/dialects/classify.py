@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trioresume.protocol.dialects.rufh import server as rufh
-from trioresume.protocol.dialects.seed.server import SEED
+from trioresume.protocol.dialects.seed.server import SEED, parse_preferences
 from trioresume.protocol.dialects.server import ServerDialect
 from trioresume.protocol.dialects.tus import server as tus
 from trioresume.protocol.dialects.upload_limits import UploadLimits
@@ -25,7 +25,10 @@ from trioresume.protocol.heads import Fields
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
 
-__all__ = ["classify", "discovery_fields", "early_dialect"]
+__all__ = ["PLAIN", "classify", "discovery_fields", "early_dialect", "name_of_upload"]
+
+PLAIN = "plain"
+"""What metrics and logs call a request in no protocol for resumable uploads."""
 
 
 def early_dialect(head: RequestHead) -> ServerDialect:
@@ -56,6 +59,16 @@ def classify(
         head, on_upload=on_upload, any_interop_version=any_interop_version
     )
     return found or SEED
+
+
+def name_of_upload(fields: Fields) -> str:
+    """Return the name of the dialect that began an upload, from its recorded *fields*."""
+    if "tus-resumable" in fields:
+        return tus.TUS.name
+    if "upload-complete" in fields or "upload-incomplete" in fields:
+        return rufh.RufhServer.name
+    asks = "prefer" in fields and parse_preferences(fields).resume is not None
+    return SEED.name if asks else PLAIN
 
 
 def discovery_fields(limits: UploadLimits) -> Fields:

@@ -158,6 +158,8 @@ class ServerDialect(ABC):
     The package's docstring explains it.
     """
 
+    name: ClassVar[str]
+    """What metrics and logs call the protocol."""
     takes_over: ClassVar[bool] = False
     """Whether a GET of the content ends a running writer. A HEAD always does."""
     awaits_target: ClassVar[bool] = True

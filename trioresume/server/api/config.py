@@ -21,6 +21,7 @@ from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.api.addresses import InheritedAddress, parse_address
 from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import TLSSettings
+from trioresume.server.api.watching import WatchSettings
 
 __all__ = [
     "UI_PATH",
@@ -266,6 +267,9 @@ class Config:
     """Threads for disk work other than commits."""
     backlog: int = 1024
     """Connections the kernel queues before they are accepted."""
+
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """Metrics, health checks, access log and traces; all are off."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):

@@ -133,6 +133,16 @@ class ReceiveMemory:
         return min(self.piece_size, max(share // 2, min(share, USUAL_LOW_WATER)))
 
     @property
+    def used(self) -> int:
+        """Bytes of the pieces that are in use."""
+        return self.size - len(self._free) * self.piece_size
+
+    @property
+    def waiting(self) -> int:
+        """The number of tasks that wait for a piece."""
+        return len(self._waiting)
+
+    @property
     def is_taken(self) -> bool:
         """Whether :meth:`take` would have to wait."""
         return not self._free

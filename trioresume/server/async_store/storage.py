@@ -138,6 +138,11 @@ class Storage:
         self.batch_observer: BatchObserver | None = None
         """Told of each batch, before and after it."""
 
+    @property
+    def waiting(self) -> int:
+        """The number of submissions that wait for a commit."""
+        return len(self._queue)
+
     def add_observer(
         self, observe: Callable[[Sequence[Mutation]], None], *kinds: type[Mutation]
     ) -> None:

@@ -81,6 +81,11 @@ class Threads:
             for thread in self._threads:
                 thread.join()
 
+    @property
+    def waiting(self) -> int:
+        """The number of jobs and lanes that wait for a thread."""
+        return len(self._todo)
+
     def submit(self, job: Job, then: Then) -> None:
         """Have *job* called soon in a thread, and then *then* in the event loop."""
         if self._size:

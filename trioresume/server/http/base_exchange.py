@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.dialects import Interim, ServerDialect
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.config import Principal
-    from trioresume.server.http.exchange import Body, Tunnel
+    from trioresume.server.http.exchange import Body, Tunnel, Watched
     from trioresume.server.http.front import Front, Guest
     from trioresume.server.http.stored_body import FileSender
 
@@ -65,15 +65,18 @@ class BaseExchange(ABC):
         "head",
         "limits",
         "preferences",
-        "responded",
         "sender",
+        "status",
+        "watched",
     )
 
     def __init__(self, head: RequestHead, body: Body, front: Front) -> None:
         self.head = head
         self.body = body
-        self.responded = False
-        """Whether the final response has begun."""
+        self.status = 0
+        """The status of the final response; 0 until the response begins."""
+        self.watched: Watched | None = None
+        """Notes how this request is answered, if the service is watched."""
         self.dialect: ServerDialect = early_dialect(head)
         """The dialect of the request, and so of its answers."""
         self.preferences = parse_preferences(head.fields)
@@ -115,7 +118,7 @@ class BaseExchange(ABC):
         except ContentCut as exc:
             # A peer that ended its request wants no answer. A silent one might want it.
             self.close_after()
-            if exc.timed_out and not self.responded:
+            if exc.timed_out and not self.status:
                 await self.respond_problem(
                     PeerError(ProblemCode.REQUEST_TIMEOUT, close=True)
                 )
@@ -138,7 +141,7 @@ class BaseExchange(ABC):
             await self._fail(PeerError(ProblemCode.INTERNAL_ERROR))
 
     async def _fail(self, error: PeerError) -> None:
-        if self.responded:
+        if self.status:
             # The length was announced: only a cut shows that the content is not whole.
             raise trio.BrokenResourceError("the response failed after its start")
         await self.respond_problem(error)
@@ -175,7 +178,7 @@ class BaseExchange(ABC):
 
     @property
     def can_interim(self) -> bool:
-        return not self.responded and self.head.http_version != "1.0"
+        return not self.status and self.head.http_version != "1.0"
 
     async def send_continue(
         self, fields: Fields = NO_FIELDS, *, always: bool = False
@@ -184,11 +187,15 @@ class BaseExchange(ABC):
             allowed = self._front.config.interim_responses != "none"
             always = allowed and self._takes_continue
         if self.can_interim and (self._owes_continue or always):
+            if self.watched is not None:
+                self.watched.note_interim(fields)
             await self._send_interim(100, fields)
         self._owes_continue = False
 
     async def send_interim(self, interim: Interim) -> None:
         if self.can_interim and self._front.config.interim_responses != "none":
+            if self.watched is not None:
+                self.watched.note_interim(interim.fields)
             location = interim.fields.get("location")
             if location is not None:
                 self._told_location = location
@@ -213,7 +220,7 @@ class BaseExchange(ABC):
     @property
     def can_respond(self) -> bool:
         """Whether no part of a response was sent."""
-        return not self.responded
+        return not self.status
 
     async def respond(
         self,
@@ -236,10 +243,16 @@ class BaseExchange(ABC):
         elif isinstance(body, StoredBody):
             begun, rest = await body.begin()
             await self._start(status, fields, begun, ends=False)
+            files = self._files
+            send: Callable[[bytes], Awaitable[None]] = self._send
+            if self.watched is not None:
+                files, send = self.watched.counting(len(begun), files, send)
             del begun  # not kept in memory if the peer stops reading
-            await rest.send(self._files, self._send, config.send_timeout)
+            await rest.send(files, send, config.send_timeout)
             await self._end()
         else:
+            if self.watched is not None:
+                body = self.watched.counted(body)
             async with closing_iterator(body) as blocks:
                 first = await anext(blocks, b"")
                 await self._start(status, fields, b"", ends=False)
@@ -258,12 +271,16 @@ class BaseExchange(ABC):
         if "date" not in fields:
             now = self._front.clock.date()
             fields = fields.plus({"date": format_http_date(now)})
+        if self.watched is not None:
+            fields = self.watched.finish_head(status, fields)
         return fields
 
     async def respond_problem(self, error: PeerError) -> None:
         """Answer with the problem document of *error* (RFC 9457)."""
         if error.close:
             self.close_after()
+        if self.watched is not None:
+            self.watched.problem = error.problem
         error = self.dialect.problem(error, self.limits)
         status, fields, body = problem_response(error)
         await self.respond(status, fields, body)
@@ -291,7 +308,7 @@ class BaseExchange(ABC):
     async def _start(
         self, status: int, fields: Fields, content: bytes, *, ends: bool
     ) -> None:
-        """Set ``responded``; send the final head and the first *content*.
+        """Set ``status``; send the final head and the first *content*.
 
         *ends* says that this is the whole response. If not, ``_send`` or ``_send_block``
         send the rest, and ``_end`` ends it. *content* is empty if ``_send_block`` follows.

@@ -37,16 +37,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
+    from collections.abc import AsyncIterable, Awaitable, Callable
 
+    from trioresume.errors import ProblemCode
     from trioresume.protocol.dialects import Interim, ServerDialect, UploadLimits
     from trioresume.protocol.dialects.seed.server import Preferences
     from trioresume.protocol.heads import Fields, RequestHead
     from trioresume.server.api.config import Principal
     from trioresume.server.async_store.receive_memory import Piece
-    from trioresume.server.http.stored_body import StoredBody
+    from trioresume.server.http.stored_body import FileSender, StoredBody
 
-__all__ = ["Body", "ContentCut", "Exchange", "Sink", "Tunnel"]
+__all__ = ["Body", "ContentCut", "Exchange", "Sink", "Tunnel", "Watched"]
 
 
 class ContentCut(Exception):
@@ -154,6 +155,37 @@ class Tunnel(Protocol):
         ...
 
 
+class Watched(Protocol):
+    """Notes how one request is answered. A service that is not watched has none."""
+
+    problem: ProblemCode | None
+    """The last problem that the request was answered with."""
+
+    def note_interim(self, fields: Fields) -> None:
+        """Note the fields of an interim response that tells locations."""
+        ...
+
+    def finish_head(self, status: int, fields: Fields) -> Fields:
+        """Note the head of the final response; return the fields to send."""
+        ...
+
+    def counted(self, blocks: AsyncIterable[bytes]) -> AsyncIterable[bytes]:
+        """Return *blocks*, and count their bytes as they are sent."""
+        ...
+
+    def counting(
+        self,
+        begun: int,
+        files: FileSender | None,
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> tuple[FileSender | None, Callable[[bytes], Awaitable[None]]]:
+        """Return *files* and *send* so that what goes through them is counted.
+
+        *begun* bytes of the content were sent already.
+        """
+        ...
+
+
 class Exchange(Protocol):
     """One request and its answer, whatever carries them."""
 
@@ -174,6 +206,9 @@ class Exchange(Protocol):
 
     sender: Principal
     """Who sent the request. It is set only if the service authenticates its senders."""
+
+    watched: Watched | None
+    """Notes how this request is answered, if the service is watched."""
 
     @property
     def body(self) -> Body:

@@ -40,6 +40,7 @@ from trioresume.protocol.heads import origin_from
 from trioresume.server.api.config import cross_origin, proxies, upload_limits
 from trioresume.server.async_store.receive_memory import ReceiveMemory
 from trioresume.server.event_loop import RoundLimit
+from trioresume.server.http.base_exchange import BaseExchange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -66,6 +67,15 @@ class Front:
         clock: ServiceClock,
     ) -> None:
         self.handle = handle
+        # A service that is watched replaces these two. No request asks whether it is.
+        self.answer: Callable[[BaseExchange, Guest, str], Awaitable[None]] = (
+            BaseExchange.answer
+        )
+        """Answers a request: :meth:`BaseExchange.answer`."""
+        self.refuse: Callable[[BaseExchange, PeerError], Awaitable[None]] = (
+            BaseExchange.respond_problem
+        )
+        """Answers what does not become a request of the service, with a problem."""
         self.config = config
         self.clock = clock
         self.memory = ReceiveMemory(config.receive_memory)

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
@@ -87,6 +87,8 @@ class Surroundings:
 class LoadedOperation:
     """What is known of one operation while it is in memory. It changes no state."""
 
+    content_type: ClassVar[type[IncomingContent]] = IncomingContent
+
     __slots__ = (
         "_bug",
         "around",
@@ -153,7 +155,7 @@ class LoadedOperation:
         *stored* is the stored offset of the content, if it was looked up just now.
         """
         self.record = record
-        self.incoming = IncomingContent(
+        self.incoming = self.content_type(
             request_key(self.id),
             record.durable_offset,
             self.around.storage,

@@ -83,7 +83,9 @@ class Registry:
         rulebook: Rulebook | None = None,
         *,
         most_resting: int = MOST_RESTING,
+        new_operation: Callable[[OperationId, Surroundings], Operation] = Operation,
     ) -> None:
+        self._new_operation = new_operation
         self._quotas = quotas
         self._most_resting = most_resting
         self.storage = storage
@@ -208,7 +210,7 @@ class Registry:
                 raise
             reserved, offered = self._quotas.admit(record, exempt=True), False
         record = replace(record, reserved=reserved)
-        operation = self._loaded[record.id] = Operation(record.id, around)
+        operation = self._loaded[record.id] = self._new_operation(record.id, around)
         operation.unoffered = not offered
         operation.readmits = record.length is None
         operation.was_visited = True
@@ -292,7 +294,7 @@ class Registry:
         """Begin a use of the operation, which may not be loaded yet."""
         operation = self._loaded.get(id)
         if operation is None:
-            operation = self._loaded[id] = Operation(id, self._surroundings)
+            operation = self._loaded[id] = self._new_operation(id, self._surroundings)
         elif not operation.users:
             del self._resting[id]
         operation.users += 1

@@ -197,6 +197,11 @@ class CatalogReader:
         row = self._one(f"SELECT {FILE_COLUMNS} FROM files WHERE id = ?", id)
         return None if row is None else file_from(row)
 
+    def count_operations(self) -> dict[OperationState, int]:
+        """Return how many operations are in each state."""
+        rows = self._all("SELECT state, count(*) FROM operations GROUP BY state")
+        return {OperationState(state): count for state, count in rows}
+
     def meta(self, name: str) -> str | None:
         row = self._one("SELECT value FROM meta WHERE name = ?", name)
         return None if row is None else str(row[0])

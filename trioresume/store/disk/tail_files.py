@@ -44,6 +44,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
 from blake3 import blake3
 
@@ -62,6 +63,7 @@ from trioresume.store.port.recipes import Digest
 __all__ = [
     "FRESH",
     "PROOF",
+    "Hasher",
     "Proof",
     "Sealing",
     "TailFiles",
@@ -138,10 +140,12 @@ class TailFiles:
         look_again: Callable[[], None] = _ignore,
         distrust: Callable[[ContentKey], None] = _ignore,
         distrust_all: Callable[[], None] = _ignore,
+        new_hasher: Callable[[], Hasher] = blake3,
     ) -> None:
         self._root = root
         self.disk = disk
         self.write = disk.write_some
+        self.new_hasher = new_hasher
         self.take_space = take_space
         """Claims the bytes that are written next, see :meth:`FreeSpace.take_content`."""
         self._look_again = look_again
@@ -417,6 +421,14 @@ def _has(file: Descriptor, disk: Disk, proof: Proof) -> bool:
         hasher.update(data)
         left -= len(data)
     return not left and hasher.digest() == proof.hash
+
+
+class Hasher(Protocol):
+    """Hashes the bytes of a chunk, as blake3 does."""
+
+    def update(self, data: memoryview, /) -> object: ...
+
+    def digest(self) -> bytes: ...
 
 
 def hash_tail(file: Descriptor, disk: Disk) -> blake3:

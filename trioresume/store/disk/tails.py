@@ -15,10 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from blake3 import blake3
-
 from trioresume.errors import CallerError, StaleWriter, StorageError
-from trioresume.store.disk.tail_files import Proof, TailFiles, hash_tail
+from trioresume.store.disk.tail_files import Hasher, Proof, TailFiles, hash_tail
 from trioresume.store.file_system.disk_io import (
     Descriptor,
     storage_error,
@@ -49,7 +47,7 @@ class DiskSeal:
         index: int,
         file: Descriptor,
         length: int,
-        hasher: blake3 | None = None,
+        hasher: Hasher | None = None,
     ) -> None:
         self.index = index
         self._key = key
@@ -184,7 +182,7 @@ class Tail:
         self._base = index * chunk_size
         self._length = 0
         self._file: Descriptor | None = None
-        self._hasher: blake3 | None = None
+        self._hasher: Hasher | None = None
         """The hash state of the file's bytes; None if they would have to be read again."""
         self._names_synced = False
         self._proves = not is_response_key(key)  # response content is never resumed
@@ -208,7 +206,7 @@ class Tail:
         if self._file is not None:
             self._hasher = None
 
-    def _hash_again(self, file: Descriptor) -> blake3:
+    def _hash_again(self, file: Descriptor) -> Hasher:
         hasher = hash_tail(file, self.files.disk)
         if os.lseek(file.fileno(), 0, os.SEEK_CUR) != self._length:
             raise StorageError(
@@ -276,7 +274,7 @@ class Tail:
         raise CallerError("the content was finished")
 
     def _begin(self) -> Descriptor:
-        self._hasher = blake3()
+        self._hasher = self.files.new_hasher()
         self._names_synced = False
         self._proven = 0
         self._file = self.files.create(self.key, self._index)

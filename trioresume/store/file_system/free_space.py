@@ -36,7 +36,7 @@ import threading
 
 from trioresume.store.file_system.disk_io import Disk
 
-__all__ = ["HEADROOM", "RESERVE_SIZE", "FreeSpace"]
+__all__ = ["HEADROOM", "LARGEST_SHARE", "RESERVE_SIZE", "FreeSpace"]
 
 HEADROOM = 8 * 1024 * 1024
 """Bytes that stay free: 4 MiB of log up to SQLite's checkpoint, and as much for tables."""
@@ -45,7 +45,7 @@ RESERVE_SIZE = 4 * 1024 * 1024
 """Bytes. A release takes about ten pages of SQLite's log. While the reserve is spent, SQLite
 starts the log from the beginning again after a hundred pages."""
 
-_LARGEST_SHARE = 20
+LARGEST_SHARE = 20
 """At most a twentieth of the disk is left to others, so that small disks can be used, too."""
 
 _CUSHION_SIZE = 1024 * 1024
@@ -171,7 +171,7 @@ class FreeSpace:
         """
         if size > self._left:
             disk = shutil.disk_usage(self._path)
-            others = min(self._min_free, disk.total // _LARGEST_SHARE)
+            others = min(self._min_free, disk.total // LARGEST_SHARE)
             free = disk.free + self._held - max(HEADROOM, others)
             if free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

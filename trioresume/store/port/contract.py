@@ -52,7 +52,7 @@ that the catalog names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -254,6 +254,13 @@ class Store(Protocol):
         self, states: Sequence[OperationState], limit: int, after: OperationId | None
     ) -> list[OperationRecord]:
         """Return operations in one of *states*, ordered by id, for the work after a restart."""
+        ...
+
+    def count_operations(self) -> Mapping[OperationState, int]:
+        """Return how many operations are in each state; a state without any may be missing.
+
+        It reads an index and no record, but all of it: call it now and then, in a thread.
+        """
         ...
 
     def expiring(self, limit: int) -> list[tuple[float, str]]:

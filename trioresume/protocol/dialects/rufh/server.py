@@ -86,6 +86,8 @@ def recognise(
 class RufhServer(ServerDialect):
     """One version of RUFH. *interims* says whether 104s may be sent (C3)."""
 
+    name: ClassVar[str] = "rufh"
+
     takes_over: ClassVar[bool] = True
 
     def __init__(self, version: Version, *, interims: bool) -> None:

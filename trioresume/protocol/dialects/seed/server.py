@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import ClassVar
 
 from trioresume.errors import PeerError
 from trioresume.protocol.byteranges import ACCEPT_PATCH, patch_reader
@@ -173,6 +174,8 @@ def preference_applied(applied: Preferences) -> str | None:
 
 class SeedServer(ServerDialect):
     """The dialect of every request without another protocol's marker."""
+
+    name: ClassVar[str] = "seed"
 
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
         check_whole(head)

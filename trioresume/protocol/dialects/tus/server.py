@@ -135,6 +135,8 @@ def tus_discovery(limits: UploadLimits) -> Fields:
 class TusServer(ServerDialect):
     """tus 1.0.0. With *strict_metadata*, metadata that is not Base64 is refused."""
 
+    name: ClassVar[str] = "tus"
+
     awaits_target: ClassVar[bool] = False
 
     def __init__(self, *, strict_metadata: bool = False) -> None:

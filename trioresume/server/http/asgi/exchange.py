@@ -126,7 +126,7 @@ class AsgiExchange(BaseExchange):
             "status": status,
             "headers": [(n.encode("latin-1"), v.encode("latin-1")) for n, v in own],
         }
-        self.responded = True
+        self.status = status
         if ends:
             await self._say(start, _content(content, more=False))
             self.is_whole = True
@@ -209,11 +209,11 @@ async def answer_request(
             if refusal is None:
                 front.admission.enter(guest)
                 is_proxy = front.gateway.is_proxy(_peer(scope))
-                await exchange.answer(guest, _peer(scope) if is_proxy else "")
+                await front.answer(exchange, guest, _peer(scope) if is_proxy else "")
             else:
-                await exchange.respond_problem(refusal)
+                await front.refuse(exchange, refusal)
         except PeerError as exc:
-            await exchange.respond_problem(exc)
+            await front.refuse(exchange, exc)
         except trio.BrokenResourceError:
             logger.debug("the client of %s %s went away", head.method, head.path)
         except BaseException:
@@ -227,7 +227,7 @@ async def answer_request(
         finally:
             front.admission.leave(guest)
         beside.cancel_scope.cancel()
-    if exchange.responded and not exchange.is_whole and not exchange.is_gone:
+    if exchange.status and not exchange.is_whole and not exchange.is_gone:
         raise ResponseCut(f"the response to {head.method} {head.path} is not whole")
 
 

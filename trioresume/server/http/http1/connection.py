@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import h11
 import trio
@@ -55,6 +55,8 @@ HEAD_READ = 16 * 1024
 class Http1Connection:
     """Serves one transport until it ends."""
 
+    carrier: ClassVar[str] = "http/1.1"
+
     def __init__(self, transport: Transport, front: Front) -> None:
         self._is_proxy = front.gateway.is_proxy(transport.peer)
         self.address = "" if self._is_proxy else address_of(transport.peer)
@@ -84,7 +86,7 @@ class Http1Connection:
                 if self.stopping:
                     exchange.close_after()
                 proxy = self._transport.peer if self._is_proxy else ""
-                await exchange.answer(self, proxy)
+                await self._front.answer(exchange, self, proxy)
                 if not await exchange.finish() or self.stopping:
                     break
                 if self._is_proxy:
@@ -181,7 +183,7 @@ class Http1Connection:
         if tus.shows_mark(came):
             refused.dialect = tus.TUS  # D1 (docs/supported-protocols.md)
         refused.close_after()
-        await refused.respond_problem(error)
+        await self._front.refuse(refused, error)
         await refused.finish()
 
     def _exchange(self, head: RequestHead, parser: h11.Connection) -> Http1Exchange:
@@ -377,7 +379,7 @@ class Http1Exchange(BaseExchange):
     @property
     def can_respond(self) -> bool:
         """Whether no part of a response was sent, and no send was cut in the middle."""
-        return not self.responded and not self._cut_in_send
+        return not self.status and not self._cut_in_send
 
     @property
     def _files(self) -> FileSender | None:
@@ -394,7 +396,7 @@ class Http1Exchange(BaseExchange):
             status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
         )
         head = self._parser.send(event)
-        self.responded = True
+        self.status = status
         await self._send_at_once(head + content)
 
     async def _send_block(self, block: bytes) -> None:
@@ -437,7 +439,7 @@ class Http1Exchange(BaseExchange):
             status_code=101, headers=fields.to_wire(), reason=reason_phrase(101)
         )
         data = self._parser.send(event)
-        self.responded = self._switched = True
+        self.status, self._switched = 101, True
         await self._send_at_once(data)
         return Http1Tunnel(self._transport, self._leftover, self._front.memory.scratch)
 

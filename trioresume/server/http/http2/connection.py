@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
@@ -84,6 +84,8 @@ GOAWAY_PAUSE = 1.0
 
 class Http2Connection:
     """Serves one transport until it ends. *came* was read before: the client's preface."""
+
+    carrier: ClassVar[str] = "h2"
 
     def __init__(
         self, transport: Transport, front: Front, came: bytes | bytearray = b""
@@ -497,7 +499,7 @@ class Http2Connection:
                 if refusal is None:
                     await self._answer(stream)
                 else:
-                    await exchange.respond_problem(refusal)
+                    await self._front.refuse(exchange, refusal)
                 await exchange.finish()
         except trio.BrokenResourceError:
             logger.debug("%s went away", self._transport.peer)
@@ -522,9 +524,10 @@ class Http2Connection:
             try:
                 admission.enter(stream)
             except PeerError as exc:
-                await exchange.respond_problem(exc)
+                await self._front.refuse(exchange, exc)
                 return
-        await exchange.answer(guest, self._transport.peer if self._is_proxy else "")
+        proxy = self._transport.peer if self._is_proxy else ""
+        await self._front.answer(exchange, guest, proxy)
 
     async def _say_unavailable(self, exchange: StreamExchange) -> None:
         try:

@@ -44,6 +44,7 @@ class StreamExchange(BaseExchange):
         "_outbox",
         "_stream",
         "_window",
+        "content",
     )
 
     def __init__(
@@ -59,16 +60,12 @@ class StreamExchange(BaseExchange):
         self._stream = stream
         self._engine = engine
         self._outbox = outbox
+        self.content = body
+        """The body, as the connection knows it."""
         self._closes = False
         self._window = Signal()
         self._left: int | None = None
         """Bytes of content that the response's head has promised; None: no promise."""
-
-    @property
-    def content(self) -> StreamBody:
-        """The body, as the connection knows it."""
-        body: StreamBody = self.body  # type: ignore[assignment]
-        return body
 
     def open_window(self) -> None:
         """Note that the peer takes more content, or that the stream is closed."""
@@ -104,7 +101,7 @@ class StreamExchange(BaseExchange):
         pairs = response_fields(status, fields)
         length = fields.get("content-length")
         self._left = None if length is None else int(length)
-        self.responded = True
+        self.status = status
         self._engine.send_head(self._stream, pairs, ends=ends and not content)
         await self._send_part(content, ends=ends)
 
@@ -167,7 +164,7 @@ class StreamExchange(BaseExchange):
         """Close the stream. A little content that is still coming is read before."""
         body, config = self.content, self._front.config
         remaining = body.remaining
-        answered = self.responded and not self._engine.is_open(self._stream)
+        answered = self.status > 0 and not self._engine.is_open(self._stream)
         little = remaining is None or remaining <= config.drain_size
         waits = answered and not body.ended and not self._closes and little
         if waits and not self._owes_continue:

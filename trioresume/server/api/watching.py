@@ -1,0 +1,45 @@
+"""The settings of who watches a service, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trioresume.errors import CallerError
+from trioresume.server.api.access_log import AccessLog
+from trioresume.server.api.addresses import TCPAddress, parse_address
+
+__all__ = ["HEALTH_PATH", "WatchSettings"]
+
+HEALTH_PATH = "/healthz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchSettings:
+    """The settings of metrics, health checks, access log and traces, for ``Config.watch``.
+
+    Everything is off by default, and costs no request anything then.
+    Raises :class:`~trioresume.errors.CallerError` for an address that cannot be parsed.
+    """
+
+    admin_bind: Sequence[str] = ()
+    """Addresses of a second listener that answers ``/metrics``, ``/healthz`` and ``/readyz``,
+    and nothing else: ``HOST:PORT``, ``unix:PATH`` or ``fd:NUMBER``.
+
+    It asks for no token and speaks no TLS: bind it where only operators can connect."""
+    public_health: bool = False
+    """Whether ``GET /healthz`` is answered on the public listeners, without a token."""
+    access_log: AccessLog | None = None
+    """Gets a line for each request; None: no access log."""
+    tracing: bool = False
+    """Whether each request is a span of OpenTelemetry, in the program's tracer provider.
+
+    This needs the extra ``tracing``."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.admin_bind, str):
+            raise CallerError("admin_bind is a sequence of addresses")
+        for bind in self.admin_bind:
+            address = parse_address(bind, secure=False)
+            if isinstance(address, TCPAddress) and not address.host:
+                raise CallerError(f"{bind!r} names no host")

@@ -1,0 +1,314 @@
+"""Watching requests: each one is counted, and noted in the access log, when it has ended.
+
+:meth:`Requests.attach` puts this between the carriers and the way of every request. It wraps
+the request's body, to count what the service has taken of it, and gives the exchange a note
+(:class:`~trioresume.server.http.exchange.Watched`), which counts what is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from trioresume.errors import PeerError, ProblemCode
+from trioresume.protocol.dialects import PLAIN
+from trioresume.protocol.forwarded import host_of
+from trioresume.protocol.heads import Fields, has_content
+from trioresume.server.api.access_log import AccessLog, LoggedRequest
+from trioresume.server.api.handler import closing_iterator
+from trioresume.server.watch.tally import Tally, known_method
+
+if TYPE_CHECKING:
+    from trioresume.protocol.heads import RequestHead
+    from trioresume.server.api.config import Config
+    from trioresume.server.http.base_exchange import BaseExchange
+    from trioresume.server.http.exchange import Body, Sink
+    from trioresume.server.http.front import Front, Guest
+    from trioresume.server.http.stored_body import FileSender
+
+__all__ = ["Requests"]
+
+logger = logging.getLogger("trioresume.server")
+
+REQUEST_ID = "x-request-id"
+CLIENT_LEFT = 499
+"""Stands for the status of a request whose client left before an answer, as nginx has it."""
+UNAVAILABLE = 503
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+_TRACE = re.compile(
+    r"[0-9a-f]{2}-(?P<id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
+_OPERATION = re.compile(r"[A-Za-z0-9_-]{22}(?=/)")
+
+
+class Observed:
+    """One request while it is answered: its note, and its body."""
+
+    __slots__ = (
+        "_received",
+        "_sink",
+        "began",
+        "exchange",
+        "id",
+        "inner",
+        "is_whole",
+        "location",
+        "message",
+        "problem",
+        "proxy",
+        "sent",
+    )
+
+    def __init__(self, exchange: BaseExchange, proxy: str, request_id: str) -> None:
+        self.exchange = exchange
+        self.proxy = proxy
+        """The trusted proxy that sent the request, as ``HOST:PORT``; "" if none did."""
+        self.began = time.monotonic()
+        self.id = request_id
+        """Goes out with the response, unless it is empty."""
+        self.is_whole = False
+        """Whether the whole content came."""
+        self.problem: ProblemCode | None = None
+        self.location = ""
+        """The last ``Location`` that was sent."""
+        self.message = ""
+        """Where the client can get the response again, if it was told."""
+        self.sent = 0
+        self.inner: Body = exchange.body
+        self._sink: Sink | None = None
+        self._received = 0
+        exchange.body = self
+        exchange.watched = self
+
+    # As the body.
+
+    @property
+    def trailers(self) -> Fields:
+        return self.inner.trailers
+
+    async def receive(self, sink: Sink) -> None:
+        self._sink = sink
+        self._received -= sink.taken  # it may count from what was there before
+        try:
+            await self.inner.receive(sink)
+            self.is_whole = True
+        finally:
+            self._received += sink.taken
+            self._sink = None
+
+    @property
+    def received(self) -> int:
+        """The bytes of content that the service has taken by now."""
+        return self._received + (0 if self._sink is None else self._sink.taken)
+
+    # As the note.
+
+    def note_interim(self, fields: Fields) -> None:
+        self.location = fields.get("location") or self.location
+        self.message = fields.get("response-message-location") or self.message
+
+    def finish_head(self, status: int, fields: Fields) -> Fields:
+        self.note_interim(fields)
+        length = fields.get("content-length")
+        if length is not None and self.exchange.head.method != "HEAD":
+            # What is sent in parts is counted as it is sent, from nothing on.
+            self.sent = int(length) if has_content(status) else 0
+        if not self.id:
+            return fields
+        return fields.without(REQUEST_ID).plus({REQUEST_ID: self.id})
+
+    def counted(self, blocks: AsyncIterable[bytes]) -> AsyncIterable[bytes]:
+        return self._count(blocks)
+
+    async def _count(self, blocks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        self.sent = 0
+        async with closing_iterator(blocks) as iterator:
+            async for block in iterator:
+                yield block
+                self.sent += len(block)
+
+    def counting(
+        self,
+        begun: int,
+        files: FileSender | None,
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> tuple[FileSender | None, Callable[[bytes], Awaitable[None]]]:
+        self.sent = begun
+
+        async def send_counted(data: bytes) -> None:
+            await send(data)
+            self.sent += len(data)
+
+        return None if files is None else _CountedFiles(files, self), send_counted
+
+
+class _CountedFiles:
+    """Sends from files, and counts the bytes for *observed*. In one thread at a time."""
+
+    def __init__(self, files: FileSender, observed: Observed) -> None:
+        self._files = files
+        self._observed = observed
+
+    async def wait_writable(self) -> None:
+        await self._files.wait_writable()
+
+    def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
+        sent = self._files.send_file_nowait(descriptor, offset, size)
+        self._observed.sent += sent or 0
+        return sent
+
+
+class Requests:
+    """Watches all requests of a service. *log* gets each one, if there is an access log."""
+
+    def __init__(self, tally: Tally, config: Config, log: AccessLog | None) -> None:
+        self._tally = tally
+        self._operation_path = config.operation_path
+        self._log = log
+        self._running: dict[Observed, None] = {}
+
+    def attach(self, front: Front) -> None:
+        """Watch the requests of *front* from now on."""
+        answer, refuse = front.answer, front.refuse
+
+        async def watched_answer(
+            exchange: BaseExchange, guest: Guest, proxy: str
+        ) -> None:
+            observed = self._begin(exchange, proxy)
+            try:
+                await answer(exchange, guest, proxy)
+            except trio.Cancelled:
+                # The carrier says 503 to a request that a shutdown ended.
+                self._end(observed, UNAVAILABLE)
+                raise
+            except BaseException:
+                self._end(observed, CLIENT_LEFT)
+                raise
+            self._end(observed, CLIENT_LEFT)
+
+        async def watched_refusal(exchange: BaseExchange, error: PeerError) -> None:
+            observed = self._begin(exchange, "")
+            try:
+                await refuse(exchange, error)
+            finally:
+                self._end(observed, CLIENT_LEFT)
+
+        front.answer, front.refuse = watched_answer, watched_refusal
+
+    @property
+    def running(self) -> int:
+        """The number of requests that are being answered."""
+        return len(self._running)
+
+    @property
+    def received(self) -> int:
+        """The bytes of content of all requests, also of those that still run."""
+        return self._tally.received + sum(each.received for each in self._running)
+
+    def _begin(self, exchange: BaseExchange, proxy: str) -> Observed:
+        request_id = "" if self._log is None else _request_id(exchange.head, proxy)
+        observed = Observed(exchange, proxy, request_id)
+        self._running[observed] = None
+        return observed
+
+    def _end(self, observed: Observed, unanswered: int) -> None:
+        exchange = observed.exchange
+        head = exchange.head
+        del self._running[observed]
+        # Otherwise they would refer to each other, and live until the garbage collector runs.
+        exchange.watched, exchange.body = None, observed.inner
+        took = time.monotonic() - observed.began
+        status = exchange.status or unanswered
+        dialect = self._dialect_of(exchange)
+        tally = self._tally
+        tally.received += observed.received
+        tally.sent += observed.sent
+        tally.note_request(known_method(head.method), dialect, status, took)
+        problem = observed.problem
+        if problem is not None:
+            tally.problems[status, problem.code] += 1
+        if problem is ProblemCode.SUPERSEDED:
+            tally.takeovers[dialect] += 1
+        elif (
+            head.has_content
+            and not observed.is_whole
+            and (status == CLIENT_LEFT or problem is ProblemCode.REQUEST_TIMEOUT)
+        ):
+            tally.cuts[dialect] += 1
+        if self._log is not None:
+            self._log.note(
+                LoggedRequest(
+                    ended_at=time.time(),
+                    seconds=took,
+                    client=_client(head, observed.proxy),
+                    principal=_principal(exchange),
+                    method=head.method,
+                    target=head.target,
+                    version=head.http_version,
+                    dialect=dialect,
+                    status=status,
+                    problem=None if problem is None else problem.code,
+                    received=observed.received,
+                    sent=observed.sent,
+                    request_id=observed.id,
+                    operation=self._operation_of(observed),
+                    referer=_without_query(head.fields.get("referer") or ""),
+                    user_agent=head.fields.get("user-agent") or "",
+                    trace=_trace_of(head.fields),
+                )
+            )
+
+    def _dialect_of(self, exchange: BaseExchange) -> str:
+        name = exchange.dialect.name
+        if name != "seed" or exchange.preferences.resume is not None:
+            return name
+        of_operation = exchange.head.path.startswith(self._operation_path)
+        return name if of_operation else PLAIN
+
+    def _operation_of(self, observed: Observed) -> str | None:
+        """Return the id of the operation that the request names, or that its answer names."""
+        path = observed.exchange.head.path
+        for place in (path, observed.message, observed.location):
+            _, found, rest = place.partition(self._operation_path)
+            match = _OPERATION.match(rest) if found else None
+            if match is not None:
+                return match[0]
+        return None
+
+
+def _request_id(head: RequestHead, proxy: str) -> str:
+    """Return the id that a trusted proxy gave the request, or a new one.
+
+    Others are not believed: they could give many requests the same.
+    """
+    given = head.fields.get(REQUEST_ID) if proxy else None
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return secrets.token_hex(16)
+
+
+def _principal(exchange: BaseExchange) -> str | None:
+    # The service sets it only if it asks who sent the request.
+    sender = getattr(exchange, "sender", None)
+    return None if sender is None else sender.name
+
+
+def _client(head: RequestHead, proxy: str) -> str:
+    # A proxy names its client without a port.
+    return host_of(head.peer) if not proxy or head.peer == proxy else head.peer
+
+
+def _without_query(address: str) -> str:
+    return re.split(r"[?#]", address, maxsplit=1)[0]
+
+
+def _trace_of(fields: Fields) -> str | None:
+    match = _TRACE.fullmatch(fields.get("traceparent") or "")
+    return None if match is None else match["id"]
