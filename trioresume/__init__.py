@@ -25,6 +25,7 @@ from trioresume.client import (
     Journal,
     Progress,
     ProtocolName,
+    RememberedUpload,
     RetryPolicy,
     upload,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "Progress",
     "ProtocolName",
     "Rejection",
+    "RememberedUpload",
     "Request",
     "RequestBody",
     "RequestHead",

@@ -29,6 +29,7 @@ class TrioresumeGroup(CommandGroup):
     _TABLE: ClassVar = {
         "serve": "trioresume.cli.serve:serve",
         "upload": "trioresume.cli.upload:upload",
+        "uploads": "trioresume.cli.uploads:uploads",
         "bench": "trioresume.cli.bench:bench",
         "ls": "trioresume.cli.maintenance:list_",
         "show": "trioresume.cli.maintenance:show",

@@ -40,6 +40,11 @@ class RequestFields:
     netrc: Path | None
 
     @property
+    def has_any(self) -> bool:
+        """Whether there are fields or credentials that are meant for one server."""
+        return bool(self.headers or self.token or self.user)
+
+    @property
     def described(self) -> dict[str, str]:
         """The fields that describe the content, which only go where it is described."""
         return {name: value for name, value in self.headers if _describes(name)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BENCH", "SERVE", "UPLOAD"]
+__all__ = ["BENCH", "SERVE", "UPLOAD", "UPLOADS_RESUME"]
 
 SERVE = {
     "Everyday": (
@@ -157,6 +157,22 @@ UPLOAD = {
         "--http2",
         "--h2c",
         "--allow-redirect-to",
+    ),
+}
+
+UPLOADS_RESUME = {
+    "Everyday": (
+        "--all",
+        "--concurrency",
+        "--limit-rate",
+        "--checksum",
+        "--quiet",
+        "--json",
+    ),
+    "Credentials and header fields": UPLOAD["Credentials and header fields"],
+    "How to resume": ("--retry-for", "--idle-timeout"),
+    "TLS and HTTP": tuple(
+        name for name in UPLOAD["TLS and HTTP"] if name != "--protocol"
     ),
 }
 

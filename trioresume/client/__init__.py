@@ -18,7 +18,7 @@ from trioresume.client.decisions.protocol_choice import ProtocolName
 from trioresume.client.decisions.retry import RetryPolicy
 from trioresume.client.http.connector import Connector, NetworkConnector, Route
 from trioresume.client.http.tls import ClientTls
-from trioresume.client.journal import Journal
+from trioresume.client.journal import Journal, RememberedUpload
 from trioresume.client.progress import Progress
 from trioresume.client.response import ClientResponse
 from trioresume.protocol.urls import Origin
@@ -34,6 +34,7 @@ __all__ = [
     "Origin",
     "Progress",
     "ProtocolName",
+    "RememberedUpload",
     "RetryPolicy",
     "Route",
     "upload",

@@ -51,11 +51,12 @@ from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.dialects.tus.client import TUS
 from trioresume.protocol.urls import Url
 
-__all__ = ["Journal", "JournalEntry"]
+__all__ = ["Journal", "JournalEntry", "RememberedUpload"]
 
 VERSION = 3
 _WITHOUT_PROOF = 2
 _SEED_ONLY = 1
+_VERSIONS = (_SEED_ONLY, _WITHOUT_PROOF, VERSION)
 DAY = 86400.0
 _SUFFIX = ".upload"
 _MAX_ENTRY_BYTES = 64 * 1024
@@ -71,6 +72,29 @@ class _Key:
     def name(self) -> str:
         text = f"{self.method}\0{self.url}\0{self.path}"
         return blake3(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberedUpload:
+    """An unfinished upload that :class:`Journal` remembers."""
+
+    id: str
+    """Its name in the journal."""
+    path: str
+    """The absolute path of the file."""
+    method: str
+    url: str
+    """The URL of the request."""
+    size: int
+    """The file's length in bytes when the upload began."""
+    protocol: str
+    """``seed``, ``rufh`` or ``tus``; ``unknown`` for one of a later version."""
+    all_sent: bool
+    """Whether all content was sent, and only the answer is missing."""
+    begun_at: float
+    """When the upload began, in Unix seconds."""
+    used_at: float
+    """When something of it was last noted, in Unix seconds."""
 
 
 class Journal:
@@ -118,6 +142,29 @@ class Journal:
                 raise
         return entry
 
+    def uploads(self) -> list[RememberedUpload]:
+        """Return what is remembered, the oldest first. Raises :class:`OSError`."""
+        found = []
+        for path in self.directory.glob("*" + _SUFFIX):
+            with suppress(FileNotFoundError):  # another run has just finished it
+                upload = _remembered(path)
+                if upload is not None:
+                    found.append(upload)
+        return sorted(found, key=lambda upload: (upload.begun_at, upload.id))
+
+    def forget(self, upload: RememberedUpload) -> None:
+        """Forget *upload*: the next run begins again. What the server has expires there.
+
+        Raises :class:`CallerError` if a run is sending it now, and :class:`OSError`.
+        """
+        path = self.directory / (upload.id + _SUFFIX)
+        lock = _lock(path.with_suffix(".lock"))
+        try:
+            path.unlink(missing_ok=True)
+        finally:
+            path.with_suffix(".lock").unlink(missing_ok=True)
+            os.close(lock)
+
     @contextmanager
     def noting(self, path: Path) -> Iterator[None]:
         """Note whether the entry at *path* could be written. Raises what the body raises."""
@@ -149,6 +196,30 @@ class Journal:
         for path in doomed:
             path.unlink(missing_ok=True)
         return len(doomed)
+
+
+def _remembered(path: Path) -> RememberedUpload | None:
+    """Return what the file at *path* remembers; None if it cannot be understood."""
+    try:
+        with path.open("rb") as file:
+            record = msgpack.unpackb(file.read(_MAX_ENTRY_BYTES))
+        if record["v"] not in _VERSIONS:
+            return None
+        seed = record["v"] == _SEED_ONLY
+        dialect = SEED if seed else dialect_named(record["dialect"])
+        return RememberedUpload(
+            id=path.name.removesuffix(_SUFFIX),
+            path=os.fsdecode(record["path"]),
+            method=str(record["method"]),
+            url=str(record["url"]),
+            size=int(record["size"]),
+            protocol="unknown" if dialect is None else dialect.protocol,
+            all_sent=bool(record["sent"]),
+            begun_at=float(record["created"]),
+            used_at=float(record["used"]),
+        )
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+        return None
 
 
 def _default_directory() -> Path:
@@ -215,8 +286,7 @@ class JournalEntry:
         try:
             with self._path.open("rb") as file:
                 record = msgpack.unpackb(file.read(_MAX_ENTRY_BYTES))
-            known = (_SEED_ONLY, _WITHOUT_PROOF, VERSION)
-            if record["v"] not in known or record["used"] < oldest:
+            if record["v"] not in _VERSIONS or record["used"] < oldest:
                 return
             seed = record["v"] == _SEED_ONLY
             dialect = SEED if seed else dialect_named(record["dialect"])
