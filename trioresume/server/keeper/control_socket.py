@@ -50,6 +50,7 @@ from trioresume.server.keeper.conversation import (
     Conversation,
     Message,
 )
+from trioresume.store.file_system.disk_io import owner_to_follow
 from trioresume.store.port import Collected, OperationId
 
 if TYPE_CHECKING:
@@ -143,6 +144,9 @@ def _listen(data_dir: str | os.PathLike[str]) -> trio.socket.SocketType:
             _remove(path)  # left by a killed process: this process holds the lock now
             raw.bind(path)
             os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+            owner = owner_to_follow(data_dir)
+            if owner is not None:
+                os.chown(path, *owner)
         raw.listen(BACKLOG)
         return trio.socket.from_stdlib_socket(raw)
     except BaseException:

@@ -33,6 +33,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFul
 from trioresume.store.catalog.outbox import EVENTS
 from trioresume.store.catalog.read_only import connect_without_writing
 from trioresume.store.catalog.usage_triggers import ACCOUNTS, COUNT_RECORDS
-from trioresume.store.file_system.disk_io import FULL
+from trioresume.store.file_system.disk_io import FULL, Descriptor, owner_to_follow
 
 if TYPE_CHECKING:
     from trioresume.store.file_system.disk_io import Disk
@@ -190,7 +191,10 @@ _WAL_LIMIT = 64 * 1024 * 1024
 def connect(path: str, synchronous: str) -> sqlite3.Connection:
     """Return a connection in autocommit mode; one thread at a time may use it."""
     # SQLite would make the file readable for all. Its other files take the mode from it.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    with closing(Descriptor(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))) as file:
+        owner = owner_to_follow(os.path.dirname(path))
+        if owner is not None:
+            os.chown(file.fileno(), *owner)
     connection = sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
     )

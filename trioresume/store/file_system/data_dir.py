@@ -91,7 +91,10 @@ def lock_directory(path: str, disk: Disk) -> Descriptor:
     Raises :class:`StoreLocked`.
     """
     _make_durably(path, disk)
-    return _lock(os.path.join(path, "lock"))
+    disk.follow_owner(path)
+    file = _lock(os.path.join(path, "lock"))
+    disk.own(file)
+    return file
 
 
 def _make_durably(path: str, disk: Disk) -> None:

@@ -40,7 +40,15 @@ if TYPE_CHECKING:
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["FULL", "PAGE_SIZE", "Descriptor", "Disk", "storage_error", "translated"]
+__all__ = [
+    "FULL",
+    "PAGE_SIZE",
+    "Descriptor",
+    "Disk",
+    "owner_to_follow",
+    "storage_error",
+    "translated",
+]
 
 PAGE_SIZE = 4096
 """Direct writes begin and end on a multiple of this: at least a disk's block."""
@@ -92,6 +100,21 @@ def translated(what: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise storage_error(exc, what) from exc
+
+
+def owner_to_follow(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return the user and the group that own *path*, if files have to be given to them.
+
+    That is so if this process is the superuser, and they are somebody else: the service may
+    run as that user, and must be able to read what an administrator's command makes, or a
+    service that was once started by hand. None if the files are right as they are made.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    status = os.stat(path)
+    if (status.st_uid, status.st_gid) == (0, os.getegid()):
+        return None
+    return status.st_uid, status.st_gid
 
 
 class Descriptor:
@@ -151,15 +174,28 @@ class Disk:
         self.counts_links: bool | None = None
         """Whether a file tells how many names it has; None until one got a second name.
         Some network and FUSE file systems have hard links and do not count them."""
+        self.owner: tuple[int, int] | None = None
+        """The user and the group that get each new file; None: as the system makes it."""
         self.synchronous = "FULL" if durable else "NORMAL"
         """SQLite's setting. With NORMAL a commit is written but not synced: it survives the
         end of the process, but not a power loss."""
 
     def create(self, path: str) -> Descriptor:
         """Create and open a file, readable and writable, under *path*, which must be free."""
-        return Descriptor(
+        file = Descriptor(
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)
         )
+        self.own(file)
+        return file
+
+    def follow_owner(self, path: str) -> None:
+        """Give what is made from now on to the owner of *path*: :func:`owner_to_follow`."""
+        self.owner = owner_to_follow(path)
+
+    def own(self, file: Descriptor) -> None:
+        """Give *file* to the owner that is followed, if one is."""
+        if self.owner is not None:
+            os.chown(file.fileno(), *self.owner)
 
     def give_to_owner_of(self, path: str, file: Descriptor) -> None:
         """Give *file* the owner of *path*, if this process is the superuser.
@@ -167,9 +203,9 @@ class Disk:
         The service may run as another user, and must be able to read the files that an
         administrator's command makes as root.
         """
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            status = os.stat(path)
-            os.chown(file.fileno(), status.st_uid, status.st_gid)
+        owner = owner_to_follow(path)
+        if owner is not None:
+            os.chown(file.fileno(), *owner)
 
     def open(self, path: str, *, write: bool = False) -> Descriptor:
         """Open the existing file under *path*.
@@ -215,6 +251,9 @@ class Disk:
         except FileExistsError:
             if not os.path.isdir(path):
                 raise
+        else:
+            if self.owner is not None:
+                os.chown(path, *self.owner)
 
     def remove_directory(self, path: str) -> None:
         """Remove the directory *path*, which must be empty."""
@@ -324,6 +363,7 @@ class Disk:
         """Write *data* at the start of the small file *path*, which is made if needed."""
         flags = os.O_WRONLY | os.O_CREAT | _OPEN_FLAGS
         with closing(Descriptor(os.open(path, flags, 0o600))) as file:
+            self.own(file)
             if os.write(file.fileno(), data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
