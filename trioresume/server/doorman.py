@@ -69,7 +69,9 @@ class Doorman:
         """
         if not self._listens:
             return Counter({"asgi": self.front.admission.connections})
-        return Counter(connection.carrier for connection in self._connections)
+        counts = Counter({Http1Connection.carrier: 0, Http2Connection.carrier: 0})
+        counts.update(connection.carrier for connection in self._connections)
+        return counts
 
     async def run(
         self, listeners: Sequence[Listener], started: Callable[[], None]

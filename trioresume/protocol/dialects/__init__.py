@@ -53,6 +53,7 @@ The names that the server's parts share are exported here.
 """
 
 from trioresume.protocol.dialects.classify import (
+    DIALECTS,
     PLAIN,
     classify,
     discovery_fields,
@@ -71,6 +72,7 @@ from trioresume.protocol.dialects.server import (
 from trioresume.protocol.dialects.upload_limits import UploadLimits
 
 __all__ = [
+    "DIALECTS",
     "PLAIN",
     "Append",
     "AppendRules",

@@ -25,10 +25,20 @@ from trioresume.protocol.heads import Fields
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
 
-__all__ = ["PLAIN", "classify", "discovery_fields", "early_dialect", "name_of_upload"]
+__all__ = [
+    "DIALECTS",
+    "PLAIN",
+    "classify",
+    "discovery_fields",
+    "early_dialect",
+    "name_of_upload",
+]
 
 PLAIN = "plain"
 """What metrics and logs call a request in no protocol for resumable uploads."""
+
+DIALECTS = (PLAIN, SEED.name, rufh.RufhServer.name, tus.TUS.name)
+"""What they call all others, too."""
 
 
 def early_dialect(head: RequestHead) -> ServerDialect:

@@ -22,6 +22,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from trioresume.protocol.dialects import DIALECTS
+from trioresume.protocol.operation import OperationState
+
 if TYPE_CHECKING:
     from trioresume.server.watch.tally import Histogram
     from trioresume.server.watch.view import View
@@ -54,7 +57,9 @@ def _counters(
 
 
 def _by_dialect(name: str, help: str, values: Mapping[str, int]) -> Metric:
-    return _counters(name, help, ("dialect",), {(k,): v for k, v in values.items()})
+    # From 0 on, so that the first event is an increase.
+    counts = {(dialect,): values.get(dialect, 0) for dialect in DIALECTS}
+    return _counters(name, help, ("dialect",), counts)
 
 
 def _gauges(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
@@ -165,7 +170,7 @@ def _of_uploads(view: View) -> Iterator[Metric]:
             "uploads",
             "Operations in the catalog, by state.",
             "state",
-            {state.value: count for state, count in stored.uploads.items()},
+            {state.value: stored.uploads.get(state, 0) for state in OperationState},
         )
         yield _gauge(
             "stored_bytes",
