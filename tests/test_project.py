@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -29,22 +29,36 @@ def declared(requirements: list[str]) -> dict[str, str]:
 
 def imported(folder: str) -> set[str]:
     """The distributions behind what the modules in *folder* import."""
-    roots: set[str] = set()
+    modules: set[str] = set()
     for path in (ROOT / folder).rglob("*.py"):
         if "apps" in path.parts or path.name == "hatch_build.py":
             continue  # what a peer, or the build, runs in an environment of its own
         for node in ast.walk(ast.parse(path.read_text("utf-8"), path)):
             if isinstance(node, ast.Import):
-                roots |= {alias.name.partition(".")[0] for alias in node.names}
+                modules |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                roots.add(node.module.partition(".")[0])
+                modules.add(node.module)
     owners = packages_distributions()
+    own = sys.stdlib_module_names | {"_typeshed", "bench", "trioresume"}
     return {
-        owners[root][0].lower().replace("_", "-")
-        for root in roots
-        - sys.stdlib_module_names
-        - {"_typeshed", "bench", "trioresume"}
+        owner_of(module, owners[root]).lower().replace("_", "-")
+        for module in modules
+        if (root := module.partition(".")[0]) not in own
     }
+
+
+def owner_of(module: str, owners: list[str]) -> str:
+    """The one of *owners* that has *module*: several may have a part of one package."""
+    if len(owners) == 1:
+        return owners[0]
+    place = module.replace(".", "/")
+    files = {f"{place}.py", f"{place}/__init__.py"}
+    (owner,) = (
+        name
+        for name in owners
+        if files & {str(file) for file in distribution(name).files or ()}
+    )
+    return owner
 
 
 @pytest.mark.parametrize("what", ["trioresume serve", "pytest"])
@@ -81,7 +95,7 @@ def test_dependencies_are_what_the_package_imports() -> None:
     """Nothing is installed that is not used, and nothing used is left to chance."""
     requirements = PROJECT["project"]["dependencies"]
     extras = PROJECT["project"]["optional-dependencies"]
-    extra = extras["html"] + extras["identity"]
+    extra = extras["html"] + extras["identity"] + extras["tracing"]
     needed = set(declared(requirements)) | set(declared(extra))
     assert needed == imported("trioresume")
 

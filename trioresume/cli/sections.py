@@ -95,6 +95,7 @@ SERVE = {
         "--public-health",
         "--access-log",
         "--access-log-format",
+        "--tracing",
     ),
     "Behind a proxy": (
         "--trusted-proxy",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 
 import trioresume
 from trioresume.cli.options import Bind, switch
+from trioresume.cli.service.traces import exporting
 
 __all__ = ["watch_options"]
 
@@ -39,9 +41,15 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         default="combined",
         help="Format of these lines.",
     ),
+    switch(
+        "--tracing",
+        default=False,
+        help="Send a span of OpenTelemetry for each request, to where the variables "
+        "OTEL_EXPORTER_OTLP_… say. Needs the extra 'tracing'.",
+    ),
 )
 
-_NAMES = ("admin_bind", "public_health", "access_log", "access_log_format")
+_NAMES = ("admin_bind", "public_health", "access_log", "access_log_format", "tracing")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -55,7 +63,8 @@ def watch_options(
     @functools.wraps(command)
     def with_watch(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         given: dict[str, Any] = {name: kwargs.pop(name) for name in _NAMES}
-        return command(_settings(**given), *args, **kwargs)
+        with exporting() if given["tracing"] else nullcontext():
+            return command(_settings(**given), *args, **kwargs)
 
     wrapped: Callable[..., Any] = with_watch
     for option in reversed(_OPTIONS):
@@ -68,6 +77,7 @@ def _settings(
     public_health: bool,
     access_log: str | None,
     access_log_format: Any,
+    tracing: bool,
 ) -> trioresume.WatchSettings:
     try:
         log = (
@@ -76,7 +86,10 @@ def _settings(
             else trioresume.AccessLog(access_log, access_log_format)
         )
         return trioresume.WatchSettings(
-            admin_bind=admin_bind, public_health=public_health, access_log=log
+            admin_bind=admin_bind,
+            public_health=public_health,
+            access_log=log,
+            tracing=tracing,
         )
     except trioresume.CallerError as exc:
         raise click.UsageError(str(exc)) from exc

@@ -248,7 +248,7 @@ async def _watching(config: Config, tuning: Tuning) -> AsyncIterator[Watch | Non
             for listener in listeners:
                 logger.info("metrics and health checks at %s", listener.url)
             yield Watch(config, listeners, tuning.look_times)
-    elif settings.access_log is not None:
+    elif settings.access_log is not None or settings.tracing is not False:
         from trioresume.server.watch.watch import Watch
 
         yield Watch(config, [], tuning.look_times)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trioresume.errors import CallerError
 from trioresume.server.api.access_log import AccessLog
 from trioresume.server.api.addresses import TCPAddress, parse_address
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 __all__ = ["HEALTH_PATH", "WatchSettings"]
 
@@ -31,8 +35,8 @@ class WatchSettings:
     """Whether ``GET /healthz`` is answered on the public listeners, without a token."""
     access_log: AccessLog | None = None
     """Gets a line for each request; None: no access log."""
-    tracing: bool = False
-    """Whether each request is a span of OpenTelemetry, in the program's tracer provider.
+    tracing: TracerProvider | bool = False
+    """Makes a span of OpenTelemetry for each request; True: by the program's provider.
 
     This needs the extra ``tracing``."""
 

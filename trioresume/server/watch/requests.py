@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from trioresume.server.http.exchange import Body, Sink
     from trioresume.server.http.front import Front, Guest
     from trioresume.server.http.stored_body import FileSender
+    from trioresume.server.watch.spans import Spans
 
 __all__ = ["Requests"]
 
@@ -46,6 +48,7 @@ _TRACE = re.compile(
     r"[0-9a-f]{2}-(?P<id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
 _OPERATION = re.compile(r"[A-Za-z0-9_-]{22}(?=/)")
+_NO_SPAN = nullcontext()
 
 
 class Observed:
@@ -55,15 +58,18 @@ class Observed:
         "_received",
         "_sink",
         "began",
+        "dialect",
         "exchange",
         "id",
         "inner",
         "is_whole",
         "location",
         "message",
+        "operation",
         "problem",
         "proxy",
         "sent",
+        "status",
     )
 
     def __init__(self, exchange: BaseExchange, proxy: str, request_id: str) -> None:
@@ -81,6 +87,10 @@ class Observed:
         self.message = ""
         """Where the client can get the response again, if it was told."""
         self.sent = 0
+        # The outcome, once it has ended.
+        self.status = 0
+        self.dialect = PLAIN
+        self.operation: str | None = None
         self.inner: Body = exchange.body
         self._sink: Sink | None = None
         self._received = 0
@@ -148,6 +158,33 @@ class Observed:
 
         return None if files is None else _CountedFiles(files, self), send_counted
 
+    # As a span.
+
+    def attributes(self) -> dict[str, str | int]:
+        """Return what a span says of the request, in OpenTelemetry's words."""
+        head = self.exchange.head
+        told = {
+            "http.request.method": known_method(head.method),
+            "url.path": head.path,
+            "url.scheme": "http" if head.tls is None else "https",
+            "network.protocol.version": head.http_version,
+            "client.address": _client(head, self.proxy),
+            "user_agent.original": head.fields.get("user-agent") or "",
+        }
+        return {name: value for name, value in told.items() if value}
+
+    def outcome(self) -> dict[str, str | int]:
+        """Return what a span says of the answer."""
+        told: dict[str, str | int | None] = {
+            "http.response.status_code": self.exchange.status or None,
+            "http.request.body.size": self.received,
+            "http.response.body.size": self.sent,
+            "error.type": None if self.problem is None else self.problem.code,
+            "trioresume.dialect": self.dialect,
+            "trioresume.operation": self.operation,
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
 
 class _CountedFiles:
     """Sends from files, and counts the bytes for *observed*. In one thread at a time."""
@@ -166,32 +203,40 @@ class _CountedFiles:
 
 
 class Requests:
-    """Watches all requests of a service. *log* gets each one, if there is an access log."""
+    """Watches all requests of a service. *log* gets each one, and *spans* makes one for each."""
 
-    def __init__(self, tally: Tally, config: Config, log: AccessLog | None) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        config: Config,
+        log: AccessLog | None = None,
+        spans: Spans | None = None,
+    ) -> None:
         self._tally = tally
+        self._spans = spans
         self._operation_path = config.operation_path
         self._log = log
         self._running: dict[Observed, None] = {}
 
     def attach(self, front: Front) -> None:
         """Watch the requests of *front* from now on."""
-        answer, refuse = front.answer, front.refuse
+        answer, refuse, spans = front.answer, front.refuse, self._spans
 
         async def watched_answer(
             exchange: BaseExchange, guest: Guest, proxy: str
         ) -> None:
             observed = self._begin(exchange, proxy)
-            try:
-                await answer(exchange, guest, proxy)
-            except trio.Cancelled:
-                # The carrier says 503 to a request that a shutdown ended.
-                self._end(observed, UNAVAILABLE)
-                raise
-            except BaseException:
+            with _NO_SPAN if spans is None else spans.around(observed):
+                try:
+                    await answer(exchange, guest, proxy)
+                except trio.Cancelled:
+                    # The carrier says 503 to a request that a shutdown ended.
+                    self._end(observed, UNAVAILABLE)
+                    raise
+                except BaseException:
+                    self._end(observed, CLIENT_LEFT)
+                    raise
                 self._end(observed, CLIENT_LEFT)
-                raise
-            self._end(observed, CLIENT_LEFT)
 
         async def watched_refusal(exchange: BaseExchange, error: PeerError) -> None:
             observed = self._begin(exchange, "")
@@ -225,8 +270,9 @@ class Requests:
         # Otherwise they would refer to each other, and live until the garbage collector runs.
         exchange.watched, exchange.body = None, observed.inner
         took = time.monotonic() - observed.began
-        status = exchange.status or unanswered
-        dialect = self._dialect_of(exchange)
+        status = observed.status = exchange.status or unanswered
+        dialect = observed.dialect = self._dialect_of(exchange)
+        observed.operation = self._operation_of(observed)
         tally = self._tally
         tally.received += observed.received
         tally.sent += observed.sent
@@ -258,7 +304,7 @@ class Requests:
                     received=observed.received,
                     sent=observed.sent,
                     request_id=observed.id,
-                    operation=self._operation_of(observed),
+                    operation=observed.operation,
                     referer=_without_query(head.fields.get("referer") or ""),
                     user_agent=head.fields.get("user-agent") or "",
                     trace=_trace_of(head.fields),

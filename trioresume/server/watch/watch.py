@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trioresume.errors import CallerError
 from trioresume.server.uploads.operation import Operation
 from trioresume.server.watch.facts import Facts, LookTimes
 from trioresume.server.watch.operations import CountedOperation, count_created
@@ -20,12 +21,15 @@ from trioresume.store.port import CreateOperation
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from opentelemetry.trace import TracerProvider
+
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.api.config import Config
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.doorman import Doorman
     from trioresume.server.http.listeners import Listener
     from trioresume.server.uploads.loaded_operation import Surroundings
+    from trioresume.server.watch.spans import Spans
     from trioresume.store.port import OperationId
 
 __all__ = ["Watch"]
@@ -41,7 +45,11 @@ class Watch:
         self._counts = bool(admin)
         """Whether anything but requests is counted: only the metrics tell it."""
         self._tally = Tally()
-        self._requests = Requests(self._tally, config, config.watch.access_log)
+        spans = None
+        if config.watch.tracing is not False:
+            spans = _spans(config.watch.tracing)
+        log = config.watch.access_log
+        self._requests = Requests(self._tally, config, log, spans)
 
     def disk(self) -> TimedDisk | None:
         """Return the disk for the store; None for the usual one."""
@@ -111,6 +119,16 @@ class Watch:
         view = View(config, self._tally, self._requests, storage, doorman, facts)
         own = admin_doorman(AdminPages(view), config, clock)
         return partial(own.run, self._admin, _ignore)
+
+
+def _spans(tracing: TracerProvider | bool) -> Spans:
+    try:
+        from trioresume.server.watch.spans import Spans
+    except ImportError as exc:
+        raise CallerError(
+            "tracing needs OpenTelemetry: pip install 'trioresume[tracing]'"
+        ) from exc
+    return Spans(None if isinstance(tracing, bool) else tracing)
 
 
 def _ignore() -> None:
