@@ -30,6 +30,7 @@ class TrioresumeGroup(CommandGroup):
         "serve": "trioresume.cli.serve:serve",
         "upload": "trioresume.cli.upload:upload",
         "uploads": "trioresume.cli.uploads:uploads",
+        "download": "trioresume.cli.download:download",
         "bench": "trioresume.cli.bench:bench",
         "ls": "trioresume.cli.maintenance:list_",
         "show": "trioresume.cli.maintenance:show",

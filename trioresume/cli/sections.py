@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BENCH", "SERVE", "UPLOAD", "UPLOADS_RESUME"]
+__all__ = ["BENCH", "DOWNLOAD", "SERVE", "UPLOAD", "UPLOADS_RESUME"]
 
 SERVE = {
     "Everyday": (
@@ -174,6 +174,19 @@ UPLOADS_RESUME = {
     "How to resume": ("--retry-for", "--idle-timeout"),
     "TLS and HTTP": tuple(
         name for name in UPLOAD["TLS and HTTP"] if name != "--protocol"
+    ),
+}
+
+DOWNLOAD = {
+    "Everyday": ("--force", "--checksum", "--quiet", "--json"),
+    "Credentials and header fields": UPLOAD["Credentials and header fields"],
+    "How to resume": ("--retry-for", "--idle-timeout"),
+    "TLS and HTTP": (
+        "--cacert",
+        "--cert",
+        "--key",
+        "--insecure",
+        "--allow-redirect-to",
     ),
 }
 

@@ -34,7 +34,7 @@ from trioresume.cli.tls_options import tls_options
 from trioresume.cli.upload_files import Job, content_of, headers_of
 from trioresume.text import printable
 
-__all__ = ["Sending", "sending_options"]
+__all__ = ["Sending", "exit_at_once", "refusal", "sending_options"]
 
 _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
@@ -234,8 +234,8 @@ class _Run:
         async for _ in signals:
             self.interrupted = True
             # After a second signal the user does not want to wait for anything.
-            signal.signal(signal.SIGINT, _exit_at_once)
-            signal.signal(signal.SIGTERM, _exit_at_once)
+            signal.signal(signal.SIGINT, exit_at_once)
+            signal.signal(signal.SIGTERM, exit_at_once)
             whole.cancel()
 
     async def _send_one(self, job: Job) -> None:
@@ -291,7 +291,7 @@ class _Run:
         if not response.ok:
             if _is_for_now(response):
                 job.exit_code = ExitCode.UNFINISHED
-            self._report_failure(job, f"{job.url}: {_refusal(response)}")
+            self._report_failure(job, f"{job.url}: {refusal(response)}")
             return
         job.exit_code = ExitCode.DONE
         location = urljoin(response.url, response.headers.get("location") or "")
@@ -324,7 +324,7 @@ class _Run:
         )
 
 
-def _exit_at_once(number: int, frame: FrameType | None) -> None:
+def exit_at_once(number: int, frame: FrameType | None) -> None:
     """End the process. The journal is on disk, so memory holds nothing that is needed later."""
     del number, frame
     if output.stderr is not None and output.stderr.isatty():
@@ -344,7 +344,7 @@ def _is_for_now(response: ClientResponse) -> bool:
     return response.status in _FOR_NOW
 
 
-def _refusal(response: ClientResponse) -> str:
+def refusal(response: ClientResponse) -> str:
     """Return the server's reason: the status, and a problem's title and detail (RFC 9457)."""
     words = [f"the server answered {response.status}"]
     location = response.headers.get("location")

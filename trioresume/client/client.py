@@ -27,6 +27,7 @@ from trioresume.client.decisions.protocol_choice import (
 from trioresume.client.decisions.redirects import Redirects
 from trioresume.client.decisions.retry import RetryBudget, RetryPolicy
 from trioresume.client.decisions.transfer import Transfer
+from trioresume.client.download import Downloader
 from trioresume.client.http.carriers import CarrierChoice
 from trioresume.client.http.connector import Connector, NetworkConnector
 from trioresume.client.http.pool import Pool
@@ -247,6 +248,41 @@ class Client:
                 return await run.run()
         finally:
             await content.discard()
+
+    async def download(
+        self,
+        url: str,
+        path: str | os.PathLike[str],
+        *,
+        headers: HeaderInput = (),
+        on_progress: Callable[[Progress], object] | None = None,
+    ) -> ClientResponse:
+        """Download *url* into the file *path*, and return the final response.
+
+        The content comes into ``PATH.part`` first. After a cut the request goes on behind
+        what is there, also in a later call, as long as the server has the same version.
+        The response has the SHA-256 of the content; it *is_confirmed* if the server told
+        the same (``Repr-Digest``). A response that is no success leaves *path* as it is.
+
+        Redirects are followed as for :meth:`request`. Raises
+        :class:`~trioresume.errors.TransferFailed` if the retries are used up or the
+        content is damaged, :class:`~trioresume.errors.CallerError` if another run is
+        downloading into the file, and :class:`OSError`. If the call is cancelled, what
+        has arrived is kept.
+        """
+        own = Fields(headers)
+        standing = own.plus(self._standing.without(*(name for name, _ in own)))
+        run = Downloader(
+            Redirects(Url.parse(url), self._redirect_origins),
+            self._pool,
+            Path(path),
+            standing=standing,
+            budget=RetryBudget(self._retry, self._draw),
+            idle_timeout=self._timeouts.idle,
+            limiter=self._limiter,
+            on_progress=on_progress,
+        )
+        return await run.run()
 
     def _choice(
         self, method: str, url: Url, source: Source, entry: JournalEntry | None

@@ -16,7 +16,7 @@ import trio
 if TYPE_CHECKING:
     from trioresume.client.decisions.actions import Outcome
 
-__all__ = ["Progress", "trouble_of"]
+__all__ = ["Progress", "trouble_of", "words_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,14 @@ def trouble_of(outcome: Outcome) -> str | None:
     A successful answer that only means waiting, such as a 202, is no trouble.
     """
     if outcome.cause is not None:
-        return _words_for(outcome.cause)
+        return words_for(outcome.cause)
     if outcome.answer is not None and not outcome.answer.ok:
         return f"the server answered {outcome.answer.status}"
     return None if outcome.answer is not None else "no answer"
 
 
-def _words_for(cause: BaseException) -> str:
+def words_for(cause: BaseException) -> str:
+    """Return what went wrong, in words for a person."""
     for exc in _behind(cause):
         if isinstance(exc, socket.gaierror):
             return f"the server's name cannot be resolved: {exc.strerror}"

@@ -35,6 +35,7 @@ from urllib.parse import quote, unquote_to_bytes
 from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate
 from trioresume.protocol.dialects.server import METHOD_OVERRIDE, is_patch_of_bytes
+from trioresume.protocol.digests import repr_digest
 from trioresume.protocol.filenames import content_disposition_attachment, name_fault
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.name_templates import NameTemplate, numbered, split_suffix
@@ -264,6 +265,9 @@ class FileService:
 
     def _record(self, request: Request, name: str) -> FileRecord:
         fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
+        if request.digests:
+            # It is told with each download, so that its client can compare.
+            fields.append(("repr-digest", repr_digest(request.digests)))
         filename = request.head.filename
         if filename is not None:
             # Kept as text of the client: it is not a field that is sent as it is.

@@ -220,6 +220,9 @@ class Request:
     before. Then the target is called again."""
     on_interim: Callable[[int, Fields], None] | None = None
     """Passes an interim response to the clients that wait for the final response."""
+    digests: Mapping[str, bytes] = field(default_factory=dict)
+    """The digests of the content that the client announced or asked for, as RFC 9530 names
+    them: ``sha-256``, ``sha-512``."""
 
     @property
     def method(self) -> str:

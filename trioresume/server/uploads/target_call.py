@@ -126,6 +126,8 @@ class TargetCall:
         self._answer = RecordedWith(Response(204), ())
         self._around = around
         self._record = record
+        self._digests: Mapping[str, bytes] = {}
+        """Those of the content that were computed, by the names of RFC 9530."""
         self._told_digests: Mapping[str, bytes] = {}
         self._request: Request | None = None
 
@@ -172,6 +174,7 @@ class TargetCall:
         except PeerError as exc:
             self.refuse(exc)
             return False
+        self._digests = digests
         self._told_digests = {name: told[name] for name in told if name in wished}
         return True
 
@@ -199,6 +202,7 @@ class TargetCall:
             operation_id=record.id,
             earlier_conflicts=self.conflicts,
             on_interim=on_interim,
+            digests=self._digests,
         )
         try:
             refusal: object = None
