@@ -191,7 +191,11 @@ _PASSING = "tests/targets/upstream/test_passing.py"
 
 _BACKUP = "tests/store/keeper/test_backup.py"
 MORE: dict[str, tuple[str, ...]] = {
-    "targets/upstream/connections": (_ONCE, _PASSING),
+    "targets/upstream/connections": (
+        "tests/targets/upstream/test_connections.py",
+        _ONCE,
+        _PASSING,
+    ),
     "targets/upstream/endpoints": ("tests/targets/upstream/test_heads.py", _ONCE),
     "targets/upstream/round_trip": (_ONCE, _PASSING),
     "targets/upstream/target": (_ONCE, _PASSING),

@@ -172,6 +172,14 @@ class BaseTransport:
         except OSError:
             pass  # not TCP: a Unix socket has no such options
 
+    def set_most_unsent(self, size: int) -> None:
+        """Let *size* bytes wait in the socket's buffer, instead of the usual 256 KiB."""
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            try:
+                self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+            except OSError:
+                pass  # not TCP, as in the constructor
+
     def fileno(self) -> int:
         """Return the socket's descriptor."""
         return self._raw.fileno()

@@ -19,9 +19,10 @@ from trioresume.server.http.tls.transport import TLSTransport
 from trioresume.server.http.transport import SocketTransport
 
 if TYPE_CHECKING:
+    from trioresume.server.http.stored_body import FileSender
     from trioresume.targets.upstream.endpoints import Endpoint
 
-__all__ = ["Connection", "Pool"]
+__all__ = ["Connection", "PatientSender", "Pool"]
 
 logger = logging.getLogger("trioresume.upstream")
 
@@ -30,6 +31,10 @@ MOST_IDLE = 32
 IDLE_SECONDS = 30.0
 """For how long they are kept. Most servers keep theirs for longer; see :class:`Pool`."""
 READ_SIZE = 64 * 1024
+MOST_UNSENT = 4 * 1024 * 1024
+"""Content that may wait in the kernel, as pages of its files: a backend seldom is slow."""
+PATIENCE = 5
+"""Milliseconds for which a thread waits until a backend has read more."""
 MOST_HEAD = 64 * 1024
 """The longest head of a response that is read; one read more may come on top."""
 
@@ -65,6 +70,15 @@ class Connection:
         """Prepare for a request. Each has a parser of its own: content passes by it."""
         self.parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD)
 
+    @property
+    def files(self) -> FileSender | None:
+        """The sender of content that lies in files; None if it has to be read."""
+        files = self.transport.files
+        if files is None or not hasattr(select, "poll"):
+            return files
+        self.transport.set_most_unsent(MOST_UNSENT)
+        return PatientSender(files, self.transport.fileno())
+
     async def receive(self) -> None:
         """Give the parser what comes next: bytes, or the end of the stream.
 
@@ -91,6 +105,29 @@ class Connection:
     def close(self) -> None:
         """Close at once: nothing has to be sent any more."""
         self.transport.close_nowait()
+
+
+class PatientSender:
+    """Sends files on a connection, as *files* does, and waits a moment for the backend.
+
+    A backend that keeps pace reads on within :data:`PATIENCE`. Then the thread goes on at
+    once, which costs less than to wake the event loop, and from there another thread. For any
+    other backend the task waits.
+    """
+
+    def __init__(self, files: FileSender, fileno: int) -> None:
+        self._files = files
+        self._room = select.poll()
+        self._room.register(fileno, select.POLLOUT)
+
+    async def wait_writable(self) -> None:
+        await self._files.wait_writable()
+
+    def send_file_nowait(self, descriptor: int, offset: int, size: int) -> int | None:
+        sent = self._files.send_file_nowait(descriptor, offset, size)
+        if sent is None and self._room.poll(PATIENCE):
+            sent = self._files.send_file_nowait(descriptor, offset, size)
+        return sent
 
 
 class Pool:

@@ -230,7 +230,7 @@ class UpstreamTarget:
                 begun, rest = await stored.begin()
                 await send_in_time(transport, head + begun, self._timeout)
                 await rest.send(
-                    transport.files,
+                    connection.files,
                     lambda data: send_in_time(transport, data, self._timeout),
                     self._timeout,
                 )
