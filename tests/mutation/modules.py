@@ -238,7 +238,7 @@ MORE: dict[str, tuple[str, ...]] = {
         "tests/server/event_loop/test_signals.py",
         "tests/server/event_loop/test_stall_watch.py",
     ),
-    "server/http/asgi/body": ("tests/asgi/test_app.py",),
+    "server/http/asgi/body": ("tests/asgi/test_body.py", "tests/asgi/test_app.py"),
     "server/http/asgi/exchange": ("tests/asgi/test_app.py",),
     "server/watch/facts": ("tests/server/watch/test_admin.py",),
     "server/http/http2/body": (_HTTP2_CONNECTION,),

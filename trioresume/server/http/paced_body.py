@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.receive_memory import Piece, ReceiveMemory
     from trioresume.server.http.exchange import Sink
 
-__all__ = ["PacedBody"]
+__all__ = ["Gathered", "PacedBody"]
 
 MUCH_WORK = 256
 """A turn with so many fields, chunks or parts lets other tasks go first: about 0.3 ms."""
@@ -237,3 +237,63 @@ class _Discard:
 
     async def room(self) -> None:
         return
+
+
+class Gathered:
+    """Content in small parts, gathered in a piece until it is worth handing on."""
+
+    def __init__(self, sink: Sink, memory: ReceiveMemory) -> None:
+        self._sink = sink
+        self._memory = memory
+        self._piece: Piece | None = None
+        self._start = 0
+        self._end = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that were not handed on yet."""
+        return self._end - self._start
+
+    def begin(self, expected: int | None = None) -> bool:
+        """Take a piece unless there is one already. Returns False if none is free."""
+        if self._piece is None:
+            piece = self._memory.take_nowait(expected)
+            if piece is None:
+                return False
+            self.begin_with(piece)
+        return True
+
+    def begin_with(self, piece: Piece) -> None:
+        self._piece = piece
+        self._start = self._end = piece.start(self._sink.offset)
+
+    def add(self, content: memoryview) -> bool:
+        """Add *content*. Returns whether some was handed on; without a piece all of it is."""
+        handed_on = False
+        while content:
+            if not self.begin():
+                self._sink.append(content)
+                return True
+            assert self._piece is not None
+            room = self._piece.view[self._end :][: len(content)]
+            room[:] = content[: len(room)]
+            self._end += len(room)
+            content = content[len(room) :]
+            if self._end == len(self._piece.view):
+                self.hand_on()
+                handed_on = True
+        return handed_on
+
+    def hand_on(self) -> None:
+        """Append the gathered content to the sink, and release the piece."""
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            try:
+                if self._end > self._start:
+                    self._sink.append(piece.view[self._start : self._end], piece)
+                    self._memory.share(piece, self._end)
+                else:
+                    self._memory.share(piece, piece.used)
+            finally:
+                self._start = self._end = 0
+                piece.release()

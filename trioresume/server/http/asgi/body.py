@@ -1,9 +1,12 @@
 """The content of one request over ASGI.
 
-The server below has read the content already, and hands it on block by block. A block is an
-immutable object of its own, so it goes to the store as it is, with no piece of the receive
-memory. The next block is asked for only when the sink has room: a server that knows
-back-pressure then stops reading, and TCP or HTTP/2 slows the peer down.
+The server below has read the content already, and hands it on block by block, mostly of 64 KiB
+or less. A job for a worker thread costs more than to copy such a block. So blocks that follow
+each other quickly are gathered in a piece of the receive memory. They go to the store when the
+piece is full, when the content ends, and when no block comes for a moment. A block that comes
+alone, or while no piece is free, goes to the store as it is: it is an immutable object of its
+own. The next block is asked for only when the sink has room: a server that knows back-pressure
+then stops reading, and TCP or HTTP/2 slows the peer down.
 
 Deadlines and the work of parsing are as for HTTP/1.1
 (:mod:`~trioresume.server.http.paced_body`).
@@ -18,7 +21,7 @@ import trio
 
 from trioresume.errors import PeerError, StorageError
 from trioresume.protocol.heads import Fields
-from trioresume.server.http.paced_body import PacedBody
+from trioresume.server.http.paced_body import Gathered, PacedBody
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsgiBody", "Channel"]
 
+QUICK = 0.05
+"""Seconds after a block in which the next one has to come to be gathered."""
 LAST_TIME = 0.03
 """Seconds for taking the last bytes when a newcomer ends the writer."""
 LAST_PAUSE = 0.002
@@ -56,6 +61,8 @@ class AsgiBody(PacedBody):
     __slots__ = (
         "_came",
         "_channel",
+        "_failure",
+        "_gathered",
         "_pushed_back",
         "_rest",
         "_waiting",
@@ -77,6 +84,9 @@ class AsgiBody(PacedBody):
         self._rest = memoryview(b"")
         """Bytes of the last block that the sink has not taken yet."""
         self._waiting: trio.CancelScope | None = None
+        self._gathered: Gathered | None = None
+        self._failure: Exception | None = None
+        """What kept gathered content from the sink while the task waited for the peer."""
 
     async def find_end(self, seconds: float) -> bool:
         """Whether there is no content at all, for a head that does not tell.
@@ -92,12 +102,39 @@ class AsgiBody(PacedBody):
         return self.ended
 
     async def _receive(self, sink: Sink) -> None:
-        with trio.CancelScope() as self._waiting:
-            while not self.ended:
-                await self._next_block()
-                await self._take(sink)
-            return
-        raise trio.BrokenResourceError("the peer's time is up")
+        gathered = None if sink.plain is not None else Gathered(sink, self._memory)
+        self._gathered = gathered
+        try:
+            with trio.CancelScope() as self._waiting:
+                while not self.ended:
+                    await self._next_block()
+                    if gathered is None:
+                        await self._take(sink)
+                    else:
+                        await self._gather(sink, gathered)
+                return
+        finally:
+            self._gathered = None
+            if gathered is not None:
+                gathered.hand_on()
+        raise self._failure or trio.BrokenResourceError("the peer's time is up")
+
+    async def _gather(self, sink: Sink, gathered: Gathered) -> None:
+        """Gather the block, or append it if it does not come quickly after the last one."""
+        if not sink.has_room:
+            self._suspend()
+            await sink.room()
+            self._resume()
+        now = trio.current_time()
+        is_quick = now - self._since < QUICK
+        self._renew(now, len(self._rest))
+        is_alone = self.ended and not gathered.size
+        if is_quick and not is_alone:
+            gathered.add(self._rest)
+        else:
+            gathered.hand_on()
+            sink.append(self._rest)
+        self._rest = memoryview(b"")
 
     async def _next_block(self) -> None:
         block, more = self._pushed_back or await self._channel.receive()
@@ -150,4 +187,9 @@ class AsgiBody(PacedBody):
             self._waiting.cancel()
 
     def _note_silence(self, seconds: float) -> None:
-        return
+        if self._gathered is not None and seconds >= QUICK:
+            try:
+                self._gathered.hand_on()
+            except (PeerError, StorageError) as exc:
+                self._failure = exc
+                self._interrupt()
