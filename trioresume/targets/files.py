@@ -210,7 +210,7 @@ class FileService:
 
     async def respond(self, request: Request) -> RecordedWith:
         """Publish or remove the file in the commit that records the response."""
-        name = self._name(request.path, request.method)
+        name = self._name(request.head.path, request.method)
         if name is None:
             return await self._publish_new(request)
         current = await self._find(request.principal, name)
@@ -264,7 +264,7 @@ class FileService:
         }
 
     def _record(self, request: Request, name: str) -> FileRecord:
-        fields = [(n, v) for n, v in request.headers if n in _KEPT_FIELDS]
+        fields = [(n, v) for n, v in request.head.fields if n in _KEPT_FIELDS]
         if request.digests:
             # It is told with each download, so that its client can compare.
             fields.append(("repr-digest", repr_digest(request.digests)))

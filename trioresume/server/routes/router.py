@@ -356,11 +356,14 @@ class Service:
             if resume is None:
                 await exchange.send_continue()
             else:
+                # Not kept for the response: thousands of requests wait for content here.
                 await exchange.send_continue(
-                    self._locations(exchange, operation), always=True
+                    operation_fields(self._config, operation.id, head.has_content),
+                    always=True,
                 )
-            await self._announce(exchange, operation, creation)
-            if exchange.dialect.awaits_target:
+            if creation.offers:
+                await self._announce(exchange, operation)
+            if exchange.dialect.awaits_target and exchange.preferences.processing:
                 await send_processing(exchange, operation, self._config)
             try:
                 await receive_content(
@@ -376,18 +379,16 @@ class Service:
             if operation.is_receiving:
                 offset = await operation.make_durable()
                 upload = describe(self._config, exchange, operation, offset)
-                reply = exchange.dialect.created(upload)
-                told = (
-                    Fields() if resume is None else self._locations(exchange, operation)
-                )
-                await send_reply(exchange, reply, told)
+                told = Fields()
+                if resume is not None:
+                    told = operation_fields(
+                        self._config, operation.id, head.has_content
+                    )
+                await send_reply(exchange, exchange.dialect.created(upload), told)
             else:
                 await self._send_outcome(exchange, operation)
         finally:
             self._operations.leave(operation)
-
-    def _locations(self, exchange: Exchange, operation: Operation) -> Fields:
-        return operation_fields(self._config, operation.id, exchange.head.has_content)
 
     async def _send_outcome(self, exchange: Exchange, operation: Operation) -> None:
         await send_outcome(
@@ -448,15 +449,12 @@ class Service:
             raise hashing.refusal(principal, size)
         return False
 
-    async def _announce(
-        self, exchange: Exchange, operation: Operation, creation: Creation
-    ) -> None:
+    async def _announce(self, exchange: Exchange, operation: Operation) -> None:
         """Tell the upload's location before any of its content is read (C2)."""
-        if creation.offers:
-            upload = describe(self._config, exchange, operation, 0)
-            interim = exchange.dialect.announcement(upload)
-            if interim is not None:
-                await exchange.send_interim(interim)
+        upload = describe(self._config, exchange, operation, 0)
+        interim = exchange.dialect.announcement(upload)
+        if interim is not None:
+            await exchange.send_interim(interim)
 
     def _give_up(
         self,

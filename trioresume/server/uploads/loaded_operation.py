@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import trio
-
 from trioresume.errors import (
     PeerError,
     ProblemCode,
@@ -117,7 +115,8 @@ class LoadedOperation:
         self.record: OperationRecord
         self.incoming: IncomingContent
         self.is_loaded = False
-        self.loading: trio.Lock | None = None
+        self.loading: Signal | None = None
+        """Fired when the task that loads it has ended; None while no task does."""
         self.users = 0
         self.visitors = 0
         """The number of requests among its users."""

@@ -21,7 +21,7 @@ import trio
 from trioresume.errors import PeerError, StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
 from trioresume.server.api.handler import RepeatingTarget
-from trioresume.server.event_loop import Holding
+from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.hashing import Hashing
 from trioresume.server.uploads.loaded_operation import Surroundings
 from trioresume.server.uploads.operation import Operation
@@ -303,22 +303,28 @@ class Registry:
     async def load(self, operation: Operation, visitor: _Visitor | None) -> None:
         """Load the operation, if the store has it."""
         # One task loads, the others wait: there must never be two copies of an operation.
-        if operation.loading is None:
-            operation.loading = trio.Lock()
-        async with Holding(operation.loading):
-            if not operation.is_loaded:
-                record, offset = await self.storage.run(
-                    self._look, operation.id, visitor
-                )
-                if record is not None:
-                    if self.rulebook is not None:
-                        operation.around = self._under_rule(
-                            record.method, record.target, record.principal
-                        )
-                    operation.load(record, offset)
-                    operation.is_known = True
-                    self._resume_call(operation)
-        operation.loading = None if operation.is_loaded else operation.loading
+        while operation.loading is not None:
+            await operation.loading.wait()
+        if operation.is_loaded:
+            return
+        loading = operation.loading = Signal()
+        try:
+            record, offset = await self.storage.run(self._look, operation.id, visitor)
+            if record is not None:
+                if self.rulebook is not None:
+                    operation.around = self._under_rule(
+                        record.method, record.target, record.principal
+                    )
+                operation.load(record, offset)
+                operation.is_known = True
+                if record.state in _CALLING:
+                    # The last process stopped in the target's call. A running call uses its
+                    # operation, so no task drives this one, whether recovery or a client
+                    # loads it first.
+                    self.start(operation, operation.restart)
+        finally:
+            operation.loading = None
+            loading.fire()
 
     def _under_rule(
         self, method: str, target: str, principal: str | None
@@ -346,15 +352,6 @@ class Registry:
             return record, store.offset(request_key(id))
         except StorageError:
             return record, None  # it will fail again in a place that handles the error
-
-    def _resume_call(self, operation: Operation) -> None:
-        """Go on with the target's call if the last process stopped in it.
-
-        A running call uses its operation. So an operation that is loaded in the middle of a
-        call has no task that drives it, whether recovery or a client loads it first.
-        """
-        if operation.state in _CALLING:
-            self.start(operation, operation.restart)
 
     async def recover(self, tried: trio.Event | None = None) -> None:
         """Go on with operations that the last process left between complete and done (R31).
