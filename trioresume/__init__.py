@@ -46,11 +46,24 @@ from trioresume.errors import (
 from trioresume.identity.any_of import AnyOf
 from trioresume.identity.htpasswd import PasswordFile
 from trioresume.identity.jwt import JsonWebTokens
+from trioresume.identity.signed_addresses import (
+    SignedAddresses,
+    SigningKey,
+    sign_download,
+    sign_upload,
+)
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.signed_address import without_signature
 from trioresume.protocol.tls_facts import ClientCertificate, TLSFacts
 from trioresume.server.api.access_log import AccessLog
 from trioresume.server.api.client_certificates import client_certificates
-from trioresume.server.api.config import Authenticator, Config, Principal, Rejection
+from trioresume.server.api.config import (
+    Authenticator,
+    Config,
+    Grant,
+    Principal,
+    Rejection,
+)
 from trioresume.server.api.handler import (
     CallPolicy,
     ContentFile,
@@ -109,6 +122,7 @@ __all__ = [
     "DamageKind",
     "Fields",
     "FileService",
+    "Grant",
     "Handler",
     "Inventory",
     "Journal",
@@ -129,6 +143,8 @@ __all__ = [
     "RetryPolicy",
     "Rule",
     "Server",
+    "SignedAddresses",
+    "SigningKey",
     "StorageError",
     "StorageFull",
     "StoreLocked",
@@ -156,5 +172,8 @@ __all__ = [
     "restore",
     "retry",
     "serve",
+    "sign_download",
+    "sign_upload",
     "upload",
+    "without_signature",
 ]

@@ -120,6 +120,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "parts",
         "path_patterns",
         "ranges",
+        "signed_address",
         "structured",
         "urls",
         "dialects/classify",
@@ -160,7 +161,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "download",
         "runner",
     ),
-    "identity": ("any_of", "htpasswd", "jwk_sets", "jwt"),
+    "identity": ("any_of", "htpasswd", "jwk_sets", "jwt", "signed_addresses"),
     "targets": (
         "upstream/connections",
         "upstream/endpoints",

@@ -43,6 +43,8 @@ class TrioresumeGroup(CommandGroup):
         "mv": "trioresume.cli.changes:rename",
         "chown": "trioresume.cli.changes:give",
         "token": "trioresume.cli.serve:token",
+        "sign": "trioresume.cli.signing:sign",
+        "signing-key": "trioresume.cli.signing:signing_key",
         "completion": "trioresume.cli.completion:completion",
     }
 

@@ -48,6 +48,7 @@ SERVE = {
         "--retry-interval",
     ),
     "Who may do what": (
+        "--signing-keys",
         "--jwt-keys",
         "--jwt-algorithm",
         "--jwt-audience",
