@@ -82,7 +82,14 @@ from trioresume.server.keeper.backup import BackupReport, backup, restore
 from trioresume.server.keeper.changes import Keeper, open_keeper
 from trioresume.server.keeper.collect import collect
 from trioresume.server.keeper.control_socket import ask_to_retry as retry
+from trioresume.server.keeper.imports import (
+    Imported,
+    ImportSource,
+    ImportState,
+    import_directory,
+)
 from trioresume.server.serving import Server, serve
+from trioresume.store.keeper.export import Export, Exported, ExportState, Metadata
 from trioresume.store.keeper.inventory import (
     Inventory,
     StoredFile,
@@ -120,14 +127,21 @@ __all__ = [
     "ContentFile",
     "Damage",
     "DamageKind",
+    "Export",
+    "ExportState",
+    "Exported",
     "Fields",
     "FileService",
     "Grant",
     "Handler",
+    "ImportSource",
+    "ImportState",
+    "Imported",
     "Inventory",
     "Journal",
     "JsonWebTokens",
     "Keeper",
+    "Metadata",
     "PasswordFile",
     "PeerError",
     "Principal",
@@ -167,6 +181,7 @@ __all__ = [
     "client_certificates",
     "collect",
     "idempotent",
+    "import_directory",
     "new_token",
     "open_keeper",
     "restore",

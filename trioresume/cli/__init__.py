@@ -39,6 +39,8 @@ class TrioresumeGroup(CommandGroup):
         "retry": "trioresume.cli.maintenance:retry",
         "backup": "trioresume.cli.backup:backup",
         "restore": "trioresume.cli.backup:restore",
+        "export": "trioresume.cli.transfer:export",
+        "import": "trioresume.cli.transfer:import_",
         "rm": "trioresume.cli.changes:remove",
         "mv": "trioresume.cli.changes:rename",
         "chown": "trioresume.cli.changes:give",

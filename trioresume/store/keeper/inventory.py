@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,6 +31,7 @@ from trioresume.store.disk.unfinished import Epoch, Survey
 from trioresume.store.file_system.data_dir import FORMAT, is_served
 from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.keeper.backup_directory import generation_at
+from trioresume.store.keeper.export import Export, Metadata
 from trioresume.store.keeper.verification import Verification
 from trioresume.store.port import (
     SERVICE_CLOCK,
@@ -246,14 +247,19 @@ class Inventory:
 
     def files(self) -> Iterator[StoredFile]:
         """Yield the file service's files; the name that was created first comes first."""
-        after, behind = 0, self._behind()
+        behind = self._behind()
+        for record in self._records():
+            yield _stored_file(record, behind)
+
+    def _records(self) -> Iterator[FileRecord]:
+        after = 0
         while page := self._rows(
             f"SELECT id, {FILE_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?",
             after,
             _PAGE,
         ):
             for row in page:
-                yield _stored_file(file_from(row[1:]), behind)
+                yield file_from(row[1:])
             after = page[-1][0]
 
     def files_called(self, name: str) -> list[StoredFile]:
@@ -263,6 +269,27 @@ class Inventory:
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
         behind = self._behind()
         return [_stored_file(file_from(row), behind) for row in rows]
+
+    def export(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        patterns: Sequence[str] = (),
+        metadata: Metadata = Metadata.XATTR,
+    ) -> Export:
+        """Return an export of the files to *directory*, by their names; see :class:`Export`.
+
+        With *patterns* it takes only files with a name, or a name that the client gave, that
+        fits one of them.
+        """
+        return Export(
+            self._catalog,
+            self._chunks,
+            self._records(),
+            directory,
+            patterns,
+            metadata,
+        )
 
     # Both.
 
