@@ -379,23 +379,28 @@ def test_settings_that_make_no_sense_are_refused(
 
 @pytest.mark.alone
 async def test_token_costs_little(keys: Path) -> None:
-    """At most 150 microseconds of the processor, and much less if it was seen before."""
+    """At most 150 microseconds for a token that was seen before, and for the usual algorithms."""
     known = JsonWebTokens(keys)
-    heads = [
-        head(fields=bearer(signed("rsa", claims={"n": number}))) for number in range(10)
-    ]
+    seen = head(fields=bearer(signed("p521")))
+    assert await known(seen) == Principal("ann")
 
-    async def cost(*, is_known: bool) -> float:
-        """The least of many tries, in seconds: other processes only make it more."""
+    async def cost(heads: list[Any]) -> float:
         best = float("inf")
-        for _ in range(40):
-            if not is_known:
-                known._verified.clear()
-            started = time.thread_time()
+        for _ in range(5):
+            started = time.perf_counter()
             for each in heads:
                 await known(each)
-            best = min(best, (time.thread_time() - started) / len(heads))
+            best = min(best, (time.perf_counter() - started) / len(heads))
+            known._verified.clear()
         return best
 
-    assert await cost(is_known=False) < 150e-6
-    assert await cost(is_known=True) < 30e-6
+    tokens = [signed("rsa", claims={"n": number}) for number in range(50)]
+    assert await cost([head(fields=bearer(token)) for token in tokens]) < 150e-6
+    await known(seen)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(200):
+            await known(seen)
+        best = min(best, (time.perf_counter() - started) / 200)
+    assert best < 50e-6

@@ -48,7 +48,6 @@ SERVE = {
         "--retry-interval",
     ),
     "Who may do what": (
-        "--signing-keys",
         "--jwt-keys",
         "--jwt-algorithm",
         "--jwt-audience",
@@ -65,6 +64,7 @@ SERVE = {
     "What is kept, and for how long": (
         "--durability",
         "--name-template",
+        "--on-success",
         "--incomplete-lifetime",
         "--max-upload-lifetime",
         "--response-lifetime",

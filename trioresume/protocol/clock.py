@@ -129,8 +129,7 @@ class Schedule:
     def add(self, token: str, deadline: float) -> None:
         """Set the deadline of *token*, which replaces its earlier one."""
         if deadline < self._horizon:
-            self._held[token] = deadline
-            heapq.heappush(self._heap, (deadline, token))
+            self._hold(token, deadline)
         else:
             self._held.pop(token, None)
         self._tidy()
@@ -139,6 +138,10 @@ class Schedule:
         """Remove the deadline of *token*, if it is held."""
         self._held.pop(token, None)
         self._tidy()
+
+    def _hold(self, token: str, deadline: float) -> None:
+        self._held[token] = deadline
+        heapq.heappush(self._heap, (deadline, token))
 
     # ------------------------------------------------------------ loading
 
@@ -161,8 +164,7 @@ class Schedule:
         latest = math.inf if complete else -math.inf
         for deadline, token in entries:
             if token not in self._held:
-                self._held[token] = deadline
-                heapq.heappush(self._heap, (deadline, token))
+                self._hold(token, deadline)
             if not complete:
                 latest = deadline
         if latest == -math.inf:

@@ -183,9 +183,7 @@ class RequestHead:
 
         It comes from ``Content-Disposition``. It is a suggestion, not a path.
         """
-        disposition = self.fields.get("content-disposition")
-        if disposition is None:
-            return None
+        disposition = self.fields.get("content-disposition") or ""
         return parse_content_disposition_filename(disposition)
 
     @property

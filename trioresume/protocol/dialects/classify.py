@@ -44,13 +44,9 @@ DIALECTS = (PLAIN, SEED.name, rufh.RufhServer.name, tus.TUS.name)
 def early_dialect(head: RequestHead) -> ServerDialect:
     """Return the dialect in which a request is refused before its resource is known.
 
-    Only tus asks for its own form then (D1). All its requests are marked. A PATCH that only
-    has tus's media type is one of the union's formats (R15) and gets the target's response
-    (R17). OPTIONS belongs to no dialect: it carries no version, and its answer is about all
-    of them.
+    Only tus asks for its own form then (D1).
     """
-    is_marked = "tus-resumable" in head.fields and head.method != "OPTIONS"
-    return tus.TUS if is_marked else SEED
+    return tus.TUS if tus.is_marked(head) else SEED
 
 
 def classify(

@@ -22,6 +22,7 @@ from trioresume.protocol.dialects.server import PRIVATE
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.server.http.stored_body import StoredBody, StoredPart
+from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import (
     Resource,
     location,
@@ -67,7 +68,7 @@ def describe(
         lifetime=lifetime,
         expires_at=expires_at,
         limits=exchange.limits,
-        fields=operation.record.fields,
+        request=record_head(operation.record),
     )
 
 
@@ -115,10 +116,8 @@ async def send_outcome(
     if response is None:
         await _send_accepted(exchange, operation, config, asked, told, created=created)
         return
-    answer: Fields | Reply = NO_FIELDS
-    if exchange.dialect.adds_to_outcome:
-        upload = describe(config, exchange, operation, operation.durable_offset)
-        answer = exchange.dialect.completed(upload, response.fields, created=created)
+    upload = describe(config, exchange, operation, operation.durable_offset)
+    answer = exchange.dialect.completed(upload, response.fields, created=created)
     if isinstance(answer, Reply):
         await send_reply(exchange, answer, told)
     else:
@@ -134,12 +133,10 @@ async def send_outcome(
 async def send_processing(
     exchange: Exchange, operation: Operation, config: Config
 ) -> None:
-    """Tell a client that asked for it that the target gets the request (B10).
-
-    It learns where to ask for the outcome.
-    """
-    status = location(config, operation.id, Resource.MESSAGE)
-    await exchange.send_interim(processing(operation.progress, status))
+    """Tell the client that the request is accepted, and where to ask for its outcome (B10)."""
+    if exchange.preferences.processing:
+        status = location(config, operation.id, Resource.MESSAGE)
+        await exchange.send_interim(processing(operation.progress, status))
 
 
 async def _send_accepted(
@@ -166,12 +163,10 @@ async def _send_accepted(
     else:
         # Location may have to be the one that a 104 gave (C19).
         fields = fields.plus({"response-message-location": message})
-    if exchange.dialect.adds_to_outcome:
-        upload = describe(config, exchange, operation, operation.durable_offset)
-        further = exchange.dialect.completed(upload, fields, created=created)
-        assert isinstance(further, Fields)
-        fields = fields.plus(further)
-    await send_not_yet(exchange, operation, fields.plus(told))
+    upload = describe(config, exchange, operation, operation.durable_offset)
+    further = exchange.dialect.completed(upload, fields, created=created)
+    assert isinstance(further, Fields)
+    await send_not_yet(exchange, operation, fields.plus(further).plus(told))
 
 
 async def send_not_yet(
