@@ -46,6 +46,7 @@ nitpick_ignore = [
         "store.file_system.disk_io.Disk",
         "store.disk.unfinished.Survey",
         "store.port.values.Content",
+        "store.port.values.FileRecord",
         "store.port.Store",
         "store.disk.tail_files.TailFiles",
         "testing.streams._Pipe",

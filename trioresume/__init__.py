@@ -46,11 +46,24 @@ from trioresume.errors import (
 from trioresume.identity.any_of import AnyOf
 from trioresume.identity.htpasswd import PasswordFile
 from trioresume.identity.jwt import JsonWebTokens
+from trioresume.identity.signed_addresses import (
+    SignedAddresses,
+    SigningKey,
+    sign_download,
+    sign_upload,
+)
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.signed_address import without_signature
 from trioresume.protocol.tls_facts import ClientCertificate, TLSFacts
 from trioresume.server.api.access_log import AccessLog
 from trioresume.server.api.client_certificates import client_certificates
-from trioresume.server.api.config import Authenticator, Config, Principal, Rejection
+from trioresume.server.api.config import (
+    Authenticator,
+    Config,
+    Grant,
+    Principal,
+    Rejection,
+)
 from trioresume.server.api.handler import (
     CallPolicy,
     ContentFile,
@@ -69,7 +82,14 @@ from trioresume.server.keeper.backup import BackupReport, backup, restore
 from trioresume.server.keeper.changes import Keeper, open_keeper
 from trioresume.server.keeper.collect import collect
 from trioresume.server.keeper.control_socket import ask_to_retry as retry
+from trioresume.server.keeper.imports import (
+    Imported,
+    ImportSource,
+    ImportState,
+    import_directory,
+)
 from trioresume.server.serving import Server, serve
+from trioresume.store.keeper.export import Export, Exported, ExportState, Metadata
 from trioresume.store.keeper.inventory import (
     Inventory,
     StoredFile,
@@ -107,13 +127,21 @@ __all__ = [
     "ContentFile",
     "Damage",
     "DamageKind",
+    "Export",
+    "ExportState",
+    "Exported",
     "Fields",
     "FileService",
+    "Grant",
     "Handler",
+    "ImportSource",
+    "ImportState",
+    "Imported",
     "Inventory",
     "Journal",
     "JsonWebTokens",
     "Keeper",
+    "Metadata",
     "PasswordFile",
     "PeerError",
     "Principal",
@@ -129,6 +157,8 @@ __all__ = [
     "RetryPolicy",
     "Rule",
     "Server",
+    "SignedAddresses",
+    "SigningKey",
     "StorageError",
     "StorageFull",
     "StoreLocked",
@@ -151,10 +181,14 @@ __all__ = [
     "client_certificates",
     "collect",
     "idempotent",
+    "import_directory",
     "new_token",
     "open_keeper",
     "restore",
     "retry",
     "serve",
+    "sign_download",
+    "sign_upload",
     "upload",
+    "without_signature",
 ]

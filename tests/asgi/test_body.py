@@ -33,7 +33,7 @@ class Blocks:
             await trio.sleep(step)
             step = self._steps.pop(0)
         await trio.lowlevel.checkpoint()
-        if step is None:
+        if not isinstance(step, bytes):
             raise trio.BrokenResourceError
         return step, bool(self._steps)
 

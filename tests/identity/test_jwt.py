@@ -379,28 +379,23 @@ def test_settings_that_make_no_sense_are_refused(
 
 @pytest.mark.alone
 async def test_token_costs_little(keys: Path) -> None:
-    """At most 150 microseconds for a token that was seen before, and for the usual algorithms."""
+    """At most 150 microseconds of the processor, and much less if it was seen before."""
     known = JsonWebTokens(keys)
-    seen = head(fields=bearer(signed("p521")))
-    assert await known(seen) == Principal("ann")
+    heads = [
+        head(fields=bearer(signed("rsa", claims={"n": number}))) for number in range(10)
+    ]
 
-    async def cost(heads: list[Any]) -> float:
+    async def cost(*, is_known: bool) -> float:
+        """The least of many tries, in seconds: other processes only make it more."""
         best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
+        for _ in range(40):
+            if not is_known:
+                known._verified.clear()
+            started = time.thread_time()
             for each in heads:
                 await known(each)
-            best = min(best, (time.perf_counter() - started) / len(heads))
-            known._verified.clear()
+            best = min(best, (time.thread_time() - started) / len(heads))
         return best
 
-    tokens = [signed("rsa", claims={"n": number}) for number in range(50)]
-    assert await cost([head(fields=bearer(token)) for token in tokens]) < 150e-6
-    await known(seen)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(200):
-            await known(seen)
-        best = min(best, (time.perf_counter() - started) / 200)
-    assert best < 50e-6
+    assert await cost(is_known=False) < 150e-6
+    assert await cost(is_known=True) < 30e-6

@@ -101,7 +101,7 @@ def upload(
         lifetime=3600,
         expires_at=1_700_000_000.0,
         limits=UploadLimits(max_size=1000),
-        request=request("POST"),
+        fields=request("POST").fields,
     )
 
 

@@ -60,7 +60,7 @@ def upload(
         lifetime=60,
         expires_at=1_700_000_000.0,
         limits=LIMITS,
-        request=head("POST", fields),
+        fields=head("POST", fields).fields,
     )
 
 
@@ -267,13 +267,13 @@ def test_an_append_that_makes_no_sense_is_refused(
 
 def test_nothing_is_appended_to_a_final_upload() -> None:
     """D7: 403; whatever else is fine there."""
-    final = head("POST", {**MARK, "Upload-Concat": "final;/a /b"})
+    final = Fields({**MARK, "Upload-Concat": "final;/a /b"})
     error = refused(TUS.check_upload, head("PATCH", MARK), final)
     assert error.problem.status == 403
     TUS.check_upload(head("HEAD", MARK), final)
-    TUS.check_upload(head("PATCH", MARK), head("POST", MARK))
+    TUS.check_upload(head("PATCH", MARK), Fields(MARK))
     # The field means nothing on an upload that another dialect began.
-    TUS.check_upload(head("PATCH", MARK), head("POST", {"Upload-Concat": "final;/a"}))
+    TUS.check_upload(head("PATCH", MARK), Fields({"Upload-Concat": "final;/a"}))
 
 
 # Answers.

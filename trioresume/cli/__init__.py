@@ -39,10 +39,14 @@ class TrioresumeGroup(CommandGroup):
         "retry": "trioresume.cli.maintenance:retry",
         "backup": "trioresume.cli.backup:backup",
         "restore": "trioresume.cli.backup:restore",
+        "export": "trioresume.cli.transfer:export",
+        "import": "trioresume.cli.transfer:import_",
         "rm": "trioresume.cli.changes:remove",
         "mv": "trioresume.cli.changes:rename",
         "chown": "trioresume.cli.changes:give",
         "token": "trioresume.cli.serve:token",
+        "sign": "trioresume.cli.signing:sign",
+        "signing-key": "trioresume.cli.signing:signing_key",
         "completion": "trioresume.cli.completion:completion",
     }
 

@@ -32,6 +32,12 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="File with names and bcrypt hashes of passwords, as 'htpasswd -B' writes it.",
     ),
     click.option(
+        "--signing-keys",
+        type=_FILE,
+        help="File with the keys of signed addresses, as lines 'ID SECRET' (see 'trioresume "
+        "signing-key').",
+    ),
+    click.option(
         "--jwt-keys",
         metavar="FILE|URL",
         help="Let in who has a JWT that a key of this file (PEM, JWK or JWK set) or of the "
@@ -86,6 +92,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
 _NAMES = (
     "tokens_file",
     "htpasswd_file",
+    "signing_keys",
     "jwt_keys",
     "jwt_algorithms",
     "jwt_audience",
@@ -116,11 +123,15 @@ class Identity:
 
     known: tuple[_Known, ...]
     """The authenticators, in the order in which they are asked."""
+    signed: trioresume.SignedAddresses | None
+    """The one of signed addresses, which is asked before all others."""
 
     def add_to(self, reloads: Reloads) -> None:
         """Have SIGHUP read the files of the authenticators again."""
         for each in self.known:
             reloads.add(_READ_AGAIN[type(each)], each.reload)
+        if self.signed is not None:
+            reloads.add("the keys of signed addresses", self.signed.reload)
 
 
 def identity_options(
@@ -140,7 +151,10 @@ def identity_options(
 
 
 def _identity(
-    tokens_file: Path | None, htpasswd_file: Path | None, **jwt: Any
+    tokens_file: Path | None,
+    htpasswd_file: Path | None,
+    signing_keys: Path | None,
+    **jwt: Any,
 ) -> Identity:
     known: list[_Known] = []
     if tokens_file is not None:
@@ -153,7 +167,10 @@ def _identity(
         known.append(
             _made(htpasswd_file, lambda: trioresume.PasswordFile(htpasswd_file))
         )
-    return Identity(tuple(known))
+    signed = None
+    if signing_keys is not None:
+        signed = _made(signing_keys, lambda: trioresume.SignedAddresses(signing_keys))
+    return Identity(tuple(known), signed)
 
 
 def _jwt(
@@ -194,7 +211,7 @@ def authenticator(
     certificate_name: Any,
     reloads: Reloads,
 ) -> trioresume.Authenticator | None:
-    """Return the check of senders: by their certificate first, and then in other ways."""
+    """Return the check of senders: by the address, their certificate, and in other ways."""
     identity.add_to(reloads)
     known: list[trioresume.Authenticator] = [*identity.known]
     if auth is not None:
@@ -202,6 +219,10 @@ def authenticator(
     other: trioresume.Authenticator | None = None
     if known:
         other = known[0] if len(known) == 1 else trioresume.AnyOf(*known)
-    if certificate_name is None:
+    if certificate_name is not None:
+        other = trioresume.client_certificates(certificate_name, other)
+    if identity.signed is None:
         return other
-    return trioresume.client_certificates(certificate_name, other)
+    return (
+        identity.signed if other is None else trioresume.AnyOf(identity.signed, other)
+    )

@@ -48,6 +48,7 @@ SERVE = {
         "--retry-interval",
     ),
     "Who may do what": (
+        "--signing-keys",
         "--jwt-keys",
         "--jwt-algorithm",
         "--jwt-audience",
@@ -64,7 +65,6 @@ SERVE = {
     "What is kept, and for how long": (
         "--durability",
         "--name-template",
-        "--on-success",
         "--incomplete-lifetime",
         "--max-upload-lifetime",
         "--response-lifetime",

@@ -25,6 +25,7 @@ from trioresume import (
     RetryPolicy,
     TransferFailed,
     TrioresumeError,
+    without_signature,
 )
 from trioresume.cli.options import Duration, ExitCode, Size
 from trioresume.cli.output import output
@@ -249,7 +250,7 @@ class _Run:
         shown = FileProgress(printable(job.path.name), str(job.path), job.size)
         job.shown = shown
         self._display.begin(shown)
-        job.result = {"file": str(job.path), "url": job.url}
+        job.result = {"file": str(job.path), "url": job.shown_url}
         if job.entry.problem is not None:
             self._report_failure(job, job.entry.problem)
             return
@@ -267,7 +268,7 @@ class _Run:
         except TrioresumeError as exc:
             resumable = isinstance(exc, TransferFailed) and exc.resumable
             job.exit_code = ExitCode.UNFINISHED if resumable else ExitCode.FAILED
-            self._report_failure(job, f"{job.url}: {exc}")
+            self._report_failure(job, f"{job.shown_url}: {exc}")
         except OSError as exc:
             if job.entry.is_stdin and exc.errno == errno.EBADF:
                 reason = "standard input is closed, or cannot be read"
@@ -291,10 +292,11 @@ class _Run:
         if not response.ok:
             if _is_for_now(response):
                 job.exit_code = ExitCode.UNFINISHED
-            self._report_failure(job, f"{job.url}: {refusal(response)}")
+            self._report_failure(job, f"{job.shown_url}: {refusal(response)}")
             return
         job.exit_code = ExitCode.DONE
-        location = urljoin(response.url, response.headers.get("location") or "")
+        url = without_signature(response.url)
+        location = urljoin(url, response.headers.get("location") or "")
         job.result["location"] = location
         line = location if len(self._jobs) == 1 else f"{job.path}: {location}"
         if self._checksum:

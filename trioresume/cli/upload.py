@@ -148,11 +148,13 @@ def _show_plan(jobs: Sequence[Job], *, as_json: bool) -> None:
     """Show what would be sent, one line for each file."""
     for job in jobs:
         if as_json:
-            plan = {"file": str(job.path), "method": job.method, "url": job.url}
+            plan = {"file": str(job.path), "method": job.method, "url": job.shown_url}
             click.echo(json.dumps({**plan, "bytes": job.size}))
         else:
             problem = f": {job.entry.problem}" if job.entry.problem else ""
-            line = f"{job.method} {job.url}  {job.path}  {size(job.size)}{problem}"
+            line = (
+                f"{job.method} {job.shown_url}  {job.path}  {size(job.size)}{problem}"
+            )
             click.echo(printable(line))
     total = sum(job.size or 0 for job in jobs)
     if not as_json:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import click
 
-from trioresume import ProtocolName
+from trioresume import ProtocolName, without_signature
 from trioresume.cli.options import ExitCode
 from trioresume.cli.progress import FileProgress
 from trioresume.text import printable
@@ -59,6 +59,11 @@ class Job:
     exit_code: ExitCode = ExitCode.FAILED
     result: dict[str, object] = field(default_factory=dict)
     shown: FileProgress = field(init=False)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for people and for logs, without a signature."""
+        return without_signature(self.url)
 
     @property
     def path(self) -> Path:
@@ -238,7 +243,7 @@ def _check_targets(jobs: Sequence[Job]) -> None:
             raise click.UsageError(f"{printable(str(job.path))} is named twice")
         raise click.UsageError(
             f"{printable(str(other.path))} and {printable(str(job.path))} have the same "
-            f"name: both would be stored as {printable(job.url)}"
+            f"name: both would be stored as {printable(job.shown_url)}"
         )
 
 

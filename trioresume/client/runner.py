@@ -48,6 +48,7 @@ from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.marks import has_mark
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.signed_address import without_signature
 from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
 
@@ -352,7 +353,8 @@ class TransferRunner(Observer):
                     if exchange.answer is not None:
                         return exchange.answer
                 except _NotConnected as exc:
-                    logger.debug("%s was not asked: %s", request.url, exc.reason)
+                    url = without_signature(str(request.url))
+                    logger.debug("%s was not asked: %s", url, exc.reason)
                 if pause is not None:
                     await trio.sleep(pause)
         return None
@@ -563,5 +565,6 @@ class TransferRunner(Observer):
                 exchange = await self._round_trip(request, IgnoringSink(), Observer())
                 return exchange.answer
             except _NotConnected as exc:
-                logger.debug("%s was not asked: %s", request.url, exc.reason)
+                url = without_signature(str(request.url))
+                logger.debug("%s was not asked: %s", url, exc.reason)
         return None

@@ -4,6 +4,7 @@
 :mod:`.any_of`            several authenticators, one after the other
 :mod:`.htpasswd`          HTTP Basic with the users of an htpasswd file
 :mod:`.jwt`               bearer tokens that are JWTs
+:mod:`.signed_addresses`  addresses that are their own credential
 :mod:`.jwk_sets`          the keys that verify them, from a file or from a URL
 ========================  =========================================================
 """

@@ -129,7 +129,8 @@ class Schedule:
     def add(self, token: str, deadline: float) -> None:
         """Set the deadline of *token*, which replaces its earlier one."""
         if deadline < self._horizon:
-            self._hold(token, deadline)
+            self._held[token] = deadline
+            heapq.heappush(self._heap, (deadline, token))
         else:
             self._held.pop(token, None)
         self._tidy()
@@ -138,10 +139,6 @@ class Schedule:
         """Remove the deadline of *token*, if it is held."""
         self._held.pop(token, None)
         self._tidy()
-
-    def _hold(self, token: str, deadline: float) -> None:
-        self._held[token] = deadline
-        heapq.heappush(self._heap, (deadline, token))
 
     # ------------------------------------------------------------ loading
 
@@ -164,7 +161,8 @@ class Schedule:
         latest = math.inf if complete else -math.inf
         for deadline, token in entries:
             if token not in self._held:
-                self._hold(token, deadline)
+                self._held[token] = deadline
+                heapq.heappush(self._heap, (deadline, token))
             if not complete:
                 latest = deadline
         if latest == -math.inf:

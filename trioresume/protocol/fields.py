@@ -248,14 +248,10 @@ def parse_media_type(value: str) -> MediaType | None:
 # ---------------------------------------------------------------- dates
 
 
-def format_http_date(seconds: float) -> str:
-    """Return Unix seconds as an IMF-fixdate (RFC 9110, section 5.6.7), without fractions."""
-    return _date_of(int(seconds))
-
-
+# Cached, because every response of one second has the same date.
 @lru_cache(maxsize=64)
-def _date_of(seconds: int) -> str:
-    # Cached, because every response of one second has the same date.
+def format_http_date(seconds: int) -> str:
+    """Return whole Unix seconds as an IMF-fixdate (RFC 9110, section 5.6.7)."""
     return formatdate(seconds, usegmt=True)
 
 

@@ -175,16 +175,6 @@ def _bad_version() -> PeerError:
     return _refusal("", problem=ProblemCode.VERSION_NOT_SUPPORTED)
 
 
-def _check_target(target: bytes, limits: HeadLimits) -> None:
-    if len(target) > limits.max_target:
-        raise _refusal(
-            f"the target is longer than {limits.max_target} bytes",
-            problem=ProblemCode.URI_TOO_LONG,
-        )
-    if _TARGET.fullmatch(target) is None:
-        raise _refusal("the target has a character that is not allowed in a URI")
-
-
 def _field_lines(block: bytes, max_fields: int) -> list[tuple[bytes, bytes]]:
     """The lines of a header block that ends with its blank line."""
     # Split on CRLF alone, so that a bare CR or LF stays within its line and fails
@@ -309,7 +299,13 @@ def request_head(
     """
     if http_version not in (b"1.0", b"1.1"):
         raise _bad_version()
-    _check_target(target, limits)
+    if len(target) > limits.max_target:
+        raise _refusal(
+            f"the target is longer than {limits.max_target} bytes",
+            problem=ProblemCode.URI_TOO_LONG,
+        )
+    if _TARGET.fullmatch(target) is None:
+        raise _refusal("the target has a character that is not allowed in a URI")
     if method == b"CONNECT":
         raise _refusal("", problem=ProblemCode.NOT_IMPLEMENTED)
     _check_host(fields, http_version)

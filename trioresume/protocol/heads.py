@@ -183,7 +183,9 @@ class RequestHead:
 
         It comes from ``Content-Disposition``. It is a suggestion, not a path.
         """
-        disposition = self.fields.get("content-disposition") or ""
+        disposition = self.fields.get("content-disposition")
+        if disposition is None:
+            return None
         return parse_content_disposition_filename(disposition)
 
     @property

@@ -1,7 +1,6 @@
 """Ways to wait and to take turns in trio's event loop.
 
-* :class:`Signal` and :class:`Holding`: an event and a lock holder that cost almost nothing
-  while nothing waits for them.
+* :class:`Signal` costs almost nothing while nothing waits for it.
 * :class:`RoundLimit` lets only a few tasks go on in each round of the loop.
 * :class:`Watch` checks the deadlines of all tasks that wait for a peer.
 * :func:`in_background` runs a task in the server's nursery for as long as a block runs.
@@ -16,7 +15,7 @@ from typing import ParamSpec, Protocol
 
 import trio
 
-__all__ = ["Holding", "RoundLimit", "Signal", "Watch", "Watched", "in_background"]
+__all__ = ["RoundLimit", "Signal", "Watch", "Watched", "in_background"]
 
 ROUND_WIDTH = 8
 """Requests let through in a round: some 5 ms of work."""
@@ -105,24 +104,6 @@ class Signal:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(give_up)
-
-
-class Holding:
-    """``async with`` a lock; a checkpoint only if another task has the lock."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self, lock: trio.Lock) -> None:
-        self._lock = lock
-
-    async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 LONGEST_WATCH_STEP = 0.25

@@ -51,6 +51,7 @@ from trioresume.server.keeper.control_socket import (
     serve_control,
 )
 from trioresume.server.keeper.hold import holding_for_others
+from trioresume.server.keeper.intake import importing
 from trioresume.server.keeper.retries import Retries
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
@@ -409,6 +410,7 @@ async def running_service(
                 "retry": retrying(retries),
                 "hold": holding_for_others(collector),
                 "change": changing(operations),
+                "import": importing(operations),
             }
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))

@@ -363,10 +363,11 @@ class DiskStore:
         except OSError:
             self._sweep_is_due()
 
-    def is_ready(self, seal: SealChunk) -> bool:
-        return self._tails.is_sealed(seal)
-
     def publish(self, seal: SealChunk, *, known: bool) -> bool:
+        if not self._tails.is_sealed(seal):
+            raise StorageConflict(
+                f"chunk {seal.index} was discarded before it was sealed"
+            )
         tail = self._tails.path(seal.key, seal.index)
         return self._chunks.publish(tail, seal.digest, seal.length, known=known)
 
@@ -478,12 +479,12 @@ class DiskStore:
     def new_writer(self, key: ContentKey) -> ContentWriter:
         check_key(key)
         return self._writers.open(
-            key, lambda _: Tail(self._tails, key, self.chunk_size)
+            key, lambda key, _: Tail(self._tails, key, self.chunk_size)
         )
 
     def open_writer(self, key: ContentKey) -> ContentWriter:
         check_key(key)
-        return self._writers.open(key, lambda old: self._recovery.tail(key, old))
+        return self._writers.open(key, self._recovery.tail)
 
     def offset(self, key: ContentKey) -> int:
         tail = self._writers.tail(key)

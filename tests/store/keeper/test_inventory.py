@@ -25,7 +25,7 @@ from tests.store.helpers import (
 )
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
 from trioresume.protocol.heads import Fields
-from trioresume.store.keeper import inventory as inventory_module, verification
+from trioresume.store.keeper import verification
 from trioresume.store.keeper.inventory import Inventory
 from trioresume.store.port import (
     CreateOperation,
@@ -130,26 +130,25 @@ def test_secrets_in_fields_are_left_out(disk_stand: DiskStand) -> None:
 
 
 def test_pages_join_without_a_gap(
-    disk_stand: DiskStand, monkeypatch: pytest.MonkeyPatch
+    disk_stand: DiskStand,
 ) -> None:
     """Rows come in pages; what is listed is all of them, once each."""
-    monkeypatch.setattr(inventory_module, "_PAGE", 3)
     store = disk_stand.store
-    for number in range(10):
-        do(store, CreateOperation(record(f"op{number}")))
-        do(
-            store,
-            PublishFile(file_record(f"{number}", owner="a" if number % 2 else None)),
-        )
+    ids = [f"op{number:04}" for number in range(1, 1202)]
+    names = [str(number) for number in range(1201)]
+    do(store, *[CreateOperation(record(name)) for name in ids])
+    owners = ["a" if number % 2 else None for number in range(1201)]
+    files = [file_record(n, owner=o) for n, o in zip(names, owners, strict=True)]
+    do(store, *map(PublishFile, files))
     with Inventory(disk_stand.data_dir) as inventory:
         uploads = inventory.uploads()
         first = next(uploads)
         do(store, CreateOperation(record("zz")))  # beside a listing that has begun
         assert [u.id for u in (first, *uploads)] == [
-            *(f"op{n}" for n in range(10)),
+            *ids,
             "zz",
         ]
-        assert [f.name for f in inventory.files()] == [str(n) for n in range(10)]
+        assert [f.name for f in inventory.files()] == names
         assert [f.owner for f in inventory.files_called("3")] == ["a"]
 
 

@@ -44,9 +44,13 @@ DIALECTS = (PLAIN, SEED.name, rufh.RufhServer.name, tus.TUS.name)
 def early_dialect(head: RequestHead) -> ServerDialect:
     """Return the dialect in which a request is refused before its resource is known.
 
-    Only tus asks for its own form then (D1).
+    Only tus asks for its own form then (D1). All its requests are marked. A PATCH that only
+    has tus's media type is one of the union's formats (R15) and gets the target's response
+    (R17). OPTIONS belongs to no dialect: it carries no version, and its answer is about all
+    of them.
     """
-    return tus.TUS if tus.is_marked(head) else SEED
+    is_marked = "tus-resumable" in head.fields and head.method != "OPTIONS"
+    return tus.TUS if is_marked else SEED
 
 
 def classify(

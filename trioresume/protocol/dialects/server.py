@@ -60,7 +60,6 @@ __all__ = [
     "is_append",
     "is_patch_of_bytes",
     "shared_content_fields",
-    "whole_length",
 ]
 
 PRIVATE = Fields({"cache-control": "no-store", "vary": "Authorization"})
@@ -92,8 +91,8 @@ class Upload:
     expires_at: float
     """The Unix time in seconds at which this lifetime ends."""
     limits: UploadLimits
-    request: RequestHead
-    """The head of the request that began it, in any dialect."""
+    fields: Fields
+    """The fields of the request that began it, in any dialect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +167,12 @@ class ServerDialect(ABC):
     If not, the answer goes out as soon as the content is frozen.
     """
 
-    @property
-    def fields(self) -> Fields:
-        """The fields of every final response to a request of this dialect."""
-        return Fields()
+    adds_to_outcome: ClassVar[bool] = True
+    """Whether :meth:`completed` may add to the target's response, or replace it."""
+    fields: Fields = Fields()
+    """The fields of every final response to a request of this dialect."""
+    shows_progress: bool = False
+    """Whether the server sends :meth:`progress` while content arrives."""
 
     @property
     def invalidated_by(self) -> frozenset[ProblemCode]:
@@ -206,8 +207,8 @@ class ServerDialect(ABC):
         """
         return
 
-    def check_upload(self, head: RequestHead, began: RequestHead) -> None:
-        """Judge a request to the content of an upload whose first request was *began*.
+    def check_upload(self, head: RequestHead, began: Fields) -> None:
+        """Judge a request to the content of an upload; *began* are its first request's fields.
 
         Raises :class:`PeerError`.
         """
@@ -228,11 +229,6 @@ class ServerDialect(ABC):
     def announcement(self, upload: Upload) -> Interim | None:
         """Return the interim response that says where the upload is; None if there is none."""
         return None
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether the server sends :meth:`progress` while content arrives."""
-        return False
 
     def progress(self, offset: int) -> Interim:
         """Return the interim response that says that *offset* bytes are durable.
@@ -259,7 +255,8 @@ class ServerDialect(ABC):
     ) -> Fields | Reply:
         """Return fields to add to the target's answer *recorded*, or another answer.
 
-        *created* says that this answers the upload's first request, not a PATCH.
+        *created* says that this answers the upload's first request, not a PATCH. It is not
+        called if :attr:`adds_to_outcome` is false.
         """
         return Fields()
 
@@ -319,24 +316,6 @@ def is_patch_of_bytes(head: RequestHead) -> bool:
     return is_append(head) or essence_of(head.fields) in _OF_PATCHES
 
 
-def whole_length(head: RequestHead) -> int | None:
-    """Return the length of a plain request's content; None if nothing states it."""
-    return (
-        integer_item(head.fields, "upload-length")
-        if head.length is None
-        else head.length
-    )
-
-
-def _of_patches(fields: Fields) -> bool:
-    """Whether the media type is that of a patch."""
-    value = fields.get("content-type")
-    # Most are not, and parsing one costs a dozen calls.
-    if value is None or _MAY_BE_OF_PATCHES.search(value) is None:
-        return False
-    return essence_of(fields) in _OF_PATCHES
-
-
 def check_once(fields: Fields) -> None:
     """Refuse a repeated field that may say that the content is a part.
 
@@ -365,7 +344,14 @@ def check_whole(head: RequestHead) -> None:
     if head.method in _SAFE or (head.method == "DELETE" and not head.has_content):
         return
     fields = head.fields
-    if head.method != "PATCH" and _of_patches(fields):
+    media_type = fields.get("content-type")
+    if (
+        media_type is not None
+        and head.method != "PATCH"
+        # Most are not, and parsing one costs a dozen calls.
+        and _MAY_BE_OF_PATCHES.search(media_type) is not None
+        and essence_of(fields) in _OF_PATCHES
+    ):
         raise PeerError(
             ProblemCode.UNSUPPORTED_MEDIA_TYPE,
             f"content of this type is sent with PATCH, and not with {head.method}",

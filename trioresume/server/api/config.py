@@ -27,6 +27,7 @@ __all__ = [
     "UI_PATH",
     "Authenticator",
     "Config",
+    "Grant",
     "Principal",
     "Rejection",
     "cross_origin",
@@ -47,6 +48,29 @@ UI_PATH = "/ui/"
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """What a request may do whose address is its credential, and the upload that it begins.
+
+    The upload's own locations are its credential: its further requests are not
+    authenticated.
+    """
+
+    target: str
+    """The request target without the credential; it is the one that everything else sees."""
+    max_size: int | None = None
+    """The most bytes of the content; None: the service's own limit."""
+    media_type: str | None = None
+    """The media type of the content, such as ``image/png`` or ``image/*``; None: any."""
+
+    def allows_type(self, media_type: str) -> bool:
+        """Whether content of *media_type*, ``type/subtype`` in lower case, is allowed."""
+        wanted = self.media_type
+        if wanted is None or media_type == wanted:
+            return True
+        return wanted.endswith("/*") and media_type.startswith(wanted[:-1])
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """The sender of a request. The server needs only a stable name."""
 
@@ -56,6 +80,8 @@ class Principal:
 
     :class:`~trioresume.AnyOf` sets it to False for a sender whom another authenticator
     let in."""
+    grant: Grant | None = None
+    """The limits of a request whose address is its credential."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,18 +79,14 @@ class RequestBody:
     """
 
     def __init__(self, content: Content, storage: Storage) -> None:
-        self._content = content
-        self._storage = storage
-
-    @property
-    def content(self) -> Content:
+        self.content = content
         """The content's description in the store."""
-        return self._content
+        self._storage = storage
 
     @property
     def length(self) -> int:
         """The length in bytes."""
-        return self._content.length
+        return self.content.length
 
     @property
     def digest(self) -> str | None:
@@ -99,7 +95,7 @@ class RequestBody:
         Equal content has an equal digest if ``chunk_size`` is equal and it was not joined:
         content that tus concatenated is named by its parts.
         """
-        digest = self._content.digest
+        digest = self.content.digest
         return None if digest is None else digest.hex()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -143,7 +139,7 @@ class RequestBody:
         return ContentFile(await self._open())
 
     async def _open(self) -> ContentReader:
-        return await self._storage.run(self._storage.store.open_reader, self._content)
+        return await self._storage.run(self._storage.store.open_reader, self.content)
 
 
 class ContentFile(io.RawIOBase):

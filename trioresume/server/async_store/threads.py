@@ -109,13 +109,11 @@ class Threads:
         except ValueError:
             return  # it has no jobs, or a thread
         self._todo.appendleft(lane)
-        self._ensure_thread()
+        if not self._is_waking:
+            self._wake()
 
     def _put(self, work: Work) -> None:
         self._todo.append(work)
-        self._ensure_thread()
-
-    def _ensure_thread(self) -> None:
         if not self._is_waking:
             self._wake()
 
@@ -207,25 +205,21 @@ class Lane:
     A thread that has ended one job goes on with the next without asking the event loop.
     """
 
-    __slots__ = ("_ended", "_followed", "_jobs", "_pending", "_workers")
+    __slots__ = ("_ended", "_followed", "_jobs", "_workers", "pending")
 
     def __init__(self, workers: Threads) -> None:
         self._workers = workers
         self._jobs: SimpleQueue[tuple[Job, Then]] = SimpleQueue()
         """Jobs that have not begun. An empty deque would take more memory."""
-        self._pending = 0
+        self.pending = 0
+        """The number of jobs whose end the event loop does not know yet."""
         self._followed = threading.Lock()
         """Held from the request for a thread until the thread finds no more job."""
         self._ended: Signal | None = None
         """Fired whenever a job has ended; created by the first waiter."""
 
-    @property
-    def pending(self) -> int:
-        """The number of jobs whose end the event loop does not know yet."""
-        return self._pending
-
     def put(self, job: Job, then: Then) -> None:
-        self._pending += 1
+        self.pending += 1
         self._jobs.put((job, then))
         if self._followed.acquire(blocking=False):
             self._workers.follow(self)
@@ -251,7 +245,7 @@ class Lane:
         try:
             then(result, error)
         finally:
-            self._pending -= 1
+            self.pending -= 1
             if self._ended is not None:
                 self._ended.fire()
 
@@ -276,7 +270,7 @@ class Lane:
 
     async def until(self, pending: int) -> None:
         """Return when at most *pending* jobs have not ended. A checkpoint if this waits."""
-        while self._pending > pending:
+        while self.pending > pending:
             if self._ended is None:
                 self._ended = Signal()
             await self._ended.wait()

@@ -270,7 +270,7 @@ class BaseExchange(ABC):
             fields = pages.marked(self.head, fields)
         if "date" not in fields:
             now = self._front.clock.date()
-            fields = fields.plus({"date": format_http_date(now)})
+            fields = fields.plus({"date": format_http_date(int(now))})
         if self.watched is not None:
             fields = self.watched.finish_head(status, fields)
         return fields

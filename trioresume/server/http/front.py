@@ -129,31 +129,26 @@ class Gateway:
 
     def identify(self, head: RequestHead) -> RequestHead:
         """Return *head* with its sender and its origin, as far as they are known (G13)."""
+        host = head.fields.get("host")
         if not (self._has_proxies and self.is_proxy(head.peer)):
-            return replace(head, origin=_direct_origin(head))
+            # A proxy that is not trusted may have forwarded it. Many proxies do not tell the
+            # scheme, and some put another name for the server in Host. A proxy that adds no
+            # field of its own speaks HTTP/1.0, as nginx does.
+            if not host or head.http_version == "1.0":
+                return head
+            for name, _ in head.fields:
+                if name in _SIGNS_OF_A_PROXY:
+                    return head
+            scheme = "http" if head.tls is None else "https"
+            return replace(head, origin=origin_from(scheme, host))
         hop = self._proxies.first_hop(head.fields)
-        authority = hop.authority_or(head.fields.get("host") or "")
+        authority = hop.authority_or(host or "")
         known = hop.scheme and authority
         return replace(
             head,
             peer=hop.client or head.peer,
             origin=origin_from(hop.scheme, authority) if known else "",
         )
-
-
-def _direct_origin(head: RequestHead) -> str:
-    """Return the origin to which a client sent *head*; "" if a proxy may have forwarded it.
-
-    Many proxies do not tell the scheme, and some put another name for the server in Host.
-    A proxy that adds no field of its own speaks HTTP/1.0, as nginx does.
-    """
-    host = head.fields.get("host")
-    if not host or head.http_version == "1.0":
-        return ""
-    for name, _ in head.fields:
-        if name in _SIGNS_OF_A_PROXY:
-            return ""
-    return origin_from("http" if head.tls is None else "https", host)
 
 
 logger = logging.getLogger("trioresume.server")

@@ -96,7 +96,12 @@ class PacedBody(ABC):
         """The sink of the content that is being received."""
 
     async def receive(self, sink: Sink) -> None:
-        self._begin(sink)
+        now = trio.current_time()
+        self._until = self._saved_until = now + self._timeout
+        self._since = now
+        self._sink = sink
+        self._memory.watch.enter(self, self._timeout)
+        self._memory.uploads += 1
         try:
             await self._receive(sink)
         except trio.Cancelled:
@@ -107,7 +112,9 @@ class PacedBody(ABC):
             timed_out = trio.current_time() >= self._until
             raise ContentCut(timed_out=timed_out) from None
         finally:
-            self._end()
+            self._memory.uploads -= 1
+            self._memory.watch.leave(self)
+            self._sink = None
 
     @abstractmethod
     def _receive(self, sink: Sink) -> Awaitable[None]:
@@ -131,19 +138,6 @@ class PacedBody(ABC):
     @abstractmethod
     def _note_silence(self, seconds: float) -> None:
         """Act on a wait for the peer that has taken so long. Fast, and cannot fail."""
-
-    def _begin(self, sink: Sink) -> None:
-        now = trio.current_time()
-        self._until = self._saved_until = now + self._timeout
-        self._since = now
-        self._sink = sink
-        self._memory.watch.enter(self, self._timeout)
-        self._memory.uploads += 1
-
-    def _end(self) -> None:
-        self._memory.uploads -= 1
-        self._memory.watch.leave(self)
-        self._sink = None
 
     def _renew(self, now: float, gained: int) -> None:
         """Start a new wait at *now*, as long as *gained* bytes of content buy.

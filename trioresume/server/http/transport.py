@@ -187,8 +187,9 @@ class BaseTransport:
     def interrupt(self) -> None:
         trio.lowlevel.notify_closing(self._raw)
 
-    def _count_queued(self) -> int:
-        """Return the number of bytes that the kernel has; 0 if it is not known."""
+    @property
+    def readable(self) -> int:
+        """The number of bytes that the kernel has; 0 if it is not known."""
         if sys.platform == "win32":
             return 0
         try:
@@ -266,10 +267,6 @@ class SocketTransport(BaseTransport):
             return None
         except OSError as exc:
             raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
-
-    @property
-    def readable(self) -> int:
-        return self._count_queued()
 
     async def _send(self, view: memoryview) -> None:
         try:

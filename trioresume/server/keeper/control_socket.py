@@ -18,8 +18,8 @@ bytes. ``do`` names the command::
     ← {"status": 201}                   of the response; null if the target cannot take it now
                                         or {"error": "why it makes no sense"}
 
-The other commands are described in the modules that obey them: :mod:`.hold` and
-:mod:`.changes`.
+The other commands are described in the modules that obey them: :mod:`.hold`,
+:mod:`.changes` and :mod:`.intake`.
 
 If a client goes away, its command ends after the current step. At most
 :data:`MAX_CLIENTS` are served at a time; others wait in the kernel's queue.

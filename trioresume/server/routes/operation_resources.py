@@ -20,7 +20,6 @@ from trioresume.protocol.byteranges import ACCEPT_PATCH
 from trioresume.protocol.conditional import Outcome, content_etag, evaluate
 from trioresume.protocol.dialects import (
     AppendRules,
-    Upload,
     classify,
     discovery_fields,
 )
@@ -52,7 +51,6 @@ from trioresume.server.routes.representation import (
     Served,
     serve_bytes,
 )
-from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import Resource, operation_fields
 from trioresume.server.uploads.receive import processing
 from trioresume.server.uploads.receive_patch import (
@@ -140,7 +138,7 @@ class Resources:
             dialect.check(exchange.head)
             if named in ("HEAD", "PATCH") and operation.is_overdue:
                 await operation.end_overdue()
-            dialect.check_upload(exchange.head, record_head(operation.record))
+            dialect.check_upload(exchange.head, operation.record.fields)
             if named == "OPTIONS":
                 known = discovery_fields(exchange.limits)
                 await exchange.respond(200, self._allowed(resource).plus(known))
@@ -177,8 +175,8 @@ class Resources:
 
     # The request's content (R12 to R25).
 
-    async def _visit(self, operation: Operation) -> int:
-        """End a running writer; complete a whole upload; return the durable offset."""
+    async def _head_content(self, exchange: Exchange, operation: Operation) -> None:
+        """End a running writer, and tell how much has arrived (R12, C6, D4)."""
         await operation.incoming.turns.end_writer()
         operation.readmits = True
         _refuse_gone(operation)
@@ -186,20 +184,10 @@ class Resources:
         if operation.is_whole:
             # Every byte is there, but a crash or a full disk prevented the completion.
             operation.complete()
-        return offset
-
-    def _describe(
-        self, exchange: Exchange, operation: Operation, offset: int
-    ) -> Upload:
-        return describe(self._config, exchange, operation, offset)
-
-    async def _head_content(self, exchange: Exchange, operation: Operation) -> None:
-        """Tell how much has arrived (R12, C6, D4)."""
-        offset = await self._visit(operation)
         if operation.state is _S.COMPLETE and not exchange.dialect.awaits_target:
             # Such a client only waits to be told that all bytes are here.
             offset = await operation.frozen()
-        upload = self._describe(exchange, operation, offset)
+        upload = describe(self._config, exchange, operation, offset)
         self._check(exchange, offset)
         await send_reply(exchange, exchange.dialect.offset(upload))
 
@@ -222,7 +210,7 @@ class Resources:
         said = operation.record.fields
         media_type = said.get("content-type", "application/octet-stream")
         name = parse_content_disposition_filename(said.get("content-disposition") or "")
-        upload = self._describe(exchange, operation, offset)
+        upload = describe(self._config, exchange, operation, offset)
         fields = exchange.dialect.content_fields(upload).plus(
             {
                 "content-type": media_type or "",
@@ -271,12 +259,12 @@ class Resources:
         told = Fields({"preference-applied": applied} if applied else {})
         if operation.state is _S.RECEIVING:
             offset = await operation.make_durable()
-            upload = self._describe(exchange, operation, offset)
+            upload = describe(self._config, exchange, operation, offset)
             if preferences.resume is not None:
                 told = told.plus(operation_fields(self._config, operation.id))
             await send_reply(exchange, exchange.dialect.appended(upload), told)
         else:
-            if exchange.dialect.awaits_target:
+            if exchange.dialect.awaits_target and preferences.processing:
                 await send_processing(exchange, operation, self._config)
             await send_outcome(
                 exchange,

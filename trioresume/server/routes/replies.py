@@ -22,7 +22,6 @@ from trioresume.protocol.dialects.server import PRIVATE
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.server.http.stored_body import StoredBody, StoredPart
-from trioresume.server.uploads.loaded_operation import record_head
 from trioresume.server.uploads.locations import (
     Resource,
     location,
@@ -68,7 +67,7 @@ def describe(
         lifetime=lifetime,
         expires_at=expires_at,
         limits=exchange.limits,
-        request=record_head(operation.record),
+        fields=operation.record.fields,
     )
 
 
@@ -116,8 +115,10 @@ async def send_outcome(
     if response is None:
         await _send_accepted(exchange, operation, config, asked, told, created=created)
         return
-    upload = describe(config, exchange, operation, operation.durable_offset)
-    answer = exchange.dialect.completed(upload, response.fields, created=created)
+    answer: Fields | Reply = NO_FIELDS
+    if exchange.dialect.adds_to_outcome:
+        upload = describe(config, exchange, operation, operation.durable_offset)
+        answer = exchange.dialect.completed(upload, response.fields, created=created)
     if isinstance(answer, Reply):
         await send_reply(exchange, answer, told)
     else:
@@ -133,10 +134,12 @@ async def send_outcome(
 async def send_processing(
     exchange: Exchange, operation: Operation, config: Config
 ) -> None:
-    """Tell the client that the request is accepted, and where to ask for its outcome (B10)."""
-    if exchange.preferences.processing:
-        status = location(config, operation.id, Resource.MESSAGE)
-        await exchange.send_interim(processing(operation.progress, status))
+    """Tell a client that asked for it that the target gets the request (B10).
+
+    It learns where to ask for the outcome.
+    """
+    status = location(config, operation.id, Resource.MESSAGE)
+    await exchange.send_interim(processing(operation.progress, status))
 
 
 async def _send_accepted(
@@ -163,10 +166,12 @@ async def _send_accepted(
     else:
         # Location may have to be the one that a 104 gave (C19).
         fields = fields.plus({"response-message-location": message})
-    upload = describe(config, exchange, operation, operation.durable_offset)
-    further = exchange.dialect.completed(upload, fields, created=created)
-    assert isinstance(further, Fields)
-    await send_not_yet(exchange, operation, fields.plus(further).plus(told))
+    if exchange.dialect.adds_to_outcome:
+        upload = describe(config, exchange, operation, operation.durable_offset)
+        further = exchange.dialect.completed(upload, fields, created=created)
+        assert isinstance(further, Fields)
+        fields = fields.plus(further)
+    await send_not_yet(exchange, operation, fields.plus(told))
 
 
 async def send_not_yet(

@@ -86,7 +86,7 @@ async def _serve(
     head, reader = exchange.head, served.reader
     validators = {"etag": served.etag, "accept-ranges": "bytes"}
     if served.last_modified is not None:
-        validators["last-modified"] = format_http_date(served.last_modified)
+        validators["last-modified"] = format_http_date(int(served.last_modified))
     outcome = evaluate(
         head.method, head.fields, etag=served.etag, last_modified=served.last_modified
     )

@@ -23,7 +23,7 @@ from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields, end_to_end_fields
 from trioresume.server.api.authentication import authenticate
-from trioresume.server.api.config import upload_limits
+from trioresume.server.api.config import Principal, upload_limits
 from trioresume.server.api.handler import (
     PartTarget,
     Progress,
@@ -44,7 +44,7 @@ from trioresume.server.routes.replies import (
     send_reply,
 )
 from trioresume.server.routes.representation import Served, serve_bytes
-from trioresume.server.uploads.locations import locate, operation_fields
+from trioresume.server.uploads.locations import OPEN, locate, operation_fields
 from trioresume.server.uploads.receive import InterimSender, receive_content
 from trioresume.store.port import Content
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from trioresume.protocol.dialects import Creation
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.api.config import Config
+    from trioresume.server.api.config import Config, Grant
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.routes.upload_page import UploadPage
     from trioresume.server.uploads.operation import Operation
@@ -69,6 +69,9 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 # The answer of a handler that does not handle OPTIONS.
 _KNOWS_NO_OPTIONS = frozenset({405, 501})
+
+# Whoever knows the locations of an open operation, see uploads/locations.py.
+_BEARER_OF_LOCATION = Principal("", is_asked_again=False)
 
 # Refusals of an unknown sender, or of one that may not use the service.
 _NOT_KNOWN = frozenset({ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN})
@@ -122,8 +125,12 @@ class Service:
         try:
             # Before anything else is done for a request (R10, R35).
             if self._config.authenticate is not None:
-                exchange.sender = await authenticate(self._config, exchange.head)
+                exchange.sender = await self._identify(exchange.head)
                 principal = exchange.sender.name
+                if exchange.sender.grant is not None:
+                    # From here on nothing sees the credential in the address.
+                    target = exchange.sender.grant.target
+                    exchange.head = replace(exchange.head, target=target)
         except PeerError as exc:
             if exchange.head.method == "OPTIONS" and exc.problem in _NOT_KNOWN:
                 # C17: the server's protocols are no secret. The answer tells of no target,
@@ -141,6 +148,18 @@ class Service:
         creation = await self._handle_target(exchange, principal)
         if creation is not None:
             await self._handle_operation(exchange, principal, creation)
+
+    async def _identify(self, head: RequestHead) -> Principal:
+        """Return the sender of a request. Raises :class:`PeerError` with the refusal.
+
+        The locations of an open operation need no other credential.
+        """
+        path = head.path
+        if path.startswith(self._config.operation_path):
+            located = locate(self._config, path)
+            if located is not None and located[0][-1] in OPEN:
+                return _BEARER_OF_LOCATION
+        return await authenticate(self._config, head)
 
     async def _handle_target(
         self, exchange: Exchange, principal: str | None
@@ -179,6 +198,8 @@ class Service:
             parts = await find_parts(self._operations, creation.joins, principal)
             creation = replace(creation, length=sum(part.length for part in parts))
         self._check_size(creation, exchange.limits.max_size)
+        if self._config.authenticate is not None and exchange.sender.grant is not None:
+            _check_grant(exchange.sender.grant, head, creation)
         early = await self._admit(head, principal, creation)
         resumes = exchange.preferences.resume is not None
         if isinstance(early, Representation):
@@ -347,6 +368,7 @@ class Service:
             offered=creation.offers or resume is not None or followed,
             keep_incomplete=creation.offers or resume is ResumeMode.SAVE_INCOMPLETE,
             must_be_offered=creation.offers,
+            grant=None if self._config.authenticate is None else exchange.sender.grant,
         )
         try:
             if operation.unoffered and (resume is not None or followed):
@@ -356,11 +378,14 @@ class Service:
             if resume is None:
                 await exchange.send_continue()
             else:
+                # Not kept for the response: thousands of requests wait for content here.
                 await exchange.send_continue(
-                    self._locations(exchange, operation), always=True
+                    operation_fields(self._config, operation.id, head.has_content),
+                    always=True,
                 )
-            await self._announce(exchange, operation, creation)
-            if exchange.dialect.awaits_target:
+            if creation.offers:
+                await self._announce(exchange, operation)
+            if exchange.dialect.awaits_target and exchange.preferences.processing:
                 await send_processing(exchange, operation, self._config)
             try:
                 await receive_content(
@@ -376,18 +401,16 @@ class Service:
             if operation.is_receiving:
                 offset = await operation.make_durable()
                 upload = describe(self._config, exchange, operation, offset)
-                reply = exchange.dialect.created(upload)
-                told = (
-                    Fields() if resume is None else self._locations(exchange, operation)
-                )
-                await send_reply(exchange, reply, told)
+                told = Fields()
+                if resume is not None:
+                    told = operation_fields(
+                        self._config, operation.id, head.has_content
+                    )
+                await send_reply(exchange, exchange.dialect.created(upload), told)
             else:
                 await self._send_outcome(exchange, operation)
         finally:
             self._operations.leave(operation)
-
-    def _locations(self, exchange: Exchange, operation: Operation) -> Fields:
-        return operation_fields(self._config, operation.id, exchange.head.has_content)
 
     async def _send_outcome(self, exchange: Exchange, operation: Operation) -> None:
         await send_outcome(
@@ -412,7 +435,12 @@ class Service:
         # reserved for them. Once joined, they count like any content (G7).
         creation = replace(creation, length=0)
         operation = await self._operations.create(
-            exchange.head, principal, creation, offered=True, keep_incomplete=True
+            exchange.head,
+            principal,
+            creation,
+            offered=True,
+            keep_incomplete=True,
+            grant=None if self._config.authenticate is None else exchange.sender.grant,
         )
         try:
             operation.tells_digest = tells_digest
@@ -448,15 +476,12 @@ class Service:
             raise hashing.refusal(principal, size)
         return False
 
-    async def _announce(
-        self, exchange: Exchange, operation: Operation, creation: Creation
-    ) -> None:
+    async def _announce(self, exchange: Exchange, operation: Operation) -> None:
         """Tell the upload's location before any of its content is read (C2)."""
-        if creation.offers:
-            upload = describe(self._config, exchange, operation, 0)
-            interim = exchange.dialect.announcement(upload)
-            if interim is not None:
-                await exchange.send_interim(interim)
+        upload = describe(self._config, exchange, operation, 0)
+        interim = exchange.dialect.announcement(upload)
+        if interim is not None:
+            await exchange.send_interim(interim)
 
     def _give_up(
         self,
@@ -476,6 +501,23 @@ class Service:
             spoilt = True
         ending = operation.cancel if spoilt else operation.cut
         self._operations.start(operation, ending)
+
+
+def _check_grant(grant: Grant, head: RequestHead, creation: Creation) -> None:
+    """Refuse content that is not what the signer of the address wanted: 413, 415."""
+    most = grant.max_size
+    if most is not None and creation.length is not None and creation.length > most:
+        raise PeerError(
+            ProblemCode.CONTENT_TOO_LARGE, f"at most {most} bytes are accepted here"
+        )
+    fields = head.fields if creation.fields is None else creation.fields
+    if head.method in _SAFE or is_partial(fields):
+        return  # no content, or a part, whose type says nothing about the whole
+    if not grant.allows_type(replace(head, fields=fields).media_type):
+        raise PeerError(
+            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            f"the content must be {grant.media_type}",
+        )
 
 
 async def _drop(body: object) -> None:

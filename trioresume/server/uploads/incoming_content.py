@@ -49,7 +49,7 @@ import trio
 
 from trioresume.errors import StorageError
 from trioresume.server.async_store.threads import Lane
-from trioresume.server.event_loop import Holding, Signal
+from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.turns import Turn, Turns
 from trioresume.store.port import HoldBack, LetCount
 
@@ -144,7 +144,8 @@ class IncomingContent:
         """The accepted offset. Known only within the turn."""
         self._lane = Lane(storage.workers)
         self.turns = Turns(self._lane)
-        self._opening: trio.Lock | None = None
+        self._opening: Signal | None = None
+        """Fired when the task that opens a writer has ended; None while no task does."""
         self._unnamed: list[tuple[SealChunk, Submission]] = []
         """Full chunks that the catalog does not name yet, in the order of submission."""
         self._held: list[SealChunk] | None = None
@@ -182,9 +183,10 @@ class IncomingContent:
         if self._writer is not None and self.failure is None:
             return self._writer
         # Only one task opens: a second writer would make the first one stale.
-        if self._opening is None:
-            self._opening = trio.Lock()
-        async with Holding(self._opening):
+        while self._opening is not None:
+            await self._opening.wait()
+        opening = self._opening = Signal()
+        try:
             if self.failure is not None:
                 # After a failed sync only the recorded bytes count: look again.
                 await self._settle()
@@ -198,6 +200,9 @@ class IncomingContent:
                 )
                 self.offset = self._writer.offset
             return self._writer
+        finally:
+            self._opening = None
+            opening.fire()
 
     def rest(self) -> None:
         """Close the writer, but remember where the next one will begin."""
@@ -385,7 +390,12 @@ class IncomingContent:
         if self.failure is not None:
             raise self.failure
         if flush is not None:
-            await self._flush(flush)
+            try:
+                await self._storage.commit(await self._storage.run(flush.run))
+            except StorageError as exc:
+                # The writer may be broken now: open another one next time.
+                self.failure = exc
+                raise
         self.durable_offset = max(self.durable_offset, offset)
         return self.durable_offset
 
@@ -398,14 +408,6 @@ class IncomingContent:
         if not self._lane.pending:
             return writer.flush(), writer.offset
         return await self._lane.call(lambda: (writer.flush(), writer.offset))
-
-    async def _flush(self, flush: Flush) -> None:
-        try:
-            await self._storage.commit(await self._storage.run(flush.run))
-        except StorageError as exc:
-            # The writer may be broken now: open another one next time.
-            self.failure = exc
-            raise
 
     # Content that is held back until it is judged as a whole (B8, D7, C15).
 

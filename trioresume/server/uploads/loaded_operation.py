@@ -17,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import trio
-
 from trioresume.errors import (
     PeerError,
     ProblemCode,
@@ -33,6 +31,7 @@ from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.incoming_content import IncomingContent
+from trioresume.server.uploads.locations import OPEN
 from trioresume.store.port import (
     ForgetOperation,
     Mutation,
@@ -55,12 +54,15 @@ if TYPE_CHECKING:
     from trioresume.server.uploads.hashing import Hashing
     from trioresume.server.uploads.quotas import Quotas
 
-__all__ = ["LoadedOperation", "Surroundings", "record_head"]
+__all__ = ["LoadedOperation", "Surroundings", "limited", "record_head"]
 
 logger = logging.getLogger("trioresume.operations")
 
 _S = OperationState
 
+
+LIMIT = ":max-size"
+"""The name under which the head of an open upload has the most bytes of its content."""
 
 EXPIRY_SLACK = 60.0
 """An expiry moves only by more than about this many seconds, to save commits."""
@@ -102,6 +104,7 @@ class LoadedOperation:
         "is_retried",
         "left_at",
         "loading",
+        "max_size",
         "progress",
         "readmits",
         "record",
@@ -117,7 +120,8 @@ class LoadedOperation:
         self.record: OperationRecord
         self.incoming: IncomingContent
         self.is_loaded = False
-        self.loading: trio.Lock | None = None
+        self.loading: Signal | None = None
+        """Fired when the task that loads it has ended; None while no task does."""
         self.users = 0
         self.visitors = 0
         """The number of requests among its users."""
@@ -155,6 +159,10 @@ class LoadedOperation:
         *stored* is the stored offset of the content, if it was looked up just now.
         """
         self.record = record
+        self.max_size = self.around.config.max_upload_size
+        """The most bytes of the content, None for no limit."""
+        if self.id[-1] in OPEN:
+            self.max_size = least_limit(self.max_size, limit_of(record))
         self.incoming = self.content_type(
             request_key(self.id),
             record.durable_offset,
@@ -395,10 +403,29 @@ def record_head(record: OperationRecord) -> RequestHead:
     return RequestHead(
         method=record.method,
         target=record.target,
-        fields=record.fields,
+        fields=record.fields.without(LIMIT) if record.id[-1] in OPEN else record.fields,
         http_version="1.1",
         length=record.length,
     )
+
+
+def limited(fields: Fields, max_size: int | None) -> Fields:
+    """Return the *fields* to record for an open upload, with its own limit.
+
+    No request has a field of such a name, because a colon is no part of one.
+    """
+    return fields if max_size is None else fields.plus({LIMIT: str(max_size)})
+
+
+def limit_of(record: OperationRecord) -> int | None:
+    """Return the limit of an open upload itself."""
+    limit = record.fields.get(LIMIT)
+    return None if limit is None else int(limit)
+
+
+def least_limit(one: int | None, other: int | None) -> int | None:
+    """Return the lower one of two limits, each of which may be missing."""
+    return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
 def _ends_at(record: OperationRecord, config: Config) -> float:

@@ -21,16 +21,33 @@ if TYPE_CHECKING:
     from trioresume.server.api.config import Config
 
 __all__ = [
+    "OPEN",
     "Resource",
     "locate",
     "locate_reference",
     "location",
+    "opened_id",
     "operation_fields",
     "origin_of",
     "root_of",
 ]
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
+
+# 22 letters of Base64 have room for four bits more than 16 bytes, which the last letter leaves
+# at zero: it is one of A, Q, g, w. Each has a twin that stands for the same 16 bytes.
+_TWINS = {"A": "B", "Q": "R", "g": "h", "w": "x"}
+OPEN = frozenset(_TWINS.values())
+"""The last letters of the ids that are all the credential that their operation needs."""
+
+
+def opened_id(id: OperationId) -> OperationId:
+    """Return the new *id* as that of an open operation, with the same 128 random bits.
+
+    The id of an open operation says so by its last letter. So a request for it is known without
+    a look into the catalog, and whoever guesses at ids learns nothing of operations of others.
+    """
+    return OperationId(id[:-1] + _TWINS[id[-1]])
 
 
 class Resource(Enum):

@@ -63,7 +63,7 @@ async def receive_content(
     :class:`StorageError`. The received content is kept if the operation keeps it.
     """
     check = creation.check
-    sink = OperationSink(operation, config.max_upload_size, creation.max_content, check)
+    sink = OperationSink(operation, operation.max_size, creation.max_content, check)
     async with operation.incoming.writing(await operation.incoming.turns.end_writer()):
         async with interim_sender.acknowledging(exchange, operation):
             await exchange.body.receive(sink)

@@ -83,7 +83,7 @@ async def receive_patch(
     async with operation.incoming.writing(place):
         if reader.range is not None:
             # The request's own fields name the range: refuse before asking for content.
-            progress = progress_of(operation, config.max_upload_size)
+            progress = progress_of(operation, operation.max_size)
             check_part(progress, reader.range, exchange.head.length)
         await exchange.send_continue()
         async with interim_sender.acknowledging(exchange, operation):
@@ -93,7 +93,7 @@ async def receive_patch(
                     exchange, operation, append, config, atomic=atomic
                 )
             else:
-                sink = PatchSink(operation, append, config.max_upload_size)
+                sink = PatchSink(operation, append, operation.max_size)
                 await exchange.body.receive(sink)
                 sink.end()
                 await operation.incoming.written()
@@ -117,7 +117,7 @@ async def _receive_judged(
     """Receive a patch that is judged as a whole; return whether it came to its end."""
     check = append.check
     incoming = operation.incoming
-    sink = JudgedPatchSink(operation, append, config.max_upload_size)
+    sink = JudgedPatchSink(operation, append, operation.max_size)
     async with _holding_back(incoming, exchange.head.has_content) as holds:
 
         async def believe() -> None:

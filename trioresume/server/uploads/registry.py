@@ -21,9 +21,10 @@ import trio
 from trioresume.errors import PeerError, StorageError, StorageFull
 from trioresume.protocol.operation import OperationState
 from trioresume.server.api.handler import RepeatingTarget
-from trioresume.server.event_loop import Holding
+from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.hashing import Hashing
-from trioresume.server.uploads.loaded_operation import Surroundings
+from trioresume.server.uploads.loaded_operation import Surroundings, limited
+from trioresume.server.uploads.locations import OPEN, opened_id
 from trioresume.server.uploads.operation import Operation
 from trioresume.store.port import (
     CreateOperation,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.dialects import Creation
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.api.config import Config
+    from trioresume.server.api.config import Config, Grant
     from trioresume.server.api.handler import AnyTarget
     from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.async_store.storage import Storage
@@ -67,6 +68,8 @@ class _Visitor:
 
     principal: str | None
     asks_offset: bool
+    by_id: bool = False
+    """Whether the id is enough, whoever sends the request."""
 
 
 class Registry:
@@ -168,6 +171,7 @@ class Registry:
         offered: bool,
         keep_incomplete: bool,
         must_be_offered: bool = False,
+        grant: Grant | None = None,
     ) -> Operation:
         """Create an operation for *head*. The caller ends its use with :meth:`leave`.
 
@@ -177,6 +181,8 @@ class Registry:
         At a limit a request that removes something is still admitted, but it is not offered.
         With *must_be_offered* it is refused like any other request.
 
+        With a *grant* the operation is open: whoever knows its id may use it.
+
         Raises :class:`PeerError` (429, 507) at a quota, :class:`StorageFull` if too little of
         the disk is free.
         """
@@ -184,11 +190,16 @@ class Registry:
         around = self._surroundings
         if self.rulebook is not None:
             around = self._under_rule(head.method, head.target, principal)
+        token = OperationId(secrets.token_urlsafe(16))
+        fields = head.fields if creation.fields is None else creation.fields
+        if grant is not None:
+            token = opened_id(token)
+            fields = limited(fields, grant.max_size)
         record = OperationRecord(
-            id=OperationId(secrets.token_urlsafe(16)),
+            id=token,
             method=head.method,
             target=head.target,
-            fields=head.fields if creation.fields is None else creation.fields,
+            fields=fields,
             principal=principal,
             created_at=now,
             expires_at=now
@@ -246,13 +257,16 @@ class Registry:
     ) -> Operation | None:
         """Begin to use the operation for a request of *principal*; None if it has none.
 
-        The caller ends its use with :meth:`leave`.
+        Whoever knows the id of an open operation may use it. The caller ends its use with
+        :meth:`leave`.
 
         An operation of somebody else takes the same steps as one that does not exist, so that
         the time of the answer does not tell them apart (R35): the store does not find it, or,
         if it is in memory, is asked for one that was never there. With *asks_offset* one look
         at the disk finds both the operation and its offset.
         """
+        if id[-1] in OPEN:
+            return await self._visit(id, _Visitor(None, asks_offset, by_id=True))
         known = self._loaded.get(id)
         asked = id
         if known and known.is_loaded and known.record.principal != principal:
@@ -280,7 +294,10 @@ class Registry:
             if operation.is_loaded:
                 if visitor is None:
                     return operation
-                if operation.is_visited_by(visitor.principal):
+                principal = visitor.principal
+                if visitor.by_id:
+                    principal = operation.record.principal
+                if operation.is_visited_by(principal):
                     if operation.state is _S.WAITING:
                         operation.retry()  # its target may be back
                     return operation
@@ -303,22 +320,28 @@ class Registry:
     async def load(self, operation: Operation, visitor: _Visitor | None) -> None:
         """Load the operation, if the store has it."""
         # One task loads, the others wait: there must never be two copies of an operation.
-        if operation.loading is None:
-            operation.loading = trio.Lock()
-        async with Holding(operation.loading):
-            if not operation.is_loaded:
-                record, offset = await self.storage.run(
-                    self._look, operation.id, visitor
-                )
-                if record is not None:
-                    if self.rulebook is not None:
-                        operation.around = self._under_rule(
-                            record.method, record.target, record.principal
-                        )
-                    operation.load(record, offset)
-                    operation.is_known = True
-                    self._resume_call(operation)
-        operation.loading = None if operation.is_loaded else operation.loading
+        while operation.loading is not None:
+            await operation.loading.wait()
+        if operation.is_loaded:
+            return
+        loading = operation.loading = Signal()
+        try:
+            record, offset = await self.storage.run(self._look, operation.id, visitor)
+            if record is not None:
+                if self.rulebook is not None:
+                    operation.around = self._under_rule(
+                        record.method, record.target, record.principal
+                    )
+                operation.load(record, offset)
+                operation.is_known = True
+                if record.state in _CALLING:
+                    # The last process stopped in the target's call. A running call uses its
+                    # operation, so no task drives this one, whether recovery or a client
+                    # loads it first.
+                    self.start(operation, operation.restart)
+        finally:
+            operation.loading = None
+            loading.fire()
 
     def _under_rule(
         self, method: str, target: str, principal: str | None
@@ -337,7 +360,10 @@ class Registry:
         store = self.storage.store
         if visitor is None:
             return store.operation(id), None
-        record = store.operation_owned_by(id, visitor.principal)
+        if visitor.by_id:
+            record = store.operation(id)
+        else:
+            record = store.operation_owned_by(id, visitor.principal)
         if record is None or record.state is not _S.RECEIVING:
             return record, None
         if not visitor.asks_offset:
@@ -346,15 +372,6 @@ class Registry:
             return record, store.offset(request_key(id))
         except StorageError:
             return record, None  # it will fail again in a place that handles the error
-
-    def _resume_call(self, operation: Operation) -> None:
-        """Go on with the target's call if the last process stopped in it.
-
-        A running call uses its operation. So an operation that is loaded in the middle of a
-        call has no task that drives it, whether recovery or a client loads it first.
-        """
-        if operation.state in _CALLING:
-            self.start(operation, operation.restart)
 
     async def recover(self, tried: trio.Event | None = None) -> None:
         """Go on with operations that the last process left between complete and done (R31).

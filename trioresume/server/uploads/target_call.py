@@ -280,7 +280,8 @@ class TargetCall:
         record = self._record
         fields = end_to_end_fields(response.fields).without("content-length")
         if "date" not in fields:
-            fields = fields.plus({"date": format_http_date(self._around.clock.date())})
+            now = int(self._around.clock.date())
+            fields = fields.plus({"date": format_http_date(now)})
         if has_content(response.status):
             fields = fields.plus({"content-length": str(content.length)})
         if self._told_digests:

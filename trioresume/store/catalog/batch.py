@@ -13,8 +13,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
-from typing import Any, Protocol, cast
+from itertools import islice
+from typing import Any, Protocol
 
 from trioresume.errors import CallerError, StorageConflict
 from trioresume.store.catalog.catalog import (
@@ -89,14 +89,12 @@ _ENDED = (OperationState.GONE, OperationState.DONE)
 class Publisher(Protocol):
     """Gives tails their chunk names."""
 
-    def is_ready(self, seal: SealChunk) -> bool:
-        """Return whether the tail of *seal* is there and was made durable."""
-        ...
-
     def publish(self, seal: SealChunk, *, known: bool) -> bool:
         """Make the tail a chunk; *known* says that the catalog names that chunk already.
 
         Returns whether the chunk is the tail now, and not a file that was there before.
+        Raises :class:`StorageConflict` if the tail of *seal* is not there or was not made
+        durable.
         """
         ...
 
@@ -170,8 +168,13 @@ class Ledger:
         ends before any of it was sealed, and never has pieces. Each statement costs its
         work, and also a switch of threads while the event loop is busy.
         """
-        chunks = cast("list[SealChunk]", list(takewhile(_is_seal, submission)))
-        frozen = submission[len(chunks)] if len(chunks) < len(submission) else None
+        chunks: list[SealChunk] = []
+        frozen: Mutation | None = None
+        for mutation in submission:
+            if not isinstance(mutation, SealChunk):
+                frozen = mutation
+                break
+            chunks.append(mutation)
         if not chunks or chunks[0].index or not isinstance(frozen, FreezeContent):
             return 0
         key = frozen.key
@@ -303,10 +306,6 @@ class Ledger:
 
     def _take(self, seal: SealChunk) -> None:
         """Publish the tail as a chunk, and add one hold on the chunk."""
-        if not self._publisher.is_ready(seal):
-            raise StorageConflict(
-                f"chunk {seal.index} was discarded before it was sealed"
-            )
         is_new = self._execute(
             "INSERT INTO chunks (digest, length, refs, unsynced) VALUES (?, ?, 1, ?)"
             " ON CONFLICT (digest) DO NOTHING",
@@ -360,11 +359,8 @@ class Ledger:
             )
         self._file_changes.frozen.append(key)
         if not is_response_key(key):
-            self._set_content(operation_of(key), content)
-
-    def _set_content(self, id: OperationId, content: Content) -> None:
-        self._hold(content)
-        self._note_content(id, content)
+            self._hold(content)
+            self._note_content(operation_of(key), content)
 
     def _note_content(self, id: OperationId, content: Content) -> None:
         self._execute(
@@ -380,7 +376,8 @@ class Ledger:
         self.drop(key)
         if join.recipe is not None:
             self._keep_joined(join.recipe)
-        self._set_content(join.operation, join.content)
+        self._hold(join.content)
+        self._note_content(join.operation, join.content)
 
     def _keep_joined(self, recipe: JoinedRecipe) -> None:
         lacking = keep_recipe(self._connection, recipe)
@@ -597,10 +594,6 @@ class Ledger:
                 "DELETE FROM files WHERE namespace = ? AND name = ?",
                 (namespace_of(mutation.owner), mutation.name),
             )
-
-
-def _is_seal(mutation: Mutation) -> bool:
-    return isinstance(mutation, SealChunk)
 
 
 def _expect(current: Content | None, expected: Content | str | None) -> None:

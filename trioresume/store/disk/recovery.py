@@ -141,8 +141,12 @@ class Recovery:
             return old
         if old is not None:
             old.close()
-        self._check_state(key)
+        state = self._catalog.state_of(operation_of(key))
+        if state is OperationState.GONE:
+            raise StorageConflict("the operation has ended")
         if is_response_key(key):
+            if state is OperationState.DONE:
+                raise StorageConflict("the response is recorded")
             self._discard(key)
             return Tail(self._tails, key, self._chunk_size)
         for _ in range(_TRIES):
@@ -170,13 +174,6 @@ class Recovery:
         raise StorageError(
             "the content was changed again and again while it was opened; try again"
         )
-
-    def _check_state(self, key: ContentKey) -> None:
-        state = self._catalog.state_of(operation_of(key))
-        if state is OperationState.GONE:
-            raise StorageConflict("the operation has ended")
-        if is_response_key(key) and state is OperationState.DONE:
-            raise StorageConflict("the response is recorded")
 
     def _maybe_first_tail(self, key: ContentKey) -> Tail | None:
         """Return a tail for a key without content; None if it just got some: look again."""

@@ -405,18 +405,6 @@ class DiskWriter:
                 self._offset = tail.offset
             return tail
 
-    def take_over(
-        self, old: DiskWriter | None, recover: Callable[[Tail | None], Tail]
-    ) -> None:
-        """Begin with the tail that *recover* returns for the tail of *old*.
-
-        The caller took :attr:`lock` before others could find this writer. So a still newer
-        writer waits until this one is ready.
-        """
-        tail = recover(old.give_up() if old is not None else None)
-        self.tail = tail
-        self.chunk_size = tail.chunk_size
-
 
 class Writers:
     """The open writers: the newest one of each key."""
@@ -426,20 +414,23 @@ class Writers:
         self._newest: dict[ContentKey, DiskWriter] = {}
 
     def open(
-        self, key: ContentKey, recover: Callable[[Tail | None], Tail]
+        self, key: ContentKey, recover: Callable[[ContentKey, Tail | None], Tail]
     ) -> DiskWriter:
         """Return a writer that replaces the newest one of *key*, if there is one.
 
-        *recover* gets the tail that the older writer held, or None, and returns the tail
-        for the new writer.
+        *recover* gets *key* and the tail that the older writer held, or None, and returns
+        the tail for the new writer.
         """
         writer = DiskWriter(self, key)
+        # Taken before others can find the writer: a still newer one waits for this one.
         with writer.lock:
             with self._lock:
                 old = self._newest.get(key)
                 self._newest[key] = writer
             try:
-                writer.take_over(old, recover)
+                held = None if old is None else old.give_up()
+                tail = writer.tail = recover(key, held)
+                writer.chunk_size = tail.chunk_size
             except BaseException:
                 self.discard(writer)
                 raise

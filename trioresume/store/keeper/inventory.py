@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,7 +31,7 @@ from trioresume.store.disk.unfinished import Epoch, Survey
 from trioresume.store.file_system.data_dir import FORMAT, is_served
 from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.keeper.backup_directory import generation_at
-from trioresume.store.keeper.pending import pending_actions
+from trioresume.store.keeper.export import Export, Metadata
 from trioresume.store.keeper.verification import Verification
 from trioresume.store.port import (
     SERVICE_CLOCK,
@@ -109,8 +109,6 @@ class StoredFile:
     """The content's digest, in hexadecimal; None for content kept in the catalog itself."""
     modified_at: float
     expires_at: float | None
-    pending: str | None
-    """What the service still has to do for it (``serve --on-success``), and why it failed."""
     fields: Fields
 
 
@@ -249,14 +247,19 @@ class Inventory:
 
     def files(self) -> Iterator[StoredFile]:
         """Yield the file service's files; the name that was created first comes first."""
-        after, behind, pending = 0, self._behind(), pending_actions(self._rows)
+        behind = self._behind()
+        for record in self._records():
+            yield _stored_file(record, behind)
+
+    def _records(self) -> Iterator[FileRecord]:
+        after = 0
         while page := self._rows(
             f"SELECT id, {FILE_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?",
             after,
             _PAGE,
         ):
             for row in page:
-                yield _stored_file(file_from(row[1:]), behind, pending)
+                yield file_from(row[1:])
             after = page[-1][0]
 
     def files_called(self, name: str) -> list[StoredFile]:
@@ -264,8 +267,29 @@ class Inventory:
         if not _is_text(name):
             return []
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
-        behind, pending = self._behind(), pending_actions(self._rows)
-        return [_stored_file(file_from(row), behind, pending) for row in rows]
+        behind = self._behind()
+        return [_stored_file(file_from(row), behind) for row in rows]
+
+    def export(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        patterns: Sequence[str] = (),
+        metadata: Metadata = Metadata.XATTR,
+    ) -> Export:
+        """Return an export of the files to *directory*, by their names; see :class:`Export`.
+
+        With *patterns* it takes only files with a name, or a name that the client gave, that
+        fits one of them.
+        """
+        return Export(
+            self._catalog,
+            self._chunks,
+            self._records(),
+            directory,
+            patterns,
+            metadata,
+        )
 
     # Both.
 
@@ -376,9 +400,7 @@ def _name_of(record: OperationRecord) -> str | None:
     return parse_content_disposition_filename(disposition)
 
 
-def _stored_file(
-    record: FileRecord, behind: float, pending: Mapping[tuple[str | None, str], str]
-) -> StoredFile:
+def _stored_file(record: FileRecord, behind: float) -> StoredFile:
     filename = record.fields.get("filename")
     return StoredFile(
         name=record.name,
@@ -388,7 +410,6 @@ def _stored_file(
         digest=_hex(record.content.digest),
         modified_at=record.modified_at,
         expires_at=None if record.expires_at is None else record.expires_at + behind,
-        pending=pending.get((record.owner, record.name)),
         fields=record.fields,
     )
 

@@ -1,39 +1,51 @@
 """The client's end of an HTTP/2 connection without its socket: bytes in, events out.
 
-h2 keeps the books: the states of the streams, HPACK, the settings, the windows. This module
-reads the frames itself, for the reasons that the server's engine has, too:
+What it shares with the server's end, above all h2's books, is in
+:mod:`trioresume.protocol.http2_engine`. Here is how a client reads the frames:
 
-* **Content does not pass through h2**, in either direction: its copies would cost more than
-  all the rest of an upload. Of DATA frames only h2's windows learn the length, and the
-  frames that open windows, of which an upload gets thousands, go to them directly.
+* **Content does not pass through h2**, in either direction. Of DATA frames only h2's windows
+  learn the length, and the frames that open windows, of which an upload gets thousands, go to
+  them directly.
 * **A malformed response hurts one stream.** h2 would end the connection for it. So its
   decoder shows it no field but ``:status``. The fields go to
   :mod:`trioresume.protocol.http2_head`, and the length of the content is checked here.
-* **GOAWAY does not end the streams** that it leaves alone, and h2 sees none.
 * **A frame is refused at its head**, before its payload is buffered: if it is too large, if a
   field section grows too large, or if the server floods the connection with frames that
   mean nothing (see :mod:`trioresume.protocol.allowance`).
-
-h2's methods and attributes that begin with an underscore are used in one class,
-:class:`_Books`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
 import hpack
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
-from h2.stream import StreamState
-from hyperframe.frame import DataFrame, GoAwayFrame
 
-from trioresume.protocol.allowance import Allowance
+from trioresume.protocol.http2_engine import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEAD,
+    GOAWAY,
+    HEADERS,
+    LARGEST_WINDOW,
+    LAST_STREAM,
+    MOST_FRAME,
+    PADDED,
+    PUSH_PROMISE,
+    SETTINGS,
+    TABLE_SIZE,
+    WINDOW_UPDATE,
+    BaseEngine,
+    ConnectionFault,
+    Pair,
+)
 
 __all__ = [
     "ConnectionFault",
@@ -50,47 +62,27 @@ __all__ = [
     "name_of",
 ]
 
-FRAME_HEAD = 9
-MOST_FRAME = 16 * 1024
-"""The largest payload of a frame that is read: the default, which every server keeps to."""
 STREAM_WINDOW = 1 << 20
 """Bytes of a response's content that may come before the caller has taken any."""
 CONNECTION_WINDOW = 16 << 20
 """The same for all streams together. The windows of the streams are the real limit."""
-TABLE_SIZE = 4096
-"""Bytes of the table of each HPACK direction: the default."""
 SECTION_FACTOR = 2
 """A field section may be this many times larger than the server was told."""
-LAST_STREAM = LARGEST_WINDOW = 2**31 - 1
-MOST_REMEMBERED = 256
-"""Closed streams that h2 remembers, for frames that were on their way."""
 
-_KNOWN_SETTINGS = frozenset(SettingCodes)
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5
-_PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
-_END_STREAM = _ACK = 0x1
-_END_HEADERS = 0x4
-_PADDED = 0x8
-
-# Units of the allowance for a frame of each type; 1 for others. Time and content of ours refill
-# it. A field section costs nothing here: RoundTrip counts interim responses.
-_COSTS = {
-    _DATA: 0,  # an empty one costs 1
-    _HEADERS: 0,
-    _CONTINUATION: 0,  # their bytes and their number are limited
-    _WINDOW_UPDATE: 0.5,
+# Units of the allowance for a frame of each type; 1 for others, and for empty DATA. Time and
+# content of ours refill it. A field section costs nothing here: RoundTrip counts interim
+# responses.
+COSTS = {
+    HEADERS: 0,
+    CONTINUATION: 0,  # their bytes and their number are limited
+    WINDOW_UPDATE: 0.5,
 }
 
-# The states of a stream in which more of its response may come, and in which we may send.
-_RECEIVING = frozenset({StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL})
-_SENDING = frozenset({StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE})
 # RFC 9110, section 8.6: these have no content, whatever Content-Length says.
 _BODILESS = frozenset({b"204", b"304"})
 
 # HPACK must not put these into its tables (RFC 7541, section 7.1.3).
 _SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
-
-Pair = tuple[bytes, bytes]
 
 
 class Section(NamedTuple):
@@ -144,87 +136,14 @@ Event = (
 )
 
 
-class ConnectionFault(Exception):
-    """The server broke a rule of the connection. A GOAWAY waits to be sent; then close."""
-
-
 class NoHttp2(ConnectionFault):
     """The first bytes are not HTTP/2 at all."""
 
 
-class _KeepingDecoder(hpack.Decoder):
-    """Decodes a field section, keeps it for us, and shows h2 only its status."""
-
-    section: Sequence[Pair] = ()
-
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
-        decoded = list(super().decode(data, raw=True))
-        self.section = cast("list[Pair]", decoded)
-        return decoded[:1] if decoded and decoded[0][0] == b":status" else []
-
-
-class _ServerSettings(Settings):
-    """The settings of a server.
-
-    Settings that HTTP/2 does not know are ignored (RFC 9113, section 6.5.2). h2 would keep
-    each of 65,536 that a peer can send.
-    """
-
-    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
-        if key in _KNOWN_SETTINGS:
-            super().__setitem__(key, value)
-
-
-class _Books(h2.connection.H2Connection):
-    """h2's connection, and the ways into it that h2 does not offer."""
-
-    MAX_CLOSED_STREAMS = MOST_REMEMBERED
-
-    def take_length(self, stream_id: int, length: int) -> bool:
-        """Note an ordinary DATA frame that does not end its stream.
-
-        Returns False, and notes nothing, if the frame is not ordinary. Raises
-        :class:`h2.exceptions.FlowControlError` if it exceeds a window.
-        """
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.state_machine.state not in _RECEIVING:
-            return False
-        self._inbound_flow_control_window_manager.window_consumed(length)
-        stream._inbound_window_manager.window_consumed(length)
-        return True
-
-    def take_frame(self, frame: DataFrame) -> list[h2.events.Event]:
-        """Note any DATA frame, as ``receive_data`` does."""
-        return self._receive_frame(frame)
-
-    def open_window(self, stream_id: int, size: int) -> bool:
-        """Note an ordinary WINDOW_UPDATE. Returns False, and notes nothing, for any other."""
-        holder = self.streams.get(stream_id) if stream_id else self
-        if holder is None or not size:
-            return False
-        window = holder.outbound_flow_control_window + size
-        if window > LARGEST_WINDOW:
-            return False
-        holder.outbound_flow_control_window = window
-        return True
-
-    def spend(self, stream_id: int, length: int) -> None:
-        """Note *length* bytes of content that are sent past h2."""
-        self.outbound_flow_control_window -= length
-        self.streams[stream_id].outbound_flow_control_window -= length
-
-    def forget_closed(self) -> None:
-        """Free what h2 holds of streams that are closed."""
-        self._open_streams(1)
-
-    @property
-    def in_section(self) -> bool:
-        """Whether a CONTINUATION has to come next."""
-        return bool(self.incoming_buffer._headers_buffer)
-
-
-class Engine:
+class Engine(BaseEngine):
     """The client's end of one HTTP/2 connection. *most_section* is in bytes."""
+
+    costs: ClassVar[Mapping[int, float]] = COSTS
 
     def __init__(self, *, most_section: int, now: float) -> None:
         settings = {
@@ -233,37 +152,21 @@ class Engine:
             SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             SettingCodes.MAX_HEADER_LIST_SIZE: most_section,
         }
-        self._books = _Books(
-            h2.config.H2Configuration(
-                client_side=True,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
+        super().__init__(
+            Settings(client=True, initial_values=settings),
+            client_side=True,
+            most_section=SECTION_FACTOR * most_section,
+            window=CONNECTION_WINDOW,
+            now=now,
         )
-        self._books.local_settings = Settings(client=True, initial_values=settings)
-        self._books.remote_settings = _ServerSettings(client=False)
-        self._most_section = SECTION_FACTOR * most_section
-        self._decoder = _KeepingDecoder(self._most_section)
-        self._books.decoder = self._decoder
-        self._allowance = Allowance(now)
-        self._now = now
         self._buffer = bytearray()
-        self._output = bytearray()
-        self._section = 0
-        """Bytes of the field section that is being read."""
         self._expected: dict[int, int | None] = {}
         """For each stream with its final head: bytes of content that are still to come, if
         its Content-Length said it."""
         self._heads: set[int] = set()
         """Streams whose response has no content, because of the request's method."""
-        self._fault: ConnectionFault | None = None
         self.has_settings = False
         """Whether the server's first SETTINGS have come."""
-        self._books.initiate_connection()
-        self._credit_connection()
 
     # ------------------------------------------------------------ what comes
 
@@ -296,30 +199,22 @@ class Engine:
         return events
 
     def _check_head(self, kind: int, flags: int, length: int) -> None:
-        if not self.has_settings and (kind != _SETTINGS or flags & _ACK):
+        if not self.has_settings and (kind != SETTINGS or flags & ACK):
             # RFC 9113, section 3.4: the server's preface is a SETTINGS frame.
             self._end(ErrorCodes.PROTOCOL_ERROR, "")
-            raise NoHttp2("the server does not answer in HTTP/2")
+            raise NoHttp2(
+                ErrorCodes.PROTOCOL_ERROR, "the server does not answer in HTTP/2"
+            )
         if length > MOST_FRAME:
             raise self._end(ErrorCodes.FRAME_SIZE_ERROR, "a frame is too large")
-        section = kind in (_HEADERS, _CONTINUATION, _PUSH_PROMISE)
+        section = kind in (HEADERS, CONTINUATION, PUSH_PROMISE)
         if section and self._section + length > self._most_section:
             raise self._end(ErrorCodes.ENHANCE_YOUR_CALM, "a head is too large")
 
-    def _charge(self, kind: int, flags: int, length: int) -> None:
-        cost = _COSTS.get(kind, 1)
-        if kind == _DATA:
-            self._allowance.earn(length)
-            cost = 0 if length or flags & _END_STREAM else 1
-        elif kind in (_PING, _SETTINGS) and flags & _ACK:
-            cost = 0.5
-        if cost and not self._allowance.spend(cost, self._now):
-            raise self._end(ErrorCodes.ENHANCE_YOUR_CALM, "too many useless frames")
-
     def _count_section(self, kind: int, flags: int, length: int) -> None:
-        if kind in (_HEADERS, _CONTINUATION, _PUSH_PROMISE):
+        if kind in (HEADERS, CONTINUATION, PUSH_PROMISE):
             self._section += length + 1  # an empty frame counts, too
-            if flags & _END_HEADERS:
+            if flags & END_HEADERS:
                 self._section = 0
 
     def _take(
@@ -331,16 +226,16 @@ class Engine:
         events: list[Event],
     ) -> None:
         payload = frame[FRAME_HEAD:]
-        if kind == _DATA and not flags & _PADDED and not self._books.in_section:
-            if not flags & _END_STREAM and self._takes_length(stream, len(payload)):
+        if kind == DATA and not flags & PADDED and not self._books.in_section:
+            if not flags & END_STREAM and self._takes_length(stream, len(payload)):
                 self._note_content(stream, bytes(payload), events)
                 return
-        elif kind == _WINDOW_UPDATE and len(payload) == 4:
+        elif kind == WINDOW_UPDATE and len(payload) == 4:
             size = int.from_bytes(payload, "big") & LARGEST_WINDOW
             if not self._books.in_section and self._books.open_window(stream, size):
                 events.append(WindowOpened(stream))
                 return
-        elif kind == _GOAWAY and not stream and len(payload) >= 8:
+        elif kind == GOAWAY and not stream and len(payload) >= 8:
             last = int.from_bytes(payload[:4], "big") & LAST_STREAM
             code = int.from_bytes(payload[4:8], "big")
             events.append(GoingAway(last, code, _text(bytes(payload[8:108]))))
@@ -349,7 +244,9 @@ class Engine:
             came = self._books.receive_data(frame)
         except h2.exceptions.ProtocolError as exc:
             self._collect()
-            self._fault = ConnectionFault(f"the server breaks HTTP/2's rules: {exc}")
+            self._fault = ConnectionFault(
+                exc.error_code, f"the server breaks HTTP/2's rules: {exc}"
+            )
             raise self._fault from exc
         for event in came:
             self._translate(event, events)
@@ -411,9 +308,7 @@ class Engine:
             case h2.events.WindowUpdated():
                 events.append(WindowOpened(event.stream_id or 0))
             case h2.events.RemoteSettingsChanged():
-                self._books.encoder.header_table_size = min(
-                    TABLE_SIZE, self._books.remote_settings.header_table_size
-                )
+                self._adopt_table_size()
                 self.has_settings = True
                 events.append(SettingsCame())
 
@@ -426,15 +321,6 @@ class Engine:
             self._expected[stream] = 0
 
     # ------------------------------------------------------------ what is sent
-
-    def take_output(self) -> bytearray:
-        """Return the frames to be sent, which the caller sends in this order."""
-        self._collect()
-        output, self._output = self._output, bytearray()
-        return output
-
-    def _collect(self) -> None:
-        self._output += self._books.data_to_send()
 
     @property
     def most_streams(self) -> int:
@@ -467,19 +353,6 @@ class Engine:
             self._heads.add(stream)
         return stream
 
-    def may_send(self, stream: int) -> bool:
-        """Whether the server still takes content of *stream*."""
-        known = self._books.streams.get(stream)
-        return (
-            self._fault is None
-            and known is not None
-            and known.state_machine.state in _SENDING
-        )
-
-    def room(self, stream: int) -> int:
-        """Return how many bytes of content the server takes on *stream* now."""
-        return max(0, self._books.local_flow_control_window(stream))
-
     def spend(self, stream: int, size: int) -> None:
         """Note *size* bytes of content, at most :meth:`room`, that the caller sends."""
         self._books.spend(stream, size)
@@ -493,23 +366,9 @@ class Engine:
         """Queue the end of a request's content."""
         self._books.end_stream(stream)
 
-    def grant(self, stream: int, size: int) -> None:
-        """Let the server send *size* bytes more on *stream*, if it is still sending."""
-        known = self._books.streams.get(stream)
-        receiving = known is not None and known.state_machine.state in _RECEIVING
-        if size and receiving and self._fault is None:
-            self._books.increment_flow_control_window(size, stream)
-
-    def _credit_connection(self) -> None:
-        missing = CONNECTION_WINDOW - self._books.inbound_flow_control_window
-        if missing > 0 and self._fault is None:
-            self._books.increment_flow_control_window(missing)
-
     def reset(self, stream: int, code: ErrorCodes) -> None:
         """Close *stream* now, unless it is closed."""
-        known = self._books.streams.get(stream)
-        if self._fault is None and known is not None and not known.closed:
-            self._books.reset_stream(stream, code)
+        self._reset(stream, code)
 
     def forget(self, stream: int) -> None:
         """Free what is held of *stream*, which has ended."""
@@ -520,18 +379,6 @@ class Engine:
     def ping(self) -> None:
         """Queue a PING, which a server answers at once."""
         self._books.ping(b"trioresu")
-
-    def go_away(self, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
-        """Queue a GOAWAY, after which the connection is to be closed."""
-        self._collect()
-        self._output += GoAwayFrame(0, last_stream_id=0, error_code=code).serialize()
-
-    def _end(self, code: int, reason: str) -> ConnectionFault:
-        """Queue the GOAWAY of a fault; return the exception to be raised."""
-        if self._fault is None:
-            self._fault = ConnectionFault(reason)
-            self.go_away(ErrorCodes(code))
-        return self._fault
 
 
 def name_of(code: int) -> str:

@@ -93,10 +93,8 @@ class RufhServer(ServerDialect):
     def __init__(self, version: Version, *, interims: bool) -> None:
         self.version = version
         self._interims = interims
-
-    @property
-    def fields(self) -> Fields:
-        return self.version.fields
+        self.fields = version.fields
+        self.shows_progress = interims and version.shows_progress
 
     def check(self, head: RequestHead) -> None:
         if head.method not in _NEVER_CREATES:
@@ -244,10 +242,6 @@ class RufhServer(ServerDialect):
             return None
         fields = self.fields.plus({"location": upload.absolute_content})
         return Interim(UPLOAD_RESUMPTION_SUPPORTED, fields.plus(self._limit(upload)))
-
-    @property
-    def shows_progress(self) -> bool:
-        return self._interims and self.version.shows_progress
 
     def progress(self, offset: int) -> Interim:
         fields = self.fields.plus({"upload-offset": str(offset)})

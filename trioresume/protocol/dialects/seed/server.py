@@ -26,7 +26,6 @@ from trioresume.protocol.dialects.server import (
     Upload,
     check_whole,
     shared_content_fields,
-    whole_length,
 )
 from trioresume.protocol.dialects.upload_limits import UploadLimits
 from trioresume.protocol.fields import (
@@ -37,6 +36,7 @@ from trioresume.protocol.fields import (
     unquote_string,
 )
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.structured import integer_item
 
 __all__ = [
     "SEED",
@@ -176,13 +176,17 @@ class SeedServer(ServerDialect):
     """The dialect of every request without another protocol's marker."""
 
     name: ClassVar[str] = "seed"
+    adds_to_outcome: ClassVar[bool] = False
 
     def creation(self, head: RequestHead, limits: UploadLimits) -> Creation:
         check_whole(head)
         # In an upload's record this field would say that tus began it: see is_partial.
         marked = "tus-resumable" in head.fields
         plain = head.fields.without("tus-resumable") if marked else None
-        return Creation(length=whole_length(head), fields=plain)
+        length = head.length
+        if length is None:
+            length = integer_item(head.fields, "upload-length")
+        return Creation(length=length, fields=plain)
 
     def append(self, head: RequestHead, rules: AppendRules) -> Append:
         """Return what a PATCH adds, in any of the formats: its media type decides (R15)."""

@@ -63,7 +63,6 @@ __all__ = [
     "TUS",
     "TusServer",
     "at_target",
-    "is_marked",
     "is_partial",
     "shows_mark",
     "tus_discovery",
@@ -89,17 +88,6 @@ _WORDS: Mapping[ProblemCode, ProblemCode] = {
     ProblemCode.LENGTH_OVER_LIMIT: ProblemCode.CONTENT_TOO_LARGE,
 }
 """Faults for which tus has another status (E6)."""
-
-
-def is_marked(head: RequestHead) -> bool:
-    """Whether a request is in tus.
-
-    OPTIONS belongs to no dialect: it carries no version (D1), and its answer is about
-    all of them. A PATCH that only has tus's media type is not tus, because all requests
-    of tus are marked (D1). It is one of the union's formats (R15) and gets the target's
-    response (R17).
-    """
-    return _MARK in head.fields and head.method != "OPTIONS"
 
 
 def at_target(head: RequestHead, strict_metadata: bool) -> ServerDialect:
@@ -142,9 +130,7 @@ class TusServer(ServerDialect):
     def __init__(self, *, strict_metadata: bool = False) -> None:
         self._strict_metadata = strict_metadata
 
-    @property
-    def fields(self) -> Fields:
-        return MARK
+    fields = MARK
 
     def check(self, head: RequestHead) -> None:
         """Refuse another version of tus (D1)."""
@@ -155,9 +141,9 @@ class TusServer(ServerDialect):
                 fields=(("tus-version", VERSION),),
             )
 
-    def check_upload(self, head: RequestHead, began: RequestHead) -> None:
+    def check_upload(self, head: RequestHead, began: Fields) -> None:
         """Refuse to append to an upload that was made from parts (D7)."""
-        is_final = _MARK in began.fields and bool(joined_references(began.fields))
+        is_final = _MARK in began and bool(joined_references(began))
         if is_final and self.method(head) == "PATCH":
             raise PeerError(ProblemCode.FORBIDDEN, "a final upload takes no content")
 
@@ -256,10 +242,10 @@ class TusServer(ServerDialect):
         fields = shared_content_fields(upload).plus(self._about(upload))
         if upload.length is None:
             fields = fields.plus({"upload-defer-length": "1"})
-        if _MARK not in upload.request.fields:
+        if _MARK not in upload.fields:
             return fields
         echoed = ("upload-metadata", "upload-concat")
-        said = {name: upload.request.fields.get(name) for name in echoed}
+        said = {name: upload.fields.get(name) for name in echoed}
         return fields.plus({n: value for n, value in said.items() if value is not None})
 
     def _state(self, upload: Upload) -> Fields:
@@ -273,8 +259,8 @@ class TusServer(ServerDialect):
             }
         )
         # A complete upload was handed to its target. A partial one waits for its use.
-        if not upload.is_complete or is_partial(upload.request.fields):
-            expires = format_http_date(upload.expires_at)
+        if not upload.is_complete or is_partial(upload.fields):
+            expires = format_http_date(int(upload.expires_at))
             fields = fields.plus({"upload-expires": expires})
         return fields
 
@@ -313,9 +299,7 @@ class MarkedOnly(SeedServer):
     words. A PATCH, and a POST that stands for another method, are meant for an upload.
     """
 
-    @property
-    def fields(self) -> Fields:
-        return TUS.fields
+    fields = MARK
 
     def check(self, head: RequestHead) -> None:
         TUS.check(head)

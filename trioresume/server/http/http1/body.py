@@ -101,8 +101,8 @@ class Http1Body(PacedBody):
         "_leftover",
         "_low_water",
         "_reader",
-        "_remaining",
         "_transport",
+        "remaining",
     )
 
     def __init__(
@@ -117,7 +117,7 @@ class Http1Body(PacedBody):
         self._transport = transport
         self._leftover = leftover
         self._low_water = 1
-        self._remaining = head.length
+        self.remaining = head.length
         """Bytes still to come; None for a chunked body that has not ended."""
         self._config = config
         self._reader: ChunkedReader | None = None
@@ -136,18 +136,10 @@ class Http1Body(PacedBody):
             self._reader = ChunkedReader(limits)
         return self._reader
 
-    @property
-    def remaining(self) -> int | None:
-        return self._remaining
-
     def _receive(self, sink: Sink) -> Awaitable[None]:
-        if self._remaining is None:
+        if self.remaining is None:
             return self._receive_chunked(sink)
         return self._receive_known(sink)
-
-    def _end(self) -> None:
-        super()._end()
-        self._set_low_water(1)
 
     def _interrupt(self) -> None:
         self._transport.interrupt()
@@ -157,48 +149,55 @@ class Http1Body(PacedBody):
             self._set_low_water(1)  # the system wakes the task if any byte is there
 
     async def _receive_known(self, sink: Sink) -> None:
-        assert self._remaining is not None
-        if self._leftover and self._remaining:
-            taken = bytes(self._leftover[: self._remaining])
+        assert self.remaining is not None
+        if self._leftover and self.remaining:
+            taken = bytes(self._leftover[: self.remaining])
             del self._leftover[: len(taken)]
-            self._remaining -= len(taken)
+            self.remaining -= len(taken)
             sink.append(memoryview(taken))
         last = trio.current_time()
-        while self._remaining:
-            waited = not sink.has_room
-            if waited:
-                self._suspend()
-                await sink.room()
-                last = self._resume()
-            # If the other tasks get their turn anyway, one wait is enough.
-            if not (waited or self._memory.is_taken) or not self._is_ready():
-                await self._transport.wait_readable()
-            waiting = self._transport.readable
-            piece = self._memory.take_nowait(waiting)
-            if piece is None:
-                piece = await self._take_in_line()
+        try:
+            while self.remaining:
+                waited = not sink.has_room
+                if waited:
+                    self._suspend()
+                    await sink.room()
+                    last = self._resume()
+                # If the other tasks get their turn anyway, one wait is enough.
+                turned = waited or self._memory.is_taken
+                waiting = self._transport.readable if turned else 0
+                if waiting < min(self._low_water, self.remaining):
+                    await self._transport.wait_readable()
+                    waiting = self._transport.readable
+                piece = self._memory.take_nowait(waiting)
+                if piece is None:
+                    piece = await self._take_in_line()
+                    last = trio.current_time()
+                    waiting = self._transport.readable
+                plain = sink.plain
+                content = work = 0
+                if plain is not None:
+                    content, work = sink.taken, sink.work
+                count = self._read_once(sink, piece, waiting, plain)
+                if count is None:
+                    continue
+                if count == 0:
+                    raise ContentCut(timed_out=False)
+                now = trio.current_time()
+                if plain is None:
+                    self._renew(now, count)
+                    self._adapt(count, now - last)
+                    last = now
+                    continue
+                self._renew(now, sink.taken - content)
+                self._set_low_water(
+                    1
+                )  # a share may be less than the bytes that have come
+                if self._next_share(sink.work - work):
+                    await self._give_way()
                 last = trio.current_time()
-                waiting = self._transport.readable
-            plain = sink.plain
-            content = work = 0
-            if plain is not None:
-                content, work = sink.taken, sink.work
-            count = self._read_once(sink, piece, waiting, plain)
-            if count is None:
-                continue
-            if count == 0:
-                raise ContentCut(timed_out=False)
-            now = trio.current_time()
-            if plain is None:
-                self._renew(now, count)
-                self._adapt(count, now - last)
-                last = now
-                continue
-            self._renew(now, sink.taken - content)
-            self._set_low_water(1)  # a share may be less than the bytes that have come
-            if self._next_share(sink.work - work):
-                await self._give_way()
-            last = trio.current_time()
+        finally:
+            self._set_low_water(1)
 
     async def _take_in_line(self) -> Piece:
         """Wait for a piece. The peer's time stands still meanwhile."""
@@ -207,11 +206,6 @@ class Http1Body(PacedBody):
         self._resume()
         return piece
 
-    def _is_ready(self) -> bool:
-        """Whether the connection has enough bytes to wake its task."""
-        assert self._remaining is not None
-        return self._transport.readable >= min(self._low_water, self._remaining)
-
     async def _take_last(self, sink: Sink) -> None:
         """Take the bytes sent before a newcomer ended this writer, to save sending them again.
 
@@ -219,17 +213,16 @@ class Http1Body(PacedBody):
         This takes only a short time and no more bytes than such buffers hold, because the
         newcomer waits. Content in chunks is not taken: it is worth less.
         """
-        if self._remaining is None:
+        if self.remaining is None:
             return
-        self._set_low_water(1)
-        stop = max(0, self._remaining - LAST_MOST)
+        stop = max(0, self.remaining - LAST_MOST)
         try:
             with trio.move_on_after(LAST_TIME):
                 # A silent peer has nothing on its way.
                 waiting = self._transport.readable
                 piece = self._memory.take_nowait(waiting)
                 more = self._read_once(sink, piece, waiting, sink.plain)
-                while more and self._remaining > stop:
+                while more and self.remaining > stop:
                     with trio.move_on_after(LAST_PAUSE):
                         await self._transport.wait_readable()
                     piece = await self._memory.take(first=True)
@@ -246,21 +239,21 @@ class Http1Body(PacedBody):
         Not a checkpoint. Without a piece this reads only a little. *plain* is the sink's
         ``plain``. Returns as ``receive_nowait`` does.
         """
-        assert self._remaining is not None
+        assert self.remaining is not None
         try:
             if piece is None:
                 start, view = 0, self._memory.scratch
             else:
                 start = piece.start(sink.offset)
                 view = piece.view[start:]
-            view = view[: self._remaining]
+            view = view[: self.remaining]
             if plain is not None:
                 view = view[: max(plain, self._share)]
             if LEAST_ROUNDED <= waiting < len(view):
                 view = view[: (start + waiting) // PAGE_SIZE * PAGE_SIZE - start]
             count = self._transport.receive_nowait(view)
             if count:
-                self._remaining -= count
+                self.remaining -= count
                 sink.append(view[:count], piece)
                 if piece is not None:
                     self._memory.share(piece, start + count)
@@ -273,14 +266,14 @@ class Http1Body(PacedBody):
 
     def _adapt(self, count: int, seconds: float) -> None:
         """Set the low-water mark after *count* bytes came in *seconds*."""
-        assert self._remaining is not None
-        wanted = min(self._memory.low_water, self._remaining)
+        assert self.remaining is not None
+        wanted = min(self._memory.low_water, self.remaining)
         if count * FILL_TIME < wanted * seconds:
             wanted = int(count * FILL_TIME / seconds)
         if wanted < LEAST_MARK:
             wanted = 1
         # Setting it costs a system call: small differences are not worth it.
-        if self._low_water > self._remaining or not (
+        if self._low_water > self.remaining or not (
             wanted <= 2 * self._low_water and self._low_water <= 2 * wanted
         ):
             self._set_low_water(wanted)
@@ -294,7 +287,7 @@ class Http1Body(PacedBody):
     async def _receive_chunked(self, sink: Sink) -> None:
         gathered = Gathered(sink, self._memory)
         try:
-            while self._remaining is None:
+            while self.remaining is None:
                 if not sink.has_room:
                     self._suspend()
                     await sink.room()
@@ -338,6 +331,6 @@ class Http1Body(PacedBody):
     def _feed(self, data: memoryview) -> memoryview:
         content = self._chunks.feed(data)
         if self._chunks.finished:
-            self._remaining = 0
+            self.remaining = 0
             self._leftover += self._chunks.excess
         return content

@@ -172,22 +172,22 @@ class Http1Connection:
                 )
             await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
             return None
-        return self._exchange(head, parser)
+        return Http1Exchange(head, parser, self._transport, self._leftover, self._front)
 
     async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
         """Answer with *error* and close, if no request could be read.
 
         *came* is the received part of the request's head.
         """
-        refused = self._exchange(_NO_HEAD, h11.Connection(h11.SERVER))
+        parser = h11.Connection(h11.SERVER)
+        refused = Http1Exchange(
+            _NO_HEAD, parser, self._transport, self._leftover, self._front
+        )
         if tus.shows_mark(came):
             refused.dialect = tus.TUS  # D1 (docs/supported-protocols.md)
         refused.close_after()
         await self._front.refuse(refused, error)
         await refused.finish()
-
-    def _exchange(self, head: RequestHead, parser: h11.Connection) -> Http1Exchange:
-        return Http1Exchange(head, self._transport, parser, self._leftover, self._front)
 
     # Reading a head.
 
@@ -341,8 +341,8 @@ class Http1Exchange(BaseExchange):
     def __init__(
         self,
         head: RequestHead,
-        transport: Transport,
         parser: h11.Connection,
+        transport: Transport,
         leftover: bytearray,
         front: Front,
     ) -> None:
@@ -388,7 +388,12 @@ class Http1Exchange(BaseExchange):
     async def _start(
         self, status: int, fields: Fields, content: bytes, *, ends: bool
     ) -> None:
-        if not self._can_drain:
+        # Little unread content can be read, and the connection goes on (R10). A client that
+        # still waits for its 100 may send the content or may not: only closing resolves that.
+        unread = self._body.remaining
+        if unread is None or (
+            unread and (unread > self._front.config.drain_size or self._owes_continue)
+        ):
             self._keep_alive = False
         if not self._keep_alive:
             fields = fields.without("connection").plus({"connection": "close"})
@@ -455,19 +460,6 @@ class Http1Exchange(BaseExchange):
         await trio.sleep_forever()
 
     # The end.
-
-    @property
-    def _can_drain(self) -> bool:
-        """Whether the unread content is little enough to read it and go on (R10).
-
-        A client that still waits for its 100 may send the content or may not. Only closing
-        the connection resolves that.
-        """
-        remaining = self._body.remaining
-        return remaining is not None and (
-            remaining == 0
-            or (remaining <= self._front.config.drain_size and not self._owes_continue)
-        )
 
     async def finish(self) -> bool:
         """Prepare the connection for the next request. Returns False if that is impossible.

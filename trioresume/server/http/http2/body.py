@@ -373,17 +373,16 @@ class StreamBody(PacedBody):
             return 0
         return None if self._length is None else self._length - self.came
 
-    def _begin(self, sink: Sink) -> None:
-        super()._begin(sink)
-        self._granted_at = self._since
+    async def receive(self, sink: Sink) -> None:
+        self._granted_at = trio.current_time()
         self._turns.receiving += 1
-
-    def _end(self) -> None:
-        self._turns.receiving -= 1
-        self._leave_turns()
-        super()._end()
-        self._close_region()
-        self._drop()
+        try:
+            await super().receive(sink)
+        finally:
+            self._turns.receiving -= 1
+            self._leave_turns()
+            self._close_region()
+            self._drop()
 
     async def _receive(self, sink: Sink) -> None:
         while True:

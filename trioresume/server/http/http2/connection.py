@@ -31,6 +31,7 @@ import trio
 
 from trioresume.errors import PeerError
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.http2_engine import LAST_STREAM
 from trioresume.protocol.http2_head import (
     HTTP_VERSION,
     MalformedRequest,
@@ -43,7 +44,6 @@ from trioresume.server.http.http2.body import ReadTurn, StreamBody
 from trioresume.server.http.http2.credit import CreditTurns
 from trioresume.server.http.http2.engine import (
     INITIAL_WINDOW,
-    LAST_STREAM,
     AckedPing,
     ConnectionFault,
     Content,
@@ -538,7 +538,7 @@ class Http2Connection:
     def _close(self, stream: _Stream) -> None:
         """Free what a request holds."""
         stream.body.close()
-        whole = not self._engine.is_open(stream.number)
+        whole = not self._engine.may_send(stream.number)
         code = ErrorCodes.NO_ERROR if whole else ErrorCodes.INTERNAL_ERROR
         self._engine.reset(stream.number, code)
         self._engine.forget(stream.number)

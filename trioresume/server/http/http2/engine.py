@@ -1,7 +1,7 @@
 """One HTTP/2 connection without its socket: bytes in, events out, frames to be sent.
 
-h2 keeps the books: the states of the streams, HPACK, the settings, the windows. This module
-stands between h2 and the bytes for five reasons.
+What it shares with the client's end, above all h2's books, is in
+:mod:`trioresume.protocol.http2_engine`. Here is how a server reads the frames.
 
 **Content does not pass through h2.** h2 takes some 25 µs and three copies for a DATA frame of
 16 KiB, more than all the rest of an upload. So this module reads the heads of the frames
@@ -15,49 +15,48 @@ nothing for a single frame but what cuts out its payload. (docs/benchmarks.md ha
 fields: its decoder returns none, and keeps them for :mod:`trioresume.protocol.http2_head`. The
 length of the content is checked here, too.
 
-**GOAWAY does not end the streams.** h2 sends nothing after it has sent or received one, but a
-stream that has begun may end (RFC 9113, section 6.8). So h2 sees no GOAWAY.
-
 **A frame is refused at its head**, before its payload is buffered: if it is too large, if a
 field section grows too large over several frames, or if the peer's allowance is spent (see
 :mod:`trioresume.protocol.allowance`).
 
-**The peer decides nothing about our memory.** The table of our HPACK encoder stays at 4 KiB
-even if the peer allows more. h2 remembers only a few closed streams, and of the peer's settings
-only those that HTTP/2 knows. The number of open streams is limited by the connection, which
-refuses single streams; h2 would end the connection.
-
-**An idle connection is small.** h2 keeps a ``deque`` of 760 bytes for each setting, and hpack
-one for each table of fields. Our own settings never change, so all connections share them. The
-rest is kept in lists (:class:`_ShortQueue`).
-
-h2's methods and attributes that begin with an underscore are used in two classes,
-:class:`_PeerSettings` and :class:`_Books`. tests/server/http/http2/test_engine.py compares them
-with h2's own way.
+The number of open streams is limited by the connection, which refuses single streams; h2 would
+end the connection. Our own settings never change, so all connections share them.
 """
 
 from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
-import hpack
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
-from h2.stream import StreamState
-from h2.windows import WindowManager
-from hyperframe.frame import DataFrame, GoAwayFrame, PingFrame
+from hyperframe.frame import DataFrame, PingFrame
 
-from trioresume.protocol.allowance import Allowance
+from trioresume.protocol.http2_engine import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEAD,
+    GOAWAY,
+    HEADERS,
+    LAST_STREAM,
+    MOST_FRAME,
+    PADDED,
+    RST_STREAM,
+    TABLE_SIZE,
+    WINDOW_UPDATE,
+    BaseEngine,
+    ConnectionFault,
+    Pair,
+)
 
 if TYPE_CHECKING:
-    from collections import deque
+    from h2.windows import WindowManager
 
 __all__ = [
     "PREFACE",
@@ -78,17 +77,12 @@ __all__ = [
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """The first bytes that a client sends (RFC 9113, section 3.4)."""
 
-FRAME_HEAD = 9
 _read_head = struct.Struct(">IBI").unpack_from
 """Reads a frame's head: length and type in one number, flags, stream."""
-MOST_FRAME = 16 * 1024
-"""The largest payload of a frame: the default, which every client keeps to."""
 INITIAL_WINDOW = 65_535
 """Bytes of content that a client may send before it gets credit: the default.
 
 A smaller one could be exceeded by a client that has not read our settings yet."""
-TABLE_SIZE = 4096
-"""Bytes of the table of each HPACK direction: the default."""
 SECTION_FACTOR = 4
 """A field section this many times larger than the limit ends the connection.
 
@@ -97,38 +91,24 @@ MOST_DIGITS = 20
 """A longer Content-Length is refused elsewhere."""
 ENDLESS = 2**62
 """Bytes that may come if no Content-Length is stated: more than can come."""
-LAST_STREAM = 2**31 - 1
-"""The stream that the first GOAWAY names: no request is refused yet."""
-MOST_REMEMBERED = 256
-"""Closed streams that h2 remembers, for frames that were on their way."""
-
-_KNOWN_SETTINGS = frozenset(SettingCodes)
-_DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS = 0, 1, 2, 3, 4
-_PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
-_END_STREAM = _ACK = 0x1
-_END_HEADERS = 0x4
-_PADDED = 0x8
 
 # Units of the allowance for a frame of each type. Frames of other types, and empty DATA
 # frames, cost 1: HTTP/2 lets anybody send frames that nobody knows.
-_COSTS = {
-    _HEADERS: 0,  # requests are limited elsewhere
-    _CONTINUATION: 0,  # their bytes and their number are limited
-    _RST_STREAM: 4,  # a request was begun for nothing
-    _WINDOW_UPDATE: 0.5,
+COSTS = {
+    HEADERS: 0,  # requests are limited elsewhere
+    CONTINUATION: 0,  # their bytes and their number are limited
+    RST_STREAM: 4,  # a request was begun for nothing
+    WINDOW_UPDATE: 0.5,
 }
 STREAM_FAULT_COST = 4
 """Units for a fault of the peer that makes us reset a stream, or for a refused stream."""
-
-# The states of a stream in which more content may come.
-_RECEIVING = frozenset({StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL})
 
 
 class Request(NamedTuple):
     """A request has begun. *ends* says that it has no content."""
 
     stream: int
-    pairs: Sequence[tuple[bytes, bytes]]
+    pairs: Sequence[Pair]
     ends: bool
 
 
@@ -143,7 +123,7 @@ class Trailers(NamedTuple):
     """Trailers came; :class:`ContentEnded` follows."""
 
     stream: int
-    pairs: Sequence[tuple[bytes, bytes]]
+    pairs: Sequence[Pair]
 
 
 class ContentEnded(NamedTuple):
@@ -184,14 +164,6 @@ Event = (
 )
 
 
-class ConnectionFault(Exception):
-    """The peer broke a rule of the connection. A GOAWAY waits to be sent; then close."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
 class _Inbound:
     """A stream whose content has not ended, and *left*: the bytes that may still come."""
 
@@ -213,50 +185,6 @@ class _Inbound:
         self.left = left
 
 
-class _KeepingDecoder(hpack.Decoder):
-    """Decodes a field section, keeps it for us, and shows h2 an empty one."""
-
-    section: Sequence[tuple[bytes, bytes]] = ()
-
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
-        decoded = super().decode(data, raw=True)
-        self.section = cast("list[tuple[bytes, bytes]]", list(decoded))
-        return []
-
-
-class _ShortQueue(list[Any]):
-    """Stands for a ``deque`` of h2 or hpack. A list takes a tenth of the memory."""
-
-    __slots__ = ()
-
-    def appendleft(self, item: object) -> None:
-        self.insert(0, item)
-
-    def popleft(self) -> object:
-        return self.pop(0)
-
-
-class _PeerSettings(Settings):
-    """The settings of a client, small.
-
-    Settings that HTTP/2 does not know are ignored (RFC 9113, section 6.5.2). h2 would keep
-    each of 65,536 that a peer can send.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(client=True)
-        for code, values in self._settings.items():
-            self._settings[code] = cast("deque[int]", _ShortQueue(values))
-
-    def __setitem__(self, key: SettingCodes | int, value: int) -> None:
-        if key not in _KNOWN_SETTINGS:
-            return
-        if key not in self._settings:
-            # None says, as in h2, that there was no value before.
-            self._settings[key] = cast("deque[int]", _ShortQueue([None]))
-        super().__setitem__(key, value)
-
-
 @functools.lru_cache(maxsize=16)
 def _own_settings(most_streams: int, most_section: int) -> Settings:
     """Return the settings that the server has, the same object for all connections.
@@ -271,57 +199,14 @@ def _own_settings(most_streams: int, most_section: int) -> Settings:
     return Settings(client=False, initial_values=values)
 
 
-class _Books(h2.connection.H2Connection):
-    """h2's connection, and the ways into it that h2 does not offer."""
-
-    MAX_CLOSED_STREAMS = MOST_REMEMBERED
-
-    def take_length(self, stream_id: int, length: int) -> bool:
-        """Note an ordinary DATA frame that does not end its stream.
-
-        Returns False, and notes nothing, if the frame is not ordinary. Raises
-        :class:`h2.exceptions.FlowControlError` if it exceeds a window.
-        """
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.state_machine.state not in _RECEIVING:
-            return False
-        self.window.window_consumed(length)
-        stream._inbound_window_manager.window_consumed(length)
-        return True
-
-    def window_of(self, stream_id: int) -> WindowManager:
-        """Return the window for content on an open stream."""
-        return self.streams[stream_id]._inbound_window_manager
-
-    @property
-    def window(self) -> WindowManager:
-        """The window for content on the whole connection."""
-        return self._inbound_flow_control_window_manager
-
-    def take_frame(self, frame: DataFrame) -> list[h2.events.Event]:
-        """Note any DATA frame, as ``receive_data`` does."""
-        return self._receive_frame(frame)
-
-    def forget_closed(self) -> None:
-        """Free what h2 holds of streams that are closed."""
-        self._open_streams(1)
-
-    @property
-    def has_output(self) -> bool:
-        return bool(self._data_to_send)
-
-    @property
-    def in_section(self) -> bool:
-        """Whether a CONTINUATION has to come next."""
-        return bool(self.incoming_buffer._headers_buffer)
-
-
-class Engine:
+class Engine(BaseEngine):
     """The server's end of one HTTP/2 connection.
 
     *most_streams* and *most_section* are what the peer is told; *window* is the number of
     bytes of content that may be on their way on the whole connection.
     """
+
+    costs: ClassVar[Mapping[int, float]] = COSTS
 
     def __init__(
         self,
@@ -331,28 +216,15 @@ class Engine:
         window: int,
         now: float,
     ) -> None:
-        self._books = _Books(
-            h2.config.H2Configuration(
-                client_side=False,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-                validate_inbound_headers=False,
-                normalize_inbound_headers=False,
-            )
+        super().__init__(
+            _own_settings(most_streams, most_section),
+            client_side=False,
+            most_section=SECTION_FACTOR * most_section,
+            window=window,
+            now=now,
         )
-        self._books.local_settings = _own_settings(most_streams, most_section)
-        self._books.remote_settings = _PeerSettings()
-        self._decoder = _KeepingDecoder(SECTION_FACTOR * most_section)
-        self._books.decoder = self._decoder
-        for coder in self._decoder, self._books.encoder:
-            coder.header_table.dynamic_entries = cast(
-                "deque[tuple[bytes, bytes]]", _ShortQueue()
-            )
-        self._most_section = SECTION_FACTOR * most_section
-        self._allowance = Allowance(now)
-        self._now = now
-        self._output = bytearray()
+        # h2 would end the connection at the limit; its user refuses single streams.
+        self._books.local_settings = _own_settings(LAST_STREAM, most_section)
         # The frame that is being read.
         self._head = bytearray()
         self._unread = len(PREFACE)
@@ -360,18 +232,10 @@ class Engine:
         self._content_of = 0
         """The stream of the payload; 0: the payload is for h2; -1: nobody wants it."""
         self._ends = False
-        self._section = 0
-        """Bytes of the field section that is being read."""
         self._leaving: bytearray | None = None
         """The payload of a GOAWAY that is being read."""
         self._inbound: dict[int, _Inbound] = {}
         """The streams on which content may come."""
-        self._window = window
-        self._fault: ConnectionFault | None = None
-        self._books.initiate_connection()
-        # h2 would end the connection at the limit; its user refuses single streams.
-        self._books.local_settings = _own_settings(LAST_STREAM, most_section)
-        self._credit_connection()
 
     # ------------------------------------------------------------ what comes
 
@@ -380,11 +244,6 @@ class Engine:
         """Whether a field section, or a frame other than DATA, has begun and not ended."""
         unread = self._unread and not self._content_of
         return bool(self._head or self._section or unread)
-
-    @property
-    def is_faulty(self) -> bool:
-        """Whether the peer broke a rule of the connection, and was told so."""
-        return self._fault is not None
 
     def receive(self, data: memoryview, now: float) -> list[Event]:
         """Return what *data* tells. The views in it are valid as long as *data* is.
@@ -477,15 +336,15 @@ class Engine:
         self._charge(kind, flags, length)
         self._count_section(kind, flags, length)
         self._unread = length
-        ordinary = kind == _DATA and stream and not flags & _PADDED
+        ordinary = kind == DATA and stream and not flags & PADDED
         if ordinary and not self._books.in_section:
-            self._ends = bool(flags & _END_STREAM)
+            self._ends = bool(flags & END_STREAM)
             self._content_of = self._begin_content(stream, length, events)
             if not length:
                 self._end_content(events)
             return
         self._content_of = 0
-        if kind == _GOAWAY and not stream and length >= 8:
+        if kind == GOAWAY and not stream and length >= 8:
             if self._books.in_section:
                 raise self._end(ErrorCodes.PROTOCOL_ERROR, "a field section is cut")
             self._leaving = bytearray()
@@ -505,25 +364,15 @@ class Engine:
         else:
             self._feed(part, events)
 
-    def _charge(self, kind: int, flags: int, length: int) -> None:
-        cost = _COSTS.get(kind, 1)
-        if kind == _DATA:
-            self._allowance.earn(length)
-            cost = 0 if length or flags & _END_STREAM else 1
-        elif kind in (_PING, _SETTINGS) and flags & _ACK:
-            cost = 0.5
-        if cost and not self._allowance.spend(cost, self._now):
-            raise self._end(ErrorCodes.ENHANCE_YOUR_CALM, "too many useless frames")
-
     def _count_section(self, kind: int, flags: int, length: int) -> None:
-        if kind not in (_HEADERS, _CONTINUATION):
+        if kind not in (HEADERS, CONTINUATION):
             return
         self._section += length + 1  # an empty frame counts, too
         if self._section > self._most_section:
             raise self._end(
                 ErrorCodes.ENHANCE_YOUR_CALM, "a field section is too large"
             )
-        if flags & _END_HEADERS:
+        if flags & END_HEADERS:
             self._section = 0
 
     def _begin_content(self, stream: int, length: int, events: list[Event]) -> int:
@@ -549,10 +398,6 @@ class Engine:
         if ends and inbound.promised:
             return inbound.left == 0
         return inbound.left >= 0
-
-    def _is_receiving(self, stream: int) -> bool:
-        known = self._books.streams.get(stream)
-        return known is not None and known.state_machine.state in _RECEIVING
 
     def _take_frame(self, stream: int, length: int, events: list[Event]) -> None:
         frame = DataFrame(stream, flags=["END_STREAM"] if self._ends else [])
@@ -615,16 +460,12 @@ class Engine:
             case h2.events.WindowUpdated():
                 events.append(WindowOpened(event.stream_id or 0))
             case h2.events.RemoteSettingsChanged():
-                self._books.encoder.header_table_size = min(
-                    TABLE_SIZE, self._books.remote_settings.header_table_size
-                )
+                self._adopt_table_size()
                 events.append(WindowOpened(0))  # the initial window may have changed
             case h2.events.PingAckReceived():
                 events.append(AckedPing())
 
-    def _expect_content(
-        self, stream: int, section: Sequence[tuple[bytes, bytes]]
-    ) -> None:
+    def _expect_content(self, stream: int, section: Sequence[Pair]) -> None:
         """Note the length of the content, for it may come in the same read as its head.
 
         Whoever takes the request judges the field itself.
@@ -637,40 +478,15 @@ class Engine:
 
     # ------------------------------------------------------------ what is sent
 
-    def take_output(self) -> bytearray:
-        """Return the bytes to be sent, which the caller sends in this order."""
-        self._collect()
-        output, self._output = self._output, bytearray()
-        return output
-
     @property
     def has_output(self) -> bool:
         return bool(self._output or self._books.has_output)
 
-    def _collect(self) -> None:
-        self._output += self._books.data_to_send()
-
-    def is_open(self, stream: int) -> bool:
-        """Whether a response can still be sent."""
-        known = self._books.streams.get(stream)
-        return (
-            self._fault is None
-            and known is not None
-            and known.state_machine.state
-            in (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
-        )
-
     def send_head(
-        self, stream: int, pairs: Iterable[tuple[bytes, bytes]], *, ends: bool = False
+        self, stream: int, pairs: Iterable[Pair], *, ends: bool = False
     ) -> None:
         """Queue a response's head, interim or final, in HPACK's order."""
         self._books.send_headers(stream, pairs, end_stream=ends)
-
-    def room(self, stream: int) -> int:
-        """Return how many bytes of content the peer takes on *stream* now."""
-        if not self.is_open(stream):
-            return 0
-        return max(0, self._books.local_flow_control_window(stream))
 
     def send_content(
         self, stream: int, data: bytes | memoryview, *, ends: bool = False
@@ -689,22 +505,10 @@ class Engine:
         known = self._books.streams.get(stream)
         return 0 if known is None else known.inbound_flow_control_window
 
-    def grant(self, stream: int, size: int) -> None:
-        """Let the peer send *size* bytes more on *stream*, if it is still receiving."""
-        if self._fault is None and self._is_receiving(stream):
-            self._books.increment_flow_control_window(size, stream)
-
-    def _credit_connection(self) -> None:
-        missing = self._window - self._books.inbound_flow_control_window
-        if missing > 0 and self._fault is None:
-            self._books.increment_flow_control_window(missing)
-
     def reset(self, stream: int, code: ErrorCodes, *, at_fault: bool = False) -> None:
         """Close *stream* now, unless it is closed. *at_fault* charges the peer for it."""
         self._inbound.pop(stream, None)
-        known = self._books.streams.get(stream)
-        if self._fault is None and known is not None and not known.closed:
-            self._books.reset_stream(stream, code)
+        self._reset(stream, code)
         if at_fault and not self._allowance.spend(STREAM_FAULT_COST, self._now):
             raise self._end(ErrorCodes.ENHANCE_YOUR_CALM, "too many faulty requests")
 
@@ -713,17 +517,6 @@ class Engine:
         self._inbound.pop(stream, None)
         self._books.forget_closed()
 
-    @property
-    def last_stream(self) -> int:
-        """The newest request that has come."""
-        return self._books.highest_inbound_stream_id
-
-    def go_away(self, last: int, code: ErrorCodes = ErrorCodes.NO_ERROR) -> None:
-        """Queue a GOAWAY. Streams up to *last* go on; h2 does not learn of it."""
-        self._collect()
-        frame = GoAwayFrame(0, last_stream_id=last, error_code=code)
-        self._output += frame.serialize()
-
     def ping(self) -> None:
         """Queue a PING; :class:`AckedPing` follows when the peer has answered it.
 
@@ -731,10 +524,3 @@ class Engine:
         """
         self._collect()
         self._output += PingFrame(0, b"goingawy").serialize()
-
-    def _end(self, code: int, reason: str) -> ConnectionFault:
-        """Queue the GOAWAY of a fault; return the exception to be raised."""
-        if self._fault is None:
-            self._fault = ConnectionFault(code, reason)
-            self.go_away(self.last_stream, ErrorCodes(code))
-        return self._fault

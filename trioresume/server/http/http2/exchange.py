@@ -73,7 +73,7 @@ class StreamExchange(BaseExchange):
 
     @property
     def can_respond(self) -> bool:
-        return super().can_respond and self._engine.is_open(self._stream)
+        return super().can_respond and self._engine.may_send(self._stream)
 
     def close_after(self) -> None:
         # There is nothing to close: the rest of the content is not waited for.
@@ -84,13 +84,13 @@ class StreamExchange(BaseExchange):
         return None
 
     async def _send_interim(self, status: int, fields: Fields) -> None:
-        if not self._engine.is_open(self._stream):
+        if not self._engine.may_send(self._stream):
             return  # the peer is gone, but what it sent is still to be taken
         self._engine.send_head(self._stream, response_fields(status, fields))
         await self._sent()
 
     def _offer_interim(self, status: int, fields: Fields) -> None:
-        if self._outbox.is_empty and self._engine.is_open(self._stream):
+        if self._outbox.is_empty and self._engine.may_send(self._stream):
             self._engine.send_head(self._stream, response_fields(status, fields))
             self._outbox.flush()
 
@@ -155,7 +155,7 @@ class StreamExchange(BaseExchange):
         await self._outbox.room()
 
     def _check_open(self) -> None:
-        if not self._engine.is_open(self._stream):
+        if not self._engine.may_send(self._stream):
             raise trio.BrokenResourceError("the stream is closed")
 
     # The end.
@@ -164,7 +164,7 @@ class StreamExchange(BaseExchange):
         """Close the stream. A little content that is still coming is read before."""
         body, config = self.content, self._front.config
         remaining = body.remaining
-        answered = self.status > 0 and not self._engine.is_open(self._stream)
+        answered = self.status > 0 and not self._engine.may_send(self._stream)
         little = remaining is None or remaining <= config.drain_size
         waits = answered and not body.ended and not self._closes and little
         if waits and not self._owes_continue:

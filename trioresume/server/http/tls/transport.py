@@ -151,7 +151,7 @@ class TLSTransport(BaseTransport):
     def readable(self) -> int:
         if self._dry or self._ended:
             return 0
-        queued = self._count_queued()
+        queued = super().readable
         whole, rest = divmod(queued, RECORD + RECORD_COST)
         if not whole:  # most likely one small record
             return self._ssl.pending() + max(0, rest - RECORD_COST)
