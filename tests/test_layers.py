@@ -27,10 +27,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     # how text is read, and shown on a terminal.
     "cli": {"errors", "text", "trioresume", "asgi", "bench"},
 }
-MAY_IMPORT["asgi"] = MAY_IMPORT["targets"] | {"targets"}
-MAY_IMPORT["testing"] = MAY_IMPORT["targets"] | {"targets"}
+MAY_IMPORT["hooks"] = MAY_IMPORT["targets"] | {"targets"}
+MAY_IMPORT["asgi"] = MAY_IMPORT["hooks"] | {"hooks"}
+MAY_IMPORT["testing"] = MAY_IMPORT["asgi"]
 # The package itself: what it exports comes from any layer that is not the command's.
-MAY_IMPORT["trioresume"] = MAY_IMPORT["targets"] | {"targets", "identity"}
+MAY_IMPORT["trioresume"] = MAY_IMPORT["asgi"] | {"identity"}
 MAY_IMPORT["__main__"] = {"cli"}
 
 CONCURRENCY = {"trio", "asyncio", "threading", "multiprocessing", "concurrent", "queue"}

@@ -10,6 +10,7 @@ The layers, from the inside out; imports point inward only::
     client      trio: a client that resumes
     identity    who sent a request: passwords, JWTs, signed addresses
     targets     the handlers of complete requests, such as the file service
+    hooks       who is told of uploads, and asked about them
     bench       load with cuts, against any server, and its measurements
     cli         the command, which uses only the names exported here
 
@@ -43,6 +44,12 @@ from trioresume.errors import (
     TrioresumeError,
     UploadForgotten,
 )
+from trioresume.hooks.answers import HookFailed
+from trioresume.hooks.events import HookEvent, HookKind
+from trioresume.hooks.settings import Hooks
+from trioresume.hooks.transports.executable import ExecutableHooks
+from trioresume.hooks.transports.http import HTTPHooks
+from trioresume.hooks.transports.transport import HookFunction, HookTransport
 from trioresume.identity.any_of import AnyOf
 from trioresume.identity.htpasswd import PasswordFile
 from trioresume.identity.jwt import JsonWebTokens
@@ -127,13 +134,21 @@ __all__ = [
     "ContentFile",
     "Damage",
     "DamageKind",
+    "ExecutableHooks",
     "Export",
     "ExportState",
     "Exported",
     "Fields",
     "FileService",
     "Grant",
+    "HTTPHooks",
     "Handler",
+    "HookEvent",
+    "HookFailed",
+    "HookFunction",
+    "HookKind",
+    "HookTransport",
+    "Hooks",
     "ImportSource",
     "ImportState",
     "Imported",

@@ -90,6 +90,16 @@ class ProblemCode(Enum):
     )
     TLS_NEEDED = ("tls-needed", 400, "This port speaks TLS only: use https")
     BAD_FILE_NAME = ("bad-file-name", 400, "No file can be stored under this name")
+    UPLOAD_REJECTED = (
+        "upload-rejected",
+        400,
+        "A hook of the service refuses the upload",
+    )
+    TERMINATION_REJECTED = (
+        "termination-rejected",
+        400,
+        "A hook of the service refuses to end the upload",
+    )
     UNAUTHORIZED = ("unauthorized", 401, "Credentials are needed")
     FORBIDDEN = ("forbidden", 403, "Not allowed")
     NOT_FOUND = ("not-found", 404, "There is nothing here")
@@ -143,6 +153,7 @@ class ProblemCode(Enum):
     )
     HEADER_TOO_LARGE = ("header-too-large", 431, "The header section is too large")
     INTERNAL_ERROR = ("internal-error", 500, "The server failed")
+    HOOK_FAILED = ("hook-failed", 500, "A hook of the service failed")
     INDETERMINATE = (
         "indeterminate",
         500,
@@ -203,7 +214,7 @@ class PeerError(TrioresumeError):
     answer, such as ``Upload-Offset``. ``members`` are further members of the problem
     document. With ``close`` the connection is closed after the answer, because its
     framing can no longer be trusted. ``body`` is the answer's content instead of the problem
-    document.
+    document, and ``status`` the status of that answer if it is not the problem's.
     """
 
     problem: ProblemCode
@@ -212,6 +223,7 @@ class PeerError(TrioresumeError):
     members: Mapping[str, object] = field(default_factory=dict)
     close: bool = False
     body: bytes | None = None
+    status: int | None = None
 
     def __str__(self) -> str:
         return f"{self.problem.code}: {self.detail or self.problem.title}"

@@ -25,7 +25,7 @@ def problem_response(error: PeerError) -> tuple[int, Fields, bytes]:
     """
     problem = error.problem
     if error.body is not None:
-        return problem.status, Fields(error.fields), error.body
+        return error.status or problem.status, Fields(error.fields), error.body
     document: dict[str, object] = {
         **error.members,
         "type": error.problem.type_uri,

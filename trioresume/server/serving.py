@@ -367,15 +367,22 @@ async def running_service(
     storage.batch_observer = quotas
     if watch is not None:
         watch.observe(storage)
+    make_registry: Callable[..., Registry] = Registry
+    make_service: Callable[..., Service] = Service
+    hooks = None
+    if config.hooks is not None:
+        hooks = config.hooks.attach(Services(storage, clock, config))
+        make_registry, make_service = hooks.registry, hooks.service
     async with (
         nullcontext() if watch is None else watch.running(),
         _running(config.authenticate, config),
         _running(target, config) as lasting,
+        nullcontext() if hooks is None else hooks.running(),
         trio.open_nursery() as background,
     ):
         if rulebook is not None:
             config = rulebook.with_public_downloads(config)
-        operations = Registry(
+        operations = make_registry(
             storage,
             target,
             config,
@@ -388,7 +395,7 @@ async def running_service(
         )
         retries = Retries(operations, config.retry_interval)
         storage.add_observer(retries.observe, SetState)
-        service = Service(operations, config, background, page)
+        service = make_service(operations, config, background, page)
         chores = trio.CancelScope()
         handle: Callable[[Exchange], Awaitable[None]] = service.handle
         if config.watch.public_health:
@@ -404,6 +411,8 @@ async def running_service(
             doorman.front.memory.busy.run,
             doorman.front.admission.starts.run,
         ]
+        if hooks is not None:
+            tasks.append(hooks.run)
         if control:
             commands = {
                 "collect": collecting(collector),

@@ -143,6 +143,15 @@ class FileService:
                 ProblemCode.METHOD_NOT_ALLOWED, fields=(("allow", _ALLOWED_ON_FILES),)
             )
 
+    def named(self, head: RequestHead, name: str) -> RequestHead | None:
+        """Return the head that stores a POST under *name*, if there is no such file yet."""
+        if head.method != "POST" or self._name(head.path) is not None:
+            return None
+        target = f"{self._base}{quote(name, safe='')}"
+        unless = head.fields.without("if-match", "if-none-match")
+        fields = unless.plus({"if-none-match": "*"})
+        return replace(head, method="PUT", target=target, fields=fields)
+
     def _name(self, path: str, method: str = "") -> str | None:
         """Return the file's name in *path*, or None for the collection.
 

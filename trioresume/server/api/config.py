@@ -19,6 +19,7 @@ from trioresume.protocol.dialects import UploadLimits
 from trioresume.protocol.forwarded import ForwardedFamily, Proxies
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.server.api.addresses import InheritedAddress, parse_address
+from trioresume.server.api.hooks import AnyHooks
 from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import TLSSettings
 from trioresume.server.api.watching import WatchSettings
@@ -135,6 +136,8 @@ class Config:
 
     rules: Sequence[Rule] = ()
     """What holds for some paths and senders only. The first rule that matches decides."""
+    hooks: AnyHooks | None = None
+    """Who is told of uploads and asked about them: :class:`~trioresume.Hooks`; None: nobody."""
 
     operation_path: str = "/operations/"
     """The path of the three resources of each operation; starts and ends with ``/``."""

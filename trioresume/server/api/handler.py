@@ -38,6 +38,7 @@ __all__ = [
     "Handler",
     "HandlerTarget",
     "LastingTarget",
+    "NamingTarget",
     "Progress",
     "RecordedWith",
     "Representation",
@@ -428,6 +429,15 @@ class PartTarget(Protocol):
         It judges the path of *head*, and nothing else: a part's type and length say
         nothing of the whole.
         """
+        ...
+
+
+@runtime_checkable
+class NamingTarget(Protocol):
+    """A target that stores an upload under a name that somebody else chooses."""
+
+    def named(self, head: RequestHead, name: str) -> RequestHead | None:
+        """Return the head that would store the upload of *head* under *name*; None if it cannot."""
         ...
 
 

@@ -98,10 +98,12 @@ async def send_outcome(
     the upload, and false for one that continued it. Raises as :meth:`Operation.outcome` does.
     """
     if not exchange.dialect.awaits_target:
+        if operation.waits_for_target:
+            await operation.outcome()
         upload = describe(config, exchange, operation, await operation.frozen())
         reply = exchange.dialect.completed(upload, NO_FIELDS, created=created)
         assert isinstance(reply, Reply)
-        await send_reply(exchange, reply, told)
+        await send_reply(exchange, operation.as_answered(reply), told)
         return
     asked = exchange.preferences
     response: StoredResponse | None = None

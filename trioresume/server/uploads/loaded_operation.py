@@ -46,6 +46,7 @@ from trioresume.store.port import (
 
 if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
+    from trioresume.protocol.dialects import Reply
     from trioresume.protocol.heads import Fields
     from trioresume.server.api.config import Config
     from trioresume.server.api.handler import AnyTarget, Progress, RepeatingTarget
@@ -294,6 +295,15 @@ class LoadedOperation:
         is_owner = self.record.principal == principal
         self.was_visited = self.was_visited or is_owner
         return is_owner
+
+    @property
+    def waits_for_target(self) -> bool:
+        """Whether even a client waits for the target that is usually answered before it."""
+        return False
+
+    def as_answered(self, reply: Reply) -> Reply:
+        """Return *reply*, by which a dialect says that the upload is complete."""
+        return reply
 
     def note_bug(self, exc: Exception) -> None:
         """Note that a bug stops the operation in this process, and wake its waiters."""

@@ -29,6 +29,7 @@ from trioresume.errors import (
     ProblemCode,
     StorageConflict,
     StorageError,
+    TargetUnavailable,
 )
 from trioresume.protocol.operation import (
     Effect,
@@ -71,6 +72,9 @@ class Change:
     """A transition that is being performed."""
 
     transition: Transition
+    event: Event
+    was: OperationState
+    """The state before it."""
     gathered: list[Mutation] = field(default_factory=list)
     """The mutations for the next commit."""
     learnt: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +98,8 @@ class Operation(LoadedOperation):
     def complete(self) -> None:
         """End the content; what follows runs in the background."""
         if self.is_receiving:
-            change = Change(step(self.state, Event.CONTENT_ENDED))
+            ended = Event.CONTENT_ENDED
+            change = Change(step(self.state, ended), ended, self.state)
             assert not change.transition.before
             self._enter(change)
             self.start(self._go_on, change)
@@ -186,7 +191,7 @@ class Operation(LoadedOperation):
         while True:
             was = self.state
             policy = None if self._call is None else self._call.policy
-            change = Change(step(was, event, policy))
+            change = Change(step(was, event, policy), event, was)
             following: Event | None = None
             for effect in change.transition.before:
                 following = await self.perform(effect, change)
@@ -331,10 +336,14 @@ class Operation(LoadedOperation):
         )
         if postponed is None:
             return Event.ANSWERED
+        return self._postpone(call, postponed)
+
+    def _postpone(self, call: TargetCall, reason: TargetUnavailable) -> Event:
+        """Have the operation wait for its target, if its client can ask again."""
         if self.unoffered:
-            call.refuse(postponed)  # its client cannot ask again
+            call.refuse(reason)
             return Event.ANSWERED
-        logger.warning("%s waits for its target: %s", self.id, postponed.detail)
+        logger.warning("%s waits for its target: %s", self.id, reason.detail)
         return Event.POSTPONED
 
     def _show_progress(self, progress: Progress) -> None:

@@ -231,19 +231,22 @@ class Registry:
         operation.visitors += 1
         try:
             try:
-                await self._record(operation)
+                await self._record(operation, head)
             except StorageFull:
                 if not may_be_unoffered or operation.unoffered:
                     raise
                 operation.unoffered = True
-                await self._record(operation)
+                await self._record(operation, head)
         except BaseException:
             self.leave(operation)
             raise
         return operation
 
-    async def _record(self, operation: Operation) -> None:
-        """Put a new operation into the catalog. If it is offered, this waits for the commit."""
+    async def _record(self, operation: Operation, head: RequestHead) -> None:
+        """Put a new operation, which *head* begins, into the catalog.
+
+        If it is offered, this waits for the commit.
+        """
         creation = CreateOperation(operation.record)
         if operation.unoffered:
             # No other request can look for it. Mostly it is over before the commit is due.

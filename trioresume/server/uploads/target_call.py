@@ -131,6 +131,15 @@ class TargetCall:
         self._told_digests: Mapping[str, bytes] = {}
         self._request: Request | None = None
 
+    @property
+    def answer(self) -> RecordedWith:
+        """The answer, and its effects."""
+        return self._answer
+
+    def amend(self, answer: RecordedWith) -> None:
+        """Take *answer*, which was made from the present one."""
+        self._answer = answer
+
     def refuse(self, error: PeerError) -> None:
         """Take the problem document of *error* (RFC 9457) for the answer."""
         status, fields, body = problem_response(error)
