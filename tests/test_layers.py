@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # how text is read, and shown on a terminal.
     "cli": {"errors", "text", "trioresume", "asgi", "bench"},
 }
-MAY_IMPORT["hooks"] = MAY_IMPORT["targets"] | {"targets"}
+MAY_IMPORT["hooks"] = MAY_IMPORT["targets"] | {"targets", "text"}
 MAY_IMPORT["asgi"] = MAY_IMPORT["hooks"] | {"hooks"}
 MAY_IMPORT["testing"] = MAY_IMPORT["asgi"]
 # The package itself: what it exports comes from any layer that is not the command's.

@@ -95,10 +95,12 @@ from trioresume.server.keeper.imports import (
     ImportState,
     import_directory,
 )
+from trioresume.server.keeper.outbox import change_events
 from trioresume.server.serving import Server, serve
 from trioresume.store.keeper.export import Export, Exported, ExportState, Metadata
 from trioresume.store.keeper.inventory import (
     Inventory,
+    StoredEvent,
     StoredFile,
     StoredUpload,
     Totals,
@@ -177,6 +179,7 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "StoreLocked",
+    "StoredEvent",
     "StoredFile",
     "StoredUpload",
     "TLSFacts",
@@ -193,6 +196,7 @@ __all__ = [
     "WatchSettings",
     "backup",
     "bearer_tokens",
+    "change_events",
     "client_certificates",
     "collect",
     "idempotent",

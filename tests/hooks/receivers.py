@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import h11
 import trio
 
-from trioresume import HookEvent, HookKind, Hooks
+from trioresume import Fields, HookEvent, HookKind, Hooks
 
 ALL = frozenset(HookKind)
 
@@ -55,9 +59,9 @@ class Receiver:
         await self.until_true(lambda: self.kinds.count(kind) >= count)
         return [event for event in self.events if event.kind == kind][count - 1]
 
-    async def until_true(self, is_so: Callable[[], bool]) -> None:
+    async def until_true(self, is_so: Callable[[], bool], seconds: float = 30) -> None:
         """Wait until *is_so*, which is asked again at each call."""
-        with trio.fail_after(30):
+        with trio.fail_after(seconds):
             while not is_so():
                 self._came = trio.Event()
                 await self._came.wait()
@@ -66,3 +70,113 @@ class Receiver:
 def hooks(receiver: Any, events: Collection[str] = ALL, **settings: Any) -> Hooks:
     """Hooks that call *receiver* with all events, and do not wait long."""
     return Hooks(receiver, events, **{"backoff": 0.5, "retries": 0, **settings})
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    with trio.fail_after(30):
+        while not is_so():  # noqa: ASYNC110 - no event comes from there
+            await trio.sleep(0.01)
+
+
+@dataclass
+class Posted:
+    """A request that an HTTP receiver got."""
+
+    fields: Fields
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def kind(self) -> str:
+        return str(self.document["Type"])
+
+
+class HTTPReceiver:
+    """A receiver on a free port: it keeps each request, and sends what *answer* returns.
+
+    *answer* returns a status and content, or the raw bytes of a response; None cuts the
+    connection.
+    """
+
+    def __init__(
+        self, answer: Callable[[Posted], tuple[int, bytes] | bytes | None]
+    ) -> None:
+        self.answer = answer
+        self.posts: list[Posted] = []
+        self.port = 0
+        self.silent = False
+        """Whether no answer is sent at all."""
+        self._came = trio.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/hooks?x=1"
+
+    @property
+    def kinds(self) -> list[str]:
+        return [post.kind for post in self.posts]
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until *is_so*, which is asked again after each request."""
+        with trio.fail_after(30):
+            while not is_so():
+                self._came = trio.Event()
+                await self._came.wait()
+
+    @asynccontextmanager
+    async def running(self, port: int = 0) -> AsyncIterator[HTTPReceiver]:
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, self._serve, listeners)
+            yield self
+            nursery.cancel_scope.cancel()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        connection = h11.Connection(h11.SERVER)
+        try:
+            while connection.our_state is h11.IDLE:
+                await self._serve_one(stream, connection)
+                connection.start_next_cycle()
+        except (trio.BrokenResourceError, h11.ProtocolError):
+            pass
+
+    async def _serve_one(
+        self, stream: trio.SocketStream, connection: h11.Connection
+    ) -> None:
+        fields, body = Fields(), bytearray()
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await stream.receive_some(65536))
+            elif isinstance(event, h11.Request):
+                fields = Fields.from_wire(event.headers)
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            else:
+                raise trio.BrokenResourceError
+        post = Posted(fields, bytes(body))
+        self.posts.append(post)
+        self._came.set()
+        if self.silent:
+            await trio.sleep_forever()
+        answer = self.answer(post)
+        if answer is None:
+            raise trio.BrokenResourceError
+        if isinstance(answer, bytes):
+            await stream.send_all(answer)
+            raise trio.BrokenResourceError
+        status, content = answer
+        length = [("content-length", str(len(content)))]
+        for event in (
+            h11.Response(status_code=status, headers=length),
+            h11.Data(data=content),
+            h11.EndOfMessage(),
+        ):
+            await stream.send_all(connection.send(event) or b"")

@@ -100,6 +100,18 @@ MODULES: dict[str, tuple[str, ...]] = {
         "watch/facts",
         "watch/requests",
     ),
+    "hooks": (
+        "answers",
+        "asking",
+        "dispatcher",
+        "engine",
+        "events",
+        "operations",
+        "progress",
+        "service",
+        "transports/executable",
+        "transports/http",
+    ),
     "protocol": (
         "allowance",
         "appending",
@@ -239,6 +251,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/keeper/sweep": (_COLLECTION, _STORE),
     "store/port/values": ("tests/store/contract/test_joining.py",),
     "store/disk_store": (_ORDER, _CONTENT),
+    "hooks/answers": ("tests/hooks/test_service.py", "tests/hooks/test_transports.py"),
+    "hooks/events": ("tests/hooks/test_operations.py",),
+    "hooks/transports/executable": ("tests/hooks/test_transports.py",),
+    "hooks/transports/http": ("tests/hooks/test_transports.py",),
     "server/event_loop": (
         "tests/server/event_loop/test_round_limit.py",
         "tests/server/event_loop/test_signals.py",
@@ -403,6 +419,7 @@ MORE: dict[str, tuple[str, ...]] = {
 """Files of tests, beside those of its own name, that are about a module."""
 
 FURTHER: dict[str, tuple[str, ...]] = {
+    "hooks": ("tests/hooks",),
     "identity": ("tests/identity",),
     "targets": ("tests/targets/upstream",),
     "store": ("tests/store",),

@@ -37,6 +37,7 @@ class TrioresumeGroup(CommandGroup):
         "verify": "trioresume.cli.maintenance:verify",
         "gc": "trioresume.cli.maintenance:gc",
         "retry": "trioresume.cli.maintenance:retry",
+        "hooks": "trioresume.cli.hooks:hooks",
         "backup": "trioresume.cli.backup:backup",
         "restore": "trioresume.cli.backup:restore",
         "export": "trioresume.cli.transfer:export",

@@ -21,6 +21,7 @@ from trioresume.cli.files_options import (
     files_options,
 )
 from trioresume.cli.help import Command
+from trioresume.cli.hooks_options import ToldHooks, hooks_options
 from trioresume.cli.identity_options import (
     Identity,
     authenticator,
@@ -133,7 +134,9 @@ _DEFAULTS = trioresume.Config()
 @auth_options
 @identity_options
 @files_options
+@hooks_options
 def serve(
+    hooks: ToldHooks,
     files: FilesOptions,
     identity: Identity,
     auth: trioresume.AuthRequest | None,
@@ -188,6 +191,7 @@ def serve(
         unix_socket_mode=unix_socket_mode,
         data_dir=data_dir,
         authenticate=authenticator(identity, auth, tls["principal"], reloads),
+        hooks=hooks.added_to(reloads),
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
         ui=base_path if ui else None,

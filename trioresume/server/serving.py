@@ -52,6 +52,7 @@ from trioresume.server.keeper.control_socket import (
 )
 from trioresume.server.keeper.hold import holding_for_others
 from trioresume.server.keeper.intake import importing
+from trioresume.server.keeper.outbox import changing_events
 from trioresume.server.keeper.retries import Retries
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
@@ -420,6 +421,7 @@ async def running_service(
                 "hold": holding_for_others(collector),
                 "change": changing(operations),
                 "import": importing(operations),
+                "events": changing_events(storage, clock),
             }
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))

@@ -42,7 +42,7 @@ from trioresume.store.port import (
     request_key,
 )
 
-__all__ = ["Inventory", "StoredFile", "StoredUpload", "Totals"]
+__all__ = ["Inventory", "StoredEvent", "StoredFile", "StoredUpload", "Totals"]
 
 _PAGE = 500
 """Rows read at a time."""
@@ -55,6 +55,27 @@ _UNFINISHED = (
     OperationState.ABANDONED,
 )
 _SECRETS = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """An event that hooks are to be told of. Times are Unix seconds."""
+
+    number: int
+    """Names the event for :func:`trioresume.change_events`."""
+    id: str
+    """Names the event for its receiver: ``webhook-id``."""
+    upload: str
+    kind: str
+    recorded_at: float
+    next_at: float | None
+    """When it is sent again; None if no attempt has failed, or it is dead."""
+    attempts: int
+    """How many attempts have failed."""
+    error: str
+    """Why the last attempt failed."""
+    dead: bool
+    """Whether the server has given it up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +265,26 @@ class Inventory:
         return date - now
 
     # Files.
+
+    def events(self, *, dead: bool = False) -> Iterator[StoredEvent]:
+        """Yield the events that wait to be delivered, in their order; with *dead* the dead ones."""
+        after = 0
+        while page := self._catalog.events(dead=dead, after=after, limit=_PAGE):
+            behind = self._behind()
+            for event in page:
+                postponed = event.due_at > 0 and not dead
+                yield StoredEvent(
+                    number=event.seq,
+                    id=event.id,
+                    upload=event.operation,
+                    kind=event.kind,
+                    recorded_at=event.dated,
+                    next_at=event.due_at + behind if postponed else None,
+                    attempts=event.attempts,
+                    error=event.error,
+                    dead=dead,
+                )
+            after = page[-1].seq
 
     def files(self) -> Iterator[StoredFile]:
         """Yield the file service's files; the name that was created first comes first."""
