@@ -422,6 +422,7 @@ async def running_service(
                 "change": changing(operations),
                 "import": importing(operations),
                 "events": changing_events(storage, clock),
+                "events": changing_events(operations),
             }
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))

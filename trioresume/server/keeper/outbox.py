@@ -27,9 +27,8 @@ from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK, DropEvents, Mutation, ReviveEvents
 
 if TYPE_CHECKING:
-    from trioresume.protocol.clock import ServiceClock
-    from trioresume.server.async_store.storage import Storage
     from trioresume.server.keeper.conversation import Conversation, Message
+    from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Store
 
 __all__ = ["change_events", "changing_events"]
@@ -40,7 +39,7 @@ AT_ONCE = 200
 """Events in one line of the control socket, and in one commit."""
 
 
-def changing_events(storage: Storage, clock: ServiceClock) -> Command:
+def changing_events(operations: Registry) -> Command:
     """Return the command ``events``, which the service obeys."""
 
     async def obey(talk: Conversation, message: Message) -> None:
@@ -49,7 +48,8 @@ def changing_events(storage: Storage, clock: ServiceClock) -> Command:
             raise CallerError("events needs a list of numbers")
         if action not in ("retry", "drop"):
             raise CallerError("events can be sent again or dropped")
-        await storage.commit(*_changes(action, seqs, clock.now()))
+        now = operations.clock.now()
+        await operations.storage.commit(*_changes(action, seqs, now))
         await talk.say({"done": True})
 
     return obey
