@@ -39,6 +39,7 @@ nitpick_ignore = [
         "server.api.handler.Representation",
         "server.api.handler.Services",
         "server.api.handler._H",
+        "server.api.hooks.AnyHooks",
         "server.api.rulebook.Rulebook",
         "server.http.tls.contexts.ServerContexts",
         "store.catalog.catalog.CatalogReader",

@@ -421,7 +421,6 @@ async def running_service(
                 "hold": holding_for_others(collector),
                 "change": changing(operations),
                 "import": importing(operations),
-                "events": changing_events(storage, clock),
                 "events": changing_events(operations),
             }
             timeout = tuning.keeper_timeout
