@@ -175,9 +175,10 @@ def command(*names: str) -> str:
     """Usage, description and options of the command with *names*, those of its groups first."""
     subcommand: click.Command = trioresume.cli.main
     context = click.Context(subcommand, info_name="trioresume")
-    for name in names:
+    rest = list(names)
+    while rest:
         assert isinstance(subcommand, click.Group)
-        found = subcommand.get_command(context, name)
+        name, found, rest = subcommand.resolve_command(context, rest)
         assert found is not None
         subcommand = found
         context = click.Context(subcommand, info_name=name, parent=context)

@@ -87,7 +87,10 @@ def test_every_command_has_examples_of_itself(name: str) -> None:
     examples = _command(name).examples
     assert examples
     assert all(f"trioresume {name}" in example for example in examples)
-    assert f"$ {examples[0]}" in _help(*name.split()[:-1])
+    parent = _CONTEXTS[name].parent
+    assert parent is not None
+    groups = command_path(parent) if parent.parent is not None else []
+    assert f"$ {examples[0]}" in _help(*groups)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100])

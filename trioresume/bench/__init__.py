@@ -4,6 +4,7 @@
 findings. :func:`to_json` and :func:`from_json` carry results between programs.
 """
 
+from trioresume.bench.comparison import Quantity, Threshold
 from trioresume.bench.document import from_json, to_json
 from trioresume.bench.processes import BenchFailed
 from trioresume.bench.records import BadRecord
@@ -52,6 +53,7 @@ __all__ = [
     "Latency",
     "Machine",
     "Protocol",
+    "Quantity",
     "Results",
     "Series",
     "ServerSample",
@@ -60,6 +62,7 @@ __all__ = [
     "SizeKind",
     "Sizes",
     "Snapshot",
+    "Threshold",
     "Upload",
     "Verify",
     "from_json",

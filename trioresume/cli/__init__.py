@@ -32,6 +32,7 @@ class TrioresumeGroup(CommandGroup):
         "uploads": "trioresume.cli.uploads:uploads",
         "download": "trioresume.cli.download:download",
         "bench": "trioresume.cli.bench:bench",
+        "bench diff": "trioresume.cli.bench_diff:bench_diff",
         "ls": "trioresume.cli.maintenance:list_",
         "show": "trioresume.cli.maintenance:show",
         "verify": "trioresume.cli.maintenance:verify",
@@ -62,6 +63,15 @@ class TrioresumeGroup(CommandGroup):
         assert isinstance(command, click.Command)
         name_environment_twins(cmd_name, command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Take the first two words for a command if there is such a one: ``bench diff``."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if rest and (longer := self.get_command(ctx, f"{name} {rest[0]}")) is not None:
+            return f"{name} {rest[0]}", longer, rest[1:]
+        return name, command, rest
 
     def main(
         self,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
@@ -19,16 +19,19 @@ from trioresume.bench import (
     FaultPlace,
     Faults,
     Protocol,
+    Quantity,
     Results,
     Settings,
     SizeKind,
     Sizes,
     Snapshot,
+    Threshold,
     Verify,
     run,
     to_json,
 )
 from trioresume.bench.report import (
+    figure_text,
     html_page,
     print_results,
     require_plotly,
@@ -94,6 +97,35 @@ class SizesType(click.ParamType[Sizes]):
         low, dash, high = text.partition("-")
         first = Size().convert(low, param, ctx)
         return first, Size().convert(high, param, ctx) if dash else first
+
+
+class ThresholdType(click.ParamType[Threshold]):
+    """A comparison of a figure with a bound: ``resume.p99>500ms``, ``failed>0``."""
+
+    name = "comparison"
+    envvar_list_splitter: ClassVar[str | None] = ";"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Threshold:
+        if isinstance(value, Threshold):
+            return value
+
+        def read(quantity: Quantity, text: str) -> float:
+            if quantity is Quantity.SECONDS:
+                return Duration().convert(text, param, ctx)
+            if quantity in (Quantity.BYTES, Quantity.RATE):
+                return Size().convert(text.removesuffix("/s"), param, ctx)
+            try:
+                share = text.endswith("%") and quantity is Quantity.SHARE
+                return float(text.rstrip("%")) / 100 if share else float(text)
+            except ValueError:
+                self.fail(f"{text!r} is not a number", param, ctx)
+
+        try:
+            return Threshold.parse(str(value), read)
+        except CallerError as exc:
+            self.fail(str(exc), param, ctx)
 
 
 class InteropVersion(click.ParamType["int | None"]):
@@ -319,18 +351,28 @@ def _members(kind: type[E], names: tuple[str, ...]) -> tuple[E, ...]:
     help="Write a page with plots to this file. Reading it needs no network. Writing it "
     "needs the extra: pip install 'trioresume[html]'.",
 )
+@click.option(
+    "--fail-if",
+    metavar="COMPARISON",
+    type=ThresholdType(),
+    multiple=True,
+    help="Exit with 4 if the comparison holds, such as 'resume.p99>500ms' or "
+    "'goodput<100MiB'; may be repeated.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 def bench(
     url: str,
     json_path: Path | None,
     html_path: Path | None,
+    fail_if: tuple[Threshold, ...],
     quiet: bool,
     **options: Any,
 ) -> ExitCode:
     """Measure the server at URL with many uploads, which may be cut and resumed.
 
     The content of every finished upload is checked. The exit code is 0 if all uploads
-    finished and are right, 65 if content is wrong, and 1 if uploads failed.
+    finished and are right, 65 if content is wrong, 1 if uploads failed, and 4 if a
+    comparison of --fail-if holds.
     """
     if json_path != Path("-"):
         output.is_report()
@@ -360,7 +402,28 @@ def bench(
     print_results(results, Console(stderr=to_stdout))
     if html_path is not None:
         _write(html_path, html_page(results))
-    return _exit_code(results)
+    code = _exit_code(results)
+    if not _unmet(results, fail_if) and code == ExitCode.DONE:
+        return ExitCode.OVER_THRESHOLD
+    return code
+
+
+def _unmet(results: Results, fail_if: Sequence[Threshold]) -> bool:
+    """Say which of the comparisons hold. Return whether none does."""
+    is_fine = True
+    for threshold in fail_if:
+        value = threshold.figure.of(results)
+        if value is None:
+            click.echo(
+                f"--fail-if {threshold.text}: the run has no such figure", err=True
+            )
+        elif threshold.is_met(value):
+            shown = figure_text(threshold.figure.quantity, value)
+            click.echo(f"--fail-if {threshold.text}: it is {shown}", err=True)
+        else:
+            continue
+        is_fine = False
+    return is_fine
 
 
 def _tell_of_proxy(url: str) -> None:

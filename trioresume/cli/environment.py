@@ -42,7 +42,10 @@ def check_environment(ctx: click.Context, environ: Mapping[str, str]) -> None:
         if isinstance(option, click.Option)
         for name in _names(option.envvar)
     }
-    others = tuple(f"{ENVIRONMENT_PREFIX}_{name.upper()}_" for name in _others(ctx))
+    others = tuple(
+        f"{ENVIRONMENT_PREFIX}_{name.upper().replace(' ', '_')}_"
+        for name in _others(ctx)
+    )
     for name, value in sorted(environ.items()):
         if name in known:
             if not value.strip():

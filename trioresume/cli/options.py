@@ -72,6 +72,8 @@ class ExitCode(IntEnum):
     """An option, an argument or the configuration file is wrong; nothing was tried."""
     DAMAGED = 3
     """``verify`` found damage. The output names it, and the files and uploads that need it."""
+    OVER_THRESHOLD = 4
+    """``bench`` found that a comparison of ``--fail-if`` holds, or that its figure is missing."""
     WRONG_CONTENT = 65
     """``bench`` found content that differs from the content that was sent.
 
@@ -410,7 +412,7 @@ def name_environment_twins(name: str, command: click.Command) -> None:
         if isinstance(option, click.Option) and option.envvar is None:
             longest = max(option.opts, key=len).removeprefix("--")
             twin = f"{ENVIRONMENT_PREFIX}_{name}_{longest}"
-            option.envvar = twin.replace("-", "_").upper()
+            option.envvar = re.sub(r"[- ]", "_", twin).upper()
 
 
 _P = ParamSpec("_P")

@@ -234,6 +234,7 @@ BENCH = {
         "--server-pid-file",
         "--json",
         "--html",
+        "--fail-if",
         "--quiet",
     ),
     "The requests": (

@@ -31,7 +31,7 @@ from trioresume.bench.report.plots import plots, require_plotly
 from trioresume.bench.report.style import PALETTE, Plot
 from trioresume.bench.results import Results
 
-__all__ = ["MAX_LISTED", "html_page"]
+__all__ = ["MAX_LISTED", "html_page", "stylesheet"]
 
 MAX_LISTED = 100
 """The most failed and wrong uploads that are listed one by one."""
@@ -64,7 +64,7 @@ def html_page(results: Results) -> str:
         element(
             "title", f"trioresume bench: {words.url_to_show(results.settings.url)}"
         ),
-        element("style", Html(_asset("page.css"))),
+        element("style", stylesheet()),
     )
     body = element(
         "body",
@@ -74,6 +74,11 @@ def html_page(results: Results) -> str:
         element("script", Html(script)),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def stylesheet() -> Html:
+    """Return the styles of the report's pages."""
+    return Html(_asset("page.css"))
 
 
 def _asset(name: str) -> str:
