@@ -4,7 +4,7 @@
 findings. :func:`to_json` and :func:`from_json` carry results between programs.
 """
 
-from trioresume.bench.comparison import Quantity, Threshold
+from trioresume.bench.comparison import Better, Figure, Quantity, Threshold
 from trioresume.bench.document import from_json, to_json
 from trioresume.bench.processes import BenchFailed
 from trioresume.bench.records import BadRecord
@@ -41,6 +41,7 @@ __all__ = [
     "Attempt",
     "BadRecord",
     "BenchFailed",
+    "Better",
     "Check",
     "CheckedBy",
     "Ending",
@@ -48,6 +49,7 @@ __all__ = [
     "FaultKind",
     "FaultPlace",
     "Faults",
+    "Figure",
     "Generator",
     "Kill",
     "Latency",
