@@ -178,6 +178,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "identity": ("any_of", "htpasswd", "jwk_sets", "jwt", "signed_addresses"),
     "targets": (
+        "on_success/directory",
+        "on_success/worker",
         "upstream/connections",
         "upstream/endpoints",
         "upstream/heads",
@@ -424,7 +426,7 @@ MORE: dict[str, tuple[str, ...]] = {
 FURTHER: dict[str, tuple[str, ...]] = {
     "hooks": ("tests/hooks",),
     "identity": ("tests/identity",),
-    "targets": ("tests/targets/upstream",),
+    "targets": ("tests/targets/upstream", "tests/targets/on_success"),
     "store": ("tests/store",),
     "server": ("tests/server", "tests/targets"),
     # The server's tests are the ones that use each parser in earnest.

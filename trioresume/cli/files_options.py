@@ -17,6 +17,7 @@ class FilesOptions(TypedDict):
     """The settings of the file service, as its arguments."""
 
     name_template: str | None
+    on_success: str | None
 
 
 _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
@@ -25,6 +26,12 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         metavar="TEMPLATE",
         help="How to name files that are sent with POST, such as "
         "'{year}/{month}/{digest}{suffix}'. [default: random names]",
+    ),
+    click.option(
+        "--on-success",
+        metavar="ACTION:DIR",
+        help="Put each stored file into the directory: copy:DIR, link:DIR (without a copy "
+        "where that is possible) or move:DIR (and remove it here).",
     ),
 )
 

@@ -118,7 +118,7 @@ def _line(
 def _file_line(file: trioresume.StoredFile) -> str:
     length = size(file.length)
     return _line(
-        "file",
+        "file" if file.pending is None else f"to {file.pending.split()[0]}",
         length,
         length,
         _time(file.expires_at),

@@ -81,6 +81,7 @@ SERVE = {
     "What is kept, and for how long": (
         "--durability",
         "--name-template",
+        "--on-success",
         "--incomplete-lifetime",
         "--max-upload-lifetime",
         "--response-lifetime",

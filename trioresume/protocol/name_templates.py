@@ -18,7 +18,14 @@ from collections.abc import Mapping
 from trioresume.protocol.filenames import MAX_NAME_BYTES, safe_filename
 from trioresume.text import CONTROLS
 
-__all__ = ["FIELDS", "MAX_SEGMENTS", "NameTemplate", "numbered", "split_suffix"]
+__all__ = [
+    "FIELDS",
+    "MAX_SEGMENTS",
+    "NameTemplate",
+    "numbered",
+    "safe_name",
+    "split_suffix",
+]
 
 FIELDS = (
     "year",
@@ -90,6 +97,11 @@ class NameTemplate:
             )
             for segment in self._segments
         )
+
+
+def safe_name(name: str) -> str:
+    """Return a file's *name* with each segment as a template would make it."""
+    return "/".join(_safe(segment) for segment in name.split("/"))
 
 
 def _safe(segment: str) -> str:

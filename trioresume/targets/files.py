@@ -25,12 +25,15 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
+
+import trio
 
 from trioresume.errors import CallerError, PeerError, ProblemCode
 from trioresume.protocol.conditional import Outcome, evaluate
@@ -46,15 +49,20 @@ from trioresume.server.api.handler import (
     Request,
     Response,
 )
+from trioresume.server.api.on_success import Action
 from trioresume.server.routes.representation import SANDBOX
 from trioresume.server.uploads.locations import root_of
 from trioresume.server.uploads.target_call import content_etag_of
 from trioresume.store.port import FileRecord, PublishFile, RemoveFile
+from trioresume.targets.on_success.worker import OnSuccess
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from trioresume.protocol.heads import RequestHead
+    from trioresume.server.api.config import Config
     from trioresume.server.api.handler import Services
-    from trioresume.server.api.rulebook import Rulebook
+    from trioresume.store.port import Mutation
 
 __all__ = ["FileService"]
 
@@ -70,14 +78,19 @@ class FileService:
 
     *base* is the path of the collection of files. *name_template* makes the names of files
     that are sent with POST, such as ``{year}/{month}/{digest}{suffix}``; None: names are
-    random. Raises :class:`~trioresume.errors.CallerError` unless *base* starts and ends with
-    ``/``, and for a template that is none.
+    random. *on_success* puts each stored file into a directory, too: ``copy:DIR``,
+    ``link:DIR`` or ``move:DIR``. Raises :class:`~trioresume.errors.CallerError` unless *base* starts and ends with
+    ``/``, and for a template or an action that is none.
     """
 
     policy = CallPolicy.TRANSACTIONAL
 
     def __init__(
-        self, base: str = "/files/", *, name_template: str | None = None
+        self,
+        base: str = "/files/",
+        *,
+        name_template: str | None = None,
+        on_success: str | None = None,
     ) -> None:
         if not (base.startswith("/") and base.endswith("/")):
             raise CallerError("the base path must start and end with '/'")
@@ -88,10 +101,36 @@ class FileService:
                 _template(name_template)
             except ValueError as exc:
                 raise CallerError(f"name_template: {exc}") from exc
+        self._action: Action | None = None
+        if on_success is not None:
+            try:
+                self._action = Action.parse(on_success)
+            except ValueError as exc:
+                raise CallerError(f"on_success: {exc}") from exc
         self._services: Services
 
     def attach(self, services: Services) -> None:
         self._services = services
+        rules = services.rulebook is not None
+        self._on_success = OnSuccess(
+            services, records=rules or self._action is not None
+        )
+        self._chooses_names = rules or self._name_template is not None
+
+    @asynccontextmanager
+    async def running(self, config: Config) -> AsyncIterator[None]:
+        """Put files into directories while the block runs.
+
+        Raises :class:`~trioresume.errors.CallerError` for a directory that cannot be used.
+        """
+        texts = [rule.on_success for rule in config.rules]
+        actions = [Action.parse(text) for text in texts if text is not None]
+        if self._action is not None:
+            actions.append(self._action)
+        for action in actions:
+            await trio.to_thread.run_sync(action.check, config.data_dir)
+        async with self._on_success.running():
+            yield
 
     # Before the content.
 
@@ -220,8 +259,11 @@ class FileService:
     async def respond(self, request: Request) -> RecordedWith:
         """Publish or remove the file in the commit that records the response."""
         name = self._name(request.head.path, request.method)
-        if name is None:
+        if name is None and self._chooses_names:
             return await self._publish_new(request)
+        if name is None:
+            new = secrets.token_urlsafe(16)
+            return self._publish(request, self._record(request, new), None)
         current = await self._find(request.principal, name)
         self._check(request.head, current)
         if request.method == "DELETE":
@@ -283,9 +325,7 @@ class FileService:
             fields.append(("filename", filename))
         clock = self._services.clock
         lifetime = self._services.config.file_lifetime
-        if self._services.rulebook is not None:
-            lifetime = self._ruled_lifetime(request, name, self._services.rulebook)
-        return FileRecord(
+        file = FileRecord(
             owner=request.principal,
             name=name,
             content=request.body.content,
@@ -293,29 +333,51 @@ class FileService:
             modified_at=clock.date(),
             expires_at=None if lifetime is None else clock.now() + lifetime,
         )
+        if self._services.rulebook is None:
+            return file
+        return self._follow_rules(request, file)
 
-    def _ruled_lifetime(
-        self, request: Request, name: str, rulebook: Rulebook
-    ) -> float | None:
-        """Return how long the file is kept: as the rule of its own path says, if it says that.
+    def _follow_rules(self, request: Request, file: FileRecord) -> FileRecord:
+        """Return *file* with the lifetime that a rule gives it.
 
-        A file of POST has another path than its request. Raises :class:`PeerError` if a rule
-        would refuse the request there.
+        Raises :class:`PeerError` if a rule would refuse the request at the file's own path.
         """
-        terms = rulebook.terms(request.method, request.path, request.principal)
-        path = self._base + quote(name)
-        own = rulebook.check(replace(request.head, target=path), request.principal)
-        if own.rule is not None and own.rule.file_lifetime is not None:
-            terms = own
-        return terms.config.file_lifetime
+        lifetime = self._ruled(request, file.name, "file_lifetime")
+        if lifetime is None:
+            return file
+        return replace(file, expires_at=self._services.clock.now() + lifetime)
+
+    def _ruled(self, request: Request, name: str, field: str) -> Any:
+        """Return a value of the rule of the file's own path, or else of the request's.
+
+        A file of POST has another path than its request. None if neither rule sets it.
+        """
+        rulebook, sender = self._services.rulebook, request.principal
+        if rulebook is None:
+            return None
+        own = replace(request.head, target=self._base + quote(name))
+        for terms in (
+            rulebook.check(own, sender),
+            rulebook.terms(request.method, request.path, sender),
+        ):
+            if terms.rule is not None and getattr(terms.rule, field) is not None:
+                return getattr(terms.rule, field)
+        return None
 
     def _publish(
         self, request: Request, file: FileRecord, current: FileRecord | None
     ) -> RecordedWith:
         etag = content_etag_of(file.content)
         publish = PublishFile(file, None if current is None else current.content)
+        effects: tuple[Mutation, ...] = (publish,)
+        action = self._action
+        if self._services.rulebook is not None:
+            ruled = self._ruled(request, file.name, "on_success")
+            action = action if ruled is None else Action.parse(ruled)
+        if action is not None:
+            effects = (publish, self._on_success.record(action, file))
         if current is not None and request.method == "PUT":
-            return RecordedWith(Response(204, {"etag": etag}), (publish,))
+            return RecordedWith(Response(204, {"etag": etag}), effects)
         root = root_of(self._services.config)
         location = f"{root}{self._base}{quote(file.name)}"
         described = {
@@ -330,7 +392,7 @@ class FileService:
         }
         body = json.dumps(described).encode() + b"\n"
         status = 201 if current is None else 200
-        return RecordedWith(Response(status, fields, body), (publish,))
+        return RecordedWith(Response(status, fields, body), effects)
 
 
 _template = lru_cache(maxsize=64)(NameTemplate)

@@ -129,7 +129,7 @@ _SETTINGS = (
     "max_upload_size",
 )
 """The fields of a rule that take the place of a setting of the same name."""
-_OF_FILES = ("file_lifetime", "name_template", "public_download")
+_OF_FILES = ("file_lifetime", "name_template", "on_success", "public_download")
 """The fields of a rule that only the file service knows."""
 
 

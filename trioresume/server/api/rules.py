@@ -15,6 +15,7 @@ from typing import Literal
 from trioresume.errors import CallerError
 from trioresume.protocol.name_templates import NameTemplate
 from trioresume.protocol.path_patterns import PathPattern
+from trioresume.server.api.on_success import Action
 
 __all__ = ["Rule", "several"]
 
@@ -65,6 +66,9 @@ class Rule:
     name_template: str | None = None
     """How the file service names the files of POST, instead of its own ``name_template``."""
 
+    on_success: str | None = None
+    """What the file service does with a stored file, instead of its own ``on_success``."""
+
     def __post_init__(self) -> None:
         if not self.paths:
             raise CallerError("path: at least one is needed")
@@ -92,6 +96,11 @@ class Rule:
                 NameTemplate(self.name_template)
             except ValueError as exc:
                 raise CallerError(f"name_template: {exc}") from exc
+        if self.on_success is not None:
+            try:
+                Action.parse(self.on_success)
+            except ValueError as exc:
+                raise CallerError(f"on_success: {exc}") from exc
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,6 +32,7 @@ from trioresume.store.file_system.data_dir import FORMAT, is_served
 from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.keeper.backup_directory import generation_at
 from trioresume.store.keeper.export import Export, Metadata
+from trioresume.store.keeper.pending import pending_actions
 from trioresume.store.keeper.verification import Verification
 from trioresume.store.port import (
     SERVICE_CLOCK,
@@ -130,6 +131,8 @@ class StoredFile:
     """The content's digest, in hexadecimal; None for content kept in the catalog itself."""
     modified_at: float
     expires_at: float | None
+    pending: str | None
+    """What the service still has to do for it (``serve --on-success``), and why it failed."""
     fields: Fields
 
 
@@ -288,9 +291,9 @@ class Inventory:
 
     def files(self) -> Iterator[StoredFile]:
         """Yield the file service's files; the name that was created first comes first."""
-        behind = self._behind()
+        behind, pending = self._behind(), pending_actions(self._rows)
         for record in self._records():
-            yield _stored_file(record, behind)
+            yield _stored_file(record, behind, pending)
 
     def _records(self) -> Iterator[FileRecord]:
         after = 0
@@ -308,8 +311,8 @@ class Inventory:
         if not _is_text(name):
             return []
         rows = self._rows(f"SELECT {FILE_COLUMNS} FROM files WHERE name = ?", name)
-        behind = self._behind()
-        return [_stored_file(file_from(row), behind) for row in rows]
+        behind, pending = self._behind(), pending_actions(self._rows)
+        return [_stored_file(file_from(row), behind, pending) for row in rows]
 
     def export(
         self,
@@ -441,7 +444,9 @@ def _name_of(record: OperationRecord) -> str | None:
     return parse_content_disposition_filename(disposition)
 
 
-def _stored_file(record: FileRecord, behind: float) -> StoredFile:
+def _stored_file(
+    record: FileRecord, behind: float, pending: Mapping[tuple[str | None, str], str]
+) -> StoredFile:
     filename = record.fields.get("filename")
     return StoredFile(
         name=record.name,
@@ -451,6 +456,7 @@ def _stored_file(record: FileRecord, behind: float) -> StoredFile:
         digest=_hex(record.content.digest),
         modified_at=record.modified_at,
         expires_at=None if record.expires_at is None else record.expires_at + behind,
+        pending=pending.get((record.owner, record.name)),
         fields=record.fields,
     )
 
