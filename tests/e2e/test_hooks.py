@@ -27,7 +27,7 @@ from trioresume.store.catalog.schema import connect_reading
 
 KILLS = int(os.environ.get("TRIORESUME_HOOK_KILLS") or 6)
 UPLOADERS = 4
-EVENTS = "post-create,post-finish,post-terminate,interrupted"
+EVENTS = "pre-finish,post-create,post-finish,post-terminate,interrupted"
 
 
 @dataclass
@@ -63,6 +63,9 @@ class Lives:
     def receive(self, post: Posted) -> tuple[int, bytes]:
         """Take an event. Sometimes the service dies before it learns of that."""
         upload, kind = post.document["Event"]["Upload"]["ID"], post.kind
+        if kind == "pre-finish":
+            self._note("asked pre-finish")
+            return 200, b""
         if not self._is_committed(upload, kind):
             self.known.early.append(f"{kind} of {upload}")
         self.known.told[upload].append((kind, post.document["ID"]))
@@ -135,6 +138,7 @@ class Lives:
             "cancelled",
             "received",
             "finished",
+            "asked pre-finish",
             "told post-create",
             "told post-finish",
             "told post-terminate",
