@@ -143,6 +143,7 @@ WINGS["keeper"] = {"uploads"}
 WINGS["routes"] = WINGS["uploads"] | {"uploads"}
 WINGS["doorman"] = WINGS["http"] | {"http"}
 WINGS["watch"] = WINGS["doorman"] | {"uploads", "doorman"}
+WINGS["checks"] = WINGS["http"] | {"http"}
 WINGS["serving"] = {*WINGS}
 CLIENT_WINGS: dict[str, set[str]] = {
     "decisions": set(),
@@ -157,7 +158,7 @@ STORE_WINGS["keeper"] = STORE_WINGS["disk"] | {"disk"}
 STORE_WINGS["disk_store"] = {*STORE_WINGS}
 """The same for the store. ``disk_store`` puts the wings together."""
 LAYERS = {"server": WINGS, "client": CLIENT_WINGS, "store": STORE_WINGS}
-SINGLE_MODULES = {"event_loop", "doorman", "serving", "disk_store"}
+SINGLE_MODULES = {"event_loop", "checks", "doorman", "serving", "disk_store"}
 """Wings of one module."""
 MOST_MODULES = 13
 """A wing with more modules wants to be two."""

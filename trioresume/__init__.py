@@ -85,6 +85,7 @@ from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import Certificate, TLSSettings
 from trioresume.server.api.tokens import BearerTokens, bearer_tokens, new_token
 from trioresume.server.api.watching import WatchSettings
+from trioresume.server.checks import Finding, check_config
 from trioresume.server.keeper.backup import BackupReport, backup, restore
 from trioresume.server.keeper.changes import Keeper, open_keeper
 from trioresume.server.keeper.collect import collect
@@ -142,6 +143,7 @@ __all__ = [
     "Exported",
     "Fields",
     "FileService",
+    "Finding",
     "Grant",
     "HTTPHooks",
     "Handler",
@@ -197,6 +199,7 @@ __all__ = [
     "backup",
     "bearer_tokens",
     "change_events",
+    "check_config",
     "client_certificates",
     "collect",
     "idempotent",

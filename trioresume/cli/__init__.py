@@ -46,6 +46,7 @@ class TrioresumeGroup(CommandGroup):
         "rm": "trioresume.cli.changes:remove",
         "mv": "trioresume.cli.changes:rename",
         "chown": "trioresume.cli.changes:give",
+        "config": "trioresume.cli.configuration:config",
         "token": "trioresume.cli.serve:token",
         "sign": "trioresume.cli.signing:sign",
         "signing-key": "trioresume.cli.signing:signing_key",

@@ -81,7 +81,8 @@ def _others(ctx: click.Context) -> Iterator[str]:
         groups = command_path(parent) if parent.parent is not None else []
         if isinstance(parent.command, click.Group):
             for name in parent.command.list_commands(parent):
-                if name != step.info_name:
+                # No command of "config" has variables: TRIORESUME_CONFIG is an option's.
+                if name not in (step.info_name, "config"):
                     yield "_".join((*groups, name))
         step = parent
 

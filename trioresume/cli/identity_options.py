@@ -150,6 +150,28 @@ def identity_options(
     return cast("Callable[_P, _R]", wrapped)
 
 
+def senders(
+    identity: Identity, auth: trioresume.AuthRequest | None, certificate_name: Any
+) -> str | None:
+    """Return who may use the service, in words; None if anybody may."""
+    known = [] if certificate_name is None else ["clients with a certificate"]
+    for each in identity.known:
+        if isinstance(each, trioresume.BearerTokens):
+            count = len(each.names)
+            known.append(f"{count} {'name' if count == 1 else 'names'} with a token")
+        else:
+            known.append(_OWNERS[type(each)])
+    if auth is not None:
+        known.append("those that --auth-request accepts")
+    return ", ".join(known) or None
+
+
+_OWNERS: dict[type, str] = {
+    trioresume.JsonWebTokens: "owners of a JWT",
+    trioresume.PasswordFile: "names with a password",
+}
+
+
 def _identity(
     tokens_file: Path | None,
     htpasswd_file: Path | None,

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import click
 
@@ -50,6 +50,7 @@ __all__ = [
     "Duration",
     "ExitCode",
     "Mode",
+    "Secret",
     "SecretFile",
     "Size",
     "common_options",
@@ -252,6 +253,18 @@ class Mode(click.ParamType[int]):
 _TOKEN = re.compile(r"[!-~]+")
 
 
+class Secret(str):
+    """A secret that was in a file."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def __new__(cls, secret: str, path: str) -> Self:
+        self = super().__new__(cls, secret)
+        self.path = path
+        return self
+
+
 class SecretFile(click.ParamType[str]):
     """A file whose first line is a secret; the value is that line.
 
@@ -283,7 +296,7 @@ class SecretFile(click.ParamType[str]):
                 param,
                 ctx,
             )
-        return secret
+        return Secret(secret, str(value))
 
 
 # The configuration file.

@@ -26,6 +26,7 @@ from trioresume.cli.identity_options import (
     Identity,
     authenticator,
     identity_options,
+    senders,
 )
 from trioresume.cli.logs import LogFile
 from trioresume.cli.options import (
@@ -41,12 +42,13 @@ from trioresume.cli.output import output
 from trioresume.cli.rules import configured_rules, with_file
 from trioresume.cli.sections import SERVE
 from trioresume.cli.serve_options import Settings, settings_options
-from trioresume.cli.service.plan import Plan
+from trioresume.cli.service.plan import PLAN_TAKER, Plan
 from trioresume.cli.service.reloads import Reloads
 from trioresume.cli.service.running import ignore_hangups, start
 from trioresume.cli.service.systemd import (
     ServiceManager,
     chosen_sockets,
+    expected_sockets,
     forget,
     handed_sockets,
 )
@@ -165,16 +167,20 @@ def serve(
     acknowledged byte is lost. SIGHUP reads the files of certificates, tokens and rules
     again, and opens the log file again. It ends no connection.
     """
-    ignore_hangups()
+    take = click.get_current_context().meta.get(PLAN_TAKER)
     manager = ServiceManager(os.environ, os.getpid())
     handed = handed_sockets(os.environ, os.getpid())
-    forget(os.environ)
     reloads = Reloads()
-    if log_file is not None:
-        _log_to(log_file, reloads)
-    # Wait only one second for a reader of the output: a container runtime, for example,
-    # kills a process that does not end soon.
-    output.never_wait(linger=1.0)
+    if take is not None:  # for a look at the plan
+        handed = (*handed, *expected_sockets(bind))
+    else:
+        ignore_hangups()
+        forget(os.environ)
+        if log_file is not None:
+            _log_to(log_file, reloads)
+        # Wait only one second for a reader of the output: a container runtime, for
+        # example, kills a process that does not end soon.
+        output.never_wait(linger=1.0)
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget
     target = _target(base_path, app, files) if upstream is None else upstream
     if app["app"] is not None or upstream is not None:
@@ -206,7 +212,7 @@ def serve(
             done="was opened again",
             kept="stays as it was",
         )
-    start(
+    (take or start)(
         Plan(
             config=config,
             base_path=base_path,
@@ -214,6 +220,9 @@ def serve(
             run=_front(front, http3),
             reloads=reloads,
             manager=manager,
+            senders=senders(identity, auth, tls["principal"]),
+            keeps_files=app["app"] is None and upstream is None,
+            log_file=log_file,
             config_file=click.get_current_context().meta.get(CONFIG_FILE),
         )
     )

@@ -11,6 +11,7 @@ import click
 
 import trioresume
 from trioresume.cli.options import Bind, switch
+from trioresume.cli.service.plan import is_look
 from trioresume.cli.service.traces import exporting
 
 __all__ = ["watch_options"]
@@ -82,7 +83,7 @@ def _settings(
     try:
         log = (
             None
-            if access_log is None
+            if access_log is None or is_look()
             else trioresume.AccessLog(access_log, access_log_format)
         )
         return trioresume.WatchSettings(

@@ -7,6 +7,7 @@ earlier run left between complete and done. Until then it may ask for more time.
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -16,7 +17,10 @@ import trio
 
 import trioresume
 from trioresume.cli.rules import RulesFile
+from trioresume.cli.service.exposure import dangers, facts
 from trioresume.cli.service.plan import Plan
+
+logger = logging.getLogger("trioresume.cli")
 
 __all__ = ["ignore_hangups", "start"]
 
@@ -62,6 +66,10 @@ async def _serve(plan: Plan) -> None:
                     partial(plan.run, plan.target, plan.config),
                     nursery.cancel_scope,
                 )
+            for line in facts(plan, server.urls):
+                logger.info(line)
+            for line in dangers(plan, server.urls):
+                logger.warning(line)
             for url in server.urls:
                 click.echo(f"You can now upload files to: {url}{plan.base_path}")
             for url in server.urls if plan.config.ui is not None else ():

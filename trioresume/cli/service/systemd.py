@@ -26,6 +26,7 @@ __all__ = [
     "HandedSocket",
     "ServiceManager",
     "chosen_sockets",
+    "expected_sockets",
     "forget",
     "handed_sockets",
 ]
@@ -166,6 +167,16 @@ def handed_sockets(
     names += [""] * (count - len(names))
     return tuple(
         HandedSocket(FIRST_DESCRIPTOR + index, names[index]) for index in range(count)
+    )
+
+
+def expected_sockets(bind: Sequence[str]) -> tuple[HandedSocket, ...]:
+    """Return sockets with the names in *bind*, for a look at what would be served."""
+    names = {a.rpartition("fd:")[2] for a in bind if "fd:" in a}
+    return tuple(
+        HandedSocket(MOST_SOCKETS + index, name)
+        for index, name in enumerate(sorted(names), FIRST_DESCRIPTOR)
+        if not name.isdigit()
     )
 
 

@@ -26,7 +26,7 @@ from trioresume.errors import CallerError
 if os.name != "nt":
     import fcntl
 
-__all__ = ["UnixName", "inherited_socket", "listen_on_unix"]
+__all__ = ["UnixName", "inherited_socket", "is_stale", "listen_on_unix"]
 
 logger = logging.getLogger("trioresume.server")
 
@@ -75,7 +75,9 @@ def listen_on_unix(
     raw = socket.socket(socket.AF_UNIX)
     try:
         with _locked(os.path.dirname(path)):
-            _remove_stale(path)
+            if is_stale(path):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
             try:
                 raw.bind(path)
             except OSError as exc:
@@ -118,12 +120,15 @@ def _locked(directory: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_stale(path: str) -> None:
-    """Remove the name of a socket that nobody listens on."""
+def is_stale(path: str) -> bool:
+    """Return whether *path* is the name of a socket that nobody listens on; False if it is free.
+
+    Raises :class:`OSError`: EADDRINUSE if somebody listens there, EEXIST if it is no socket.
+    """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(status.st_mode):
         raise FileExistsError(errno.EEXIST, "a file that is no socket is there", path)
     with socket.socket(socket.AF_UNIX) as probe:
@@ -134,8 +139,7 @@ def _remove_stale(path: str) -> None:
         if code in (0, errno.EAGAIN, errno.EINPROGRESS):
             code = errno.EADDRINUSE
         raise OSError(code, os.strerror(code), path)
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+    return True
 
 
 def inherited_socket(descriptor: int) -> socket.socket:

@@ -70,6 +70,11 @@ _SCARCE = 1024 * 1024
 """With fewer free bytes, opening a catalog may fail."""
 
 
+def kept_free(min_free: int, total: int) -> int:
+    """Return how much of a disk of *total* bytes stays free, if *min_free* bytes shall."""
+    return min(min_free, total // LARGEST_SHARE)
+
+
 class FreeSpace:
     """Watches the free space of the file system that holds the directory *path*.
 
@@ -171,7 +176,7 @@ class FreeSpace:
         """
         if size > self._left:
             disk = shutil.disk_usage(self._path)
-            others = min(self._min_free, disk.total // LARGEST_SHARE)
+            others = kept_free(self._min_free, disk.total)
             free = disk.free + self._held - max(HEADROOM, others)
             if free < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

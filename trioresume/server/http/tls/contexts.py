@@ -26,7 +26,7 @@ from trioresume.server.api.tls import MIN_VERSIONS
 if TYPE_CHECKING:
     from trioresume.server.api.tls import Certificate, TLSSettings
 
-__all__ = ["ServerContexts"]
+__all__ = ["ServerContexts", "ends_of_validity"]
 
 logger = logging.getLogger("trioresume.server")
 
@@ -234,6 +234,14 @@ def _identity(certificate: Certificate) -> _Identity:
     assert isinstance(found, tuple)
     names = tuple(name.lower() for kind, name in found if kind == "DNS")
     return _Identity(names, ssl.cert_time_to_seconds(str(decoded["notAfter"])))
+
+
+def ends_of_validity(certificate: Certificate) -> float:
+    """Return the end of *certificate*'s validity, in seconds since 1970.
+
+    Raises :class:`CallerError` if no client could accept it, whatever it trusts.
+    """
+    return _identity(certificate).ends
 
 
 def _handshake_in_memory(
