@@ -31,6 +31,7 @@ _ANY: Final = "**"
 
 # What another server may take for ``.`` or ``..``: some cut a segment at its semicolon.
 _DOTS = re.compile(r"\.{1,2}(?:;|\Z)")
+_WILD = re.compile(r"[*?]")
 _UNSAFE = re.compile(rf"[/\\{CONTROLS}]")
 
 
@@ -104,9 +105,17 @@ class PathPattern:
             if not segment or _DOTS.match(segment) or _UNSAFE.search(segment):
                 raise ValueError(f"no path has the segment {segment!r}")
             self._segments.append(TextPattern(segment))
+        # Most patterns differ from a path in one of these: one comparison tells.
+        literal = text[1:].split("/")
+        wild = [bool(_WILD.search(segment)) for segment in literal]
+        self._start = tuple(literal[: (*wild, True).index(True)])
+        self._segments = self._segments[len(self._start) :]
 
     def matches(self, segments: Sequence[str]) -> bool:
         """Return whether the path of these decoded *segments* fits the pattern."""
+        if tuple(segments[: len(self._start)]) != self._start:
+            return False
+        segments = segments[len(self._start) :]
         wanted = self._segments
         at = here = 0
         # Where the latest ``**`` is, and how many segments it stands for so far. An earlier

@@ -48,7 +48,7 @@ class Terms:
     rule: Rule | None = None
     media_types: Sequence[TextPattern] = ()
 
-    def check(self, head: RequestHead, *, is_partial: bool = False) -> None:
+    def check(self, head: RequestHead, *, is_partial: bool) -> None:
         """Raise :class:`PeerError` if the rule refuses *head*, the head of a whole upload.
 
         405 and 403 for the method, 413 for the length, 415 for the media type. Nothing is
@@ -122,6 +122,10 @@ class _Compiled:
         return any(name.matches(principal) for name in self._names)
 
 
+MOST_KEPT = 1024
+LONGEST_KEPT = 256
+"""Requests of which it is kept what was found, and the longest of their paths."""
+
 _SETTINGS = (
     "file_lifetime",
     "incomplete_lifetime",
@@ -141,6 +145,8 @@ class Rulebook:
         self._serves_files = serves_files
         self._default = Terms(config, upload_limits(config))
         self._rules = self._compile(config)
+        self._found: dict[tuple[str, str, str | None], Terms | None] = {}
+        """What was found lately: one upload asks several times."""
 
     def _compile(self, config: Config) -> list[_Compiled]:
         for number, rule in enumerate(config.rules, 1):
@@ -157,33 +163,43 @@ class Rulebook:
         Raises :class:`~trioresume.errors.CallerError`, and changes nothing then.
         """
         self._rules = self._compile(replace(self._config, rules=tuple(rules)))
+        self._found.clear()
 
     def terms(self, method: str, path: str, principal: str | None) -> Terms:
         """Return what holds for a request.
 
         Raises :class:`PeerError` (400) for a *path* that can be read in two ways.
         """
-        segments = path_segments(path)
-        if segments is None:
+        found = self._find(method, path, principal)
+        if found is None:
             raise PeerError(
                 ProblemCode.MALFORMED_REQUEST,
                 "the path has an empty segment, a '.' or '..', an encoded slash, or"
                 " bytes that are not UTF-8",
             )
-        return self._find(method, segments, principal)
+        return found
 
     def terms_of_upload(self, method: str, target: str, principal: str | None) -> Terms:
         """Return what holds for a recorded upload, whatever path it was once sent to."""
-        segments = path_segments(target.partition("?")[0])
-        if segments is None:
-            return self._default
-        return self._find(method, segments, principal)
+        path = target.partition("?")[0]
+        return self._find(method, path, principal) or self._default
 
-    def _find(self, method: str, path: Sequence[str], principal: str | None) -> Terms:
-        for each in self._rules:
-            if each.concerns(principal) and each.governs(method, path):
-                return each.terms
-        return self._default
+    def _find(self, method: str, path: str, principal: str | None) -> Terms | None:
+        """Return what holds; None for a path that can be read in two ways."""
+        asked = (method, path, principal)
+        if asked in self._found:
+            return self._found[asked]
+        segments = path_segments(path)
+        found = None if segments is None else self._default
+        for each in self._rules if segments is not None else ():
+            if each.concerns(principal) and each.governs(method, segments or ()):
+                found = each.terms
+                break
+        if len(path) <= LONGEST_KEPT:
+            if len(self._found) >= MOST_KEPT:
+                del self._found[next(iter(self._found))]
+            self._found[asked] = found
+        return found
 
     def check(
         self, head: RequestHead, principal: str | None, *, is_partial: bool = False
@@ -199,7 +215,8 @@ class Rulebook:
                 meant = head.fields.get(field)
                 if meant is not None:
                     other = replace(head, method=meant.strip().upper())
-                    self.terms(other.method, head.path, principal).check(other)
+                    terms_then = self.terms(other.method, head.path, principal)
+                    terms_then.check(other, is_partial=is_partial)
         return terms
 
     def owner_of_download(self, head: RequestHead) -> str | None:
