@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.hooks.receivers import Receiver, hooks
 from tests.server.harness import SocketService, socket_service
 from trioresume import CallerError, FileService, Inventory, Rule
 
@@ -144,6 +145,37 @@ async def test_rule_has_an_action_of_its_own(tmp_path: Path, folder: Path) -> No
             assert reply["location"] == "/files/x/z"
         await _until_there(folder / "x/z")
         assert os.listdir(folder) == ["x"]
+
+
+async def test_hooks_are_told_of_the_file_and_not_of_the_task(
+    tmp_path: Path, folder: Path
+) -> None:
+    """Both are rows of one outbox; a directory that fails does not hold back an event."""
+    receiver = Receiver()
+    data = tmp_path / "data"
+    target = FileService(on_success=f"copy:{folder}")
+    async with socket_service(target, data, hooks=hooks(receiver)) as service:
+        _break(folder)
+        assert await _put(service, "a") == 201
+        await receiver.until("post-finish")
+        await _until(lambda: "tried" in (_pending(data)["a"] or ""))
+        _mend(folder)
+        await _until_there(folder / "a")
+        await _until_done(data)
+    assert not [kind for kind in receiver.kinds if kind.startswith("task")]
+
+
+async def test_hook_that_renames_cannot_avoid_a_rule(tmp_path: Path) -> None:
+    """The rule for the new path is asked, too."""
+    change = {"ChangeFileInfo": {"ID": "secret"}}
+    receiver = Receiver(pre_create=change)
+    rules = [Rule(path="/files/secret", access="read-only")]
+    async with socket_service(
+        FileService(), tmp_path / "data", rules=rules, hooks=hooks(receiver)
+    ) as service:
+        async with service.connect() as client:
+            reply = await client.request("POST", "/files/", {}, BODY)
+            assert reply.status == 405
 
 
 def _make(folder: Path, file: Path) -> None:
