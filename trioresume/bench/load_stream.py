@@ -39,11 +39,8 @@ from trioresume.client.http.exchange import (
     MalformedAnswer,
     NotProcessed,
 )
-from trioresume.client.http.http2.connection import (
-    Http2Connection,
-    Http2Exchange,
-    Http2Place,
-)
+from trioresume.client.http.http2.connection import Http2Connection, Http2Place
+from trioresume.client.http.http2.exchange import Http2Exchange
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Origin
 

@@ -1,4 +1,4 @@
-"""A connection over HTTP/2, and the exchanges that share it.
+"""A connection over HTTP/2, which the exchanges on its streams share.
 
 Two tasks of its own read and write, in the client's nursery: the streams must go on when one
 of them is cancelled. A third task watches whether the server is alive: if it has been silent
@@ -15,7 +15,6 @@ Statement numbers such as R10 are defined in docs/supported-protocols.md.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -24,33 +23,23 @@ import h2.exceptions
 import h11
 import trio
 
-from trioresume.client.content.file_source import BLOCK_BYTES, FileSpan, Piece
 from trioresume.client.http.exchange import (
     MAX_HEAD_BYTES,
-    Content,
-    End,
-    Event,
-    Head,
-    Interim,
     MalformedAnswer,
     Moved,
     NotProcessed,
 )
 from trioresume.client.http.http2 import engine as wire
 from trioresume.client.http.http2.engine import Engine, ErrorCodes
+from trioresume.client.http.http2.exchange import Http2Exchange
 from trioresume.client.http.http2.frames import FrameBlock
 from trioresume.client.http.http2.outbox import Outbox
 from trioresume.client.http.tls import HopelessConnection, is_alert
-from trioresume.protocol.http2_head import (
-    MalformedResponse,
-    read_response_fields,
-    request_fields,
-)
 
 if TYPE_CHECKING:
     from trioresume.protocol.urls import Origin
 
-__all__ = ["Http2Connection", "Http2Exchange", "Http2Place"]
+__all__ = ["Http2Connection", "Http2Place"]
 
 logger = logging.getLogger("trioresume.client")
 
@@ -59,16 +48,11 @@ RECEIVE_BYTES = 64 * 1024
 TURN_BYTES = 256 * 1024
 """The most content of one stream before the others have their turn."""
 
-MOST_UNREAD = 256
-"""Events of one stream, beside content, that may wait until they are read."""
-
 LAST_WORDS_SECONDS = 3.0
 """How long the client still listens to a server that stopped reading."""
 
 CLOSE_SECONDS = 1.0
 """For how long the last frames of a connection may take."""
-
-_NOT_PROCESSED = frozenset({ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_REQUIRED})
 
 
 class Http2Connection:
@@ -436,141 +420,3 @@ class Http2Place:
         if self._exchange is not None:
             self._exchange.close()
         self._connection.give_back_place()
-
-
-class Http2Exchange:
-    """An :class:`~trioresume.client.http.exchange.Exchange` on a stream of *connection*."""
-
-    def __init__(
-        self, connection: Http2Connection, request: h11.Request, on_moved: Moved
-    ) -> None:
-        self._connection = connection
-        self._request = request
-        self._on_moved = on_moved
-        self._stream = 0
-        self._events: deque[wire.Event] = deque()
-        self._came = trio.Event()
-        self._cause: Exception | None = None
-        """Why no more events come."""
-        self._unread = 0
-        self._is_ended = False
-        """Whether the whole response has come."""
-        self._is_whole = False
-        """Whether it was read."""
-        self._block: FrameBlock | None = None
-
-    # For the connection.
-
-    def note(self, event: wire.Event) -> None:
-        """Take an event of the stream."""
-        if self._cause is not None:
-            return
-        self._on_moved(0)
-        if isinstance(event, wire.Reset):
-            self._connection.note_fault(event.code)
-            self.note_end(_cause_of(event))
-            return
-        self._is_ended = self._is_ended or isinstance(event, wire.ContentEnded)
-        if not isinstance(event, wire.Content):
-            self._unread += 1
-            if self._unread > MOST_UNREAD:
-                words = "the server sends interim responses faster than they are read"
-                self._connection.reset(self._stream, ErrorCodes.ENHANCE_YOUR_CALM)
-                self.note_end(MalformedAnswer(words))
-                return
-        self._events.append(event)
-        self._came.set()
-
-    def note_end(self, cause: Exception) -> None:
-        """Note that no more events come, because of *cause*."""
-        self._cause = self._cause or cause
-        self._came.set()
-
-    def close(self) -> None:
-        """End the exchange where it is."""
-        if self._stream:
-            self._connection.leave(self._stream, is_whole=self._is_whole)
-
-    # Sending.
-
-    async def send_head(self, *, ends: bool) -> None:
-        request = self._request
-        pairs = request_fields(
-            request.method,
-            self._connection.origin.scheme.encode("ascii"),
-            request.target,
-            request.headers,
-        )
-        try:
-            self._stream = await self._connection.begin(self, pairs, ends=ends)
-        except (NotProcessed, trio.BrokenResourceError) as exc:
-            self.note_end(exc)
-            raise trio.BrokenResourceError(str(exc)) from exc
-        self._on_moved(0)
-
-    async def send_content(self, piece: Piece) -> None:
-        while len(piece):
-            block = self._block
-            if block is None or block.capacity < min(len(piece), BLOCK_BYTES):
-                size = min(len(piece), BLOCK_BYTES)
-                block = self._block = self._connection.block_for(self._stream, size)
-            if isinstance(piece, FileSpan):
-                count = await trio.to_thread.run_sync(block.read, piece)
-            else:
-                count = block.copy(piece)
-            at = 0
-            while at < count:
-                sent = await self._connection.send_content(
-                    self._stream, block, at, count
-                )
-                at += sent
-                self._on_moved(sent)
-            piece = piece[count:]
-
-    async def send_end(self) -> None:
-        if not self._is_ended:
-            self._connection.send_end(self._stream)
-        await trio.lowlevel.checkpoint()
-
-    # Receiving.
-
-    async def receive(self) -> Event:
-        while not self._events:
-            if self._cause is not None:
-                raise _as_raised(self._cause)
-            self._came = trio.Event()
-            await self._came.wait()
-        event = self._events.popleft()
-        match event:
-            case wire.Content(_, data):
-                self._connection.grant(self._stream, len(data))
-                return Content(data)
-            case wire.Section(_, pairs):
-                self._unread -= 1
-                try:
-                    status, fields = read_response_fields(pairs)
-                except MalformedResponse as exc:
-                    raise MalformedAnswer(
-                        f"the server's response is malformed: {exc}"
-                    ) from exc
-                if status < 200:
-                    return Interim(status, fields)
-                return Head(status, fields)
-            case _:
-                self._is_whole = True
-                return End()
-
-
-def _cause_of(event: wire.Reset) -> Exception:
-    if event.code in _NOT_PROCESSED:
-        return NotProcessed(f"the server refused the request: {event.reason}")
-    return trio.BrokenResourceError(event.reason)
-
-
-def _as_raised(cause: Exception) -> Exception:
-    """Return what one exchange raises for the *cause* that several share."""
-    if isinstance(cause, NotProcessed | MalformedAnswer):
-        return type(cause)(str(cause))
-    raised: Exception = trio.BrokenResourceError(str(cause))
-    raised.__cause__ = cause.__cause__ or cause
-    return raised
