@@ -258,7 +258,7 @@ class FileService:
 
     async def respond(self, request: Request) -> RecordedWith:
         """Publish or remove the file in the commit that records the response."""
-        name = self._name(request.head.path, request.method)
+        name = self._name(request.head.path, request.head.method)
         if name is None and self._chooses_names:
             return await self._publish_new(request)
         if name is None:
@@ -266,7 +266,7 @@ class FileService:
             return self._publish(request, self._record(request, new), None)
         current = await self._find(request.principal, name)
         self._check(request.head, current)
-        if request.method == "DELETE":
+        if request.head.method == "DELETE":
             assert current is not None
             remove = RemoveFile(request.principal, name, current.content)
             return RecordedWith(Response(204), (remove,))

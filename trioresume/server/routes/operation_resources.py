@@ -267,13 +267,7 @@ class Resources:
             if exchange.dialect.awaits_target and preferences.processing:
                 await send_processing(exchange, operation, self._config)
             await send_outcome(
-                exchange,
-                operation,
-                self._storage,
-                self._config,
-                self._interim_sender,
-                told,
-                created=False,
+                exchange, operation, self._interim_sender, told, created=False
             )
 
     async def _after_problem(

@@ -81,8 +81,6 @@ async def send_reply(
 async def send_outcome(
     exchange: Exchange,
     operation: Operation,
-    storage: Storage,
-    config: Config,
     interim_sender: InterimSender,
     told: Fields = NO_FIELDS,
     *,
@@ -97,6 +95,7 @@ async def send_outcome(
     even if those have fields of the same names. *created* is true for the request that began
     the upload, and false for one that continued it. Raises as :meth:`Operation.outcome` does.
     """
+    config = operation.around.config
     if not exchange.dialect.awaits_target:
         if operation.waits_for_target:
             await operation.outcome()
@@ -125,6 +124,7 @@ async def send_outcome(
         await send_reply(exchange, answer, told)
     else:
         try:
+            storage = operation.around.storage
             await _send_recorded(exchange, storage, response, answer, told)
         except ContentLost as exc:
             if operation.record.response is not None:

@@ -353,10 +353,7 @@ class Service:
             return
 
     async def _handle_operation(
-        self,
-        exchange: Exchange,
-        principal: str | None,
-        creation: Creation,
+        self, exchange: Exchange, principal: str | None, creation: Creation
     ) -> None:
         head, preferences = exchange.head, exchange.preferences
         resume = preferences.resume
@@ -408,19 +405,11 @@ class Service:
                     )
                 await send_reply(exchange, exchange.dialect.created(upload), told)
             else:
-                await self._send_outcome(exchange, operation)
+                await send_outcome(
+                    exchange, operation, self._interim_sender, created=True
+                )
         finally:
             self._operations.leave(operation)
-
-    async def _send_outcome(self, exchange: Exchange, operation: Operation) -> None:
-        await send_outcome(
-            exchange,
-            operation,
-            self._storage,
-            self._config,
-            self._interim_sender,
-            created=True,
-        )
 
     async def _handle_join(
         self,
@@ -453,7 +442,7 @@ class Service:
                 raise PeerError(
                     ProblemCode.CONFLICT, "a partial upload has ended in the meantime"
                 ) from exc
-            await self._send_outcome(exchange, operation)
+            await send_outcome(exchange, operation, self._interim_sender, created=True)
         finally:
             self._operations.leave(operation)
 

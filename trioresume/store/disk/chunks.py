@@ -99,7 +99,12 @@ class ChunkFiles:
                     "the file of a finished chunk has another length than expected, so another"
                     " program changed it; send the content again"
                 )
-            self._make_shard(os.path.dirname(path))
+            shard = os.path.dirname(path)
+            if not os.path.isdir(shard):
+                self.disk.make_directory(shard)
+                self._made.append(shard)
+                self._unsynced.add(self._root)
+            self._unsynced.add(shard)
             if not known:
                 self._published.append(path)
             try:
@@ -121,13 +126,6 @@ class ChunkFiles:
                 return hash_chunk(file, self.disk) == digest
         except OSError:
             return False
-
-    def _make_shard(self, directory: str) -> None:
-        if not os.path.isdir(directory):
-            self.disk.make_directory(directory)
-            self._made.append(directory)
-            self._unsynced.add(self._root)
-        self._unsynced.add(directory)
 
     def _replace(self, tail: str, path: str, *, known: bool) -> None:
         temporary = path + _TEMPORARY
