@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import pairwise
@@ -13,9 +13,10 @@ import trio
 from trio.testing import MockClock
 
 from tests.hooks.receivers import Receiver, hooks
-from tests.server.harness import memory_service
+from tests.server.harness import FullCatalog, memory_service
 from tests.server.tus import BODY, MARK, create, upload
 from trioresume import Config, FileService, HookEvent
+from trioresume.errors import StorageConflict
 from trioresume.hooks.answers import HookFailed
 from trioresume.hooks.dispatcher import MOST_LOADED, Dispatcher
 from trioresume.protocol.clock import ServiceClock
@@ -24,6 +25,7 @@ from trioresume.server.serving import running_storage
 from trioresume.store.port import (
     DropEvents,
     EventRecord,
+    Mutation,
     OperationId,
     RecordEvent,
     ReviveEvents,
@@ -172,6 +174,64 @@ async def test_more_events_than_fit_into_memory_are_all_told(
     for upload_ in range(700):
         own = [name for name in stand.delivered if int(name[1:]) % 700 == upload_]
         assert own == sorted(own, key=lambda name: int(name[1:]))
+
+
+async def test_full_disk_keeps_no_event_from_being_dropped_later(
+    autojump_clock: MockClock,
+) -> None:
+    """What was delivered is dropped when there is space; it is not sent again meanwhile."""
+
+    class Full(FullCatalog):
+        def apply(
+            self, batch: Sequence[Sequence[Mutation]]
+        ) -> list[StorageConflict | None]:
+            if any(isinstance(m, DropEvents) for each in batch for m in each):
+                tried.append(trio.current_time() if not tried else 0.0)
+                return super().apply(batch)
+            return MemoryStore.apply(self, batch)
+
+    tried: list[float] = []
+    store = Full()
+    store.full = True
+    receiver = Receiver()
+    async with dispatching(receiver, store) as stand:
+        await stand.record(record(1))
+        await receiver.until("post-create")
+        await trio.sleep(20)
+        assert len(tried) > 1
+        assert len(stand.waiting()) == 1
+        store.full = False
+        await trio.sleep(20)
+        assert stand.waiting() == []
+    assert stand.delivered == ["m1"]
+
+
+async def test_later_event_does_not_overtake_one_that_fails_while_it_is_read(
+    autojump_clock: MockClock,
+) -> None:
+    """The catalog was read before the failure was noted, and knows both events."""
+    receiver = Receiver()
+    receiver.gate = trio.Event()
+    receiver.failures["post-create"] = 1
+    store = MemoryStore()
+    async with dispatching(receiver, store) as stand:
+        await stand.record(record(1))
+        await receiver.until_true(lambda: len(receiver.tried) == 1)
+        run, gate = stand.storage.run, receiver.gate
+
+        async def run_slowly(function: Any, *args: Any) -> Any:
+            found = await run(function, *args)
+            if function == store.due_events:
+                gate.set()
+                await trio.sleep(0.1)  # virtual: the failure is committed
+            return found
+
+        stand.storage.run = run_slowly  # type: ignore[method-assign]
+        await stand.record(record(2))
+        await trio.sleep(0.3)
+        assert [event.id for event in receiver.tried] == ["m1"]
+        await receiver.until("post-create", 2)
+        assert stand.delivered == ["m1", "m2"]
 
 
 async def test_attempts_come_ever_later_and_end(autojump_clock: MockClock) -> None:

@@ -47,8 +47,8 @@ MOST_LOADED = 256
 LONGEST_BACKOFF = 300.0
 DROP_DELAY = 0.2
 """Seconds after which delivered events are dropped, many in one statement."""
-MOST_DELIVERED = 1024
-"""Delivered events that wait to be dropped."""
+MOST_DELIVERED = 64
+"""Delivered events that wait to be dropped. Each load reads past them."""
 RETRY_DELAY = 5.0
 """Seconds until the catalog is asked again after an error."""
 MOST_ERROR = 200
@@ -79,6 +79,7 @@ class Dispatcher:
         self._loaded = 0
         self._wake = trio.Event()
         self._drop = trio.Event()
+        self._drop_now = trio.Event()
         self.waiting = 0
         """Events in the outbox."""
 
@@ -122,13 +123,15 @@ class Dispatcher:
                             self._wake = trio.Event()
                             await self._wake.wait()
         finally:
-            self._submit_drops()
+            if self._delivered:
+                self._storage.submit_later(DropEvents(tuple(self._delivered)))
 
     async def _load(self, nursery: trio.Nursery) -> float | None:
         """Load what can be sent now; return when something else will be due."""
         self._wake = trio.Event()
         self._let_go.clear()
-        limit = MOST_LOADED + len(self._delivered)
+        # Past those that are delivered, and still there.
+        limit = MOST_LOADED + len(self._held) - self._loaded
         now = self._clock.now()
         store = self._storage.store
         try:
@@ -137,8 +140,13 @@ class Dispatcher:
         except StorageError as exc:
             logger.error("events are delivered later: %s", exc)
             return now + RETRY_DELAY
+        passed: set[OperationId] = set()
         for event in events:
-            if event.seq in self._held or event.seq in self._let_go:
+            if event.seq in self._held:
+                continue
+            if event.seq in self._let_go or event.operation in passed:
+                # It may have failed meanwhile: then the later ones must not overtake it.
+                passed.add(event.operation)
                 continue
             self._held.add(event.seq)
             self._loaded += 1
@@ -148,7 +156,7 @@ class Dispatcher:
                 nursery.start_soon(self._deliver_all, event.operation)
             else:
                 queue.append(event)
-        if len(events) >= limit:
+        if passed or len(events) >= limit:
             self._wake.set()  # there may be more, as soon as there is room
         return soonest
 
@@ -181,6 +189,8 @@ class Dispatcher:
         if event.seq in self._held:
             self._delivered.append(event.seq)
             self._drop.set()
+            if len(self._delivered) >= MOST_DELIVERED:
+                self._drop_now.set()
         return True
 
     async def _failed(self, event: EventRecord, error: str) -> bool:
@@ -207,13 +217,16 @@ class Dispatcher:
     async def _drop_delivered(self) -> None:
         while True:
             await self._drop.wait()
-            if len(self._delivered) < MOST_DELIVERED:
-                await trio.sleep(DROP_DELAY)
-            self._drop = trio.Event()
-            self._submit_drops()
-
-    def _submit_drops(self) -> None:
-        delivered, self._delivered = self._delivered, []
-        if delivered:
-            # They share the next commit that somebody waits for.
-            self._storage.submit_later(DropEvents(tuple(delivered)))
+            with trio.move_on_after(DROP_DELAY):
+                await self._drop_now.wait()
+            self._drop, self._drop_now = trio.Event(), trio.Event()
+            delivered, self._delivered = self._delivered, []
+            try:
+                # They share the next commit that somebody waits for.
+                drop = DropEvents(tuple(delivered))
+                await self._storage.submit_later(drop).wait()
+            except StorageError as exc:
+                logger.error("delivered events are dropped later: %s", exc)
+                self._delivered += delivered
+                self._drop.set()
+                await trio.sleep(RETRY_DELAY)
