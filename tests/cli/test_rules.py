@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.cli.test_serve import _running
-from trioresume import Rule
+from trioresume import Rule, new_token
 from trioresume.cli import main
 from trioresume.cli.rules import rules_of
 
@@ -91,6 +91,36 @@ def test_fault_names_the_file_the_rule_and_the_key(
     shown = re.sub(r"[\s│]+", " ", result.output)
     assert f"{path}: {message}".replace("\n", " ") in shown
     assert not data.exists()
+
+
+def test_check_of_the_configuration_knows_the_rules(tmp_path: Path) -> None:
+    """What is open to everybody is said, and a directory that is missing is an error."""
+    path = tmp_path / "config.toml"
+    tokens = tmp_path / "tokens"
+    tokens.write_text(new_token("alice")[1])
+    missing = tmp_path / "missing"
+    path.write_text(
+        f"""
+        [serve]
+        data-dir = {str(tmp_path / "data")!r}
+        tokens-file = {str(tokens)!r}
+        bind = "127.0.0.1:0"
+
+        [[rule]]
+        path = ["/files/pub-*", "/files/open/"]
+        principal = "alice"
+        public-download = true
+
+        [[rule]]
+        on-success = "move:{missing}"
+        """
+    )
+    result = CliRunner().invoke(main, ["config", "check", "--config", str(path)])
+    lines = result.output.splitlines()
+    public = "anybody may read the files of alice at /files/pub-*, /files/open/"
+    assert f"note     {public}" in lines
+    assert f"error    on-success: {missing} is not a directory" in lines
+    assert result.exit_code == 1
 
 
 def test_other_commands_ignore_the_rules(tmp_path: Path) -> None:

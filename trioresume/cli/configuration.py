@@ -28,7 +28,7 @@ from trioresume.cli.options import (
     Secret,
     Size,
 )
-from trioresume.cli.service.exposure import dangers
+from trioresume.cli.service.exposure import dangers, public_downloads
 from trioresume.cli.service.plan import PLAN_TAKER, Plan
 from trioresume.text import printable
 
@@ -100,9 +100,12 @@ def _findings(plan: Plan, access_log: str | None) -> Iterator[trioresume.Finding
     binds = [bind for bind in plan.config.bind if "fd:" not in bind]
     urls = [_url(bind, plan.config) for bind in binds]
     yield trioresume.Finding("ok", f"who may use it: {plan.senders or 'anybody'}")
+    for public in public_downloads(plan.config):
+        yield trioresume.Finding("note", public)
     for danger in dangers(plan, urls):
         yield trioresume.Finding("warning", danger)
     yield from trioresume.check_config(plan.config)
+    yield from _directories(plan)
     logs = [] if access_log in (None, "-") else [Path(str(access_log))]
     for path in [*logs, *([] if plan.log_file is None else [plan.log_file])]:
         target = path if path.exists() else path.absolute().parent
@@ -115,6 +118,15 @@ def _findings(plan: Plan, access_log: str | None) -> Iterator[trioresume.Finding
             "note",
             "this is root: the check says what root may do, not the service's user",
         )
+
+
+def _directories(plan: Plan) -> Iterator[trioresume.Finding]:
+    """Look at the directories into which files are put."""
+    if isinstance(plan.target, trioresume.FileService):
+        try:
+            plan.target.check(plan.config)
+        except trioresume.CallerError as exc:
+            yield trioresume.Finding("error", str(exc).replace("_", "-", 1))
 
 
 def _url(bind: str, config: trioresume.Config) -> str:

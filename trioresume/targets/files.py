@@ -117,18 +117,25 @@ class FileService:
         )
         self._chooses_names = rules or self._name_template is not None
 
-    @asynccontextmanager
-    async def running(self, config: Config) -> AsyncIterator[None]:
-        """Put files into directories while the block runs.
+    def check(self, config: Config) -> None:
+        """Raise :class:`~trioresume.errors.CallerError` if a directory cannot be used.
 
-        Raises :class:`~trioresume.errors.CallerError` for a directory that cannot be used.
+        These are the directories of ``on_success``, of this service and of the rules. Blocks.
         """
         texts = [rule.on_success for rule in config.rules]
         actions = [Action.parse(text) for text in texts if text is not None]
         if self._action is not None:
             actions.append(self._action)
         for action in actions:
-            await trio.to_thread.run_sync(action.check, config.data_dir)
+            action.check(config.data_dir)
+
+    @asynccontextmanager
+    async def running(self, config: Config) -> AsyncIterator[None]:
+        """Put files into directories while the block runs.
+
+        Raises :class:`~trioresume.errors.CallerError` as :meth:`check` does.
+        """
+        await trio.to_thread.run_sync(self.check, config)
         async with self._on_success.running():
             yield
 

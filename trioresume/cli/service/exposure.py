@@ -12,7 +12,7 @@ import trioresume
 from trioresume.cli.service.plan import Plan
 from trioresume.cli.units import size
 
-__all__ = ["dangers", "facts"]
+__all__ = ["dangers", "facts", "public_downloads"]
 
 
 def facts(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
@@ -20,6 +20,7 @@ def facts(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
     config = plan.config
     yield f"listening at {', '.join(urls)}{_spoken(config, urls)}"
     yield f"who may use it: {plan.senders or 'anybody'}"
+    yield from public_downloads(config)
     path = os.path.abspath(config.data_dir)
     survived = (
         "a power loss"
@@ -28,6 +29,14 @@ def facts(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
     )
     yield f"data in {path}; what is acknowledged survives {survived}"
     yield f"room: {_room(config, path)}"
+
+
+def public_downloads(config: trioresume.Config) -> Iterator[str]:
+    """Yield one line for each rule that lets anybody read files."""
+    for rule in config.rules:
+        if rule.public_download:
+            owner = "".join(rule.principals or ())
+            yield f"anybody may read the files of {owner} at {', '.join(rule.paths)}"
 
 
 def _spoken(config: trioresume.Config, urls: Sequence[str]) -> str:
