@@ -226,7 +226,7 @@ async def test_later_event_does_not_overtake_one_that_fails_while_it_is_read(
                 await trio.sleep(0.1)  # virtual: the failure is committed
             return found
 
-        stand.storage.run = run_slowly  # type: ignore[method-assign]
+        stand.storage.run = run_slowly  # type: ignore[assignment,method-assign]
         await stand.record(record(2))
         await trio.sleep(0.3)
         assert [event.id for event in receiver.tried] == ["m1"]
