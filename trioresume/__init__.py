@@ -51,6 +51,7 @@ from trioresume.hooks.transports.executable import ExecutableHooks
 from trioresume.hooks.transports.http import HTTPHooks
 from trioresume.hooks.transports.transport import HookFunction, HookTransport
 from trioresume.identity.any_of import AnyOf
+from trioresume.identity.downloads import Downloads
 from trioresume.identity.htpasswd import PasswordFile
 from trioresume.identity.jwt import JsonWebTokens
 from trioresume.identity.signed_addresses import (
@@ -137,6 +138,7 @@ __all__ = [
     "ContentFile",
     "Damage",
     "DamageKind",
+    "Downloads",
     "ExecutableHooks",
     "Export",
     "ExportState",

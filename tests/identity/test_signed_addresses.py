@@ -617,6 +617,10 @@ async def test_signature_is_seen_by_nobody(
         (record,) = service.records()
         assert (record.target, record.method) == ("/a?b=c", "POST")
         assert "signed" not in str(record)
+        place = f"/operations/{record.id}/message?{target.partition('?')[2]}"
+        reply = await service.connect().request("GET", place)
+        assert reply.status == 200
+        assert "signed" not in str(reply)
     assert "signed=" not in caplog.text
 
 

@@ -177,7 +177,14 @@ MODULES: dict[str, tuple[str, ...]] = {
         "download",
         "runner",
     ),
-    "identity": ("any_of", "htpasswd", "jwk_sets", "jwt", "signed_addresses"),
+    "identity": (
+        "any_of",
+        "downloads",
+        "htpasswd",
+        "jwk_sets",
+        "jwt",
+        "signed_addresses",
+    ),
     "targets": (
         "on_success/directory",
         "on_success/worker",

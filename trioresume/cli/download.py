@@ -20,6 +20,7 @@ from trioresume import (
     RetryPolicy,
     TransferFailed,
     TrioresumeError,
+    without_signature,
 )
 from trioresume.cli.help import Command
 from trioresume.cli.options import Duration, ExitCode, common_options
@@ -170,13 +171,17 @@ def _report(run: _Run, path: Path, *, checksum: bool, as_json: bool) -> ExitCode
             problem = f"{name}: {failure.strerror or failure}"
     else:
         result.update(
-            url=response.url,
+            url=without_signature(response.url),
             status=response.status,
             attempts=response.attempts,
             sha256=response.sha256,
             confirmed=response.is_confirmed,
         )
-        problem = None if response.ok else f"{response.url}: {refusal(response)}"
+        problem = (
+            None
+            if response.ok
+            else f"{without_signature(response.url)}: {refusal(response)}"
+        )
         if checksum and response.ok and not response.is_confirmed:
             problem = (
                 f"{name}: it is there, but the server does not tell its SHA-256, so it was"

@@ -36,13 +36,15 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
 )
 
 
-def file_service(base_path: str, files: FilesOptions) -> trioresume.FileService:
-    """Return the file service. An option that it cannot have is a usage error.
+def file_service(
+    base_path: str, files: FilesOptions, *, names_owner: bool
+) -> trioresume.FileService:
+    """Return the file service. With *names_owner* locations name the owner. An option that it cannot have is a usage error.
 
     Raises :class:`~trioresume.CallerError` for a *base_path* that cannot be.
     """
     try:
-        return trioresume.FileService(base_path, **files)
+        return trioresume.FileService(base_path, names_owner=names_owner, **files)
     except trioresume.CallerError as exc:
         name, separator, reason = str(exc).partition(": ")
         if not separator or name not in files:

@@ -20,6 +20,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
+        "--downloads",
+        type=click.Choice(["owner", "public", "signed"]),
+        default="owner",
+        help="Who may download files: their owner, everybody who knows the address, or only "
+        "who has a signed address.",
+    ),
+    click.option(
         "--tokens-file",
         type=_FILE,
         help="File with the bearer tokens that are allowed, as lines 'NAME SHA256' "
@@ -90,6 +97,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
 )
 
 _NAMES = (
+    "downloads",
     "tokens_file",
     "htpasswd_file",
     "signing_keys",
@@ -102,6 +110,8 @@ _NAMES = (
     "jwt_max_lifetime",
     "jwt_cacert",
 )
+
+_NEEDS_KEYS = ("jwt_algorithms", "jwt_audience", "jwt_issuer", "jwt_cacert")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -125,6 +135,8 @@ class Identity:
     """The authenticators, in the order in which they are asked."""
     signed: trioresume.SignedAddresses | None
     """The one of signed addresses, which is asked before all others."""
+    downloads: Any
+    """Who may download: ``owner``, ``public`` or ``signed``."""
 
     def add_to(self, reloads: Reloads) -> None:
         """Have SIGHUP read the files of the authenticators again."""
@@ -173,6 +185,7 @@ _OWNERS: dict[type, str] = {
 
 
 def _identity(
+    downloads: str,
     tokens_file: Path | None,
     htpasswd_file: Path | None,
     signing_keys: Path | None,
@@ -183,7 +196,7 @@ def _identity(
         known.append(_made(tokens_file, lambda: trioresume.bearer_tokens(tokens_file)))
     if jwt["jwt_keys"] is not None:
         known.append(_made(jwt["jwt_keys"], lambda: _jwt(**jwt)))
-    elif jwt["jwt_algorithms"] or jwt["jwt_audience"] or jwt["jwt_issuer"]:
+    elif any(jwt[name] for name in _NEEDS_KEYS):
         raise click.UsageError("--jwt-… needs --jwt-keys")
     if htpasswd_file is not None:
         known.append(
@@ -192,7 +205,9 @@ def _identity(
     signed = None
     if signing_keys is not None:
         signed = _made(signing_keys, lambda: trioresume.SignedAddresses(signing_keys))
-    return Identity(tuple(known), signed)
+    if downloads == "signed" and signed is None:
+        raise click.UsageError("--downloads signed needs --signing-keys")
+    return Identity(tuple(known), signed, downloads)
 
 
 def _jwt(
@@ -232,8 +247,31 @@ def authenticator(
     auth: trioresume.AuthRequest | None,
     certificate_name: Any,
     reloads: Reloads,
+    files: str | None,
 ) -> trioresume.Authenticator | None:
-    """Return the check of senders: by the address, their certificate, and in other ways."""
+    """Return the check of senders: by the address, their certificate, and in other ways.
+
+    *files* is the path of the file service, None if there is none.
+    """
+    known = _senders(identity, auth, certificate_name, reloads)
+    if identity.downloads == "owner":
+        return known
+    if known is None:
+        raise click.UsageError(
+            "--downloads is for a service that knows its senders: without"
+            " authentication everybody may download everything"
+        )
+    if files is None:
+        raise click.UsageError("--downloads is for the file service")
+    return trioresume.Downloads(identity.downloads, known, base=files)
+
+
+def _senders(
+    identity: Identity,
+    auth: trioresume.AuthRequest | None,
+    certificate_name: Any,
+    reloads: Reloads,
+) -> trioresume.Authenticator | None:
     identity.add_to(reloads)
     known: list[trioresume.Authenticator] = [*identity.known]
     if auth is not None:

@@ -48,6 +48,7 @@ SERVE = {
         "--retry-interval",
     ),
     "Who may do what": (
+        "--downloads",
         "--signing-keys",
         "--jwt-keys",
         "--jwt-algorithm",

@@ -182,7 +182,12 @@ def serve(
         # example, kills a process that does not end soon.
         output.never_wait(linger=1.0)
     target: trioresume.Target | trioresume.FileService | trioresume.UpstreamTarget
-    target = _target(base_path, app, files) if upstream is None else upstream
+    names_owner = identity.downloads == "public"
+    target = (
+        _target(base_path, app, files, names_owner=names_owner)
+        if upstream is None
+        else upstream
+    )
     if app["app"] is not None or upstream is not None:
         if app["app"] is not None and upstream is not None:
             raise click.UsageError("--app and --upstream exclude each other")
@@ -196,7 +201,13 @@ def serve(
         bind=chosen_sockets(bind, handed, is_given=is_given("bind")),
         unix_socket_mode=unix_socket_mode,
         data_dir=data_dir,
-        authenticate=authenticator(identity, auth, tls["principal"], reloads),
+        authenticate=authenticator(
+            identity,
+            auth,
+            tls["principal"],
+            reloads,
+            base_path if isinstance(target, trioresume.FileService) else None,
+        ),
         hooks=hooks.added_to(reloads),
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
@@ -270,11 +281,13 @@ def _front(front: str, http3: bool) -> Callable[..., Awaitable[None]]:
 
 
 def _target(
-    base_path: str, app: AppOptions, files: FilesOptions
+    base_path: str, app: AppOptions, files: FilesOptions, *, names_owner: bool
 ) -> trioresume.Target | trioresume.FileService:
     """Return the receiver of the uploads. A base path that cannot be is a usage error."""
     try:
-        return application_target(app) or file_service(base_path, files)
+        return application_target(app) or file_service(
+            base_path, files, names_owner=names_owner
+        )
     except trioresume.CallerError as exc:
         raise click.UsageError(f"--base-path {base_path!r}: {exc}") from exc
 

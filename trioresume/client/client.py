@@ -40,7 +40,6 @@ from trioresume.client.response import ClientResponse
 from trioresume.client.runner import Timeouts, TransferRunner
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
-from trioresume.protocol.signed_address import without_signature
 from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
@@ -347,7 +346,7 @@ class Client:
         assert identity is not None
         try:
             # The next run may have another signature, for the same upload.
-            entry = journal.claim(method, without_signature(str(url)), identity)
+            entry = journal.claim(method, url.shown, identity)
             if entry.doubt is not None:
                 same_size = entry.size == source.length
                 if (same_size or source.snapshot) and source.proves(entry.doubt):

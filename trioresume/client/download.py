@@ -123,7 +123,7 @@ class Downloader:
         on_progress: Callable[[Progress], object] | None,
     ) -> None:
         self._redirects = redirects
-        self._asked = str(redirects.url)
+        self._asked = redirects.url.shown  # another signature is for the same file
         self._pool = pool
         self._path = path
         self._standing = standing
@@ -225,7 +225,7 @@ class Downloader:
         words = words_for(cause)
         if delay is None:
             raise TransferFailed(
-                f"{self._redirects.url}: {words}; {self._file.size} bytes are kept",
+                f"{self._redirects.url.shown}: {words}; {self._file.size} bytes are kept",
                 resumable=True,
             ) from cause
         self._report(force=True, trouble=words, retry_in=delay)
@@ -237,7 +237,7 @@ class Downloader:
         if told not in (None, digest):
             await trio.to_thread.run_sync(self._file.discard)
             raise TransferFailed(
-                f"{self._redirects.url}: the content is damaged: its SHA-256 is"
+                f"{self._redirects.url.shown}: the content is damaged: its SHA-256 is"
                 f" {digest.hex()}, and the server says {told and told.hex()}",
                 resumable=True,
             )

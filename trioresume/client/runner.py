@@ -48,7 +48,6 @@ from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.marks import has_mark
 from trioresume.protocol.heads import Fields
-from trioresume.protocol.signed_address import without_signature
 from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
 
@@ -353,8 +352,7 @@ class TransferRunner(Observer):
                     if exchange.answer is not None:
                         return exchange.answer
                 except _NotConnected as exc:
-                    url = without_signature(str(request.url))
-                    logger.debug("%s was not asked: %s", url, exc.reason)
+                    logger.debug("%s was not asked: %s", request.url.shown, exc.reason)
                 if pause is not None:
                     await trio.sleep(pause)
         return None
@@ -565,6 +563,5 @@ class TransferRunner(Observer):
                 exchange = await self._round_trip(request, IgnoringSink(), Observer())
                 return exchange.answer
             except _NotConnected as exc:
-                url = without_signature(str(request.url))
-                logger.debug("%s was not asked: %s", url, exc.reason)
+                logger.debug("%s was not asked: %s", request.url.shown, exc.reason)
         return None

@@ -2,6 +2,7 @@
 
 ========================  =========================================================
 :mod:`.any_of`            several authenticators, one after the other
+:mod:`.downloads`         who may download files
 :mod:`.htpasswd`          HTTP Basic with the users of an htpasswd file
 :mod:`.jwt`               bearer tokens that are JWTs
 :mod:`.signed_addresses`  addresses that are their own credential

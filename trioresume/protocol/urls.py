@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
 from trioresume.errors import CallerError
+from trioresume.protocol.signed_address import without_signature
 
 __all__ = ["Origin", "Url"]
 
@@ -94,6 +95,11 @@ class Url:
         """The URL of *name* in the same folder."""
         folder = self.target.partition("?")[0].rpartition("/")[0]
         return Url(self.origin, f"{folder}/{name}")
+
+    @property
+    def shown(self) -> str:
+        """The URL for people, logs and records: without a signature."""
+        return without_signature(str(self))
 
     def __str__(self) -> str:
         return f"{self.origin.scheme}://{self.origin.authority}{self.target}"

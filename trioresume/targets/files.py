@@ -79,8 +79,9 @@ class FileService:
     *base* is the path of the collection of files. *name_template* makes the names of files
     that are sent with POST, such as ``{year}/{month}/{digest}{suffix}``; None: names are
     random. *on_success* puts each stored file into a directory, too: ``copy:DIR``,
-    ``link:DIR`` or ``move:DIR``. Raises :class:`~trioresume.errors.CallerError` unless *base* starts and ends with
-    ``/``, and for a template or an action that is none.
+    ``link:DIR`` or ``move:DIR``. With *names_owner* the locations of files name their owners,
+    for :class:`~trioresume.Downloads`. Raises :class:`~trioresume.errors.CallerError` unless
+    *base* starts and ends with ``/``, and for a template or an action that is none.
     """
 
     policy = CallPolicy.TRANSACTIONAL
@@ -91,11 +92,13 @@ class FileService:
         *,
         name_template: str | None = None,
         on_success: str | None = None,
+        names_owner: bool = False,
     ) -> None:
         if not (base.startswith("/") and base.endswith("/")):
             raise CallerError("the base path must start and end with '/'")
         self._base = base
         self._name_template = name_template
+        self._names_owner = names_owner
         if name_template is not None:
             try:
                 _template(name_template)
@@ -387,6 +390,8 @@ class FileService:
             return RecordedWith(Response(204, {"etag": etag}), effects)
         root = root_of(self._services.config)
         location = f"{root}{self._base}{quote(file.name)}"
+        if self._names_owner and file.owner is not None:
+            location += f"?owner={quote(file.owner, safe='')}"
         described = {
             "location": location,
             "length": file.content.length,

@@ -62,7 +62,7 @@ class Redirects:
         if self._followed > MOST_REDIRECTS:
             raise TransferFailed(
                 f"the server redirected the request more than {MOST_REDIRECTS} times, the"
-                f" last time to {url}"
+                f" last time to {url.shown}"
             )
         self.url = url
         return True

@@ -271,7 +271,7 @@ class Transfer(Resumption):
             return None
         if not self.content.can_start_at(0):
             raise TransferFailed(
-                f"the server redirected the request to {self.redirects.url} after content"
+                f"the server redirected the request to {self.redirects.url.shown} after content"
                 " was sent that is no longer at hand"
             )
         return Next(self._first)

@@ -22,8 +22,9 @@ from trioresume.protocol.dialects.seed.server import Preferences, ResumeMode
 from trioresume.protocol.dialects.tus.server import is_partial
 from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields, end_to_end_fields
+from trioresume.protocol.signed_address import without_signature
 from trioresume.server.api.authentication import authenticate
-from trioresume.server.api.config import Principal, upload_limits
+from trioresume.server.api.config import Grant, Principal, upload_limits
 from trioresume.server.api.handler import (
     PartTarget,
     Progress,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from trioresume.protocol.dialects import Creation
     from trioresume.protocol.heads import RequestHead
-    from trioresume.server.api.config import Config, Grant
+    from trioresume.server.api.config import Config
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.routes.upload_page import UploadPage
     from trioresume.server.uploads.operation import Operation
@@ -69,9 +70,6 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 # The answer of a handler that does not handle OPTIONS.
 _KNOWS_NO_OPTIONS = frozenset({405, 501})
-
-# Whoever knows the locations of an open operation, see uploads/locations.py.
-_BEARER_OF_LOCATION = Principal("", is_asked_again=False)
 
 # Refusals of an unknown sender, or of one that may not use the service.
 _NOT_KNOWN = frozenset({ProblemCode.UNAUTHORIZED, ProblemCode.FORBIDDEN})
@@ -158,7 +156,9 @@ class Service:
         if path.startswith(self._config.operation_path):
             located = locate(self._config, path)
             if located is not None and located[0][-1] in OPEN:
-                return _BEARER_OF_LOCATION
+                # Some clients repeat the query of the address that began the upload.
+                grant = Grant(without_signature(head.target))
+                return Principal("", is_asked_again=False, grant=grant)
         return await authenticate(self._config, head)
 
     async def _handle_target(
