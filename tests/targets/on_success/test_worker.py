@@ -97,16 +97,42 @@ async def test_directory_that_fails_is_tried_again_and_shown(
     async with socket_service(target, data) as service:
         _break(folder)
         assert await _put(service, "a") == 201
-        await _until(lambda: "tried" in (_pending(data)["a"] or ""))
+        await _until(lambda: "waits" in (_pending(data)["a"] or ""))
         text = _pending(data)["a"]
         assert text is not None
-        assert text.startswith(f"copy to {folder}, tried 1 times: Not a directory")
+        assert text.startswith(f"copy to {folder}, waits: Not a directory")
     _mend(folder)
     # The action belongs to the file, even if the next service has none.
     async with socket_service(FileService(), data) as service:
         await _until_there(folder / "a")
         await _until_done(data)
     assert (folder / "a").read_bytes() == BODY
+
+
+async def test_directory_that_fails_is_tried_for_all_of_its_files_at_once(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eighty files cost a few attempts, and do not keep other files from theirs."""
+    data = tmp_path / "data"
+    other = folder.with_name("other")
+    other.mkdir()
+    rules = [Rule(path="/files/o-*", on_success=f"copy:{other}")]
+    target = FileService(on_success=f"copy:{folder}")
+    async with socket_service(target, data, rules=rules) as service:
+        _break(folder)
+        async with service.connect() as client:
+            for number in range(80):
+                path = f"/files/{number}"
+                assert (await client.request("PUT", path, {}, b"x")).status == 201
+            assert (await client.request("PUT", "/files/o-1", {}, b"y")).status == 201
+        await _until_there(other / "o-1")
+        waiting = [name for name, text in _pending(data).items() if text]
+        assert len(waiting) == 80
+        failed = [r for r in caplog.records if "is not in" in r.getMessage()]
+        assert 1 <= len(failed) <= 20
+        _mend(folder)
+        await _until_done(data)
+    assert len(os.listdir(folder)) == 80
 
 
 async def test_file_that_is_gone_or_replaced_needs_nothing(
@@ -121,7 +147,7 @@ async def test_file_that_is_gone_or_replaced_needs_nothing(
         for body in (b"first", b"second"):
             assert await _put(service, "a", body) in (201, 204)
         assert await _put(service, "b") == 201
-        await _until(lambda: "tried" in (_pending(data)["b"] or ""))
+        await _until(lambda: "waits" in (_pending(data)["b"] or ""))
         async with service.connect() as client:
             assert (await client.request("DELETE", "/files/b")).status == 204
         _move(moved, folder)
@@ -158,7 +184,7 @@ async def test_hooks_are_told_of_the_file_and_not_of_the_task(
         _break(folder)
         assert await _put(service, "a") == 201
         await receiver.until("post-finish")
-        await _until(lambda: "tried" in (_pending(data)["a"] or ""))
+        await _until(lambda: "waits" in (_pending(data)["a"] or ""))
         _mend(folder)
         await _until_there(folder / "a")
         await _until_done(data)

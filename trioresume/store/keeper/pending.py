@@ -34,6 +34,5 @@ def pending_actions(rows: Callable[..., Sequence[Sequence[Any]]]) -> dict[Owned,
             text = f"{task['action']} to {task['directory']}"
         except (ValueError, KeyError, TypeError):
             continue  # a later version's
-        tried = f", tried {attempts} times: {error}" if attempts else ""
-        found[owner, name] = text + tried
+        found[owner, name] = f"{text}, waits: {error}" if attempts else text
     return found

@@ -4,17 +4,23 @@ A task is in the catalog from the commit that publishes the file to the commit a
 is in its directory. A crash in between repeats it. What fails, such as a directory without
 space, is tried again, each time later, as long as the file is there.
 
+If the fault is the directory's, nothing else is tried there meanwhile: a full disk costs one
+attempt and one line of the log at a time, however many files wait for it.
+
 If the file was removed or replaced before its turn, nothing is done for it: a file that
 replaced it has a task of its own.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,13 +48,29 @@ __all__ = ["OnSuccess"]
 
 logger = logging.getLogger("trioresume.on_success")
 
-AT_ONCE = 2
+AT_ONCE = 4
 """Files that are put into directories at the same time."""
+WINDOW = 64
+"""Due tasks that are looked at together."""
 FIRST_DELAY = 1.0
 LONGEST_DELAY = 300.0
 """Seconds until a failed task is tried again, at first and at most."""
 STORE_DELAY = 5.0
 """Seconds until the catalog is asked again after an error."""
+
+_FAULTS_OF_A_DIRECTORY = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A directory that failed."""
+
+    until: float
+    """Service time."""
+    delay: float
+    reason: str
 
 
 class OnSuccess:
@@ -63,6 +85,8 @@ class OnSuccess:
         self._wake = trio.Event()
         self._busy: set[int] = set()
         self._stopping = threading.Event()
+        self._closed: dict[str, _Closed] = {}
+        """The directories that failed when a file was put there last."""
         self._names: set[tuple[str, ...]] = set()
         """The paths that are being made: no two tasks work for one at a time."""
         if records:
@@ -112,21 +136,33 @@ class OnSuccess:
     async def _start_due(self, nursery: trio.Nursery) -> float | None:
         """Start as many tasks as may run; return when another one is due."""
         now = self._clock.now()
-        look = partial(self._storage.store.due_events, now, 2 * AT_ONCE, tasks=True)
+        look = partial(self._storage.store.due_events, now, WINDOW, tasks=True)
         try:
             events, soonest = await self._storage.run(look)
         except StorageError as exc:
             logger.error("files are put into their directories later: %s", exc)
             return now + STORE_DELAY
+        waits: list[PostponeEvent] = []
         for event in events:
-            if len(self._busy) >= AT_ONCE:
-                break  # the end of one wakes this up
+            if event.seq in self._busy:
+                continue
             task = Task.unpack(event.payload)
+            closed = self._closed.get(task.action.directory)
             path = (task.action.directory, *task.segments)
-            if event.seq not in self._busy and path not in self._names:
+            if closed is not None and closed.until > now:
+                waits.append(PostponeEvent(event.seq, closed.until, closed.reason))
+            elif len(self._busy) < AT_ONCE and path not in self._names:
+                # The end of one wakes this up for the next ones.
                 self._busy.add(event.seq)
                 self._names.add(path)
                 nursery.start_soon(self._perform, event, task, path)
+        if waits:
+            try:
+                await self._storage.commit(*waits)
+            except StorageError as exc:
+                logger.error("files are put into their directories later: %s", exc)
+                return now + STORE_DELAY
+            self._wake.set()  # there may be more, behind these
         return soonest
 
     async def _perform(
@@ -163,6 +199,7 @@ class OnSuccess:
             logger.exception("a bug kept a file out of its directory")
             await self._postpone(event, task, exc)
             return
+        self._closed.pop(task.action.directory, None)
         await self._finish(event, task, file)
 
     def _place(self, file: FileRecord, task: Task, mark: str) -> str:
@@ -193,14 +230,29 @@ class OnSuccess:
         await self._storage.commit(drop)
 
     async def _postpone(self, event: EventRecord, task: Task, exc: Exception) -> None:
-        reason = getattr(exc, "strerror", None) or str(exc)
+        reason = (getattr(exc, "strerror", None) or str(exc))[:200]
+        directory, now = task.action.directory, self._clock.now()
         delay = min(FIRST_DELAY * 2 ** min(event.attempts, 16), LONGEST_DELAY)
-        due_at = self._clock.now() + delay
-        await self._storage.commit(PostponeEvent(event.seq, due_at, reason[:200]))
-        say = logger.warning if event.attempts else logger.error
-        say(
+        if isinstance(exc, OSError) and _is_fault_of(directory, exc):
+            closed = self._closed.get(directory)
+            if closed is None:
+                closed = _Closed(now + FIRST_DELAY, FIRST_DELAY, reason)
+            elif closed.until <= now:
+                longer = min(2 * closed.delay, LONGEST_DELAY)
+                closed = _Closed(now + longer, longer, reason)
+            self._closed[directory] = closed
+            delay = closed.until - now
+        await self._storage.commit(PostponeEvent(event.seq, now + delay, reason))
+        logger.error(
             "a file is not in %s yet, and it is tried again in %.0f s: %s",
-            task.action.directory,
+            directory,
             delay,
             reason,
         )
+
+
+def _is_fault_of(directory: str, exc: OSError) -> bool:
+    """Whether the next file would fail there, too."""
+    if exc.errno in _FAULTS_OF_A_DIRECTORY or not os.path.isdir(directory):
+        return True
+    return not os.access(directory, os.W_OK | os.X_OK)
