@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -208,6 +209,29 @@ def test_crash_at_any_step_is_made_good(
             block = reader.read(offset, CHUNK)
             assert block == data[offset : offset + len(block)]
             offset += len(block)
+
+
+def test_bytes_are_synced_before_the_name_and_the_name_before_the_end(
+    store: DiskStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power loss leaves a whole file under its name or none, and what is done is durable."""
+    content = store_content(store, LARGE)
+    calls: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            calls.append("fsync folder" if is_folder else name)
+            return function(*args, **options)
+
+        return call
+
+    for name in ("mkdir", "fsync", "link", "unlink"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    put(store, content, folder, "a", "b")
+    made = ["mkdir", "fsync folder"]
+    written = ["unlink", "fsync", "link", "unlink", "fsync folder"]
+    assert calls == made + written
 
 
 def test_stopped_file_is_finished_later(store: DiskStore, folder: Path) -> None:
