@@ -83,6 +83,7 @@ LIFETIME_KEY = "file-lifetime"
 
 Only ``pre-create`` can set it: what a client sends under this key is removed."""
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _NO_UPLOADS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "TRACE"})
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
@@ -155,20 +156,19 @@ def document(
         if stored and name in _CREDENTIALS and name not in kept_fields:
             continue
         lines.setdefault(name.title(), []).append(value)
+    metadata = metadata_from(upload.fields)
+    metadata.pop(LIFETIME_KEY, None)
+    parts = _parts_of(upload.fields)
     event: dict[str, object] = {
         "Upload": {
             "ID": upload.id,
             "Size": upload.length or 0,
             "SizeIsDeferred": upload.length is None,
             "Offset": upload.offset,
-            "MetaData": {
-                key: value
-                for key, value in metadata_from(upload.fields).items()
-                if key != LIFETIME_KEY
-            },
+            "MetaData": metadata,
             "IsPartial": is_partial(upload.fields),
-            "IsFinal": bool(_parts_of(upload.fields)),
-            "PartialUploads": _parts_of(upload.fields) or None,
+            "IsFinal": bool(parts),
+            "PartialUploads": parts or None,
             "Storage": upload.storage,
         },
         "HTTPRequest": {
@@ -183,7 +183,7 @@ def document(
         event["Reason"] = upload.reason
     time = datetime.fromtimestamp(date, UTC).isoformat(timespec="milliseconds")
     whole = {"Type": kind, "ID": id, "Time": time, "Event": event}
-    return json.dumps(whole, separators=(",", ":")).encode("ascii")
+    return _encode(whole).encode("ascii")
 
 
 def _parts_of(fields: Fields) -> list[str]:
