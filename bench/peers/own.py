@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,6 +65,21 @@ class Trioresume(Own):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hooked(Trioresume):
+    """``trioresume serve`` with an outbox whose events cost nothing to deliver.
+
+    The directory of hooks is the one of the data: it has no executable.
+    """
+
+    def arguments(self, data_dir: Path, port: int) -> tuple[str, ...]:
+        return (
+            *super().arguments(data_dir, port),
+            *("--hooks-dir", str(data_dir)),
+            *("--hooks-enabled-events", "post-create,post-finish,post-terminate"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Raw(Own):
     """:mod:`bench.rawloop`, up to one of its steps."""
 
@@ -111,6 +126,13 @@ def _raw(work: str, does: str) -> Raw:
     )
 
 
+_BASE = trioresume()
+_HOOKED = Hooked(
+    **{each.name: getattr(_BASE, each.name) for each in fields(_BASE)}
+    | {"name": "trioresume-hooks", "settings": "the command's defaults, with an outbox"}
+)
+"""The server with hooks, to be compared with the one without."""
+
 _BY_HYPERCORN = replace(
     trioresume("process", ("--front", "hypercorn")),
     name="trioresume-hypercorn",
@@ -121,6 +143,7 @@ _BY_HYPERCORN = replace(
 OWN: tuple[Own, ...] = (
     trioresume("disk"),
     trioresume("process"),
+    _HOOKED,
     _BY_HYPERCORN,
     _raw("receive", "receives and drops the bytes"),
     _raw("hash", "receives and hashes"),
