@@ -205,6 +205,7 @@ async def test_flood_of_checks_is_bounded(
     statuses: list[int] = []
 
     async def ask(number: int, peer: str) -> None:
+        peer = f"{peer}:{40_000 + number}"  # as a socket names it
         verdict = await known(head(fields=basic("ann", str(number)), peer=peer))
         assert isinstance(verdict, Rejection)
         statuses.append(verdict.status)
@@ -260,15 +261,33 @@ async def test_password_in_clear_text_is_warned_of(
     """Once in an hour, and not for this machine's own address or behind a proxy with TLS."""
     known = PasswordFile(users)
     fields = basic("ann", "secret")
-    await known(head(fields=fields, peer="127.0.0.1"))
-    await known(head(fields=fields, peer="::1"))
+    for own in ("127.0.0.1", "127.0.0.1:40000", "::1", "::1:40000", "unix:"):
+        await known(head(fields=fields, peer=own))
+    await known(head(fields=fields, peer="::ffff:127.0.0.1:40000"))
     await known(head(fields=fields, peer="192.0.2.1", origin="https://a"))
     await known(head(fields=bearer("x"), peer="192.0.2.1"))
     assert caplog.text == ""
-    await known(head(fields=fields, peer="192.0.2.1", origin="http://a"))
+    await known(head(fields=fields, peer="192.0.2.1:40000", origin="http://a"))
     await known(head(fields=fields, peer="192.0.2.2", origin="http://a"))
     assert caplog.text.count("without TLS") == 1
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("192.0.2.1:40000", "192.0.2.1:40001", True),
+        ("192.0.2.1", "192.0.2.1:40001", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1:40000", "192.0.2.1", True),
+        ("2001:db8::1:40000", "2001:db8::ffff:2", True),
+        ("2001:db8:0:1::1:40000", "2001:db8::1:40000", False),
+        ("unix:", "", True),
+    ],
+)
+def test_checks_are_counted_for_networks(one: str, other: str, is_same: bool) -> None:
+    """Whoever has an IPv6 address has a network of them; a new port is no new client."""
+    assert (htpasswd._network_of(one) == htpasswd._network_of(other)) is is_same
 
 
 @pytest.mark.parametrize(

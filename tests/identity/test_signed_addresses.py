@@ -624,6 +624,29 @@ async def test_signature_is_seen_by_nobody(
     assert "signed=" not in caplog.text
 
 
+async def test_page_of_another_origin_uploads(
+    keys: Path, tmp_path: Path, autojump_clock: object
+) -> None:
+    """A browser asks first, without the method that was signed; then it may read the answer."""
+    async with serving(
+        tmp_path, keys, cors_origins=["https://shop.example"]
+    ) as service:
+        client = service.connect()
+        target = upload_target(media_type="image/*")
+        asks = {
+            "Origin": "https://shop.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        }
+        assert (await client.request("OPTIONS", target, asks)).status == 204
+        fields = {"Origin": "https://shop.example", "Content-Type": "image/png"}
+        reply = await client.request("POST", target, fields, b"x")
+        assert reply.status == 201
+        assert reply["access-control-allow-origin"] == "https://shop.example"
+        reply = await client.request("OPTIONS", target, {"Origin": "https://x"})
+        assert reply.status == 200  # what the server speaks is no secret: C17
+
+
 async def test_backend_never_sees_it(keys: Path, tmp_path: Path) -> None:
     """Neither a request that streams through, nor one that is recorded, nor the limit."""
     async with backend() as behind:

@@ -50,7 +50,7 @@ MOST_REMEMBERED = 4096
 MOST_WAITING = 64
 """Checks that run or wait. Behind two at a time, the last one waits for some seconds."""
 MOST_WAITING_OF_ADDRESS = 8
-"""The same for each address."""
+"""The same for each IPv4 address or IPv6 /64 network."""
 WARN_INTERVAL = 3600.0
 """Seconds between two warnings about passwords in clear text."""
 
@@ -147,7 +147,7 @@ class PasswordFile:
         # The hash is part of the key: a changed password is forgotten with its old hash.
         key = self._digest(hashed + b":" + name.encode() + b":" + password)
         verdict = self._is_remembered(key) or await self._ask(
-            key, hashed, password, head.peer
+            key, hashed, password, _network_of(head.peer)
         )
         if isinstance(verdict, Rejection):
             return verdict
@@ -168,18 +168,18 @@ class PasswordFile:
         return until is not None and trio.current_time() < until
 
     async def _ask(
-        self, key: bytes, hashed: bytes, password: bytes, peer: str
+        self, key: bytes, hashed: bytes, password: bytes, network: str
     ) -> bool | Rejection:
         """Return whether the password is right, or a refusal to check it now."""
         while (check := self._running.get(key)) is not None:
             await check.ended.wait()
             if check.is_right is not None:
                 return check.is_right
-        if self._waiting[peer] >= MOST_WAITING_OF_ADDRESS:
+        if self._waiting[network] >= MOST_WAITING_OF_ADDRESS:
             return _TOO_MANY
         if len(self._running) >= MOST_WAITING:
             return _BUSY
-        self._waiting[peer] += 1
+        self._waiting[network] += 1
         check = self._running[key] = _Check()
         try:
             check.is_right = await trio.to_thread.run_sync(
@@ -188,9 +188,9 @@ class PasswordFile:
         finally:
             del self._running[key]
             check.ended.set()
-            self._waiting[peer] -= 1
-            if not self._waiting[peer]:
-                del self._waiting[peer]
+            self._waiting[network] -= 1
+            if not self._waiting[network]:
+                del self._waiting[network]
         if check.is_right:
             self._right[key] = trio.current_time() + self._remember
             self._right.move_to_end(key)
@@ -239,10 +239,28 @@ def _is_private(head: RequestHead) -> bool:
     """Whether nobody else can read the request: it has TLS, or comes from this machine."""
     if head.tls is not None or head.origin.startswith("https://"):
         return True
-    try:
-        return ipaddress.ip_address(head.peer).is_loopback
-    except ValueError:
-        return True  # a Unix socket
+    address = _address_of(head.peer)
+    return address is None or address.is_loopback  # None: a Unix socket
+
+
+def _address_of(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address of a peer, which may be followed by a port, if it has one."""
+    for text in (peer, peer.rpartition(":")[0]):
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            continue
+        mapped = address.ipv4_mapped if address.version == 6 else None
+        return address if mapped is None else mapped
+    return None
+
+
+def _network_of(peer: str) -> str:
+    """Return what checks count for: an IPv4 address, or the /64 network of an IPv6 one."""
+    address = _address_of(peer)
+    if address is None or address.version == 4:
+        return str(address)
+    return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
 
 
 def _decoy(hashed: bytes) -> bytes:

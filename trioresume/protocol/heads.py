@@ -147,9 +147,9 @@ class RequestHead:
     ``target`` is the request target in origin form as it was sent; ``path`` and
     ``query`` are its two sides of the first ``?``, still percent-encoded.
     ``length`` is the content's length in bytes: ``None`` if it is chunked and so
-    unknown, 0 if there is no content. ``peer`` is the sender's address without a port,
-    for logs and limits: the connection's other end, or the client that a trusted proxy
-    names. ``origin`` makes a path absolute for this sender: ``https://host``, or "" if
+    unknown, 0 if there is no content. ``peer`` is the sender's address, for logs and
+    limits: the connection's other end as ``HOST:PORT``, or the client that a trusted proxy
+    names, without a port. ``origin`` makes a path absolute for this sender: ``https://host``, or "" if
     the server cannot tell. It proves nothing to others. ``tls`` is None if the connection
     has no TLS; behind a proxy it is the proxy's connection.
     """
