@@ -6,9 +6,9 @@ import io
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 
 import pytest
@@ -36,16 +36,16 @@ HALFWAY = Snapshot(
 
 # What the command does, with snapshots that are made up.
 SHOWING = """
-import dataclasses, sys, time
+import dataclasses, sys
 from rich.console import Console
 from tests.bench_command.test_live import HALFWAY, SETTINGS
 from trioresume.bench.report.live import watching
 with watching(SETTINGS, Console(stderr=True)) as show:
     for index in range(12):
         show(dataclasses.replace(HALFWAY, at=10.0 + index))
-        time.sleep(0.05)
+    sys.stdin.readline()  # the test has seen it
     show(dataclasses.replace(HALFWAY, phase="checking", at=23.0, checked=7, wrong=1))
-    time.sleep(0.3)
+    sys.stdin.readline()
 print("the result")
 """
 
@@ -64,29 +64,34 @@ def test_terminal_shows_a_panel_and_takes_it_away() -> None:
     master, slave = pty.openpty()
     shown = bytearray()
 
-    def read() -> None:
+    def read_until(part: bytes | None) -> None:
+        """Read what is shown, up to *part*; None stands for the end."""
         try:
-            while piece := os.read(master, 65536):
-                shown.extend(piece)
+            while part is None or part not in shown:
+                assert select.select([master], [], [], 60)[0]
+                shown.extend(os.read(master, 65536))
         except OSError:
-            pass  # EIO: the other end is closed
+            assert part is None  # EIO: the other end is closed
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        subprocess.run(
-            [sys.executable, "-c", SHOWING],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment(),
-            timeout=60,
-            check=True,
-        )
-    finally:
+    with subprocess.Popen(
+        [sys.executable, "-c", SHOWING],
+        stdin=subprocess.PIPE,
+        stdout=slave,
+        stderr=slave,
+        env=environment(),
+    ) as process:
         os.close(slave)
-        reader.join()
-        os.close(master)
+        try:
+            assert process.stdin is not None
+            for seen in (b"ETA", b"checking"):
+                read_until(seen)
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            read_until(None)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            os.close(master)
     text = shown.decode()
     bare = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     for part in ("uploading", "throughput now", "31.5 MiB/s", "ETA"):
