@@ -68,9 +68,9 @@ async def test_nothing_expires_that_receives(autojump_clock: Clock) -> None:
     async with memory_service(handler := Recorder(), config) as service:
         client = service.connect()
         await client.start(512)
-        for at in range(512):
+        for at in range(0, 512, 8):
             await trio.sleep(7)
-            await client.send(BODY[at : at + 1])
+            await client.send(BODY[at : at + 8])
         assert (await client.reply()).status == 200
     assert handler.bodies == [BODY]
 
