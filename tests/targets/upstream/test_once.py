@@ -179,6 +179,27 @@ async def test_response_without_a_length_is_recorded_whole(tmp_path: Path) -> No
             assert (await resumable(client)).body == LARGE
 
 
+async def test_trailers_of_a_response_are_dropped(tmp_path: Path) -> None:
+    """Those of a recorded response and of one that streams through; ``Trailer``, too.
+
+    They may be dropped (RFC 9110, section 6.5.1), and a replay or a range has no place for them.
+    """
+    sent = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+        b"5\r\n12345\r\n0\r\nX-Sum: 15\r\nLocation: /elsewhere\r\n\r\n"
+    )
+    async with backend(raw(sent)) as behind, front(tmp_path, behind.url) as service:
+        async with service.connect() as client:
+            recorded = await resumable(client)
+            replayed = await client.request("GET", recorded.result)
+            streamed = await client.request("GET", "/stream")
+            after = await client.request("GET", "/stream")
+    for reply in (recorded, replayed, streamed, after):
+        assert (reply.status, reply.body) == (200, b"12345")
+        told = {name.lower() for name, _ in reply.fields}
+        assert not told & {"trailer", "x-sum", "location"}
+
+
 async def test_interim_responses_reach_the_client(tmp_path: Path) -> None:
     """RFC 9110, section 15.2; a 100 is between the two servers."""
     early = (
