@@ -17,9 +17,10 @@ from bench.peers.rustus import RUSTUS
 from bench.peers.tus_server import TUS_SERVER
 from bench.peers.tusd import TUSD
 from bench.peers.tuspyserver import TUSPYSERVER
+from bench.peers.upstream import FRONTS
 from bench.peers.versions import VERSIONS
 
-__all__ = ["PEERS", "VERSIONS", "Peer", "find"]
+__all__ = ["PEERS", "PROXIES", "VERSIONS", "Peer", "find"]
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -34,12 +35,16 @@ PEERS: dict[str, Peer] = {
         UVICORN,
     )
 }
-"""Every server that can be measured, by name."""
+"""Every server that stores uploads, by name."""
+
+PROXIES: dict[str, Peer] = {peer.name: peer for peer in FRONTS}
+"""Servers that send uploads on to a backend. They are measured only if they are named."""
 
 
 def find(name: str) -> Peer:
     """Return the peer called *name*. Raises :class:`LookupError` with the known names."""
+    known = PEERS | PROXIES
     try:
-        return PEERS[name]
+        return known[name]
     except KeyError:
-        raise LookupError(f"{name!r} is not one of {', '.join(PEERS)}") from None
+        raise LookupError(f"{name!r} is not one of {', '.join(known)}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import PEERS, VERSIONS, Peer, find
+from bench.peers import PEERS, PROXIES, VERSIONS, Peer, find
 from bench.peers.cache import Cache, InstallFailed, run_logged
 from bench.peers.peer import Carrier, ToolMissing
 from bench.peers.prove import Disproved, prove
@@ -80,7 +80,7 @@ def test_the_cache_can_be_moved(
 
 def test_every_peer_says_what_a_report_needs() -> None:
     """Which work it does for safety and how it runs; every pinned version is used."""
-    for peer in PEERS.values():
+    for peer in (*PEERS.values(), *PROXIES.values()):
         assert set(peer.protocols) <= {"seed", "tus", "rufh", "plain"}
         assert peer.hashes
         assert peer.syncs
@@ -123,7 +123,8 @@ def test_a_wrong_server_is_disproved(fault: str, words: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "protocol"), [("trioresume", "seed"), ("raw-write", "plain")]
+    ("name", "protocol"),
+    [("trioresume", "seed"), ("raw-write", "plain"), ("trioresume-upstream", "plain")],
 )
 def test_what_is_our_own_is_proved(name: str, protocol: str, tmp_path: Path) -> None:
     """The yardsticks are held to the same."""
@@ -143,6 +144,15 @@ def test_an_installed_peer_is_proved(peer: Peer, tmp_path: Path) -> None:
     with Server(peer, tmp_path / "data") as server:
         facts = prove(server)
     assert any("resumed at" in fact for fact in facts) == peer.resumes
+
+
+def test_front_of_nginx_is_proved(tmp_path: Path) -> None:
+    """Behind it is the same backend: it tells the length of what came."""
+    peer = find("nginx-buffering")
+    if not Cache().installed(find("nginx")):
+        pytest.skip("python -m bench.peers install nginx")
+    with Server(peer, tmp_path / "data") as server:
+        assert prove(server, "plain")
 
 
 def test_peer_is_proved_over_http2(tmp_path: Path) -> None:
