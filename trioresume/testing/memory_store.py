@@ -498,6 +498,7 @@ class MemoryStore(MemoryContents):
         operations = [record for record in known if record.state is not _S.GONE]
         files = [file for file in self._files.values() if file.owner == principal]
         receiving = [r for r in operations if r.state is _S.RECEIVING]
+        waiting = [r for r in operations if r.state is _S.WAITING]
         contents = [record.content for record in operations]
         contents += [record.response.body for record in operations if record.response]
         contents += [file.content for file in files]
@@ -505,7 +506,7 @@ class MemoryStore(MemoryContents):
         size = RECORD_SIZE * (len(operations) + len(files))
         size += sum(map(_extra, known)) + sum(map(_file_extra, files))
         size += sum(record.reserved for record in receiving) + sum(kept.values())
-        return Usage(size, len(receiving))
+        return Usage(size, len(receiving) + len(waiting))
 
     def total_usage(self) -> Usage:
         principals = {record.principal for record in self._operations.values()}

@@ -31,6 +31,7 @@ from trioresume.store.port import (
     CreateOperation,
     EndOperation,
     ForgetOperation,
+    MoveOperation,
     OperationId,
     PublishFile,
     RecordResponse,
@@ -189,6 +190,39 @@ def test_catalog_from_before_records_counted_is_counted_once(tmp_path: Path) -> 
         assert store.total_usage() == Usage()
     finally:
         store.close()
+
+
+def test_operation_that_waits_for_its_target_is_open(stand: Stand) -> None:
+    """G5: its content is on the disk, and nobody knows for how long."""
+    store = stand.store
+    do(store, CreateOperation(replace(record(principal="a"), reserved=1000)))
+    do(store, SetState(OP, OperationState.PROCESSING))
+    assert store.usage("a") == Usage(ROW, 0)
+    do(store, SetState(OP, OperationState.WAITING))
+    assert store.usage("a") == store.total_usage() == Usage(ROW, 1)
+    do(store, MoveOperation(OP, "b", "/x"))
+    assert store.usage("b") == store.total_usage() == Usage(ROW, 1)
+    do(store, EndOperation(OP, 5.0))
+    assert store.total_usage() == Usage()
+
+
+def test_catalog_from_before_waiting_counted_is_counted_once(tmp_path: Path) -> None:
+    """Version 8: an operation that waits was not open."""
+    data_dir = tmp_path / "data"
+    waiting = record(principal="a", state=OperationState.WAITING)
+    with closing(open_store(data_dir)) as store:
+        do(store, CreateOperation(waiting))
+        do(store, CreateOperation(record("other", principal="a")))
+    downgrade(data_dir, 8)
+    with closing(sqlite3.connect(data_dir / "catalog.sqlite3")) as old:
+        old.execute("UPDATE accounts SET open = open - 1")
+        old.commit()
+    for _ in range(2):
+        with closing(open_store(data_dir)) as store:
+            assert store.usage("a") == store.total_usage() == Usage(2 * ROW, 2)
+    with closing(open_store(data_dir)) as store:
+        do(store, ForgetOperation(OP))
+        assert store.usage("a") == Usage(ROW, 1)
 
 
 def test_catalog_of_the_first_version_is_counted_once(tmp_path: Path) -> None:

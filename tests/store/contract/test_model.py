@@ -414,11 +414,12 @@ class StoreMachine(RuleBasedStateMachine):
         kept = {o.content for o in operations if o.content is not None}
         kept |= {content for content, _ in files.values()}
         receiving = [o for o in operations if o.state is OperationState.RECEIVING]
+        waiting = [o for o in operations if o.state is OperationState.WAITING]
         return Usage(
             4096 * (len(operations) + len(files))
             + sum(content.length for content in kept)
             + sum(operation.reserved for operation in receiving),
-            len(receiving),
+            len(receiving) + len(waiting),
         )
 
     def teardown(self) -> None:

@@ -556,7 +556,7 @@ class _Check:
         rows = self._rows(
             "SELECT '=' || principal, content_digest, content_length,"
             f" (state != 'gone') * {RECORD_SIZE} + (state = 'receiving') * reserved,"
-            " state = 'receiving' FROM operations"
+            " state IN ('receiving', 'waiting') FROM operations"
             " UNION ALL SELECT '=' || principal, response_digest, response_length, 0, 0"
             " FROM operations UNION ALL SELECT namespace, content_digest,"
             f" content_length, {RECORD_SIZE}, 0 FROM files"

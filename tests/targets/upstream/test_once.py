@@ -335,6 +335,30 @@ async def test_server_completes_it_when_the_backend_is_back(tmp_path: Path) -> N
             assert [seen.body for seen in behind.seen] == [BODY]
 
 
+async def test_requests_that_wait_count_as_open_uploads(tmp_path: Path) -> None:
+    """G5: 429 at the limit, also after a restart, until the backend has taken them."""
+    url = await dead_end()
+    port = int(url.rpartition(":")[2])
+    limit = {"max_open_uploads_per_principal": 2}
+    async with front(tmp_path, url, config={**limit, "retry_interval": 0}) as service:
+        async with service.connect() as client:
+            waiting = [await resumable(client) for _ in range(2)]
+            assert [reply.status for reply in waiting] == [503, 503]
+    async with front(tmp_path, url, config={**limit, "retry_interval": 0}) as service:
+        async with service.connect() as client:
+            refused = await resumable(client)
+            assert (refused.status, refused.code) == (429, "too-many-uploads")
+    async with front(
+        tmp_path, url, config={**limit, "retry_interval": 0.05}
+    ) as service:
+        async with backend(port=port) as behind:
+            for reply in waiting:
+                assert (await message(service, reply)).body.startswith(b"HTTP/1.1 200 ")
+            assert len(behind.seen) == 2
+            async with service.connect() as client:
+                assert (await resumable(client)).status == 200
+
+
 async def test_request_waits_if_the_service_ends_while_it_connects(
     tmp_path: Path,
 ) -> None:

@@ -211,7 +211,8 @@ class Config:
     max_stored_bytes_per_principal: int | None = None
     """Space for the uploads and files of each principal (G7, 507)."""
     max_open_uploads_per_principal: int | None = 10_000
-    """Uploads of each principal that are receiving or can be resumed (G5, 429)."""
+    """Uploads of each principal that are receiving, can be resumed, or wait for their target
+    (G5, 429)."""
     digest_budget: int = 1024 * MIB
     """Bytes of joined uploads that are hashed for each principal within an hour (C15).
 

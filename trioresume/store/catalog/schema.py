@@ -40,7 +40,11 @@ from typing import TYPE_CHECKING, Any
 from trioresume.errors import FormatVersionUnsupported, StorageError, StorageFull
 from trioresume.store.catalog.outbox import EVENTS
 from trioresume.store.catalog.read_only import connect_without_writing
-from trioresume.store.catalog.usage_triggers import ACCOUNTS, COUNT_RECORDS
+from trioresume.store.catalog.usage_triggers import (
+    ACCOUNTS,
+    COUNT_RECORDS,
+    COUNT_WAITING,
+)
 from trioresume.store.file_system.disk_io import FULL, Descriptor, owner_to_follow
 
 if TYPE_CHECKING:
@@ -170,6 +174,7 @@ _MIGRATIONS = (
     _VERSION_6,
     COUNT_RECORDS,
     EVENTS,
+    COUNT_WAITING,
 )
 
 _BUSY_TIMEOUT = 10.0

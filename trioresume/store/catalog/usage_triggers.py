@@ -10,6 +10,7 @@ when a catalog from before the accounts is migrated.
   of the request, the response that is kept with it, a file's name and fields. This also
   holds for a tombstone, which keeps only the request's target.
 * An upload is charged its reserved bytes, from its creation to its end.
+* An operation is open while its upload is received, and while it waits for its target.
 * Finished content is charged its length, once for each principal who keeps it in any
   number of operations and files. Chunks that contents share are not subtracted. Otherwise
   the answer to an upload could tell a principal what others have stored.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from trioresume.store.port import FREE_HEAD, RECORD_SIZE
 
-__all__ = ["ACCOUNTS", "COUNT_RECORDS", "MOVE_OPERATION"]
+__all__ = ["ACCOUNTS", "COUNT_RECORDS", "COUNT_WAITING", "MOVE_OPERATION"]
 
 _OWNER = "CASE WHEN {0}.principal IS NULL THEN '' ELSE '=' || {0}.principal END"
 _HELD = (
@@ -185,9 +186,38 @@ CREATE TRIGGER file_removed AFTER DELETE ON files BEGIN
 END;
 """
 
+_IS_OPEN = "({0}.state IN ('receiving', 'waiting'))"
+
+COUNT_WAITING = f"""
+DROP TRIGGER operation_created;
+DROP TRIGGER operation_changed;
+DROP TRIGGER operation_forgotten;
+
+INSERT INTO charge SELECT {_OWNER.format("o")}, 0, count(*)
+    FROM operations o WHERE o.state = 'waiting' GROUP BY o.principal;
+
+CREATE TRIGGER operation_created AFTER INSERT ON operations BEGIN
+    INSERT INTO charge
+        VALUES ({_NEW}, {_ALL_HELD.format("NEW")}, {_IS_OPEN.format("NEW")});
+    {_keep(_NEW, "NEW.content_digest")} {_keep(_NEW, "NEW.response_digest")}
+END;
+CREATE TRIGGER operation_changed
+AFTER UPDATE OF state, reserved, fields, response_head, response_inline ON operations
+WHEN OLD.state != NEW.state OR {_ALL_HELD.format("OLD")} != {_ALL_HELD.format("NEW")} BEGIN
+    INSERT INTO charge VALUES ({_NEW},
+        {_ALL_HELD.format("NEW")} - {_ALL_HELD.format("OLD")},
+        {_IS_OPEN.format("NEW")} - {_IS_OPEN.format("OLD")});
+END;
+CREATE TRIGGER operation_forgotten AFTER DELETE ON operations BEGIN
+    INSERT INTO charge
+        VALUES ({_OLD}, -{_ALL_HELD.format("OLD")}, -{_IS_OPEN.format("OLD")});
+    {_let_go(_OLD, "OLD.content_digest")} {_let_go(_OLD, "OLD.response_digest")}
+END;
+"""
+
 _CHARGE = (
     f"INSERT INTO charge SELECT {_OWNER.format('o')}, :sign * {_ALL_HELD.format('o')},"
-    " :sign * (o.state = 'receiving') FROM operations o WHERE o.id = :id"
+    f" :sign * {_IS_OPEN.format('o')} FROM operations o WHERE o.id = :id"
 )
 _KEEP_ALSO = (
     f"INSERT INTO kept SELECT {_OWNER.format('o')}, r.digest, r.length, 1"

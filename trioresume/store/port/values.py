@@ -216,7 +216,7 @@ class Usage:
     beyond 1024 of their heads and of the responses kept with them; the bytes that uploads
     reserve; and the length of each distinct finished content that is kept."""
     open_uploads: int = 0
-    """Operations that are receiving."""
+    """Operations that are receiving, or wait for their target."""
 
 
 @dataclass(frozen=True, slots=True)
