@@ -24,7 +24,7 @@ from bench.peers.cache import Cache
 from bench.peers.peer import Carrier, Certificate
 from trioresume.bench.usage import TICK, ProcessUse, process_use
 
-__all__ = ["Server", "ServerFailed", "machine_cpu", "make_certificate"]
+__all__ = ["Server", "ServerFailed", "free_port", "machine_cpu", "make_certificate"]
 
 _ATTEMPTS = 3
 """How many ports to try: another program may take a free port before the server does."""
@@ -61,7 +61,7 @@ class Server:
         if carrier.is_secure:
             certificate = make_certificate(data_dir.with_name(f"{data_dir.name}-tls"))
         for _ in range(_ATTEMPTS):
-            self.port = _free_port()
+            self.port = free_port()
             launch = peer.launch(at, data_dir, self.port)
             if certificate is not None:
                 launch = peer.secure(launch, certificate)
@@ -216,7 +216,8 @@ def make_certificate(folder: Path) -> Certificate:
     return made
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -77,11 +77,12 @@ def classify(
 
 def name_of_upload(fields: Fields) -> str:
     """Return the name of the dialect that began an upload, from its recorded *fields*."""
-    if "tus-resumable" in fields:
+    names = {name for name, _ in fields}
+    if "tus-resumable" in names:
         return tus.TUS.name
-    if "upload-complete" in fields or "upload-incomplete" in fields:
+    if "upload-complete" in names or "upload-incomplete" in names:
         return rufh.RufhServer.name
-    asks = "prefer" in fields and parse_preferences(fields).resume is not None
+    asks = "prefer" in names and parse_preferences(fields).resume is not None
     return SEED.name if asks else PLAIN
 
 

@@ -20,9 +20,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from functools import lru_cache, partial
+from typing import Literal, NamedTuple
 
 import trio
 
@@ -56,8 +55,7 @@ _OPEN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedRequest:
+class LoggedRequest(NamedTuple):
     """What the access log knows about a request that has ended."""
 
     ended_at: float
@@ -83,6 +81,7 @@ class LoggedRequest:
     operation: str | None
     """The id of the operation, if the client knows of one."""
     referer: str
+    """As it came; its query is not written."""
     user_agent: str
     trace: str | None
     """The trace id of W3C Trace Context."""
@@ -232,31 +231,40 @@ def _hex(match: re.Match[str]) -> str:
 
 def _quoted(text: str) -> str:
     """Return *text* so that it ends no quotation and no line; a dash for no text."""
-    return _SPECIAL.sub(_hex, text[:LONGEST_TEXT]) or "-"
+    return _SPECIAL.sub(_hex, text[:LONGEST_TEXT]) if text else "-"
 
 
 def _word(text: str | None) -> str:
     """Return *text* without spaces; a dash for no text."""
-    return _SPACES.sub(_hex, (text or "")[:LONGEST_TEXT]) or "-"
+    return _SPACES.sub(_hex, text[:LONGEST_TEXT]) if text else "-"
 
 
-def _common(request: LoggedRequest) -> str:
-    at = time.gmtime(request.ended_at)
+def _without_query(address: str) -> str:
+    return address.partition("#")[0].partition("?")[0]
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    at = time.gmtime(second)
     # Not strftime: its names of months depend on the locale.
-    date = (
+    return (
         f"{at.tm_mday:02}/{_MONTHS[at.tm_mon - 1]}/{at.tm_year}"
         f":{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} +0000"
     )
+
+
+def _common(request: LoggedRequest) -> str:
     line = f"{_word(request.method)} {_word(request.path)} HTTP/{request.version}"
     return (
-        f"{_word(request.client)} - {_word(request.principal)} [{date}]"
+        f"{_word(request.client)} - {_word(request.principal)}"
+        f" [{_date(int(request.ended_at))}]"
         f' "{line}" {request.status} {request.sent or "-"}'
     )
 
 
 def _combined(request: LoggedRequest) -> str:
     return (
-        f'{_common(request)} "{_quoted(request.referer)}"'
+        f'{_common(request)} "{_quoted(_without_query(request.referer))}"'
         f' "{_quoted(request.user_agent)}"'
     )
 
@@ -279,7 +287,7 @@ def _json(request: LoggedRequest) -> str:
         "received": request.received,
         "sent": request.sent,
         "seconds": round(request.seconds, 6),
-        "referer": request.referer[:LONGEST_TEXT] or None,
+        "referer": _without_query(request.referer)[:LONGEST_TEXT] or None,
         "user_agent": request.user_agent[:LONGEST_TEXT] or None,
         "trace": request.trace,
     }

@@ -180,6 +180,12 @@ def _of_uploads(view: View) -> Iterator[Metric]:
         yield _gauge(
             "uploads_open", "Uploads that can be resumed.", stored.usage.open_uploads
         )
+        if view.config.hooks is not None:
+            yield _gauge(
+                "hook_events_waiting",
+                "Events of hooks that wait to be told.",
+                stored.events,
+            )
     if view.config.max_stored_bytes is not None:
         yield _gauge(
             "stored_bytes_limit",

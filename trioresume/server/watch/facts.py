@@ -68,6 +68,8 @@ class Stored:
 
     uploads: Mapping[OperationState, int]
     usage: Usage
+    events: int
+    """The events of hooks that wait to be told."""
 
 
 class Lookup(Generic[T]):
@@ -151,7 +153,9 @@ class Facts:
 
     def _stored(self) -> Stored:
         store = self._storage.store
-        return Stored(store.count_operations(), store.total_usage())
+        return Stored(
+            store.count_operations(), store.total_usage(), store.event_count()
+        )
 
     async def _look_at_disk(self) -> DiskSpace | None:
         return await trio.to_thread.run_sync(self._space, abandon_on_cancel=True)

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
+from itertools import count
 from typing import TYPE_CHECKING
 
 import trio
@@ -43,6 +44,9 @@ CLIENT_LEFT = 499
 """Stands for the status of a request whose client left before an answer, as nginx has it."""
 UNAVAILABLE = 503
 
+_NOTED = ("referer", "traceparent", "user-agent")
+"""The fields of a request that are logged."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 _TRACE = re.compile(
     r"[0-9a-f]{2}-(?P<id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
@@ -60,16 +64,16 @@ class Observed:
         "began",
         "dialect",
         "exchange",
+        "final",
         "id",
         "inner",
         "is_whole",
-        "location",
-        "message",
         "operation",
         "problem",
         "proxy",
         "sent",
         "status",
+        "told",
     )
 
     def __init__(self, exchange: BaseExchange, proxy: str, request_id: str) -> None:
@@ -82,10 +86,10 @@ class Observed:
         self.is_whole = False
         """Whether the whole content came."""
         self.problem: ProblemCode | None = None
-        self.location = ""
-        """The last ``Location`` that was sent."""
-        self.message = ""
-        """Where the client can get the response again, if it was told."""
+        self.told: Fields | None = None
+        """The fields of the last interim response that told locations."""
+        self.final: Fields | None = None
+        """Those of the final response."""
         self.sent = 0
         # The outcome, once it has ended.
         self.status = 0
@@ -121,18 +125,19 @@ class Observed:
     # As the note.
 
     def note_interim(self, fields: Fields) -> None:
-        self.location = fields.get("location") or self.location
-        self.message = fields.get("response-message-location") or self.message
+        self.told = fields
 
     def finish_head(self, status: int, fields: Fields) -> Fields:
-        self.note_interim(fields)
         length = fields.get("content-length")
         if length is not None and self.exchange.head.method != "HEAD":
             # What is sent in parts is counted as it is sent, from nothing on.
             self.sent = int(length) if has_content(status) else 0
+        self.final = fields
         if not self.id:
             return fields
-        return fields.without(REQUEST_ID).plus({REQUEST_ID: self.id})
+        if REQUEST_ID in fields:
+            fields = fields.without(REQUEST_ID)
+        return fields.plus({REQUEST_ID: self.id})
 
     def counted(self, blocks: AsyncIterable[bytes]) -> AsyncIterable[bytes]:
         return self._count(blocks)
@@ -215,6 +220,9 @@ class Requests:
         self._tally = tally
         self._spans = spans
         self._operation_path = config.operation_path
+        # An id has to be unique, and is no secret.
+        self._prefix = secrets.token_hex(10)
+        self._numbers = count()
         self._log = log
         self._running: dict[Observed, None] = {}
 
@@ -258,7 +266,7 @@ class Requests:
         return self._tally.received + sum(each.received for each in self._running)
 
     def _begin(self, exchange: BaseExchange, proxy: str) -> Observed:
-        request_id = "" if self._log is None else _request_id(exchange.head, proxy)
+        request_id = "" if self._log is None else self._request_id(exchange.head, proxy)
         observed = Observed(exchange, proxy, request_id)
         self._running[observed] = None
         return observed
@@ -271,8 +279,8 @@ class Requests:
         exchange.watched, exchange.body = None, observed.inner
         took = time.monotonic() - observed.began
         status = observed.status = exchange.status or unanswered
-        dialect = observed.dialect = self._dialect_of(exchange)
-        observed.operation = self._operation_of(observed)
+        self._describe(observed)
+        dialect = observed.dialect
         tally = self._tally
         tally.received += observed.received
         tally.sent += observed.sent
@@ -289,6 +297,10 @@ class Requests:
         ):
             tally.cuts[dialect] += 1
         if self._log is not None:
+            noted = dict.fromkeys(_NOTED, "")
+            for name, value in head.fields:
+                if name in noted:
+                    noted[name] = value
             self._log.note(
                 LoggedRequest(
                     ended_at=time.time(),
@@ -305,39 +317,46 @@ class Requests:
                     sent=observed.sent,
                     request_id=observed.id,
                     operation=observed.operation,
-                    referer=_without_query(head.fields.get("referer") or ""),
-                    user_agent=head.fields.get("user-agent") or "",
-                    trace=_trace_of(head.fields),
+                    referer=noted["referer"],
+                    user_agent=noted["user-agent"],
+                    trace=_trace_of(noted["traceparent"]),
                 )
             )
 
-    def _dialect_of(self, exchange: BaseExchange) -> str:
+    def _request_id(self, head: RequestHead, proxy: str) -> str:
+        """Return the id that a trusted proxy gave the request, or a new one.
+
+        Others are not believed: they could give many requests the same.
+        """
+        given = head.fields.get(REQUEST_ID) if proxy else None
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}{next(self._numbers):012x}"
+
+    def _describe(self, observed: Observed) -> None:
+        """Note the dialect of a request, and the operation that it is about."""
+        exchange = observed.exchange
         name = exchange.dialect.name
-        if name != "seed" or exchange.preferences.resume is not None:
-            return name
-        of_operation = exchange.head.path.startswith(self._operation_path)
-        return name if of_operation else PLAIN
+        path = exchange.head.target
+        of_operation = path.startswith(self._operation_path)
+        if name == "seed" and exchange.preferences.resume is None and not of_operation:
+            return  # it is plain, and its client was told of no operation
+        observed.dialect = name
+        if of_operation:
+            observed.operation = self._operation_at(path)
+            return
+        for fields in (observed.told, observed.final):
+            if fields is not None and observed.operation is None:
+                for told in ("response-message-location", "location"):
+                    observed.operation = observed.operation or self._operation_at(
+                        fields.get(told) or ""
+                    )
 
-    def _operation_of(self, observed: Observed) -> str | None:
-        """Return the id of the operation that the request names, or that its answer names."""
-        path = observed.exchange.head.path
-        for place in (path, observed.message, observed.location):
-            _, found, rest = place.partition(self._operation_path)
-            match = _OPERATION.match(rest) if found else None
-            if match is not None:
-                return match[0]
-        return None
-
-
-def _request_id(head: RequestHead, proxy: str) -> str:
-    """Return the id that a trusted proxy gave the request, or a new one.
-
-    Others are not believed: they could give many requests the same.
-    """
-    given = head.fields.get(REQUEST_ID) if proxy else None
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return secrets.token_hex(16)
+    def _operation_at(self, place: str) -> str | None:
+        """Return the id of the operation that the address *place* is about."""
+        _, found, rest = place.partition(self._operation_path)
+        match = _OPERATION.match(rest) if found else None
+        return None if match is None else match[0]
 
 
 def _principal(exchange: BaseExchange) -> str | None:
@@ -351,10 +370,6 @@ def _client(head: RequestHead, proxy: str) -> str:
     return host_of(head.peer) if not proxy or head.peer == proxy else head.peer
 
 
-def _without_query(address: str) -> str:
-    return re.split(r"[?#]", address, maxsplit=1)[0]
-
-
-def _trace_of(fields: Fields) -> str | None:
-    match = _TRACE.fullmatch(fields.get("traceparent") or "")
+def _trace_of(traceparent: str) -> str | None:
+    match = _TRACE.fullmatch(traceparent) if traceparent else None
     return None if match is None else match["id"]

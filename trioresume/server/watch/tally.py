@@ -71,27 +71,30 @@ class Longest:
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
-        self._until = 0.0
-        self._now = self._before = 0.0
+        self.until = 0.0
+        """The end of this window."""
+        self.now = 0.0
+        """The largest value of this window."""
+        self._before = 0.0
 
     def note(self, value: float, now: float) -> None:
         """Note *value*; *now* is in seconds of any clock that does not go back."""
-        if now >= self._until:
+        if now >= self.until:
             self._turn(now)
-        if value > self._now:
-            self._now = value
+        if value > self.now:
+            self.now = value
 
     def read(self, now: float) -> float:
         """Return the largest value."""
-        if now >= self._until:
+        if now >= self.until:
             self._turn(now)
-        return max(self._now, self._before)
+        return max(self.now, self._before)
 
     def _turn(self, now: float) -> None:
-        is_next = now < self._until + self._window
-        self._before = self._now if is_next else 0.0
-        self._now = 0.0
-        self._until = now + self._window
+        is_next = now < self.until + self._window
+        self._before = self.now if is_next else 0.0
+        self.now = 0.0
+        self.until = now + self._window
 
 
 def _durations() -> Histogram:
