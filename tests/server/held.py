@@ -288,8 +288,10 @@ class _Watched:
         full = f"{self._kind}.{name}" if self._kind else name
         return partial(self._call, full, attribute)
 
-    def _call(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        made = self._script.make(name, function, args)
+    def _call(
+        self, name: str, function: Callable[..., Any], *args: Any, **named: Any
+    ) -> Any:
+        made = self._script.make(name, partial(function, **named), args)
         kind = _MADE.get(name)
         if kind is None or made is None:
             return made
