@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,10 @@ READERS = ("ls", "show", "verify")
 
 
 def keep(
-    command: str, data_dir: Path, **environment: str
+    command: str, data_dir: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """One of the keeper's commands, as a process."""
-    words = ["trioresume", command, "--data-dir", str(data_dir)]
+    words = ["trioresume", command, "--data-dir", str(data_dir), *arguments]
     variables = environment_of() | environment
     return processes.run(words, environment=variables, timeout=60)
 
@@ -132,6 +132,26 @@ def test_readers_need_not_be_able_to_write(view: Path) -> None:
     assert snapshot(view) == before
 
 
+def test_copies_are_made_of_a_directory_that_cannot_be_written(
+    view: Path, tmp_path: Path
+) -> None:
+    """Backup and export read only; the backup is restored, and its upload is there."""
+    before = snapshot(view)
+    backups, files = tmp_path / "backups", tmp_path / "files"
+    made = keep("backup", view, "--verify", str(backups))
+    assert made.returncode == 0, made.stderr
+    exported = keep("export", view, str(files))
+    assert exported.returncode == 0, exported.stderr
+    assert (files / "stored").read_bytes() == CONTENT
+    assert snapshot(view) == before
+    restored = tmp_path / "restored"
+    done = keep("restore", restored, str(backups))
+    assert done.returncode == 0, done.stderr
+    listed = keep("ls", restored).stdout
+    assert "stored" in listed
+    assert "/files/unfinished" in listed
+
+
 def test_what_must_write_says_that_it_cannot(
     make_service: MakeService, tmp_path: Path
 ) -> None:
@@ -142,10 +162,19 @@ def test_what_must_write_says_that_it_cannot(
     service.stop()
     read_only = ReadOnly(service.data_dir, tmp_path / "view")
     try:
-        collected = keep("gc", read_only.path)
-        assert collected.returncode == 1
-        assert "Read-only" in collected.stderr or "Permission" in collected.stderr
-        assert "Traceback" not in collected.stderr
+        (tmp_path / "files").mkdir()
+        (tmp_path / "files" / "new").write_text("new")
+        for words in (
+            ("gc",),
+            ("rm", "stored"),
+            ("mv", "stored", "other"),
+            ("chown", "alice", "stored"),
+            ("import", str(tmp_path / "files")),
+        ):
+            refused = keep(words[0], read_only.path, *words[1:])
+            assert refused.returncode == 1
+            assert "Read-only" in refused.stderr or "Permission" in refused.stderr
+            assert "Traceback" not in refused.stderr
     finally:
         read_only.close()
 
@@ -194,9 +223,21 @@ def test_service_that_starts_meanwhile_is_noticed(
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A place for a data directory, and no room beside it once it is filled."""
-    place = tmp_path / "disk"
+    with mounted(tmp_path / "disk", "size=8m") as place:
+        yield place
+
+
+@pytest.fixture
+def served_disk(tmp_path: Path) -> Iterator[Path]:
+    """A place with enough room for a service, until it is filled."""
+    with mounted(tmp_path / "disk", "size=40m") as place:
+        yield place
+
+
+@contextmanager
+def mounted(place: Path, size: str) -> Iterator[Path]:
     place.mkdir()
-    if not run("mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)):
+    if not run("mount", "-t", "tmpfs", "-o", size, "none", str(place)):
         pytest.skip("no file system can be mounted here")
     try:
         yield place
@@ -238,6 +279,63 @@ def test_full_disk_is_read_and_called_that(
     if state == "stopped":
         collected = keep("gc", data_dir)
         assert collected.returncode == 0, collected.stderr
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_every_keepers_command_calls_a_full_disk_full(
+    served_disk: Path, make_service: MakeService, tmp_path: Path, state: str
+) -> None:
+    """What copies from it works, what removes works, and the others say what they lack."""
+    service = make_service()
+    service.data_dir = served_disk / "data"
+    service._command[-1] = str(service.data_dir)
+    service.start()
+    store(service)
+    files, backups = tmp_path / "files", tmp_path / "backups"
+    files.mkdir()
+    (files / "new").write_bytes(CONTENT[::-1])
+    assert keep("backup", service.data_dir, str(backups)).returncode == 0
+    if state == "stopped":
+        service.stop()
+    fill(served_disk)
+    for command, *arguments in (
+        ["backup", "--copy", str(served_disk / "backups")],
+        ["export", str(served_disk / "files")],
+        ["import", str(files)],
+    ):
+        refused = keep(command, service.data_dir, *arguments)
+        check_called_full(refused)
+    fill(served_disk)
+    check_called_full(keep("restore", served_disk / "restored", str(backups)))
+    for command, *arguments in (
+        ["backup", "--verify", str(backups)],
+        ["export", str(tmp_path / "exported")],
+        ["ls"],
+        ["show"],
+        ["verify"],
+    ):
+        done = keep(command, service.data_dir, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exported" / "stored").read_bytes() == CONTENT
+    for command, *arguments in (["mv", "stored", "new"], ["chown", "alice", "stored"]):
+        changed = keep(command, service.data_dir, *arguments)
+        if changed.returncode:
+            check_called_full(changed)
+    if state == "stopped":
+        # Only a service holds its reserve: the commands above gave it up to open the catalog.
+        (served_disk / "ballast").unlink()
+    removed = keep("rm", service.data_dir, "--glob", "*")
+    assert removed.returncode == 0, removed.stderr
+    if state == "running":
+        service.stop()
+
+
+def check_called_full(done: subprocess.CompletedProcess[str]) -> None:
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "No space left on device" in said or "the disk is full" in said, said
+    assert "I/O error" not in said
+    assert "Traceback" not in said
 
 
 def serve(data_dir: Path) -> subprocess.CompletedProcess[str]:

@@ -45,6 +45,7 @@ from trioresume.server.keeper.control_socket import Command, calling
 from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import (
+    RECORD_SIZE,
     SERVICE_CLOCK,
     CreateOperation,
     FileRecord,
@@ -350,6 +351,7 @@ class _Intake:
                 return "present"
             if not what.replace:
                 raise CallerError("there is another file of this name already")
+        await run(self._store.take_room, RECORD_SIZE)
         operation = await self._id_of(what, length)
         record = OperationRecord(
             id=operation,
@@ -411,6 +413,7 @@ class _Intake:
         run = self._storage.run
         found = await run(self._store.operation, operation)
         if found is None:
+            await run(self._store.take_room, RECORD_SIZE)
             now = self._clock.now()
             record = OperationRecord(
                 id=operation,

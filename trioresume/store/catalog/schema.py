@@ -307,7 +307,10 @@ def sqlite_error(exc: sqlite3.Error) -> StorageError:
     code = getattr(exc, "sqlite_errorcode", None)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
         # SQLite reports the second code when its third file (-shm) has no room to grow.
-        return StorageFull(f"the disk is full: the catalog cannot grow ({exc})")
+        # SQLite's own text for it is "disk I/O error".
+        return StorageFull(
+            f"the disk is full: the catalog cannot grow ({os.strerror(errno.ENOSPC)})"
+        )
     if _primary_code(exc) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return StorageError(
             f"the catalog failed: {exc}. Stop the service and run trioresume verify; see"

@@ -118,16 +118,18 @@ class BackupDirectory:
         at = os.path.abspath(path)
         _check_format(at, may_be_new=True)
         try:
-            lock = lock_directory(at, disk)
+            with translated(f"opening {at}"):
+                lock = lock_directory(at, disk)
         except StoreLocked as exc:
             raise StoreLocked(
                 f"another command uses this directory of backups ({at})"
             ) from exc
         directory = cls(at, disk, lock)
         try:
-            if not os.path.exists(directory.join("format")):
-                write_whole(disk, directory.join("format"), BACKUP_FORMAT)
-            directory.chunks.prepare()
+            with translated(f"opening {at}"):
+                if not os.path.exists(directory.join("format")):
+                    write_whole(disk, directory.join("format"), BACKUP_FORMAT)
+                directory.chunks.prepare()
         except BaseException:
             directory.close()
             raise
