@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from trioresume.cli.output import output
 from trioresume.cli.units import size
 
 __all__ = ["backup", "restore"]
+
+NICENESS = 10
+"""By how much a backup gives way to a server on the same processors."""
 
 _links = click.option(
     "--copy/--link",
@@ -73,6 +77,8 @@ def backup(
     The exit code is 3 if a chunk is missing or damaged.
     """
     output.is_report()
+    with suppress(AttributeError, OSError):
+        os.nice(NICENESS)
     with _progress() as on_progress:
         make = partial(
             trioresume.backup,

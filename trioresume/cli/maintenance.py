@@ -340,8 +340,9 @@ def gc(data_dir: Path, as_json: bool) -> ExitCode:
 )
 @common_options
 @data_dir_option
+@as_json_option
 @click.argument("id", metavar="ID")
-def retry(data_dir: Path, id: str) -> ExitCode:
+def retry(data_dir: Path, as_json: bool, id: str) -> ExitCode:
     """Have the request of the upload ID processed again by the running server.
 
     Only two kinds of request can be tried again: one that waits for its target, and one
@@ -355,11 +356,13 @@ def retry(data_dir: Path, id: str) -> ExitCode:
         raise click.ClickException(
             f"no server is running on {data_dir}: {exc.strerror}"
         ) from exc
-    if status is None:
+    if as_json:
+        click.echo(json.dumps({"kind": "response", "status": status}))
+    elif status is None:
         click.echo("The target cannot take the request now; it waits.")
-        return ExitCode.UNFINISHED
-    click.echo(f"The target answered {status}.")
-    return ExitCode.DONE
+    else:
+        click.echo(f"The target answered {status}.")
+    return ExitCode.UNFINISHED if status is None else ExitCode.DONE
 
 
 # Formatting.

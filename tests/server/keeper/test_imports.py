@@ -290,3 +290,37 @@ async def test_nonsense_is_refused_and_changes_nothing(tmp_path: Path) -> None:
                 heard += await stream.receive_some()
         assert "no file came with it" in heard.decode()
     assert list(stored(data_dir)) == [(None, "a")]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give away"
+)
+async def test_what_root_makes_belongs_to_the_owner_of_the_directory(
+    files: Path, tmp_path: Path
+) -> None:
+    """The service may run as another user: it can read what a command of root's left."""
+    data_dir, backups, restored = (tmp_path / n for n in ("data", "backups", "back"))
+    other = 12345
+
+    def strangers(place: Path) -> list[Path]:
+        made = [place, *place.rglob("*")]
+        return [path for path in made if path.lstat().st_uid != other]
+
+    for place in (data_dir, backups, restored):
+        place.mkdir(mode=0o700)
+        os.chown(place, other, other)
+    open_store(data_dir).close()
+    for path in (data_dir / "lock", data_dir / "catalog.sqlite3"):
+        os.chown(path, other, other)
+    await run(data_dir, files)
+    (files / "more.txt").write_text("more")
+    await run(data_dir, files)
+    async with trioresume.open_keeper(data_dir) as keeper:
+        with trioresume.Inventory(data_dir) as inventory:
+            [file] = inventory.files_called("more.txt")
+        await keeper.remove(file)
+    assert strangers(data_dir) == []
+    await trioresume.backup(data_dir, backups, links=False)
+    await trioresume.restore(backups, restored)
+    assert strangers(restored) == []
+    assert [path.name for path in strangers(backups)] in ([], ["lock"])

@@ -289,6 +289,9 @@ class Recording(Disk):
         if self.durable:
             self._tell(SyncEverything())
 
+    def sync_file_system(self, path: str) -> None:
+        self.sync_everything(path)
+
     # SQLite's calls.
 
     def sqlite_opened(self, path: str) -> None:

@@ -42,10 +42,12 @@ if sys.platform != "win32":
 
 __all__ = [
     "FULL",
+    "NO_LINKS",
     "PAGE_SIZE",
     "Descriptor",
     "Disk",
-    "owner_to_follow",
+    "OwnedDisk",
+    "disk_for",
     "storage_error",
     "translated",
 ]
@@ -70,7 +72,7 @@ _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 # link() fails with these where hard links do not exist (FAT, some network and FUSE file
 # systems), would cross a boundary, or are used up for this file.
-_NO_LINKS = frozenset(
+NO_LINKS = frozenset(
     {
         errno.EPERM,
         errno.EOPNOTSUPP,
@@ -285,7 +287,7 @@ class Disk:
             try:
                 self.link(source, target)
             except OSError as exc:
-                if exc.errno not in _NO_LINKS:
+                if exc.errno not in NO_LINKS:
                     raise
             else:
                 if self.counts_links is None:
@@ -447,6 +449,20 @@ class Disk:
             os.sync()
             _check_file_system(path)
 
+    def sync_file_system(self, path: str) -> None:
+        """Make everything durable that was written to the file system of *path*.
+
+        For many files and names this takes one commit of the file system's journal, and not
+        one for each directory, for which other programs would have to wait. Raises
+        :class:`OSError`.
+        """
+        if not self.durable:
+            return
+        if sys.platform == "linux":
+            _check_file_system(path)
+        elif hasattr(os, "sync"):
+            os.sync()
+
     def settle_removals(self, path: str) -> None:
         """Have the space of removed files counted as free, in the file system of *path*.
 
@@ -457,6 +473,50 @@ class Disk:
 
     def commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
+
+
+class OwnedDisk(Disk):
+    """Gives all that it makes to *owner*, a user and a group.
+
+    An administrator's command runs as root, and the service that comes after it as another
+    user, who must be able to read and remove what the command has made. (SQLite does the same
+    with its files by itself.)
+    """
+
+    def __init__(self, *, durable: bool, owner: tuple[int, int]) -> None:
+        super().__init__(durable=durable)
+        self._owner = owner
+
+    def create(self, path: str) -> Descriptor:
+        file = super().create(path)
+        os.fchown(file.fileno(), *self._owner)
+        return file
+
+    def make_directory(self, path: str) -> None:
+        is_new = not os.path.isdir(path)
+        super().make_directory(path)
+        if is_new:
+            os.chown(path, *self._owner)
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        is_new = not os.path.exists(path)
+        super().overwrite(path, data)
+        if is_new:
+            os.chown(path, *self._owner)
+
+
+def disk_for(path: str | os.PathLike[str], *, durable: bool) -> Disk:
+    """Return a disk for the directory *path*, which may not exist yet.
+
+    For root, everything belongs to the owner of the directory.
+    """
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            if status.st_uid != 0:
+                owner = (status.st_uid, status.st_gid)
+                return OwnedDisk(durable=durable, owner=owner)
+    return Disk(durable=durable)
 
 
 def _allocate(fd: int, size: int) -> None:

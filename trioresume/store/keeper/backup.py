@@ -48,7 +48,12 @@ from trioresume.store.catalog.unreferenced import Pins, collect_rows
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.tail_files import Proof, TailFiles
 from trioresume.store.disk.unfinished import Epoch
-from trioresume.store.file_system.disk_io import Descriptor, Disk, translated
+from trioresume.store.file_system.disk_io import (
+    NO_LINKS,
+    Descriptor,
+    Disk,
+    translated,
+)
 from trioresume.store.keeper.backup_directory import (
     CATALOG,
     BackupDirectory,
@@ -119,14 +124,28 @@ class ChunkCopier:
                 return False
         except FileNotFoundError:
             self._make_shard(os.path.dirname(path))
+            if self._link(digest, path):
+                return True
         temporary = f"{path}.new"
         self._disk.unlink(temporary)
         source = self._source.path(digest)
-        if self._links:
-            self._disk.link_or_copy(source, temporary)
-        elif not self._disk.clone(source, temporary):
+        if not self._disk.clone(source, temporary):
             self._disk.copy(source, temporary)
         self._disk.replace(temporary, path)
+        return True
+
+    def _link(self, digest: Digest, path: str) -> bool:
+        """Make *path*, a free name, a name of the source's file; return False if impossible."""
+        if not self._links:
+            return False
+        try:
+            self._disk.link(self._source.path(digest), path)
+        except OSError as exc:
+            if exc.errno not in NO_LINKS:
+                raise
+            # With EMLINK this file has too many names, but others have not.
+            self._links = exc.errno == errno.EMLINK
+            return False
         return True
 
     def _make_shard(self, shard: str) -> None:
@@ -266,15 +285,9 @@ class Backup:
     def publish(self) -> Generation:
         """Make the generation durable, and give it its name."""
         with translated(f"making a backup in {self._directory.path}"):
-            if self._is_unsynced():
-                # The chunks are links to files that were never synced.
-                self._disk.sync_everything(self._directory.path)
+            # With "process" the chunks are links to files that were never synced: publishing
+            # syncs the whole file system.
             return self._directory.publish()
-
-    def _is_unsynced(self) -> bool:
-        with self._reading() as connection:
-            kept = CatalogReader(connection).store_value("durability")
-        return kept == "process"
 
 
 def _rows(

@@ -190,15 +190,9 @@ class BackupDirectory:
     def publish(self) -> Generation:
         """Give the new generation its name, durably. All that it needs is synced before."""
         path = self.join(_UNFINISHED)
-        for shard in SHARDS:
-            # All of them: an earlier backup may have been killed before it synced them.
-            directory = self.join(os.path.join("chunks", shard))
-            if os.path.isdir(directory):
-                self.disk.sync_directory(directory)
-        self.disk.sync_directory(self.join("chunks"))
         write_whole(self.disk, os.path.join(path, "format"), BACKUP_FORMAT)
-        self.disk.sync_directory(os.path.join(path, "tails"))
-        self.disk.sync_directory(path)
+        # The names of all chunks, too: an earlier backup may have been killed before this.
+        self.disk.sync_file_system(self.path)
         last = self.generations()
         number = last[-1].number + 1 if last else 1
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trioresume.errors import StorageError, StoreLocked
 from trioresume.store.catalog.schema import sqlite_error
-from trioresume.store.disk.chunks import SHARDS, ChunkFiles
+from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.tail_files import TailFiles
 from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.data_dir import (
@@ -113,10 +113,7 @@ class Restore:
         yield from self._chunk_steps(chunks)
         yield from self._tail_steps(tails)
         yield self._put_catalog
-        for shard in SHARDS:
-            yield partial(self._sync, "chunks", shard)
-        yield partial(self._sync, "chunks")
-        yield partial(self._sync, "tails")
+        yield partial(self._disk.sync_file_system, self.path)
         yield self._give_to_owner
         yield partial(write_whole, self._disk, self._join("format"), FORMAT)
         yield self._finish
@@ -196,11 +193,6 @@ class Restore:
         for suffix in ("-wal", "-shm", "-journal"):
             self._disk.unlink(self._join(CATALOG + suffix))
         self._disk.replace(temporary, self._join(CATALOG))
-
-    def _sync(self, *names: str) -> None:
-        path = os.path.join(self.path, *names)
-        if os.path.isdir(path):
-            self._disk.sync_directory(path)
 
     def _give_to_owner(self) -> None:
         """Give everything to the owner of the directory: the service may be another user."""
