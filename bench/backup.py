@@ -1,8 +1,9 @@
 """What a backup costs the uploads beside it: ``python -m bench.backup``.
 
-A server takes uploads for a few seconds: without a backup, with one backup after the other by
-hard links, and with one after the other that copy. The cases follow each other in random
-order, several times, and what counts is the ratio of their throughputs within a round.
+A server takes uploads all the time. Now and then a command runs beside it: a backup by hard
+links, a backup that copies, or ``ls``, which does almost nothing and so shows what any command
+of Python costs on this machine. What counts is the throughput while the command runs, compared
+with the seconds before and after it.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ import argparse
 import contextlib
 import http.client
 import os
-import random
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 MIB = 1024 * 1024
-CASES: dict[str, list[str] | None] = {
-    "without": None,
-    "link": ["--link"],
-    "copy": ["--copy"],
+CASES: dict[str, list[str]] = {
+    "ls": ["ls"],
+    "link": ["backup", "--link", "--keep", "2"],
+    "copy": ["backup", "--copy", "--keep", "2"],
 }
 STORED = 24
 """Files that are stored before a backup begins, so that the first one has something to do."""
@@ -65,21 +66,26 @@ class Load:
             self.bytes += len(self._content)
             number += 1
 
-    def measure(self, seconds: float) -> float:
-        """Return the bytes per second that the server took."""
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the clients while the block runs."""
         threads = [
             threading.Thread(target=self._run, args=(n,)) for n in range(self._clients)
         ]
         for thread in threads:
             thread.start()
-        time.sleep(min(1.0, seconds / 4))
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def rate(self, act: Callable[[], object]) -> float:
+        """Return the bytes per second that the server takes while *act* runs."""
         begun, before = time.monotonic(), self.bytes
-        time.sleep(seconds)
-        rate = (self.bytes - before) / (time.monotonic() - begun)
-        self._over.set()
-        for thread in threads:
-            thread.join()
-        return rate
+        act()
+        return (self.bytes - before) / (time.monotonic() - begun)
 
 
 @contextlib.contextmanager
@@ -92,81 +98,60 @@ def serving(data_dir: Path) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert server.stdout is not None
     try:
-        assert server.stdout is not None
         yield int(server.stdout.readline().rstrip("/files\n").rpartition(":")[2])
     finally:
         server.terminate()
         server.wait()
+        server.stdout.close()
 
 
-class Backups:
-    """Makes one backup after the other until :meth:`stop`."""
-
-    def __init__(self, data_dir: Path, directory: Path, options: list[str]) -> None:
-        self._words = [sys.executable, "-m", "trioresume", "backup", "--keep", "2"]
-        self._words += [*options, "--data-dir", str(data_dir), str(directory)]
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.count = 0
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            subprocess.run(self._words, check=True, stdout=subprocess.DEVNULL)
-            self.count += 1
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
+def run(case: str, data_dir: Path, directory: Path) -> None:
+    """Run the command of *case* to its end."""
+    words = [sys.executable, "-m", "trioresume", *CASES[case]]
+    words += ["--data-dir", str(data_dir)]
+    words += [str(directory)] if case != "ls" else []
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(case: str, place: Path, size: int, clients: int, seconds: float) -> float:
-    data_dir = place / "data"
-    options = CASES[case]
-    with serving(data_dir) as port:
-        load = Load(port, size, clients)
-        for number in range(STORED):
-            load.store(0, f"stored-{number}")
-        if options is None:
-            return load.measure(seconds)
-        backups = Backups(data_dir, place / "backups", options)
-        rate = load.measure(seconds)
-        backups.stop()
-        print(f"  {case}: {backups.count} backups", file=sys.stderr)
-        return rate
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--size", type=int, default=16, help="MiB of an upload")
+    parser.add_argument("--size", type=int, default=4, help="MiB of an upload")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--at", help="a directory on the disk to be measured")
-    options = parser.parse_args()
-    dice = random.Random()
+    options = parser.parse_args(arguments)
     ratios: dict[str, list[float]] = {case: [] for case in CASES}
-    for number in range(options.rounds):
-        rates = {}
-        for case in dice.sample(list(CASES), len(CASES)):
-            with tempfile.TemporaryDirectory(dir=options.at) as place:
-                rates[case] = measure(
-                    case,
-                    Path(place),
-                    options.size * MIB,
-                    options.clients,
-                    options.seconds,
-                )
-        for case, rate in rates.items():
-            ratios[case].append(rate / rates["without"])
-        shown = ", ".join(f"{case} {rate / MIB:.0f}" for case, rate in rates.items())
-        print(f"round {number + 1}: MiB/s {shown}", flush=True)
+    with (
+        tempfile.TemporaryDirectory(dir=options.at) as folder,
+        serving(Path(folder, "data")) as port,
+    ):
+        load = Load(port, options.size * MIB, options.clients)
+        for number in range(STORED):
+            load.store(0, f"stored-{number}")
+        with load.running():
+            pause = partial(time.sleep, options.seconds)
+            pause()
+            before = load.rate(pause)
+            for _ in range(options.rounds):
+                for case in CASES:
+                    directory = Path(folder, case)
+                    act = partial(run, case, Path(folder, "data"), directory)
+                    during = load.rate(act)
+                    after = load.rate(pause)
+                    ratio = during / ((before + after) / 2)
+                    ratios[case].append(ratio)
+                    rates = [rate / MIB for rate in (before, during, after)]
+                    print(
+                        f"{case}: MiB/s before {rates[0]:.0f}, during {rates[1]:.0f},"
+                        f" after {rates[2]:.0f}: {ratio:.2f}",
+                        flush=True,
+                    )
+                    before = after
     for case, found in ratios.items():
-        print(
-            f"{case}: {median(found):.2f} of without"
-            f" ({min(found):.2f} to {max(found):.2f})"
-        )
+        print(f"{case}: {median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ from trioresume.store.disk.tail_files import Hasher, TailFiles
 from trioresume.store.disk.tails import Tail, Writers
 from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.data_dir import DataDir
-from trioresume.store.file_system.disk_io import Disk, disk_for, translated
+from trioresume.store.file_system.disk_io import Disk, translated
 from trioresume.store.file_system.free_space import FreeSpace
 from trioresume.store.keeper.sweep import Sweep
 from trioresume.store.port import (
@@ -134,7 +134,7 @@ def open_store(
         return DiskStore(
             data_dir,
             chunk_size=chunk_size,
-            disk=disk or disk_for(data_dir, durable=durability == "disk"),
+            disk=disk or Disk(durable=durability == "disk"),
             min_free_space=min_free_space,
             reserve=reserve,
             new_hasher=new_hasher,

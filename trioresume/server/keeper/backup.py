@@ -14,7 +14,7 @@ import trio
 
 from trioresume.errors import CallerError, StorageError
 from trioresume.server.keeper.hold import HoldLost, holding
-from trioresume.store.file_system.disk_io import Disk, disk_for
+from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.keeper.backup import Backup, Copied
 from trioresume.store.keeper.backup_directory import BackupDirectory, Generation
 from trioresume.store.keeper.restore import Restore
@@ -79,8 +79,7 @@ async def backup(
     if not (Path(data_dir) / "format").exists():
         raise StorageError(f"{os.fspath(data_dir)} is no data directory of trioresume")
     run = trio.to_thread.run_sync
-    disk = disk_for(backup_dir, durable=True)
-    directory = await run(BackupDirectory.to_write, backup_dir, disk)
+    directory = await run(BackupDirectory.to_write, backup_dir, Disk(durable=True))
     with closing(directory):
         made = Backup(data_dir, directory, links=links)
         if on_progress is not None:

@@ -46,8 +46,6 @@ __all__ = [
     "PAGE_SIZE",
     "Descriptor",
     "Disk",
-    "OwnedDisk",
-    "disk_for",
     "storage_error",
     "translated",
 ]
@@ -473,50 +471,6 @@ class Disk:
 
     def commit(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
-
-
-class OwnedDisk(Disk):
-    """Gives all that it makes to *owner*, a user and a group.
-
-    An administrator's command runs as root, and the service that comes after it as another
-    user, who must be able to read and remove what the command has made. (SQLite does the same
-    with its files by itself.)
-    """
-
-    def __init__(self, *, durable: bool, owner: tuple[int, int]) -> None:
-        super().__init__(durable=durable)
-        self._owner = owner
-
-    def create(self, path: str) -> Descriptor:
-        file = super().create(path)
-        os.fchown(file.fileno(), *self._owner)
-        return file
-
-    def make_directory(self, path: str) -> None:
-        is_new = not os.path.isdir(path)
-        super().make_directory(path)
-        if is_new:
-            os.chown(path, *self._owner)
-
-    def overwrite(self, path: str, data: bytes) -> None:
-        is_new = not os.path.exists(path)
-        super().overwrite(path, data)
-        if is_new:
-            os.chown(path, *self._owner)
-
-
-def disk_for(path: str | os.PathLike[str], *, durable: bool) -> Disk:
-    """Return a disk for the directory *path*, which may not exist yet.
-
-    For root, everything belongs to the owner of the directory.
-    """
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            if status.st_uid != 0:
-                owner = (status.st_uid, status.st_gid)
-                return OwnedDisk(durable=durable, owner=owner)
-    return Disk(durable=durable)
 
 
 def _allocate(fd: int, size: int) -> None:
