@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 import click
@@ -70,10 +70,8 @@ async def _serve(plan: Plan) -> None:
                 logger.info(line)
             for line in dangers(plan, server.urls):
                 logger.warning(line)
-            for url in server.urls:
-                click.echo(f"You can now upload files to: {url}{plan.base_path}")
-            for url in server.urls if plan.config.ui is not None else ():
-                click.echo(f"In a browser: {url}/ui/")
+            # In one piece: the log may go to the same file, in lines between these.
+            click.echo("\n".join(_invitation(plan, server.urls)))
             if any(url.startswith("https:") for url in server.urls):
                 plan.reloads.add_async("the certificates", server.reload_certificates)
             if plan.config_file is not None and plan.config.rules:
@@ -81,6 +79,14 @@ async def _serve(plan: Plan) -> None:
                 plan.reloads.add_async("the rules", rules.reload)
             nursery.start_soon(_stay_ready, plan, server)
             nursery.start_soon(_obey, signals, plan, server, nursery.cancel_scope)
+
+
+def _invitation(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
+    """Yield the lines that tell a person where to go."""
+    for url in urls:
+        yield f"You can now upload files to: {url}{plan.base_path}"
+    for url in urls if plan.config.ui is not None else ():
+        yield f"In a browser: {url}/ui/"
 
 
 async def _running(
