@@ -174,7 +174,9 @@ def crash_matrix() -> str:
 def command(*names: str) -> str:
     """Usage, description and options of the command with *names*, those of its groups first."""
     subcommand: click.Command = trioresume.cli.main
-    context = click.Context(subcommand, info_name="trioresume")
+    context = click.Context(
+        subcommand, info_name="trioresume", **subcommand.context_settings
+    )
     rest = list(names)
     while rest:
         assert isinstance(subcommand, click.Group)

@@ -12,13 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 import trioresume.cli
+from docs import man_pages
 from trioresume.cli.environment import command_path
 from trioresume.cli.help import Command, default_text, sections_of, spelling
 from trioresume.cli.options import Duration, Size
 from trioresume.cli.sections import BENCH, SERVE, UPLOAD
 
 _GROUP = trioresume.cli.main
-_PARENT = click.Context(_GROUP, info_name="trioresume")
+_PARENT = click.Context(_GROUP, info_name="trioresume", **_GROUP.context_settings)
 
 
 def _contexts(group: click.Group, parent: click.Context) -> Iterator[click.Context]:
@@ -80,6 +81,13 @@ def test_every_section_names_options_that_there_are(
     assert len({name for names in sections.values() for name in names}) == sum(
         map(len, sections.values())
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["serve", "upload", "uploads resume", "download", "bench"]
+)
+def test_no_option_is_without_a_section(name: str) -> None:
+    assert "Further options" not in _help(*name.split())
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
@@ -183,3 +191,26 @@ def test_bash_completes_commands_options_and_values(
         check=True,
     )
     assert set(result.stdout.split()) == found
+
+
+def test_man_pages_say_what_help_says() -> None:
+    """If this fails: ``python -m docs.man_pages`` writes them anew."""
+    pages = man_pages.pages()
+    assert {path.name for path in man_pages.DIRECTORY.iterdir()} == set(pages)
+    for name, page in pages.items():
+        written = (man_pages.DIRECTORY / name).read_text()
+        assert written.splitlines() == page.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="man is not installed")
+@pytest.mark.parametrize("name", ["trioresume.1", "trioresume-serve.1"])
+def test_man_page_is_read_without_a_warning(name: str) -> None:
+    shown = subprocess.run(
+        ["man", "--warnings", "--local-file", str(man_pages.DIRECTORY / name)],
+        env={"PATH": "/usr/bin:/bin", "MANWIDTH": "80", "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stderr == ""
+    assert f"{name.removesuffix('.1')} - " in " ".join(shown.stdout.split())
