@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import tempfile
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.certificates import write_server_files
-from trioresume import Config, new_token
+from tests.certificates import authority, write_server_files
+from trioresume import Config, SigningKey, new_token
 from trioresume.cli import main
 from trioresume.cli.service.exposure import dangers, facts
 from trioresume.cli.service.plan import Plan
@@ -224,3 +225,35 @@ def test_facts_say_where_who_how_durable_and_how_much() -> None:
     assert who == "who may use it: 3 names with a token"
     assert durable.endswith("what is acknowledged survives a power loss")
     assert room.endswith(" free, at most 10.0 GiB in all")
+
+
+def test_facts_tell_https_addresses_from_others() -> None:
+    """What is said of TLS is said of the https addresses alone."""
+    urls = ["https://[::]:443", "http://127.0.0.1:80"]
+    where, *_ = facts(_plan(), urls)
+    assert where == (
+        "listening at https://[::]:443, http://127.0.0.1:80 (https: TLS, HTTP/1.1 and HTTP/2)"
+    )
+
+
+def test_facts_say_that_anybody_may_download() -> None:
+    """An option that opens the files is said like a rule that does."""
+    urls = ["http://127.0.0.1:80"]
+    plan = _plan("1 name with a token")
+    public = list(facts(dataclasses.replace(plan, downloads="public"), urls))
+    (line,) = set(public) - set(facts(plan, urls))
+    assert line.startswith("anybody who knows the name and the owner of a file")
+
+
+def test_check_says_who_may_use_a_server_of_signed_addresses(tmp_path: Path) -> None:
+    """It is closed without any other credential, so nothing warns that it is open."""
+    keys = tmp_path / "keys"
+    keys.write_text(SigningKey.new("k").line)
+    bind = ["--bind", "0.0.0.0:0", "--ssl-certfile", str(tmp_path / "pem")]
+    leaf = authority().issue_cert("127.0.0.1")
+    leaf.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
+    options = [*bind, "--signing-keys", str(keys), "--data-dir", str(tmp_path / "data")]
+    done = _config("check", *options)
+    assert done.exit_code == 0, done.output
+    assert "ok       who may use it: holders of a signed address" in done.output
+    assert "anybody" not in done.output

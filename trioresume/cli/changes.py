@@ -26,7 +26,7 @@ Change = Callable[[trioresume.Keeper, Stored], Awaitable[None]]
 
 _owner = click.option(
     "--owner",
-    help="Only what belongs to this owner; '-' stands for requests without a token.",
+    help="Only what belongs to this owner; '-' is for what has no owner.",
 )
 _glob = click.option(
     "--glob",
@@ -136,11 +136,12 @@ def give(
     to: str,
     names: tuple[str, ...],
 ) -> ExitCode:
-    """Make OWNER the owner of files and uploads. '-' stands for requests without a token.
+    """Make OWNER the owner of files and uploads; '-' takes the owner away.
 
-    An owner is what the server knows a client by: the name in the tokens file, for example.
-    Files from before tokens were switched on belong to nobody, and nobody can get them
-    then: give them to somebody with --owner - --glob OWNER '*'.
+    An owner is the name by which the server knows a sender, for example the name in the
+    tokens file. A file that was stored while the server asked for no credentials has no
+    owner. Once the server asks for credentials, no client can get such a file. To give all
+    of these files to OWNER, use --owner - --glob OWNER '*'.
     """
 
     async def act(keeper: trioresume.Keeper, what: Stored) -> None:

@@ -80,7 +80,7 @@ def check(as_json: bool, options: tuple[str, ...]) -> ExitCode:
     Reads the configuration as 'serve' does, and looks at certificates, tokens, the data
     directory, the disk, the addresses, the limit of open files and the clock. Changes
     nothing, and may run beside the server. Prints one line for each finding. The exit code
-    is 0 if there is no error; a warning is none. A mistake in the options themselves is a
+    is 0 if there is no error; a warning is not an error. A mistake in the options themselves is a
     usage error, as for 'serve': exit code 2.
     """
     is_wrong = False
@@ -100,7 +100,7 @@ def _findings(plan: Plan, access_log: str | None) -> Iterator[trioresume.Finding
     binds = [bind for bind in plan.config.bind if "fd:" not in bind]
     urls = [_url(bind, plan.config) for bind in binds]
     yield trioresume.Finding("ok", f"who may use it: {plan.senders or 'anybody'}")
-    for public in public_downloads(plan.config):
+    for public in public_downloads(plan):
         yield trioresume.Finding("note", public)
     for danger in dangers(plan, urls):
         yield trioresume.Finding("warning", danger)

@@ -53,7 +53,7 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--hooks-http-backoff",
         type=Duration(),
         default=_DEFAULTS.backoff,
-        help="How long to wait before that, and before an event is first sent again.",
+        help="Pause before a question is sent again. For an event it doubles each time.",
     ),
     click.option(
         "--hooks-http-timeout",

@@ -166,7 +166,9 @@ def senders(
     identity: Identity, auth: trioresume.AuthRequest | None, certificate_name: Any
 ) -> str | None:
     """Return who may use the service, in words; None if anybody may."""
-    known = [] if certificate_name is None else ["clients with a certificate"]
+    known = [] if identity.signed is None else ["holders of a signed address"]
+    if certificate_name is not None:
+        known.append("clients with a certificate")
     for each in identity.known:
         if isinstance(each, trioresume.BearerTokens):
             count = len(each.names)
@@ -196,8 +198,11 @@ def _identity(
         known.append(_made(tokens_file, lambda: trioresume.bearer_tokens(tokens_file)))
     if jwt["jwt_keys"] is not None:
         known.append(_made(jwt["jwt_keys"], lambda: _jwt(**jwt)))
-    elif any(jwt[name] for name in _NEEDS_KEYS):
-        raise click.UsageError("--jwt-… needs --jwt-keys")
+    else:
+        for name in _NEEDS_KEYS:
+            if jwt[name]:
+                option = name.removesuffix("s").replace("_", "-")
+                raise click.UsageError(f"--{option} needs --jwt-keys")
     if htpasswd_file is not None:
         known.append(
             _made(htpasswd_file, lambda: trioresume.PasswordFile(htpasswd_file))

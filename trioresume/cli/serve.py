@@ -164,8 +164,9 @@ def serve(
 
     SIGTERM or Ctrl-C stops the server: it accepts no new requests, and gives running
     requests some time to finish. A second signal stops it at once. In both cases no
-    acknowledged byte is lost. SIGHUP reads the files of certificates, tokens and rules
-    again, and opens the log file again. It ends no connection.
+    acknowledged byte is lost. SIGHUP makes the server read its certificates, tokens,
+    passwords, keys, rules and hook secrets again, and open its log files again. No
+    connection ends.
     """
     take = click.get_current_context().meta.get(PLAN_TAKER)
     manager = ServiceManager(os.environ, os.getpid())
@@ -232,6 +233,7 @@ def serve(
             reloads=reloads,
             manager=manager,
             senders=senders(identity, auth, tls["principal"]),
+            downloads=identity.downloads,
             keeps_files=app["app"] is None and upstream is None,
             log_file=log_file,
             config_file=click.get_current_context().meta.get(CONFIG_FILE),
@@ -298,8 +300,8 @@ def _target(
 def token(name: str) -> None:
     """Create a bearer token for NAME.
 
-    The first line of the output is the token: give it to NAME. The second line belongs
-    into the file of 'trioresume serve --tokens-file'. The token is not stored.
+    The first line of the output is the token: give it to NAME. Add the second line to the
+    file of 'trioresume serve --tokens-file'. The token is not stored.
     """
     secret, line = trioresume.new_token(name)
     click.echo(secret)

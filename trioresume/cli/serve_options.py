@@ -150,13 +150,13 @@ LIMITS: _Table = (
         "--max-stored-bytes-per-principal",
         "max_stored_bytes_per_principal",
         _SIZE_OR_NONE,
-        "Most space for the uploads and files of each token's name. 0: no limit.",
+        "Most space for the uploads and files of each sender. 0: no limit.",
     ),
     (
         "--max-open-uploads-per-principal",
         "max_open_uploads_per_principal",
         _COUNT_OR_NONE,
-        "Most unfinished uploads of each token's name; more are answered 429. 0: no limit.",
+        "Most unfinished uploads of each sender; more are answered 429. 0: no limit.",
     ),
     (
         "--max-upload-lifetime",
@@ -186,7 +186,7 @@ LIMITS: _Table = (
         "--digest-budget",
         "digest_budget",
         Size(),
-        "Bytes of joined tus uploads to hash per hour for each token's name.",
+        "Bytes of joined tus uploads to hash per hour for each sender.",
     ),
     (
         "--receive-memory",

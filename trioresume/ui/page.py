@@ -42,10 +42,10 @@ def load_page(endpoint: str, folder: Path = HERE) -> Mapping[str, PageFile]:
     """
     if not is_built(folder):
         lacking = " and ".join(missing_programs())
-        here = f" {lacking} cannot be found here." if lacking else ""
+        here = f"; {lacking} cannot be found here" if lacking else ""
         raise CallerError(
-            "the page of --ui is not built: that takes Node 18 or newer with npm, and "
-            f"a network, once.{here} Where they are: python -m trioresume.ui build"
+            "the page of --ui is not built. Build it once with 'python -m trioresume.ui "
+            f"build', which needs Node 18 or newer, npm and a network{here}"
         )
     files = {
         name: PageFile(kind, (folder / "dist" / name).read_bytes())

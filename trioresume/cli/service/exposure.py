@@ -20,7 +20,7 @@ def facts(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
     config = plan.config
     yield f"listening at {', '.join(urls)}{_spoken(config, urls)}"
     yield f"who may use it: {plan.senders or 'anybody'}"
-    yield from public_downloads(config)
+    yield from public_downloads(plan)
     path = os.path.abspath(config.data_dir)
     survived = (
         "a power loss"
@@ -31,9 +31,14 @@ def facts(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
     yield f"room: {_room(config, path)}"
 
 
-def public_downloads(config: trioresume.Config) -> Iterator[str]:
-    """Yield one line for each rule that lets anybody read files."""
-    for rule in config.rules:
+def public_downloads(plan: Plan) -> Iterator[str]:
+    """Yield one line for each option and each rule that lets anybody read files."""
+    if plan.downloads == "public":
+        yield (
+            "anybody who knows the name and the owner of a file may read it:"
+            " --downloads public"
+        )
+    for rule in plan.config.rules:
         if rule.public_download:
             owner = "".join(rule.principals or ())
             yield f"anybody may read the files of {owner} at {', '.join(rule.paths)}"
@@ -46,7 +51,7 @@ def _spoken(config: trioresume.Config, urls: Sequence[str]) -> str:
     if isinstance(config.ssl, trioresume.TLSSettings):
         oldest = f" {config.ssl.min_version} or newer"
     versions = "HTTP/1.1 and HTTP/2" if config.http2 else "HTTP/1.1"
-    return f", https with TLS{oldest}, {versions}"
+    return f" (https: TLS{oldest}, {versions})"
 
 
 def _room(config: trioresume.Config, path: str) -> str:
@@ -77,7 +82,7 @@ def dangers(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
     has_proxy = config.trusted_proxies or (config.public_url or "").startswith("https:")
     if plain and plan.senders is not None and not has_proxy:
         yield (
-            f"without TLS, what senders prove themselves with can be read on the way to"
+            f"without TLS, others can read the credentials that are sent to"
             f" {', '.join(plain)}: see --ssl-certfile, or --trusted-proxy for a proxy"
         )
     if config.unix_socket_mode & 0o002 and plan.senders is None and plan.keeps_files:

@@ -36,6 +36,8 @@ class Plan:
     manager: ServiceManager
     senders: str | None
     """Who may use the service, in words; None: anybody."""
+    downloads: str = "owner"
+    """The value of ``--downloads``."""
     keeps_files: bool
     """Whether the uploads become files here: no backend or application decides by itself."""
     log_file: Path | None = None
