@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
@@ -11,12 +12,17 @@ from tests.server.harness import Client, Reply
 __all__ = ["ask", "metrics", "sample"]
 
 
-async def ask(path: Path, target: str, method: str = "GET") -> Reply:
+async def ask(
+    path: Path,
+    target: str,
+    method: str = "GET",
+    fields: Mapping[str, str] | None = None,
+) -> Reply:
     """The answer to one request on a connection of its own."""
     stream = await trio.open_unix_socket(str(path))
     async with stream:
         with trio.fail_after(20):
-            return await Client(stream).request(method, target)
+            return await Client(stream).request(method, target, fields or {})
 
 
 async def metrics(path: Path) -> dict[str, float]:

@@ -41,6 +41,27 @@ async def admin_of(tmp_path: Path, **settings: Any) -> AsyncIterator[SocketServi
         yield service
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=x",
+        "text/plain;version=1.y.0",
+        "text/plain;version=" + "9" * 5000,
+        "application/openmetrics-text;q=;version=;escaping=\xff,;,",
+        "=",
+    ],
+)
+async def test_metrics_are_told_whatever_is_accepted(
+    accept: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong field is no fault of the service, and fills no log."""
+    async with admin_of(tmp_path):
+        reply = await ask(tmp_path / "admin", "/metrics", fields={"Accept": accept})
+        assert reply.status == 200
+        assert b"trioresume_requests_running" in reply.body
+    assert "Traceback" not in caplog.text
+
+
 async def test_it_serves_its_three_pages_and_no_upload(tmp_path: Path) -> None:
     """Nothing of the service is to be had there; what was sent is not read."""
     path = tmp_path / "admin"

@@ -285,5 +285,8 @@ def encode(metrics: Iterable[Metric], accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry()
     registry.register(_Gathered(metrics))
     ProcessCollector(registry=registry)
-    encoder, media_type = choose_encoder(accept)
+    try:
+        encoder, media_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it stumbles over a version such as "x"
+        encoder, media_type = choose_encoder("")
     return encoder(registry), media_type
