@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trioresume import (
     AnyOf,
     CallerError,
     Config,
+    Fields,
     FileService,
     Principal,
     Rejection,
@@ -240,6 +242,23 @@ async def test_anything_else_is_refused(
         assert isinstance(found, Rejection)
         assert found.status == 403
         assert message in found.detail
+
+
+@pytest.mark.parametrize(
+    "field", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"]
+)
+@pytest.mark.parametrize("meant", ["DELETE", " delete ", "post, DELETE", "DELETE,POST"])
+async def test_no_field_makes_another_method_of_it(
+    field: str, meant: str, keys: Path
+) -> None:
+    """A backend that believes such a field would delete, with an address for an upload."""
+    signed = SignedAddresses(keys)
+    sent = head("POST", upload_target(), {field: meant})
+    found = await signed(sent)
+    assert isinstance(found, Rejection)
+    assert (found.status, "another method" in found.detail) == (403, True)
+    same = replace(sent, fields=Fields({field: "POST"}))
+    assert isinstance(await signed(same), Principal)
 
 
 async def test_keys_are_rotated(keys: Path) -> None:

@@ -139,6 +139,12 @@ def test_parameter_is_taken_out_of_the_query(
         ("/x/a%2fb", False),
         ("/x/a%5c..", False),
         ("/x/a\\b", False),
+        ("/x/..;/y", False),
+        ("/x/.%2e;a=b/y", False),
+        ("/x/..%3B/y", False),
+        ("/x//y", False),
+        ("/x/%00", False),
+        ("/x/%c0%ae%c0%ae/y", False),
     ],
 )
 def test_prefix_is_not_climbed_out_of(path: str, is_allowed: bool) -> None:

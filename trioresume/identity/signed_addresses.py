@@ -266,7 +266,7 @@ class SignedAddresses:
         claims = self._claims(values)
         if claims is None:
             return Rejection(403, detail="the signature of the address is wrong")
-        fault = self._fault(claims, head.method, target)
+        fault = self._fault(claims, head, target)
         if fault is not None:
             return Rejection(403, detail=f"the address is {fault}")
         grant = Grant(target, claims.max_size, claims.media_type)
@@ -287,12 +287,12 @@ class SignedAddresses:
         except ValueError:
             return None
 
-    def _fault(self, claims: Claims, method: str, target: str) -> str | None:
+    def _fault(self, claims: Claims, head: RequestHead, target: str) -> str | None:
         """Return why the address is not for this request; None if it is."""
         path, _, query = target.partition("?")
         if self._clock() >= claims.expires_at:
             return "not valid any more"
-        if not claims.allows_method(method):
+        if not all(map(claims.allows_method, (head.method, *head.methods_meant))):
             return "signed for another method"
         if not claims.allows_path(self._root + path) or query != claims.query:
             return "signed for another path or query"

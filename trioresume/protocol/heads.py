@@ -189,10 +189,25 @@ class RequestHead:
         return parse_content_disposition_filename(disposition)
 
     @property
+    def methods_meant(self) -> list[str]:
+        """The methods as which fields ask a backend to treat the request instead of its own.
+
+        Of several, one backend takes the first and another one the last.
+        """
+        return [
+            method.upper()
+            for field in _OVERRIDES
+            for method in split_list(self.fields.get(field) or "")
+            if method.upper() != self.method
+        ]
+
+    @property
     def has_content(self) -> bool:
         """Whether content follows; a chunked body counts even if it proves empty."""
         return self.length is None or self.length > 0
 
+
+_OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
 
 _PORT = re.compile(r"(?P<host>.+?):(?P<port>[0-9]*)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -33,7 +33,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
+
+from trioresume.protocol.path_patterns import path_segments
 
 __all__ = [
     "METHODS",
@@ -76,10 +77,13 @@ class Claims:
         return method == self.method or (method == "HEAD" and self.method == "GET")
 
     def allows_path(self, path: str) -> bool:
-        """Whether the *path* of a request, percent-encoded, is the one or below it."""
+        """Whether the *path* of a request, percent-encoded, is the one or below it.
+
+        A path that two programs could read in two ways is not below any.
+        """
         if not self.is_prefix:
             return path == self.path
-        return path.startswith(self.path) and not any(map(_climbs, path.split("/")))
+        return path.startswith(self.path) and path_segments(path) is not None
 
     def encode(self) -> str:
         """Return the claims as they are signed and sent."""
@@ -99,12 +103,6 @@ class Claims:
         claims.update({n: value for n, value in optional.items() if value is not None})
         text = json.dumps(claims, separators=(",", ":"), ensure_ascii=False)
         return _encoded(text.encode())
-
-
-def _climbs(segment: str) -> bool:
-    """Whether a server may take this segment of a path for more than a name."""
-    name = unquote_to_bytes(segment)
-    return name in (b".", b"..") or b"/" in name or b"\\" in name
 
 
 def mac_of(secret: bytes, claims: str) -> str:

@@ -147,6 +147,8 @@ def test_override_of_the_method_does_not_avoid_a_rule() -> None:
     rules.check(request("POST", "/a"), None)
     for name in ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"):
         assert refusal(rules, request("POST", "/a", {name: "delete "}))[0] == 403
+        for several in ("DELETE, POST", "post,delete", "PUT ,, DELETE"):
+            assert refusal(rules, request("POST", "/a", {name: several}))[0] == 403
 
 
 def test_media_type_is_compared_without_parameters_and_case() -> None:
@@ -193,6 +195,21 @@ def test_rules_are_replaced_as_a_whole_or_not_at_all() -> None:
     rules.check(request("GET", "/a"), None)
 
 
+def test_long_requests_are_not_kept() -> None:
+    """Whatever of them is long: a thousand are kept, so each one has to be short."""
+    rules = book(Rule(access="read-only"))
+    long = "A" * 300
+    for method, path, name in (
+        (long, "/a", "n"),
+        ("GET", f"/{long}", "n"),
+        ("GET", "/a", long),
+    ):
+        rules.terms(method, path, name)
+    assert not rules._found
+    rules.terms("GET", "/a", "n")
+    assert len(rules._found) == 1
+
+
 async def test_public_download_is_the_owners_request() -> None:
     """Only GET and HEAD, only there, and never an upload's resources."""
     config = Config(
@@ -212,3 +229,31 @@ async def test_public_download_is_the_owners_request() -> None:
         ("GET", "/operations/a/content", "somebody"),
     ):
         assert await authenticate(request(method, path)) == Principal(name)
+
+
+async def test_earlier_rule_keeps_a_download_from_being_public() -> None:
+    """The first rule that matches the owner's request decides, also about this."""
+    config = Config(
+        rules=[
+            Rule(path="/files/private/"),
+            Rule(path="/files/own", principal="alice"),
+            Rule(path="/files/other", principal="bob"),
+            Rule(path="/files/written", methods="PUT"),
+            Rule(path="/files/b/", principal="bob", public_download=True),
+            Rule(path="/files/", principal="alice", public_download=True),
+        ],
+        authenticate=_somebody,
+    )
+    rules = Rulebook(config, serves_files=True)
+    authenticate = rules.with_public_downloads(config).authenticate
+    assert authenticate is not None
+    for path, name in (
+        ("/files/private/a", "somebody"),
+        ("/files/%70rivate/a", "somebody"),
+        ("/files/own", "somebody"),
+        ("/files/other", "alice"),
+        ("/files/written", "alice"),
+        ("/files/b/a", "bob"),
+        ("/files/a", "alice"),
+    ):
+        assert await authenticate(request("GET", path)) == Principal(name), path

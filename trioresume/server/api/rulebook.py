@@ -34,8 +34,6 @@ _READING = ("GET", "HEAD")
 _WRITING = ("DELETE", "PATCH", "POST", "PUT")
 _STORING = ("PATCH", "POST", "PUT")
 _ALLOWED = {"read-only": _READING, "write-only": _WRITING}
-_OVERRIDES = ("x-http-method-override", "x-http-method", "x-method-override")
-"""Fields by which a POST asks a backend to treat it as another method."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +122,8 @@ class _Compiled:
 
 MOST_KEPT = 1024
 LONGEST_KEPT = 256
-"""Requests of which it is kept what was found, and the longest of their paths."""
+"""Requests of which it is kept what was found, and the most characters of one: its method, path
+and sender."""
 
 _SETTINGS = (
     "file_lifetime",
@@ -195,7 +194,7 @@ class Rulebook:
             if each.concerns(principal) and each.governs(method, segments or ()):
                 found = each.terms
                 break
-        if len(path) <= LONGEST_KEPT:
+        if len(method) + len(path) + len(principal or "") <= LONGEST_KEPT:
             if len(self._found) >= MOST_KEPT:
                 del self._found[next(iter(self._found))]
             self._found[asked] = found
@@ -211,12 +210,10 @@ class Rulebook:
         terms = self.terms(head.method, head.path, principal)
         terms.check(head, is_partial=is_partial)
         if head.method == "POST":
-            for field in _OVERRIDES:
-                meant = head.fields.get(field)
-                if meant is not None:
-                    other = replace(head, method=meant.strip().upper())
-                    terms_then = self.terms(other.method, head.path, principal)
-                    terms_then.check(other, is_partial=is_partial)
+            for method in head.methods_meant:
+                other = replace(head, method=method)
+                terms_then = self.terms(method, head.path, principal)
+                terms_then.check(other, is_partial=is_partial)
         return terms
 
     def owner_of_download(self, head: RequestHead) -> str | None:
@@ -229,7 +226,9 @@ class Rulebook:
         for each in self._rules:
             if each.rule.public_download and each.governs(head.method, segments):
                 (owner,) = each.rule.principals or ()
-                return owner
+                # An earlier rule for the owner's request decides, even if it is not public.
+                if self._find(head.method, head.path, owner) is each.terms:
+                    return owner
         return None
 
     def with_public_downloads(self, config: Config) -> Config:
