@@ -6,6 +6,7 @@ That function fails it, or does meanwhile what another thread could do.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -248,6 +249,42 @@ def test_sync_of_the_chunks_directory_that_failed_is_repeated(
     shard = seal.digest[2:3].hex()
     assert "data/chunks" in synced
     assert f"chunks/{shard}" in synced
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), RuntimeError()])
+def test_lost_folder_of_a_known_chunk_is_made_anew_after_a_failed_sync(
+    fault: Exception, store: DiskStore, disk: WatchedDisk
+) -> None:
+    """The name of the folder is as doubtful as those in it, also of chunks that are known."""
+    do(store, seal_of(store, b"12345678"))
+    seal = seal_of(store, b"12345678", "operation-2")
+    shard = Path(store._dir.path, "chunks", seal.digest[2:3].hex())
+    shutil.rmtree(shard)
+
+    def fail() -> None:
+        raise fault
+
+    disk.before("sync_directory", "data/chunks", fail)
+    with pytest.raises((StorageError, RuntimeError)):
+        store.apply([[seal]])
+    assert not shard.exists()
+    disk.calls.clear()
+    do(store, seal)
+    assert ("sync_directory", "data/chunks") in disk.calls
+    assert [path.name for path in shard.iterdir()] == [seal.digest.hex()]
+
+
+def test_name_that_cannot_be_taken_back_keeps_no_other(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """After a failed sync as many names go as can."""
+    seals = [seal_of(store, bytes([n]) * 8, f"operation-{n}") for n in range(4)]
+    disk.fail("sync_directory", "data/chunks")
+    disk.fail("unlink", "chunks/")
+    with pytest.raises(StorageError):
+        store.apply([[seal] for seal in seals])
+    left = list(Path(store._dir.path, "chunks").rglob("1e20*"))
+    assert len(left) == 1
 
 
 @pytest.mark.parametrize("times", [1, 3])

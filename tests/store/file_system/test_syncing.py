@@ -57,3 +57,21 @@ def test_nothing_is_synced_that_need_not_be_durable() -> None:
     disk = Noting(durable=False)
     disk.sync_directories(NAMES)
     assert disk.synced == []
+
+
+def test_all_are_synced_where_no_more_threads_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The limit of processes is reached: that ends no commit, and it skips no directory."""
+    disk, start = Noting(), threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def start_two(thread: threading.Thread) -> None:
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    disk.sync_directories(NAMES)
+    assert set(disk.synced) == set(NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,20 +39,25 @@ from trioresume.errors import (
     StorageFull,
     StoreLocked,
 )
+from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store.disk_store import DiskStore, open_store
+from trioresume.store.file_system.disk_io import Descriptor
 from trioresume.store.keeper.backup import Backup
 from trioresume.store.keeper.backup_directory import BackupDirectory, Generation
 from trioresume.store.keeper.inventory import Inventory
 from trioresume.store.keeper.restore import Restore
 from trioresume.store.port import (
+    Content,
     EndOperation,
     ForgetOperation,
     HoldBack,
     OperationId,
     PublishFile,
+    RecordResponse,
     RemoveFile,
     SetState,
+    StoredResponse,
     request_key,
 )
 
@@ -205,6 +211,38 @@ def test_bytes_without_a_recorded_offset_need_a_proof(
         assert restored.offset(KEY) == 20
 
 
+def test_unsynced_chunk_is_synced_before_the_backup_has_its_name(
+    data_dir: Path, directory: BackupDirectory
+) -> None:
+    """A backup that lost its power leaves chunks, and the next one believes them."""
+    steps: list[tuple[str, int]] = []
+
+    class Noting(FaultyDisk):
+        def sync_data(self, file: Descriptor) -> None:
+            steps.append(("synced", os.fstat(file.fileno()).st_ino))
+
+        def link(self, source: str, target: str) -> None:
+            super().link(source, target)
+            if not target.endswith(".new"):
+                steps.append(("named", os.stat(target).st_ino))
+
+        def replace(self, source: str, target: str) -> None:
+            super().replace(source, target)
+            steps.append(("named", os.stat(target).st_ino))
+
+    disk = FaultyDisk(durable=False)
+    with closing(open_store(data_dir, chunk_size=CHUNK, disk=disk)) as store:
+        publish(store, "one", DATA)
+        backup = Backup(data_dir, directory, disk=Noting())
+        list(backup.fill())
+    chunks = list(Path(directory.path, "chunks").rglob("1e20*"))
+    assert len(chunks) == 4
+    for path in chunks:
+        inode = path.stat().st_ino
+        assert path.stat().st_nlink == 2  # a link
+        assert steps.index(("synced", inode)) < steps.index(("named", inode))
+
+
 def test_bytes_that_are_held_back_do_not_count(
     store: DiskStore, data_dir: Path, directory: BackupDirectory, tmp_path: Path
 ) -> None:
@@ -274,6 +312,32 @@ def test_upload_changes_after_the_instant(
         offset = restored.offset(KEY)
         assert offset >= 11
         assert read_prefix(restored, offset) == DATA[:offset]
+
+
+def test_upload_that_is_finished_and_released_while_chunks_are_looked_at(
+    store: DiskStore, data_dir: Path, directory: BackupDirectory, tmp_path: Path
+) -> None:
+    """With many chunks that takes long, and nothing tells any more where its bytes are."""
+    publish(store, "file", b"other  1other  2")
+    writer = begin(store, UPLOAD)
+    put(store, writer, DATA[:11])
+    make_durable(store, writer)
+    backup = Backup(data_dir, directory)
+    list(backup.fill())
+
+    def release() -> None:
+        backup.on_progress = None
+        finish(store)
+        body = Content(0, inline=b"")
+        response = StoredResponse(status=201, fields=Fields(), body=body)
+        do(store, RecordResponse(UPLOAD, response, 9e9, keep_content=False))
+
+    backup.on_progress = release
+    list(backup.take())
+    backup.publish()
+    with closing(restore(directory, tmp_path / "restored")) as restored:
+        assert restored.offset(KEY) == 11
+        assert read_prefix(restored, 11) == DATA[:11]
 
 
 def read_prefix(store: DiskStore, length: int) -> bytes:

@@ -234,6 +234,60 @@ def test_bytes_are_synced_before_the_name_and_the_name_before_the_end(
     assert calls == made + written
 
 
+def test_folder_that_was_there_is_synced_before_the_file_counts(
+    store: DiskStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process may have made it, or another thread may be just making it."""
+    (folder / "a").mkdir()
+    content = store_content(store, LARGE)
+    synced: list[int] = []
+
+    def sync(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    put(store, content, folder, "a", "b")
+    folders = [os.stat(path).st_ino for path in (folder, folder / "a")]
+    assert [inode for inode in synced if inode in folders] == folders
+
+
+def test_equal_file_of_another_program_is_synced(
+    store: DiskStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``move`` the stored file is removed after this."""
+    content = store_content(store, LARGE)
+    (folder / "a").write_bytes(LARGE)
+    synced: list[int] = []
+
+    def sync(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert put(store, content, folder, "a") == "a"
+    assert (folder / "a").stat().st_ino in synced
+
+
+def test_file_is_put_there_anew_after_a_failed_sync_of_its_folder(
+    store: DiskStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later sync proves nothing about the name that the failed one was for."""
+    content = store_content(store, LARGE)
+    sync = os.fsync
+
+    def fail(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="error"):
+            put(store, content, folder, "a")
+    assert names(folder) == []
+    assert put(store, content, folder, "a") == "a"
+    assert names(folder) == ["a"]
+
+
 def test_stopped_file_is_finished_later(store: DiskStore, folder: Path) -> None:
     """A shutdown does not wait for a large file."""
     content = store_content(store, LARGE)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 
 from blake3 import blake3
@@ -190,7 +190,7 @@ class ChunkFiles:
         with translated("syncing the chunks' directories"):
             try:
                 self.disk.sync_directories(self._unsynced)
-            except OSError:
+            except BaseException:
                 self.doubted = True
                 self._take_back()
                 raise
@@ -204,12 +204,16 @@ class ChunkFiles:
         """Remove the names that were published since the last sync.
 
         The names of chunks that the catalog names stay: their earlier files are gone, and
-        would be no better.
+        would be no better. But in a directory that was made since, there were no earlier
+        files. It goes with all its names, so that the next attempt makes and syncs it again.
         """
-        for path in self._published:
-            self.disk.unlink(path)
+        made = set(self._made)
+        new = {path for path in self._fresh if os.path.dirname(path) in made}
+        for path in {*self._published, *new}:
+            with suppress(OSError):  # the others have to go all the same
+                self.disk.unlink(path)
         for directory in self._made:
-            if not os.listdir(directory):
+            with suppress(OSError):
                 self.disk.remove_directory(directory)
 
     def remove(self, digest: Digest) -> None:

@@ -28,7 +28,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -416,16 +416,31 @@ class Disk:
             return
         most = self.syncs_at_once
         parts = [part for start in range(most) if (part := list(paths)[start::most])]
-        begun = []
-        if len(parts) > 1:
-            if self._syncers is None:
-                self._syncers = ThreadPoolExecutor(most - 1, "trioresume-sync")
-            begun = [self._syncers.submit(self._sync_each, part) for part in parts[1:]]
-        errors = [self._sync_each(part) for part in parts[:1]]
-        errors += [syncing.result() for syncing in begun]
+        begun = [self._begin_sync(part) for part in parts[1:]]
+        here = [
+            part
+            for part, syncing in zip(parts, [None, *begun], strict=False)
+            if syncing is None
+        ]
+        errors = [self._sync_each(part) for part in here]
+        errors += [syncing.result() for syncing in begun if syncing is not None]
         for error in errors:
             if error is not None:
                 raise error
+
+    def _begin_sync(self, paths: Iterable[str]) -> Future[OSError | None] | None:
+        """Sync *paths* in a thread; return None if the system gives no more threads."""
+        if self._syncers is None:
+            self._syncers = ThreadPoolExecutor(
+                self.syncs_at_once - 1, "trioresume-sync"
+            )
+        try:
+            return self._syncers.submit(self._sync_each, paths)
+        except RuntimeError:
+            # It keeps the job, so wait until it is done: it must not sync at a later time.
+            self._syncers.shutdown()
+            self._syncers = None
+            return None
 
     def _sync_each(self, paths: Iterable[str]) -> OSError | None:
         """Sync the directories *paths*, all of them; return the first error."""

@@ -5,8 +5,9 @@ There are three parts.
 1. :meth:`Backup.fill` links or copies the chunks that the catalog names now. This takes most
    of the time. The service goes on, so some of these chunks may be removed meanwhile.
 2. :meth:`Backup.take` needs the service to *hold* collection: to remove no chunk. It copies
-   the catalog as it is at one instant (SQLite's online backup), then the few chunks that this
-   catalog names and the first part did not find, then the tails.
+   the catalog as it is at one instant (SQLite's online backup), then the tails, because they
+   change most, then the few chunks that this
+   catalog names and the first part did not find.
 3. If the hold lasted until the end, :meth:`Backup.publish` gives the generation its name.
 
 Chunks are immutable, so a chunk may be one file with two names (a hard link). Tails are not.
@@ -112,11 +113,14 @@ class ChunkCopier:
         self._links = links
         self._shards: set[str] = set()
 
-    def put(self, digest: Digest, length: int) -> bool:
+    def put(self, digest: Digest, length: int, *, synced: bool = True) -> bool:
         """Put one chunk in its place; return False if it was there already.
 
-        Raises :class:`FileNotFoundError` if the source does not have it. The name is durable
-        only once the directory is synced.
+        Its bytes are durable before it has its name, because a later run believes a chunk
+        that is there. *synced* says that those of the source are durable already. The name is
+        durable only once the directory is synced.
+
+        Raises :class:`FileNotFoundError` if the source does not have it.
         """
         path = self._target.path(digest)
         try:
@@ -124,7 +128,7 @@ class ChunkCopier:
                 return False
         except FileNotFoundError:
             self._make_shard(os.path.dirname(path))
-            if self._link(digest, path):
+            if self._link(digest, path, synced=synced):
                 return True
         temporary = f"{path}.new"
         self._disk.unlink(temporary)
@@ -134,12 +138,19 @@ class ChunkCopier:
         self._disk.replace(temporary, path)
         return True
 
-    def _link(self, digest: Digest, path: str) -> bool:
+    def _link(self, digest: Digest, path: str, *, synced: bool) -> bool:
         """Make *path*, a free name, a name of the source's file; return False if impossible."""
         if not self._links:
             return False
+        name = path if synced else f"{path}.new"
         try:
-            self._disk.link(self._source.path(digest), path)
+            if not synced:
+                self._disk.unlink(name)
+            self._disk.link(self._source.path(digest), name)
+            if not synced:
+                with closing(self._disk.open(name)) as file:
+                    self._disk.sync_data(file)
+                self._disk.replace(name, path)
         except OSError as exc:
             if exc.errno not in NO_LINKS:
                 raise
@@ -204,12 +215,15 @@ class Backup:
         after = b""
         while page := _rows(
             connection,
-            "SELECT digest, length FROM chunks WHERE digest > ? ORDER BY digest LIMIT ?",
+            "SELECT digest, length, unsynced = 0 FROM chunks WHERE digest > ?"
+            " ORDER BY digest LIMIT ?",
             after,
             _PAGE,
         ):
-            for digest, length in page:
-                self._put_chunk(Digest(digest), length, is_held=is_held)
+            for digest, length, synced in page:
+                self._put_chunk(
+                    Digest(digest), length, synced=bool(synced), is_held=is_held
+                )
                 self.looked += 1
                 if self.on_progress is not None:
                     self.on_progress()
@@ -217,10 +231,12 @@ class Backup:
             after = page[-1][0]
         self.copied.present = max(0, self.total - self.copied.chunks)
 
-    def _put_chunk(self, digest: Digest, length: int, *, is_held: bool) -> None:
+    def _put_chunk(
+        self, digest: Digest, length: int, *, synced: bool, is_held: bool
+    ) -> None:
         try:
             with translated(f"copying a chunk to {self._directory.path}"):
-                is_new = self._copier.put(digest, length)
+                is_new = self._copier.put(digest, length, synced=synced)
         except StorageError as exc:
             # Without a hold it may be collected. With a hold it is missing or unreadable.
             cause = exc.__cause__
@@ -249,7 +265,7 @@ class Backup:
                 # The first start after a restore then looks for files that nobody needs.
                 copy.execute("REPLACE INTO store VALUES ('clean', 'no')")
                 yield from _release_unheld(copy)
-                yield from self._put_chunks(copy, is_held=True)
+                # Before the chunks, of which there may be many: these do not go away.
                 yield from _Tails(
                     CatalogReader(live),
                     copy,
@@ -258,6 +274,7 @@ class Backup:
                     TailFiles(os.path.join(path, "tails"), self._disk, Epoch()),
                     self.copied,
                 ).copy()
+                yield from self._put_chunks(copy, is_held=True)
                 copy.execute("PRAGMA journal_mode = DELETE").fetchall()
             except sqlite3.Error as exc:
                 raise write_error(exc, catalog) from exc
@@ -285,8 +302,6 @@ class Backup:
     def publish(self) -> Generation:
         """Make the generation durable, and give it its name."""
         with translated(f"making a backup in {self._directory.path}"):
-            # With "process" the chunks are links to files that were never synced: publishing
-            # syncs the whole file system.
             return self._directory.publish()
 
 

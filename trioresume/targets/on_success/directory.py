@@ -75,13 +75,20 @@ def place(
     with _opened(directory, folders) as folder:
         hidden = f".trioresume-{mark}"
         found = _done_before(reader, folder, names, hidden, stop)
+        is_new = found is None
         if found is None:
             _remove(folder, hidden)
             if not (links and _link_chunk(reader, folder, hidden)):
                 _copy(reader, folder, hidden, stop)
             found = _publish(folder, hidden, names)
         _remove(folder, hidden)
-        _sync(folder)
+        try:
+            _sync(folder)
+        except OSError:
+            # A later sync would prove nothing about this name: the next attempt makes a new one.
+            if is_new:
+                _remove(folder, found)
+            raise
     return "/".join([*folders, found])
 
 
@@ -95,8 +102,9 @@ def _opened(directory: str, folders: Sequence[str]) -> Iterator[int]:
                 os.mkdir(folder, dir_fd=current)
             except FileExistsError:
                 pass
-            else:
-                _sync(current)
+            # Even if it was there: a killed process may have made it and not synced it, or
+            # another thread may be just doing so.
+            _sync(current)
             below = os.open(folder, _FOLDER | _NO_LINK, dir_fd=current)
             os.close(current)
             current = below
@@ -149,6 +157,7 @@ def _has_content(
             if present.read(len(block)) != block:
                 return False
             offset += len(block)
+        os.fsync(file)  # whoever wrote it may not have synced it
     return True
 
 
