@@ -211,6 +211,18 @@ def test_page_that_was_not_built_is_a_plain_message(
     assert not data.exists()
 
 
+def test_data_directory_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says which directory it was."""
+    monkeypatch.setattr("trioresume.cli.service.running._calm_collector", lambda: None)
+    (tmp_path / "file").touch()
+    data = tmp_path / "file" / "data"
+    result = _invoke("--bind", "127.0.0.1:0", "--data-dir", str(data))
+    assert result.exit_code == 1
+    assert f"opening the store in {data}: " in result.output
+
+
 # What the options become.
 
 

@@ -68,11 +68,11 @@ def backup(
     verify: bool,
     directory: Path,
 ) -> ExitCode:
-    """Copy the data directory as it is at one instant into DIR, beside a running server.
+    """Copy the data directory as it is at one instant into DIR; the server may run.
 
     DIR keeps any number of backups, which share their chunks: only chunks that no backup has
     yet are copied. If the command is killed, the earlier backups stay as they are; run it
-    again. The other commands can read a backup: trioresume ls --data-dir DIR.
+    again. Other commands, such as 'trioresume ls --data-dir DIR', can read a backup.
 
     The exit code is 3 if a chunk is missing or damaged.
     """
@@ -124,14 +124,15 @@ def restore(
     verify: bool,
     directory: Path,
 ) -> ExitCode:
-    """Make the data directory from a backup in DIR. It must be empty, or not exist.
+    """Make a data directory from a backup in DIR.
 
-    Unfinished uploads go on from the offset that they had in the backup. If the command is
+    The data directory must be empty, or not exist. Unfinished uploads continue from the offset
+    that they had in the backup. If the command is
     killed, no server can be started on the data directory: run it again. If you run it as
     root, make the directory first: everything gets the owner of this directory.
 
-    The exit code is 3 if a chunk is missing or damaged. What needs it is named, and the
-    server does not serve it.
+    The exit code is 3 if a chunk is missing or damaged. The command names the files and
+    uploads that need it, and the server does not serve them.
     """
     output.is_report()
     with _progress() as on_progress:

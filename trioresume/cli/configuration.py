@@ -79,9 +79,9 @@ def check(as_json: bool, options: tuple[str, ...]) -> ExitCode:
 
     Reads the configuration as 'serve' does, and looks at certificates, tokens, the data
     directory, the disk, the addresses, the limit of open files and the clock. Changes
-    nothing, and may run beside the server. Prints one line for each finding. The exit code
-    is 0 if there is no error; a warning is not an error. A mistake in the options themselves is a
-    usage error, as for 'serve': exit code 2.
+    nothing, and may run while the server runs. Prints one line for each finding. The exit
+    code is 0 if there is no error; a warning is not an error. The exit code is 2 if an option
+    itself is wrong, as for 'serve'.
     """
     is_wrong = False
     with _planned(options) as (context, plan):

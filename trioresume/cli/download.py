@@ -90,9 +90,9 @@ def download(
 ) -> ExitCode:
     """Fetch URL into FILE, by default under the last part of the URL, and print its name.
 
-    When the connection breaks, the download goes on behind what is there. If retries are
-    used up, or after Ctrl-C, run the same command again to continue. Until all is there
-    and compared with the digest that the server tells, the content stands in FILE.part.
+    When the connection breaks, the command continues the download where it broke. If retries
+    are used up, or after Ctrl-C, run the same command again to continue. Until the download
+    is complete and has the digest that the server sends, the content is in FILE.part.
     """
     output.never_wait()
     path = _path_for(url, file)

@@ -39,7 +39,9 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
 def file_service(
     base_path: str, files: FilesOptions, *, names_owner: bool
 ) -> trioresume.FileService:
-    """Return the file service. With *names_owner* locations name the owner. An option that it cannot have is a usage error.
+    """Return the file service. With *names_owner* locations name the owner.
+
+    An option that the file service cannot have is a usage error.
 
     Raises :class:`~trioresume.CallerError` for a *base_path* that cannot be.
     """

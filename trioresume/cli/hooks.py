@@ -43,11 +43,11 @@ def hooks(
     action: str,
     numbers: tuple[int, ...],
 ) -> ExitCode:
-    """List the events that no receiver has taken yet, send them again, or drop them.
+    """List the events that no receiver has accepted yet, send them again, or drop them.
 
-    The server tries again by itself, for as long as --hooks-give-up-after says. An event that
-    nobody took by then is dead: 'retry' sends it again, after all others, and 'drop' forgets
-    it. Both also work for events that still wait. The command works whether or not a server
+    The server itself tries again, for as long as --hooks-give-up-after says. An event that no
+    receiver has accepted by then is dead: 'retry' sends it again, after all others, and 'drop'
+    removes it. Both also work for events that still wait. The command works whether or not a server
     is running.
     """
     if action == "ls":

@@ -72,9 +72,9 @@ def sign(
     principal: str,
     prefix: bool,
 ) -> None:
-    """Print URL with a signature: whoever has it needs no other credential.
+    """Print URL with a signature, for clients that have no other credential.
 
-    The address is a secret until it expires. Everybody who has it can use it, any number of
+    Keep the address secret until it expires: everybody who has it can use it, any number of
     times.
     """
     try:

@@ -23,12 +23,12 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         type=Bind(),
         multiple=True,
         help="Address, such as HOST:PORT or unix:PATH, for /metrics, /healthz and /readyz; may be "
-        "repeated. It asks for no token: let only operators connect to it.",
+        "repeated. It asks for no credentials: let only operators connect to it.",
     ),
     switch(
         "--public-health",
         default=False,
-        help="Answer GET /healthz on the public addresses, without a token.",
+        help="Answer GET /healthz on the public addresses, without credentials.",
     ),
     click.option(
         "--access-log",

@@ -28,11 +28,11 @@ _Who = Literal["public", "signed"]
 class Downloads:
     """An ``authenticate`` for :class:`~trioresume.Config`: says who may download files.
 
-    *who* is ``"public"``: everybody may, from the address of a file with its owner:
-    ``/files/NAME?owner=OWNER``. Or it is ``"signed"``: nobody may without a
-    :class:`signed address <trioresume.SignedAddresses>`, the owner neither. All other
-    requests are given to *authenticate*, and so are those for files of one's own. *base* is the
-    path of the file service.
+    If *who* is ``"public"``, everybody may download a file from the address that names its
+    owner, ``/files/NAME?owner=OWNER``. If it is ``"signed"``, every download needs a
+    :class:`signed address <trioresume.SignedAddresses>`, also that of the owner. All
+    requests but these public downloads go to *authenticate*. *base* is the path of the file
+    service.
 
     Raises :class:`~trioresume.CallerError` for a *base* that is no such path.
     """

@@ -1,7 +1,7 @@
 """HTTP Basic (RFC 7617) with the users of an htpasswd file.
 
 Only bcrypt hashes are accepted. The other kinds of htpasswd can be tried a million times a
-second or faster, so a stolen file would tell most passwords.
+second or faster, so a stolen file would reveal most passwords.
 
 A check of a password is slow on purpose, some 50 to 300 ms of one core. Three things keep that
 from being an attack or a burden:

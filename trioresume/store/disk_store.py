@@ -130,7 +130,7 @@ def open_store(
     """
     if chunk_size < 1:
         raise CallerError("the chunk size is at least one byte")
-    with translated("opening the store"):
+    with translated(f"opening the store in {os.fspath(data_dir)}"):
         return DiskStore(
             data_dir,
             chunk_size=chunk_size,

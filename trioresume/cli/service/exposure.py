@@ -1,4 +1,4 @@
-"""What is open to whom, in lines for the log at the start and for ``trioresume config check``."""
+"""Who may use the server, in lines for the log at its start and for ``trioresume config check``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["dangers", "facts", "public_downloads"]
 
 
 def facts(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
-    """Yield one line each for where, who, how durable and how much room."""
+    """Yield a line each about addresses, senders, durability and free space."""
     config = plan.config
     yield f"listening at {', '.join(urls)}{_spoken(config, urls)}"
     yield f"who may use it: {plan.senders or 'anybody'}"
@@ -69,7 +69,7 @@ def _room(config: trioresume.Config, path: str) -> str:
 
 
 def dangers(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each thing that is dangerous if nobody meant it."""
+    """Yield a line for each setting that is dangerous unless it is intended."""
     config = plan.config
     public = [url for url in urls if not _is_local(url)]
     if public and plan.senders is None and plan.keeps_files:

@@ -1,8 +1,8 @@
-"""What SIGHUP has read again: certificates, tokens, the log file and the like.
+"""What the server reads again at SIGHUP: certificates, tokens, the log file and the like.
 
-There is one list. Each entry reads its files anew, or raises and keeps what it has. A reload
-touches no connection. It runs beside everything else, so that SIGTERM is obeyed even while a
-file system hangs. Signals that arrive during a reload make one more reload, not several: the
+There is one list. Each entry reads its files again, or raises and keeps what it has. A reload
+ends no connection. It runs in a task of its own, so that the server obeys SIGTERM even while
+a file system hangs. Signals that arrive during a reload make one more reload, not several: the
 files may have changed since they were read.
 """
 
@@ -31,7 +31,7 @@ class _Reload:
 
 
 class Reloads:
-    """The list of what SIGHUP has read again, in the order in which it was added."""
+    """The list of what the server reads again at SIGHUP, in the order of the additions."""
 
     def __init__(self) -> None:
         self._reloads: list[_Reload] = []

@@ -153,15 +153,15 @@ class HTTPHooks:
             answer = await self._trips.run(outgoing, [self._endpoint])
             if answer.switched is not None:
                 answer.switched.close()
-                raise HookFailed("it switches to another protocol")
+                raise HookFailed("the receiver switches to another protocol")
             content = await self._read(answer.body)
         except TargetUnavailable as exc:
-            raise HookFailed("it cannot be reached", may_pass=True) from exc
+            raise HookFailed("the receiver cannot be reached", may_pass=True) from exc
         except PeerError as exc:
             raise HookFailed(exc.detail or str(exc), may_pass=True) from exc
         if not 200 <= answer.status <= 299:
             raise HookFailed(
-                f"it answers {answer.status}", may_pass=answer.status >= 500
+                f"the receiver answers {answer.status}", may_pass=answer.status >= 500
             )
         return content
 
@@ -178,7 +178,9 @@ class HTTPHooks:
             finally:
                 await body.aclose()
         if len(gathered) > self._size_limit:
-            raise HookFailed(f"its answer is longer than {self._size_limit} bytes")
+            raise HookFailed(
+                f"the receiver's answer is longer than {self._size_limit} bytes"
+            )
         return bytes(gathered)
 
     def _signed(self, event: HookEvent, timestamp: int) -> dict[str, str]:
