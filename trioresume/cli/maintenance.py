@@ -82,7 +82,7 @@ def list_(
     the client gave its content, and with the id of an upload.
 
     Treat the id of an upload as a password: anybody who knows it can continue the upload,
-    unless the server asks for tokens.
+    unless the server asks for credentials.
     """
     with trioresume.Inventory(data_dir) as inventory:
         if not as_json:
