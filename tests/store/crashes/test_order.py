@@ -329,6 +329,21 @@ def test_chunks_are_synced_before_the_catalog_names_them(
     assert seen == [("sync", False, 1), ("unlink", True, 1)]
 
 
+def test_offset_of_finished_content_waits_for_the_names_of_its_tails(
+    store: DiskStore, disk: WatchedDisk
+) -> None:
+    """The catalog names the last chunks only with the commit that freezes the content."""
+    writer = begin(store, OP)
+    writer.append(b"12345678123")
+    for seal in writer.finish():
+        seal.run()
+    disk.calls.clear()
+    flush = writer.flush()
+    assert flush is not None
+    assert flush.run().offset == 11
+    assert ("sync_directory", "data/tails") in disk.calls
+
+
 def test_batch_that_fails_keeps_the_tails_of_all(
     store: DiskStore, disk: WatchedDisk
 ) -> None:

@@ -324,8 +324,10 @@ class Tail:
             if self._file is not None:
                 files.append(self._file.duplicate())
         # Sync the names, too, if this process made new ones since the last flush, or an
-        # earlier process may have made some.
-        return DiskFlush(self, files, sync_names=bool(files) and not self._names_synced)
+        # earlier process may have made some. The last chunks of finished content have only
+        # these names until the commit that freezes it.
+        has_tails = bool(files) or self.finished
+        return DiskFlush(self, files, sync_names=has_tails and not self._names_synced)
 
     def flushed(self, offset: int) -> None:
         self._synced = max(self._synced, offset)
