@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -578,7 +579,7 @@ def test_environment_and_file_use_the_options_own_names() -> None:
                     if longest in common
                     else ["TRIORESUME", name, longest]
                 )
-                assert option.envvar == "_".join(parts).replace("-", "_").upper()
+                assert option.envvar == re.sub("[- ]", "_", "_".join(parts)).upper()
 
 
 # Groups of commands.

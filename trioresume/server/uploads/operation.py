@@ -276,8 +276,9 @@ class Operation(LoadedOperation):
         if self.record.content is None:
             change.gathered += call.frozen
             # At last, the answer is recorded whatever happens. Otherwise it could tell of
-            # content that was dropped silently.
-            if Effect.COMMIT in change.transition.before:
+            # content that was dropped silently. A request without content, such as DELETE,
+            # has an effect on a full disk, too, where its answer cannot be recorded (G8).
+            if Effect.COMMIT in change.transition.before and call.content.length:
                 change.must_exist = True
             change.learnt.update(content=call.content, length=call.content.length)
 
