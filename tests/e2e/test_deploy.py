@@ -122,6 +122,10 @@ if [ "${PYTHON_HOME#"$home"/}" != "$PYTHON_HOME" ]; then
     mkdir -p "$PYTHON_HOME"
     mount --move "$STATE/python" "$PYTHON_HOME"
 fi
+# And to the environment and the package, which may be in somebody's own folder.
+mkdir "$STATE/environment" "$STATE/source"
+mount --bind "$ENVIRONMENT" "$STATE/environment"
+mount --bind "$SOURCE" "$STATE/source"
 touch "$STATE/is-there"
 finish() { if [ -e "$STATE/pid" ]; then kill "$(cat "$STATE/pid")"; fi }
 trap finish EXIT
@@ -167,7 +171,7 @@ def _run_page(state: Path) -> None:
     leaf.private_key_pem.write_to_path(str(key))
     authority().cert_pem.write_to_path(state / "ca.pem")
     port = free_port()
-    python = sys.executable
+    python = str(state / "environment" / Path(sys.executable).relative_to(sys.prefix))
     _write_script(
         tools / "systemctl", SYSTEMCTL.format(python=python, state=state, port=port)
     )
@@ -203,7 +207,9 @@ def _run_page(state: Path) -> None:
         "PATH": f"{tools}:/usr/local/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
         "STATE": str(state),
         "CURL_HOME": str(state),
-        "PYTHONPATH": str(SOURCE),
+        "ENVIRONMENT": sys.prefix,
+        "SOURCE": str(SOURCE),
+        "PYTHONPATH": str(state / "source"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHON_HOME": str(Path(sys.base_prefix).resolve()),
     }
