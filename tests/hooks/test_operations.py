@@ -136,6 +136,31 @@ async def test_cut_upload_is_interrupted_at_its_durable_offset(
         assert ended.document["Event"]["Reason"] == "cut"
 
 
+async def test_interruptions_do_not_fill_the_outbox(autojump_clock: MockClock) -> None:
+    """One upload that is cut again and again, while nobody takes its events."""
+    receiver = Receiver()
+    receiver.gate = trio.Event()
+    config = Config(hooks=hooks(receiver, ["interrupted"], max_waiting=3))
+    async with memory_service(FileService(), config) as service:
+        path = await create(service.connect())
+        for number in range(3):
+            cut = service.connect()
+            fields = {**MARK, "Content-Type": "application/offset+octet-stream"}
+            fields["Upload-Offset"] = str(number)
+            await cut.send(head("PATCH", path, fields, length=9) + BODY[number:][:1])
+            await cut.aclose()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(waiting(service.store)) == number + 1
+        refused = await append(service.connect(), path, 3, BODY[3:])
+        assert (refused.status, refused.code) == (503, "service-unavailable")
+        asked = await service.connect().request("HEAD", path, MARK)
+        assert asked["upload-offset"] == "3"
+        receiver.gate.set()
+        await receiver.until("interrupted", 3)
+        await trio.sleep(2)
+        assert (await append(service.connect(), path, 3, BODY[3:])).status == 204
+
+
 async def test_refused_patch_and_takeover_are_no_interruption(
     autojump_clock: MockClock,
 ) -> None:

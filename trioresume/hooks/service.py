@@ -155,6 +155,9 @@ class ToldResources(Resources):
 
     async def _patch_content(self, exchange: Exchange, operation: Operation) -> None:
         assert isinstance(operation, ToldOperation)
+        if operation.is_upload and self._hooks.tells(HookKind.INTERRUPTED):
+            # Each of its requests may be cut, and that is one event more.
+            self._hooks.check_backlog()
         operation.request_head, operation.broken_by = exchange.head, None
         try:
             await super()._patch_content(exchange, operation)
