@@ -19,9 +19,21 @@ from tests.server.harness import (
     head,
     socket_service,
 )
+from tests.server.rufh import path_of
+from tests.server.tus import MARK
 from tests.server.watch.admin import metrics, sample
 from tests.sockets import until_read
-from trioresume import AccessLog, Config, Principal, Rejection, RequestHead, Response
+from trioresume import (
+    AccessLog,
+    Config,
+    Principal,
+    Rejection,
+    RequestHead,
+    Response,
+    SignedAddresses,
+    SigningKey,
+    sign_upload,
+)
 from trioresume.server.api.config import Authenticator
 from trioresume.server.api.watching import WatchSettings
 
@@ -221,6 +233,32 @@ async def test_no_secret_reaches_the_log(tmp_path: Path) -> None:
     assert (allowed["principal"], refused["principal"]) == ("anna", None)
     assert allowed["referer"] == "https://app.example/page"
     assert (allowed["status"], refused["status"]) == (200, 401)
+
+
+def signed(tmp_path: Path) -> tuple[SignedAddresses, str]:
+    """An authenticator, and the target of an upload with a signature."""
+    key = SigningKey.new("k")
+    (tmp_path / "keys").write_text(f"{key.line}\n")
+    target = sign_upload("https://up.example/", key).removeprefix("https://up.example")
+    return SignedAddresses(tmp_path / "keys"), target
+
+
+async def test_open_upload_cannot_be_used_from_the_log(tmp_path: Path) -> None:
+    """Its location needs no other credential, so the log has only half of it."""
+    authenticate, target = signed(tmp_path)
+    async with watched(tmp_path, authenticate=authenticate) as service:
+        async with service.connect() as client:
+            begun = await client.request("POST", target, {**MARK, "Upload-Length": "9"})
+            path = path_of(begun["location"])
+            assert (await client.request("HEAD", path, MARK)).status == 200
+            assert (await client.request("HEAD", f"/up{path}", MARK)).status == 401
+            lines = await service.lines(3)
+    name = path.split("/")[2]
+    assert name[10:] not in (tmp_path / "log").read_text()
+    told = f"{name[:10]}..."
+    assert [line["operation"] for line in lines] == [told, told, None]
+    shown = path.replace(name, told)
+    assert [line["path"] for line in lines] == ["/", shown, f"/up{shown}"]
 
 
 async def test_blocks_without_length_are_counted(tmp_path: Path) -> None:

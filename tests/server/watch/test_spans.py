@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -15,6 +16,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode, get_current_span
 
 from tests.server.harness import RESUME, SocketService, socket_service
+from tests.server.rufh import path_of
+from tests.server.tus import MARK
+from tests.server.watch.test_requests import signed
 from trioresume import Request, Response
 from trioresume.server.api.watching import WatchSettings
 
@@ -39,13 +43,13 @@ class Handler:
 
 @asynccontextmanager
 async def traced(
-    handler: Handler, tmp_path: Path
+    handler: Handler, tmp_path: Path, **settings: Any
 ) -> AsyncIterator[tuple[SocketService, InMemorySpanExporter]]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     watch = WatchSettings(tracing=provider)
-    async with socket_service(handler, tmp_path, watch=watch) as service:
+    async with socket_service(handler, tmp_path, watch=watch, **settings) as service:
         yield service, exporter
 
 
@@ -98,6 +102,24 @@ async def test_request_without_a_trace_begins_one(
     trace, own, parent = _ids(span)
     assert parent is None
     assert [told and told[:52] for told in handler.told] == [f"00-{trace}-{own}"]
+
+
+async def test_open_upload_cannot_be_used_from_its_spans(tmp_path: Path) -> None:
+    """Its location needs no other credential, so the spans have only half of it."""
+    authenticate, target = signed(tmp_path)
+    data = tmp_path / "data"
+    async with traced(Handler(), data, authenticate=authenticate) as (service, spans):
+        async with service.connect() as client:
+            begun = await client.request("POST", target, {**MARK, "Upload-Length": "9"})
+            path = path_of(begun["location"])
+            assert (await client.request("HEAD", path, MARK)).status == 200
+    name = path.split("/")[2]
+    creation, asked = (
+        dict(each.attributes or {}) for each in spans.get_finished_spans()
+    )
+    told = f"{name[:10]}..."
+    assert creation["trioresume.operation"] == asked["trioresume.operation"] == told
+    assert asked["url.path"] == path.replace(name, told)
 
 
 async def test_server_error_is_an_error_of_the_span(tmp_path: Path) -> None:
