@@ -35,6 +35,8 @@ from trioresume import (
     FileService,
     Principal,
     Rejection,
+    Request,
+    Response,
     SignedAddresses,
     SigningKey,
     bearer_tokens,
@@ -43,6 +45,7 @@ from trioresume import (
     sign_upload,
 )
 from trioresume.protocol.operation import OperationState
+from trioresume.server.uploads.locations import OPEN
 
 KEY = SigningKey.new("new")
 OLD = SigningKey.new("old")
@@ -680,3 +683,25 @@ async def test_backend_never_sees_it(keys: Path, tmp_path: Path) -> None:
         assert [seen.target for seen in behind.seen] == ["/a?b=c", "/a?b=c"]
         assert b"signed" not in behind.received
         assert b"max-size" not in behind.received
+
+
+async def test_failure_of_a_handler_is_logged_without_the_id(
+    tmp_path: Path, keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id of an upload by a signed address is all its credential."""
+
+    ids: list[str] = []
+
+    async def fails(request: Request) -> Response:
+        ids.append(str(request.operation_id))
+        raise RuntimeError("a bug")
+
+    async with serving(tmp_path, keys, target=fails) as service:
+        target = upload_target("/files/", method="POST")
+        reply = await service.connect().request("POST", target, {}, b"content")
+        assert reply.status == 500
+    (own,) = ids
+    assert own[-1] in OPEN
+    logged = "\n".join(each.getMessage() for each in caplog.records)
+    assert own not in logged
+    assert f"the handler of {own[:10]}... failed" in logged

@@ -51,7 +51,11 @@ from trioresume.server.routes.representation import (
     Served,
     serve_bytes,
 )
-from trioresume.server.uploads.locations import Resource, operation_fields
+from trioresume.server.uploads.locations import (
+    Resource,
+    concealed,
+    operation_fields,
+)
 from trioresume.server.uploads.receive import processing
 from trioresume.server.uploads.receive_patch import (
     RefusedContent,
@@ -158,7 +162,7 @@ class Resources:
                 if not operation.is_receiving:
                     raise
                 # C7: an offset that was announced cannot be taken back.
-                logger.error("%s is given up: %s", operation.id, exc)
+                logger.error("%s is given up: %s", concealed(operation.id), exc)
                 await operation.cancel()
                 raise PeerError(ProblemCode.GONE) from exc
         finally:
@@ -407,7 +411,9 @@ async def _durable_offset(operation: Operation) -> int:
     try:
         return await operation.make_durable()
     except StorageFull as exc:
-        logger.warning("%s is answered without a sync: %s", operation.id, exc)
+        logger.warning(
+            "%s is answered without a sync: %s", concealed(operation.id), exc
+        )
         return operation.durable_offset
 
 

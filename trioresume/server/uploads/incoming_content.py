@@ -50,6 +50,7 @@ import trio
 from trioresume.errors import StorageError
 from trioresume.server.async_store.threads import Lane
 from trioresume.server.event_loop import Signal
+from trioresume.server.uploads.locations import concealed
 from trioresume.server.uploads.turns import Turn, Turns
 from trioresume.store.port import HoldBack, LetCount
 
@@ -294,10 +295,10 @@ class IncomingContent:
                     self._owner.start(self._name)
         elif self.failure is None:
             if not isinstance(error, StorageError):
-                logger.error("a bug in writing %s", self.key, exc_info=error)
+                logger.error("a bug in writing %s", concealed(self.key), exc_info=error)
                 error = StorageError("a bug kept the content from being written")
             elif not self.turns.ended:  # the end of an operation removes its chunks
-                logger.error("%s could not be written: %s", self.key, error)
+                logger.error("%s could not be written: %s", concealed(self.key), error)
             self.failure = error
 
     @property
@@ -338,7 +339,7 @@ class IncomingContent:
                         logger.error(
                             "chunk %d of %s was not named: %s",
                             chunk.index,
-                            self.key,
+                            concealed(self.key),
                             exc,
                         )
                     self.failure = exc
@@ -461,7 +462,7 @@ class IncomingContent:
                 await self.open_writer()
             except StorageError as exc:
                 if not self.turns.ended:
-                    logger.warning("%s was not cut back: %s", self.key, exc)
+                    logger.warning("%s was not cut back: %s", concealed(self.key), exc)
 
     async def finish(self) -> tuple[Content, list[Mutation]]:
         """Seal the rest; return the content, and the mutations that freeze it.

@@ -31,7 +31,7 @@ from trioresume.protocol.heads import RequestHead
 from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.incoming_content import IncomingContent
-from trioresume.server.uploads.locations import OPEN
+from trioresume.server.uploads.locations import OPEN, concealed
 from trioresume.store.port import (
     ForgetOperation,
     Mutation,
@@ -346,7 +346,7 @@ class LoadedOperation:
         try:
             await submission.wait()
         except StorageError as exc:
-            logger.error("a change of %s was not recorded: %s", self.id, exc)
+            logger.error("a change of %s was not recorded: %s", concealed(self.id), exc)
             self.is_known = False
 
     # Its expiry.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OPEN",
     "Resource",
+    "concealed",
     "locate",
     "locate_reference",
     "location",
@@ -48,6 +49,19 @@ def opened_id(id: OperationId) -> OperationId:
     a look into the catalog, and whoever guesses at ids learns nothing of operations of others.
     """
     return OperationId(id[:-1] + _TWINS[id[-1]])
+
+
+_OPEN_ID = re.compile(
+    rf"(?:(?<=/)|\A)([A-Za-z0-9_-]{{10}})[A-Za-z0-9_-]{{11}}[{''.join(sorted(OPEN))}](?=[/.]|\Z)"
+)
+
+
+def concealed(text: str) -> str:
+    """Return a path, a key or an id for a log: without half of an open operation's id.
+
+    That id is all the credential that its operation needs.
+    """
+    return _OPEN_ID.sub(r"\1...", text)
 
 
 class Resource(Enum):

@@ -40,6 +40,7 @@ from trioresume.protocol.operation import (
 )
 from trioresume.server.uploads.hashing import WANTED_FOR
 from trioresume.server.uploads.loaded_operation import LoadedOperation
+from trioresume.server.uploads.locations import concealed
 from trioresume.server.uploads.target_call import Patience, TargetCall
 from trioresume.store.port import (
     Content,
@@ -141,7 +142,7 @@ class Operation(LoadedOperation):
             self._call = TargetCall(self.around, self.record, content, [])
             change = await self._change(Event.RETRIED)
         except StorageError as exc:
-            logger.error("%s cannot be tried again now: %s", self.id, exc)
+            logger.error("%s cannot be tried again now: %s", concealed(self.id), exc)
             return
         finally:
             self.is_retried = False
@@ -235,7 +236,7 @@ class Operation(LoadedOperation):
             unfrozen = self.state is _S.COMPLETE and not self.is_frozen
             if not unfrozen and self.state is not _S.ABANDONED:
                 raise
-            logger.error("%s cannot be completed now: %s", self.id, exc)
+            logger.error("%s cannot be completed now: %s", concealed(self.id), exc)
             self.incoming.failure = exc
             await self.apply(Event.STORAGE_FAILED)
         finally:
@@ -344,7 +345,7 @@ class Operation(LoadedOperation):
         if self.unoffered:
             call.refuse(reason)
             return Event.ANSWERED
-        logger.warning("%s waits for its target: %s", self.id, reason.detail)
+        logger.warning("%s waits for its target: %s", concealed(self.id), reason.detail)
         return Event.POSTPONED
 
     def _show_progress(self, progress: Progress) -> None:

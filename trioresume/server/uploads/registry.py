@@ -24,7 +24,7 @@ from trioresume.server.api.handler import RepeatingTarget
 from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.hashing import Hashing
 from trioresume.server.uploads.loaded_operation import Surroundings, limited
-from trioresume.server.uploads.locations import OPEN, opened_id
+from trioresume.server.uploads.locations import OPEN, concealed, opened_id
 from trioresume.server.uploads.operation import Operation
 from trioresume.store.port import (
     CreateOperation,
@@ -130,7 +130,7 @@ class Registry:
             await function(*args)  # type: ignore[misc]
         except Exception as exc:
             # A bug, but of one operation only: log it, and let the service go on.
-            logger.exception("operation %s failed", operation.id)
+            logger.exception("operation %s failed", concealed(operation.id))
             operation.note_bug(exc)
         finally:
             self.release(operation)

@@ -40,7 +40,7 @@ from trioresume.server.api.handler import (
 from trioresume.server.async_store.threads import Lane
 from trioresume.server.uploads.incoming_content import run_seals
 from trioresume.server.uploads.loaded_operation import record_head
-from trioresume.server.uploads.locations import operation_fields
+from trioresume.server.uploads.locations import concealed, operation_fields
 from trioresume.store.port import (
     Content,
     Mutation,
@@ -232,10 +232,12 @@ class TargetCall:
         except StorageError:
             if self.policy is CallPolicy.TRANSACTIONAL:
                 raise
-            logger.exception("the handler of %s failed in the store", record.id)
+            logger.exception(
+                "the handler of %s failed in the store", concealed(record.id)
+            )
             self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
         except Exception:
-            logger.exception("the handler of %s failed", record.id)
+            logger.exception("the handler of %s failed", concealed(record.id))
             self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
         return None
 
@@ -265,12 +267,14 @@ class TargetCall:
                 else:
                     self.refuse(exc)
             except Exception:
-                logger.exception("the response content of %s failed", self._record.id)
+                logger.exception(
+                    "the response content of %s failed", concealed(self._record.id)
+                )
                 self.refuse(PeerError(ProblemCode.INTERNAL_ERROR))
         return await self._write_body()
 
     async def _call_again(self, exc: PeerError) -> None:
-        logger.warning("%s is processed again: %s", self._record.id, exc)
+        logger.warning("%s is processed again: %s", concealed(self._record.id), exc)
         assert self._request is not None
         try:
             self._take(await self._around.target.respond(self._request))

@@ -24,7 +24,7 @@ from trioresume.protocol.forwarded import host_of
 from trioresume.protocol.heads import Fields, has_content
 from trioresume.server.api.access_log import AccessLog, LoggedRequest
 from trioresume.server.api.handler import closing_iterator
-from trioresume.server.uploads.locations import OPEN
+from trioresume.server.uploads.locations import concealed
 from trioresume.server.watch.tally import Tally, known_method
 
 if TYPE_CHECKING:
@@ -53,9 +53,6 @@ _TRACE = re.compile(
     r"[0-9a-f]{2}-(?P<id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
 _OPERATION = re.compile(r"[A-Za-z0-9_-]{22}(?=/)")
-_OPEN_ID = re.compile(
-    rf"(?:(?<=/)|\A)([A-Za-z0-9_-]{{10}})[A-Za-z0-9_-]{{11}}[{''.join(sorted(OPEN))}](?=/|\Z)"
-)
 _NO_SPAN = nullcontext()
 
 
@@ -174,7 +171,7 @@ class Observed:
         head = self.exchange.head
         told = {
             "http.request.method": known_method(head.method),
-            "url.path": _concealed(head.path),
+            "url.path": concealed(head.path),
             "url.scheme": "http" if head.tls is None else "https",
             "network.protocol.version": head.http_version,
             "client.address": _client(head, self.proxy),
@@ -190,7 +187,7 @@ class Observed:
             "http.response.body.size": self.sent,
             "error.type": None if self.problem is None else self.problem.code,
             "trioresume.dialect": self.dialect,
-            "trioresume.operation": _concealed(self.operation or "") or None,
+            "trioresume.operation": concealed(self.operation or "") or None,
         }
         return {name: value for name, value in told.items() if value is not None}
 
@@ -312,7 +309,7 @@ class Requests:
                     client=_client(head, observed.proxy),
                     principal=_principal(exchange),
                     method=head.method,
-                    target=_concealed(head.path),
+                    target=concealed(head.path),
                     version=head.http_version,
                     dialect=dialect,
                     status=status,
@@ -320,7 +317,7 @@ class Requests:
                     received=observed.received,
                     sent=observed.sent,
                     request_id=observed.id,
-                    operation=_concealed(observed.operation or "") or None,
+                    operation=concealed(observed.operation or "") or None,
                     referer=noted["referer"],
                     user_agent=noted["user-agent"],
                     trace=_trace_of(noted["traceparent"]),
@@ -361,11 +358,6 @@ class Requests:
         _, found, rest = place.partition(self._operation_path)
         match = _OPERATION.match(rest) if found else None
         return None if match is None else match[0]
-
-
-def _concealed(text: str) -> str:
-    """Return a path or an id without half of an open upload's id, which is its credential."""
-    return _OPEN_ID.sub(r"\1...", text)
 
 
 def _principal(exchange: BaseExchange) -> str | None:
