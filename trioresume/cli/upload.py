@@ -158,4 +158,4 @@ def _show_plan(jobs: Sequence[Job], *, as_json: bool) -> None:
             click.echo(printable(line))
     total = sum(job.size or 0 for job in jobs)
     if not as_json:
-        click.echo(f"{len(jobs)} files, {size(total)}; nothing was sent", err=True)
+        click.echo(f"{len(jobs)} files, {size(total)}; nothing was sent")
