@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import click
 import trio
@@ -30,6 +30,7 @@ from trioresume.cli.request_options import RequestFields, request_options
 from trioresume.cli.sections import DOWNLOAD
 from trioresume.cli.sending import exit_at_once, refusal
 from trioresume.cli.tls_options import tls_options
+from trioresume.cli.upload_files import parts_of
 from trioresume.text import printable
 
 __all__ = ["download"]
@@ -201,18 +202,7 @@ def _report(run: _Run, path: Path, *, checksum: bool, as_json: bool) -> ExitCode
 
 def _path_for(url: str, file: Path | None) -> Path:
     """Return the file to write. Raises :class:`click.UsageError` if the URL has no name."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as exc:
-        raise click.UsageError(f"{url!r} is not a URL: {exc}") from exc
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise click.UsageError(f"{url!r} is not an http:// or https:// URL")
-    if "@" in parts.netloc:
-        raise click.UsageError(
-            f"the URL for {parts.hostname} contains a user name or a password; use --user, "
-            "--netrc or --token-file"
-        )
+    parts = parts_of(url)
     name = unquote(parts.path.rpartition("/")[2])
     if file is not None and not file.is_dir():
         return file

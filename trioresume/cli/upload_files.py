@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import BinaryIO, cast
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 import click
 
@@ -29,6 +29,7 @@ __all__ = [
     "headers_of",
     "jobs_of",
     "media_type",
+    "parts_of",
     "renamed",
 ]
 
@@ -164,15 +165,8 @@ def _may_be_file(path: Path) -> bool:
 _STDIN = "-"
 
 
-def jobs_of(
-    entries: Sequence[Entry],
-    url: str,
-    method: str | None,
-    protocol: ProtocolName,
-    *,
-    recursive: bool,
-) -> list[Job]:
-    """Return a job for each file. Raises :class:`click.UsageError` for wrong arguments."""
+def parts_of(url: str) -> SplitResult:
+    """Return the parts of *url*. Raises :class:`click.UsageError` if it cannot be used."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -182,9 +176,22 @@ def jobs_of(
         raise click.UsageError(f"{url!r} is not an http:// or https:// URL")
     if "@" in parts.netloc:
         raise click.UsageError(
-            f"the URL for {parts.hostname} contains a user name or a password; "
-            "put a token into a file and name it with --token-file"
+            f"the URL for {parts.hostname} contains a user name or a password; use --user, "
+            "--netrc or --token-file"
         )
+    return parts
+
+
+def jobs_of(
+    entries: Sequence[Entry],
+    url: str,
+    method: str | None,
+    protocol: ProtocolName,
+    *,
+    recursive: bool,
+) -> list[Job]:
+    """Return a job for each file. Raises :class:`click.UsageError` for wrong arguments."""
+    parts = parts_of(url)
     collection = parts.path.endswith("/") or not parts.path
     if (len(entries) > 1 or recursive) and not collection:
         raise click.UsageError("several files need a URL that ends with a slash")
