@@ -152,7 +152,7 @@ def _send(
 ) -> list[float]:
     """Send *count* requests on a connection; return how long each first byte took.
 
-    With *proves* the backend tells the digest of what came to it. Raises
+    If *proves* is true, the backend answers with the digest of the content that it received. Raises
     :class:`click.ClickException` for a wrong answer.
     """
     head = b"POST /files/x%b HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n"

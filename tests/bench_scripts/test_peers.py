@@ -147,7 +147,7 @@ def test_an_installed_peer_is_proved(peer: Peer, tmp_path: Path) -> None:
 
 
 def test_front_of_nginx_is_proved(tmp_path: Path) -> None:
-    """Behind it is the same backend: it tells the length of what came."""
+    """The backend is the same, and answers with the length of the content."""
     peer = find("nginx-buffering")
     if not Cache().installed(find("nginx")):
         pytest.skip("python -m bench.peers install nginx")

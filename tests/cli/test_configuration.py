@@ -228,7 +228,7 @@ def test_facts_say_where_who_how_durable_and_how_much() -> None:
 
 
 def test_facts_tell_https_addresses_from_others() -> None:
-    """What is said of TLS is said of the https addresses alone."""
+    """The line names the versions of TLS for the https addresses only."""
     urls = ["https://[::]:443", "http://127.0.0.1:80"]
     where, *_ = facts(_plan(), urls)
     assert where == (

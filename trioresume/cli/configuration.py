@@ -75,7 +75,7 @@ def _planned(options: Sequence[str]) -> Iterator[tuple[click.Context, Plan]]:
 )
 @_serve_options
 def check(as_json: bool, options: tuple[str, ...]) -> ExitCode:
-    """Look for what would keep the server from starting, or from working well.
+    """Report what would stop the server from starting, or make it fail later.
 
     Reads the configuration as 'serve' does, and looks at certificates, tokens, the data
     directory, the disk, the addresses, the limit of open files and the clock. Changes

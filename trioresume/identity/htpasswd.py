@@ -34,7 +34,7 @@ import trio
 from trioresume.errors import CallerError
 from trioresume.protocol.heads import Fields
 from trioresume.server.api.config import Principal, Rejection
-from trioresume.text import decode_text
+from trioresume.server.api.tokens import lines_in
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
@@ -271,17 +271,7 @@ def _decoy(hashed: bytes) -> bytes:
 def _read(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """Return the users in the file *path*, with their hashes."""
     users: dict[str, bytes] = {}
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        lines = decode_text(data).splitlines()
-    except ValueError as exc:
-        raise CallerError(f"{os.fspath(path)} cannot be read: {exc}") from exc
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        where = f"{os.fspath(path)}, line {number}"
+    for where, text in lines_in(path):
         match = _LINE.fullmatch(text)
         if match is None:
             raise CallerError(f"{where}: not 'NAME:HASH'")

@@ -33,7 +33,7 @@ from trioresume.protocol.signed_address import (
 )
 from trioresume.protocol.urls import Url
 from trioresume.server.api.config import Grant, Principal, Rejection
-from trioresume.text import decode_text
+from trioresume.server.api.tokens import lines_in
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
@@ -89,17 +89,7 @@ class SigningKey:
         form, :class:`OSError` if it cannot be read.
         """
         keys: dict[str, SigningKey] = {}
-        with open(path, "rb") as file:
-            data = file.read()
-        try:
-            lines = decode_text(data).splitlines()
-        except ValueError as exc:
-            raise CallerError(f"{os.fspath(path)} cannot be read: {exc}") from exc
-        for number, line in enumerate(lines, start=1):
-            text = line.strip()
-            if not text or text.startswith("#"):
-                continue
-            where = f"{os.fspath(path)}, line {number}"
+        for where, text in lines_in(path):
             match = _LINE.fullmatch(text)
             if match is None:
                 raise CallerError(f"{where}: not 'ID SECRET'")

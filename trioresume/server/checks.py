@@ -63,7 +63,7 @@ class Finding:
 
 
 def check_config(config: Config) -> Iterator[Finding]:
-    """Look for what would keep a service with *config* from starting, or from working well.
+    """Report what would stop a service with *config* from starting, or make it fail later.
 
     Yields a :class:`Finding` for each thing that was looked at. Changes nothing. Blocks.
     """

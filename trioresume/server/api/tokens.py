@@ -14,6 +14,7 @@ import io
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from trioresume.errors import CallerError
@@ -24,7 +25,7 @@ from trioresume.text import decode_text
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
 
-__all__ = ["BearerTokens", "bearer_tokens", "new_token"]
+__all__ = ["BearerTokens", "bearer_tokens", "lines_in", "new_token"]
 
 _NAME = re.compile(r"[^\s#]\S*")
 _LINE = re.compile(rf"(?P<name>{_NAME.pattern})\s+(?P<hash>[0-9a-fA-F]{{64}})")
@@ -97,9 +98,13 @@ class BearerTokens:
         return _UNKNOWN_TOKEN if found is None else Principal(found)
 
 
-def _read(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Return the names and hashes in the file *path*."""
-    known: list[tuple[str, str]] = []
+def lines_in(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of the file *path*: where each is, for an error, and its text.
+
+    Empty lines and lines that begin with ``#`` are left out. Raises
+    :class:`~trioresume.errors.CallerError` if the file is not text, :class:`OSError` if it
+    cannot be read.
+    """
     with open(path, "rb") as file:
         data = file.read()
     try:
@@ -108,11 +113,17 @@ def _read(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
         raise CallerError(f"{os.fspath(path)} cannot be read: {exc}") from exc
     for number, line in enumerate(lines, start=1):
         text = line.strip()
-        if not text or text.startswith("#"):
-            continue
+        if text and not text.startswith("#"):
+            yield f"{os.fspath(path)}, line {number}", text
+
+
+def _read(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Return the names and hashes in the file *path*."""
+    known: list[tuple[str, str]] = []
+    for where, text in lines_in(path):
         match = _LINE.fullmatch(text)
         if match is None:
-            raise CallerError(f"{path}, line {number}: not 'NAME SHA256'")
+            raise CallerError(f"{where}: not 'NAME SHA256'")
         known.append((match["name"], match["hash"].lower()))
     if not known:
         raise CallerError(f"{path} has no token")

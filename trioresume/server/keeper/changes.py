@@ -37,7 +37,8 @@ from trioresume.protocol.filenames import name_fault
 from trioresume.protocol.operation import OperationState
 from trioresume.server.keeper.collect import PATIENCE, RETRY_DELAY
 from trioresume.server.keeper.control_socket import Command, calling
-from trioresume.store.disk_store import open_store
+from trioresume.server.keeper.conversation import Conversation
+from trioresume.store.disk_store import DiskStore, open_store
 from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.keeper.inventory import StoredFile, StoredUpload
 from trioresume.store.port import (
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Store
 
-__all__ = ["Keeper", "changing", "check_file_name", "open_keeper"]
+__all__ = ["Keeper", "changing", "check_file_name", "open_keeper", "open_or_call"]
 
 TOMBSTONE = 24 * 3600.0
 """Seconds for which an upload that was removed while no service runs answers that it is gone."""
@@ -129,9 +130,14 @@ async def open_keeper(
         yield Keeper(await _open(stack, data_dir, patience))
 
 
-async def _open(
+async def open_or_call(
     stack: AsyncExitStack, data_dir: str | os.PathLike[str], patience: float
-) -> _Change:
+) -> DiskStore | Conversation:
+    """Open the store in *data_dir*, or talk with the service that has it, while *stack* lives.
+
+    Raises :class:`~trioresume.StoreLocked` if a process has the directory and cannot be asked
+    for *patience* seconds.
+    """
     opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
     deadline = trio.current_time() + patience
     while True:
@@ -139,16 +145,23 @@ async def _open(
             store = await trio.to_thread.run_sync(opened)
         except StoreLocked as locked:
             try:
-                talk = await stack.enter_async_context(calling(data_dir))
+                return await stack.enter_async_context(calling(data_dir))
             except OSError as exc:
                 if trio.current_time() > deadline:
                     raise locked from exc
                 await trio.sleep(RETRY_DELAY)
-            else:
-                return (await _Asking.begin(talk)).change
         else:
             stack.callback(store.close)
-            return _Alone(store).change
+            return store
+
+
+async def _open(
+    stack: AsyncExitStack, data_dir: str | os.PathLike[str], patience: float
+) -> _Change:
+    found = await open_or_call(stack, data_dir, patience)
+    if isinstance(found, DiskStore):
+        return _Alone(found).change
+    return (await _Asking.begin(found)).change
 
 
 class _Asking:

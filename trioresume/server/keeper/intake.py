@@ -35,15 +35,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import trio
 from blake3 import blake3
 
-from trioresume.errors import CallerError, StorageError, StoreLocked
+from trioresume.errors import CallerError, StorageError
 from trioresume.protocol.clock import ServiceClock
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
-from trioresume.server.keeper.changes import check_file_name
-from trioresume.server.keeper.collect import PATIENCE, RETRY_DELAY
-from trioresume.server.keeper.control_socket import Command, calling
-from trioresume.store.disk_store import open_store
-from trioresume.store.file_system.free_space import RESERVE_SIZE
+from trioresume.server.keeper.changes import check_file_name, open_or_call
+from trioresume.server.keeper.collect import PATIENCE
+from trioresume.server.keeper.control_socket import Command
+from trioresume.store.disk_store import DiskStore
 from trioresume.store.port import (
     RECORD_SIZE,
     SERVICE_CLOCK,
@@ -178,25 +177,12 @@ async def open_importer(
 async def _open(
     stack: AsyncExitStack, data_dir: str | os.PathLike[str], patience: float
 ) -> _Take:
-    opened = partial(open_store, data_dir, reserve=RESERVE_SIZE)
-    deadline = trio.current_time() + patience
-    while True:
-        try:
-            store = await trio.to_thread.run_sync(opened)
-        except StoreLocked as locked:
-            try:
-                talk = await stack.enter_async_context(calling(data_dir))
-            except OSError as exc:
-                if trio.current_time() > deadline:
-                    raise locked from exc
-                await trio.sleep(RETRY_DELAY)
-            else:
-                asking = _Asking(talk)
-                await asking.begin()
-                return asking.take
-        else:
-            stack.callback(store.close)
-            return _Alone(store).take
+    found = await open_or_call(stack, data_dir, patience)
+    if isinstance(found, DiskStore):
+        return _Alone(found).take
+    asking = _Asking(found)
+    await asking.begin()
+    return asking.take
 
 
 class _Asking:

@@ -184,7 +184,7 @@ class EventRecord:
 
     @property
     def is_task(self) -> bool:
-        """Whether it is a task of the service itself, of which nobody is told."""
+        """Whether it is a task of the service itself, which no receiver gets."""
         return self.kind.startswith(TASK)
 
 
