@@ -21,13 +21,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"errors", "text", "protocol", "store", "ui"},
     "client": {"errors", "protocol", "store"},
     "identity": {"errors", "text", "protocol", "server", "client"},
-    "targets": {"errors", "protocol", "store", "ui", "server", "client"},
+    "targets": {"errors", "text", "protocol", "store", "ui", "server", "client"},
     "bench": {"errors", "protocol", "client", "text"},
     # The command uses what an embedding program could use, and no more; beside that,
     # how text is read, and shown on a terminal.
     "cli": {"errors", "text", "trioresume", "asgi", "bench"},
 }
-MAY_IMPORT["hooks"] = MAY_IMPORT["targets"] | {"targets", "text"}
+MAY_IMPORT["hooks"] = MAY_IMPORT["targets"] | {"targets"}
 MAY_IMPORT["asgi"] = MAY_IMPORT["hooks"] | {"hooks"}
 MAY_IMPORT["testing"] = MAY_IMPORT["asgi"]
 # The package itself: what it exports comes from any layer that is not the command's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trioresume.text import printable
+from trioresume.text import new_name, printable
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,11 @@ def test_what_commands_a_terminal_is_written_out(text: str, shown: str | None) -
     """Also what reverses the text, and what no encoding can carry; nothing else."""
     assert printable(text) == (text if shown is None else shown)
     printable(text).encode()
+
+
+def test_a_new_name_does_not_begin_with_a_hyphen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = iter(["-AAA", "--AA", "_AAA"])
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _: next(drawn))
+    assert new_name() == "_AAA"

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import codecs
 import re
+import secrets
 
-__all__ = ["CONTROLS", "decode_text", "printable"]
+__all__ = ["CONTROLS", "decode_text", "new_name", "printable"]
 
 CONTROLS = (
     "\x00-\x1f"  # C0: line ends, tabs, and the escape that begins a terminal command
@@ -37,6 +38,16 @@ _MARKS = (
 )
 
 _NOT_SHOWN = re.compile(f"[{CONTROLS}\u2028\u2029]")
+
+
+def new_name() -> str:
+    """Return a new unguessable name: 22 characters of URL-safe base64, with 128 random bits.
+
+    It does not begin with a hyphen, because a command line would take it for an option.
+    """
+    while (name := secrets.token_urlsafe(16)).startswith("-"):
+        pass
+    return name
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -214,3 +215,34 @@ def test_man_page_is_read_without_a_warning(name: str) -> None:
     )
     assert shown.stderr == ""
     assert f"{name.removesuffix('.1')} - " in " ".join(shown.stdout.split())
+
+
+_HYPHENED = "-" + "A" * 21
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("retry", [_HYPHENED]),
+        ("retry", [_HYPHENED, "--json"]),
+        ("rm", ["--dry-run", _HYPHENED, "-" + "B" * 21]),
+        ("mv", [_HYPHENED, "new"]),
+        ("show", [_HYPHENED]),
+        ("uploads forget", [_HYPHENED]),
+    ],
+)
+def test_an_id_that_begins_with_a_hyphen_is_no_option(
+    command: str, args: list[str], tmp_path: Path
+) -> None:
+    words = command.split()
+    if words[0] != "uploads":
+        args = ["--data-dir", str(tmp_path), *args]
+    ctx = _command(command).make_context(words[-1], args)
+    values = str(list(ctx.params.values()))
+    assert f"'{_HYPHENED}'" in values
+    assert "\\x00" not in values
+
+
+def test_an_unknown_option_is_still_refused() -> None:
+    result = CliRunner().invoke(_GROUP, ["retry", "--no-such-option-of-ours"])
+    assert "No such option" in result.output

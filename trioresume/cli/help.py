@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ WIDTH = 100
 _COMMON = "For every command"
 _COMMON_OPTIONS = ("--config", "--log-level", "--log-format", "--help")
 _REST = "Further options"
+_ID = re.compile(r"-[A-Za-z0-9_-]{21}")
+"""An upload's id that begins with a hyphen."""
 
 
 class Command(click.Command):
@@ -45,6 +48,30 @@ class Command(click.Command):
         self.context_settings.setdefault("max_content_width", WIDTH)
         self.sections = sections or {}
         self.examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse *args*, of which an id may begin with a hyphen.
+
+        New ids do not begin with one, but ids of earlier versions do.
+        """
+        arguments = [p for p in self.params if isinstance(p, click.Argument)]
+        if not any("ID" in (argument.metavar or "") for argument in arguments):
+            return super().parse_args(ctx, args)
+        options = {name for param in self.params for name in param.opts}
+        # No argument of a process has a NUL. With one in front, it is no option.
+        rest = super().parse_args(
+            ctx,
+            [
+                f"\0{arg}" if _ID.fullmatch(arg) and arg not in options else arg
+                for arg in args
+            ],
+        )
+        for name, value in ctx.params.items():
+            if isinstance(value, str):
+                ctx.params[name] = value.removeprefix("\0")
+            elif isinstance(value, tuple):
+                ctx.params[name] = tuple(str(v).removeprefix("\0") for v in value)
+        return rest
 
     def format_options(
         self, ctx: click.Context, formatter: click.HelpFormatter

@@ -55,6 +55,7 @@ from trioresume.server.uploads.locations import root_of
 from trioresume.server.uploads.target_call import content_etag_of
 from trioresume.store.port import FileRecord, PublishFile, RemoveFile
 from trioresume.targets.on_success.worker import OnSuccess
+from trioresume.text import new_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -272,7 +273,7 @@ class FileService:
         if name is None and self._chooses_names:
             return await self._publish_new(request)
         if name is None:
-            new = secrets.token_urlsafe(16)
+            new = new_name()
             return self._publish(request, self._record(request, new), None)
         current = await self._find(request.principal, name)
         self._check(request.head, current)
@@ -290,7 +291,7 @@ class FileService:
             if rule is not None and rule.name_template is not None:
                 template = rule.name_template
         if template is None:
-            new = secrets.token_urlsafe(16)
+            new = new_name()
             return self._publish(request, self._record(request, new), None)
         name = _template(template).render(self._naming(request))
         # If others take the name at this moment, they would take the numbers, too.
@@ -321,7 +322,7 @@ class FileService:
             "name": name,
             "stem": stem,
             "suffix": suffix,
-            "random": secrets.token_urlsafe(16),
+            "random": new_name(),
         }
 
     def _record(self, request: Request, name: str) -> FileRecord:

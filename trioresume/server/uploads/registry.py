@@ -11,7 +11,6 @@ R31 is in docs/supported-protocols.md.
 from __future__ import annotations
 
 import logging
-import secrets
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -33,6 +32,7 @@ from trioresume.store.port import (
     record_size,
     request_key,
 )
+from trioresume.text import new_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -190,7 +190,7 @@ class Registry:
         around = self._surroundings
         if self.rulebook is not None:
             around = self._under_rule(head.method, head.target, principal)
-        token = OperationId(secrets.token_urlsafe(16))
+        token = OperationId(new_name())
         fields = head.fields if creation.fields is None else creation.fields
         if grant is not None:
             token = opened_id(token)
