@@ -87,6 +87,7 @@ from trioresume.store.port import (
     OperationState,
     RemoveFile,
     SealChunk,
+    Sharing,
     Usage,
     check_key,
     content_of,
@@ -216,6 +217,10 @@ class DiskStore:
             chunk_size=chunk_size,
             epoch=self._epoch,
         )
+
+    @property
+    def sharing(self) -> Sharing | None:
+        return None
 
     def _sweep_is_due(self) -> None:
         self._sweep = Sweep(

@@ -28,6 +28,7 @@ from trioresume.store.port import (
     RecordOffset,
     Seal,
     SealChunk,
+    Sharing,
     check_key,
     is_response_key,
     operation_of,
@@ -106,6 +107,10 @@ class MemoryContents:
     @property
     def chunk_size(self) -> int:
         return self._chunk_size
+
+    @property
+    def sharing(self) -> Sharing | None:
+        return None
 
     @property
     def stored_bytes(self) -> int:

@@ -58,6 +58,7 @@ from typing import Protocol
 
 from trioresume.errors import StorageConflict
 from trioresume.protocol.operation import OperationState
+from trioresume.store.port.sharing import Sharing
 from trioresume.store.port.values import (
     Collected,
     Content,
@@ -213,6 +214,11 @@ class Store(Protocol):
 
     @property
     def chunk_size(self) -> int: ...
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """How the store is shared with other processes; None if this process has it alone."""
+        ...
 
     def apply(
         self, batch: Sequence[Sequence[Mutation]]

@@ -144,6 +144,8 @@ class OperationRecord:
     """Bytes charged to the principal while the operation is receiving (G7)."""
     content: Content | None = None
     response: StoredResponse | None = None
+    is_elsewhere: bool = False
+    """Whether another process owns it: see :mod:`.sharing`. Nothing records this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
