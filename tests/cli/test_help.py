@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import trioresume.cli
 from docs import man_pages
+from tests.cli import golden_help
 from trioresume.cli.environment import command_path
 from trioresume.cli.help import Command, default_text, sections_of, spelling
 from trioresume.cli.options import Duration, Size
@@ -192,6 +193,15 @@ def test_bash_completes_commands_options_and_values(
         check=True,
     )
     assert set(result.stdout.split()) == found
+
+
+def test_help_of_every_command_is_the_one_on_file() -> None:
+    """If this fails and the new text is right: ``python -m tests.cli.golden_help``."""
+    texts = golden_help.texts()
+    files = {path.name: path for path in golden_help.DIRECTORY.iterdir()}
+    assert set(files) == set(texts)
+    for name, text in texts.items():
+        assert text.splitlines() == files[name].read_text("utf-8").splitlines(), name
 
 
 def test_man_pages_say_what_help_says() -> None:
