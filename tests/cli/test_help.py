@@ -18,7 +18,7 @@ from tests.cli import golden_help
 from trioresume.cli.environment import command_path
 from trioresume.cli.help import Command, default_text, sections_of, spelling
 from trioresume.cli.options import Duration, Size
-from trioresume.cli.sections import BENCH, SERVE, UPLOAD
+from trioresume.cli.sections import BENCH, SERVE, SERVE_NEEDS, UPLOAD
 
 _GROUP = trioresume.cli.main
 _PARENT = click.Context(_GROUP, info_name="trioresume", **_GROUP.context_settings)
@@ -256,3 +256,24 @@ def test_an_id_that_begins_with_a_hyphen_is_no_option(
 def test_an_unknown_option_is_still_refused() -> None:
     result = CliRunner().invoke(_GROUP, ["retry", "--no-such-option-of-ours"])
     assert "No such option" in result.output
+
+
+@pytest.mark.parametrize(
+    ("needed", "option"),
+    [(needed, option) for needed, options in SERVE_NEEDS for option in options],
+)
+def test_an_option_that_means_nothing_alone_is_refused(
+    needed: tuple[str, ...], option: str, tmp_path: Path
+) -> None:
+    param = next(p for p in _command("serve").params if option in p.opts)
+    words = ["serve", "--data-dir", str(tmp_path), option]
+    if isinstance(param.type, click.Choice):
+        words.append(param.type.choices[0])
+    elif isinstance(param.type, click.Path):
+        words.append(__file__)
+    elif option != "--upstream-idempotency-keys":  # a switch
+        words.append("2")
+    result = CliRunner().invoke(_GROUP, words)
+    assert result.exit_code == 2
+    assert f"{option} needs {' or '.join(needed)}" in result.output
+    assert not any(tmp_path.iterdir())

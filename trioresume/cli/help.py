@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from trioresume.cli.options import Duration, Size
 
@@ -34,7 +35,8 @@ class Command(click.Command):
     """A command whose help has *sections* of options, and *examples*.
 
     *sections* maps a title to the options below it, by their long names, in the order in
-    which they are shown.
+    which they are shown. *needs* names options that a user must not give without another one:
+    see :data:`~trioresume.cli.sections.SERVE_NEEDS`.
     """
 
     def __init__(
@@ -42,12 +44,37 @@ class Command(click.Command):
         *args: Any,
         sections: Mapping[str, Sequence[str]] | None = None,
         examples: Sequence[str] = (),
+        needs: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.context_settings.setdefault("max_content_width", WIDTH)
         self.sections = sections or {}
         self.examples = examples
+        self.needs = needs
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Refuse options of the command line that mean nothing. Then do as a command does.
+
+        A variable or a configuration file may set them all the same: it may be shared.
+        """
+        given = {
+            option
+            for param in self.params
+            if ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+            for option in param.opts
+        }
+        set_options = {
+            option
+            for param in self.params
+            if ctx.params.get(param.name or "")
+            for option in param.opts
+        }
+        for needed, dependent in self.needs:
+            if set_options.isdisjoint(needed) and not given.isdisjoint(dependent):
+                option = next(option for option in dependent if option in given)
+                raise click.UsageError(f"{option} needs {' or '.join(needed)}", ctx)
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse *args*, of which an id may begin with a hyphen.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BENCH", "DOWNLOAD", "SERVE", "UPLOAD", "UPLOADS_RESUME"]
+__all__ = ["BENCH", "DOWNLOAD", "SERVE", "SERVE_NEEDS", "UPLOAD", "UPLOADS_RESUME"]
 
 SERVE = {
     "Everyday": (
@@ -257,3 +257,41 @@ BENCH = {
         "--streams",
     ),
 }
+
+SERVE_NEEDS = (
+    (
+        ("--upstream", "--route"),
+        (
+            "--upstream-host",
+            "--upstream-forwarded",
+            "--upstream-cacert",
+            "--upstream-timeout",
+            "--upstream-connect-timeout",
+            "--upstream-idempotency-keys",
+        ),
+    ),
+    (("--app",), ("--app-loop", "--app-threads")),
+    (
+        ("--hooks-http",),
+        (
+            "--hooks-http-forward-headers",
+            "--hooks-http-timeout",
+            "--hooks-http-size-limit",
+            "--hooks-http-cacert",
+        ),
+    ),
+    (("--hooks-dir",), ("--hooks-dir-timeout",)),
+    (
+        ("--hooks-http", "--hooks-dir"),
+        (
+            "--hooks-http-retry",
+            "--hooks-http-backoff",
+            "--hooks-enabled-events",
+            "--hooks-give-up-after",
+            "--hooks-max-waiting",
+            "--progress-hooks-interval",
+        ),
+    ),
+    (("--access-log",), ("--access-log-format",)),
+)
+"""Each option of the second part means nothing without one of the first part."""

@@ -40,7 +40,7 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.output import output
 from trioresume.cli.rules import configured_rules, with_file
-from trioresume.cli.sections import SERVE
+from trioresume.cli.sections import SERVE, SERVE_NEEDS
 from trioresume.cli.serve_options import Settings, settings_options
 from trioresume.cli.service.plan import PLAN_TAKER, Plan
 from trioresume.cli.service.reloads import Reloads
@@ -64,6 +64,7 @@ _DEFAULTS = trioresume.Config()
 @click.command(
     cls=Command,
     sections=SERVE,
+    needs=SERVE_NEEDS,
     examples=(
         "trioresume serve --data-dir /srv/uploads",
         "trioresume serve --bind 0.0.0.0:443 --ssl-certfile chain.pem --ssl-keyfile key.pem",
