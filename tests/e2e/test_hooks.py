@@ -18,11 +18,13 @@ import h11
 import pytest
 import trio
 
+from tests.certificates import authority, server_context
 from tests.e2e.command import Service
 from tests.hooks.receivers import HTTPReceiver, Posted, until
 from tests.processes import environment_of, run
 from tests.server.harness import Client
 from tests.server.tus import MARK, OCTETS
+from tests.targets.upstream.backend import backend
 from trioresume.store.catalog.schema import connect_reading
 
 KILLS = int(os.environ.get("TRIORESUME_HOOK_KILLS") or 6)
@@ -230,6 +232,73 @@ async def test_no_event_is_lost_by_kills(tmp_path: Path, seed: int) -> None:
         f" {sum(map(len, known.told.values()))} events came, {repeated} of them again"
     )
     assert known.created
+
+
+@pytest.mark.parametrize("way", ["own", "hypercorn", "upstream"])
+async def test_hooks_are_told_over_tls_whatever_carries_the_request(
+    way: str, tmp_path: Path
+) -> None:
+    """A receiver that speaks https, and a front or a target that is not the usual one."""
+
+    def answer(post: Posted) -> tuple[int, bytes]:
+        upload = post.document["Event"]["Upload"]
+        if post.kind == "pre-create" and upload["Size"] > 10:
+            refusal = {"StatusCode": 413, "Body": "too large for us"}
+            return 200, json.dumps(
+                {"RejectUpload": True, "HTTPResponse": refusal}
+            ).encode()
+        return 200, b""
+
+    trusted = tmp_path / "authority.pem"
+    authority().cert_pem.write_to_path(str(trusted))
+    receiver = HTTPReceiver(answer, server_context())
+    async with receiver.running(), backend() as behind:
+        words = {
+            "hypercorn": ("--front", "hypercorn"),
+            "upstream": ("--upstream", behind.url),
+        }
+        events = "pre-create,post-create,post-finish"
+        service = Service(
+            tmp_path / "data",
+            (
+                *(
+                    "serve",
+                    "--hooks-http",
+                    receiver.url,
+                    "--hooks-enabled-events",
+                    events,
+                ),
+                *("--hooks-http-cacert", str(trusted), *words.get(way, ())),
+            ),
+        )
+        try:
+            await trio.to_thread.run_sync(service.start)
+            wanted = [("prefer", "resume")]
+            replies = []
+            for content in (bytes(100), b"content"):
+                async with await trio.open_tcp_stream(*service.address) as stream:
+                    client = Client(stream)
+                    replies.append(
+                        await client.request("POST", "/files/", wanted, content)
+                    )
+            refused, taken = replies
+            assert (refused.status, refused.body) == (413, b"too large for us")
+            assert taken.status in (200, 201)
+            await receiver.until(lambda: "post-finish" in receiver.kinds)
+            assert receiver.kinds == [
+                "pre-create",
+                "pre-create",
+                "post-create",
+                "post-finish",
+            ]
+            sizes = {
+                post.document["Event"]["Upload"]["Size"] for post in receiver.posts[1:]
+            }
+            assert sizes == {7}
+            assert len(behind.seen) == (way == "upstream")
+            await trio.to_thread.run_sync(service.stop)
+        finally:
+            service.close()
 
 
 async def hooks_command(data_dir: Path, *words: str) -> tuple[int, str]:

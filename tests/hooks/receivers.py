@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -99,13 +100,16 @@ class HTTPReceiver:
     """A receiver on a free port: it keeps each request, and sends what *answer* returns.
 
     *answer* returns a status and content, or the raw bytes of a response; None cuts the
-    connection.
+    connection. With *tls* it speaks https.
     """
 
     def __init__(
-        self, answer: Callable[[Posted], tuple[int, bytes] | bytes | None]
+        self,
+        answer: Callable[[Posted], tuple[int, bytes] | bytes | None],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.answer = answer
+        self._tls = tls
         self.posts: list[Posted] = []
         self.port = 0
         self.silent = False
@@ -114,7 +118,8 @@ class HTTPReceiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hooks?x=1"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}/hooks?x=1"
 
     @property
     def kinds(self) -> list[str]:
@@ -136,7 +141,10 @@ class HTTPReceiver:
             yield self
             nursery.cancel_scope.cancel()
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, tcp: trio.SocketStream) -> None:
+        stream: trio.abc.Stream = tcp
+        if self._tls is not None:
+            stream = trio.SSLStream(tcp, self._tls, server_side=True)
         connection = h11.Connection(h11.SERVER)
         try:
             while connection.our_state is h11.IDLE:
@@ -146,7 +154,7 @@ class HTTPReceiver:
             pass
 
     async def _serve_one(
-        self, stream: trio.SocketStream, connection: h11.Connection
+        self, stream: trio.abc.Stream, connection: h11.Connection
     ) -> None:
         fields, body = Fields(), bytearray()
         while True:
