@@ -160,7 +160,7 @@ class HTTPReceiver:
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                connection.receive_data(await stream.receive_some(65536))
+                connection.receive_data(bytes(await stream.receive_some(65536)))
             elif isinstance(event, h11.Request):
                 fields = Fields.from_wire(event.headers)
             elif isinstance(event, h11.Data):
