@@ -45,6 +45,7 @@ __all__ = [
     "RecordEvent",
     "RecordOffset",
     "RecordResponse",
+    "RecordTail",
     "RemoveFile",
     "ReviveEvents",
     "SealChunk",
@@ -55,6 +56,7 @@ __all__ = [
     "SetReserved",
     "SetState",
     "StoredResponse",
+    "TailPart",
     "Usage",
     "check_key",
     "content_of",
@@ -265,6 +267,34 @@ class RecordOffset:
 
     key: ContentKey
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TailPart:
+    """Bytes of content under construction that lie in an object of their own."""
+
+    name: str
+    """The object's name, which is used once."""
+    offset: int
+    """Where in the content the bytes begin."""
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class RecordTail(RecordOffset):
+    """Record the offset, and that the bytes above the sealed chunks lie in *parts*.
+
+    *parts* are without gaps and end at ``offset``. No part crosses the end of a chunk. They
+    take the place of all parts that were recorded before. A part that is recorded no longer,
+    or that lies below the sealed chunks, is to be deleted: the catalog keeps its name until
+    that is done. For a response key nothing is recorded.
+    """
+
+    parts: tuple[TailPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
