@@ -41,6 +41,7 @@ __all__ = [
     "TransferFailed",
     "TrioresumeError",
     "UploadForgotten",
+    "UsageExceeded",
 ]
 
 
@@ -259,6 +260,21 @@ class StorageFull(StorageError):
 
 class StorageConflict(StorageError):
     """A compare-and-set did not find the expected value. Nothing changed."""
+
+
+class UsageExceeded(StorageConflict):
+    """A submission would take somebody beyond a limit. Its argument names the limit.
+
+    The argument is ``bytes``, ``open`` or ``total``, as in the fields of
+    :class:`~trioresume.store.port.LimitUsage`.
+    """
+
+    @property
+    def problem(self) -> ProblemCode:
+        """The problem that a request is answered with (G5, G7)."""
+        if self.args == ("open",):
+            return ProblemCode.TOO_MANY_UPLOADS
+        return ProblemCode.QUOTA_EXCEEDED
 
 
 class StoreLocked(StorageError):

@@ -33,7 +33,7 @@ from trioresume.server.http.exchange import ContentCut
 from trioresume.server.uploads.loaded_operation import Surroundings, record_head
 from trioresume.server.uploads.operation import Change, Operation
 from trioresume.server.uploads.registry import Registry
-from trioresume.store.port import CreateOperation, PublishFile, RecordEvent
+from trioresume.store.port import PublishFile, RecordEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -290,14 +290,13 @@ class ToldRegistry(Registry):
     async def _record(self, operation: Operation, head: RequestHead) -> None:
         assert isinstance(operation, ToldOperation)
         operation.request_head = head
-        events = []
+        creation = self._creation(operation)
         if operation.is_upload:
-            events = self._hooks.recorded(HookKind.POST_CREATE, operation)
-        creation = CreateOperation(operation.record)
+            creation += self._hooks.recorded(HookKind.POST_CREATE, operation)
         if operation.unoffered:
-            operation.incoming.creation = self.storage.submit_later(creation, *events)
+            operation.incoming.creation = self.storage.submit_later(*creation)
         else:
-            await self.storage.commit(creation, *events)
+            await self.storage.commit(*creation)
             operation.is_known = True
 
     def receiving(self) -> Iterator[ToldOperation]:

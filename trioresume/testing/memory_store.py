@@ -43,6 +43,7 @@ from trioresume.store.port import (
     HoldBack,
     JoinContents,
     LetCount,
+    LimitUsage,
     MoveOperation,
     Mutation,
     OperationId,
@@ -196,6 +197,8 @@ class MemoryStore(MemoryContents):
                 self._set(id, length=length)
             case SetReserved(id, reserved):
                 self._set(id, reserved=reserved)
+            case LimitUsage(principal):
+                mutation.check(self.usage(principal), self.total_usage().bytes)
             case MoveOperation(id, principal, target):
                 self._set(id, principal=principal, target=target)
             case SetExpiry(id, expires_at):

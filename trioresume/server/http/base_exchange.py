@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode, StorageError, StorageFull
+from trioresume.errors import (
+    PeerError,
+    ProblemCode,
+    StorageError,
+    StorageFull,
+    UsageExceeded,
+)
 from trioresume.protocol.dialects.classify import early_dialect
 from trioresume.protocol.dialects.seed.server import (
     parse_preferences,
@@ -124,6 +130,8 @@ class BaseExchange(ABC):
                 )
         except PeerError as exc:
             await self._fail(exc)
+        except UsageExceeded as exc:  # another process has just used up the quota
+            await self._fail(PeerError(exc.problem, close=True))
         except StorageError as exc:
             full = isinstance(exc, StorageFull)
             logger.error("%s %s: %s", head.method, head.path, exc)

@@ -24,6 +24,7 @@ from trioresume.errors import (
     StorageConflict,
     StorageError,
     TargetUnavailable,
+    UsageExceeded,
 )
 from trioresume.protocol.dialects import Interim
 from trioresume.protocol.dialects.tus.server import is_partial
@@ -94,6 +95,7 @@ class LoadedOperation:
 
     __slots__ = (
         "_bug",
+        "_exceeds",
         "around",
         "changed",
         "followers",
@@ -151,6 +153,8 @@ class LoadedOperation:
         """Whether the target is about to be called again, and the state does not show it."""
         self.around = surroundings
         self._bug: Exception | None = None
+        self._exceeds: ProblemCode | None = None
+        """The limit that refused its last reservation, until the next bytes are refused."""
         self.changed = Signal()
         """Fired at each change of the state, and of the progress."""
 
@@ -324,8 +328,11 @@ class LoadedOperation:
         """
         if length is not None and length != self.record.length:
             reserved = self.around.quotas.extend(self.record, length, exact=True)
-            self.record = replace(self.record, length=length, reserved=reserved)
-            self._submit(SetLength(self.id, length), SetReserved(self.id, reserved))
+            before = self.record
+            self.record = replace(before, length=length, reserved=reserved)
+            self._submit(
+                SetLength(self.id, length), *self._reservation(before, reserved)
+            )
 
     def reserve(self, end: int) -> None:
         """Reserve the bytes below *end* before they arrive (G7).
@@ -333,9 +340,20 @@ class LoadedOperation:
         Raises :class:`PeerError` 507 if there is no room for them.
         """
         if end > self.record.reserved:
+            if self._exceeds is not None:
+                exceeds, self._exceeds = self._exceeds, None
+                raise PeerError(exceeds, close=True)
             reserved = self.around.quotas.extend(self.record, end, exact=False)
-            self.record = replace(self.record, reserved=reserved)
-            self._submit(SetReserved(self.id, reserved))
+            before = self.record
+            self.record = replace(before, reserved=reserved)
+            self._submit(*self._reservation(before, reserved))
+
+    def _reservation(self, before: OperationRecord, reserved: int) -> list[Mutation]:
+        """Return the mutations that change the reservation of *before* to *reserved*."""
+        step: list[Mutation] = [SetReserved(self.id, reserved)]
+        if reserved > before.reserved:
+            step += self.around.quotas.limit(before)
+        return step
 
     def _submit(self, *mutations: Mutation) -> None:
         # In use until the commit: otherwise a newcomer would load the old state.
@@ -345,6 +363,12 @@ class LoadedOperation:
     async def _note_applied(self, submission: Submission) -> None:
         try:
             await submission.wait()
+        except UsageExceeded as exc:
+            # Another process has used up the quota meanwhile. The next bytes are refused:
+            # see reserve(). The record here is not what is stored, so it is loaded again.
+            self._exceeds = exc.problem
+            self.record = replace(self.record, reserved=0)
+            self.is_known = False
         except StorageError as exc:
             logger.error("a change of %s was not recorded: %s", concealed(self.id), exc)
             self.is_known = False

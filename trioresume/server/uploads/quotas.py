@@ -18,6 +18,11 @@ content is asked for. A running upload of unknown length is cut where the quota 
 go on when there is space. A request without content that removes something (``DELETE``) is
 always admitted, because otherwise a full account could not be emptied; but nothing of this
 request is kept then.
+
+Several processes that share a store do not know what the others have on its way. So each
+submission that reserves ends with a :class:`~trioresume.store.port.LimitUsage`, and a commit
+that would pass a quota is refused. An upload of unknown length learns of this only after some
+of its bytes: those that came during one commit may be stored beyond the quota, until it ends.
 """
 
 from __future__ import annotations
@@ -28,7 +33,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trioresume.errors import PeerError, ProblemCode, StorageError
-from trioresume.store.port import CreateOperation, SetReserved, record_size
+from trioresume.store.port import (
+    CreateOperation,
+    LimitUsage,
+    SetReserved,
+    record_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -136,6 +146,30 @@ class Quotas:
         self._note(record.id, record.principal, uploads, counted, reserved, size)
         return reserved
 
+    def limit(self, record: OperationRecord, *, opens: bool = False) -> list[Mutation]:
+        """Return what refuses a submission that reserves for *record* beyond a quota.
+
+        It stands at the end of the submission, which *opens* an upload or not. This is empty
+        unless several processes share the store: see the module.
+        """
+        if self._store.sharing is None:
+            return []
+        limit = LimitUsage(
+            record.principal,
+            self._terms(record).max_stored_bytes_per_principal,
+            self._config.max_open_uploads_per_principal if opens else None,
+            self._config.max_stored_bytes,
+        )
+        return [] if limit == LimitUsage(record.principal) else [limit]
+
+    def _terms(self, record: OperationRecord) -> Config:
+        """Return the settings for the upload *record*: a rule may set another limit."""
+        if self._rulebook is None:
+            return self._config
+        return self._rulebook.terms_of_upload(
+            record.method, record.target, record.principal
+        ).config
+
     # Giving back.
 
     def before_batch(self) -> Callable[[], Callable[[], None]]:
@@ -242,11 +276,7 @@ class Quotas:
 
         Raises :class:`PeerError` 507 if they are fewer than *needed*.
         """
-        config = self._config
-        if self._rulebook is not None and record is not None:
-            config = self._rulebook.terms_of_upload(
-                record.method, record.target, principal
-            ).config
+        config = self._config if record is None else self._terms(record)
         own = config.max_stored_bytes_per_principal
         if own is not None:
             own -= self._usage(principal).bytes + self._bytes.get(principal, 0)

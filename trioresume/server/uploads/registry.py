@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import PeerError, StorageError, StorageFull
+from trioresume.errors import PeerError, StorageError, StorageFull, UsageExceeded
 from trioresume.protocol.operation import OperationState
 from trioresume.server.api.handler import RepeatingTarget
 from trioresume.server.event_loop import Signal
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.quotas import Quotas
+    from trioresume.store.port import Mutation
 
 __all__ = ["Registry"]
 
@@ -232,7 +233,7 @@ class Registry:
         try:
             try:
                 await self._record(operation, head)
-            except StorageFull:
+            except (StorageFull, UsageExceeded):
                 if not may_be_unoffered or operation.unoffered:
                     raise
                 operation.unoffered = True
@@ -247,13 +248,23 @@ class Registry:
 
         If it is offered, this waits for the commit.
         """
-        creation = CreateOperation(operation.record)
+        creation = self._creation(operation)
         if operation.unoffered:
             # No other request can look for it. Mostly it is over before the commit is due.
-            operation.incoming.creation = self.storage.submit_later(creation)
+            operation.incoming.creation = self.storage.submit_later(*creation)
         else:
-            await self.storage.commit(creation)
+            await self.storage.commit(*creation)
             operation.is_known = True
+
+    def _creation(self, operation: Operation) -> list[Mutation]:
+        """Return the mutations that create *operation*, within the quotas.
+
+        A removal that leaves nothing behind is within every quota: see :meth:`create`.
+        """
+        record = operation.record
+        if operation.unoffered and record.method == "DELETE":
+            return [CreateOperation(record)]
+        return [CreateOperation(record), *self._quotas.limit(record, opens=True)]
 
     async def visit(
         self, id: OperationId, principal: str | None, *, asks_offset: bool = False

@@ -50,6 +50,7 @@ from trioresume.store.port import (
     HoldBack,
     JoinContents,
     LetCount,
+    LimitUsage,
     MoveOperation,
     Mutation,
     OperationId,
@@ -68,6 +69,7 @@ from trioresume.store.port import (
     SetMeta,
     SetReserved,
     SetState,
+    Usage,
     check_key,
     is_response_key,
     operation_of,
@@ -82,6 +84,9 @@ __all__ = [
     "Ledger",
     "Publisher",
 ]
+
+_EVERYBODY = "*"
+"""The account of all principals together."""
 
 _ENDED = (OperationState.GONE, OperationState.DONE)
 
@@ -227,6 +232,8 @@ class Ledger:
                 self._set(id, "length", length)
             case SetReserved(id, reserved):
                 self._set(id, "reserved", reserved)
+            case LimitUsage():
+                self._limit_usage(mutation)
             case MoveOperation():
                 self._move(mutation)
             case SetExpiry(id, expires_at):
@@ -448,6 +455,16 @@ class Ledger:
         }
         for sql, sign in MOVE_OPERATION:
             self._execute(sql, values | {"sign": sign})
+
+    def _limit_usage(self, limit: LimitUsage) -> None:
+        own = namespace_of(limit.principal)
+        found = {own: (0, 0), _EVERYBODY: (0, 0)}
+        for namespace, size, uploads in self._execute(
+            "SELECT namespace, bytes, open FROM accounts WHERE namespace IN (?, ?)",
+            (own, _EVERYBODY),
+        ):
+            found[namespace] = size, uploads
+        limit.check(Usage(*found[own]), found[_EVERYBODY][0])
 
     def _create(self, mutation: CreateOperation) -> None:
         record = mutation.record

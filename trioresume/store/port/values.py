@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
 
-from trioresume.errors import CallerError
+from trioresume.errors import CallerError, UsageExceeded
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.operation import OperationState
 from trioresume.store.port.recipes import Digest, JoinedRecipe, cut, join
@@ -36,6 +36,7 @@ __all__ = [
     "HoldBack",
     "JoinContents",
     "LetCount",
+    "LimitUsage",
     "MoveOperation",
     "Mutation",
     "OperationId",
@@ -335,6 +336,32 @@ class SetReserved:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitUsage:
+    """Refuse the submission if the mutations before it take too much (G7).
+
+    The accounts count, as they are after these mutations: *most_bytes* and *most_open* bound
+    the account of *principal*, *most_total* the bytes of all principals. None is no limit.
+    The error is :class:`~trioresume.errors.UsageExceeded`. Several processes that share a
+    store need this: none of them knows what the others have just reserved.
+    """
+
+    principal: str | None
+    most_bytes: int | None = None
+    most_open: int | None = None
+    most_total: int | None = None
+
+    def check(self, own: Usage, total: int) -> None:
+        """Raise :class:`UsageExceeded` unless *own* and *total* are within the limits."""
+        for name, found, most in (
+            ("open", own.open_uploads, self.most_open),
+            ("bytes", own.bytes, self.most_bytes),
+            ("total", total, self.most_total),
+        ):
+            if most is not None and found > most:
+                raise UsageExceeded(name)
+
+
+@dataclass(frozen=True, slots=True)
 class MoveOperation:
     """Give the operation to *principal*, who is charged for it from now on, and to *target*.
 
@@ -537,6 +564,7 @@ Mutation = (
     | LetCount
     | SetLength
     | SetReserved
+    | LimitUsage
     | MoveOperation
     | SetExpiry
     | FreezeContent
