@@ -297,8 +297,11 @@ class ContentLost(StorageError):
     """Bytes that were durable are gone. The upload cannot go on (C7)."""
 
 
-class StaleWriter(StorageError):
-    """A newer writer exists. This writer may not write any more (R21)."""
+class StaleWriter(StorageConflict):
+    """A newer writer exists. This writer may not write any more (R21).
+
+    If several processes share the store, also: this process does not own the operation.
+    """
 
 
 class ClientError(TrioresumeError):

@@ -11,6 +11,7 @@ from trioresume.store.port.contract import (
 )
 from trioresume.store.port.objects import ChunkObject, ContentState, ObjectCatalog
 from trioresume.store.port.sharing import (
+    MOST_TOLD,
     Abandoned,
     Changed,
     Claimed,
@@ -19,6 +20,7 @@ from trioresume.store.port.sharing import (
     Sharing,
     Told,
     Wanted,
+    changed_operations,
 )
 from trioresume.store.port.values import (
     FREE_HEAD,
@@ -77,6 +79,7 @@ from trioresume.store.port.values import (
 __all__ = [
     "FREE_HEAD",
     "MOST_DEAD_EVENTS",
+    "MOST_TOLD",
     "RECORD_SIZE",
     "SERVICE_CLOCK",
     "TASK",
@@ -135,6 +138,7 @@ __all__ = [
     "Told",
     "Usage",
     "Wanted",
+    "changed_operations",
     "check_key",
     "content_of",
     "grows",
