@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tests.cli.test_upload import SECONDS, command, file_of
 from tests.e2e.command import Service
-from trioresume import Progress
+from trioresume import ProcessingProgress, Progress
 from trioresume.cli import progress as showing, units
 from trioresume.cli.progress import FileProgress, RateMeter, Total
 from trioresume.client.decisions.actions import Outcome
@@ -113,6 +113,26 @@ def test_answer_is_waited_for() -> None:
 
 
 # All files together.
+
+
+def test_processing_is_shown_instead_of_what_was_sent() -> None:
+    """The bar is that of the server's steps, and its remark cannot reach the terminal raw."""
+    steps = ProcessingProgress(1, 2, "count\x1b[2J")
+    file = file_at(0.0)
+    file.note(told(10 * MIB, processing=steps), 1.0)
+    words = "all sent, the server processes it, 1 of 2: count"
+    assert file.note_in_words(1.0).startswith(words)
+    console, shown = bars(120, 1)
+    shown.begin(file)
+    (row, note) = picture(console, shown)
+    assert "━━━╺━━━" in row  # half of it
+    assert words in note
+    assert "\x1b[2J" not in note
+    assert "\\x1b[2J" in note
+    file.note(told(10 * MIB, processing=ProcessingProgress(7, None)), 1.1)
+    assert file.note_in_words(1.1) == "all sent, the server processes it, 7"
+    file.note(told(10 * MIB, processing=steps, trouble="connection lost"), 1.2)
+    assert file.note_in_words(1.2).startswith("connection lost")
 
 
 def test_total_counts_what_is_done_and_what_runs() -> None:
@@ -358,6 +378,45 @@ def test_bar_tells_that_the_server_is_gone(tmp_path: Path) -> None:
             ["curl", "-sS", url], capture_output=True, timeout=SECONDS, check=True
         )
         assert done.stdout == data
+    finally:
+        service.close()
+
+
+APPLICATION = """
+def app(environ, start_response):
+    while environ["wsgi.input"].read(65536):
+        pass
+    tell = environ["trioresume.progress"]
+    for done, remark in enumerate(["reading", "counting", "writing"]):
+        tell(done, 3, remark)
+        open(f"at-{done}", "w").close()
+        while not __import__("os").path.exists(f"go-{done}"):
+            __import__("time").sleep(0.01)
+    start_response("201 Created", [("Location", "/made")])
+    return [b""]
+"""
+
+
+def test_bar_follows_what_the_application_does(tmp_path: Path) -> None:
+    """What a WSGI application behind the real server reports is on the sender's terminal."""
+    (tmp_path / "steps.py").write_text(APPLICATION)
+    service = Service(
+        tmp_path / "data",
+        ("serve", "--app", "steps:app", "--wsgi"),
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    service.start()
+    try:
+        path, _ = file_of(tmp_path, 1_000_000)
+        words, environment = command(
+            tmp_path, path, f"{service.root}/x", options=["--method", "POST"]
+        )
+        terminal = Terminal(words, environment)
+        for done, remark in enumerate(["reading", "counting", "writing"]):
+            told = f"the server processes it, {done} of 3: {remark}"
+            terminal.read_until(lambda text, told=told: told in text)  # type: ignore[misc]  # mypy infers no default
+            (tmp_path / f"go-{done}").touch()
+        assert terminal.close() == 0
     finally:
         service.close()
 

@@ -17,7 +17,7 @@ import trio
 
 import trioresume
 from tests.client.peer import Dialogue, Model, modelled, scripted
-from trioresume import Config, Request, Response
+from trioresume import Config, ProcessingProgress, Request, Response
 from trioresume.client import BodyInput, Client, Journal, Progress, RetryPolicy
 from trioresume.client.client import Client as ClientImplementation
 from trioresume.errors import CallerError, TransferFailed
@@ -379,3 +379,75 @@ async def test_surplus_response_that_comes_later_answers_no_later_request() -> N
             assert (await c.request("GET", url)).body == b"own"
         nursery.cancel_scope.cancel()
     assert served == 2
+
+
+async def test_processing_is_told_across_a_cut(tmp_path: Path) -> None:
+    """B10: to the sender of the request, and after a cut to who asks for the answer."""
+    path, _ = file_of(tmp_path, MIB)
+    seen: list[Progress] = []
+    cut, both = trio.Event(), trio.Event()
+
+    async def handle(request: Request) -> Response:
+        await request.body.read()
+        await request.progress(1, 3, "one")
+        await cut.wait()
+        await request.progress(2, 3, "zwei \u00fc")
+        await both.wait()
+        return Response(200, body=b"done")
+
+    def note(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.processing is not None and not cut.is_set():
+            cut.set()
+            proxy.cut_all()
+        if progress.processing is not None and progress.processing.done == 2:
+            both.set()
+
+    config = Config(bind=["127.0.0.1:0"], grace_timeout=0.1, acknowledge_interval=0.01)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            lambda **started: trioresume.serve(
+                handle, config, store=MemoryStore(), **started
+            )
+        )
+        parts = urlsplit(server.urls[0])
+        assert parts.hostname is not None
+        assert parts.port is not None
+        async with (
+            ChaosProxy((parts.hostname, parts.port), scripted_faults([])) as proxy,
+            Client(retry=PATIENT) as client,
+        ):
+            response = await client.request(
+                "POST", proxy.url, body=path, on_progress=note
+            )
+        server.shutdown()
+    assert (response.status, response.body) == (200, b"done")
+    told = [p.processing for p in seen if p.processing is not None]
+    assert ProcessingProgress(1, 3, "one") in told
+    assert told[-1] == ProcessingProgress(2, 3, "zwei \u00fc")
+    assert all(p.sent == MIB for p in seen if p.processing is not None)
+
+
+async def test_nobody_is_asked_for_progress_that_is_not_shown() -> None:
+    """B10: without *on_progress* the server is not asked to send anything."""
+    wishes: list[str | None] = []
+
+    async def handle(request: Request) -> Response:
+        wishes.extend(request.headers.get_all("prefer"))
+        return Response(200)
+
+    config = Config(bind=["127.0.0.1:0"], grace_timeout=0.1)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            lambda **started: trioresume.serve(
+                handle, config, store=MemoryStore(), **started
+            )
+        )
+        async with Client() as client:
+            await client.request("POST", server.urls[0], body=b"x")
+            assert not any("processing" in (wish or "") for wish in wishes)
+            await client.request(
+                "POST", server.urls[0], body=b"x", on_progress=lambda _: None
+            )
+            assert "processing" in wishes
+        server.shutdown()

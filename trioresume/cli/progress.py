@@ -29,7 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from trioresume import Progress
+from trioresume import ProcessingProgress, Progress
 from trioresume.cli import units
 from trioresume.text import printable
 
@@ -101,6 +101,7 @@ class FileProgress:
     started: float = field(default_factory=time.monotonic)
     transferred: int = 0
     ended: float | None = None
+    processing: ProcessingProgress | None = None
 
     def note(self, progress: Progress, now: float) -> None:
         """Take over the numbers that the client reports."""
@@ -114,6 +115,7 @@ class FileProgress:
             self.meter.restart(now)
         self.trouble = progress.trouble
         self.retry_at = None if progress.retry_in is None else now + progress.retry_in
+        self.processing = progress.processing
 
     def rate(self, now: float) -> float:
         """Return bytes a second: at present, or the average of a file that has ended."""
@@ -129,9 +131,21 @@ class FileProgress:
             left = 0.0 if self.retry_at is None else self.retry_at - now
             again = f" in {units.duration(left)}" if left >= 0.5 else ""
             return f"{self.trouble}, trying again{again}"
+        if self.processing is not None:
+            return _steps_in_words(self.processing)
         if self.size is not None and 0 < self.size <= self.sent:
             return "all sent, waiting for the answer"
         return "" if self.attempt == 1 else f"attempt {self.attempt}"
+
+
+def _steps_in_words(processing: ProcessingProgress) -> str:
+    """Return what the server says about processing, as ``…, 3 of 20: counting``."""
+    words = "all sent, the server processes it"
+    if processing.total is not None:
+        words += f", {processing.done} of {processing.total}"
+    elif processing.done:
+        words += f", {processing.done}"
+    return f"{words}: {processing.remark}" if processing.remark else words
 
 
 @dataclass(eq=False)
@@ -298,10 +312,16 @@ class _Bars(_Quiet):
 
     def _file(self, file: FileProgress, now: float) -> Iterator[RenderableType]:
         rate = file.rate(now)
+        steps = None if file.ended is not None else file.processing
         yield self._row(
-            file.name, file.sent, file.size, rate, running=file.ended is None
+            file.name,
+            file.sent,
+            file.size,
+            rate,
+            running=file.ended is None,
+            steps=None if file.trouble is not None else steps,
         )
-        words = file.note_in_words(now)
+        words = printable(file.note_in_words(now))
         if words:
             style = "red" if file.trouble or file.ok is False else "dim"
             yield Text(
@@ -319,16 +339,28 @@ class _Bars(_Quiet):
         )
 
     def _row(
-        self, name: str, sent: int, size: int | None, rate: float, *, running: bool
+        self,
+        name: str,
+        sent: int,
+        size: int | None,
+        rate: float,
+        *,
+        running: bool,
+        steps: ProcessingProgress | None = None,
     ) -> RenderableType:
+        """Return a line with a bar. The bar shows *steps* of the server, if it tells them."""
         left = ""
         if running and size is not None and sent < size and rate >= 1:
             left = f"{units.duration((size - sent) / rate)} left"
+        if steps is not None:
+            total, completed = steps.total, steps.done
+        else:
+            total, completed = size, sent
         bar = ProgressBar(
-            total=None if size is None else max(size, 1),
-            completed=sent if size != 0 else 1,
+            total=None if total is None else max(total, 1),
+            completed=completed if total != 0 else 1,
             width=_BAR_WIDTH,
-            pulse=size is None and running,
+            pulse=total is None and running,
         )
         numbers = f"{units.size(sent)} of {units.size(size)}"
         cells: list[tuple[int, RenderableType]] = [

@@ -19,7 +19,7 @@ from trioresume.client.decisions.retry import RetryPolicy
 from trioresume.client.http.connector import Connector, NetworkConnector, Route
 from trioresume.client.http.tls import ClientTls
 from trioresume.client.journal import Journal, RememberedUpload
-from trioresume.client.progress import Progress
+from trioresume.client.progress import ProcessingProgress, Progress
 from trioresume.client.response import ClientResponse
 from trioresume.protocol.urls import Origin
 
@@ -32,6 +32,7 @@ __all__ = [
     "Journal",
     "NetworkConnector",
     "Origin",
+    "ProcessingProgress",
     "Progress",
     "ProtocolName",
     "RememberedUpload",

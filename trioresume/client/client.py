@@ -225,6 +225,7 @@ class Client:
                     headers=headers,
                     standing=self._standing,
                     wait=int(min(LONGEST_WAIT_SECONDS, self._timeouts.idle / 2)),
+                    follow=on_progress is not None,
                 )
                 run = TransferRunner(
                     self._transfer(

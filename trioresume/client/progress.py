@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from trioresume.protocol.progress import ProcessingProgress
+
 if TYPE_CHECKING:
     from trioresume.client.decisions.actions import Outcome
 
-__all__ = ["Progress", "trouble_of", "words_for"]
+__all__ = ["ProcessingProgress", "Progress", "trouble_of", "words_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Progress:
     """Why nothing gets through now, such as ``connection refused``; None if all is well."""
     retry_in: float | None = None
     """Seconds until the next attempt, if the client waits for it."""
+    processing: ProcessingProgress | None = None
+    """How far the server is with processing, once all content is there; None if it does not
+    tell that.
+    """
 
 
 _WORDS = {

@@ -48,6 +48,7 @@ from trioresume.errors import TransferFailed, UploadForgotten
 from trioresume.protocol.dialects.client import Answer, Locations
 from trioresume.protocol.dialects.marks import has_mark
 from trioresume.protocol.heads import Fields
+from trioresume.protocol.progress import ProcessingProgress, parse_progress
 from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
 
@@ -131,6 +132,8 @@ class TransferRunner(Observer):
         self._reported_at = float("-inf")
         self._trouble: str | None = None
         """Why nothing gets through now; None if something did."""
+        self._processing: ProcessingProgress | None = None
+        """The latest that the server told about processing the request."""
         self._journal_warned = False
 
     async def run(self) -> ClientResponse:
@@ -224,6 +227,7 @@ class TransferRunner(Observer):
         if isinstance(action, Send | Create):
             self._transfer.declared_length = self._source.length is not None
         if isinstance(action, Send | Append):
+            self._processing = None
             self._attempts += self._interrupted
             self._interrupted = False
             self._position = action.range.start if isinstance(action, Append) else 0
@@ -324,6 +328,10 @@ class TransferRunner(Observer):
             self._transfer.note_offset(offset)
             self._source.release(offset, acknowledged=True)
             self._report()
+        told = parse_progress(fields.get("progress")) if status == 102 else None
+        if told is not None and self._transfer.all_sent:
+            self._processing = told
+            self._report(force=True)
         if isinstance(self._action, Send) and self._transfer.locations is None:
             locations = dialect.offer(self._url, status, fields)
             if locations is not None:
@@ -408,6 +416,7 @@ class TransferRunner(Observer):
                     transferred=self._bytes_sent,
                     trouble=self._trouble,
                     retry_in=retry_in,
+                    processing=self._processing,
                 )
             )
 

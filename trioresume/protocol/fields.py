@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from trioresume.errors import PeerError, ProblemCode
 
@@ -34,6 +34,7 @@ __all__ = [
     "TOKEN",
     "EntityTag",
     "MediaType",
+    "decode_ext_value",
     "format_ext_value",
     "format_http_date",
     "header_safe",
@@ -135,6 +136,21 @@ def quote_string(text: str) -> str:
 def format_ext_value(text: str) -> str:
     """Return *text* as an ext-value (RFC 8187, section 3.2); it need not be ASCII."""
     return f"UTF-8''{quote(text, safe=_ATTR_CHARS)}"
+
+
+def decode_ext_value(value: str) -> str | None:
+    """Return the text of an ext-value (RFC 8187, section 3.2); None if it is malformed.
+
+    An ext-value is ``charset'language'percent-encoded``.
+    """
+    charset, _, rest = value.partition("'")
+    encoded = rest.partition("'")[2]
+    if charset.lower() not in ("utf-8", "iso-8859-1"):
+        return None
+    try:
+        return unquote_to_bytes(encoded).decode(charset)
+    except UnicodeDecodeError:
+        return None
 
 
 # RFC 8187, section 3.2.1: attr-char, beyond letters and digits.

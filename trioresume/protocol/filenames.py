@@ -23,9 +23,13 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
 
-from trioresume.protocol.fields import format_ext_value, parse_parameters, split_list
+from trioresume.protocol.fields import (
+    decode_ext_value,
+    format_ext_value,
+    parse_parameters,
+    split_list,
+)
 from trioresume.text import CONTROLS
 
 if TYPE_CHECKING:
@@ -137,20 +141,8 @@ def suggested_filename(value: str) -> str | None:
 def _suggestions(value: str) -> Iterator[str]:
     parameters = parse_parameters(split_list(value, ";")[1:])
     if parameters is not None:
-        yield _decode_extended(parameters.get("filename*", "")) or ""
+        yield decode_ext_value(parameters.get("filename*", "")) or ""
         yield _decode_plain(parameters.get("filename", ""))
-
-
-def _decode_extended(value: str) -> str | None:
-    """Decode an ext-value (RFC 8187, section 3.2): ``charset'language'percent-encoded``."""
-    charset, _, rest = value.partition("'")
-    encoded = rest.partition("'")[2]
-    if charset.lower() not in ("utf-8", "iso-8859-1"):
-        return None
-    try:
-        return unquote_to_bytes(encoded).decode(charset)
-    except UnicodeDecodeError:
-        return None
 
 
 def _decode_plain(value: str) -> str:

@@ -85,7 +85,8 @@ class RequestBuilder:
 
     *redirects* has the URL, *choice* the dialect. *headers* are the fields of the request itself. *standing*
     are fields of every request, also of those to the operation's resources. *wait* is
-    the ``Prefer: wait`` of requests for the response message, in seconds. Raises
+    the ``Prefer: wait`` of requests for the response message, in seconds. With *follow*
+    the server is asked to tell how far the processing is (B10). Raises
     :class:`CallerError` for fields that cannot be sent or that the client sets itself.
     """
 
@@ -99,12 +100,14 @@ class RequestBuilder:
         headers: HeaderInput,
         standing: Fields,
         wait: int,
+        follow: bool = False,
     ) -> None:
         self._method = method
         self._redirects = redirects
         self._source = source
         self._choice = choice
         self._wait = wait
+        self._follow = follow
         own = Fields(headers)
         for name in _RESERVED:
             if name in own or name in standing:
@@ -140,7 +143,7 @@ class RequestBuilder:
                 return self._resource("HEAD", url, self._choice.dialect.query())
             case FetchMessage(url):
                 wish = {"accept": "message/http", "prefer": f"wait={self._wait}"}
-                return self._resource("GET", url, wish)
+                return self._resource("GET", url, self._followed(Fields(wish)))
             case FetchResult(url, start, if_range):
                 wish = {"range": f"bytes={start}-"}
                 if if_range is not None:
@@ -180,6 +183,15 @@ class RequestBuilder:
             own, self._source.length, whole=whole, acknowledge=self._acknowledge
         )
 
+    def _followed(self, fields: Fields) -> Fields:
+        """Return *fields* with the wish to be told how far the processing is (B10).
+
+        The wish has a line of its own: all lines of ``Prefer`` count (RFC 7240, section 2).
+        """
+        if not (self._follow and self._choice.dialect.tells_processing):
+            return fields
+        return fields.plus({"prefer": "processing"})
+
     def _incremental(self, fields: Fields) -> Fields:
         """Return *fields* of a request with content, with the wish that proxies forward
         it as it comes.
@@ -191,7 +203,7 @@ class RequestBuilder:
 
     def _send(self, action: Send) -> WireRequest:
         length = self._source.length
-        fields = self._begin(whole=True)
+        fields = self._followed(self._begin(whole=True))
         if length == 0:
             if self._method in _METHODS_WITH_CONTENT:
                 fields = fields.plus({"content-length": "0"})
@@ -216,6 +228,8 @@ class RequestBuilder:
         )
         size = range_.length
         fields = self._standing.plus(words.fields)
+        if action.completes:
+            fields = self._followed(fields)
         if size != 0:
             fields = self._incremental(fields)
         prefix = words.prefix

@@ -111,6 +111,8 @@ class ClientDialect(ABC):
     """Whether a request without content makes the upload, and the content follows."""
     acknowledges: ClassVar[bool] = False
     """Whether every server of the protocol acknowledges content during a request."""
+    tells_processing: ClassVar[bool] = False
+    """Whether a server of the protocol may tell how far the processing is (B10)."""
     explicit_completion: ClassVar[bool] = False
     """Whether the end must be said: reaching the length is not enough."""
     replays: ClassVar[bool] = False

@@ -30,6 +30,7 @@ class SeedClient(ClientDialect):
     """The seed. To a server that does not know it, the request is a plain one."""
 
     acknowledges: ClassVar[bool] = True
+    tells_processing: ClassVar[bool] = True
 
     def __init__(self, name: str, *, ranges_only: bool = False) -> None:
         self.name = name
