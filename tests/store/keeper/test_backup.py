@@ -382,6 +382,42 @@ def test_missing_chunk_is_named_and_the_rest_is_kept(
     assert any(lost.name in damage for damage in damages(generation.path))
 
 
+class FailingReads(FaultyDisk):
+    """A disk on which a file cannot be read."""
+
+    broken = ""
+
+    def copy(self, source: str, target: str, length: int | None = None) -> None:
+        if source == self.broken:
+            raise OSError(5, "Input/output error", source)
+        super().copy(source, target, length)
+
+    def clone(self, source: str, target: str) -> bool:
+        return False
+
+    def open(self, path: str, *, write: bool = False) -> Descriptor:
+        if path == self.broken:
+            raise OSError(5, "Input/output error", path)
+        return super().open(path, write=write)
+
+
+def test_disk_of_the_backup_that_fails_is_no_missing_chunk(
+    store: DiskStore, data_dir: Path, tmp_path: Path
+) -> None:
+    """The same error on the other side: there a chunk is lost, here the command fails."""
+    publish(store, "one", DATA)
+    disk = FailingReads()
+    with closing(BackupDirectory.to_write(tmp_path / "backups", disk)) as directory:
+        backup = Backup(data_dir, directory, links=False, disk=disk)
+        disk.sync_error = OSError(5, "Input/output error")
+        with pytest.raises(StorageError, match="Input/output error"):
+            list(backup.fill())
+        disk.broken = str(next((data_dir / "chunks").rglob("1e20*")))
+        list(backup.fill())
+        list(backup.take())
+        assert backup.copied.missing == [Path(disk.broken).name]
+
+
 # Who may use a directory, and for what.
 
 

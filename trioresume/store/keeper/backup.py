@@ -74,6 +74,7 @@ from trioresume.store.port.recipes import Digest, JoinedRecipe
 __all__ = ["Backup", "ChunkCopier", "Copied"]
 
 _UNREADABLE = frozenset({errno.ENOENT, errno.EIO})
+_READ_SIZE = 1024 * 1024
 _PAGE = 500
 _BLOCK = 1024 * 1024
 _PASSES = 4
@@ -159,6 +160,21 @@ class ChunkCopier:
             return False
         return True
 
+    def is_lost(self, digest: Digest, exc: BaseException | None) -> bool:
+        """Return whether :meth:`put` failed with *exc* because the source cannot be read.
+
+        The error itself does not tell whether the reading or the writing failed.
+        """
+        if not isinstance(exc, OSError) or exc.errno not in _UNREADABLE:
+            return False
+        try:
+            with closing(self._disk.open(self._source.path(digest))) as file:
+                while self._disk.read(file.fileno(), _READ_SIZE):
+                    pass
+        except OSError:
+            return True
+        return False
+
     def _make_shard(self, shard: str) -> None:
         if shard not in self._shards:
             self._disk.make_directory(shard)
@@ -239,8 +255,7 @@ class Backup:
                 is_new = self._copier.put(digest, length, synced=synced)
         except StorageError as exc:
             # Without a hold it may be collected. With a hold it is missing or unreadable.
-            cause = exc.__cause__
-            if not isinstance(cause, OSError) or cause.errno not in _UNREADABLE:
+            if not self._copier.is_lost(digest, exc.__cause__):
                 raise
             if is_held:
                 self.copied.missing.append(digest.hex())

@@ -7,7 +7,6 @@ stopped. The directory's lock is held meanwhile, so that no service runs on it.
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
@@ -42,7 +41,6 @@ __all__ = ["Restore"]
 
 _HARMLESS = frozenset({"lock", "lost+found", RESTORING, f"{RESTORING}.new"})
 """Names that may be in a directory that counts as empty."""
-_UNREADABLE = frozenset({errno.ENOENT, errno.EIO})
 
 
 class Restore:
@@ -155,7 +153,7 @@ class Restore:
         try:
             is_new = copier.put(Digest(digest), length)
         except OSError as exc:
-            if exc.errno not in _UNREADABLE:
+            if not copier.is_lost(Digest(digest), exc):
                 raise
             self.copied.missing.append(digest.hex())
             return
