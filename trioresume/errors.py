@@ -36,6 +36,7 @@ __all__ = [
     "StorageConflict",
     "StorageError",
     "StorageFull",
+    "StorageUnavailable",
     "StoreLocked",
     "TargetUnavailable",
     "TransferFailed",
@@ -256,6 +257,13 @@ class StorageError(TrioresumeError):
 
 class StorageFull(StorageError):
     """No space is left (ENOSPC, EDQUOT or a full catalog). The answer is a 507."""
+
+
+class StorageUnavailable(StorageError):
+    """The database or the object store could not be reached in time. The answer is a 503.
+
+    What was asked may have been done, if the answer alone was lost.
+    """
 
 
 class StorageConflict(StorageError):

@@ -21,7 +21,7 @@ from tests.server.harness import (
 )
 from tests.server.seed import BODY, MULTIPART, multipart
 from trioresume import Config, FileService, Response
-from trioresume.errors import StorageConflict, StorageFull
+from trioresume.errors import StorageConflict, StorageFull, StorageUnavailable
 from trioresume.protocol.operation import CallPolicy
 from trioresume.store.port import (
     Content,
@@ -65,6 +65,38 @@ async def test_full_store_is_507_and_the_upload_completes_when_there_is_space(
         store.full_after = None
         assert await _complete(service, location) <= room
     assert handler.bodies == [b"", BODY]
+
+
+class UnreachableCatalog(MemoryStore):
+    """A store whose catalog does not answer while ``is_away`` is set."""
+
+    is_away = False
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        if self.is_away:
+            raise StorageUnavailable("no answer")
+        return super().apply(batch)
+
+
+async def test_storage_that_does_not_answer_is_a_503_with_the_time_to_come_back(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster's database restarts: the upload goes on afterwards, and the offset is true."""
+    store = UnreachableCatalog(chunk_size=64)
+    async with memory_service(handler := Recorder(), store=store) as service:
+        client = service.connect()
+        interim = await client.start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        store.is_away = True
+        reply = await service.connect().request("HEAD", location)
+        assert reply.status == 503
+        assert int(reply["retry-after"]) >= 1
+        store.is_away = False
+        assert await _complete(service, location) == 100
+    assert handler.bodies == [BODY]
 
 
 async def test_full_store_refuses_a_patch_and_keeps_the_offset(

@@ -22,6 +22,7 @@ from trioresume.errors import (
     ProblemCode,
     StorageError,
     StorageFull,
+    StorageUnavailable,
     UsageExceeded,
 )
 from trioresume.protocol.dialects.classify import early_dialect
@@ -133,15 +134,8 @@ class BaseExchange(ABC):
         except UsageExceeded as exc:  # another process has just used up the quota
             await self._fail(PeerError(exc.problem, close=True))
         except StorageError as exc:
-            full = isinstance(exc, StorageFull)
             logger.error("%s %s: %s", head.method, head.path, exc)
-            await self._fail(
-                PeerError(
-                    ProblemCode.INSUFFICIENT_STORAGE
-                    if full
-                    else ProblemCode.INTERNAL_ERROR
-                )
-            )
+            await self._fail(_problem(exc))
         except trio.BrokenResourceError:
             raise
         except Exception:
@@ -348,3 +342,17 @@ def _with_one_location(status: int, fields: Fields, told: str) -> Fields:
     if "content-location" in fields:
         return moved
     return moved.plus({"content-location": own or ""})
+
+
+def _problem(error: StorageError) -> PeerError:
+    """Return what the client is told of an error of the storage: no more than what to do."""
+    if isinstance(error, StorageUnavailable):
+        return PeerError(
+            ProblemCode.SERVICE_UNAVAILABLE,
+            "the storage cannot be reached; nothing that was announced is lost",
+            fields=(("retry-after", str(RETRY_AFTER)),),
+        )
+    full = isinstance(error, StorageFull)
+    return PeerError(
+        ProblemCode.INSUFFICIENT_STORAGE if full else ProblemCode.INTERNAL_ERROR
+    )

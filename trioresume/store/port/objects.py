@@ -1,7 +1,8 @@
 """What a store whose content lies in an object store asks of its catalog.
 
-The catalog of a cluster answers the same questions as :class:`~.contract.Store`. These are the
-further ones, about objects that any node may read, write and delete.
+The catalog of a cluster answers the same questions as :class:`~.contract.Store`, among them
+``sealed_content`` and ``parts_of``. These are the further ones, about objects that any node may
+read, write and delete.
 
 Which object has a chunk
 ========================
@@ -62,7 +63,7 @@ class ContentState:
 
     chunk_size: int
     generation: int
-    """The generation of the operation's owner: see :mod:`.sharing`."""
+    """The generation of the operation's owner: see :mod:`.sharing`. The first one is 1."""
     prefix: int
     """How many chunks are sealed without a gap; ``prefix_bytes`` is the sum of their bytes."""
     prefix_bytes: int
@@ -108,10 +109,6 @@ class ObjectCatalog(Protocol):
 
     def piece(self, key: ContentKey, index: int) -> ChunkObject | None:
         """Return the object of chunk *index* of content under construction, if it is sealed."""
-        ...
-
-    def sealed_chunks(self, key: ContentKey) -> tuple[list[Digest], list[Digest]]:
-        """Return the digests of the folded parts, and of the sealed chunks after them."""
         ...
 
     def recipe(self, digest: Digest) -> AnyRecipe | None: ...
