@@ -43,6 +43,7 @@ __all__ = [
     "TrioresumeError",
     "UploadForgotten",
     "UsageExceeded",
+    "WorkersFailed",
 ]
 
 
@@ -310,6 +311,10 @@ class StaleWriter(StorageConflict):
 
     If several processes share the store, also: this process does not own the operation.
     """
+
+
+class WorkersFailed(TrioresumeError):
+    """Worker processes cannot start, or end again and again at once."""
 
 
 class ClientError(TrioresumeError):

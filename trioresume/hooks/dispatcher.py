@@ -103,6 +103,20 @@ class Dispatcher:
         self._held.difference_update(seqs)
         self._let_go.update(seqs)
 
+    async def count(self) -> None:
+        """Count the events that wait, until cancelled: another process delivers them."""
+        self._wake.set()
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            try:
+                self.waiting = await self._storage.run(self._storage.store.event_count)
+            except StorageError as exc:
+                logger.error("events that wait cannot be counted: %s", exc)
+            await trio.sleep(RETRY_DELAY)
+            if self.waiting:
+                self._wake.set()
+
     @property
     def _has_room(self) -> bool:
         return self._loaded <= MOST_LOADED // 2

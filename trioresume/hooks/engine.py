@@ -57,6 +57,7 @@ class HookEngine:
         self._dispatcher = Dispatcher(
             services.storage, services.clock, hooks, self._asking.deliver
         )
+        self._part = services.part
         self._registry: ToldRegistry
         services.storage.add_observer(self._dispatcher.observe)
 
@@ -76,8 +77,11 @@ class HookEngine:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._dispatcher.run)
-            if HookKind.POST_RECEIVE in self._events:
+            if self._part.keeps:
+                nursery.start_soon(self._dispatcher.run)
+            else:
+                nursery.start_soon(self._dispatcher.count)
+            if self._part.serves and HookKind.POST_RECEIVE in self._events:
                 teller = ProgressTeller(
                     self._registry.receiving,
                     self._tell_progress,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.server.api.config import Config
     from trioresume.server.api.rulebook import Rulebook
+    from trioresume.server.http.connection_counts import SharedCounts
     from trioresume.server.http.exchange import Exchange
     from trioresume.server.http.listeners import Listener
     from trioresume.server.http.tls.contexts import ServerContexts
@@ -45,15 +46,18 @@ class Doorman:
         clock: ServiceClock,
         contexts: ServerContexts | None = None,
         rulebook: Rulebook | None = None,
+        counts: SharedCounts | None = None,
     ) -> None:
         self.contexts = contexts
         self.rulebook = rulebook
         """The rules in force, if the service has any."""
-        self._config = config
-        self.front = Front(handle, config, clock)
+        self.front = Front(handle, config, clock, counts)
+        self._counts = counts
         self._handshakes = Handshakes(self.front.admission, config.header_timeout)
         self._connections: set[Http1Connection | Http2Connection] = set()
         self._turned_away = 0
+        self.grace = config.grace_timeout
+        """Seconds for the running requests once a shutdown begins."""
         self.deadline = float("inf")
         """The end of a shutdown's grace period, on trio's clock."""
         self.recovered = trio.Event()
@@ -85,14 +89,18 @@ class Doorman:
             async with trio.open_nursery() as listening:
                 for listener in listeners:
                     listening.start_soon(self._accept, listener, connections)
+                if self._counts is not None:
+                    self._counts.begin()
                 started()
                 await self.stopping.wait()
                 listening.cancel_scope.cancel()
+                if self._counts is not None:
+                    self._counts.end()
             # At once: a new client should go to another server and not wait here.
             for listener in listeners:
                 listener.close()
             logger.info("shutting down, %d connections open", len(self._connections))
-            self.deadline = trio.current_time() + self._config.grace_timeout
+            self.deadline = trio.current_time() + self.grace
             connections.cancel_scope.deadline = self.deadline
             self._handshakes.stop()
             for connection in list(self._connections):
@@ -111,7 +119,9 @@ class Doorman:
                 await transport.aclose()
 
         await accept_from(
-            listener.listener, lambda sock: connections.start_soon(serve_alone, sock)
+            listener.listener,
+            lambda sock: connections.start_soon(serve_alone, sock),
+            self._counts,
         )
 
     async def serve_secured(self, plain: SocketTransport) -> None:

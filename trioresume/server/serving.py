@@ -54,6 +54,7 @@ from trioresume.server.keeper.hold import holding_for_others
 from trioresume.server.keeper.intake import importing
 from trioresume.server.keeper.outbox import changing_events
 from trioresume.server.keeper.retries import Retries
+from trioresume.server.parts import WHOLE, Leading, Part
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
 from trioresume.server.uploads.expiry import (
@@ -69,16 +70,18 @@ from trioresume.server.uploads.operation import Operation
 from trioresume.server.uploads.quotas import Quotas
 from trioresume.server.uploads.registry import MOST_RESTING, Registry
 from trioresume.server.watch.facts import USUAL_TIMES, LookTimes
-from trioresume.store.disk_store import open_store
+from trioresume.store.disk_store import DiskStore, open_store
 from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK, SetState
 
 if TYPE_CHECKING:
     from trioresume.server.api.handler import AnyTarget, Handler
     from trioresume.server.api.rules import Rule
+    from trioresume.server.http.connection_counts import SharedCounts
     from trioresume.server.http.exchange import Exchange
+    from trioresume.server.watch.view import Others
     from trioresume.server.watch.watch import Watch
-    from trioresume.store.port import Store
+    from trioresume.store.port import OperationId, Store
 
 __all__ = ["Server", "serve"]
 
@@ -106,6 +109,25 @@ class Tuning:
 
 
 UNTUNED = Tuning()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkShare:
+    """What this process does of a service's work, and how it reaches the other processes."""
+
+    part: Part = WHOLE
+    counts: SharedCounts | None = None
+    """The connections of all processes."""
+    leading: Leading | None = None
+    """Tells a process that serves when to do what only one of them should do."""
+    retry: Callable[[OperationId], Awaitable[int | None]] | None = None
+    """Has another process do what :meth:`Retries.retry` does here."""
+    others: Others | None = None
+    """The other processes, for the metrics."""
+
+
+ALONE = WorkShare()
+"""The usual case: there is no other process."""
 
 
 @dataclass(eq=False)
@@ -173,6 +195,10 @@ async def serve(
     :class:`trioresume.FileService`. *store* replaces the one on disk in
     ``config.data_dir``; it is closed in the end.
 
+    Everything happens in this process, on one event loop, so it uses one processor and a few
+    threads for the disk. It cannot start further processes, and cannot replace its own
+    program while it runs.
+
     Raises :class:`~trioresume.errors.CallerError` for an address that cannot be parsed, and
     if ``config.ui`` asks for a page that was not built; :class:`OSError` for an address that
     cannot be bound; :class:`~trioresume.errors.StoreLocked` if another process serves the
@@ -230,7 +256,7 @@ async def running_engine(
 
     Raises as :func:`serve`.
     """
-    async with _watching(config, tuning) as watch:
+    async with watching(config, tuning) as watch:
         async with _running_engine(
             target, config, store, page, contexts, watch, tuning
         ) as doorman:
@@ -238,10 +264,12 @@ async def running_engine(
 
 
 @asynccontextmanager
-async def _watching(config: Config, tuning: Tuning) -> AsyncIterator[Watch | None]:
+async def watching(
+    config: Config, tuning: Tuning, part: Part = WHOLE
+) -> AsyncIterator[Watch | None]:
     """Open the second listener, if there is one; yield what watches the service."""
     settings = config.watch
-    if settings.admin_bind:
+    if settings.admin_bind and part.keeps:
         # Imported only here: a service that is not watched needs nothing of it.
         from trioresume.server.watch.admin import open_admin_listeners
         from trioresume.server.watch.watch import Watch
@@ -250,7 +278,11 @@ async def _watching(config: Config, tuning: Tuning) -> AsyncIterator[Watch | Non
             for listener in listeners:
                 logger.info("metrics and health checks at %s", listener.url)
             yield Watch(config, listeners, tuning.look_times)
-    elif settings.access_log is not None or settings.tracing is not False:
+    elif (
+        settings.access_log is not None
+        or settings.tracing is not False
+        or settings.admin_bind
+    ):
         from trioresume.server.watch.watch import Watch
 
         yield Watch(config, [], tuning.look_times)
@@ -270,10 +302,10 @@ async def _running_engine(
 ) -> AsyncIterator[Doorman]:
     control = store is None
     if store is None:
-        store = await trio.to_thread.run_sync(_open_store, config, watch)
+        store = await trio.to_thread.run_sync(open_store_of, config, watch)
     try:
         async with running_storage(store, config) as storage:
-            last_seen = await storage.run(_last_seen, store)
+            last_seen = await storage.run(last_seen_of, store)
             clock = ServiceClock(time.time, time.monotonic, last_seen)
             try:
                 async with running_service(
@@ -294,7 +326,8 @@ async def _running_engine(
         store.close()
 
 
-def _open_store(config: Config, watch: Watch | None) -> Store:
+def open_store_of(config: Config, watch: Watch | None) -> DiskStore:
+    """Open the store in ``config.data_dir``, with what *watch* counts. Blocks."""
     disk = None if watch is None else watch.disk()
     new_hasher = None if watch is None else watch.new_hasher
     return open_store(
@@ -326,7 +359,7 @@ async def running_storage(
             storage.stop()
 
 
-def _last_seen(store: Store) -> float | None:
+def last_seen_of(store: Store) -> float | None:
     """Return the service clock's last reading; None in a new data directory."""
     reading = store.meta(SERVICE_CLOCK)
     if reading is not None:
@@ -348,22 +381,25 @@ async def running_service(
     contexts: ServerContexts | None = None,
     watch: Watch | None = None,
     tuning: Tuning = UNTUNED,
+    share: WorkShare = ALONE,
 ) -> AsyncIterator[Doorman]:
     """Run everything between the commits and the listeners while the block runs.
 
-    *control* says that the store is the one in ``config.data_dir``, so that ``trioresume gc``
+    *share* says what this process does of it, and *control* that the store is the one in ``config.data_dir``, so that ``trioresume gc``
     may ask for a collection (see :mod:`trioresume.server.keeper.control_socket`).
     """
     rulebook = None
     if config.rules:
         rulebook = Rulebook(config, serves_files=isinstance(target, StoreTarget))
+    part = share.part
     if isinstance(target, StoreTarget):
-        target.attach(Services(storage, clock, config, rulebook))
+        target.attach(Services(storage, clock, config, rulebook, part))
     expiry = Expiry(storage, clock, tuning.make_schedule())
     collector = Collector(storage, delay=tuning.collect_delay)
     quotas = Quotas(storage.store, config, rulebook)
-    storage.add_observer(expiry.observe)
-    storage.add_observer(collector.note_released, *RELEASING)
+    if part.keeps:
+        storage.add_observer(expiry.observe)
+        storage.add_observer(collector.note_released, *RELEASING)
     storage.add_observer(quotas.observe)
     storage.batch_observer = quotas
     if watch is not None:
@@ -372,12 +408,15 @@ async def running_service(
     make_service: Callable[..., Service] = Service
     hooks = None
     if config.hooks is not None:
-        hooks = config.hooks.attach(Services(storage, clock, config))
+        hooks = config.hooks.attach(Services(storage, clock, config, part=part))
         make_registry, make_service = hooks.registry, hooks.service
     async with (
         nullcontext() if watch is None else watch.running(),
-        _running(config.authenticate, config),
-        _running(target, config) as lasting,
+        _running(config.authenticate if part.serves else None, config),
+        # The target that keeps its own things in the store also has tasks for the keeper.
+        _running(
+            target if part.serves or isinstance(target, StoreTarget) else None, config
+        ) as lasting,
         nullcontext() if hooks is None else hooks.running(),
         trio.open_nursery() as background,
     ):
@@ -403,21 +442,26 @@ async def running_service(
             from trioresume.server.watch.health import with_health
 
             handle = with_health(handle)
-        doorman = Doorman(handle, config, clock, contexts, rulebook)
+        doorman = Doorman(handle, config, clock, contexts, rulebook, share.counts)
         tasks: list[Callable[[], Awaitable[None]]] = [
-            partial(expiry.run, operations),
-            collector.run,
-            retries.run,
             doorman.front.memory.watch.run,
             doorman.front.memory.busy.run,
             doorman.front.admission.starts.run,
         ]
+        if part.keeps:
+            tasks += [partial(expiry.run, operations), collector.run]
+        if share.leading is not None:
+            recover = partial(operations.recover, doorman.recovered)
+            tasks += [partial(share.leading.run, do) for do in (retries.run, recover)]
+        elif part.serves:
+            tasks.append(retries.run)
+            background.start_soon(operations.recover, doorman.recovered)
         if hooks is not None:
             tasks.append(hooks.run)
         if control:
             commands = {
                 "collect": collecting(collector),
-                "retry": retrying(retries),
+                "retry": retrying(share.retry or retries.retry),
                 "hold": holding_for_others(collector),
                 "change": changing(operations),
                 "import": importing(operations),
@@ -427,11 +471,15 @@ async def running_service(
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))
         if watch is not None:
             add = watch.admin_task(
-                doorman, storage, clock, background, has_disk=control
+                doorman,
+                storage,
+                clock,
+                background,
+                has_disk=control,
+                others=share.others,
             )
             tasks += [] if add is None else [add]
         background.start_soon(_run_all, tasks, chores)
-        background.start_soon(operations.recover, doorman.recovered)
         yield doorman
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline

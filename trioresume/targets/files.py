@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -140,7 +140,9 @@ class FileService:
         Raises :class:`~trioresume.errors.CallerError` as :meth:`check` does.
         """
         await trio.to_thread.run_sync(self.check, config)
-        async with self._on_success.running():
+        async with (
+            self._on_success.running() if self._services.part.keeps else nullcontext()
+        ):
             yield
 
     # Before the content.

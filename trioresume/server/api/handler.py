@@ -18,6 +18,7 @@ from trioresume.errors import CallerError
 from trioresume.protocol.fields import TOKEN, header_safe
 from trioresume.protocol.heads import Fields, RequestHead
 from trioresume.protocol.operation import CallPolicy
+from trioresume.server.parts import WHOLE, Part
 from trioresume.store.port import Content, Mutation
 
 if TYPE_CHECKING:
@@ -328,6 +329,8 @@ class Services:
     config: Config
     rulebook: Rulebook | None = None
     """The rules of the service, if it has any."""
+    part: Part = WHOLE
+    """What this process does of the service's work."""
 
 
 @runtime_checkable

@@ -22,6 +22,9 @@ counts as a connection of the client that the proxy names. A request above that 
 limit is answered with 429. The connection stays open: its next request may come from another
 client.
 
+Several processes of a service share the two limits (:mod:`.connection_counts`). At a limit a
+process can close its own idle connections only.
+
 Every decision here takes constant time and awaits nothing. G5 and G13 are in
 docs/supported-protocols.md.
 """
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.heads import RequestHead
     from trioresume.server.api.config import Config
+    from trioresume.server.http.connection_counts import SharedCounts
     from trioresume.server.http.exchange import Exchange
 
 __all__ = ["Admission", "Front", "Gateway", "Guest", "address_of", "affordable"]
@@ -65,6 +69,7 @@ class Front:
         handle: Callable[[Exchange], Awaitable[None]],
         config: Config,
         clock: ServiceClock,
+        counts: SharedCounts | None = None,
     ) -> None:
         self.handle = handle
         # A service that is watched replaces these two. No request asks whether it is.
@@ -79,7 +84,7 @@ class Front:
         self.config = config
         self.clock = clock
         self.memory = ReceiveMemory(config.receive_memory)
-        self.admission = Admission(config)
+        self.admission = Admission(config, counts)
         self.gateway = Gateway(config)
         self.upload_limits = upload_limits(config)
         self.head_limits = HeadLimits(config.max_header_size, config.max_header_fields)
@@ -187,9 +192,12 @@ class _Address:
 
 
 class Admission:
-    """Counts the connections and decides whether a new one is accepted."""
+    """Counts the connections and decides whether a new one is accepted.
 
-    def __init__(self, config: Config) -> None:
+    *counts* has the connections of the other processes, if there are others.
+    """
+
+    def __init__(self, config: Config, counts: SharedCounts | None = None) -> None:
         self._most = affordable(config.max_connections)
         if self._most < config.max_connections:
             logger.info(
@@ -197,7 +205,9 @@ class Admission:
                 self._most,
                 config.max_connections,
             )
+        self._most_of_all = config.max_connections
         self._most_per_address = config.max_connections_per_address
+        self._counts = counts
         self._guests: set[Guest] = set()
         self._idle: dict[Guest, None] = {}
         self._addresses: dict[str, _Address] = {}
@@ -214,24 +224,44 @@ class Admission:
 
         Raises :class:`PeerError` (429, 503) if there is no place for *guest*.
         """
-        address = self._addresses.get(guest.address)
-        if (
-            self._most_per_address is not None
-            and address is not None
-            and guest.address
-            and address.connections >= self._most_per_address
-        ):
-            self._make_room(
-                address.idle,
-                ProblemCode.TOO_MANY_REQUESTS,
-                "too many connections from this address",
-            )
-        elif len(self._guests) >= self._most:
-            self._make_room(
-                self._idle, ProblemCode.SERVICE_UNAVAILABLE, "too many connections"
-            )
+        if self._counts is not None:
+            # Counted before the look: two processes that look at the same moment cannot
+            # both take the last place.
+            self._counts.add(guest.address, 1)
+        try:
+            if self._is_full_for(guest.address):
+                address = self._addresses.get(guest.address)
+                self._make_room(
+                    {} if address is None else address.idle,
+                    ProblemCode.TOO_MANY_REQUESTS,
+                    "too many connections from this address",
+                )
+            elif self._is_full():
+                self._make_room(
+                    self._idle, ProblemCode.SERVICE_UNAVAILABLE, "too many connections"
+                )
+        except PeerError:
+            if self._counts is not None:
+                self._counts.add(guest.address, -1)
+            raise
         self._guests.add(guest)
         self._addresses.setdefault(guest.address, _Address()).connections += 1
+
+    def _is_full_for(self, address: str) -> bool:
+        """Whether a connection of *address*, which :attr:`_counts` has, is one too many."""
+        most = self._most_per_address
+        if most is None or not address:
+            return False
+        if self._counts is not None:
+            return self._counts.of(address) > most
+        known = self._addresses.get(address)
+        return known is not None and known.connections >= most
+
+    def _is_full(self) -> bool:
+        """Whether another connection, which :attr:`_counts` has, is one too many."""
+        if len(self._guests) >= self._most:
+            return True
+        return self._counts is not None and self._counts.all > self._most_of_all
 
     def _make_room(
         self, idle: dict[Guest, None], problem: ProblemCode, detail: str
@@ -254,6 +284,8 @@ class Admission:
         self._guests.discard(guest)
         self.note_busy(guest)
         self._uncount(guest)
+        if self._counts is not None:
+            self._counts.add(guest.address, -1)
 
     def count_as(self, guest: Guest, address: str) -> None:
         """Count *guest* as a connection of *address* from now on; "" means no address.
@@ -262,13 +294,13 @@ class Admission:
         """
         if guest not in self._guests or address == guest.address:
             return
-        counted = self._addresses.get(address)
-        if (
-            address
-            and counted is not None
-            and self._most_per_address is not None
-            and counted.connections >= self._most_per_address
-        ):
+        if self._counts is not None:
+            self._counts.add(address, 1)
+            self._counts.add(guest.address, -1)
+        if self._is_full_for(address):
+            if self._counts is not None:
+                self._counts.add(guest.address, 1)
+                self._counts.add(address, -1)
             raise PeerError(
                 ProblemCode.TOO_MANY_REQUESTS,
                 "too many connections from this address",

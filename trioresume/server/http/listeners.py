@@ -33,6 +33,7 @@ from trioresume.server.http.local_sockets import (
 if TYPE_CHECKING:
     from trioresume.server.api.addresses import Address
     from trioresume.server.api.config import Config
+    from trioresume.server.http.connection_counts import SharedCounts
 
 __all__ = ["Listener", "accept_from", "open_listeners"]
 
@@ -114,17 +115,26 @@ MOST_AT_ONCE = 32
 PAUSE = 0.1
 """Seconds until the next try when there is no descriptor or no memory for a connection."""
 
+LEAD = 4
+"""Connections that a process may have more than the one that has the fewest."""
+POLITE_TIMES = 4
+POLITE_PAUSE = 0.001
+"""How often, and for how many seconds, a process with more connections waits for another."""
+
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
 
 async def accept_from(
-    listener: trio.SocketListener, take: Callable[[trio.socket.SocketType], object]
+    listener: trio.SocketListener,
+    take: Callable[[trio.socket.SocketType], object],
+    counts: SharedCounts | None = None,
 ) -> None:
     """Call *take* with each connection that comes to *listener*, until cancelled.
 
-    A connection that ended before it was accepted is skipped. Raises :class:`OSError` if
-    the listener is closed.
+    A connection that ended before it was accepted is skipped. Other processes may accept from
+    the same socket: *counts* tells how many connections each one has. Raises
+    :class:`OSError` if the listener is closed.
     """
     # A socket of our own, to accept without trio's checkpoint. The listener owns the descriptor.
     raw = socket.socket(fileno=listener.socket.fileno())
@@ -132,7 +142,8 @@ async def accept_from(
     try:
         while True:
             await trio.lowlevel.wait_readable(raw)
-            if not _accept_some(raw, take):
+            most = MOST_AT_ONCE if counts is None else await _share_of(counts)
+            if not _accept_some(raw, take, most):
                 logger.error(
                     "no descriptor or memory for another connection; trying again"
                 )
@@ -141,14 +152,29 @@ async def accept_from(
         raw.detach()
 
 
+async def _share_of(counts: SharedCounts) -> int:
+    """Return how many connections to accept, after letting processes with fewer be first.
+
+    Every process is woken for each connection. Without this, the one with the least to do at
+    this moment would take most of a crowd, and have the most to do for a long time. A process
+    that is stopped does not take its share, so nobody waits for it for long.
+    """
+    for _ in range(POLITE_TIMES):
+        share = counts.least() + LEAD - counts.own()
+        if share > 0:
+            return min(share, MOST_AT_ONCE)
+        await trio.sleep(POLITE_PAUSE)
+    return LEAD
+
+
 def _accept_some(
-    raw: socket.socket, take: Callable[[trio.socket.SocketType], object]
+    raw: socket.socket, take: Callable[[trio.socket.SocketType], object], most: int
 ) -> bool:
-    """Accept waiting connections, at most ``MOST_AT_ONCE``.
+    """Accept waiting connections, at most *most*.
 
     Returns False if there is no descriptor or no memory for another one.
     """
-    for _ in range(MOST_AT_ONCE):
+    for _ in range(most):
         try:
             connection, _address = raw.accept()
         except BlockingIOError:

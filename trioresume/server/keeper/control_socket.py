@@ -54,7 +54,6 @@ from trioresume.store.file_system.disk_io import owner_to_follow
 from trioresume.store.port import Collected, OperationId
 
 if TYPE_CHECKING:
-    from trioresume.server.keeper.retries import Retries
     from trioresume.server.uploads.expiry import Collector
 
 __all__ = [
@@ -211,15 +210,15 @@ def collecting(collector: Collector) -> Command:
     return obey
 
 
-def retrying(retries: Retries) -> Command:
-    """Return the command ``retry``."""
+def retrying(retry: Callable[[OperationId], Awaitable[int | None]]) -> Command:
+    """Return the command ``retry``, which *retry* performs: see :meth:`Retries.retry`."""
 
     async def obey(talk: Conversation, message: Message) -> None:
         name = message.get("id")
         if not isinstance(name, str):
             raise CallerError("retry needs an id")
         async with _while_present(talk):
-            status = await retries.retry(OperationId(name))
+            status = await retry(OperationId(name))
             await talk.say({"status": status})
 
     return obey

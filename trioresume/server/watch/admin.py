@@ -20,7 +20,7 @@ from trioresume.server.api.config import Config
 from trioresume.server.api.watching import HEALTH_PATH, WatchSettings
 from trioresume.server.doorman import Doorman
 from trioresume.server.http.listeners import Listener, open_listeners
-from trioresume.server.watch.exposition import encode, families
+from trioresume.server.watch.exposition import encode, encode_all, families
 from trioresume.server.watch.health import answer_health, check_method
 
 if TYPE_CHECKING:
@@ -113,9 +113,17 @@ class AdminPages:
         async with trio.open_nursery() as looks:
             looks.start_soon(facts.stored.refresh, facts.patience)
             looks.start_soon(facts.space.refresh, facts.patience)
-        metrics = list(families(self._view))
+        metrics = [*families(self._view)]
         accept = exchange.head.fields.get("accept") or ""
-        text, media_type = await trio.to_thread.run_sync(encode, metrics, accept)
+        others = self._view.others
+        if others is None:
+            text, media_type = await trio.to_thread.run_sync(encode, metrics, accept)
+        else:
+            reports = await others.reports(facts.patience)
+            metrics += others.metrics()
+            text, media_type = await trio.to_thread.run_sync(
+                encode_all, metrics, reports, accept
+            )
         fields = Fields({"content-type": media_type, "cache-control": "no-store"})
         await exchange.respond(200, fields, text)
 

@@ -8,7 +8,7 @@ own names break these rules, and because two programs must not share a name.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,14 +24,18 @@ from prometheus_client.registry import Collector
 
 from trioresume.protocol.dialects import DIALECTS
 from trioresume.protocol.operation import OperationState
+from trioresume.server.watch.merging import Report, merge, packed
 
 if TYPE_CHECKING:
     from trioresume.server.watch.tally import Histogram
     from trioresume.server.watch.view import View
 
-__all__ = ["encode", "families"]
+__all__ = ["encode", "encode_all", "families", "report"]
 
 _PREFIX = "trioresume_"
+_ONLY_OF_OTHERS = frozenset(
+    {f"{_PREFIX}receive_memory_bytes", f"{_PREFIX}receive_memory_used_bytes"}
+)
 
 _Labels = TypeVar("_Labels", bound=tuple[object, ...])
 
@@ -282,9 +286,31 @@ def encode(metrics: Iterable[Metric], accept: str) -> tuple[bytes, str]:
 
     *accept* is the request's field. Called in a worker thread.
     """
+    return _encode([*metrics, *_of_system()], accept)
+
+
+def encode_all(
+    metrics: Iterable[Metric], reports: Sequence[Report], accept: str
+) -> tuple[bytes, str]:
+    """Do as :func:`encode` for this process and the *reports* of others, added up."""
+    own = packed([*metrics, *_of_system()])
+    # This process receives nothing: its memory for that is none of the service's.
+    own = [metric for metric in own if metric[0] not in _ONLY_OF_OTHERS]
+    return _encode(merge([own, *reports]), accept)
+
+
+def report(view: View) -> Report:
+    """Return the metrics of *view* and of this process, for another one. Called in a loop."""
+    return packed([*families(view), *_of_system()])
+
+
+def _of_system() -> Iterable[Metric]:
+    return ProcessCollector(registry=None).collect()
+
+
+def _encode(metrics: Iterable[Metric], accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry()
     registry.register(_Gathered(metrics))
-    ProcessCollector(registry=registry)
     try:
         encoder, media_type = choose_encoder(accept)
     except (TypeError, ValueError):  # it stumbles over a version such as "x"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from trioresume.server.api.config import Config
@@ -13,7 +14,19 @@ if TYPE_CHECKING:
     from trioresume.server.watch.requests import Requests
     from trioresume.server.watch.tally import Tally
 
-__all__ = ["View"]
+__all__ = ["Others", "View"]
+
+
+class Others(Protocol):
+    """The other processes of the service."""
+
+    async def reports(self, patience: float) -> list[Any]:
+        """Return the reports of :mod:`.merging`, within *patience* seconds."""
+        ...
+
+    def metrics(self) -> Iterator[Any]:
+        """Yield metrics about these processes themselves."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,7 @@ class View:
     storage: Storage
     doorman: Doorman
     facts: Facts
+    others: Others | None = None
 
     def queues(self) -> dict[str, int]:
         """Return the lengths of the queues, by what they wait for."""

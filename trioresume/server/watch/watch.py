@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from trioresume.server.doorman import Doorman
     from trioresume.server.http.listeners import Listener
     from trioresume.server.uploads.loaded_operation import Surroundings
+    from trioresume.server.watch.merging import Report
     from trioresume.server.watch.spans import Spans
+    from trioresume.server.watch.view import Others
     from trioresume.store.port import OperationId
 
 __all__ = ["Watch"]
@@ -42,7 +44,9 @@ class Watch:
         self._config = config
         self._admin = admin
         self._times = times
-        self._counts = bool(admin)
+        self._view: View | None = None
+        # A worker has no second listener: it reports its metrics to its parent.
+        self._counts = bool(config.watch.admin_bind)
         """Whether anything but requests is counted: only the metrics tell it."""
         self._tally = Tally()
         spans = None
@@ -95,13 +99,15 @@ class Watch:
         nursery: trio.Nursery,
         *,
         has_disk: bool,
+        others: Others | None = None,
     ) -> Callable[[], Awaitable[None]] | None:
         """Watch the requests of *doorman*; return what serves the second listener, if any.
 
-        What is looked up of the disk, if the store *has_disk*, runs in *nursery*.
+        What is looked up of the disk, if the store *has_disk*, runs in *nursery*. The metrics
+        are those of this process and of *others*.
         """
         self._requests.attach(doorman.front)
-        if not self._admin:
+        if not self._counts:
             return None
         # Only here: a service without metrics need not load prometheus-client.
         from trioresume.server.watch.admin import AdminPages, admin_doorman
@@ -116,9 +122,24 @@ class Watch:
             min_free_space=config.min_free_space,
             times=self._times,
         )
-        view = View(config, self._tally, self._requests, storage, doorman, facts)
+        view = self._view = View(
+            config, self._tally, self._requests, storage, doorman, facts, others
+        )
+        if not self._admin:
+            return None
         own = admin_doorman(AdminPages(view), config, clock)
         return partial(own.run, self._admin, _ignore)
+
+    def report(self) -> Report:
+        """Return the metrics of this process for another one, which adds them up.
+
+        Empty unless metrics are wanted.
+        """
+        if self._view is None:
+            return []
+        from trioresume.server.watch.exposition import report
+
+        return report(self._view)
 
 
 def _spans(tracing: TracerProvider | bool) -> Spans:

@@ -1,0 +1,1 @@
+"""Several processes for one service: a parent that keeps the catalog, and its workers."""
