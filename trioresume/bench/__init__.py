@@ -7,6 +7,7 @@ findings. :func:`to_json` and :func:`from_json` carry results between programs.
 from trioresume.bench.comparison import Better, Figure, Quantity, Threshold
 from trioresume.bench.document import from_json, to_json
 from trioresume.bench.processes import BenchFailed
+from trioresume.bench.proxy_check import Finding, ProxyChecks, Verdict, check_proxy
 from trioresume.bench.records import BadRecord
 from trioresume.bench.results import (
     Attempt,
@@ -50,11 +51,13 @@ __all__ = [
     "FaultPlace",
     "Faults",
     "Figure",
+    "Finding",
     "Generator",
     "Kill",
     "Latency",
     "Machine",
     "Protocol",
+    "ProxyChecks",
     "Quantity",
     "Results",
     "Series",
@@ -66,7 +69,9 @@ __all__ = [
     "Snapshot",
     "Threshold",
     "Upload",
+    "Verdict",
     "Verify",
+    "check_proxy",
     "from_json",
     "run",
     "to_json",

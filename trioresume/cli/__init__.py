@@ -33,6 +33,7 @@ class TrioresumeGroup(CommandGroup):
         "download": "trioresume.cli.download:download",
         "bench": "trioresume.cli.bench:bench",
         "bench diff": "trioresume.cli.bench_diff:bench_diff",
+        "bench proxy": "trioresume.cli.bench_proxy:bench_proxy",
         "ls": "trioresume.cli.maintenance:list_",
         "show": "trioresume.cli.maintenance:show",
         "verify": "trioresume.cli.maintenance:verify",
