@@ -156,10 +156,20 @@ STORE_WINGS: dict[str, set[str]] = {"port": set(), "file_system": set()}
 STORE_WINGS["catalog"] = {"port", "file_system"}
 STORE_WINGS["disk"] = STORE_WINGS["catalog"] | {"catalog"}
 STORE_WINGS["keeper"] = STORE_WINGS["disk"] | {"disk"}
+STORE_WINGS["objects"] = {"port"}
 STORE_WINGS["disk_store"] = {*STORE_WINGS}
-"""The same for the store. ``disk_store`` puts the wings together."""
+STORE_WINGS["cluster_store"] = {"port", "objects"}
+"""The same for the store. ``disk_store`` and ``cluster_store`` put the wings together."""
 LAYERS = {"server": WINGS, "client": CLIENT_WINGS, "store": STORE_WINGS}
-SINGLE_MODULES = {"event_loop", "parts", "checks", "doorman", "serving", "disk_store"}
+SINGLE_MODULES = {
+    "event_loop",
+    "parts",
+    "checks",
+    "doorman",
+    "serving",
+    "disk_store",
+    "cluster_store",
+}
 """Wings of one module."""
 MOST_MODULES = 13
 """A wing with more modules wants to be two."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.cluster_stand import ClusterStand
 from tests.store.crashes.sqlite_calls import is_possible
 from tests.store.helpers import DiskStand, MemoryStand, Stand
 
@@ -21,10 +22,14 @@ def disk_stand(tmp_path: Path) -> Iterator[DiskStand]:
     stand.close()
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "memory", "cluster"])
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     if request.param == "disk":
         yield request.getfixturevalue("disk_stand")
+    elif request.param == "cluster":
+        cluster = ClusterStand()
+        yield cluster
+        cluster.close()
     else:
         memory = MemoryStand()
         yield memory

@@ -47,6 +47,11 @@ class Stand(Protocol):
     @property
     def store(self) -> Store: ...
 
+    @property
+    def survives_kill(self) -> bool:
+        """Whether bytes that were accepted, but not made durable, survive the process."""
+        ...
+
     def restart(self, *, power_loss: bool = False, chunk_size: int = CHUNK) -> Store:
         """Kill the process, or the machine; start again."""
         ...
@@ -104,6 +109,8 @@ class FaultyDisk(Disk):
 class DiskStand:
     """A :class:`DiskStore`. To kill it is to go on with a copy of its files."""
 
+    survives_kill = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._starts = 0
@@ -153,6 +160,8 @@ class DiskStand:
 
 
 class MemoryStand:
+    survives_kill = True
+
     def __init__(self) -> None:
         self.store = MemoryStore(chunk_size=CHUNK)
 

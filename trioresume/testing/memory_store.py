@@ -602,6 +602,15 @@ class MemoryStore(MemoryContents):
         """Do nothing: there are no files that nothing refers to."""
 
     def collect(self, limit: int) -> Collected:
+        recipes = self.release_recipes(limit)
+        named = self.named_chunks()
+        chunks = [digest for digest in self._chunks if digest not in named]
+        chunks = chunks[: limit - recipes]
+        released = sum(len(self._chunks.pop(digest)) for digest in chunks)
+        return Collected(recipes, len(chunks), released)
+
+    def release_recipes(self, limit: int) -> int:
+        """Remove up to *limit* recipes that nothing holds; return how many."""
         contents = [record.content for record in self._operations.values()]
         contents += [r.response.body for r in self._operations.values() if r.response]
         contents += [file.content for file in self._files.values()]
@@ -617,7 +626,11 @@ class MemoryStore(MemoryContents):
         recipes = [digest for digest in self._recipes if digest not in held][:limit]
         for digest in recipes:
             del self._recipes[digest]
-        named = {
+        return len(recipes)
+
+    def named_chunks(self) -> set[Digest]:
+        """Return the chunks that recipes and contents under construction name."""
+        return {
             recipe.chunk(index)
             for recipe in self._recipes.values()
             if isinstance(recipe, Recipe)
@@ -627,10 +640,6 @@ class MemoryStore(MemoryContents):
             for building in self._building.values()
             for piece in building.pieces.values()
         }
-        chunks = [digest for digest in self._chunks if digest not in named]
-        chunks = chunks[: limit - len(recipes)]
-        released = sum(len(self._chunks.pop(digest)) for digest in chunks)
-        return Collected(len(recipes), len(chunks), released)
 
 
 def _slice(content: Content, at: int, size: int) -> bytes:

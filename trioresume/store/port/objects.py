@@ -42,6 +42,7 @@ from trioresume.store.port.values import (
     Collected,
     ContentKey,
     OperationId,
+    OperationRecord,
     SealChunk,
     TailPart,
 )
@@ -86,6 +87,8 @@ class ObjectCatalog(Protocol):
     All methods block, and raise :class:`StorageError` if the catalog cannot be reached in
     time. A commit that raised may have happened.
     """
+
+    def operation(self, id: OperationId) -> OperationRecord | None: ...
 
     def content(self, key: ContentKey) -> ContentState | None:
         """Return the content of *key* if it is under construction."""

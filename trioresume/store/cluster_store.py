@@ -1,0 +1,521 @@
+"""The store of a cluster's node: a catalog that all nodes share, and content in objects.
+
+Any node continues any upload. What this node keeps for itself is only what was never
+announced: see :mod:`trioresume.store.objects.tails`. It is forgotten when another node claims
+the operation.
+
+The order in which a chunk becomes known
+========================================
+
+1. the catalog notes that this node holds the chunk (:meth:`.ObjectCatalog.hold`);
+2. the object is put, unless it is there (:meth:`.Seal.run`);
+3. the catalog commits the piece, and drops the hold;
+4. this node frees the bytes.
+
+A crash before step 3 leaves an object that nothing names, which collection or the sweep
+removes. :mod:`trioresume.store.port.objects` says why collection never takes a chunk that a
+node has just found to exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from trioresume.errors import (
+    CallerError,
+    ChunkCorrupt,
+    ContentLost,
+    StorageConflict,
+)
+from trioresume.store.objects.bucket import Bucket, chunk_name, get_whole, new_tail_name
+from trioresume.store.objects.collection import Sweep, collect_objects
+from trioresume.store.objects.holds import Holds
+from trioresume.store.objects.prefixes import PrefixReader
+from trioresume.store.objects.readers import (
+    Ahead,
+    FirstBytes,
+    InlineReader,
+    open_recipe,
+)
+from trioresume.store.objects.scratch import Scratch
+from trioresume.store.objects.tails import Tail, TailRoom, load_part
+from trioresume.store.objects.writers import Writers
+from trioresume.store.port import (
+    Collected,
+    Content,
+    ContentKey,
+    ContentReader,
+    ContentState,
+    ContentWriter,
+    EndOperation,
+    EventRecord,
+    FileRecord,
+    ForgetOperation,
+    FreezeContent,
+    HoldBack,
+    JoinContents,
+    LetCount,
+    Mutation,
+    Notice,
+    ObjectCatalog,
+    OperationId,
+    OperationRecord,
+    OperationState,
+    RecordResponse,
+    SealChunk,
+    Sharing,
+    TailPart,
+    Usage,
+    check_key,
+    is_response_key,
+    operation_of,
+    request_key,
+    response_key,
+)
+
+__all__ = ["LEAST_CHUNK_SIZE", "ClusterCatalog", "ClusterStore", "check_chunk_size"]
+
+LEAST_CHUNK_SIZE = 8 * 1024 * 1024
+"""S3 copies parts of at least 5 MiB, and charges for each request."""
+LARGEST_CHUNK_SIZE = 1024 * 1024 * 1024
+"""S3 takes 5 GiB in one request. A chunk has to fit into a node's memory or scratch space."""
+
+_MOST_PARKED = 1024
+"""Tails without a writer, all of whose bytes are announced, that this node keeps."""
+_LOOKS = 16
+"""Tails without a writer that a step of collection looks at."""
+
+
+def check_chunk_size(size: int) -> None:
+    """Raise :class:`CallerError` unless chunks of *size* bytes can be objects."""
+    if not LEAST_CHUNK_SIZE <= size <= LARGEST_CHUNK_SIZE:
+        raise CallerError(
+            f"with an object store, the chunk size is from {LEAST_CHUNK_SIZE} to"
+            f" {LARGEST_CHUNK_SIZE} bytes, not {size}"
+        )
+
+
+class ClusterCatalog(ObjectCatalog, Protocol):
+    """A catalog with all questions of :class:`trioresume.store.port.Store`."""
+
+    @property
+    def sharing(self) -> Sharing | None: ...
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]: ...
+    def check(self) -> None: ...
+    def operation(self, id: OperationId) -> OperationRecord | None: ...
+    def operation_owned_by(
+        self, id: OperationId, principal: str | None
+    ) -> OperationRecord | None: ...
+    def operations_in(
+        self, states: Sequence[OperationState], limit: int, after: OperationId | None
+    ) -> list[OperationRecord]: ...
+    def count_operations(self) -> Mapping[OperationState, int]: ...
+    def expiring(self, limit: int) -> list[tuple[float, str]]: ...
+    def expire_file(self, token: str, now: float) -> Sequence[Mutation]: ...
+    def file(self, owner: str | None, name: str) -> FileRecord | None: ...
+    def meta(self, name: str) -> str | None: ...
+    def due_events(
+        self, now: float, limit: int, *, tasks: bool = False
+    ) -> tuple[list[EventRecord], float | None]: ...
+    def events(
+        self, *, dead: bool, after: int, limit: int, tasks: bool = False
+    ) -> list[EventRecord]: ...
+    def event_count(self) -> int: ...
+    def usage(self, principal: str | None) -> Usage: ...
+    def total_usage(self) -> Usage: ...
+    def take_room(self, size: int) -> None: ...
+    def sealed_content(
+        self, key: ContentKey, seals: Sequence[SealChunk] = ()
+    ) -> Content: ...
+    def parts_of(self, content: Content) -> tuple[Content, ...]: ...
+    def close(self) -> None: ...
+
+
+class ClusterStore:
+    """See :class:`trioresume.store.port.Store`."""
+
+    def __init__(
+        self,
+        catalog: ClusterCatalog,
+        bucket: Bucket,
+        scratch: Scratch,
+        *,
+        chunk_size: int,
+        read_ahead: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.chunk_size = chunk_size
+        self.blocking = True
+        self.durable_at_once = False
+        self.bucket = bucket
+        self._catalog = catalog
+        self._holds = Holds(catalog)
+        self._room = TailRoom(bucket, self._holds, scratch)
+        self._ahead = Ahead(read_ahead)
+        self._writers = Writers()
+        self._held_back: set[ContentKey] = set()
+        """Content whose last bytes do not count yet: see :class:`HoldBack`."""
+        self._sweep: Sweep | None = None
+        self._looked_at = 0
+        sharing = catalog.sharing
+        self._sharing = None if sharing is None else _Forgetful(sharing, self._forget)
+
+        # The questions that the catalog answers alone.
+        self.check = catalog.check
+        self.operation = catalog.operation
+        self.operation_owned_by = catalog.operation_owned_by
+        self.operations_in = catalog.operations_in
+        self.count_operations = catalog.count_operations
+        self.expiring = catalog.expiring
+        self.expire_file = catalog.expire_file
+        self.file = catalog.file
+        self.meta = catalog.meta
+        self.due_events = catalog.due_events
+        self.events = catalog.events
+        self.event_count = catalog.event_count
+        self.usage = catalog.usage
+        self.total_usage = catalog.total_usage
+        self.take_room = catalog.take_room
+        self.sealed_content = catalog.sealed_content
+        self.parts_of = catalog.parts_of
+
+    @property
+    def sharing(self) -> Sharing | None:
+        return self._sharing
+
+    def close(self) -> None:
+        self._writers.close()
+        self._catalog.close()
+        self.bucket.close()
+
+    def _forget(self, id: OperationId) -> None:
+        """Forget what this node has of an operation that it does not own any more."""
+        for key in (request_key(id), response_key(id)):
+            self._held_back.discard(key)
+            self._writers.end(key)
+
+    # Changing.
+
+    def apply(
+        self, batch: Sequence[Sequence[Mutation]]
+    ) -> list[StorageConflict | None]:
+        results: list[StorageConflict | None] = [
+            self._refusal(submission) for submission in batch
+        ]
+        sound = [at for at, refusal in enumerate(results) if refusal is None]
+        for at, result in zip(
+            sound, self._catalog.apply([batch[at] for at in sound]), strict=True
+        ):
+            results[at] = result
+        for submission, result in zip(batch, results, strict=True):
+            if result is None:
+                self._note_named(submission)
+        for submission, result in zip(batch, results, strict=True):
+            if result is None:
+                self._note_ended(submission)
+        return results
+
+    def _refusal(self, submission: Sequence[Mutation]) -> StorageConflict | None:
+        """Return the conflict of a submission with a seal that this store did not make."""
+        for mutation in submission:
+            if isinstance(mutation, SealChunk) and not (
+                self._is_made_here(mutation) or self._catalog.knows_seal(mutation)
+            ):
+                return StorageConflict(
+                    f"chunk {mutation.index} was discarded before it was sealed"
+                )
+        return None
+
+    def _is_made_here(self, seal: SealChunk) -> bool:
+        tail = self._writers.tail(seal.key)
+        sealing = None if tail is None else tail.sealings.get(seal.index)
+        return (
+            sealing is not None and not sealing.is_cancelled and sealing.result == seal
+        )
+
+    def _note_named(self, submission: Sequence[Mutation]) -> None:
+        named = []
+        for mutation in submission:
+            match mutation:
+                case SealChunk(key, index, digest):
+                    tail = self._writers.tail(key)
+                    sealing = None if tail is None else tail.sealings.get(index)
+                    if tail is None or sealing is None or sealing.is_applied:
+                        continue
+                    tail.applied(index)
+                    named.append(digest)
+                case HoldBack(key):
+                    self._held_back.add(key)
+                case LetCount(key):
+                    self._held_back.discard(key)
+        for digest in self._holds.named(named):
+            self._writers.break_sealings(digest)
+        self._holds.settle()
+
+    def _note_ended(self, submission: Sequence[Mutation]) -> None:
+        for mutation in submission:
+            match mutation:
+                case EndOperation(id) | ForgetOperation(id):
+                    self._forget(id)
+                case RecordResponse(operation=id, keep_content=keep):
+                    self._end(response_key(id))
+                    if not keep:
+                        self._end(request_key(id))
+                case JoinContents(operation=id):
+                    self._end(request_key(id))
+                case FreezeContent(key):
+                    self._end(key)
+
+    def _end(self, key: ContentKey) -> None:
+        self._held_back.discard(key)
+        self._writers.end(key)
+
+    # Content under construction.
+
+    def new_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        return self._writers.open(key, lambda tail, _: self._new_tail(key, tail))
+
+    def _new_tail(self, key: ContentKey, old: Tail | None) -> Tail:
+        if old is not None:
+            old.discard()
+        return Tail(self._room, key, self.chunk_size, generation=1)
+
+    def open_writer(self, key: ContentKey) -> ContentWriter:
+        check_key(key)
+        if is_response_key(key):
+            return self._writers.open(
+                key, lambda tail, _: self._begin_response(key, tail)
+            )
+        return self._writers.open(
+            key, lambda tail, was_open: self._reopen(key, tail, was_open)
+        )
+
+    def _begin_response(self, key: ContentKey, old: Tail | None) -> Tail:
+        if old is not None:
+            old.discard()
+        record = self._catalog.operation(operation_of(key))
+        if record is not None and record.state is OperationState.GONE:
+            raise StorageConflict("the operation has ended")
+        if record is not None and record.state is OperationState.DONE:
+            raise StorageConflict("the response is recorded")
+        self._catalog.discard(key)
+        return self._new_tail(key, None)
+
+    def _reopen(self, key: ContentKey, tail: Tail | None, was_open: bool) -> Tail:
+        if tail is not None and (tail.broken or key in self._held_back):
+            tail.discard()
+            tail = None
+        if tail is not None and was_open and (not tail.finished or tail.unfinish()):
+            return tail
+        state = self._catalog.content(key)
+        if tail is not None:
+            if _continues(tail, state) and (not tail.finished or tail.unfinish()):
+                assert state is not None
+                tail.hand_out_again(state.prefix)
+                return tail
+            tail.discard()
+        self._held_back.discard(key)
+        if state is not None:
+            return self._recover(key, state)
+        record = self._catalog.operation(operation_of(key))
+        if record is None:
+            return self._new_tail(key, None)
+        if record.state is OperationState.GONE:
+            raise StorageConflict("the operation has ended")
+        raise StorageConflict("the content is frozen")
+
+    def _recover(self, key: ContentKey, state: ContentState) -> Tail:
+        """Return a tail with what the catalog knows, and let go of everything after a gap."""
+        prefix, parts = state.prefix, state.parts
+        if state.has_short_end:
+            prefix, parts = prefix - 1, (self._unseal(key, state),)
+        end = _end_of(prefix * state.chunk_size, parts)
+        if end < state.durable_offset:
+            raise ContentLost(
+                f"{state.durable_offset} bytes were durable, {end} are left"
+            )
+        pieces = _by_chunk(parts, state.chunk_size)
+        try:
+            loaded = [
+                b"".join(load_part(self.bucket, part, key) for part in chunk)
+                for chunk in pieces
+            ]
+        except ChunkCorrupt as exc:
+            raise ContentLost(str(exc)) from exc
+        if state.has_short_end or state.beyond:
+            self._catalog.reopen(key, prefix, parts)
+        tail = Tail(
+            self._room,
+            key,
+            state.chunk_size,
+            generation=state.generation,
+            index=prefix,
+            flushed=end,
+        )
+        try:
+            for data, chunk in zip(loaded, pieces, strict=True):
+                tail.load(data, chunk)
+        except BaseException:
+            tail.discard()
+            raise
+        return tail
+
+    def _unseal(self, key: ContentKey, state: ContentState) -> TailPart:
+        """Put the bytes of the short last chunk as a part of the tail again."""
+        index = state.prefix - 1
+        start = index * state.chunk_size
+        length = state.prefix_bytes - start
+        chunk = self._catalog.piece(key, index)
+        if chunk is None:
+            raise StorageConflict("the content changed while it was opened")
+        data = get_whole(
+            self.bucket, chunk_name(chunk), 0, length, f"chunk {chunk.digest.hex()}"
+        )
+        part = TailPart(new_tail_name(key, state.generation), start, length)
+        self.bucket.put(part.name, data)
+        return part
+
+    def offset(self, key: ContentKey) -> int:
+        tail = self._writers.tail(key)
+        is_usable = tail is not None and not tail.broken
+        if tail is not None and is_usable and self._writers.is_open(key):
+            return tail.offset
+        if is_response_key(key):
+            return 0  # a new writer of a response begins at its start
+        state = self._catalog.content(key)
+        if state is None:
+            record = self._catalog.operation(operation_of(key))
+            frozen = None if record is None else record.content
+            return 0 if frozen is None else frozen.length
+        kept = tail if is_usable and key not in self._held_back else None
+        if kept is not None and _continues(kept, state):
+            return kept.offset
+        parts = () if state.has_short_end else state.parts
+        end = _end_of(state.prefix_bytes, parts)
+        if end < state.durable_offset:
+            raise ContentLost(
+                f"{state.durable_offset} bytes were durable, {end} are left"
+            )
+        return end
+
+    # Reading.
+
+    def open_reader(self, content: Content) -> ContentReader:
+        if content.digest is None:
+            return InlineReader(content.inline or b"")
+        return open_recipe(self._catalog, self.bucket, self._ahead, content.digest)
+
+    def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
+        record = self._catalog.operation(operation_of(key))
+        if (
+            record is not None
+            and record.content is not None
+            and not is_response_key(key)
+        ):
+            return FirstBytes(self.open_reader(record.content), length)
+        tail = self._writers.tail(key)
+        state = None if tail is not None else self._catalog.content(key)
+        size = self.chunk_size
+        if tail is not None:
+            size = tail.chunk_size
+        elif state is not None:
+            size = state.chunk_size
+        return PrefixReader(
+            key,
+            length,
+            size,
+            tail=self._writers.tail,
+            catalog=self._catalog,
+            bucket=self.bucket,
+            open_reader=self.open_reader,
+        )
+
+    # Collection.
+
+    def collect(self, limit: int) -> Collected:
+        self._holds.settle()
+        collected = collect_objects(self._catalog, self.bucket, limit)
+        self._forget_parked()
+        if collected == Collected() and self._sweep is not None:
+            collected = self._sweep.advance(limit)
+            if collected == Collected():
+                self._sweep = None
+        return collected
+
+    def _forget_parked(self) -> None:
+        """Forget tails that another node has taken over or ended, and very old ones."""
+        parked = self._writers.parked()
+        start = self._looked_at % len(parked) if parked else 0
+        for key in parked[start : start + _LOOKS]:
+            tail = self._writers.tail(key)
+            record = self._catalog.operation(operation_of(key))
+            if tail is not None and record is not None and is_response_key(key):
+                continue
+            if tail is not None and record is not None:
+                state = self._catalog.content(key)
+                if state is not None and _continues(tail, state):
+                    continue
+            if record is None and tail is not None and tail.generation == 1:
+                continue  # its operation may be about to be created
+            self._writers.forget_parked(key)
+        self._looked_at = start + _LOOKS if parked else 0
+        for key in parked[: max(0, len(parked) - _MOST_PARKED)]:
+            tail = self._writers.tail(key)
+            if tail is not None and tail.is_flushed:
+                self._writers.forget_parked(key)
+
+    def sweep(self) -> None:
+        self._sweep = Sweep(self._catalog, self.bucket)
+
+
+def _continues(tail: Tail, state: ContentState | None) -> bool:
+    """Return whether *tail* has all that the catalog knows, so that nobody else has written."""
+    if state is None or state.generation != tail.generation:
+        return False
+    if tail.offset < state.durable_offset:
+        raise ContentLost(
+            f"{state.durable_offset} bytes were durable, {tail.offset} are left"
+        )
+    return not state.has_short_end or tail.finished
+
+
+def _end_of(start: int, parts: Sequence[TailPart]) -> int:
+    """Return where the bytes end that begin at *start* and go on in *parts* without a gap."""
+    end = start
+    for part in parts:
+        if part.offset > end:
+            break
+        end = max(end, part.end)
+    return end
+
+
+def _by_chunk(parts: Sequence[TailPart], chunk_size: int) -> list[list[TailPart]]:
+    """Return the parts of each chunk."""
+    chunks: dict[int, list[TailPart]] = {}
+    for part in parts:
+        chunks.setdefault(part.offset // chunk_size, []).append(part)
+    return [chunks[index] for index in sorted(chunks)]
+
+
+class _Forgetful:
+    """The catalog's sharing; what is owned no longer is forgotten here as well."""
+
+    def __init__(self, sharing: Sharing, forget: Callable[[OperationId], None]) -> None:
+        self._sharing = sharing
+        self._forget = forget
+        self.claim = sharing.claim
+        self.refuse = sharing.refuse
+        self.want = sharing.want
+        self.follow = sharing.follow
+        self.unfollow = sharing.unfollow
+        self.tell = sharing.tell
+
+    def listen(self, take: Callable[[Notice], None]) -> None:
+        self._sharing.listen(take)
+
+    def release(self, id: OperationId) -> None:
+        self._forget(id)
+        self._sharing.release(id)
