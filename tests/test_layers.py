@@ -139,6 +139,7 @@ WINGS["async_store"] = {"event_loop"}
 WINGS["api"] = {"async_store", "parts"}
 WINGS["http"] = {"event_loop", "async_store", "api"}
 WINGS["uploads"] = WINGS["http"] | {"http"}
+WINGS["shared"] = WINGS["uploads"] | {"uploads"}
 WINGS["keeper"] = {"uploads"}
 WINGS["routes"] = WINGS["uploads"] | {"uploads"}
 WINGS["doorman"] = WINGS["http"] | {"http"}

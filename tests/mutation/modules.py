@@ -98,6 +98,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "routes/representation",
         "routes/router",
         "serving",
+        "shared/operations",
+        "shared/ownership",
+        "shared/told",
         "uploads/expiry",
         "uploads/hashing",
         "uploads/incoming_content",
@@ -231,6 +234,7 @@ _ONCE = "tests/targets/upstream/test_once.py"
 _PASSING = "tests/targets/upstream/test_passing.py"
 
 _BACKUP = "tests/store/keeper/test_backup.py"
+_SHARED = ("tests/server/shared/test_elsewhere.py",)
 MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/connections": (
         "tests/targets/upstream/test_connections.py",
@@ -242,6 +246,8 @@ MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/target": (_ONCE, _PASSING),
     "server/workers/channel": ("tests/server/workers/test_supervisor.py",),
     "server/workers/process": ("tests/server/workers/test_supervisor.py",),
+    "server/shared/operations": _SHARED,
+    "server/shared/ownership": _SHARED,
     "server/api/rulebook": (
         "tests/server/api/test_rules.py",
         "tests/server/routes/test_rules.py",

@@ -22,7 +22,7 @@ from trioresume.protocol.fields import (
     unquote_string,
 )
 
-__all__ = ["ProcessingProgress", "format_progress", "parse_progress"]
+__all__ = ["MOST_REMARK", "ProcessingProgress", "format_progress", "parse_progress"]
 
 MOST_REMARK = 200
 """The most characters of a remark that are sent, since people read it."""

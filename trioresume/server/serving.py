@@ -57,6 +57,11 @@ from trioresume.server.keeper.retries import Retries
 from trioresume.server.parts import WHOLE, Leading, Part
 from trioresume.server.routes.router import Service
 from trioresume.server.routes.upload_page import UploadPage
+from trioresume.server.shared.operations import (
+    ASK_TIMEOUT,
+    NoticeQueue,
+    SharedOperations,
+)
 from trioresume.server.uploads.expiry import (
     COLLECT_DELAY,
     LAST_SEEN,
@@ -105,6 +110,7 @@ class Tuning:
     collect_delay: float = COLLECT_DELAY
     keeper_timeout: float = CLIENT_TIMEOUT
     look_times: LookTimes = USUAL_TIMES
+    ask_timeout: float = ASK_TIMEOUT
     make_schedule: Callable[[], Schedule] = lambda: Schedule(WINDOW)
 
 
@@ -418,6 +424,7 @@ async def running_service(
             target if part.serves or isinstance(target, StoreTarget) else None, config
         ) as lasting,
         nullcontext() if hooks is None else hooks.running(),
+        NoticeQueue() as notices,
         trio.open_nursery() as background,
     ):
         if rulebook is not None:
@@ -433,6 +440,18 @@ async def running_service(
             most_resting=tuning.most_resting,
             new_operation=Operation if watch is None else watch.new_operation,
         )
+        sharing = storage.store.sharing
+        shared = None
+        if sharing is not None:
+            shared = SharedOperations(
+                operations,
+                sharing,
+                quotas,
+                background,
+                ask_timeout=tuning.ask_timeout,
+                calls_targets=part.serves,
+            )
+            notices.listen(sharing, shared.take)
         retries = Retries(operations, config.retry_interval)
         storage.add_observer(retries.observe, SetState)
         service = make_service(operations, config, background, page)
@@ -456,6 +475,8 @@ async def running_service(
         elif part.serves:
             tasks.append(retries.run)
             background.start_soon(operations.recover, doorman.recovered)
+        if shared is not None:
+            tasks.append(shared.run)
         if hooks is not None:
             tasks.append(hooks.run)
         if control:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, cast
 
 import trio
 
-from trioresume.errors import StorageError
+from trioresume.errors import StaleWriter, StorageError
 from trioresume.server.async_store.threads import Threads
 from trioresume.server.event_loop import Signal
 from trioresume.store.port import FreezeContent, content_of
@@ -135,6 +135,9 @@ class Storage:
         self._observers: list[
             tuple[Callable[[Sequence[Mutation]], None], frozenset[type[Mutation]]]
         ] = []
+        self.on_refused: Callable[[Sequence[Mutation]], None] | None = None
+        """Called with the mutations of a submission that another process's claim has fenced off."""
+        self._is_committing = False
         self.batch_observer: BatchObserver | None = None
         """Told of each batch, before and after it."""
 
@@ -229,6 +232,11 @@ class Storage:
         """
         await self._submit(mutations, 0.0).wait()
 
+    async def settle(self) -> None:
+        """Wait until everything that was submitted has been applied, or has failed."""
+        if self._queue or self._is_committing:
+            await self.commit()
+
     async def finish_content(
         self,
         writer: ContentWriter,
@@ -293,6 +301,7 @@ class Storage:
         batch, self._queue = self._queue, []
         if not batch:
             return
+        self._is_committing = True
         try:
             await self._apply(batch)
         except StorageError:
@@ -307,6 +316,7 @@ class Storage:
                 submission.error = StorageError("a bug ended the commit")
             raise
         finally:
+            self._is_committing = False
             for submission in batch:
                 submission.finish()
 
@@ -318,6 +328,8 @@ class Storage:
         results, take_over = await self._call(self._committer, apply)
         for submission, conflict in zip(batch, results, strict=True):
             submission.error = conflict
+            if isinstance(conflict, StaleWriter) and self.on_refused is not None:
+                self.on_refused(submission.mutations)
             if conflict is None:
                 present = {type(mutation) for mutation in submission.mutations}
                 for observe, kinds in self._observers:

@@ -20,6 +20,7 @@ import trio
 from trioresume.errors import (
     PeerError,
     ProblemCode,
+    StaleWriter,
     StorageError,
     StorageFull,
     StorageUnavailable,
@@ -131,6 +132,14 @@ class BaseExchange(ABC):
                 )
         except PeerError as exc:
             await self._fail(exc)
+        except StaleWriter:
+            await self._fail(
+                PeerError(
+                    ProblemCode.SUPERSEDED,
+                    "another process of the service has taken the upload over",
+                    close=True,
+                )
+            )
         except UsageExceeded as exc:  # another process has just used up the quota
             await self._fail(PeerError(exc.problem, close=True))
         except StorageError as exc:

@@ -14,6 +14,7 @@ import trio
 
 from trioresume.errors import CallerError, StorageError
 from trioresume.protocol.operation import OperationState
+from trioresume.server.uploads.share import Wish
 from trioresume.server.uploads.target_call import OUTCOME_UNKNOWN
 from trioresume.store.port import OperationId, SetState
 
@@ -106,9 +107,9 @@ class Retries:
 
         async def attempt(id: OperationId) -> None:
             nonlocal refused
-            async with self._operations.use(id) as operation:
-                if operation is None:
-                    return
+            async with self._operations.use(id, Wish.SPARE) as operation:
+                if operation is None or not operation.is_held:
+                    return  # or another process is about to try it
                 if operation.state is OperationState.WAITING:
                     operation.retry()
                 while operation.is_working:

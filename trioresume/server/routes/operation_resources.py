@@ -62,6 +62,7 @@ from trioresume.server.uploads.receive_patch import (
     patch_limits,
     receive_patch,
 )
+from trioresume.server.uploads.share import Wish
 from trioresume.server.uploads.target_call import content_etag_of
 from trioresume.store.port.recipes import digest_of
 
@@ -130,10 +131,14 @@ class Resources:
                 any_interop_version=not self._config.check_interop_version,
             )
         named = dialect.method(exchange.head)
-        asks = resource is Resource.CONTENT and named == "HEAD"
-        operation = await self._operations.visit(
-            operation_id, principal, asks_offset=asks
-        )
+        wish = Wish.LOOK
+        if named in ("PATCH", "DELETE"):
+            wish = Wish.WRITE
+        elif resource is Resource.CONTENT and (
+            named == "HEAD" or (named == "GET" and dialect.takes_over)
+        ):
+            wish = Wish.OFFSET
+        operation = await self._operations.visit(operation_id, principal, wish)
         if operation is None:
             raise PeerError(ProblemCode.NOT_FOUND)
         if operation.around.config is not self._config:

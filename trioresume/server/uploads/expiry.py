@@ -21,6 +21,7 @@ import trio
 from trioresume.errors import StorageError
 from trioresume.protocol.clock import Schedule
 from trioresume.protocol.operation import Event
+from trioresume.server.uploads.share import Wish
 from trioresume.store.port import (
     SERVICE_CLOCK,
     Collected,
@@ -190,8 +191,13 @@ class Expiry:
                 await self._storage.commit(*mutations)
         elif kind == "o":
             operation_id = OperationId(name)
-            async with operations.use(operation_id) as operation:
+            async with operations.use(operation_id, Wish.SPARE) as operation:
                 if operation is None:
+                    return
+                if not operation.is_held:
+                    # Its owner renews what is in use. If it does not, look again later.
+                    expires_at = operation.record.expires_at
+                    self._note(max(expires_at, now + RETRY_DELAY), token)
                     return
                 if operation.record.expires_at > now:
                     # It was moved to a later time, which the schedule did not know.

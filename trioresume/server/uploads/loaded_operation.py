@@ -55,8 +55,9 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.storage import Storage, Submission
     from trioresume.server.uploads.hashing import Hashing
     from trioresume.server.uploads.quotas import Quotas
+    from trioresume.server.uploads.share import Share
 
-__all__ = ["LoadedOperation", "Surroundings", "limited", "record_head"]
+__all__ = ["LoadedOperation", "Surroundings", "lifetime_of", "limited", "record_head"]
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -111,6 +112,7 @@ class LoadedOperation:
         "progress",
         "readmits",
         "record",
+        "share",
         "tells_digest",
         "unoffered",
         "users",
@@ -152,6 +154,8 @@ class LoadedOperation:
         self.is_retried = False
         """Whether the target is about to be called again, and the state does not show it."""
         self.around = surroundings
+        self.share: Share | None = None
+        """How it is shared with other processes; None if this process has the store alone."""
         self._bug: Exception | None = None
         self._exceeds: ProblemCode | None = None
         """The limit that refused its last reservation, until the next bytes are refused."""
@@ -193,14 +197,14 @@ class LoadedOperation:
         self.incoming.rest()
         self.readmits = True
         self.progress = None
-        self._renew_for_owner()
+        self.renew_for_owner()
 
     def unload(self) -> None:
         """Let go of everything, because the operation leaves memory."""
         self.incoming.close()
         if not self.unoffered:
-            self._renew_for_owner()
-        elif not self.is_forgotten:
+            self.renew_for_owner()
+        elif not self.is_forgotten and self.is_held:
             self.around.storage.submit_later(ForgetOperation(self.id))
         # The content refers back to this: only the garbage collector would end the cycle.
         del self.incoming
@@ -239,7 +243,13 @@ class LoadedOperation:
             and not self.record.explicit_completion
             and not self.incoming.turns.has_writer
             and self.record.length == self.durable_offset
+            and self.is_held
         )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process may change it, because no other process owns it."""
+        return self.share is None or self.share.is_owned
 
     @property
     def is_partial(self) -> bool:
@@ -258,7 +268,7 @@ class LoadedOperation:
         They hold if no further request for it comes.
         """
         clock, config = self.around.clock, self.around.config
-        lifetime, slack = _lifetime(self.record, config)
+        lifetime, slack = lifetime_of(self.record, config)
         lifetime -= slack
         if self.is_receiving:
             lifetime = min(lifetime, _ends_at(self.record, config) - clock.now())
@@ -278,16 +288,20 @@ class LoadedOperation:
         Raises :class:`StorageError`.
         """
         await self._until_frozen()
-        if not self.is_receiving:
+        if not self.is_receiving or not self.is_held:
             return self.durable_offset
         try:
             return await self.incoming.make_durable()
         except (StaleWriter, StorageConflict):
-            if not self.incoming.turns.ended:
+            if not self._is_over_here():
                 raise
             # The content ended meanwhile: its writer is stale, and there can be no other.
             # Look at the new state.
             return await self.make_durable()
+
+    def _is_over_here(self) -> bool:
+        """Whether nobody writes it any more in this process."""
+        return not self.is_held or self.incoming.turns.ended
 
     async def _until_frozen(self) -> None:
         """Wait while the content has ended and is being frozen: all of it is durable then."""
@@ -375,7 +389,8 @@ class LoadedOperation:
 
     # Its expiry.
 
-    def _renew_for_owner(self) -> None:
+    def renew_for_owner(self) -> None:
+        """Renew it, if its owner has asked for it."""
         if self.was_visited:
             self.was_visited = False
             self.renew()
@@ -385,16 +400,27 @@ class LoadedOperation:
         if self.state is _S.GONE:
             return
         config = self.around.config
-        lifetime, slack = _lifetime(self.record, config)
+        lifetime, slack = lifetime_of(self.record, config)
         expires_at = self.around.clock.now() + lifetime
         if self.state in (_S.RECEIVING, _S.WAITING):
             expires_at = min(expires_at, _ends_at(self.record, config))
-        if expires_at > self.record.expires_at + slack:
+        if expires_at <= self.record.expires_at + slack:
+            return
+        if self.share is not None and not self.share.is_owned:
+            if not self.record.is_elsewhere:
+                self.share.renew_later()
+        else:
             self.around.storage.submit(SetExpiry(self.id, expires_at))
             self.record = replace(self.record, expires_at=expires_at)
 
     def pass_on(self, status: int, fields: Fields) -> None:
         """Pass an interim response of the target to the clients that wait."""
+        if self.share is not None:
+            self.share.note_interim(status, fields)
+        self.show_interim(status, fields)
+
+    def show_interim(self, status: int, fields: Fields) -> None:
+        """Pass an interim response on, whichever process has called the target."""
         interim = Interim(status, fields)
         for follower in tuple(self.followers or ()):
             follower(interim)
@@ -467,7 +493,7 @@ def _ends_at(record: OperationRecord, config: Config) -> float:
     return record.created_at + config.max_upload_lifetime
 
 
-def _lifetime(record: OperationRecord, config: Config) -> tuple[float, float]:
+def lifetime_of(record: OperationRecord, config: Config) -> tuple[float, float]:
     """Return the seconds for which it is kept, and by how many they may be fewer."""
     done = record.state is _S.DONE
     lifetime = config.response_lifetime if done else config.incomplete_lifetime

@@ -27,6 +27,7 @@ from trioresume.errors import (
     ContentLost,
     PeerError,
     ProblemCode,
+    StaleWriter,
     StorageConflict,
     StorageError,
     TargetUnavailable,
@@ -57,6 +58,7 @@ from trioresume.store.port import (
 if TYPE_CHECKING:
     from trioresume.server.api.handler import Progress
     from trioresume.server.uploads.loaded_operation import Surroundings
+    from trioresume.server.uploads.share import Share
 
 __all__ = ["Change", "Operation"]
 
@@ -64,6 +66,8 @@ logger = logging.getLogger("trioresume.operations")
 
 _S = OperationState
 
+MOST_CLAIMS = 3
+"""How often an operation is claimed for its end: its owner may just have answered its client."""
 MOST_CONFLICTS = 10
 """How often the target is called because its effects could not be committed."""
 
@@ -98,7 +102,7 @@ class Operation(LoadedOperation):
 
     def complete(self) -> None:
         """End the content; what follows runs in the background."""
-        if self.is_receiving:
+        if self.is_receiving and self.is_held:
             ended = Event.CONTENT_ENDED
             change = Change(step(self.state, ended), ended, self.state)
             assert not change.transition.before
@@ -131,7 +135,7 @@ class Operation(LoadedOperation):
         The content is frozen, and either the target could not take the request before, or
         nobody knows whether it did and the administrator wants this.
         """
-        if not self.is_retried:
+        if not self.is_retried and self.is_held:
             self.is_retried = True
             self.start(self._retry)
 
@@ -151,18 +155,29 @@ class Operation(LoadedOperation):
 
     async def cut(self) -> None:
         """Handle that the writer's connection ended before the content did (R22, R23)."""
-        if self.is_receiving:
+        if self.is_receiving and self.is_held:
             keeps = self.record.keep_incomplete
             await self.apply(Event.CUT if keeps else Event.CUT_FOR_GOOD)
 
     async def cancel(self) -> None:
         """End it for the client (R25, R29). On return a restart cannot bring it back."""
+        if self.share is not None:
+            await self._bring_to_end(self.share)
         while self.is_retried:
             await self.changed.wait()  # one commit, after which the target is called
         if self.state in (_S.GONE, _S.ABANDONED):
             await self.incoming.turns.end_writers()
         else:
             await self.apply(Event.CANCELLED)
+
+    async def _bring_to_end(self, share: Share) -> None:
+        """Claim it, unless it has ended or its owner has ended it for this client."""
+        for _ in range(MOST_CLAIMS):
+            if self.state in (_S.GONE, _S.ABANDONED) or await share.bring(ends=True):
+                return
+            await share.look()
+        if self.state not in (_S.GONE, _S.ABANDONED):
+            raise StorageError("the process that works for it does not end it")
 
     async def end_overdue(self) -> None:
         """End an upload that is overdue, because a request for it came (G5).
@@ -171,6 +186,8 @@ class Operation(LoadedOperation):
         has all its bytes is spared: it only lacks the completion. Raises
         :class:`StorageError` if the bytes cannot be made durable; then nothing has ended.
         """
+        if self.share is not None and not await self.share.bring():
+            return  # it has all its bytes, and its owner processes it
         await self.incoming.turns.end_writer()
         try:
             await self.make_durable()  # it must be known whether it is whole
@@ -190,6 +207,8 @@ class Operation(LoadedOperation):
     async def _change(self, event: Event) -> Change:
         """Perform what comes before the change of state that *event* demands, and change it."""
         while True:
+            if not self.is_held:
+                raise StaleWriter("another process owns the operation")
             was = self.state
             policy = None if self._call is None else self._call.policy
             change = Change(step(was, event, policy), event, was)
@@ -216,6 +235,8 @@ class Operation(LoadedOperation):
         self.incoming.turns.ended = state is not _S.RECEIVING
         if "content" in change.learnt:
             self.incoming.close()
+        if self.share is not None:
+            self.share.note_state()
         self.changed.fire()
 
     async def _follow(self, change: Change) -> None:
@@ -233,6 +254,9 @@ class Operation(LoadedOperation):
         try:
             await self._follow(change)
         except StorageError as exc:
+            if not self.is_held:
+                logger.warning("%s was left to another process", concealed(self.id))
+                return
             unfrozen = self.state is _S.COMPLETE and not self.is_frozen
             if not unfrozen and self.state is not _S.ABANDONED:
                 raise
@@ -295,6 +319,8 @@ class Operation(LoadedOperation):
         try:
             if change.gathered:
                 await self.around.storage.commit(*change.gathered)
+        except StaleWriter:
+            raise  # the target's effects belong to an operation of another process now
         except StorageConflict:
             if self._call is None or not self._call.has_answered:
                 raise
@@ -312,6 +338,8 @@ class Operation(LoadedOperation):
         while self.state is was:
             try:
                 return await self._commit(change)
+            except StaleWriter:
+                raise
             except StorageError as exc:
                 patience = patience or Patience(self.id)
                 await patience.wait(exc)
@@ -350,6 +378,8 @@ class Operation(LoadedOperation):
 
     def _show_progress(self, progress: Progress) -> None:
         self.progress = progress.following(self.progress)
+        if self.share is not None:
+            self.share.note_progress()
         self.changed.fire()
 
     async def _record(self, change: Change) -> None:

@@ -25,6 +25,7 @@ from trioresume.server.uploads.hashing import Hashing
 from trioresume.server.uploads.loaded_operation import Surroundings, limited
 from trioresume.server.uploads.locations import OPEN, concealed, opened_id
 from trioresume.server.uploads.operation import Operation
+from trioresume.server.uploads.share import Wish
 from trioresume.store.port import (
     CreateOperation,
     OperationId,
@@ -35,7 +36,7 @@ from trioresume.store.port import (
 from trioresume.text import new_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from trioresume.protocol.clock import ServiceClock
     from trioresume.protocol.dialects import Creation
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
     from trioresume.server.api.rulebook import Rulebook
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.quotas import Quotas
+    from trioresume.server.uploads.share import Shares
     from trioresume.store.port import Mutation
 
-__all__ = ["Registry"]
+__all__ = ["CALLING", "Registry"]
 
 logger = logging.getLogger("trioresume.operations")
 
@@ -55,7 +57,7 @@ RECOVER_DELAY = 60.0
 """Seconds until a recovery that failed is tried again."""
 
 _S = OperationState
-_CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
+CALLING = (_S.COMPLETE, _S.PROCESSING, _S.ABANDONED)
 """States on disk of an operation whose target is being called."""
 
 
@@ -65,10 +67,10 @@ MOST_RESTING = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Visitor:
-    """Who sends a request for an operation, and whether it asks for the offset."""
+    """Who sends a request for an operation, and what for."""
 
     principal: str | None
-    asks_offset: bool
+    wish: Wish
     by_id: bool = False
     """Whether the id is enough, whoever sends the request."""
 
@@ -110,6 +112,8 @@ class Registry:
             rulebook,
         )
         self._background = background
+        self.shares: Shares | None = None
+        """How the operations are shared with other processes, if the store is."""
         self._loaded: dict[OperationId, Operation] = {}
         self._resting: dict[OperationId, None] = {}
         """The loaded operations that nothing uses; the one that has rested longest is first."""
@@ -148,7 +152,9 @@ class Registry:
         if operation.users:
             return
         self._quotas.forget(operation.id)
-        if operation.may_rest:
+        # With a shared store nothing rests: another process may change it unseen, and most
+        # likely gets the next request. So it is released, and claimed without asking anybody.
+        if operation.may_rest and self.shares is None:
             operation.rest()
             self._resting[operation.id] = None
             if len(self._resting) > self._most_resting:
@@ -162,6 +168,8 @@ class Registry:
         del self._loaded[operation.id]
         if operation.is_loaded:
             operation.unload()
+        if self.shares is not None:
+            self.shares.let_go(operation)
 
     async def create(
         self,
@@ -223,6 +231,8 @@ class Registry:
             reserved, offered = self._quotas.admit(record, exempt=True), False
         record = replace(record, reserved=reserved)
         operation = self._loaded[record.id] = self._new_operation(record.id, around)
+        if self.shares is not None:
+            self.shares.add(operation, is_owned=True)
         operation.unoffered = not offered
         operation.readmits = record.length is None
         operation.was_visited = True
@@ -267,7 +277,7 @@ class Registry:
         return [CreateOperation(record), *self._quotas.limit(record, opens=True)]
 
     async def visit(
-        self, id: OperationId, principal: str | None, *, asks_offset: bool = False
+        self, id: OperationId, principal: str | None, wish: Wish = Wish.LOOK
     ) -> Operation | None:
         """Begin to use the operation for a request of *principal*; None if it has none.
 
@@ -276,21 +286,23 @@ class Registry:
 
         An operation of somebody else takes the same steps as one that does not exist, so that
         the time of the answer does not tell them apart (R35): the store does not find it, or,
-        if it is in memory, is asked for one that was never there. With *asks_offset* one look
-        at the disk finds both the operation and its offset.
+        if it is in memory, is asked for one that was never there. With :attr:`Wish.OFFSET` one
+        look at the disk finds both the operation and its offset.
         """
         if id[-1] in OPEN:
-            return await self._visit(id, _Visitor(None, asks_offset, by_id=True))
+            return await self._visit(id, _Visitor(None, wish, by_id=True))
         known = self._loaded.get(id)
         asked = id
         if known and known.is_loaded and known.record.principal != principal:
             asked = OperationId(id[::-1])  # of 16 random bytes: there is none
-        return await self._visit(asked, _Visitor(principal, asks_offset))
+        return await self._visit(asked, _Visitor(principal, wish))
 
     @asynccontextmanager
-    async def use(self, id: OperationId) -> AsyncIterator[Operation | None]:
+    async def use(
+        self, id: OperationId, wish: Wish = Wish.CHANGE
+    ) -> AsyncIterator[Operation | None]:
         """Use the operation called *id* in the block, whoever owns it; None if there is none."""
-        operation = await self._visit(id, None)
+        operation = await self._visit(id, None, wish)
         try:
             yield operation
         finally:
@@ -298,20 +310,20 @@ class Registry:
                 self.leave(operation)
 
     async def _visit(
-        self, id: OperationId, visitor: _Visitor | None
+        self, id: OperationId, visitor: _Visitor | None, wish: Wish = Wish.LOOK
     ) -> Operation | None:
         operation = self.enter(id)
         operation.visitors += 1
         try:
-            if not operation.is_loaded:
+            is_new = not operation.is_loaded
+            if is_new:
                 await self.load(operation, visitor)
             if operation.is_loaded:
                 if visitor is None:
-                    return operation
-                principal = visitor.principal
-                if visitor.by_id:
-                    principal = operation.record.principal
-                if operation.is_visited_by(principal):
+                    share = operation.share
+                    if share is None or await share.admit(wish, is_new=is_new):
+                        return operation
+                elif await self._admits(operation, visitor, is_new=is_new):
                     if operation.state is _S.WAITING:
                         operation.retry()  # its target may be back
                     return operation
@@ -321,11 +333,29 @@ class Registry:
         self.leave(operation)
         return None
 
+    async def _admits(
+        self, operation: Operation, visitor: _Visitor, *, is_new: bool
+    ) -> bool:
+        """Whether *visitor* may use the operation, which is ready for its wish then."""
+        principal = visitor.principal
+        if visitor.by_id:
+            principal = operation.record.principal
+        if not operation.is_visited_by(principal):
+            return False
+        if operation.share is None:
+            return True
+        # Another process may have moved it to another principal.
+        return await operation.share.admit(visitor.wish, is_new=is_new) and (
+            visitor.by_id or operation.is_visited_by(principal)
+        )
+
     def enter(self, id: OperationId) -> Operation:
         """Begin a use of the operation, which may not be loaded yet."""
         operation = self._loaded.get(id)
         if operation is None:
             operation = self._loaded[id] = self._new_operation(id, self._surroundings)
+            if self.shares is not None:
+                self.shares.add(operation)
         elif not operation.users:
             del self._resting[id]
         operation.users += 1
@@ -342,20 +372,36 @@ class Registry:
         try:
             record, offset = await self.storage.run(self._look, operation.id, visitor)
             if record is not None:
-                if self.rulebook is not None:
-                    operation.around = self._under_rule(
-                        record.method, record.target, record.principal
-                    )
-                operation.load(record, offset)
-                operation.is_known = True
-                if record.state in _CALLING:
-                    # The last process stopped in the target's call. A running call uses its
-                    # operation, so no task drives this one, whether recovery or a client
-                    # loads it first.
-                    self.start(operation, operation.restart)
+                self.take(operation, record, offset)
         finally:
             operation.loading = None
             loading.fire()
+
+    def take(
+        self, operation: Operation, record: OperationRecord, offset: int | None
+    ) -> None:
+        """Load the operation from the catalog's *record*.
+
+        *offset* is the stored offset of its content, if it was looked up just now.
+        """
+        if self.rulebook is not None:
+            operation.around = self._under_rule(
+                record.method, record.target, record.principal
+            )
+        operation.load(record, offset)
+        operation.is_known = True
+        if not operation.is_held:
+            operation.incoming.turns.surrender()
+        elif record.state in CALLING:
+            # The last process stopped in the target's call. A running call uses its
+            # operation, so no task drives this one, whether recovery or a client
+            # loads it first.
+            self.start(operation, operation.restart)
+
+    @property
+    def loaded(self) -> Mapping[OperationId, Operation]:
+        """The operations in memory."""
+        return self._loaded
 
     def _under_rule(
         self, method: str, target: str, principal: str | None
@@ -380,7 +426,7 @@ class Registry:
             record = store.operation_owned_by(id, visitor.principal)
         if record is None or record.state is not _S.RECEIVING:
             return record, None
-        if not visitor.asks_offset:
+        if visitor.wish is not Wish.OFFSET:
             return record, None
         try:
             return record, store.offset(request_key(id))
@@ -410,10 +456,14 @@ class Registry:
     async def _recover(self) -> None:
         after: OperationId | None = None
         while records := await self.storage.run(
-            self.storage.store.operations_in, _CALLING, 100, after
+            self.storage.store.operations_in, CALLING, 100, after
         ):
             for record in records:
                 after = record.id
+                if self.shares is not None:
+                    if not record.is_elsewhere:
+                        await self.shares.take_up(record.id)
+                    continue
                 # Loading it is enough. This is no request, so it is no visit.
                 operation = self.enter(record.id)
                 try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from trioresume.errors import PeerError, ProblemCode
+from trioresume.errors import PeerError, ProblemCode, StaleWriter
 from trioresume.server.event_loop import Signal
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ __all__ = ["Turn", "Turns"]
 class Turns:
     """Who may write one upload, and who comes next. *lane* writes for the one who may."""
 
-    __slots__ = ("_lane", "_places", "_turn", "ended")
+    __slots__ = ("_is_surrendered", "_lane", "_places", "_turn", "ended")
 
     def __init__(self, lane: Lane) -> None:
         self.ended = False
@@ -41,6 +41,7 @@ class Turns:
         self._lane = lane
         self._turn: Turn | None = None
         self._places = 0
+        self._is_surrendered = False
 
     @property
     def has_writer(self) -> bool:
@@ -67,6 +68,26 @@ class Turns:
         while self._turn is not None:
             await self._end(self._turn)
 
+    def surrender(self) -> None:
+        """End the running writer, and give nobody the turn: another process writes from now on."""
+        self._is_surrendered = True
+        if self._turn is not None:
+            self._turn.end()
+            self._lane.hasten()
+
+    def take_back(self) -> None:
+        """End :meth:`surrender`: this process is the one that writes, after all."""
+        self._is_surrendered = False
+
+    async def left(self) -> None:
+        """Wait until nobody writes, after :meth:`surrender`."""
+        while self._turn is not None:
+            await self._turn.left.wait()
+
+    def follow(self, earlier: Turns) -> None:
+        """Let no place that *earlier* has given be valid here."""
+        self._places = earlier._places + 1
+
     async def _end(self, turn: Turn) -> None:
         turn.end()
         self._lane.hasten()  # otherwise it might wait behind hundreds of other lanes
@@ -88,7 +109,8 @@ class Turns:
 
     def is_stale(self, turn: Turn) -> bool:
         """Whether a newer request wants the turn. After the end there is no turn to want."""
-        return self._places != turn.place and not self.ended
+        is_late = self._places != turn.place or self._is_surrendered
+        return is_late and not self.ended
 
     def refusal(self) -> PeerError:
         """Return the reason why a request loses the turn or does not get it."""
@@ -155,6 +177,8 @@ class Turn:
                 self._scope.cancelled_caught or turns.is_stale(self)
             ):
                 raise turns.refusal()
+            if isinstance(error, StaleWriter):  # another process has taken over
+                raise turns.refusal() from error
             return caught
         finally:
             await turns.leave(self)
