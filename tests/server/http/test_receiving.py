@@ -189,3 +189,57 @@ async def test_wake_up_without_a_byte_is_not_the_end(
     assert await _receive(body, theirs, send) == 4 * KIB
     assert body.remaining == 0
     assert fickle.calls >= 8
+
+
+class _Knowing(Marked):
+    """A transport that knows how many bytes it has."""
+
+    @property
+    def readable(self) -> int:
+        return self._transport.unread
+
+
+class _Parts(Counting):
+    """A sink that keeps each part that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[bytes] = []
+
+    def append(self, data: memoryview, piece: Piece | None = None) -> None:
+        super().append(data, piece)
+        self.parts.append(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("came", "parts"),
+    [
+        (b"", [b"early", b"rest"]),
+        (b"re", [b"early", b"rest"]),
+        (b"rest", [b"earlyrest"]),
+        (b"restnext", [b"earlyrest"]),
+    ],
+)
+async def test_small_content_that_is_there_is_one_part(
+    came: bytes, parts: list[bytes]
+) -> None:
+    """If the rest is not there, the bytes that came with the head do not wait for it."""
+    ours, theirs = memory_transport_pair(capacity=MIB)
+    head = RequestHead(
+        method="POST", target="/", fields=Fields(), http_version="1.1", length=9
+    )
+    transport: Transport = _Knowing(ours)  # type: ignore[assignment]
+    memory = ReceiveMemory(32 * MIB)
+    body = Http1Body(head, transport, bytearray(b"early"), memory, Config())
+
+    async def send(theirs: MemoryTransport) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await theirs.send_all(b"rest"[len(came) :])
+
+    await theirs.send_all(came)
+    sink = _Parts()
+    await _receive_into(sink, body, theirs, send)
+    assert b"".join(sink.parts) == b"earlyrest"
+    assert sink.parts[0] == parts[0]
+    assert len(sink.parts) == len(parts) + (came == b"re")
+    assert memory.used == 0

@@ -71,6 +71,9 @@ if TYPE_CHECKING:
         SealChunk,
     )
 
+    _Ends = tuple[list[SealChunk], list[SealChunk]]
+    """The chunks that an append has filled, and those that the end has sealed."""
+
 __all__ = ["IncomingContent", "run_seals"]
 
 MOST_REMEMBERED = 16
@@ -101,6 +104,7 @@ class IncomingContent:
     __slots__ = (
         "_cuts_back",
         "_failed",
+        "_finished",
         "_held",
         "_lane",
         "_named",
@@ -149,6 +153,8 @@ class IncomingContent:
         """Fired when the task that opens a writer has ended; None while no task does."""
         self._unnamed: list[tuple[SealChunk, Submission]] = []
         """Full chunks that the catalog does not name yet, in the order of submission."""
+        self._finished: tuple[ContentWriter, list[SealChunk]] | None = None
+        """The writer that :meth:`append_last` has finished, and its last chunks."""
         self._held: list[SealChunk] | None = None
         """Chunks that are named only when the content that is held back counts."""
         self._cuts_back = False
@@ -213,7 +219,7 @@ class IncomingContent:
 
     def close(self) -> None:
         """Close the writer; its bytes stay. Idempotent."""
-        self._sealed = None
+        self._sealed = self._finished = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -239,6 +245,43 @@ class IncomingContent:
         self._lane.put(
             partial(self._write, writer, data, check), partial(self._written, piece)
         )
+
+    def append_last(self, data: memoryview, piece: Piece | None = None) -> None:
+        """Append *data*, with which the content ends, and seal the rest in the same job.
+
+        :meth:`finish` then needs no job of its own. If the request does not complete the
+        upload after all, a later one can: the content is whole.
+        """
+        writer = self._writer
+        assert writer is not None
+        data = kept(data, piece)
+        self.offset += len(data)
+        self._lane.put(
+            partial(self._write_last, writer, data),
+            partial(self._written_last, writer, piece),
+        )
+
+    def _write_last(self, writer: ContentWriter, data: memoryview) -> _Ends:
+        """Write and finish in a worker thread."""
+        chunks = self._write(writer, data, None)
+        try:
+            return chunks, run_seals(writer.finish())
+        except BaseException:
+            self._failed = writer
+            raise
+
+    def _written_last(
+        self,
+        writer: ContentWriter,
+        piece: Piece | None,
+        ends: object,
+        error: Exception | None,
+    ) -> None:
+        chunks: list[SealChunk] = []
+        if error is None:
+            chunks, last = cast("_Ends", ends)
+            self._finished = writer, last
+        self._written(piece, chunks, error)
 
     def show(self, data: memoryview, piece: Piece | None, check: ContentCheck) -> None:
         """Let *check* see *data*, after everything that was appended or shown before.
@@ -473,7 +516,10 @@ class IncomingContent:
         later.
         """
         writer = await self.open_writer()
-        seals = await self._lane.call(partial(self._finish, writer))
+        if self._finished is not None and self._finished[0] is writer:
+            seals = self._finished[1]
+        else:
+            seals = await self._lane.call(partial(self._finish, writer))
         if self.failure is not None:
             raise self.failure
         self.check_created()

@@ -64,6 +64,7 @@ async def receive_content(
     """
     check = creation.check
     sink = OperationSink(operation, operation.max_size, creation.max_content, check)
+    sink.finishes = check is None and creation.completes is not False
     async with operation.incoming.writing(await operation.incoming.turns.end_writer()):
         async with interim_sender.acknowledging(exchange, operation):
             await exchange.body.receive(sink)
@@ -119,6 +120,8 @@ class OperationSink:
         self._max_size = max_size
         self._max_content = self._left = max_content
         self._check = check
+        self.finishes = False
+        """Whether content that reaches the upload's length ends it, if nothing checks it."""
 
     @property
     def has_room(self) -> bool:
@@ -169,7 +172,10 @@ class OperationSink:
             raise excess_content(length)
         if end > operation.record.reserved:  # asked here to save a call for each piece
             operation.reserve(end)
-        operation.incoming.append(data, piece, self._check)
+        if self.finishes and end == length:
+            operation.incoming.append_last(data, piece)
+        else:
+            operation.incoming.append(data, piece, self._check)
 
 
 _NOTHING = nullcontext()

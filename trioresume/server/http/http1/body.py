@@ -151,10 +151,7 @@ class Http1Body(PacedBody):
     async def _receive_known(self, sink: Sink) -> None:
         assert self.remaining is not None
         if self._leftover and self.remaining:
-            taken = bytes(self._leftover[: self.remaining])
-            del self._leftover[: len(taken)]
-            self.remaining -= len(taken)
-            sink.append(memoryview(taken))
+            self._take_leftover(sink)
         last = trio.current_time()
         try:
             while self.remaining:
@@ -198,6 +195,41 @@ class Http1Body(PacedBody):
                 last = trio.current_time()
         finally:
             self._set_low_water(1)
+
+    def _take_leftover(self, sink: Sink) -> None:
+        """Append the bytes that came with the head; if the rest is there, together with it.
+
+        Small content is then one part, which costs one job and not two.
+        """
+        assert self.remaining is not None
+        taken = bytes(self._leftover[: self.remaining])
+        del self._leftover[: len(taken)]
+        self.remaining -= len(taken)
+        size = len(taken) + self.remaining
+        piece = None
+        if (
+            self.remaining
+            and sink.plain is None
+            and size <= self._memory.piece_size - PAGE_SIZE
+            and self._transport.readable >= self.remaining
+        ):
+            piece = self._memory.take_nowait(size)
+        if piece is None:
+            sink.append(memoryview(taken))
+            return
+        start = piece.start(sink.offset)
+        end = start + len(taken)
+        piece.view[start:end] = taken
+        try:
+            rest = piece.view[end : start + size]
+            end += self._transport.receive_nowait(rest) or 0
+        finally:
+            self.remaining -= end - start - len(taken)
+            try:
+                sink.append(piece.view[start:end], piece)
+                self._memory.share(piece, end)
+            finally:
+                piece.release()
 
     async def _take_in_line(self) -> Piece:
         """Wait for a piece. The peer's time stands still meanwhile."""
