@@ -167,6 +167,22 @@ def picture(console: Console, shown: showing._Bars) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
+def test_rate_of_all_files_outlives_each_of_them() -> None:
+    """Many small files: those that have just begun have no rate, and yet bytes flow."""
+    total = Total(100, 100 * MIB, started=0.0)
+    for number in range(50):
+        now = 0.1 * number
+        file = file_at(now)
+        total.begin(file)
+        file.note(told(MIB), now + 0.1)
+        total.end(file, ok=True, now=now + 0.1)
+    total.begin(file_at(5.0))
+    assert total.rate(5.0) == pytest.approx(10 * MIB, rel=0.1)
+    (waiting,) = total.running
+    waiting.note(told(0, moved=0, trouble="connection refused"), 5.1)
+    assert total.rate(5.1) == 0
+
+
 def test_running_files_come_first_and_the_total_last() -> None:
     """A file that is done has its line already, and leaves the picture."""
     console, shown = bars(100, 3)

@@ -162,10 +162,21 @@ class Total:
     """Bytes of the files that are stored."""
     started: float = field(default_factory=time.monotonic)
     transferred: int = 0
+    meter: RateMeter | None = None
+    """Of all files together: a file that has just begun has no rate of its own yet."""
 
     def begin(self, file: FileProgress) -> None:
         """Record that sending *file* begins."""
         self.running.append(file)
+
+    def note(self, now: float) -> None:
+        """Record what was transferred until *now*."""
+        if self.meter is None:
+            self.meter = RateMeter(self.started)
+        running = sum(file.transferred for file in self.running)
+        self.meter.note(now, self.transferred + running)
+        if self.running and all(file.trouble is not None for file in self.running):
+            self.meter.restart(now)
 
     def end(self, file: FileProgress, *, ok: bool, now: float) -> None:
         """Record that *file* is stored (*ok*) or has failed."""
@@ -192,10 +203,12 @@ class Total:
         return self.settled + sum(file.sent for file in self.running)
 
     def rate(self, now: float) -> float:
-        """Return bytes a second of all running files; at the end the overall average."""
+        """Return bytes a second of all files; at the end the overall average."""
         if self.over:
             return self.transferred / max(now - self.started, 0.001)
-        return sum(file.rate(now) for file in self.running)
+        self.note(now)
+        assert self.meter is not None
+        return self.meter.rate(now)
 
     def in_words(self) -> str:
         """Return how many files are stored and how many have failed, as text."""
@@ -279,7 +292,9 @@ class _Bars(_Quiet):
 
     def show(self, file: FileProgress, progress: Progress) -> None:
         with self._lock:
-            file.note(progress, self._clock())
+            now = self._clock()
+            file.note(progress, now)
+            self._total.note(now)
 
     def end(self, file: FileProgress, *, ok: bool) -> None:
         with self._lock:
@@ -401,6 +416,7 @@ class _Lines(_Quiet):
     def show(self, file: FileProgress, progress: Progress) -> None:
         now = self._clock()
         file.note(progress, now)
+        self._total.note(now)
         told_at, attempt, trouble = self._told[file]
         if file.trouble is not None and file.retry_at is None:
             return  # the next attempt has begun; its outcome will be reported
