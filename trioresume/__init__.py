@@ -116,6 +116,7 @@ from trioresume.targets.applications.wsgi import WSGITarget
 from trioresume.targets.files import FileService
 from trioresume.targets.upstream.auth_request import AuthRequest
 from trioresume.targets.upstream.target import UpstreamTarget
+from trioresume.ui.appearance import PageAppearance
 
 __all__ = [
     "ASGITarget",
@@ -165,6 +166,7 @@ __all__ = [
     "JsonWebTokens",
     "Keeper",
     "Metadata",
+    "PageAppearance",
     "PasswordFile",
     "PeerError",
     "Principal",

@@ -67,10 +67,12 @@ const commands = {
   },
   choose: ({ paths }) => page.locator("input[type=file]").setInputFiles(paths),
   click: ({ role, name }) => page.getByRole(role, { name, exact: true }).click(),
+  press: ({ keys }) => keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve()),
+  select: ({ label, value }) => page.getByLabel(label).selectOption(value).then(() => null),
   fill: ({ label, text }) => page.getByLabel(label).fill(text),
-  async download({ name, path }) {
+  async download({ role, name, path }) {
     const started = page.waitForEvent("download");
-    await page.getByRole("link", { name, exact: true }).click();
+    await page.getByRole(role, { name, exact: true }).click();
     const download = await started;
     await download.saveAs(path);
     return download.suggestedFilename();
@@ -96,7 +98,7 @@ const commands = {
     const { violations } = await page.evaluate("axe.run()");
     return violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]);
   },
-  picture: ({ path }) => page.screenshot({ path }).then(() => null),
+  picture: ({ path, options }) => page.screenshot({ path, ...options }).then(() => null),
 };
 
 console.log(JSON.stringify({ value: browser.version() }));

@@ -57,12 +57,19 @@ class Browser:
         """Click on what has this role and name for assistive technology."""
         self._do("click", role=role, name=name)
 
+    def press(self, *keys: str) -> None:
+        """Press keys of the keyboard, named as Playwright names them, one after the other."""
+        self._do("press", keys=keys)
+
+    def select(self, label: str, value: str) -> None:
+        self._do("select", label=label, value=value)
+
     def fill(self, label: str, text: str) -> None:
         self._do("fill", label=label, text=text)
 
-    def download(self, name: str, path: Path) -> str:
+    def download(self, name: str, path: Path, role: str = "link") -> str:
         """Follow the link *name*, save what comes; the name it was offered under."""
-        return str(self._do("download", name=name, path=str(path)))
+        return str(self._do("download", role=role, name=name, path=str(path)))
 
     def see(self, pattern: str) -> str:
         """Wait for text like *pattern*, in JavaScript's grammar; all there is then."""
@@ -105,8 +112,8 @@ class Browser:
         """What axe-core has to say about the page as it is."""
         return list(self._do("barriers"))
 
-    def picture(self, path: Path) -> None:
-        self._do("picture", path=str(path))
+    def picture(self, path: Path, **options: object) -> None:
+        self._do("picture", path=str(path), options=options)
 
     def _do(self, command: str, **arguments: object) -> Any:
         assert self._process.stdin is not None

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import authority, write_server_files
+from tests.e2e.chromium import Browser, running_browser
 from tests.e2e.command import Service
+from trioresume.ui.build import CannotBuild, build, is_built
 
 
 @pytest.fixture
@@ -96,3 +98,26 @@ def cacert(tmp_path: Path) -> str:
     path = tmp_path / "ca.pem"
     authority().cert_pem.write_to_path(str(path))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def page_files() -> None:
+    """The page is built, by now."""
+    if not is_built():
+        try:
+            build()
+        except CannotBuild as exc:
+            pytest.skip(f"the page is not built: {exc}")
+
+
+@pytest.fixture(scope="module")
+def one_browser(page_files: None) -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    """A browser that has never been anywhere."""
+    one_browser.start()
+    return one_browser

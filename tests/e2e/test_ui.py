@@ -1,4 +1,4 @@
-"""``trioresume serve --ui`` as a person uses it: Uppy in Chromium, against the command.
+"""``trioresume serve --ui`` as a person uses it: in Chromium, against the command.
 
 Without node, npm or chromium the tests are skipped and say so.
 """
@@ -17,11 +17,10 @@ import pytest
 
 import trioresume
 from tests.e2e.carriers import HTTP2
-from tests.e2e.chromium import Browser, running_browser
+from tests.e2e.chromium import Browser
 from tests.e2e.command import Service
 from tests.e2e.test_behind_a_proxy import running
 from tests.e2e.tus_uploads import request
-from trioresume.ui.build import CannotBuild, build, is_built
 from trioresume.ui.page import load_page
 
 MB = 1_000_000
@@ -30,29 +29,6 @@ LARGE = 68 * MB
 """More than the page keeps of a file in the browser."""
 SLOW = SMALL // 10
 """Bytes a second: ten seconds in which something can be done to an upload."""
-
-
-@pytest.fixture(scope="module")
-def page_files() -> None:
-    """The page is built, by now."""
-    if not is_built():
-        try:
-            build()
-        except CannotBuild as exc:
-            pytest.skip(f"the page is not built: {exc}")
-
-
-@pytest.fixture(scope="module")
-def one_browser(page_files: None) -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(one_browser: Browser) -> Browser:
-    """A browser that has never been anywhere."""
-    one_browser.start()
-    return one_browser
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +303,7 @@ def test_what_cannot_be_sent_is_said_at_once(
         with (tmp_path / name).open("wb") as file:
             file.truncate(size)
         browser.drop(tmp_path / name)
-    browser.see("huge.bin is larger than this service takes.")
+    browser.see("Not accepted: it is larger than 100 MB")
     browser.see("leaves no room .*, trying again")
     browser.click("Cancel large.bin")
     browser.miss("large.bin")
@@ -335,7 +311,7 @@ def test_what_cannot_be_sent_is_said_at_once(
     browser.drop(path)
     browser.see("B/s")
     browser.drop(path)
-    browser.see("report.pdf is in the list already.")
+    browser.see("Not accepted: it is in the list already.")
     assert len(set(browser.requests("PATCH"))) == 1
 
 
@@ -362,9 +338,13 @@ def test_token_is_asked_for_sent_and_forgotten(
     assert browser.run("document.documentElement.scrollWidth") == 320
     browser.fill("Token", "wrong")
     browser.click("Use it")
+    browser.see("The service does not accept this token")
+    assert browser.run("document.activeElement.id") == "token"
+    assert browser.barriers() == []
     browser.fill("Token", token)
     browser.click("Use it")
     link = browser.href("report.pdf")
+    assert "does not accept" not in browser.text()
     assert request("GET", link)[0].status == 401
     saved = tmp_path / "saved"
     assert browser.download("report.pdf", saved) == "report.pdf"
@@ -388,7 +368,7 @@ def test_page_under_a_path_of_a_proxy(
         check_quiet(browser, root)
 
 
-# Pages of another origin: Uppy, as it might be in any application.
+# Pages of another origin, as they might be in any application.
 
 
 class Application:

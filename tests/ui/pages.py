@@ -25,7 +25,7 @@ def make_page(folder: Path) -> Path:
     copy_sources(folder)
     dist = folder / "dist"
     dist.mkdir()
-    for name in ("index.html", "icon.svg", "style.css"):
+    for name in ("index.html", "icon.svg", "style.css", "words.en.json"):
         shutil.copy(folder / "src" / name, dist)
     (dist / "page.js").write_text("document.title = 'made';\n")
     (dist / "licences.txt").write_text("Nobody's.\n")

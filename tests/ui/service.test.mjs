@@ -75,3 +75,31 @@ test("links lead to web servers only", () => {
 test("what is no problem document is none", () => {
   for (const text of ["", "null", "[]", "{", '{"title": 1}', "<b>"]) assert.equal(problem(text), null);
 });
+
+test("a file that is gone is deleted, and a refusal says why", async () => {
+  const said = JSON.stringify({ title: "No", detail: "not yours" });
+  const asked = answering(
+    new Response(null, { status: 204 }),
+    new Response("", { status: 404 }),
+    new Response(said, { status: 403 }),
+    new Response("", { status: 500 }),
+    new Response("", { status: 401 }),
+  );
+  const location = "https://up.example/files/x";
+  assert.equal(await service.delete(location), null);
+  assert.deepEqual([asked[0].url, asked[0].method], [location, "DELETE"]);
+  assert.equal(await service.delete(location), null);
+  assert.equal(await service.delete(location), "No: not yours");
+  assert.equal(await service.delete(location), "the service answered 500");
+  await assert.rejects(service.delete(location), Unauthorized);
+});
+
+test("a refusal tells with which token the request was sent", async () => {
+  service.token = "old";
+  globalThis.fetch = async () => {
+    service.token = "new"; // entered while the answer was on its way
+    return new Response("", { status: 401 });
+  };
+  await assert.rejects(service.outcome(MESSAGE), ({ sent }) => sent === "old");
+  service.token = "";
+});

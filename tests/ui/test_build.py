@@ -116,15 +116,15 @@ def test_page_that_was_not_built_is_an_error_with_a_way_out(
     make_program(programs, "npm", "exit 1")
     monkeypatch.setenv("PATH", str(programs))
     with pytest.raises(CallerError, match=r"python -m trioresume\.ui build.*Node 18 "):
-        load_page("../files/", folder)
+        load_page("../files/", folder=folder)
     with pytest.raises(CallerError, match=r"; node cannot be found here$"):
-        load_page("../files/", folder)
+        load_page("../files/", folder=folder)
 
 
 def test_page_knows_where_to_upload_to(tmp_path: Path) -> None:
     """Whatever the path holds, it stays one attribute."""
     folder = make_page(tmp_path / "made")
-    page = load_page("""../a"'><script>/""", folder)[""].content.decode()
+    page = load_page("""../a"'><script>/""", folder=folder)[""].content.decode()
     assert 'data-endpoint="../a&quot;&#x27;&gt;&lt;script&gt;/"' in page
     assert "{{" not in page
 

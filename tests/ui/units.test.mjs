@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Rate, bytes, duration, percent, printable } from "../../trioresume/ui/src/units.js";
+import { Rate, bytes, csv, duration, percent, printable } from "../../trioresume/ui/src/units.js";
+import { choose, say, speak } from "../../trioresume/ui/src/words.js";
 
 test("sizes have three digits at most, and the unit that they fit", () => {
   const shown = [0, 999, 1000, 1500, 99_949, 99_950, 999_499, 999_500, 12.34e9, 5e15].map(bytes);
@@ -46,4 +47,37 @@ test("a rate is that of the last seconds, and falls when nothing comes", () => {
   for (let second = 0; second <= 20; second += 1) rate.note(second <= 10 ? 0 : (second - 10) * 500, second * 1000);
   assert.equal(rate.at(20_000), 500);
   assert.equal(rate.at(25_000), 250);
+});
+
+test("a table is safe for a spreadsheet", () => {
+  assert.equal(csv([["name", "bytes"], ['a,"b"\r\n', 5], ["=1+1", -2], ["@x", "+y"]]), [
+    "name,bytes\r\n",
+    '"a,""b""\r\n",5\r\n',
+    "'=1+1,-2\r\n",
+    "'@x,'+y\r\n",
+  ].join(""));
+});
+
+test("numbers are written as the language writes them", () => {
+  speak("de");
+  assert.deepEqual([bytes(1500), bytes(1), bytes(0), duration(75)], ["1,5 kB", "1 Byte", "0 Bytes", "1 min 15 s"]);
+  speak("en");
+  assert.equal(bytes(1500), "1.5 kB");
+});
+
+test("the first language that is known is chosen", () => {
+  const known = ["en", "de", "pt-BR"];
+  assert.equal(choose(["fr", "pt-br", "de"], known), "pt-BR");
+  assert.equal(choose(["de-CH"], known), "de");
+  assert.equal(choose(["pt"], known), "en");
+  assert.equal(choose([], known), "en");
+});
+
+test("a word that a language lacks is English, and forms follow the count", () => {
+  speak("fr", { found: { one: "{count} fichier", other: "{count} fichiers" } });
+  assert.equal(say("found", { count: 0 }), "0 fichier");
+  assert.equal(say("found", { count: 2 }), "2 fichiers");
+  assert.equal(say("pause"), "Pause");
+  assert.equal(say("isUploaded", { name: "{name} $& x" }), "{name} $& x is uploaded.");
+  speak("en");
 });

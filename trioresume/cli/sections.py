@@ -14,6 +14,11 @@ SERVE = {
         "--max-upload-size",
         "--file-lifetime",
     ),
+    "How the upload page looks": (
+        "--ui-title",
+        "--ui-color",
+        "--ui-language",
+    ),
     "Under a service manager": (
         "--log-file",
         "--unix-socket-mode",

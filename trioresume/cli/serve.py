@@ -53,6 +53,7 @@ from trioresume.cli.service.systemd import (
     handed_sockets,
 )
 from trioresume.cli.tls import tls_options
+from trioresume.cli.ui_options import PageOptions, ui_options
 from trioresume.cli.upstream_options import auth_options, upstream_options
 from trioresume.cli.watch_options import watch_options
 
@@ -98,7 +99,7 @@ _DEFAULTS = trioresume.Config()
     type=Duration(minimum=1),
     help="How long to keep a stored file. [default: forever]",
 )
-@switch("--ui", default=False, help="Serve an upload page for browsers at /ui/.")
+@ui_options
 @click.option(
     "--app",
     metavar="MODULE:NAME",
@@ -147,12 +148,12 @@ def serve(
     tls: Settings,
     settings: Settings,
     watch: trioresume.WatchSettings,
+    page: PageOptions,
     bind: tuple[str, ...],
     unix_socket_mode: int,
     data_dir: Path,
     base_path: str,
     file_lifetime: float | None,
-    ui: bool,
     front: str,
     http3: bool,
     log_file: Path | None,
@@ -193,7 +194,7 @@ def serve(
     if app["app"] is not None or upstream is not None:
         if app["app"] is not None and upstream is not None:
             raise click.UsageError("--app and --upstream exclude each other")
-        if ui or file_lifetime is not None:
+        if page["ui"] or file_lifetime is not None:
             raise click.UsageError("--ui and --file-lifetime are for the file service")
         check_unused(files)
         base_path = "/"
@@ -213,7 +214,8 @@ def serve(
         hooks=hooks.added_to(reloads),
         ssl=tls["ssl"],
         file_lifetime=file_lifetime,
-        ui=base_path if ui else None,
+        ui=base_path if page["ui"] else None,
+        ui_appearance=page["appearance"],
         rules=configured_rules(),
         watch=watch,
         **settings,

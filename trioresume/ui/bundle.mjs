@@ -21,7 +21,8 @@ const { metafile } = await build({
   metafile: true,
   logLevel: "warning",
 }).catch(() => process.exit(1)); // esbuild has said why
-for (const name of ["index.html", "icon.svg"]) copyFileSync(`src/${name}`, `${out}/${name}`);
+// The server reads the English words, to check those of other languages.
+for (const name of ["index.html", "icon.svg", "words.en.json"]) copyFileSync(`src/${name}`, `${out}/${name}`);
 
 const folders = new Set();
 for (const output of Object.values(metafile.outputs)) {

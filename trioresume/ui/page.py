@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trioresume.errors import CallerError
+from trioresume.ui.appearance import PageAppearance
 from trioresume.ui.build import HERE, is_built, missing_programs
+from trioresume.ui.colors import color_sheet
+from trioresume.ui.words import read_words
 
 __all__ = ["PageFile", "load_page"]
 
 _TYPES = {
-    "index.html": "text/html; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "licences.txt": "text/plain; charset=utf-8",
 }
+_HTML = "text/html; charset=utf-8"
+_TITLE = "Upload files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,46 @@ class PageFile:
         return f'"{hashlib.sha256(self.content).hexdigest()[:32]}"'
 
 
-def load_page(endpoint: str, folder: Path = HERE) -> Mapping[str, PageFile]:
+def load_page(
+    endpoint: str, appearance: PageAppearance | None = None, folder: Path = HERE
+) -> Mapping[str, PageFile]:
     """Return the files by name; "" is the page itself, which uploads to *endpoint*.
 
-    Raises :class:`~trioresume.errors.CallerError` if the page was not built.
+    Raises :class:`~trioresume.errors.CallerError` if the page was not built, or if a file of
+    words cannot be used.
     """
+    _check_built(folder)
+    if appearance is None:
+        appearance = PageAppearance()
+    dist = folder / "dist"
+    files = {
+        name: PageFile(kind, (dist / name).read_bytes())
+        for name, kind in _TYPES.items()
+    }
+    files["colors.css"] = PageFile(
+        _TYPES["style.css"], color_sheet(appearance.color).encode()
+    )
+    languages = {}
+    english = json.loads((dist / "words.en.json").read_text("utf-8"))
+    for tag, path in appearance.language_files().items():
+        words = read_words(path, english)
+        languages[tag] = words.get("language", tag)
+        files[f"words.{tag}.json"] = PageFile(
+            "application/json", json.dumps(words).encode()
+        )
+    said = {
+        "endpoint": endpoint,
+        "title": appearance.title or _TITLE,
+        "own-title": appearance.title,
+        "languages": json.dumps(languages),
+    }
+    index = (dist / "index.html").read_text("utf-8")
+    # One pass: a value that looks like a placeholder stays as it is.
+    files[""] = PageFile(_HTML, _filled(index, said).encode())
+    return files
+
+
+def _check_built(folder: Path) -> None:
     if not is_built(folder):
         lacking = " and ".join(missing_programs())
         here = f"; {lacking} cannot be found here" if lacking else ""
@@ -47,13 +87,13 @@ def load_page(endpoint: str, folder: Path = HERE) -> Mapping[str, PageFile]:
             "the page of --ui is not built. Build it once with 'python -m trioresume.ui "
             f"build', which needs Node 18 or newer, npm and a network{here}"
         )
-    files = {
-        name: PageFile(kind, (folder / "dist" / name).read_bytes())
-        for name, kind in _TYPES.items()
-    }
-    index = files.pop("index.html")
-    said = html.escape(endpoint).encode()
-    files[""] = PageFile(
-        index.content_type, index.content.replace(b"{{endpoint}}", said)
-    )
-    return files
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """Return *text* with *values*, escaped, in place of ``{{name}}``."""
+    first, *others = text.split("{{")
+    parts = [first]
+    for other in others:
+        name, _, rest = other.partition("}}")
+        parts += [html.escape(values[name]), rest]
+    return "".join(parts)

@@ -23,6 +23,7 @@ from trioresume.server.api.hooks import AnyHooks
 from trioresume.server.api.rules import Rule
 from trioresume.server.api.tls import TLSSettings
 from trioresume.server.api.watching import WatchSettings
+from trioresume.ui.appearance import PageAppearance
 
 __all__ = [
     "UI_PATH",
@@ -186,6 +187,8 @@ class Config:
     """The path to which the page at ``/ui/`` uploads, as ``/files/``; None: no page.
 
     The page itself needs no authentication. The requests of the page need it."""
+    ui_appearance: PageAppearance = field(default_factory=PageAppearance)
+    """The page's title, color and languages."""
 
     max_upload_size: int | None = None
     """The longest content that is accepted, None for no limit (413; 400 in a patch: B7)."""

@@ -41,7 +41,8 @@ class UploadPage:
         self._redirects = config.ui != "/"
         # Relative, like all references of the page: a relative one is right even if a proxy
         # removes a prefix of the path.
-        self._files = load_page(f"../{config.ui.removeprefix('/')}")
+        endpoint = f"../{config.ui.removeprefix('/')}"
+        self._files = load_page(endpoint, config.ui_appearance)
         self._fields = Fields(
             {
                 "content-security-policy": _policy(config),

@@ -1,12 +1,18 @@
 // The page's requests to the service other than uploads: access, limits and outcomes.
 
 import { tab } from "./storage.js";
+import { say } from "./words.js";
 
 const TOKEN = "trioresume.token";
 const LONGEST_WAIT = 20; // seconds
 
-/** The service answered 401: it needs a token. */
-export class Unauthorized extends Error {}
+/** The service answered 401: it needs another token than *sent*, which is "" if there was none. */
+export class Unauthorized extends Error {
+  constructor(sent) {
+    super("unauthorized");
+    this.sent = sent;
+  }
+}
 
 export class Service {
   constructor(endpoint) {
@@ -28,9 +34,10 @@ export class Service {
 
   /** The limits of an upload in bytes, { most, mostAtOnce }; null means no limit. */
   async limits() {
+    const sent = this.token;
     const response = await this.#fetch(this.endpoint, { method: "OPTIONS" });
     // OPTIONS is answered without credentials, too. The answer then says that they are needed.
-    if (response.headers.has("WWW-Authenticate")) throw new Unauthorized();
+    if (response.headers.has("WWW-Authenticate")) throw new Unauthorized(sent);
     const most = response.headers.get("Tus-Max-Size");
     const atOnce = /(?:^|[,\s])max-append-size=(\d+)/.exec(response.headers.get("Upload-Limit") ?? "");
     return { most: most === null ? null : Number(most), mostAtOnce: atOnce && Number(atOnce[1]) };
@@ -63,6 +70,20 @@ export class Service {
     return response.blob();
   }
 
+  /** Delete a file. Returns the problem, or null if the file is gone. */
+  async delete(location) {
+    const response = await this.#fetch(location, { method: "DELETE" });
+    if (response.ok || response.status === 404 || response.status === 410) return null;
+    return problem(await response.text()) ?? say("answered", { status: response.status });
+  }
+
+  /** Fetch the words of a language of the settings. */
+  async words(tag) {
+    const response = await fetch(new URL(`words.${tag}.json`, document.baseURI));
+    if (!response.ok) throw new Error(`the service answered ${response.status}`);
+    return response.json();
+  }
+
   /** Return *location* as the target of a link, or null if it is no http(s) address. */
   link(location) {
     try {
@@ -74,8 +95,9 @@ export class Service {
   }
 
   async #fetch(url, init) {
+    const sent = this.token;
     const response = await fetch(url, { ...init, headers: { ...init.headers, ...this.fields } });
-    if (response.status === 401) throw new Unauthorized();
+    if (response.status === 401) throw new Unauthorized(sent);
     return response;
   }
 
@@ -88,7 +110,7 @@ export class Service {
     return {
       status,
       location: location === undefined ? null : location.slice("location:".length).trim(),
-      problem: status < 400 ? null : problem(text.slice(end + 4)) ?? `the service answered ${status}`,
+      problem: status < 400 ? null : problem(text.slice(end + 4)) ?? say("answered", { status }),
     };
   }
 }

@@ -25,6 +25,24 @@ class Kept {
       this.#memory.set(key, text); // forbidden, or full
     }
   }
+
+  /** Return the keys that begin with *prefix*. */
+  keys(prefix) {
+    try {
+      return Object.keys(this.#area ?? {}).filter((key) => key.startsWith(prefix));
+    } catch {
+      return [];
+    }
+  }
+
+  remove(key) {
+    this.#memory.delete(key);
+    try {
+      this.#area?.removeItem(key);
+    } catch {
+      // It was never there.
+    }
+  }
 }
 
 /** Values for this tab, until it is closed; they survive a reload. */

@@ -1,6 +1,18 @@
 // Numbers and names in a form for people, and the rate of an upload.
 
-const SIZES = ["bytes", "kB", "MB", "GB", "TB"];
+import { language, say } from "./words.js";
+
+const SIZES = [null, "kB", "MB", "GB", "TB"];
+const formats = new Map();
+
+function decimal(value, digits) {
+  const key = `${language} ${digits}`;
+  if (!formats.has(key)) {
+    const options = { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: false };
+    formats.set(key, new Intl.NumberFormat(language, options));
+  }
+  return formats.get(key).format(value);
+}
 
 /** 12300000 → "12.3 MB", in powers of 1000 as in the service's options. */
 export function bytes(count) {
@@ -10,16 +22,16 @@ export function bytes(count) {
     value /= 1000;
     unit += 1;
   }
-  const digits = unit === 0 || value >= 99.95 ? 0 : 1;
-  return `${value.toFixed(digits)} ${SIZES[unit]}`;
+  if (unit === 0) return say("bytes", { count: Math.round(value) });
+  return `${decimal(value, value >= 99.95 ? 0 : 1)} ${SIZES[unit]}`;
 }
 
 /** 75 → "1 min 15 s". Two parts are enough for a duration that is only an estimate. */
 export function duration(seconds) {
   const whole = Math.max(1, Math.round(seconds));
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  if (whole < 60) return say("seconds", { seconds: whole });
+  if (whole < 3600) return say("minutes", { minutes: Math.floor(whole / 60), seconds: whole % 60 });
+  return say("hours", { hours: Math.floor(whole / 3600), minutes: Math.floor((whole % 3600) / 60) });
 }
 
 /** Return a percentage; it is never "100 %" before *part* is all of *whole*. */
@@ -34,6 +46,20 @@ const CONTROLS = /[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2028\u2029\u2066-\u2
 /** Return *text* with a mark in place of each character that would change the shown text. */
 export function printable(text) {
   return text.replace(CONTROLS, "\ufffd");
+}
+
+/**
+ * Return rows of texts and numbers as CSV (RFC 4180).
+ *
+ * A spreadsheet takes a cell for a formula that begins with one of =, +, -, @ and blanks. An
+ * apostrophe before it makes it a text.
+ */
+export function csv(rows) {
+  const cell = (value) => {
+    const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
 }
 
 /**
