@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 MODULES: dict[str, tuple[str, ...]] = {
     "store": (
+        "catalog/accountant",
         "catalog/batch",
         "catalog/catalog",
         "catalog/chunk_lists",
@@ -29,7 +30,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalog/unreferenced",
         "catalog/usage_triggers",
         "disk/chunks",
+        "disk/contents",
         "disk/doubts",
+        "disk/opening",
         "disk/readers",
         "disk/recovery",
         "disk/start",
@@ -45,13 +48,11 @@ MODULES: dict[str, tuple[str, ...]] = {
         "keeper/restore",
         "keeper/sweep",
         "keeper/verification",
-        "objects/address",
         "objects/bucket",
         "objects/collection",
         "objects/holds",
         "objects/prefixes",
         "objects/readers",
-        "objects/s3",
         "objects/scratch",
         "objects/tails",
         "objects/writers",
@@ -59,6 +60,12 @@ MODULES: dict[str, tuple[str, ...]] = {
         "port/recipes",
         "disk_store",
         "cluster_store",
+        "remote/client",
+        "remote/codec",
+        "remote/ownership",
+        "remote/wire",
+        "remote/worker_store",
+        "shared_disk_store",
     ),
     "server": (
         "api/access_log",
@@ -71,6 +78,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "doorman",
         "http/connection_counts",
         "workers/channel",
+        "workers/desk",
+        "workers/keeper",
         "workers/process",
         "workers/seat",
         "workers/supervisor",
@@ -237,6 +246,8 @@ _PASSING = "tests/targets/upstream/test_passing.py"
 
 _BACKUP = "tests/store/keeper/test_backup.py"
 _SHARED = ("tests/server/shared/test_elsewhere.py",)
+_SHARING = "tests/store/contract/test_sharing.py"
+_REMOTE = "tests/store/remote/test_keeper.py"
 MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/connections": (
         "tests/targets/upstream/test_connections.py",
@@ -246,6 +257,16 @@ MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/endpoints": ("tests/targets/upstream/test_heads.py", _ONCE),
     "targets/upstream/round_trip": (_ONCE, _PASSING),
     "targets/upstream/target": (_ONCE, _PASSING),
+    "server/workers/desk": (_SHARING,),
+    "server/workers/keeper": (_SHARING, _REMOTE),
+    "store/catalog/accountant": (_CATALOG, _STORE),
+    "store/disk/contents": (_CONTENT,),
+    "store/disk/opening": (_CONTENT,),
+    "store/remote/client": (_SHARING, _REMOTE),
+    "store/remote/codec": ("tests/store/remote/test_wire.py",),
+    "store/remote/ownership": (_SHARING, _REMOTE),
+    "store/remote/worker_store": (_SHARING, _REMOTE),
+    "store/shared_disk_store": (_SHARING, _REMOTE),
     "server/workers/channel": ("tests/server/workers/test_supervisor.py",),
     "server/workers/process": ("tests/server/workers/test_supervisor.py",),
     "server/shared/operations": _SHARED,

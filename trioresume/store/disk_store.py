@@ -58,16 +58,13 @@ from trioresume.store.catalog.batch import FileChanges, Ledger
 from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
 from trioresume.store.disk.chunks import ChunkFiles
-from trioresume.store.disk.readers import (
-    FirstBytes,
-    InlineReader,
-    PrefixReader,
-    open_recipe,
-)
+from trioresume.store.disk.contents import DiskContents
+from trioresume.store.disk.opening import Opening
+from trioresume.store.disk.readers import pinned_recipe
 from trioresume.store.disk.recovery import Recovery
 from trioresume.store.disk.start import begin_epoch, refuse_lost_catalog
 from trioresume.store.disk.tail_files import Hasher, TailFiles
-from trioresume.store.disk.tails import Tail, Writers
+from trioresume.store.disk.tails import Writers
 from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.data_dir import DataDir
 from trioresume.store.file_system.disk_io import Disk, translated
@@ -77,8 +74,6 @@ from trioresume.store.port import (
     Collected,
     Content,
     ContentKey,
-    ContentReader,
-    ContentWriter,
     EventRecord,
     FileRecord,
     Mutation,
@@ -89,14 +84,12 @@ from trioresume.store.port import (
     SealChunk,
     Sharing,
     Usage,
-    check_key,
     content_of,
     grows,
-    is_response_key,
     operation_of,
     releases,
 )
-from trioresume.store.port.recipes import JoinedRecipe, cut, join
+from trioresume.store.port.recipes import AnyRecipe, Digest, JoinedRecipe, cut, join
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "DiskStore", "Durability", "open_store"]
 
@@ -142,7 +135,7 @@ def open_store(
         )
 
 
-class DiskStore:
+class DiskStore(DiskContents):
     """See :class:`trioresume.store.port.Store`, and :func:`open_store`."""
 
     def __init__(
@@ -154,13 +147,14 @@ class DiskStore:
         min_free_space: int = 0,
         reserve: int = 0,
         new_hasher: Callable[[], Hasher] = blake3,
+        writers: Writers | None = None,
     ) -> None:
         self._disk = disk
         self.chunk_size = chunk_size
         self.blocking = True
         self.durable_at_once = not disk.durable
         self._changing = threading.Lock()
-        self._writers = Writers()
+        self._writers = writers or Writers()
         self._pins = Pins()
         self._epoch = Epoch()
         self._has_hastened = False
@@ -187,6 +181,7 @@ class DiskStore:
             self._tails.prepare()
             self._space.open_reserve()
             self._catalog = Catalog(self._dir.join("catalog.sqlite3"), disk)
+            self._contents_catalog = self._catalog
             self._adapt_checkpoints()
             disk.sync_directory(self._dir.path)
         except BaseException:
@@ -479,30 +474,24 @@ class DiskStore:
         with translated("making a record"):
             self._space.take(size)
 
-    # Content.
+    # Content. The methods of the port are in DiskContents.
 
-    def new_writer(self, key: ContentKey) -> ContentWriter:
-        check_key(key)
-        return self._writers.open(
-            key, lambda key, _: Tail(self._tails, key, self.chunk_size)
-        )
+    def _find_opening(self, key: ContentKey) -> Opening:
+        return self._recovery.find(key)
 
-    def open_writer(self, key: ContentKey) -> ContentWriter:
-        check_key(key)
-        return self._writers.open(key, self._recovery.tail)
-
-    def offset(self, key: ContentKey) -> int:
-        tail = self._writers.tail(key)
-        if tail is not None and not tail.broken:
-            return tail.offset
-        if is_response_key(key):
-            return 0  # a new writer of a response begins at its start
+    def _offset_without_writer(self, key: ContentKey) -> int:
         offset = self._recovery.offset(key)
         if offset is not None:
             return offset
         record = self._catalog.operation(operation_of(key))
         frozen = None if record is None else record.content
         return 0 if frozen is None else frozen.length
+
+    def _pin(self, digest: Digest) -> AnyRecipe:
+        return pinned_recipe(self._catalog, self._pins, digest)
+
+    def _unpin(self, digest: Digest) -> None:
+        self._pins.unpin(digest)
 
     def sealed_content(
         self, key: ContentKey, seals: Sequence[SealChunk] = ()
@@ -528,26 +517,3 @@ class DiskStore:
             return (content,)
         parts = zip(recipe.parts, recipe.lengths, strict=True)
         return tuple(Content(length, None, digest) for digest, length in parts)
-
-    def open_reader(self, content: Content) -> ContentReader:
-        if content.digest is not None:
-            return open_recipe(self._catalog, self._chunks, self._pins, content.digest)
-        return InlineReader(content.inline or b"")
-
-    def open_prefix(self, key: ContentKey, length: int) -> ContentReader:
-        record = self._catalog.operation(operation_of(key))
-        if (
-            record is not None
-            and record.content is not None
-            and not is_response_key(key)
-        ):
-            return FirstBytes(self.open_reader(record.content), length)
-        row = self._catalog.content(key)
-        return PrefixReader(
-            key,
-            length,
-            self.chunk_size if row is None else row.chunk_size,
-            catalog=self._catalog,
-            chunks=self._chunks,
-            tails=self._tails,
-        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.store.helpers import (
     response,
     seal_all,
 )
+from tests.store.remote.stands import KeeperStand
 from tests.store.shared import (
     TAKEOVER_TIMEOUT,
     Ears,
@@ -64,10 +66,12 @@ from trioresume.store.port import (
 _S = OperationState
 
 
-@pytest.fixture(params=["memory"])
-def shared(request: pytest.FixtureRequest) -> Iterator[SharedStand]:
+@pytest.fixture(params=["memory", "keeper"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SharedStand]:
     """A store that several processes share, of each kind."""
     stand: SharedStand = SharedMemoryStand()
+    if request.param == "keeper":
+        stand = KeeperStand(tmp_path)
     yield stand
     stand.close()
 
@@ -82,6 +86,15 @@ def is_elsewhere(store: Store, id: OperationId = OP) -> bool:
     answers = {found.is_elsewhere, owned.is_elsewhere, listed[id].is_elsewhere}
     assert len(answers) == 1
     return found.is_elsewhere
+
+
+def release(store: Store, id: OperationId = OP) -> None:
+    """Release the operation, and return when the store knows it.
+
+    A question of the same process is answered after that.
+    """
+    sharing_of(store).release(id)
+    store.operation(id)
 
 
 def releases(store: Store, notice: Notice) -> None:
@@ -132,7 +145,7 @@ def test_every_change_by_another_process_is_refused(
     do(one, CreateOperation(record()))
     before = one.operation(OP)
     assert is_refused(two, mutation)  # type: ignore[arg-type]  # it is a mutation
-    sharing_of(one).release(OP)
+    release(one)
     assert not is_elsewhere(two)
     assert is_refused(one, mutation)  # type: ignore[arg-type]
     assert is_refused(two, mutation)  # type: ignore[arg-type]
@@ -192,7 +205,7 @@ def test_claim_of_what_nobody_owns_is_granted_at_once(shared: SharedStand) -> No
     one, two = shared.join(), shared.join()
     ears = Ears(one)
     do(one, CreateOperation(record()))
-    sharing_of(one).release(OP)
+    release(one)
     assert sharing_of(two).claim(OP)
     assert is_elsewhere(one)
     assert not is_refused(two, SetLength(OP, 5))
@@ -319,7 +332,7 @@ def test_release_of_what_is_not_owned_does_nothing(shared: SharedStand) -> None:
     """A late release does not take the operation from its next owner."""
     one, two = shared.join(), shared.join()
     do(one, CreateOperation(record()))
-    sharing_of(two).release(OP)
+    release(two)
     sharing_of(two).refuse(OP)
     sharing_of(two).tell(OP, b"not from the owner")
     assert not is_refused(one, SetLength(OP, 5))
@@ -394,7 +407,7 @@ def test_process_that_does_not_own_it_opens_no_writer(shared: SharedStand) -> No
     with pytest.raises(StorageError):
         two.open_writer(KEY)
     put(one, writer, b"goes on")
-    sharing_of(one).release(OP)
+    release(one)
     with pytest.raises(StorageError):
         two.open_writer(KEY)
 
@@ -447,7 +460,7 @@ def test_nobody_is_asked_for_what_nobody_owns(shared: SharedStand) -> None:
     one, two = shared.join(), shared.join()
     ears = Ears(one)
     do(one, CreateOperation(record()))
-    sharing_of(one).release(OP)
+    release(one)
     sharing_of(two).want(OP)
     sharing_of(two).want(OperationId("nobody-made-it"))
     assert sharing_of(two).claim(OP)
@@ -497,7 +510,7 @@ def test_follower_hears_of_a_new_owner(shared: SharedStand) -> None:
     do(one, CreateOperation(record()))
     sharing_of(three).follow(OP)
     assert is_elsewhere(three)
-    sharing_of(one).release(OP)
+    release(one)
     ears.wait_for(Changed(OP))
     assert not is_elsewhere(three)
     assert sharing_of(two).claim(OP)

@@ -35,7 +35,6 @@ from trioresume.server.event_loop import Signal
 from trioresume.store.port import FreezeContent, content_of
 
 if TYPE_CHECKING:
-    from trioresume.errors import StorageConflict
     from trioresume.store.port import (
         Content,
         ContentKey,
@@ -68,11 +67,15 @@ class Submission:
     is_finished: bool = False
     _ended: Signal | None = None
     """Fired at the end; created by the first waiter."""
+    then: Callable[[], None] | None = None
+    """Called at the end, before the waiters are woken."""
 
     def finish(self) -> None:
         """Note that nothing more happens to the mutations, and wake the waiters."""
         self.is_finished = True
         self.mutations = ()
+        if self.then is not None:
+            self.then()
         if self._ended is not None:
             self._ended.fire()
 
@@ -207,6 +210,10 @@ class Storage:
 
     def submit(self, *mutations: Mutation) -> Submission:
         """Have *mutations* applied together, soon, without waiting."""
+        return self._submit(mutations, 0.0)
+
+    def put(self, mutations: Sequence[Mutation]) -> Submission:
+        """Do what :meth:`submit` does, and hand this very sequence to the store."""
         return self._submit(mutations, 0.0)
 
     def submit_later(self, *mutations: Mutation) -> Submission:
@@ -348,6 +355,6 @@ def _apply_and_look(
     store: Store,
     batch: Sequence[Sequence[Mutation]],
     look: Callable[[], Callable[[], None]] | None,
-) -> tuple[list[StorageConflict | None], Callable[[], None] | None]:
+) -> tuple[Sequence[StorageError | None], Callable[[], None] | None]:
     """Apply *batch* in a worker thread; then call *look*, and return what it returns."""
     return store.apply(batch), None if look is None else look()

@@ -13,7 +13,6 @@ process that serves the directory; that process neither waits for it nor notices
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,8 @@ from typing import Any
 
 import msgpack
 
-from trioresume.errors import StorageError
 from trioresume.protocol.heads import Fields
+from trioresume.store.catalog.accountant import Accountant
 from trioresume.store.catalog.chunk_lists import ContentRow, part_digests, piece_digests
 from trioresume.store.catalog.log_check import refuse_lost_commits
 from trioresume.store.catalog.outbox import NO_TASKS, due_events, listed_events
@@ -46,7 +45,6 @@ from trioresume.store.port import (
     OperationRecord,
     OperationState,
     StoredResponse,
-    Usage,
 )
 from trioresume.store.port.recipes import (
     DIGEST_LENGTH,
@@ -364,37 +362,16 @@ class Catalog(CatalogReader):
         except sqlite3.Error as exc:
             raise sqlite_error(exc) from exc
         self._reader.execute("PRAGMA query_only = 1")
-        self._accounting = threading.Lock()
         try:
-            # A separate connection, so that usage() never waits for a long list.
-            self._accountant = connect(path, disk.synchronous)
+            accountant = Accountant(path, connect(path, disk.synchronous))
         except sqlite3.Error as exc:
             self._reader.close()
             self._writer.close()
             raise sqlite_error(exc) from exc
-        opened = os.stat(path)
-        self._identity = (opened.st_dev, opened.st_ino)
-        self._accountant.execute("PRAGMA query_only = 1")
-        self._accountant.execute("PRAGMA cache_size = -64")
-
-    def check(self) -> None:
-        """Raise :class:`StorageError` if the catalog's file was removed or replaced.
-
-        SQLite keeps the old file open and would go on writing to it, although nobody
-        could find those writes later.
-        """
-        try:
-            found = os.stat(self._path)
-        except OSError as exc:
-            raise StorageError(
-                f"the catalog's file was removed while it was in use: {exc}. Put it back, or"
-                " stop the service"
-            ) from exc
-        if (found.st_dev, found.st_ino) != self._identity:
-            raise StorageError(
-                f"the catalog's file was replaced while it was in use ({self._path}). Start"
-                " the service again"
-            )
+        self._accountant = accountant
+        # Each request asks these, so they are the accountant's own methods.
+        self.usage = accountant.usage
+        self.check = accountant.check
 
     def close(self) -> None:
         super().close()
@@ -430,17 +407,6 @@ class Catalog(CatalogReader):
                 self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error:
             pass  # a full disk may refuse this as well; the log stays as it was
-
-    def usage(self, namespace: str) -> Usage:
-        """Return the account of *namespace*; ``*`` is the account of all together."""
-        try:
-            with self._accounting:
-                row = self._accountant.execute(
-                    "SELECT bytes, open FROM accounts WHERE namespace = ?", (namespace,)
-                ).fetchone()
-        except sqlite3.Error as exc:
-            raise sqlite_error(exc) from exc
-        return Usage() if row is None else Usage(*row)
 
 
 def pack_fields(fields: Fields) -> bytes:

@@ -20,11 +20,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from blake3 import blake3
 
 from trioresume.errors import ChunkCorrupt
-from trioresume.store.catalog.catalog import CatalogReader
 from trioresume.store.file_system.disk_io import Descriptor, Disk
 from trioresume.store.port.recipes import DIGEST_LENGTH, Digest, wrap_hash
 
@@ -32,6 +32,7 @@ __all__ = [
     "MOST_REPORTED",
     "Doubts",
     "Report",
+    "UnsyncedChunks",
     "hash_chunk",
     "read_report",
     "write_report",
@@ -113,6 +114,14 @@ def write_report(data_dir: str, report: Report, disk: Disk) -> None:
     disk.sync_directory(data_dir)
 
 
+class UnsyncedChunks(Protocol):
+    """What the catalog knows of chunks that were published without a sync."""
+
+    def has_unsynced_before(self, epoch: int) -> bool: ...
+
+    def is_unsynced_before(self, digest: Digest, epoch: int) -> bool: ...
+
+
 class Doubts:
     """Tells which chunks are in doubt, and checks them.
 
@@ -139,7 +148,7 @@ class Doubts:
 
     def __init__(
         self,
-        catalog: CatalogReader,
+        catalog: UnsyncedChunks,
         disk: Disk,
         mount_epoch: int,
         data_dir: str,
@@ -147,7 +156,7 @@ class Doubts:
     ) -> None:
         self._catalog = catalog
         self._disk = disk
-        self._mount_epoch = mount_epoch
+        self.mount_epoch = mount_epoch
         self._right = checked
         self._data_dir = data_dir
         self._reading = threading.Lock()
@@ -185,7 +194,7 @@ class Doubts:
     def _is_in_doubt(self, digest: Digest) -> bool:
         return self._look().has(digest) or (
             self.any_unsynced
-            and self._catalog.is_unsynced_before(digest, self._mount_epoch)
+            and self._catalog.is_unsynced_before(digest, self.mount_epoch)
         )
 
     def _look(self) -> Report:

@@ -6,9 +6,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from trioresume.errors import ChunkCorrupt, ContentLost
-from trioresume.store.catalog.catalog import Catalog
 from trioresume.store.catalog.unreferenced import Pins
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.tail_files import TailFiles
@@ -18,14 +18,36 @@ from trioresume.store.port import (
     ContentKey,
     ContentReader,
     FileExtent,
+    OperationId,
+    OperationRecord,
     operation_of,
 )
-from trioresume.store.port.recipes import Digest, JoinedRecipe, Recipe
+from trioresume.store.port.recipes import AnyRecipe, Digest, JoinedRecipe, Recipe
 
-__all__ = ["FirstBytes", "InlineReader", "PrefixReader", "RecipeReader", "open_recipe"]
+__all__ = [
+    "FirstBytes",
+    "InlineReader",
+    "PrefixReader",
+    "ReadingCatalog",
+    "RecipeReader",
+    "pinned_recipe",
+    "recipe_reader",
+]
 
 _LOOKS = 3
 """A chunk moves at most twice while a reader looks for it: from tail to piece to recipe."""
+
+
+class ReadingCatalog(Protocol):
+    """What readers ask the catalog, from any thread."""
+
+    def operation(self, id: OperationId) -> OperationRecord | None: ...
+
+    def piece(self, key: ContentKey, index: int) -> Digest | None:
+        """Return the digest of a chunk of content under construction, if it is sealed."""
+        ...
+
+    def recipe(self, digest: Digest) -> AnyRecipe | None: ...
 
 
 class InlineReader:
@@ -176,7 +198,7 @@ class JoinedReader:
     def __init__(
         self,
         recipe: JoinedRecipe,
-        catalog: Catalog,
+        catalog: ReadingCatalog,
         chunks: ChunkFiles,
         on_close: Callable[[], None],
     ) -> None:
@@ -233,10 +255,8 @@ def _nothing_held() -> None:
     """Do nothing: a part's reader has no pin."""
 
 
-def open_recipe(
-    catalog: Catalog, chunks: ChunkFiles, pins: Pins, digest: Digest
-) -> RecipeReader | JoinedReader:
-    """Return a reader of the recipe *digest*. Raises :class:`ContentLost`."""
+def pinned_recipe(catalog: ReadingCatalog, pins: Pins, digest: Digest) -> AnyRecipe:
+    """Pin the recipe *digest* and return it. Raises :class:`ContentLost`; then it has no pin."""
     if not pins.pin(digest):
         raise ContentLost("the content was released")
     try:
@@ -246,10 +266,16 @@ def open_recipe(
     except BaseException:
         pins.unpin(digest)
         raise
+    return recipe
 
-    def unpin() -> None:
-        pins.unpin(digest)
 
+def recipe_reader(
+    recipe: AnyRecipe,
+    catalog: ReadingCatalog,
+    chunks: ChunkFiles,
+    unpin: Callable[[], None],
+) -> RecipeReader | JoinedReader:
+    """Return a reader of *recipe*, which is pinned; closing the reader calls *unpin*."""
     if isinstance(recipe, JoinedRecipe):
         return JoinedReader(recipe, catalog, chunks, unpin)
     return RecipeReader(recipe, chunks, unpin)
@@ -270,7 +296,7 @@ class PrefixReader(_ChunksReader):
         length: int,
         chunk_size: int,
         *,
-        catalog: Catalog,
+        catalog: ReadingCatalog,
         chunks: ChunkFiles,
         tails: TailFiles,
     ) -> None:

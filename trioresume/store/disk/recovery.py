@@ -1,4 +1,4 @@
-"""Recovery: finding where content under construction ends, and opening it there.
+"""Recovery: finding where content under construction ends, so that it can be opened there.
 
 The content is a :class:`~trioresume.store.disk.unfinished.Extent`, a row of parts without a gap.
 Before a writer can go on, the parts may have to be *repaired*:
@@ -20,14 +20,13 @@ from trioresume.errors import ChunkCorrupt, ContentLost, StorageConflict, Storag
 from trioresume.store.catalog.catalog import Catalog
 from trioresume.store.catalog.chunk_lists import NO_EPOCH, release_pieces, unhold
 from trioresume.store.disk.chunks import ChunkFiles
+from trioresume.store.disk.opening import TRIES, Opening, WaitingChunk
 from trioresume.store.disk.tail_files import TailFiles
-from trioresume.store.disk.tails import DiskSeal, KnownSeal, Tail
 from trioresume.store.disk.unfinished import Epoch, Extent, Part, Survey
 from trioresume.store.file_system.disk_io import Disk, translated
 from trioresume.store.port import (
     ContentKey,
     OperationState,
-    SealChunk,
     is_response_key,
     operation_of,
 )
@@ -35,16 +34,12 @@ from trioresume.store.port.recipes import Digest
 
 __all__ = ["Recovery"]
 
-_TRIES = 16
-"""The most attempts (a look, and maybe a repair) until a writer can begin. An attempt
-fails only if another thread made progress on the same content, and that progress ends."""
-
 _MOST_PROOFS = 4096
 """How many tails' proven lengths are remembered."""
 
 
 class Recovery:
-    """Opens tails. *changing* is the store's lock against other changes of its files."""
+    """Finds how to open tails. *changing* is the store's lock against other changes of its files."""
 
     def __init__(
         self,
@@ -135,12 +130,8 @@ class Recovery:
             # bytes were never announced.
             pass
 
-    def tail(self, key: ContentKey, old: Tail | None) -> Tail:
-        """Return the tail for a new writer of *key*; *old* is the tail of the last writer."""
-        if old is not None and not (old.broken or old.finished or is_response_key(key)):
-            return old
-        if old is not None:
-            old.close()
+    def find(self, key: ContentKey) -> Opening:
+        """Return how to open the tail of *key*, after repairing what had to be repaired."""
         state = self._catalog.state_of(operation_of(key))
         if state is OperationState.GONE:
             raise StorageConflict("the operation has ended")
@@ -148,42 +139,35 @@ class Recovery:
             if state is OperationState.DONE:
                 raise StorageConflict("the response is recorded")
             self._discard(key)
-            return Tail(self._tails, key, self._chunk_size)
-        for _ in range(_TRIES):
+            return Opening(self._chunk_size, epoch=self._epoch.number)
+        for _ in range(TRIES):
             epoch = self._epoch.number
             extent = self._survey.look(key)
             if extent is None:
-                first = self._maybe_first_tail(key)
-                if first is not None:
-                    return first
+                if self._is_new(key):
+                    return Opening(self._chunk_size, epoch=epoch)
                 continue
             self._checked(key, extent)
             if self._is_sound(key, extent):
                 try:
-                    with translated("opening a tail"):
-                        tail = self._open(key, extent)
-                    if self._epoch.number == epoch:
-                        return tail
-                    tail.close()  # the epoch changed, so these bytes may not count
-                except StorageError as exc:
-                    if not isinstance(exc.__cause__, FileNotFoundError):
-                        raise
-            else:
-                with self._changing, translated("repairing a tail"):
-                    self._repair(key)
+                    return self._opening(key, extent, epoch)
+                except FileNotFoundError:
+                    continue  # the content was released since the look
+            with self._changing, translated("repairing a tail"):
+                self._repair(key)
         raise StorageError(
             "the content was changed again and again while it was opened; try again"
         )
 
-    def _maybe_first_tail(self, key: ContentKey) -> Tail | None:
-        """Return a tail for a key without content; None if it just got some: look again."""
+    def _is_new(self, key: ContentKey) -> bool:
+        """Return whether *key* has no content yet; False if it just got some: look again."""
         if self._catalog.state_of(operation_of(key)) is not None:
             # The operation may have been created between the two looks.
             if self._survey.look(key) is not None:
-                return None
+                return False
             raise StorageConflict("the content is frozen")
         self._tails.end_sealings(key)
-        return Tail(self._tails, key, self._chunk_size)
+        return True
 
     def _discard(self, key: ContentKey) -> None:
         """Release the response content that an earlier run left."""
@@ -212,33 +196,24 @@ class Recovery:
         index, rest = divmod(extent.end, extent.row.chunk_size)
         return index if rest and self._tails.is_shared(key, index) else None
 
-    def _open(self, key: ContentKey, extent: Extent) -> Tail:
+    def _opening(self, key: ContentKey, extent: Extent, epoch: int) -> Opening:
         index, rest = divmod(extent.end, extent.row.chunk_size)
-        waiting = [
-            self._seal(key, part)
+        waiting = tuple(
+            WaitingChunk(part.index, part.length, self._digest(key, part))
             for part in extent.parts
             if part.length == extent.row.chunk_size
-        ]
-        tail = Tail(
-            self._tails,
-            key,
-            extent.row.chunk_size,
-            index=index,
-            synced=extent.row.durable,
-            waiting=waiting,
         )
-        if rest:
-            tail.resume(rest)
-        return tail
+        return Opening(
+            extent.row.chunk_size, index, rest, extent.row.durable, waiting, epoch
+        )
 
-    def _seal(self, key: ContentKey, part: Part) -> DiskSeal | KnownSeal:
+    def _digest(self, key: ContentKey, part: Part) -> Digest | None:
         if not part.sealed:
-            file = self._tails.open(key, part.index)
-            return DiskSeal(self._tails, key, part.index, file, part.length)
+            return None
         digest = self._catalog.piece(key, part.index)
         if digest is None:
             raise FileNotFoundError("the content was released")
-        return KnownSeal(SealChunk(key, part.index, digest, part.length))
+        return digest
 
     # Repairing. The caller holds the lock.
 

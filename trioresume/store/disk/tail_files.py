@@ -88,13 +88,17 @@ def _ignore(about: object = None) -> None:
     """Do nothing: the default where the directory is only read."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Sealing:
     """A chunk that waits for the catalog's commit: its tail has its last byte."""
 
     length: int
     digest: Digest | None = None
     """The chunk's digest, once the tail is synced."""
+
+    def note(self, digest: Digest) -> None:
+        """Note that the tail is synced, and that its bytes have this digest."""
+        self.digest = digest
 
 
 @dataclass(frozen=True, slots=True)

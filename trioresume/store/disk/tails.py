@@ -66,7 +66,7 @@ class DiskSeal:
             raise storage_error(exc, "syncing a chunk") from exc
         finally:
             self._file.close()
-        self._sealing.digest = digest
+        self._sealing.note(digest)
         return SealChunk(self._key, self.index, digest, self._sealing.length)
 
     def duplicate(self) -> Descriptor:

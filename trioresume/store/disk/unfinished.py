@@ -37,13 +37,15 @@ class Epoch:
 
     Unsynced bytes of the epochs from *provable* on count if they are proven. Unsynced bytes
     of earlier epochs never count. This process believes all bytes of *adopted* contents, and
-    only the recorded bytes of *suspect* ones.
+    only the recorded bytes of *suspect* ones. Of *orphans*, whose writer was in a process that
+    died, it believes the unsynced bytes that are proven, as if the epoch were over.
     """
 
     def __init__(self, number: int = 0, provable: int = 0) -> None:
         self._lock = threading.Lock()
         self._adopted: set[ContentKey] = set()
         self._suspects: set[ContentKey] = set()
+        self._orphans: set[ContentKey] = set()
         self.begin(number, provable)
 
     @classmethod
@@ -82,6 +84,13 @@ class Epoch:
         """Believe all bytes of *key* from now on: each of them was recorded or proven."""
         with self._lock:
             self._adopted.add(key)
+            self._orphans.discard(key)
+
+    def orphan(self, keys: Iterable[ContentKey]) -> None:
+        """Count only proven bytes of *keys*, and recorded ones: their writer's process died."""
+        with self._lock:
+            self._orphans.update(keys)
+            self._adopted.difference_update(keys)
 
     def suspect(self, keys: Iterable[ContentKey]) -> None:
         """Count only the recorded bytes of *keys*."""
@@ -101,13 +110,15 @@ class Epoch:
         """End the suspicion of *key*: its bytes that did not count were cut off."""
         with self._lock:
             self._suspects.discard(key)
+            self._orphans.discard(key)
 
     def forget(self, key: ContentKey) -> None:
         """Forget *key*, which is no longer under construction."""
-        if self._adopted or self._suspects:
+        if self._adopted or self._suspects or self._orphans:
             with self._lock:
                 self._adopted.discard(key)
                 self._suspects.discard(key)
+                self._orphans.discard(key)
 
     def judge(self, key: ContentKey, epoch: int) -> tuple[bool, bool]:
         """Judge the unsynced bytes of *key*, whose content was begun or opened in *epoch*.
@@ -116,6 +127,8 @@ class Epoch:
         """
         if epoch == NO_EPOCH or key in self._suspects:
             return False, False
+        if key in self._orphans:
+            return False, epoch >= self.provable
         if epoch == self.number or key in self._adopted:
             return True, False
         return False, epoch >= self.provable

@@ -2,7 +2,9 @@
 
 from trioresume.protocol.operation import OperationState
 from trioresume.store.port.contract import (
+    Catalog,
     ContentReader,
+    Contents,
     ContentWriter,
     FileExtent,
     Flush,
@@ -85,6 +87,7 @@ __all__ = [
     "TASK",
     "Abandoned",
     "BuryEvent",
+    "Catalog",
     "Changed",
     "ChunkObject",
     "Claimed",
@@ -94,6 +97,7 @@ __all__ = [
     "ContentReader",
     "ContentState",
     "ContentWriter",
+    "Contents",
     "CreateOperation",
     "DropEvents",
     "EndOperation",

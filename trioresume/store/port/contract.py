@@ -56,7 +56,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trioresume.errors import StorageConflict
+from trioresume.errors import StorageError
 from trioresume.protocol.operation import OperationState
 from trioresume.store.port.sharing import Sharing
 from trioresume.store.port.values import (
@@ -73,7 +73,16 @@ from trioresume.store.port.values import (
     Usage,
 )
 
-__all__ = ["ContentReader", "ContentWriter", "FileExtent", "Flush", "Seal", "Store"]
+__all__ = [
+    "Catalog",
+    "ContentReader",
+    "ContentWriter",
+    "Contents",
+    "FileExtent",
+    "Flush",
+    "Seal",
+    "Store",
+]
 
 
 class Seal(Protocol):
@@ -196,24 +205,13 @@ class ContentReader(Protocol):
     def close(self) -> None: ...
 
 
-class Store(Protocol):
-    """The storage of operations, contents and files."""
+class Catalog(Protocol):
+    """The half of a store that knows: operations, files, events, and which chunks content has.
 
-    @property
-    def blocking(self) -> bool:
-        """Whether calls may block; the server then makes them in a worker thread."""
-        ...
-
-    @property
-    def durable_at_once(self) -> bool:
-        """Whether bytes are as durable as they will ever be once ``append`` returned.
-
-        If so, no flush is ever due, and no offset is recorded.
-        """
-        ...
-
-    @property
-    def chunk_size(self) -> int: ...
+    It may be far away: another process or another machine may keep it for several processes,
+    see :mod:`.sharing`. Its methods may block, except for :meth:`usage`, :meth:`total_usage`
+    and :meth:`check`.
+    """
 
     @property
     def sharing(self) -> Sharing | None:
@@ -222,11 +220,12 @@ class Store(Protocol):
 
     def apply(
         self, batch: Sequence[Sequence[Mutation]]
-    ) -> list[StorageConflict | None]:
+    ) -> Sequence[StorageError | None]:
         """Perform the submissions in order, in one commit, which is durable on return.
 
-        The result has, for each submission, None or the conflict that left it
-        undone. Raises :class:`StorageError` if nothing at all was done.
+        The result has, for each submission, None or the conflict that left it undone. If other
+        processes' submissions were in the same commit, it may have another error of a
+        submission. Raises :class:`StorageError` if nothing at all was done.
         A mutation of an operation that no longer exists, or is a tombstone, is
         ignored, because its effects were released with the operation. Only
         :class:`CreateOperation` of an existing id is a conflict.
@@ -321,6 +320,46 @@ class Store(Protocol):
         """
         ...
 
+    def sealed_content(
+        self, key: ContentKey, seals: Sequence[SealChunk] = ()
+    ) -> Content:
+        """Return the content of *key* as far as its seals were applied without a gap.
+
+        *seals* continue from there; the result counts them as if they were applied too.
+        The cost does not depend on the content's size, except for a look at 34 bytes for
+        each :data:`~trioresume.store.port.recipes.PART_CHUNKS` chunks.
+        """
+        ...
+
+    def parts_of(self, content: Content) -> tuple[Content, ...]:
+        """Return the contents that *content* was joined from, or *content* itself."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Contents(Protocol):
+    """The half of a store that holds bytes: writers, readers, and what becomes of them.
+
+    Each process that receives content writes it itself, wherever the catalog is.
+    """
+
+    @property
+    def blocking(self) -> bool:
+        """Whether calls may block; the server then makes them in a worker thread."""
+        ...
+
+    @property
+    def durable_at_once(self) -> bool:
+        """Whether bytes are as durable as they will ever be once ``append`` returned.
+
+        If so, no flush is ever due, and no offset is recorded.
+        """
+        ...
+
+    @property
+    def chunk_size(self) -> int: ...
+
     def take_room(self, size: int) -> None:
         """Claim *size* bytes of the disk for a record that is about to be made.
 
@@ -358,21 +397,6 @@ class Store(Protocol):
         """
         ...
 
-    def sealed_content(
-        self, key: ContentKey, seals: Sequence[SealChunk] = ()
-    ) -> Content:
-        """Return the content of *key* as far as its seals were applied without a gap.
-
-        *seals* continue from there; the result counts them as if they were applied too.
-        The cost does not depend on the content's size, except for a look at 34 bytes for
-        each :data:`~trioresume.store.port.recipes.PART_CHUNKS` chunks.
-        """
-        ...
-
-    def parts_of(self, content: Content) -> tuple[Content, ...]:
-        """Return the contents that *content* was joined from, or *content* itself."""
-        ...
-
     def open_reader(self, content: Content) -> ContentReader:
         """Return a reader of finished content. Collection spares the content while it is open.
 
@@ -400,4 +424,6 @@ class Store(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+
+class Store(Catalog, Contents, Protocol):
+    """The storage of operations, contents and files."""

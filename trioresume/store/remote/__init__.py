@@ -1,0 +1,1 @@
+"""A store in another process: the wire to its keeper, and the client's side of it."""
