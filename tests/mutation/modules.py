@@ -245,9 +245,12 @@ _ONCE = "tests/targets/upstream/test_once.py"
 _PASSING = "tests/targets/upstream/test_passing.py"
 
 _BACKUP = "tests/store/keeper/test_backup.py"
-_SHARED = ("tests/server/shared/test_elsewhere.py",)
 _SHARING = "tests/store/contract/test_sharing.py"
 _REMOTE = "tests/store/remote/test_keeper.py"
+_SHARED = (
+    "tests/server/shared/test_elsewhere.py",
+    "tests/server/shared/test_walk.py",
+)
 MORE: dict[str, tuple[str, ...]] = {
     "targets/upstream/connections": (
         "tests/targets/upstream/test_connections.py",

@@ -242,7 +242,10 @@ class Storage:
     async def settle(self) -> None:
         """Wait until everything that was submitted has been applied, or has failed."""
         if self._queue or self._is_committing:
-            await self.commit()
+            try:
+                await self.commit()
+            except StorageError:
+                pass  # whoever has submitted something is told
 
     async def finish_content(
         self,

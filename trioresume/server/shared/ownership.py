@@ -115,7 +115,7 @@ class OwnShare:
     # Becoming the owner.
 
     async def admit(self, wish: Wish, *, is_new: bool) -> bool:
-        if await self._owns_for_good():
+        if await self._owns_for_good() and await self._still_owns():
             return True
         operation = self._operation
         follows = wish is not Wish.SPARE
@@ -134,6 +134,17 @@ class OwnShare:
                 break
             await self._see_latest(follows=follows)
         return not operation.is_forgotten
+
+    async def _still_owns(self) -> bool:
+        """Whether no other process has taken it while this one was stopped or cut off.
+
+        Such a process would tell an offset that another one has passed already.
+        """
+        storage = self._shares.registry.storage
+        record = await storage.run(storage.store.operation, self._operation.id)
+        if record is not None and record.is_elsewhere:
+            self.lose()
+        return self.owns()
 
     def _has_ended(self) -> bool:
         """Whether nothing more can be done for a client but to tell it what came of it."""
@@ -449,6 +460,8 @@ class OwnShare:
         self._operation.incoming.close()
         try:
             await self._see_latest()
+            if not self._operation.record.is_elsewhere:
+                await self._release_unused()
         except StorageError as exc:
             logger.error(
                 "%s cannot be looked at now: %s", concealed(self._operation.id), exc

@@ -62,6 +62,8 @@ LAST_SEEN = "last-seen"
 """The key that earlier versions used for :data:`SERVICE_CLOCK`."""
 RELEASING = (EndOperation, ForgetOperation, RemoveFile, PublishFile, RecordResponse)
 """The mutations that may release something."""
+SHARED_LOAD_EVERY = 60.0
+"""Seconds after which a process loads the deadlines that others have noted in a shared store."""
 NOTE_EVERY = 60.0
 """Seconds of service time that a kill may lose. Deadlines come later by that time."""
 NOTE_IDLE_EVERY = 12 * 3600.0
@@ -90,6 +92,8 @@ class Expiry:
         self._reload_at = float("inf")
         self._reloads = 0
 
+        self._loaded_at = float("-inf")
+        """When the schedule was last loaded from the catalog."""
         self._read_at = float("-inf")
         """When the clock's reading was last written to the catalog."""
 
@@ -149,13 +153,18 @@ class Expiry:
 
     async def _expire_due(self, operations: Registry) -> None:
         while True:
-            if self._schedule.needs_load:
+            if self._schedule.needs_load or self._is_outdated():
                 await self._load()
             due = self._schedule.due(self._clock.now())
             if not due and not self._schedule.needs_load:
                 return
             for first in range(0, len(due), AT_ONCE):
                 await self._expire_together(operations, due[first : first + AT_ONCE])
+
+    def _is_outdated(self) -> bool:
+        """Whether other processes may have noted deadlines of which this one knows nothing."""
+        is_old = self._clock.now() >= self._loaded_at + SHARED_LOAD_EVERY
+        return is_old and self._storage.store.sharing is not None
 
     async def _expire_together(
         self, operations: Registry, tokens: Sequence[str]
@@ -214,6 +223,7 @@ class Expiry:
 
     async def _load(self) -> None:
         schedule = self._schedule
+        self._loaded_at = self._clock.now()
         schedule.begin_load()
         self._reload_at = float("inf")
         try:
@@ -230,6 +240,8 @@ class Expiry:
         self._noted = trio.Event()
         self._wakes_at = float("inf") if deadline is None else deadline
         until = min(self._wakes_at, self._read_at + NOTE_IDLE_EVERY)
+        if self._storage.store.sharing is not None:
+            until = min(until, self._loaded_at + SHARED_LOAD_EVERY)
         seconds = max(SHORTEST_SLEEP, until - self._clock.now())
         with trio.move_on_after(seconds):
             await self._noted.wait()

@@ -288,20 +288,24 @@ class LoadedOperation:
         Raises :class:`StorageError`.
         """
         await self._until_frozen()
-        if not self.is_receiving or not self.is_held:
+        if not (self.is_receiving and self.is_held):
             return self.durable_offset
         try:
             return await self.incoming.make_durable()
-        except (StaleWriter, StorageConflict):
-            if not self._is_over_here():
-                raise
+        except (StaleWriter, StorageConflict) as exc:
+            if self._is_written_here():
+                if self.share is None or not isinstance(exc, StaleWriter):
+                    raise
+                self.share.lose()
+            if self.share is not None:
+                await self.share.look()
             # The content ended meanwhile: its writer is stale, and there can be no other.
-            # Look at the new state.
+            # Or another process writes it. Look at the new state.
             return await self.make_durable()
 
-    def _is_over_here(self) -> bool:
-        """Whether nobody writes it any more in this process."""
-        return not self.is_held or self.incoming.turns.ended
+    def _is_written_here(self) -> bool:
+        """Whether a request to this process may still write it."""
+        return self.is_held and not self.incoming.turns.ended
 
     async def _until_frozen(self) -> None:
         """Wait while the content has ended and is being frozen: all of it is durable then."""
