@@ -86,7 +86,7 @@ class Generated(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         text = markdown(*self.arguments[0].split())
-        return self.parse_text_to_nodes(text)
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
 def setup(app: Sphinx) -> None:

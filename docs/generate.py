@@ -28,6 +28,7 @@ from trioresume.protocol.operation import (
     OperationState,
     rows,
 )
+from trioresume.protocol.problem_help import HELP
 from trioresume.store.catalog.schema import migrate
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +62,21 @@ def attribute_docs(module: str, owner: str) -> dict[str, str]:
 
 
 def problem_codes() -> str:
-    """Every problem code with its status and title."""
-    rows = ((f"`{p.code}`", p.status, p.title) for p in ProblemCode)
-    return table(("code", "status", "title"), rows)
+    """A section for every problem code, whose anchor is the code."""
+    parts: list[str] = []
+    for code, words in sorted(HELP.items()):
+        problems = [problem for problem in ProblemCode if problem.code == code]
+        statuses = " or ".join(str(problem.status) for problem in problems)
+        parts += [f"({code})=", f"### `{code}`, {statuses}"]
+        parts += [f"{problem.title}." for problem in problems]
+        parts += [f"**Cause.** {_options_as_code(words.cause)}"]
+        parts += [f"**Cure.** {_options_as_code(words.cure)}"]
+    return "\n\n".join(parts)
+
+
+def _options_as_code(text: str) -> str:
+    """*text* with options such as --min-free-space, and what is quoted, as code."""
+    return re.sub(r"'([^']{3,})'|(?<!\S)(--[a-z-]+[a-z])", r"`\1\2`", text)
 
 
 def exit_codes() -> str:

@@ -51,7 +51,7 @@ class ProblemCode(Enum):
     """Every problem that this server reports: a stable code, a status and a title.
 
     Clients may rely on the code. It is the ``code`` member of the problem document. It
-    is also the last part of ``type``, unless *Resumable Uploads for HTTP* registers a
+    is also the fragment of ``type``, unless *Resumable Uploads for HTTP* registers a
     type for the problem. The title is for people, and its wording may change.
     """
 
@@ -196,11 +196,15 @@ class ProblemCode(Enum):
         self.registered = registered
         """The name of the problem type in IANA's registry; None if the drafts register none."""
 
-    @property
-    def type_uri(self) -> str:
-        """The ``type`` member of the problem document (RFC 9457, section 3.1.1)."""
+    def type_uri(self, page: str = "") -> str:
+        """Return the ``type`` member of the problem document (RFC 9457, section 3.1.1).
+
+        *page* is the server's own page of all problems, a URI reference with a full path.
+        """
         if self.registered is not None:
             return f"https://iana.org/assignments/http-problem-types#{self.registered}"
+        if page:
+            return f"{page}#{self.code}"
         return f"urn:trioresume:problem:{self.code}"
 
 

@@ -28,7 +28,7 @@ from tests.e2e.soak import (
 from tests.e2e.uploads import Pace, Upload
 
 HANDLER_SERVICE = "tests.e2e.handler_service"
-INDETERMINATE = "urn:trioresume:problem:indeterminate"
+INDETERMINATE = "/operations/problems#indeterminate"
 
 MakeService = Callable[..., Service]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 from hypothesis import given, strategies as st
 
+from trioresume.cli.serve import serve
+from trioresume.cli.upload import upload
 from trioresume.errors import PeerError, ProblemCode
 from trioresume.protocol.heads import Fields
 from trioresume.protocol.problem import problem_response
+from trioresume.protocol.problem_help import HELP, problem_page
 
 REGISTRY = "https://iana.org/assignments/http-problem-types"
 
@@ -42,11 +46,38 @@ def test_a_problem_says_what_when_and_how_to_go_on() -> None:
 
 def test_types_are_registered_or_the_project_s_own() -> None:
     """C8, C9: the drafts register three types; every other one is a URN of ours."""
-    types = {problem.code: problem.type_uri for problem in ProblemCode}
+    types = {problem.code: problem.type_uri() for problem in ProblemCode}
     assert types["offset-mismatch"] == f"{REGISTRY}#mismatching-upload-offset"
     assert types["inconsistent-length"] == f"{REGISTRY}#inconsistent-upload-length"
     assert types["upload-complete"] == f"{REGISTRY}#completed-upload"
     assert types["gone"] == "urn:trioresume:problem:gone"
+
+
+def test_type_leads_to_the_page_of_the_server() -> None:
+    """A registered type stays what it is, and has a ``help``."""
+    page = "/up/operations/problems"
+    own = json.loads(problem_response(PeerError(ProblemCode.GONE), page)[2])
+    assert own["type"] == f"{page}#gone"
+    assert "help" not in own
+    registered = PeerError(ProblemCode.OFFSET_MISMATCH)
+    told = json.loads(problem_response(registered, page)[2])
+    assert told["type"] == f"{REGISTRY}#mismatching-upload-offset"
+    assert told["help"] == f"{page}#offset-mismatch"
+
+
+def test_every_code_has_a_cause_and_a_cure() -> None:
+    """In sentences; and each option that they name is one of the command."""
+    assert set(HELP) == {problem.code for problem in ProblemCode}
+    options = {
+        name for command in (serve, upload) for p in command.params for name in p.opts
+    }
+    page = problem_page().decode("ascii")
+    for code, words in HELP.items():
+        assert f'<section id="{code}">' in page
+        for text in words:
+            assert text.endswith(".")
+            named = set(re.findall(r"(?<!\S)--[a-z-]+[a-z]", text))
+            assert named <= options, code
 
 
 def test_members_cannot_replace_the_standard_ones() -> None:

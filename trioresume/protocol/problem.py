@@ -16,8 +16,11 @@ __all__ = ["MEDIA_TYPE", "problem_response"]
 MEDIA_TYPE = "application/problem+json"
 
 
-def problem_response(error: PeerError) -> tuple[int, Fields, bytes]:
+def problem_response(error: PeerError, page: str = "") -> tuple[int, Fields, bytes]:
     """Return the status, fields and body of the answer to *error*; its own ones if it has any.
+
+    *page* is the server's page of all problems. A problem's type leads to its section there,
+    and a problem whose type is registered has a ``help`` that does.
 
     The sender adds ``Content-Length`` and obeys ``error.close``, because both belong to
     the connection. The body is ASCII. The encoder escapes all other characters, so
@@ -28,11 +31,13 @@ def problem_response(error: PeerError) -> tuple[int, Fields, bytes]:
         return error.status or problem.status, Fields(error.fields), error.body
     document: dict[str, object] = {
         **error.members,
-        "type": error.problem.type_uri,
+        "type": problem.type_uri(page),
         "title": problem.title,
         "status": problem.status,
         "code": problem.code,
     }
+    if page and problem.registered is not None:
+        document["help"] = f"{page}#{problem.code}"
     if error.detail:
         document["detail"] = error.detail
     body = json.dumps(document, ensure_ascii=True, sort_keys=True, default=str)

@@ -18,6 +18,7 @@ from trioresume.protocol.cors import CrossOrigin
 from trioresume.protocol.dialects import UploadLimits
 from trioresume.protocol.forwarded import ForwardedFamily, Proxies
 from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.problem_help import PAGE
 from trioresume.server.api.addresses import InheritedAddress, parse_address
 from trioresume.server.api.hooks import AnyHooks
 from trioresume.server.api.rules import Rule
@@ -33,7 +34,10 @@ __all__ = [
     "Principal",
     "Rejection",
     "cross_origin",
+    "problem_page_of",
+    "problem_path_of",
     "proxies",
+    "root_of",
     "upload_limits",
 ]
 
@@ -383,6 +387,23 @@ class Config:
                 made_of_it(self)
             except ValueError as exc:
                 raise CallerError(f"{name}: {exc}") from exc
+
+
+def root_of(config: Config) -> str:
+    """Return the part that precedes the path in every location that clients are told."""
+    if config.public_url is None:
+        return config.root_path
+    return config.public_url.rstrip("/")
+
+
+def problem_page_of(config: Config) -> str:
+    """Return the location of the page of all problems, which ``type`` leads to."""
+    return f"{root_of(config)}{problem_path_of(config)}"
+
+
+def problem_path_of(config: Config) -> str:
+    """Return the path of that page on this server. No operation has such an id."""
+    return f"{config.operation_path}{PAGE}"
 
 
 def upload_limits(config: Config) -> UploadLimits:

@@ -35,6 +35,7 @@ from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.framing import expects_continue
 from trioresume.protocol.heads import Fields, has_content
 from trioresume.protocol.problem import problem_response
+from trioresume.server.api.config import problem_page_of
 from trioresume.server.api.handler import closing_iterator
 from trioresume.server.http.exchange import ContentCut
 from trioresume.server.http.stored_body import StoredBody
@@ -293,7 +294,8 @@ class BaseExchange(ABC):
         if self.watched is not None:
             self.watched.problem = error.problem
         error = self.dialect.problem(error, self.limits)
-        status, fields, body = problem_response(error)
+        page = problem_page_of(self._front.config)
+        status, fields, body = problem_response(error, page)
         await self.respond(status, fields, body)
 
     # What a carrier implements.

@@ -24,7 +24,12 @@ from trioresume.protocol.digests import ReprDigest
 from trioresume.protocol.heads import Fields, end_to_end_fields
 from trioresume.protocol.signed_address import without_signature
 from trioresume.server.api.authentication import authenticate
-from trioresume.server.api.config import Grant, Principal, upload_limits
+from trioresume.server.api.config import (
+    Grant,
+    Principal,
+    problem_path_of,
+    upload_limits,
+)
 from trioresume.server.api.handler import (
     PartTarget,
     Progress,
@@ -38,6 +43,7 @@ from trioresume.server.api.handler import (
 from trioresume.server.routes.concatenation import find_parts
 from trioresume.server.routes.operation_resources import Resources
 from trioresume.server.routes.passing import PassingTarget
+from trioresume.server.routes.problem_page import send_problem_page
 from trioresume.server.routes.replies import (
     describe,
     send_outcome,
@@ -105,6 +111,7 @@ class Service:
         self._passing = target if isinstance(target, PassingTarget) else None
         self._recording = target if isinstance(target, RecordingTarget) else None
         self._config = config
+        self._problem_path = problem_path_of(config)
         self._limits = upload_limits(config)
         self._interim_sender = InterimSender(background, config.acknowledge_interval)
         self._resources = Resources(operations, config, self._interim_sender)
@@ -117,6 +124,9 @@ class Service:
         """
         if self._page is not None and self._page.has(exchange.head.path):
             await self._page.handle(exchange)
+            return
+        if exchange.head.path == self._problem_path:
+            await send_problem_page(exchange)
             return
         self._storage.store.check()
         principal: str | None = None

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from trioresume.protocol.heads import Fields
+from trioresume.server.api.config import root_of
 from trioresume.store.port import OperationId
 
 if TYPE_CHECKING:
@@ -75,13 +76,6 @@ class Resource(Enum):
 def location(config: Config, id: OperationId, resource: Resource) -> str:
     """Return a resource's path-absolute location; an absolute URI with ``public_url`` (R4)."""
     return f"{root_of(config)}{config.operation_path}{id}/{resource.value}"
-
-
-def root_of(config: Config) -> str:
-    """Return the part that precedes the path in every location that clients are told."""
-    if config.public_url is None:
-        return config.root_path
-    return config.public_url.rstrip("/")
 
 
 def origin_of(config: Config, head: RequestHead) -> str:

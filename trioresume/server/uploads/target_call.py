@@ -29,6 +29,7 @@ from trioresume.protocol.fields import format_http_date
 from trioresume.protocol.heads import end_to_end_fields, has_content
 from trioresume.protocol.operation import CallPolicy
 from trioresume.protocol.problem import problem_response
+from trioresume.server.api.config import problem_page_of
 from trioresume.server.api.handler import (
     BLOCK_SIZE,
     RecordedWith,
@@ -142,7 +143,8 @@ class TargetCall:
 
     def refuse(self, error: PeerError) -> None:
         """Take the problem document of *error* (RFC 9457) for the answer."""
-        status, fields, body = problem_response(error)
+        page = problem_page_of(self._around.config)
+        status, fields, body = problem_response(error, page)
         self._take(Response(status, fields, body))
         self.is_unknown = error.problem in OUTCOME_UNKNOWN
 
