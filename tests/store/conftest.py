@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import tempfile
@@ -10,10 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.cluster_stand import ClusterStand
+from tests.s3_servers import S3Server, running
+from tests.store.cluster_stand import ClusterStand, S3Stand
 from tests.store.crashes.sqlite_calls import is_possible
 from tests.store.helpers import DiskStand, MemoryStand, Stand
 from tests.store.remote.stands import RemoteStand
+from trioresume.store.objects.address import parse_address
+from trioresume.store.objects.s3 import S3Bucket
+
+_prefixes = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with running("versitygw", tmp_path_factory.mktemp("versitygw")) as server:
+        yield server
+
+
+@pytest.fixture
+def credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket(s3: S3Server, credentials: None) -> S3Bucket:
+    """A bucket with a prefix of its own."""
+    return S3Bucket(parse_address(s3.url(f"p{next(_prefixes)}/x")))
 
 
 @pytest.fixture
@@ -23,7 +47,7 @@ def disk_stand(tmp_path: Path) -> Iterator[DiskStand]:
     stand.close()
 
 
-@pytest.fixture(params=["disk", "memory", "remote", "cluster"])
+@pytest.fixture(params=["disk", "memory", "remote", "cluster", "s3"])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
     if request.param == "disk":
         yield request.getfixturevalue("disk_stand")
@@ -31,6 +55,10 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
         remote = RemoteStand(tmp_path)
         yield remote
         remote.close()
+    elif request.param == "s3":
+        objects = S3Stand(request.getfixturevalue("bucket"))
+        yield objects
+        objects.close()
     elif request.param == "cluster":
         cluster = ClusterStand()
         yield cluster

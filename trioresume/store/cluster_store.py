@@ -19,8 +19,9 @@ node has just found to exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from trioresume.errors import (
     CallerError,
@@ -73,6 +74,10 @@ from trioresume.store.port import (
     request_key,
     response_key,
 )
+from trioresume.store.port.recipes import Digest, JoinedRecipe
+
+if TYPE_CHECKING:
+    from trioresume.store.objects.plain import PlainObjects, Source
 
 __all__ = ["LEAST_CHUNK_SIZE", "ClusterCatalog", "ClusterStore", "check_chunk_size"]
 
@@ -157,6 +162,7 @@ class ClusterStore:
         self._writers = Writers()
         self._held_back: set[ContentKey] = set()
         """Content whose last bytes do not count yet: see :class:`HoldBack`."""
+        self._plain: PlainObjects | None = None
         self._sweep: Sweep | None = None
         self._looked_at = 0
         sharing = catalog.sharing
@@ -432,6 +438,79 @@ class ClusterStore:
             bucket=self.bucket,
             open_reader=self.open_reader,
         )
+
+    # Plain objects.
+
+    @property
+    def plain(self) -> PlainObjects | None:
+        """What composes finished content into plain objects; None without an object store."""
+        address = getattr(self.bucket, "address", None)
+        if self._plain is None and address is not None:
+            # Only who makes plain objects waits until boto3 is loaded.
+            from trioresume.store.objects.plain import PlainObjects
+
+            self._plain = PlainObjects(address)
+        return self._plain
+
+    @contextmanager
+    def sources(self, key: ContentKey, content: Content) -> Iterator[list[Source]]:
+        """Return the objects that *content* consists of; they stay for the block.
+
+        *content* is finished; it may be that of *key*, which is to be frozen. Raises
+        :class:`ContentLost`.
+        """
+        digest = content.digest
+        if digest is not None and self._catalog.pin(digest):
+            try:
+                yield self._sources_of(digest)
+            finally:
+                self._catalog.unpin(digest)
+            return
+        # Not frozen yet: the upload is open, and keeps what it has.
+        yield self._unfrozen_sources(key, content.length)
+
+    def _sources_of(self, digest: Digest) -> list[Source]:
+        from trioresume.store.objects.plain import Source
+
+        recipe = self._catalog.recipe(digest)
+        if isinstance(recipe, JoinedRecipe):
+            return [each for part in recipe.parts for each in self._sources_of(part)]
+        if recipe is None:
+            raise ContentLost("the content was released")
+        found: list[Source] = []
+        for at in range(0, recipe.chunk_count, 1024):
+            last = min(at + 1024, recipe.chunk_count)
+            digests = [recipe.chunk(index) for index in range(at, last)]
+            objects = self._catalog.objects(list(dict.fromkeys(digests)))
+            for index, chunk in enumerate(digests, at):
+                if chunk not in objects:
+                    raise ContentLost(f"chunk {chunk.hex()} is missing")
+                rest = recipe.length - index * recipe.chunk_size
+                name = self._full_name(chunk_name(objects[chunk]))
+                found.append(Source(name, min(recipe.chunk_size, rest)))
+        return found
+
+    def _unfrozen_sources(self, key: ContentKey, length: int) -> list[Source]:
+        from trioresume.store.objects.plain import Source
+
+        tail = self._writers.tail(key)
+        if tail is None:
+            raise ContentLost("the content was released")
+        found: list[Source] = []
+        for index in range(-(-length // tail.chunk_size)):
+            sealing = tail.sealings.get(index)
+            chunk = None if sealing is None else sealing.object
+            chunk = chunk or self._catalog.piece(key, index)
+            if chunk is None:
+                raise ContentLost(f"chunk {index} is missing")
+            rest = length - index * tail.chunk_size
+            name = self._full_name(chunk_name(chunk))
+            found.append(Source(name, min(tail.chunk_size, rest)))
+        return found
+
+    def _full_name(self, name: str) -> str:
+        plain = self.plain
+        return name if plain is None else plain.address.full_name(name)
 
     # Collection.
 
