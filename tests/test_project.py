@@ -96,7 +96,7 @@ def test_dependencies_are_what_the_package_imports() -> None:
     requirements = PROJECT["project"]["dependencies"]
     extras = PROJECT["project"]["optional-dependencies"]
     extra = extras["html"] + extras["identity"] + extras["tracing"]
-    extra += [line for line in extras["cluster"] if not line.startswith("psycopg")]
+    extra += extras["cluster"]
     needed = set(declared(requirements)) | set(declared(extra))
     assert needed == imported("trioresume")
 

@@ -30,6 +30,7 @@ __all__ = [
     "CollectionCut",
     "ContentLost",
     "FormatVersionUnsupported",
+    "OutcomeUnknown",
     "PeerError",
     "ProblemCode",
     "StaleWriter",
@@ -268,6 +269,13 @@ class StorageUnavailable(StorageError):
     """The database or the object store could not be reached in time. The answer is a 503.
 
     What was asked may have been done, if the answer alone was lost.
+    """
+
+
+class OutcomeUnknown(StorageUnavailable):
+    """The database was lost during a commit, and nobody can say yet whether it happened.
+
+    Whatever the commit was about must be read again before anybody is told anything of it.
     """
 
 

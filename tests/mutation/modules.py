@@ -59,6 +59,13 @@ MODULES: dict[str, tuple[str, ...]] = {
         "objects/scratch",
         "objects/tails",
         "objects/writers",
+        "postgres/batch",
+        "postgres/catalog",
+        "postgres/connections",
+        "postgres/nodes",
+        "postgres/questions",
+        "postgres/schema",
+        "postgres/sharing",
         "port/values",
         "port/recipes",
         "disk_store",
@@ -254,7 +261,15 @@ _SHARED = (
     "tests/server/shared/test_elsewhere.py",
     "tests/server/shared/test_walk.py",
 )
+_CATALOG = "tests/store/contract/test_catalog.py"
 MORE: dict[str, tuple[str, ...]] = {
+    "store/postgres/batch": (_CATALOG, "tests/store/contract/test_joining.py"),
+    "store/postgres/catalog": (_CATALOG, _SHARING),
+    "store/postgres/connections": (_CATALOG,),
+    "store/postgres/nodes": (_SHARING,),
+    "store/postgres/questions": (_CATALOG, "tests/store/contract/test_outbox.py"),
+    "store/postgres/schema": (_CATALOG,),
+    "store/postgres/sharing": (_SHARING,),
     "targets/upstream/connections": (
         "tests/targets/upstream/test_connections.py",
         _ONCE,

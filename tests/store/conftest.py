@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgres
 from tests.s3_servers import S3Server, running
 from tests.store.cluster_stand import ClusterStand, S3Stand
 from tests.store.crashes.sqlite_calls import is_possible
 from tests.store.helpers import DiskStand, MemoryStand, Stand
+from tests.store.postgres.stands import PostgresStand
 from tests.store.remote.stands import RemoteStand
 from trioresume.store.objects.address import parse_address
 from trioresume.store.objects.s3 import S3Bucket
@@ -40,6 +42,17 @@ def bucket(s3: S3Server, credentials: None) -> S3Bucket:
     return S3Bucket(parse_address(s3.url(f"p{next(_prefixes)}/x")))
 
 
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL of these tests; skips where there is none."""
+    reason = postgres.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    server = postgres.PostgresServer()
+    yield server.socket_url
+    server.close()
+
+
 @pytest.fixture
 def disk_stand(tmp_path: Path) -> Iterator[DiskStand]:
     stand = DiskStand(tmp_path)
@@ -47,7 +60,7 @@ def disk_stand(tmp_path: Path) -> Iterator[DiskStand]:
     stand.close()
 
 
-@pytest.fixture(params=["disk", "memory", "remote", "cluster", "s3"])
+@pytest.fixture(params=["disk", "memory", "remote", "cluster", "s3", "postgres"])
 def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
     if request.param == "disk":
         yield request.getfixturevalue("disk_stand")
@@ -59,6 +72,10 @@ def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
         objects = S3Stand(request.getfixturevalue("bucket"))
         yield objects
         objects.close()
+    elif request.param == "postgres":
+        there = PostgresStand(request.getfixturevalue("postgres_url"))
+        yield there
+        there.close()
     elif request.param == "cluster":
         cluster = ClusterStand()
         yield cluster

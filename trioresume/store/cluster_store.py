@@ -27,6 +27,7 @@ from trioresume.errors import (
     CallerError,
     ChunkCorrupt,
     ContentLost,
+    StaleWriter,
     StorageConflict,
 )
 from trioresume.store.objects.bucket import Bucket, chunk_name, get_whole, new_tail_name
@@ -104,8 +105,15 @@ def check_chunk_size(size: int) -> None:
 class ClusterCatalog(ObjectCatalog, Protocol):
     """A catalog with all questions of :class:`trioresume.store.port.Store`."""
 
+    on_lost: Callable[[OperationId | None], None] | None
+    """Called when another node has taken an operation from this one; None is any of them."""
+
     @property
     def sharing(self) -> Sharing | None: ...
+    def owns(self, id: OperationId) -> bool:
+        """Return whether this node owns the operation, as far as it knows."""
+        ...
+
     def apply(
         self, batch: Sequence[Sequence[Mutation]]
     ) -> list[StorageConflict | None]: ...
@@ -167,6 +175,7 @@ class ClusterStore:
         self._looked_at = 0
         sharing = catalog.sharing
         self._sharing = None if sharing is None else _Forgetful(sharing, self._forget)
+        catalog.on_lost = self._lose
 
         # The questions that the catalog answers alone.
         self.check = catalog.check
@@ -201,6 +210,14 @@ class ClusterStore:
         for key in (request_key(id), response_key(id)):
             self._held_back.discard(key)
             self._writers.end(key)
+
+    def _lose(self, id: OperationId | None) -> None:
+        """Forget what another node has taken; with None, everything."""
+        if id is not None:
+            self._forget(id)
+        else:
+            for key in self._writers.known():
+                self._forget(operation_of(key))
 
     # Changing.
 
@@ -291,6 +308,12 @@ class ClusterStore:
 
     def open_writer(self, key: ContentKey) -> ContentWriter:
         check_key(key)
+        operation = operation_of(key)
+        if not (
+            self._catalog.owns(operation) or self._catalog.operation(operation) is None
+        ):
+            # Only the owner's commits would be taken, and these would be refused.
+            raise StaleWriter("another process owns the operation, or none does")
         if is_response_key(key):
             return self._writers.open(
                 key, lambda tail, _: self._begin_response(key, tail)

@@ -269,6 +269,7 @@ class MemoryCatalogNode:
     """What one node sees and does. See :class:`trioresume.store.port.ObjectCatalog`."""
 
     sharing = None
+    on_lost: Callable[[OperationId | None], None] | None = None
 
     def __init__(self, catalog: MemoryCatalog) -> None:
         self.catalog = catalog
@@ -307,6 +308,9 @@ class MemoryCatalogNode:
         self.forget_parts = catalog.forget_parts
         self.known_objects = catalog.known_objects
         self.known_parts = catalog.known_parts
+
+    def owns(self, id: OperationId) -> bool:
+        return not self.is_dead
 
     def generation(self, id: OperationId) -> int:
         return max(1, self.catalog.generations[id])

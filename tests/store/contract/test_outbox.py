@@ -140,6 +140,7 @@ def test_dead_events_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) 
     """Beyond a number the oldest go."""
     for module in (
         "trioresume.store.catalog.outbox",
+        "trioresume.store.postgres.batch",
         "trioresume.testing.memory_store",
     ):
         monkeypatch.setattr(f"{module}.MOST_DEAD_EVENTS", 3)

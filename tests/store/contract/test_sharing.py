@@ -26,6 +26,7 @@ from tests.store.helpers import (
     response,
     seal_all,
 )
+from tests.store.postgres.stands import PostgresSharedStand
 from tests.store.remote.stands import KeeperStand
 from tests.store.shared import (
     TAKEOVER_TIMEOUT,
@@ -66,12 +67,14 @@ from trioresume.store.port import (
 _S = OperationState
 
 
-@pytest.fixture(params=["memory", "keeper"])
+@pytest.fixture(params=["memory", "keeper", "postgres"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SharedStand]:
     """A store that several processes share, of each kind."""
     stand: SharedStand = SharedMemoryStand()
     if request.param == "keeper":
         stand = KeeperStand(tmp_path)
+    elif request.param == "postgres":
+        stand = PostgresSharedStand(request.getfixturevalue("postgres_url"))
     yield stand
     stand.close()
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, cast
 
 import trio
 
-from trioresume.errors import StaleWriter, StorageError
+from trioresume.errors import OutcomeUnknown, StaleWriter, StorageError
 from trioresume.server.async_store.threads import Threads
 from trioresume.server.event_loop import Signal
 from trioresume.store.port import FreezeContent, content_of
@@ -314,6 +314,10 @@ class Storage:
         self._is_committing = True
         try:
             await self._apply(batch)
+        except OutcomeUnknown as exc:
+            # It may have happened, so it must not be tried again.
+            for submission in batch:
+                submission.error = exc
         except StorageError:
             for submission in batch:
                 try:

@@ -113,6 +113,11 @@ class Writers:
     def is_open(self, key: ContentKey) -> bool:
         return key in self._newest
 
+    def known(self) -> list[ContentKey]:
+        """Return the keys of all tails that are here."""
+        with self._lock:
+            return list(self._tails)
+
     def parked(self) -> list[ContentKey]:
         """Return the keys whose tails have no writer, the oldest first."""
         with self._lock:
