@@ -45,6 +45,7 @@ from trioresume.errors import (
     TransferFailed,
     TrioresumeError,
     UploadForgotten,
+    WorkersFailed,
 )
 from trioresume.hooks.answers import HookFailed
 from trioresume.hooks.events import HookEvent, HookKind
@@ -101,6 +102,9 @@ from trioresume.server.keeper.imports import (
 )
 from trioresume.server.keeper.outbox import change_events
 from trioresume.server.serving import Server, serve
+from trioresume.server.workers.parent import Workforce, serve_workers
+from trioresume.server.workers.seat import Seat, take_seat
+from trioresume.server.workers.worker import serve_worker
 from trioresume.store.keeper.export import Export, Exported, ExportState, Metadata
 from trioresume.store.keeper.inventory import (
     Inventory,
@@ -182,6 +186,7 @@ __all__ = [
     "Response",
     "RetryPolicy",
     "Rule",
+    "Seat",
     "Server",
     "SignedAddresses",
     "SigningKey",
@@ -204,6 +209,8 @@ __all__ = [
     "Verification",
     "WSGITarget",
     "WatchSettings",
+    "WorkersFailed",
+    "Workforce",
     "backup",
     "bearer_tokens",
     "change_events",
@@ -217,8 +224,11 @@ __all__ = [
     "restore",
     "retry",
     "serve",
+    "serve_worker",
+    "serve_workers",
     "sign_download",
     "sign_upload",
+    "take_seat",
     "upload",
     "without_signature",
 ]

@@ -98,6 +98,12 @@ class Wire:
         self._stream = stream or socket
         self._received = bytearray()
 
+    @property
+    def port(self) -> int:
+        """The port of this end."""
+        port: int = self._socket.socket.getsockname()[1]
+        return port
+
     async def until_read(self) -> None:
         """Return when the service has read all that was sent."""
         await until_read(self._socket.socket)

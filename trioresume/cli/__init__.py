@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import click
 
 from trioresume.cli.help import WIDTH, CommandGroup
-from trioresume.cli.options import ExitCode, name_environment_twins
+from trioresume.cli.options import ARGUMENTS, ExitCode, name_environment_twins
 from trioresume.cli.output import Purpose, guard
 from trioresume.errors import TrioresumeError
 
@@ -65,6 +65,10 @@ class TrioresumeGroup(CommandGroup):
         assert isinstance(command, click.Command)
         name_environment_twins(cmd_name, command)
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGUMENTS] = [*args]
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -30,6 +30,7 @@ from trioresume.cli.options import (
 )
 from trioresume.cli.service.exposure import dangers, public_downloads
 from trioresume.cli.service.plan import PLAN_TAKER, Plan
+from trioresume.cli.service.workers import Workers
 from trioresume.text import printable
 
 __all__ = ["config"]
@@ -213,6 +214,9 @@ def _plain(option: click.Option, value: object) -> _Value:
         return None
     if isinstance(value, Secret):
         return value.path
+    if isinstance(value, int) and isinstance(option.type, Workers):
+        text = option.type.text(value)
+        return value if text.isdigit() else text
     if isinstance(value, int | float) and isinstance(option.type, Duration | Size):
         return option.type.text(value)
     if isinstance(option.type, Mode) and isinstance(value, int):

@@ -14,7 +14,7 @@ import sys
 from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from trioresume.cli.output import (
     STDERR_LINGER_SECONDS,
@@ -23,10 +23,25 @@ from trioresume.cli.output import (
     text_stream,
 )
 
-__all__ = ["FORMATS", "LEVELS", "LogFile", "configure"]
+__all__ = ["FORMATS", "LEVELS", "LogFile", "configure", "every_line_says"]
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
+
+
+_facts: dict[str, object] = {}
+"""What every line says."""
+
+
+def every_line_says(**facts: object) -> None:
+    """Add *facts*, such as the number of this worker, to each line from now on."""
+    _facts.update(facts)
+
+
+def _add_facts(logger: object, name: str, line: EventDict) -> EventDict:
+    for fact, value in _facts.items():
+        line.setdefault(fact, value)
+    return line
 
 
 def configure(level: str, format: str, stream: TextIO | None = None) -> None:
@@ -85,6 +100,7 @@ def _send_to(
 ) -> None:
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_facts,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.PositionalArgumentsFormatter(),

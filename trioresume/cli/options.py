@@ -303,6 +303,8 @@ class SecretFile(click.ParamType[str]):
 
 CONFIG_FILE = "trioresume.config_file"
 """The key of the configuration file's path in the ``meta`` of a command's context."""
+ARGUMENTS = "trioresume.arguments"
+"""The key of the words of the command line."""
 CONFIG = "trioresume.config"
 """The key of what this file says, as TOML has it."""
 

@@ -19,6 +19,7 @@ SERVE = {
         "--ui-color",
         "--ui-language",
     ),
+    "Processes": ("--workers",),
     "Under a service manager": (
         "--log-file",
         "--unix-socket-mode",

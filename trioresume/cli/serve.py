@@ -28,7 +28,7 @@ from trioresume.cli.identity_options import (
     identity_options,
     senders,
 )
-from trioresume.cli.logs import LogFile
+from trioresume.cli.logs import LogFile, every_line_says
 from trioresume.cli.options import (
     CONFIG_FILE,
     Bind,
@@ -44,7 +44,7 @@ from trioresume.cli.sections import SERVE, SERVE_NEEDS
 from trioresume.cli.serve_options import Settings, settings_options
 from trioresume.cli.service.plan import PLAN_TAKER, Plan
 from trioresume.cli.service.reloads import Reloads
-from trioresume.cli.service.running import ignore_hangups, start
+from trioresume.cli.service.running import ignore_hangups, start, start_worker
 from trioresume.cli.service.systemd import (
     ServiceManager,
     chosen_sockets,
@@ -52,6 +52,7 @@ from trioresume.cli.service.systemd import (
     forget,
     handed_sockets,
 )
+from trioresume.cli.service.workers import Workers, own_seat, worker_command
 from trioresume.cli.tls import tls_options
 from trioresume.cli.ui_options import PageOptions, ui_options
 from trioresume.cli.upstream_options import auth_options, upstream_options
@@ -124,6 +125,13 @@ _DEFAULTS = trioresume.Config()
     default="own",
     help="What carries HTTP: the server's own code, or hypercorn's trio worker.",
 )
+@click.option(
+    "--workers",
+    type=Workers(),
+    default="1",
+    help="Processes that serve: a number, or auto for one per processor. With more than "
+    "one, SIGHUP replaces them one generation after the other.",
+)
 @switch("--http3", default=False, help="Speak HTTP/3, too; needs --front hypercorn.")
 @click.option(
     "--log-file",
@@ -156,6 +164,7 @@ def serve(
     file_lifetime: float | None,
     front: str,
     http3: bool,
+    workers: int,
     log_file: Path | None,
     **app: Unpack[AppOptions],
 ) -> ExitCode:
@@ -168,13 +177,23 @@ def serve(
     requests some time to finish. A second signal stops it at once. In both cases no
     acknowledged byte is lost. SIGHUP makes the server read its certificates, tokens,
     passwords, keys, rules and hook secrets again, and open its log files again. No
-    connection ends.
+    connection ends. With --workers it starts new workers, with the configuration and the
+    program of now, and has the old ones finish what they have begun.
     """
     take = click.get_current_context().meta.get(PLAN_TAKER)
+    seat = own_seat()
+    if isinstance(seat, trioresume.Seat):
+        every_line_says(worker=seat.number)
+        take = take or start_worker
+        bind = tuple(seat.bind)
     manager = ServiceManager(os.environ, os.getpid())
     handed = handed_sockets(os.environ, os.getpid())
     reloads = Reloads()
-    if take is not None:  # for a look at the plan
+    if isinstance(seat, trioresume.Seat):
+        if log_file is not None:
+            _log_to(log_file, reloads)
+        output.never_wait(linger=1.0)
+    elif take is not None:  # for a look at the plan
         handed = (*handed, *expected_sockets(bind))
     else:
         ignore_hangups()
@@ -201,7 +220,9 @@ def serve(
     if settings["public_url"] is not None:
         settings["public_url"] = settings["public_url"].rstrip("/")
     config = _config(
-        bind=chosen_sockets(bind, handed, is_given=is_given("bind")),
+        bind=bind
+        if isinstance(seat, trioresume.Seat)
+        else chosen_sockets(bind, handed, is_given=is_given("bind")),
         unix_socket_mode=unix_socket_mode,
         data_dir=data_dir,
         authenticate=authenticator(
@@ -232,7 +253,8 @@ def serve(
             config=config,
             base_path=base_path,
             target=target,
-            run=_front(front, http3),
+            run=_run(seat, Workers.number(workers), front, http3),
+            has_workers=Workers.number(workers) > 1,
             reloads=reloads,
             manager=manager,
             senders=senders(identity, auth, tls["principal"]),
@@ -271,6 +293,21 @@ def _log_to(path: Path, reloads: Reloads) -> None:
         done="was opened again",
         kept="stays as it was",
     )
+
+
+def _run(
+    seat: object, workers: int, front: str, http3: bool
+) -> Callable[..., Awaitable[None]]:
+    """Return the function that serves, as a worker, with workers, or alone."""
+    if workers > 1 and front == "hypercorn":
+        raise click.UsageError("--workers needs --front own")
+    if isinstance(seat, trioresume.Seat):
+        return partial(trioresume.serve_worker, seat=seat)
+    if workers > 1:
+        return partial(
+            trioresume.serve_workers, count=workers, command=worker_command()
+        )
+    return _front(front, http3)
 
 
 def _front(front: str, http3: bool) -> Callable[..., Awaitable[None]]:

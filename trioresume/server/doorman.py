@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trioresume.server.http.listeners import Listener
     from trioresume.server.http.tls.contexts import ServerContexts
     from trioresume.server.http.transport import Transport
+    from trioresume.store.port import OperationId
 
 __all__ = ["Doorman"]
 
@@ -60,6 +61,9 @@ class Doorman:
         """Seconds for the running requests once a shutdown begins."""
         self.deadline = float("inf")
         """The end of a shutdown's grace period, on trio's clock."""
+        self.retry: Callable[[OperationId], Awaitable[int | None]] | None = None
+        """Has a request processed again: :meth:`Retries.retry`."""
+        self._scope: trio.CancelScope | None = None
         self.recovered = trio.Event()
         """Set when what an earlier run left unprocessed was taken up again."""
         self.stopping = trio.Event()
@@ -76,6 +80,22 @@ class Doorman:
         counts = Counter({Http1Connection.carrier: 0, Http2Connection.carrier: 0})
         counts.update(connection.carrier for connection in self._connections)
         return counts
+
+    def end_within(self, seconds: float) -> None:
+        """Begin a shutdown of at most so many *seconds*, or shorten the running one."""
+        if not self.stopping.is_set():
+            self.grace = seconds
+            self.stopping.set()
+            return
+        self.grace = min(self.grace, seconds)
+        deadline = trio.current_time() + seconds
+        if self._scope is not None and deadline < self.deadline:
+            self._end_by(deadline, self._scope)
+
+    def _end_by(self, deadline: float, scope: trio.CancelScope) -> None:
+        self.deadline = scope.deadline = deadline
+        for connection in list(self._connections):
+            connection.stop(deadline)
 
     async def run(
         self, listeners: Sequence[Listener], started: Callable[[], None]
@@ -100,11 +120,9 @@ class Doorman:
             for listener in listeners:
                 listener.close()
             logger.info("shutting down, %d connections open", len(self._connections))
-            self.deadline = trio.current_time() + self.grace
-            connections.cancel_scope.deadline = self.deadline
             self._handshakes.stop()
-            for connection in list(self._connections):
-                connection.stop(self.deadline)
+            self._scope = connections.cancel_scope
+            self._end_by(trio.current_time() + self.grace, self._scope)
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         serve = self.serve_secured if listener.is_secure else self.serve_transport

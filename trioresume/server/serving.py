@@ -283,7 +283,7 @@ async def watching(
         async with open_admin_listeners(config) as listeners:
             for listener in listeners:
                 logger.info("metrics and health checks at %s", listener.url)
-            yield Watch(config, listeners, tuning.look_times)
+            yield Watch(config, listeners, tuning.look_times, part)
     elif (
         settings.access_log is not None
         or settings.tracing is not False
@@ -291,7 +291,7 @@ async def watching(
     ):
         from trioresume.server.watch.watch import Watch
 
-        yield Watch(config, [], tuning.look_times)
+        yield Watch(config, [], tuning.look_times, part)
     else:
         yield None
 
@@ -462,6 +462,7 @@ async def running_service(
 
             handle = with_health(handle)
         doorman = Doorman(handle, config, clock, contexts, rulebook, share.counts)
+        doorman.retry = retries.retry
         tasks: list[Callable[[], Awaitable[None]]] = [
             doorman.front.memory.watch.run,
             doorman.front.memory.busy.run,

@@ -214,6 +214,11 @@ class DiskStore(DiskContents):
         )
 
     @property
+    def lock(self) -> int:
+        """The descriptor of the data directory's lock."""
+        return self._dir.lock
+
+    @property
     def sharing(self) -> Sharing | None:
         return None
 

@@ -40,6 +40,8 @@ class Plan:
     """The value of ``--downloads``."""
     keeps_files: bool
     """Whether the uploads become files here: no backend or application decides by itself."""
+    has_workers: bool = False
+    """Whether several processes serve."""
     log_file: Path | None = None
     config_file: Path | None = None
     """The file that the rules are in, if it has any."""

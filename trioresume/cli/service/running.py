@@ -22,7 +22,7 @@ from trioresume.cli.service.plan import Plan
 
 logger = logging.getLogger("trioresume.cli")
 
-__all__ = ["ignore_hangups", "start"]
+__all__ = ["ignore_hangups", "start", "start_worker"]
 
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):
@@ -46,6 +46,34 @@ def start(plan: Plan) -> None:
         trio.run(_serve, plan, restrict_keyboard_interrupt_to_checkpoints=True)
     except* (OSError, trioresume.TrioresumeError) as group:
         raise click.ClickException(str(_first(group))) from group
+
+
+def start_worker(plan: Plan) -> None:
+    """Run a worker until its parent, or SIGTERM, ends it.
+
+    A terminal sends Ctrl-C and hangups to all processes: the parent decides what they mean.
+    Raises what the service raises.
+    """
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    _raise_descriptor_limit()
+    _calm_collector()
+    try:
+        trio.run(_serve_as_worker, plan)
+    except* (OSError, trioresume.TrioresumeError) as group:
+        raise click.ClickException(str(_first(group))) from group
+
+
+async def _serve_as_worker(plan: Plan) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(
+                _running,
+                partial(plan.run, plan.target, plan.config),
+                nursery.cancel_scope,
+            )
+            async for _ in signals:
+                server.shutdown()
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
@@ -72,7 +100,14 @@ async def _serve(plan: Plan) -> None:
                 logger.warning(line)
             # In one piece: the log may go to the same file, in lines between these.
             click.echo("\n".join(_invitation(plan, server.urls)))
-            if any(url.startswith("https:") for url in server.urls):
+            if isinstance(server, trioresume.Workforce):
+                plan.reloads.add_async(
+                    "the workers",
+                    server.replace_workers,
+                    done="are new ones; the old ones end with their requests",
+                    kept="stay",
+                )
+            elif any(url.startswith("https:") for url in server.urls):
                 plan.reloads.add_async("the certificates", server.reload_certificates)
             if plan.config_file is not None and plan.config.rules:
                 rules = RulesFile(plan.config_file, server)

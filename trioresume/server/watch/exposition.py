@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["encode", "encode_all", "families", "report"]
 
 _PREFIX = "trioresume_"
+_ONLY_OF_KEEPERS = frozenset(
+    {f"{_PREFIX}commit_duration_seconds", f"{_PREFIX}commit_submissions"}
+)
+"""What a worker counts of commits is its time to reach the process that commits."""
 _ONLY_OF_OTHERS = frozenset(
     {f"{_PREFIX}receive_memory_bytes", f"{_PREFIX}receive_memory_used_bytes"}
 )
@@ -301,7 +305,8 @@ def encode_all(
 
 def report(view: View) -> Report:
     """Return the metrics of *view* and of this process, for another one. Called in a loop."""
-    return packed([*families(view), *_of_system()])
+    metrics = packed([*families(view), *_of_system()])
+    return [metric for metric in metrics if metric[0] not in _ONLY_OF_KEEPERS]
 
 
 def _of_system() -> Iterable[Metric]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trioresume.errors import CallerError
+from trioresume.server.parts import WHOLE, Part
 from trioresume.server.uploads.operation import Operation
 from trioresume.server.watch.facts import Facts, LookTimes
 from trioresume.server.watch.operations import CountedOperation, count_created
@@ -40,8 +41,15 @@ __all__ = ["Watch"]
 class Watch:
     """Watches one service, for the listeners *admin* and for its access log."""
 
-    def __init__(self, config: Config, admin: list[Listener], times: LookTimes) -> None:
+    def __init__(
+        self,
+        config: Config,
+        admin: list[Listener],
+        times: LookTimes,
+        part: Part = WHOLE,
+    ) -> None:
         self._config = config
+        self._part = part
         self._admin = admin
         self._times = times
         self._view: View | None = None
@@ -77,7 +85,9 @@ class Watch:
             commits = TimedCommits(self._tally, storage.batch_observer)
             storage.batch_observer = commits
             storage.add_observer(commits.observe)
-            storage.add_observer(partial(count_created, self._tally), CreateOperation)
+            if self._part.serves:  # a process that only keeps sees those of the others
+                count = partial(count_created, self._tally)
+                storage.add_observer(count, CreateOperation)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -24,6 +24,8 @@ __all__ = ["MAX_LINE", "Seat", "take_seat"]
 
 VERSION = 1
 MAX_LINE = 64 * 1024
+MOST_REASON = 2000
+"""Characters of the reason why a worker does not start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,16 @@ class Seat:
     version: int = VERSION
     channel: int = -1
     """The descriptor of the channel."""
+
+    def fail(self, reason: str) -> None:
+        """Tell the parent why this worker cannot start. Blocks for a moment."""
+        line = json.dumps({"failed": reason[:MOST_REASON]}).encode() + b"\n"
+        try:
+            with socket.socket(fileno=os.dup(self.channel)) as sock:
+                sock.settimeout(1.0)
+                sock.sendall(line)
+        except OSError:
+            pass  # the parent is gone
 
     def line(self) -> bytes:
         """Return the line that tells the seat."""

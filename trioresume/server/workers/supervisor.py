@@ -39,7 +39,7 @@ logger = logging.getLogger("trioresume.workers")
 class SupervisorTimes:
     """Times in seconds, and numbers, that nobody has to set; tests set them."""
 
-    start: float = 60.0
+    start: float = 120.0
     """How long a worker may take until it listens."""
     drain: float = 3600.0
     """How long the requests of a replaced worker may go on."""
@@ -144,11 +144,6 @@ class Supervisor:
         """
         for worker in self._workers:
             if worker.process.pid == pid:
-                logger.error(
-                    "worker %d (process %d) does not answer: it is killed",
-                    worker.number,
-                    pid,
-                )
                 worker.process.kill()
                 await worker.process.ended.wait()
 
@@ -354,6 +349,11 @@ class Supervisor:
             else:
                 missed = 0
             if missed == 2 and worker.is_ready:
+                logger.error(
+                    "the event loop of worker %d (process %d) does not answer",
+                    worker.number,
+                    worker.process.pid,
+                )
                 await self.end_process(worker.process.pid)
 
     async def _replace(self, worker: Worker) -> None:

@@ -47,6 +47,11 @@ class DataDir:
             self._lock.close()
             raise
 
+    @property
+    def lock(self) -> int:
+        """The descriptor of the lock. A process that inherits it keeps the lock, too."""
+        return self._lock.fileno()
+
     def join(self, name: str) -> str:
         return os.path.join(self.path, name)
 
