@@ -43,14 +43,19 @@ def bucket(s3: S3Server, credentials: None) -> S3Bucket:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The URL of a PostgreSQL of these tests; skips where there is none."""
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    """A PostgreSQL of these tests; skips where there can be none."""
     reason = postgres.why_not()
     if reason is not None:
         pytest.skip(reason)
     server = postgres.PostgresServer()
-    yield server.socket_url
+    yield server
     server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.PostgresServer) -> str:
+    return postgres_server.socket_url
 
 
 @pytest.fixture

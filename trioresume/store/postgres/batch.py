@@ -144,6 +144,8 @@ class Plan:
         self._chunks: set[Digest] = set()
         self._ops: set[str] = set()
         self._sealed: set[str] = set()
+        self._files: set[tuple[str, str]] = set()
+        self._has_limits = False
         submissions = [self._submission(submission) for submission in batch]
         self.json: Json = {
             "part": recipes.PART_CHUNKS,
@@ -152,6 +154,9 @@ class Plan:
             "locks": sorted(self._locks),
             "chunks": sorted(digest.hex() for digest in self._chunks),
             "sealed": sorted(self._sealed),
+            "files": sorted(self._files),
+            "charges": any(each["charges"] for each in submissions),
+            "limits": self._has_limits,
             "submissions": submissions,
         }
 
@@ -168,6 +173,7 @@ class Plan:
                 case RemoveFile(owner, name) | SetFileExpiry(owner, name):
                     files.add((namespace_of(owner), name))
                 case LimitUsage(principal):
+                    self._has_limits = True
                     space = namespace_of(principal)
                     self._locks.add(f"account {space}")
                     if mutation.most_total is not None:
@@ -176,6 +182,7 @@ class Plan:
                     pass
         operations = set(map(str, changed_operations(submission)))
         self._ops |= operations | created
+        self._files |= files
         self._locks.update(f"file {space} {name}" for space, name in files)
         return {
             # Who creates an operation owns it, so nobody has to own it before.

@@ -756,7 +756,7 @@ BEGIN
 END $$;
 
 -- Perform one submission: whole, or an exception. Returns the accounts that have changed.
-CREATE FUNCTION submit(me bigint, s jsonb, b jsonb) RETURNS text[] LANGUAGE plpgsql AS $$
+CREATE FUNCTION submit(me bigint, s jsonb, b jsonb, charges boolean) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
     ids text[];
     spaces text[];
@@ -764,7 +764,6 @@ DECLARE
     before holding[];
     after holding[];
     charged text[] := '{}';
-    charges boolean := (s->>'charges')::boolean;
     m jsonb;
 BEGIN
     IF EXISTS (
@@ -812,6 +811,12 @@ DECLARE
     made jsonb;
     all_ops text[];
     charged text[] := '{}';
+    spaces text[];
+    names text[];
+    before holding[];
+    -- Usage is counted once for the whole batch, unless a limit needs it in between or a
+    -- submission may be undone: each change of an account makes a version of its row.
+    at_end boolean := NOT careful AND (b->>'charges')::boolean AND NOT (b->>'limits')::boolean;
 BEGIN
     -- The row says that the batch was committed, to a node that lost the answer.
     UPDATE nodes SET seen = clock_timestamp(), batch = number, answer = NULL
@@ -828,20 +833,29 @@ BEGIN
             ARRAY(SELECT decode(value, 'hex') FROM jsonb_array_elements_text(b->'chunks')))
             ORDER BY digest FOR NO KEY UPDATE;
     END IF;
+    IF at_end THEN
+        SELECT array_agg(f->>0), array_agg(f->>1) INTO spaces, names
+            FROM jsonb_array_elements(b->'files') f;
+        before := ARRAY(SELECT h FROM holdings(all_ops, spaces, names) h);
+    END IF;
     FOR s IN SELECT * FROM jsonb_array_elements(b->'submissions') LOOP
         result := 'null';
         IF careful THEN
             BEGIN
-                charged := charged || submit(me, s, b);
+                charged := charged || submit(me, s, b, NOT at_end AND (s->>'charges')::boolean);
             EXCEPTION WHEN SQLSTATE 'TR001' OR SQLSTATE 'TR002' OR SQLSTATE 'TR004' THEN
                 GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, reason = MESSAGE_TEXT;
                 result := jsonb_build_array(code, reason);
             END;
         ELSE
-            charged := charged || submit(me, s, b);
+            charged := charged || submit(me, s, b, NOT at_end AND (s->>'charges')::boolean);
         END IF;
         results := results || jsonb_build_array(result);
     END LOOP;
+    IF at_end THEN
+        charged := settle(
+            me, before, ARRAY(SELECT h FROM holdings(all_ops, spaces, names) h));
+    END IF;
     IF b->'chunks' <> '[]' THEN
         -- What is named needs no hold.
         DELETE FROM holds h USING chunks c WHERE h.node = me AND c.digest = h.digest
