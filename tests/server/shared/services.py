@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -44,6 +44,13 @@ class Shared:
     memory: SharedMemory
     services: Sequence[MemoryService]
     stores: Sequence[SharedMemoryStore]
+    scopes: Sequence[trio.CancelScope]
+    """Those in which the services run."""
+
+    def kill(self, at: int) -> None:
+        """End a process, as by SIGKILL: its store takes nothing any more, its sockets are closed."""
+        self.stores[at].kill()
+        self.scopes[at].cancel()
 
     def connect(self, at: int) -> Client:
         return self.services[at].connect()
@@ -132,15 +139,30 @@ async def shared_services(
     memory = SharedMemory(chunk_size=chunk_size, takeover_timeout=takeover_timeout)
     handlers = handler if isinstance(handler, Sequence) else [handler] * processes
     stores = [memory.join() for _ in handlers]
+    scopes = [trio.CancelScope() for _ in handlers]
+    services: list[MemoryService] = []
+
+    async def run(
+        at: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        # Each in a task of its own, which can be cancelled without the test.
+        with scopes[at]:
+            async with memory_service(
+                handlers[at],
+                config,
+                store=stores[at],  # type: ignore[arg-type]
+                tuning=tuning,
+            ) as service:
+                services.append(service)
+                task_status.started()
+                await trio.sleep_forever()
+
     try:
-        async with AsyncExitStack() as stack:
-            services = [
-                await stack.enter_async_context(
-                    memory_service(each, config, store=store, tuning=tuning)  # type: ignore[arg-type]
-                )
-                for each, store in zip(handlers, stores, strict=True)
-            ]
-            yield Shared(memory, services, stores)
+        async with trio.open_nursery() as nursery:
+            for at in range(len(handlers)):
+                await nursery.start(run, at)
+            yield Shared(memory, services, stores, scopes)
+            nursery.cancel_scope.cancel()
     finally:
         memory.close()
 

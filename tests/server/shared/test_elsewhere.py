@@ -304,7 +304,7 @@ async def test_dead_owner_is_followed_by_the_next_writer() -> None:
         client = shared.connect(0)
         await half_patch(client, writer.location, 200, 50)
         await until(lambda: shared.owner(writer.location) == 0)
-        shared.stores[0].kill()
+        shared.kill(0)
         client = shared.connect(1)
         offset = await offset_of(client, writer.location)
         assert offset >= 200
@@ -329,7 +329,7 @@ async def test_call_of_a_dead_process_is_indeterminate(slow: Recorder) -> None:
 
             nursery.start_soon(wait)
             await until(lambda: shared.stores[1].followed)
-            shared.stores[0].kill()
+            shared.kill(0)
         assert replies[0].status == 200
         assert b"indeterminate" in replies[0].body
     assert not other.bodies

@@ -267,7 +267,7 @@ class Resources:
         applied = preference_applied(Preferences(transaction=transaction))
         told = Fields({"preference-applied": applied} if applied else {})
         if operation.state is _S.RECEIVING:
-            offset = await operation.make_durable()
+            offset = await operation.confirm()
             upload = describe(self._config, exchange, operation, offset)
             if preferences.resume is not None:
                 told = told.plus(operation_fields(self._config, operation.id))
@@ -287,7 +287,7 @@ class Resources:
             await operation.cancel()
         elif error.problem is _MISMATCH:
             # The refusal tells the offset, which must be durable first (docs/durability.md).
-            await operation.make_durable()
+            await operation.confirm()
 
     async def _refuse_content(
         self, exchange: Exchange, operation: Operation, append: Append

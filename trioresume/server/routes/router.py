@@ -406,7 +406,7 @@ class Service:
                 self._give_up(exchange, operation, creation, exc)
                 raise
             if operation.is_receiving:
-                offset = await operation.make_durable()
+                offset = await operation.confirm()
                 upload = describe(self._config, exchange, operation, offset)
                 told = Fields()
                 if resume is not None:

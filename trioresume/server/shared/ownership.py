@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import ContentLost, StorageError
+from trioresume.errors import ContentLost, StaleWriter, StorageError
 from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop import Signal
 from trioresume.server.shared.told import Interim, Position, decode, encode
@@ -250,13 +250,16 @@ class OwnShare:
             )
         if not record.is_elsewhere:
             self._told_state = None
-            if operation.state in _WORKING and record.state is _S.RECEIVING:
-                operation.incoming.failure = StorageError(
-                    "the process that completed it has ended"
-                )
         elif record.state is _S.RECEIVING and self._told_state in _WORKING:
             # The owner has changed the state, and it will be in the catalog with the rest.
             record = replace(record, state=self._told_state)
+        if operation.state in _WORKING and record.state is _S.RECEIVING:
+            # Whoever waits for the outcome has to ask for the offset and go on.
+            operation.incoming.failure = (
+                StaleWriter("another process has taken the upload over")
+                if record.is_elsewhere
+                else StorageError("the process that completed it has ended")
+            )
         durable = record.durable_offset
         store = self._shares.registry.storage.store
         if offset is not None and store.durable_at_once:

@@ -303,6 +303,17 @@ class LoadedOperation:
             # Or another process writes it. Look at the new state.
             return await self.make_durable()
 
+    async def confirm(self) -> int:
+        """Make durable what a request has sent; return the offset for its answer.
+
+        Raises :class:`StorageError`, and :class:`PeerError` SUPERSEDED if another process has
+        taken over: then what was sent last may be lost.
+        """
+        offset = await self.make_durable()
+        if not self.is_held:
+            raise self.incoming.turns.superseded()
+        return offset
+
     def _is_written_here(self) -> bool:
         """Whether a request to this process may still write it."""
         return self.is_held and not self.incoming.turns.ended

@@ -254,6 +254,9 @@ class Operation(LoadedOperation):
         try:
             await self._follow(change)
         except StorageError as exc:
+            gone = self.state is _S.ABANDONED
+            if self.share is not None and isinstance(exc, StaleWriter) and not gone:
+                self.share.lose()
             if not self.is_held:
                 logger.warning("%s was left to another process", concealed(self.id))
                 return

@@ -116,6 +116,11 @@ class Turns:
         """Return the reason why a request loses the turn or does not get it."""
         if self.ended:
             return PeerError(ProblemCode.GONE, close=True)
+        return self.superseded()
+
+    @staticmethod
+    def superseded() -> PeerError:
+        """Return the answer to a request whose place a newer one has taken."""
         return PeerError(
             ProblemCode.SUPERSEDED,
             "a newer request for this upload arrived",
