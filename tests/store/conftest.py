@@ -17,6 +17,7 @@ from tests.store.cluster_stand import ClusterStand, S3Stand
 from tests.store.crashes.sqlite_calls import is_possible
 from tests.store.helpers import DiskStand, MemoryStand, Stand
 from tests.store.postgres.stands import PostgresStand
+from tests.store.remote.proxies import delayed
 from tests.store.remote.stands import RemoteStand
 from trioresume.store.objects.address import parse_address
 from trioresume.store.objects.s3 import S3Bucket
@@ -66,11 +67,13 @@ def disk_stand(tmp_path: Path) -> Iterator[DiskStand]:
 
 
 @pytest.fixture(params=["disk", "memory", "remote", "cluster", "s3", "postgres"])
-def stand(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stand]:
+def stand(
+    request: pytest.FixtureRequest, tmp_path: Path, draw: random.Random
+) -> Iterator[Stand]:
     if request.param == "disk":
         yield request.getfixturevalue("disk_stand")
     elif request.param == "remote":
-        remote = RemoteStand(tmp_path)
+        remote = RemoteStand(tmp_path, delayed(draw))
         yield remote
         remote.close()
     elif request.param == "s3":

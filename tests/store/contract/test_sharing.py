@@ -5,6 +5,7 @@ A new kind of store adds itself to :func:`shared`.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.store.helpers import (
     seal_all,
 )
 from tests.store.postgres.stands import PostgresSharedStand
+from tests.store.remote.proxies import delayed
 from tests.store.remote.stands import KeeperStand
 from tests.store.shared import (
     TAKEOVER_TIMEOUT,
@@ -67,14 +69,18 @@ from trioresume.store.port import (
 _S = OperationState
 
 
-@pytest.fixture(params=["memory", "keeper", "postgres"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SharedStand]:
+@pytest.fixture(params=["memory", "keeper", "keeper, delayed", "postgres"])
+def shared(
+    request: pytest.FixtureRequest, tmp_path: Path, draw: random.Random
+) -> Iterator[SharedStand]:
     """A store that several processes share, of each kind."""
     stand: SharedStand = SharedMemoryStand()
     if request.param == "keeper":
         stand = KeeperStand(tmp_path)
     elif request.param == "postgres":
         stand = PostgresSharedStand(request.getfixturevalue("postgres_url"))
+    elif request.param == "keeper, delayed":
+        stand = KeeperStand(tmp_path, delayed(draw))
     yield stand
     stand.close()
 

@@ -119,9 +119,9 @@ class KeeperStand:
         if pid in self._workers:
             self._workers[pid].die()
 
-    def join(self) -> PlayedWorker:
+    def join(self, between: Between | None = None) -> PlayedWorker:
         pid = next(self._pids)
-        sock = self._between(self.running.connect(pid))
+        sock = (between or self._between)(self.running.connect(pid))
         worker = self._workers[pid] = PlayedWorker(sock, self.data_dir, self.disk, pid)
         return worker
 
@@ -179,6 +179,7 @@ class PlayedWorker(WorkerStore):
 
     def die(self) -> None:
         """End as a process does that is killed."""
+        self.was_lost.set()
         self.goes_on.set()
         self.cut()
 
@@ -196,16 +197,16 @@ class LoneWorker(WorkerStore):
 class RemoteStand(DiskStand):
     """A worker's store, for the contract of all stores."""
 
-    between: Between | None = None
+    def __init__(self, path: Path, between: Between) -> None:
+        self._between = between
+        super().__init__(path)
 
     def open(self, chunk_size: int = CHUNK) -> LoneWorker:  # type: ignore[override]
         running = RunningKeeper(
             open_shared_store(self.data_dir, chunk_size=chunk_size, disk=self.disk),
             end_process=lambda pid: None,
         )
-        sock = running.connect(1)
-        if self.between is not None:
-            sock = self.between(sock)
+        sock = self._between(running.connect(1))
         worker = LoneWorker(
             sock,
             str(self.data_dir),

@@ -145,6 +145,9 @@ class Desk(Questions):
     def sync_names(self) -> int:
         return self._store.sync_names()
 
+    def distrust(self, key: ContentKey) -> None:
+        self._store.distrust(key)
+
     def restore_space(self) -> bool:
         return self._store.restore_space()
 

@@ -456,6 +456,10 @@ class _Worker:
                 self._busy += 1
                 nursery.start_soon(self._claim, message)
             case Ask():
+                if message.question == "distrust":
+                    # Now, before the next message, and then durably.
+                    (key,) = question("distrust").unpack(message.arguments)
+                    self._keeper.store.suspect(key)
                 self._busy += 1
                 answer = partial(self._answer, message)
                 self._keeper.storage.callers.submit(answer, self._post_answer)
@@ -471,8 +475,6 @@ class _Worker:
                 self._open(asked, key)
             case wire.Unpin(digest):
                 self.desk.unpin(digest)
-            case wire.Distrusted(key):
-                self._distrust(key)
             case wire.FullDisk():
                 self._keeper.store.note_full_disk()
                 self._keeper.tell_space()
@@ -507,13 +509,6 @@ class _Worker:
         else:
             taken = StorageError("another process has an upload of this id")
             self.post(pack(Failed(asked, error_of(taken))))
-
-    def _distrust(self, key: ContentKey) -> None:
-        store = self._keeper.store
-        store.suspect(key)  # now, before the next message
-        self._busy += 1
-        job = partial(store.distrust, key)
-        self._keeper.storage.callers.submit(job, lambda *_: self._end_answer())
 
     # Answers.
 

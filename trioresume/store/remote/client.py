@@ -142,6 +142,11 @@ class Connection:
         ]
         self._deliverer: threading.Thread | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection was lost or closed."""
+        return self.is_lost or self._is_closing
+
     def start(self) -> None:
         """Begin to read. Call this once, when *take* can be called."""
         for thread in self._threads:
@@ -191,7 +196,7 @@ class Connection:
             number = self._number
         packed = pack(make(number))
         with self._lock:
-            if self.is_lost or self._is_closing:
+            if self.has_ended:
                 raise StorageError(_LOST)
             self._calls[number] = call
             self._unhurried.append(packed)

@@ -57,7 +57,6 @@ __all__ = [
     "Apply",
     "Ask",
     "Began",
-    "Distrusted",
     "EpochEnded",
     "Error",
     "Failed",
@@ -159,13 +158,6 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
-class Distrusted:
-    """A sync of *key*'s bytes failed: its bytes that were not recorded no longer count."""
-
-    key: ContentKey
-
-
-@dataclass(frozen=True, slots=True)
 class FullDisk:
     """A write failed because the disk was full."""
 
@@ -263,7 +255,6 @@ Message = (
     | Opened
     | Began
     | Sealed
-    | Distrusted
     | FullDisk
     | Unpin
     | Listen
@@ -359,6 +350,10 @@ class Questions(Protocol):
 
     def sync_names(self) -> int:
         """Make the names of all tails durable; return the epoch after that."""
+        ...
+
+    def distrust(self, key: ContentKey) -> None:
+        """Count only the recorded bytes of *key*, because a sync of it failed."""
         ...
 
     def restore_space(self) -> bool:

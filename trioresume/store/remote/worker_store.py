@@ -18,7 +18,7 @@ after the messages of all older writers, because these were stale before it was 
 
 *Names of tails* are synced by the keeper, for all processes; it says why.
 
-*A failed sync* is told to the keeper before anything that follows from it.
+*A failed sync* is recorded by the keeper before anybody here is told that it failed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ from trioresume.store.port.recipes import AnyRecipe, Digest
 from trioresume.store.remote.client import Connection, RemoteCatalog, RemoteSharing
 from trioresume.store.remote.wire import (
     Began,
-    Distrusted,
     EpochEnded,
     FullDisk,
     Message,
@@ -228,9 +227,23 @@ class WorkerStore(RemoteCatalog, DiskContents):
                 self._accountant = Accountant.beside_keeper(
                     os.path.join(path, "catalog.sqlite3")
                 )
-        except StorageError:
+            try:
+                self._open(connection, path, disk, new_hasher)
+            except BaseException:
+                self._accountant.close()
+                raise
+        except BaseException:
             connection.cut()
             raise
+
+    def _open(
+        self,
+        connection: Connection,
+        path: str,
+        disk: Disk,
+        new_hasher: Callable[[], Hasher],
+    ) -> None:
+        greeting = connection.greeting
         self._epoch = Epoch(greeting.epoch)
         self._space = _Space(
             path,
@@ -298,7 +311,10 @@ class WorkerStore(RemoteCatalog, DiskContents):
         tail = self._writers.tail(key)
         if tail is not None:
             tail.broken = True
-        self._connection.post(Distrusted(key))
+        try:
+            self.ask("distrust", key)
+        except StorageError:
+            pass  # the keeper is gone, and this process owns nothing any more
 
     def _let_go(self, id: OperationId) -> None:
         """End the writers of an operation that this process will own no longer."""
@@ -312,7 +328,7 @@ class WorkerStore(RemoteCatalog, DiskContents):
     # Quick looks.
 
     def check(self) -> None:
-        if self._connection.is_lost:
+        if self._connection.has_ended:
             raise StorageError("the keeper of the store is gone")
         self._accountant.check()
 
