@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "catalog/schema",
         "catalog/unreferenced",
         "catalog/usage_triggers",
+        "catalog/whole_uploads",
         "disk/chunks",
         "disk/contents",
         "disk/doubts",

@@ -54,9 +54,10 @@ from trioresume.errors import (
     StorageError,
     StorageFull,
 )
-from trioresume.store.catalog.batch import FileChanges, Ledger
+from trioresume.store.catalog.batch import FileChanges
 from trioresume.store.catalog.catalog import Catalog, namespace_of
 from trioresume.store.catalog.unreferenced import Pins, collect_rows
+from trioresume.store.catalog.whole_uploads import BatchLedger
 from trioresume.store.disk.chunks import ChunkFiles
 from trioresume.store.disk.contents import DiskContents
 from trioresume.store.disk.opening import Opening
@@ -325,16 +326,14 @@ class DiskStore(DiskContents):
             try:
                 with self._catalog.transaction() as connection:
                     self._epoch.note(connection)
-                    ledger = Ledger(
+                    ledger = BatchLedger(
                         connection,
                         self,
                         chunk_size=self.chunk_size,
                         epoch=self._epoch.number,
                         durable=self._disk.durable,
                     )
-                    results = [
-                        ledger.submit(submission, file_changes) for submission in batch
-                    ]
+                    results = ledger.submit_all(batch, file_changes)
                     self._chunks.sync()
             except BaseException:
                 self._sweep_is_due()  # the catalog may not name the published chunks

@@ -144,6 +144,11 @@ class Ledger:
         """The value of ``unsynced`` for a chunk that is published now."""
         self._file_changes = FileChanges()
 
+    def _add_to(self, file_changes: FileChanges) -> None:
+        file_changes.sealed += self._file_changes.sealed
+        file_changes.frozen += self._file_changes.frozen
+        file_changes.dropped += self._file_changes.dropped
+
     def submit(
         self, submission: Sequence[Mutation], file_changes: FileChanges
     ) -> StorageConflict | None:
@@ -161,9 +166,7 @@ class Ledger:
             self._execute("RELEASE submission")
             return conflict
         self._execute("RELEASE submission")
-        file_changes.sealed += self._file_changes.sealed
-        file_changes.frozen += self._file_changes.frozen
-        file_changes.dropped += self._file_changes.dropped
+        self._add_to(file_changes)
         return None
 
     def _freeze_at_once(self, submission: Sequence[Mutation]) -> int:
@@ -584,6 +587,9 @@ class Ledger:
         self._hold(file.content)
         if current is not None:
             self._release(current.digest)
+        self._write_file(file)
+
+    def _write_file(self, file: FileRecord) -> None:
         self._execute(
             "INSERT INTO files (namespace, name, owner, fields, modified_at, expires_at,"
             " content_length, content_inline, content_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

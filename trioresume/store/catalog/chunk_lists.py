@@ -42,11 +42,13 @@ __all__ = [
     "freeze_at_once",
     "is_whole",
     "keep_recipe",
+    "keep_whole",
     "part_digests",
     "piece_digests",
     "release_pieces",
     "unhold",
     "unhold_recipes",
+    "whole_recipe",
 ]
 
 NO_EPOCH = -1
@@ -71,6 +73,11 @@ class ContentRow:
     """How many parts there are: each has :data:`PART_CHUNKS` chunks of the prefix."""
 
     COLUMNS = "cid, chunk_size, epoch, prefix, prefix_bytes, durable_offset, parts"
+
+    @classmethod
+    def new(cls, chunk_size: int) -> ContentRow:
+        """Return the row of content that has no byte, and is not in the catalog."""
+        return cls(0, chunk_size, NO_EPOCH, 0, 0, 0, 0)
 
     @property
     def durable(self) -> int:
@@ -238,6 +245,28 @@ def is_whole(key: ContentKey, content: ContentRow, chunks: Sequence[SealChunk]) 
     )
 
 
+def whole_recipe(
+    content: ContentRow, chunks: Sequence[SealChunk]
+) -> tuple[Recipe, Content]:
+    """Return the recipe of the few *chunks*, which are all of *content*, and the content."""
+    length = sum(chunk.length for chunk in chunks)
+    digests = [chunk.digest for chunk in chunks]
+    (recipe,) = cut(content.chunk_size, length, digests)
+    return recipe, Content(length, None, recipe.digest)
+
+
+def keep_whole(
+    connection: sqlite3.Connection,
+    recipe: Recipe,
+    chunks: Sequence[SealChunk],
+    holds: int,
+) -> None:
+    """Keep the *recipe* of *chunks*, which are held, with *holds* holds for the caller."""
+    lacking = keep_recipe(connection, recipe, holds)
+    if lacking < len(chunks):
+        unhold(connection, [chunk.digest for chunk in chunks[lacking:]])
+
+
 def freeze_at_once(
     connection: sqlite3.Connection, content: ContentRow, chunks: Sequence[SealChunk]
 ) -> Content:
@@ -245,12 +274,10 @@ def freeze_at_once(
 
     The recipe gets one hold, for the caller.
     """
-    length = sum(chunk.length for chunk in chunks)
-    digests = [chunk.digest for chunk in chunks]
-    (recipe,) = cut(content.chunk_size, length, digests)
-    unhold(connection, digests[keep_recipe(connection, recipe, holds=1) :])
+    recipe, made = whole_recipe(content, chunks)
+    keep_whole(connection, recipe, chunks, holds=1)
     connection.execute("DELETE FROM contents WHERE cid = ?", (content.cid,))
-    return Content(length, None, recipe.digest)
+    return made
 
 
 def detach(connection: sqlite3.Connection, cid: int, moved_below: int) -> None:
