@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from docs.generate import markdown
+from docs.generate import markdown, without_citations
 
 project = "trioresume"
 author = "The trioresume authors"
@@ -89,7 +89,15 @@ class Generated(SphinxDirective):
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
+def without_statement_numbers(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Leave out numbers such as (R21) of a docstring: they are for readers of the code."""
+    lines[:] = without_citations("\n".join(lines)).split("\n")
+
+
 def setup(app: Sphinx) -> None:
     """Make the directive known."""
+    app.connect("autodoc-process-docstring", without_statement_numbers)
     app.add_directive("generated", Generated)
     app.add_lexer("haproxy", TextLexer)  # Pygments has none for it

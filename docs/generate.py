@@ -7,6 +7,7 @@ that name here. What is made at each build cannot fall behind the code.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 import sqlite3
@@ -19,6 +20,8 @@ import click
 from sphinx.pycode import ModuleAnalyzer
 
 import trioresume.cli
+from trioresume import Config
+from trioresume.cli import units
 from trioresume.cli.help import default_text, sections_of, spelling
 from trioresume.cli.options import ExitCode
 from trioresume.errors import ProblemCode
@@ -83,6 +86,140 @@ def exit_codes() -> str:
     """Every exit status with its meaning."""
     docs = attribute_docs("trioresume.cli.options", "ExitCode")
     return table(("status", "meaning"), ((c.value, docs[c.name]) for c in ExitCode))
+
+
+# The settings of a program.
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "Where it listens": ("bind", "unix_socket_mode", "ssl", "http2", "h2c", "backlog"),
+    "Where things are kept, and how safely": (
+        "data_dir",
+        "durability",
+        "chunk_size",
+        "receive_memory",
+        "storage_threads",
+        "retain_content",
+    ),
+    "Who may do what": (
+        "authenticate",
+        "rules",
+        "cors_origins",
+        "cors_credentials",
+        "cors_max_age",
+        "cors_request_fields",
+        "cors_response_fields",
+    ),
+    "Who is told": ("hooks", "watch"),
+    "The upload page": ("ui", "ui_appearance"),
+    "Addresses, and proxies in front": (
+        "operation_path",
+        "public_url",
+        "root_path",
+        "relative_locations",
+        "trusted_proxies",
+        "forwarded_fields",
+        "interim_responses",
+        "continue_without_expect",
+    ),
+    "How long things are kept": (
+        "incomplete_lifetime",
+        "max_upload_lifetime",
+        "response_lifetime",
+        "indeterminate_lifetime",
+        "tombstone_lifetime",
+        "file_lifetime",
+        "retry_interval",
+    ),
+    "Limits of space": (
+        "max_upload_size",
+        "max_stored_bytes",
+        "max_stored_bytes_per_principal",
+        "max_open_uploads_per_principal",
+        "min_free_space",
+        "min_resumable_size",
+        "max_append_size",
+        "min_append_size",
+        "digest_budget",
+    ),
+    "Limits of connections and requests": (
+        "max_connections",
+        "max_connections_per_address",
+        "max_streams",
+        "max_header_size",
+        "max_header_fields",
+        "max_ranges",
+        "max_wait",
+        "drain_size",
+    ),
+    "Limits of time": (
+        "header_timeout",
+        "keep_alive_timeout",
+        "body_timeout",
+        "min_body_rate",
+        "send_timeout",
+        "drain_timeout",
+        "acknowledge_interval",
+        "grace_timeout",
+    ),
+    "For particular clients": (
+        "check_interop_version",
+        "lenient_range_unit",
+        "strict_metadata",
+    ),
+}
+"""The settings of :class:`trioresume.Config` by what they are about."""
+
+CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+_PARENTHESES = re.compile(r"\s*\(([^()]*)\)")
+_ONLY_CITATIONS = re.compile(r"[RBCDEG][0-9]+(?:\s*(?:to|,|-)\s*[RBCDEG][0-9]+)*")
+
+
+def without_citations(text: str) -> str:
+    """*text* without numbers of statements in parentheses, such as R21: readers lack the list."""
+
+    def shortened(match: re.Match[str]) -> str:
+        if not STATEMENT.search(match[1]):
+            return match[0]
+        parts = [
+            re.sub(r":\s*[RBCDEG][0-9]+\Z", "", part.strip())
+            for part in re.split(r"[,;](?=\s)", match[1])
+        ]
+        kept = "; ".join(p for p in parts if not _ONLY_CITATIONS.fullmatch(p))
+        space = match[0][: len(match[0]) - len(match[0].lstrip())]
+        return f"{space}({kept})" if kept else ""
+
+    return _PARENTHESES.sub(shortened, text)
+
+
+def settings() -> str:
+    """The settings of ``Config`` in groups: name, default and meaning."""
+    docs = attribute_docs("trioresume.server.api.config", "Config")
+    parts: list[str] = []
+    for title, names in SETTINGS.items():
+        parts.append(f"### {title}")
+        for name in names:
+            default = _shown_default(CONFIG_FIELDS[name])
+            meaning = re.sub(
+                r":class:`~?([\w.]+)`",
+                r"{py:class}`\1`",
+                without_citations(docs.get(name, "")),
+            )
+            parts.append(
+                f"{{py:attr}}`~trioresume.Config.{name}`{default}\n: {meaning}"
+            )
+    return "\n\n".join(parts)
+
+
+def _shown_default(field: dataclasses.Field[object]) -> str:
+    if field.default is dataclasses.MISSING:
+        return ""
+    value = field.default
+    if field.name == "unix_socket_mode":
+        return " = `0o660`"
+    if isinstance(value, int) and value > 1024 and value % 1024 == 0:
+        return f" = `{value}` ({units.size(value)})"
+    return f" = `{value!r}`"
 
 
 # The state machine.
@@ -345,6 +482,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
         exit_codes,
         http_clients,
         problem_codes,
+        settings,
         state_diagram,
         states,
         tus_clients,

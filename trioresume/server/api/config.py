@@ -225,7 +225,9 @@ class Config:
 
     Beyond it, ``Want-Repr-Digest`` is ignored and ``Repr-Digest`` is refused."""
     max_header_size: int = 16 * 1024
+    """Bytes of a request's head, with the request line (431)."""
     max_header_fields: int = 100
+    """Field lines of a request's head (431)."""
     max_ranges: int = 16
     """The most ranges in one response; a request for more gets the whole content (G16)."""
     max_wait: float = 30.0
@@ -298,6 +300,7 @@ class Config:
     """How long the file service keeps a file; None: for ever."""
 
     chunk_size: int = 4 * MIB
+    """The most bytes of a chunk, the unit in which content is named and stored once."""
     receive_memory: int = 16 * MIB
     """Memory for the content of all uploads, between the network and the disk."""
     storage_threads: int = 4
