@@ -163,6 +163,7 @@ STORE_WINGS["keeper"] = STORE_WINGS["disk"] | {"disk"}
 STORE_WINGS["remote"] = STORE_WINGS["disk"] | {"disk"}
 STORE_WINGS["objects"] = {"port"}
 STORE_WINGS["postgres"] = {"port", "catalog"}
+STORE_WINGS["doctor"] = {"port", "objects"}
 STORE_WINGS["disk_store"] = STORE_WINGS["keeper"] | {"keeper"}
 STORE_WINGS["shared_disk_store"] = STORE_WINGS["disk_store"] | {"disk_store", "remote"}
 STORE_WINGS["cluster_store"] = {"port", "objects"}

@@ -105,6 +105,8 @@ from trioresume.server.serving import Server, serve
 from trioresume.server.workers.parent import Workforce, serve_workers
 from trioresume.server.workers.seat import Seat, take_seat
 from trioresume.server.workers.worker import serve_worker
+from trioresume.store.doctor.examination import examine
+from trioresume.store.doctor.findings import ProbeResult, Verdict
 from trioresume.store.keeper.export import Export, Exported, ExportState, Metadata
 from trioresume.store.keeper.inventory import (
     Inventory,
@@ -174,6 +176,7 @@ __all__ = [
     "PasswordFile",
     "PeerError",
     "Principal",
+    "ProbeResult",
     "ProblemCode",
     "ProcessingProgress",
     "Progress",
@@ -206,6 +209,7 @@ __all__ = [
     "TrioresumeError",
     "UploadForgotten",
     "UpstreamTarget",
+    "Verdict",
     "Verification",
     "WSGITarget",
     "WatchSettings",
@@ -217,6 +221,7 @@ __all__ = [
     "check_config",
     "client_certificates",
     "collect",
+    "examine",
     "idempotent",
     "import_directory",
     "new_token",

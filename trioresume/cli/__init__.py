@@ -39,6 +39,7 @@ class TrioresumeGroup(CommandGroup):
         "verify": "trioresume.cli.maintenance:verify",
         "gc": "trioresume.cli.maintenance:gc",
         "retry": "trioresume.cli.maintenance:retry",
+        "doctor": "trioresume.cli.doctor:doctor",
         "hooks": "trioresume.cli.hooks:hooks",
         "backup": "trioresume.cli.backup:backup",
         "restore": "trioresume.cli.backup:restore",

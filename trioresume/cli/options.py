@@ -72,7 +72,9 @@ class ExitCode(IntEnum):
     USAGE = 2
     """An option, an argument or the configuration file is wrong; nothing was tried."""
     DAMAGED = 3
-    """``verify`` found damage. The output names it, and the files and uploads that need it."""
+    """``verify`` found damage. The output names it, and the files and uploads that need it.
+
+    ``doctor`` found a fault."""
     OVER_THRESHOLD = 4
     """``bench`` found that a comparison of ``--fail-if`` holds, or that its figure is missing."""
     WRONG_CONTENT = 65

@@ -1,0 +1,1 @@
+"""Probes of what a cluster is built on: each finding says what to do."""
