@@ -454,7 +454,7 @@ class OwnShare:
         operation = self._operation
         self.is_owned = False
         logger.warning("%s was taken over by another process", concealed(operation.id))
-        if operation.is_loaded:
+        if self._shares.registry.loaded.get(operation.id) is operation:
             operation.incoming.turns.surrender()
             self._leave()
             self._shares.registry.start(operation, self._look_after_loss)
