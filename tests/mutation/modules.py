@@ -265,6 +265,7 @@ _SHARING = "tests/store/contract/test_sharing.py"
 _REMOTE = "tests/store/remote/test_keeper.py"
 _SHARED = (
     "tests/server/shared/test_elsewhere.py",
+    "tests/server/shared/test_owning.py",
     "tests/server/shared/test_processing.py",
     "tests/server/shared/test_walk.py",
 )

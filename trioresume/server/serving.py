@@ -66,6 +66,7 @@ from trioresume.server.uploads.expiry import (
     COLLECT_DELAY,
     LAST_SEEN,
     RELEASING,
+    SHARED_LOAD_EVERY,
     WINDOW,
     Collector,
     Expiry,
@@ -111,6 +112,7 @@ class Tuning:
     keeper_timeout: float = CLIENT_TIMEOUT
     look_times: LookTimes = USUAL_TIMES
     ask_timeout: float = ASK_TIMEOUT
+    shared_load_every: float = SHARED_LOAD_EVERY
     make_schedule: Callable[[], Schedule] = lambda: Schedule(WINDOW)
 
 
@@ -400,7 +402,12 @@ async def running_service(
     part = share.part
     if isinstance(target, StoreTarget):
         target.attach(Services(storage, clock, config, rulebook, part))
-    expiry = Expiry(storage, clock, tuning.make_schedule())
+    expiry = Expiry(
+        storage,
+        clock,
+        tuning.make_schedule(),
+        load_every=tuning.shared_load_every,
+    )
     collector = Collector(storage, delay=tuning.collect_delay)
     quotas = Quotas(storage.store, config, rulebook)
     if part.keeps:

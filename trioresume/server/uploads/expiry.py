@@ -42,7 +42,14 @@ if TYPE_CHECKING:
     from trioresume.server.async_store.storage import Storage
     from trioresume.server.uploads.registry import Registry
 
-__all__ = ["LAST_SEEN", "RELEASING", "Collector", "Expiry", "clock_reading"]
+__all__ = [
+    "LAST_SEEN",
+    "RELEASING",
+    "SHARED_LOAD_EVERY",
+    "Collector",
+    "Expiry",
+    "clock_reading",
+]
 
 logger = logging.getLogger("trioresume.expiry")
 
@@ -81,11 +88,17 @@ class Expiry:
     """Expires operations and files at their deadlines."""
 
     def __init__(
-        self, storage: Storage, clock: ServiceClock, schedule: Schedule
+        self,
+        storage: Storage,
+        clock: ServiceClock,
+        schedule: Schedule,
+        *,
+        load_every: float = SHARED_LOAD_EVERY,
     ) -> None:
         self._storage = storage
         self._clock = clock
         self._schedule = schedule
+        self._load_every = load_every
         self._noted = trio.Event()
         self._wakes_at = 0.0
         # The soonest deadline of a published file that is not in the schedule.
@@ -163,7 +176,7 @@ class Expiry:
 
     def _is_outdated(self) -> bool:
         """Whether other processes may have noted deadlines of which this one knows nothing."""
-        is_old = self._clock.now() >= self._loaded_at + SHARED_LOAD_EVERY
+        is_old = self._clock.now() >= self._loaded_at + self._load_every
         return is_old and self._storage.store.sharing is not None
 
     async def _expire_together(
@@ -241,7 +254,7 @@ class Expiry:
         self._wakes_at = float("inf") if deadline is None else deadline
         until = min(self._wakes_at, self._read_at + NOTE_IDLE_EVERY)
         if self._storage.store.sharing is not None:
-            until = min(until, self._loaded_at + SHARED_LOAD_EVERY)
+            until = min(until, self._loaded_at + self._load_every)
         seconds = max(SHORTEST_SLEEP, until - self._clock.now())
         with trio.move_on_after(seconds):
             await self._noted.wait()
