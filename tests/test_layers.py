@@ -147,6 +147,7 @@ WINGS["keeper"] = {"uploads"}
 WINGS["routes"] = WINGS["uploads"] | {"uploads"}
 WINGS["doorman"] = WINGS["http"] | {"http"}
 WINGS["watch"] = WINGS["doorman"] | {"parts", "uploads", "doorman"}
+WINGS["admin"] = WINGS["watch"] | {"watch", "keeper"}
 WINGS["checks"] = WINGS["http"] | {"http"}
 WINGS["serving"] = {*WINGS}
 WINGS["workers"] = {*WINGS}

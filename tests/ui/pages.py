@@ -25,9 +25,11 @@ def make_page(folder: Path) -> Path:
     copy_sources(folder)
     dist = folder / "dist"
     dist.mkdir()
-    for name in ("index.html", "icon.svg", "style.css", "words.en.json"):
+    copied = ("index.html", "admin.html", "admin.css", "icon.svg", "style.css")
+    for name in (*copied, "words.en.json"):
         shutil.copy(folder / "src" / name, dist)
     (dist / "page.js").write_text("document.title = 'made';\n")
+    (dist / "admin.js").write_text("document.title = 'made';\n")
     (dist / "licences.txt").write_text("Nobody's.\n")
     (dist / "packages.json").write_text("{}\n")
     (dist / "sources").write_text(build.sources_digest(folder))

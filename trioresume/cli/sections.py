@@ -117,6 +117,8 @@ SERVE = {
     ),
     "Watching it": (
         "--admin-bind",
+        "--admin-page",
+        "--admin-name",
         "--public-health",
         "--access-log",
         "--access-log-format",

@@ -25,6 +25,20 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="Address, such as HOST:PORT or unix:PATH, for /metrics, /healthz and /readyz; may be "
         "repeated. It asks for no credentials: let only operators connect to it.",
     ),
+    click.option(
+        "--admin-page",
+        type=click.Choice(["off", "read", "change"]),
+        default="off",
+        help="Page for people at /admin/ of --admin-bind, which shows uploads, files, quotas, "
+        "hooks and errors; change: it may also cancel, delete and retry.",
+    ),
+    click.option(
+        "--admin-name",
+        metavar="HOST",
+        multiple=True,
+        help="Name by which browsers may ask for this page, beside localhost and IP addresses; "
+        "may be repeated.",
+    ),
     switch(
         "--public-health",
         default=False,
@@ -50,7 +64,15 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     ),
 )
 
-_NAMES = ("admin_bind", "public_health", "access_log", "access_log_format", "tracing")
+_NAMES = (
+    "admin_bind",
+    "admin_page",
+    "admin_name",
+    "public_health",
+    "access_log",
+    "access_log_format",
+    "tracing",
+)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -75,6 +97,8 @@ def watch_options(
 
 def _settings(
     admin_bind: tuple[str, ...],
+    admin_page: Any,
+    admin_name: tuple[str, ...],
     public_health: bool,
     access_log: str | None,
     access_log_format: Any,
@@ -88,6 +112,8 @@ def _settings(
         )
         return trioresume.WatchSettings(
             admin_bind=admin_bind,
+            admin_page=admin_page,
+            admin_names=admin_name,
             public_health=public_health,
             access_log=log,
             tracing=tracing,

@@ -81,11 +81,13 @@ from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK, SetState
 
 if TYPE_CHECKING:
+    from trioresume.server.admin.recent import RecentErrors
+    from trioresume.server.admin.site import AdminSite
     from trioresume.server.api.handler import AnyTarget, Handler
     from trioresume.server.api.rules import Rule
     from trioresume.server.http.connection_counts import SharedCounts
     from trioresume.server.http.exchange import Exchange
-    from trioresume.server.watch.view import Others
+    from trioresume.server.watch.view import Others, View
     from trioresume.server.watch.watch import Watch
     from trioresume.store.port import OperationId, Store
 
@@ -285,6 +287,11 @@ async def watching(
         async with open_admin_listeners(config) as listeners:
             for listener in listeners:
                 logger.info("metrics and health checks at %s", listener.url)
+                if settings.admin_page != "off":
+                    mode = "read-only"
+                    if settings.admin_page == "change":
+                        mode = "which may change everything, without credentials"
+                    logger.info("admin page at %s/admin/, %s", listener.url, mode)
             yield Watch(config, listeners, tuning.look_times, part)
     elif (
         settings.access_log is not None
@@ -425,6 +432,7 @@ async def running_service(
         make_registry, make_service = hooks.registry, hooks.service
     async with (
         nullcontext() if watch is None else watch.running(),
+        _noting_errors(config) as errors,
         _running(config.authenticate if part.serves else None, config),
         # The target that keeps its own things in the store also has tasks for the keeper.
         _running(
@@ -499,6 +507,12 @@ async def running_service(
             timeout = tuning.keeper_timeout
             tasks.append(partial(serve_control, config.data_dir, commands, timeout))
         if watch is not None:
+            make_site = None
+            if errors is not None:
+                retry = share.retry or retries.retry
+                make_site = partial(
+                    _admin_site, config, operations, retry, errors, control
+                )
             add = watch.admin_task(
                 doorman,
                 storage,
@@ -506,6 +520,7 @@ async def running_service(
                 background,
                 has_disk=control,
                 others=share.others,
+                make_site=make_site,
             )
             tasks += [] if add is None else [add]
         background.start_soon(_run_all, tasks, chores)
@@ -513,6 +528,43 @@ async def running_service(
         chores.cancel()
         background.cancel_scope.deadline = doorman.deadline
         lasting.deadline = doorman.deadline + TARGET_LAST_SECONDS
+
+
+@asynccontextmanager
+async def _noting_errors(config: Config) -> AsyncIterator[RecentErrors | None]:
+    """Keep the latest errors of the log for the admin page, if there is one."""
+    if config.watch.admin_page == "off":
+        yield None
+        return
+    from trioresume.server.admin.recent import RecentErrors
+
+    errors = RecentErrors()
+    log = logging.getLogger("trioresume")
+    log.addHandler(errors)
+    try:
+        yield errors
+    finally:
+        log.removeHandler(errors)
+
+
+def _admin_site(
+    config: Config,
+    operations: Registry,
+    retry: Callable[[OperationId], Awaitable[int | None]],
+    errors: RecentErrors,
+    has_disk: bool,
+    view: View,
+) -> AdminSite:
+    # Imported only here: a service without the admin page needs nothing of it.
+    from trioresume.server.admin.changes import Changes
+    from trioresume.server.admin.rows import Rows
+    from trioresume.server.admin.site import AdminSite
+
+    rows = Rows(config.data_dir) if has_disk else None
+    changes = None
+    if config.watch.admin_page == "change" and rows is not None:
+        changes = Changes(operations, retry, rows)
+    return AdminSite(view, errors, rows, changes, config.watch.admin_names)
 
 
 @asynccontextmanager

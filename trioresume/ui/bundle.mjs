@@ -10,7 +10,7 @@ const out = process.argv[2];
 mkdirSync(out);
 
 const { metafile } = await build({
-  entryPoints: { page: "src/main.js", style: "src/style.css" },
+  entryPoints: { page: "src/main.js", style: "src/style.css", admin: "src/admin.js" },
   outdir: out,
   bundle: true,
   minify: true,
@@ -22,7 +22,7 @@ const { metafile } = await build({
   logLevel: "warning",
 }).catch(() => process.exit(1)); // esbuild has said why
 // The server reads the English words, to check those of other languages.
-for (const name of ["index.html", "icon.svg", "words.en.json"]) copyFileSync(`src/${name}`, `${out}/${name}`);
+for (const name of ["index.html", "admin.html", "admin.css", "icon.svg", "words.en.json"]) copyFileSync(`src/${name}`, `${out}/${name}`);
 
 const folders = new Set();
 for (const output of Object.values(metafile.outputs)) {

@@ -15,13 +15,19 @@ from trioresume.ui.build import HERE, is_built, missing_programs
 from trioresume.ui.colors import color_sheet
 from trioresume.ui.words import read_words
 
-__all__ = ["PageFile", "load_page"]
+__all__ = ["PageFile", "load_admin_page", "load_page"]
 
 _TYPES = {
     "page.js": "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
     "licences.txt": "text/plain; charset=utf-8",
+}
+_ADMIN_TYPES = {
+    "admin.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "admin.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
 }
 _HTML = "text/html; charset=utf-8"
 _TITLE = "Upload files"
@@ -79,12 +85,32 @@ def load_page(
     return files
 
 
-def _check_built(folder: Path) -> None:
+def load_admin_page(
+    token: str, *, may_change: bool, folder: Path = HERE
+) -> Mapping[str, PageFile]:
+    """Return the files of the admin page by name; "" is the page itself.
+
+    It sends *token* with each change. Raises :class:`~trioresume.errors.CallerError` if the
+    page was not built.
+    """
+    _check_built(folder, "--admin-page")
+    dist = folder / "dist"
+    files = {
+        name: PageFile(kind, (dist / name).read_bytes())
+        for name, kind in _ADMIN_TYPES.items()
+    }
+    said = {"token": token, "may-change": "yes" if may_change else ""}
+    index = (dist / "admin.html").read_text("utf-8")
+    files[""] = PageFile(_HTML, _filled(index, said).encode())
+    return files
+
+
+def _check_built(folder: Path, option: str = "--ui") -> None:
     if not is_built(folder):
         lacking = " and ".join(missing_programs())
         here = f"; {lacking} cannot be found here" if lacking else ""
         raise CallerError(
-            "the page of --ui is not built. Build it once with 'python -m trioresume.ui "
+            f"the page of {option} is not built. Build it once with 'python -m trioresume.ui "
             f"build', which needs Node 18 or newer, npm and a network{here}"
         )
 

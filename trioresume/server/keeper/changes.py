@@ -58,7 +58,14 @@ if TYPE_CHECKING:
     from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Store
 
-__all__ = ["Keeper", "changing", "check_file_name", "open_keeper", "open_or_call"]
+__all__ = [
+    "Keeper",
+    "change_served",
+    "changing",
+    "check_file_name",
+    "open_keeper",
+    "open_or_call",
+]
 
 TOMBSTONE = 24 * 3600.0
 """Seconds for which an upload that was removed while no service runs answers that it is gone."""
@@ -236,7 +243,7 @@ def changing(operations: Registry) -> Command:
         await talk.say({"ready": True})
         while (wish := await talk.hear()) is not None:
             try:
-                await _change(operations, wish)
+                await change_served(operations, wish)
             except (CallerError, StorageError) as exc:
                 await talk.say({"error": str(exc)})
             else:
@@ -245,7 +252,12 @@ def changing(operations: Registry) -> Command:
     return obey
 
 
-async def _change(operations: Registry, wish: Message) -> None:
+async def change_served(operations: Registry, wish: Message) -> None:
+    """Make the change *wish*, a message as above, in the service that has *operations*.
+
+    Raises :class:`CallerError` and :class:`~trioresume.StorageError` with the reason if it
+    was not made.
+    """
     storage = operations.storage
     if wish.get("act") not in ("rm", "mv", "chown"):
         raise CallerError("what is asked for is not known")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trioresume.server.uploads.registry import Registry
     from trioresume.store.port import Store
 
-__all__ = ["change_events", "changing_events"]
+__all__ = ["AT_ONCE", "change_events", "changing_events", "event_changes"]
 
 Action = Literal["retry", "drop"]
 
@@ -49,13 +49,14 @@ def changing_events(operations: Registry) -> Command:
         if action not in ("retry", "drop"):
             raise CallerError("events can be sent again or dropped")
         now = operations.clock.now()
-        await operations.storage.commit(*_changes(action, seqs, now))
+        await operations.storage.commit(*event_changes(action, seqs, now))
         await talk.say({"done": True})
 
     return obey
 
 
-def _changes(action: str, seqs: Sequence[int], now: float) -> list[Mutation]:
+def event_changes(action: str, seqs: Sequence[int], now: float) -> list[Mutation]:
+    """Return what sends the events *seqs* again at *now* (``retry``), or drops them."""
     some = tuple(seqs)
     if action == "retry":
         return [ReviveEvents(some, now)]
@@ -102,7 +103,7 @@ def _change(store: Store, action: Action, seqs: Sequence[int]) -> None:
     reading = store.meta(SERVICE_CLOCK)
     now = 0.0 if reading is None else float(reading.split()[0])
     for first in range(0, len(seqs), AT_ONCE):
-        store.apply([_changes(action, seqs[first : first + AT_ONCE], now)])
+        store.apply([event_changes(action, seqs[first : first + AT_ONCE], now)])
 
 
 async def _ask(

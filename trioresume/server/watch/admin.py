@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trioresume.server.watch.facts import Lookup
     from trioresume.server.watch.view import View
 
-__all__ = ["AdminPages", "admin_doorman", "open_admin_listeners"]
+__all__ = ["AdminPages", "Site", "admin_doorman", "open_admin_listeners"]
 
 MOST_CONNECTIONS = 16
 HEAD_TIMEOUT = 5.0
@@ -88,11 +88,24 @@ def admin_doorman(pages: AdminPages, config: Config, clock: ServiceClock) -> Doo
     return Doorman(pages.handle, own, clock)
 
 
+class Site(Protocol):
+    """What else the listener has: the admin page."""
+
+    def has(self, path: str) -> bool:
+        """Whether it answers requests for *path*."""
+        ...
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request. Raises :class:`PeerError`."""
+        ...
+
+
 class AdminPages:
     """Answers what is asked on the second listener, about the service that *view* shows."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, site: Site | None = None) -> None:
         self._view = view
+        self._site = site
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Raises :class:`PeerError`."""
@@ -105,6 +118,8 @@ class AdminPages:
         elif path == METRICS_PATH:
             check_method(exchange)
             await self._answer_metrics(exchange)
+        elif self._site is not None and self._site.has(path):
+            await self._site.handle(exchange)
         else:
             raise PeerError(ProblemCode.NOT_FOUND, close=exchange.head.has_content)
 

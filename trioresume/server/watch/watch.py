@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trioresume.server.doorman import Doorman
     from trioresume.server.http.listeners import Listener
     from trioresume.server.uploads.loaded_operation import Surroundings
+    from trioresume.server.watch.admin import Site
     from trioresume.server.watch.merging import Report
     from trioresume.server.watch.spans import Spans
     from trioresume.server.watch.view import Others
@@ -110,11 +111,13 @@ class Watch:
         *,
         has_disk: bool,
         others: Others | None = None,
+        make_site: Callable[[View], Site] | None = None,
     ) -> Callable[[], Awaitable[None]] | None:
         """Watch the requests of *doorman*; return what serves the second listener, if any.
 
         What is looked up of the disk, if the store *has_disk*, runs in *nursery*. The metrics
-        are those of this process and of *others*.
+        are those of this process and of *others*. *make_site* makes what else the listener
+        has: the admin page.
         """
         self._requests.attach(doorman.front)
         if not self._counts:
@@ -137,7 +140,8 @@ class Watch:
         )
         if not self._admin:
             return None
-        own = admin_doorman(AdminPages(view), config, clock)
+        site = None if make_site is None else make_site(view)
+        own = admin_doorman(AdminPages(view, site), config, clock)
         return partial(own.run, self._admin, _ignore)
 
     def report(self) -> Report:
