@@ -5,6 +5,9 @@
 versitygw is a Go module: ``go install github.com/versity/versitygw/cmd/versitygw@latest``. Its
 POSIX backend keeps objects as files and checks conditional puts under a lock. SeaweedFS (the
 program ``weed``) is distributed, and keeps objects in volumes. What is not installed is skipped.
+
+TRIORESUME_S3_SERVER=weed has the tests of ``tests/store`` use SeaweedFS. Its master, volume and
+filer have their usual ports then, so there can be only one: give pytest ``-n0``.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
+import botocore.exceptions
 import pytest
 
 __all__ = ["KINDS", "S3Server", "find", "running", "start"]
@@ -109,7 +114,8 @@ def _start(
         command += ["posix", str(root)]
     else:
         command = [program, "mini", f"-dir={directory}", "-ip=127.0.0.1"]
-        command += [f"-s3.port={port}"]
+        command += [f"-s3.port={port}", f"-bucket={server.bucket}"]
+        command += ["-webdav=false", "-admin.ui=false"]
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
@@ -117,7 +123,7 @@ def _start(
     try:
         _wait_until_it_listens(process, port)
         if kind != "versitygw":
-            _make_bucket(server)
+            _wait_for_the_bucket(server)
     except BaseException:
         stop(process)
         raise
@@ -136,9 +142,7 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
             time.sleep(0.02)
 
 
-def _make_bucket(server: S3Server) -> None:
-    import boto3
-
+def _wait_for_the_bucket(server: S3Server) -> None:
     client = boto3.client(
         "s3",
         endpoint_url=server.endpoint,
@@ -146,7 +150,16 @@ def _make_bucket(server: S3Server) -> None:
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
     )
-    client.create_bucket(Bucket=server.bucket)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            client.put_object(Bucket=server.bucket, Key="first", Body=b"x")
+            client.delete_object(Bucket=server.bucket, Key="first")
+            return
+        except botocore.exceptions.ClientError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

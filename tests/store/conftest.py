@@ -27,7 +27,8 @@ _prefixes = itertools.count()
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with running("versitygw", tmp_path_factory.mktemp("versitygw")) as server:
+    kind = os.environ.get("TRIORESUME_S3_SERVER", "versitygw")
+    with running(kind, tmp_path_factory.mktemp(kind)) as server:
         yield server
 
 

@@ -19,7 +19,7 @@ node has just found to exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +29,7 @@ from trioresume.errors import (
     ContentLost,
     StaleWriter,
     StorageConflict,
+    StorageError,
 )
 from trioresume.store.objects.bucket import Bucket, chunk_name, get_whole, new_tail_name
 from trioresume.store.objects.collection import Sweep, collect_objects
@@ -44,6 +45,7 @@ from trioresume.store.objects.scratch import Scratch
 from trioresume.store.objects.tails import Tail, TailRoom, load_part
 from trioresume.store.objects.writers import Writers
 from trioresume.store.port import (
+    Catalog,
     Collected,
     Content,
     ContentKey,
@@ -51,8 +53,6 @@ from trioresume.store.port import (
     ContentState,
     ContentWriter,
     EndOperation,
-    EventRecord,
-    FileRecord,
     ForgetOperation,
     FreezeContent,
     HoldBack,
@@ -62,13 +62,11 @@ from trioresume.store.port import (
     Notice,
     ObjectCatalog,
     OperationId,
-    OperationRecord,
     OperationState,
     RecordResponse,
     SealChunk,
     Sharing,
     TailPart,
-    Usage,
     check_key,
     is_response_key,
     operation_of,
@@ -102,49 +100,17 @@ def check_chunk_size(size: int) -> None:
         )
 
 
-class ClusterCatalog(ObjectCatalog, Protocol):
-    """A catalog with all questions of :class:`trioresume.store.port.Store`."""
+class ClusterCatalog(ObjectCatalog, Catalog, Protocol):
+    """A catalog that knows of objects."""
 
     on_lost: Callable[[OperationId | None], None] | None
     """Called when another node has taken an operation from this one; None is any of them."""
 
-    @property
-    def sharing(self) -> Sharing | None: ...
     def owns(self, id: OperationId) -> bool:
         """Return whether this node owns the operation, as far as it knows."""
         ...
 
-    def apply(
-        self, batch: Sequence[Sequence[Mutation]]
-    ) -> list[StorageConflict | None]: ...
-    def check(self) -> None: ...
-    def operation(self, id: OperationId) -> OperationRecord | None: ...
-    def operation_owned_by(
-        self, id: OperationId, principal: str | None
-    ) -> OperationRecord | None: ...
-    def operations_in(
-        self, states: Sequence[OperationState], limit: int, after: OperationId | None
-    ) -> list[OperationRecord]: ...
-    def count_operations(self) -> Mapping[OperationState, int]: ...
-    def expiring(self, limit: int) -> list[tuple[float, str]]: ...
-    def expire_file(self, token: str, now: float) -> Sequence[Mutation]: ...
-    def file(self, owner: str | None, name: str) -> FileRecord | None: ...
-    def meta(self, name: str) -> str | None: ...
-    def due_events(
-        self, now: float, limit: int, *, tasks: bool = False
-    ) -> tuple[list[EventRecord], float | None]: ...
-    def events(
-        self, *, dead: bool, after: int, limit: int, tasks: bool = False
-    ) -> list[EventRecord]: ...
-    def event_count(self) -> int: ...
-    def usage(self, principal: str | None) -> Usage: ...
-    def total_usage(self) -> Usage: ...
     def take_room(self, size: int) -> None: ...
-    def sealed_content(
-        self, key: ContentKey, seals: Sequence[SealChunk] = ()
-    ) -> Content: ...
-    def parts_of(self, content: Content) -> tuple[Content, ...]: ...
-    def close(self) -> None: ...
 
 
 class ClusterStore:
@@ -221,10 +187,8 @@ class ClusterStore:
 
     # Changing.
 
-    def apply(
-        self, batch: Sequence[Sequence[Mutation]]
-    ) -> list[StorageConflict | None]:
-        results: list[StorageConflict | None] = [
+    def apply(self, batch: Sequence[Sequence[Mutation]]) -> list[StorageError | None]:
+        results: list[StorageError | None] = [
             self._refusal(submission) for submission in batch
         ]
         sound = [at for at, refusal in enumerate(results) if refusal is None]

@@ -47,6 +47,8 @@ def test_bucket_that_cannot_be_reached_is_the_only_finding(
     s3: S3Server, credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With where to look: nobody there, no such bucket, wrong credentials."""
+    if s3.kind == "weed":
+        pytest.skip("SeaweedFS makes a bucket that is not there")
     for url in (
         "s3://uploads/?endpoint=http://127.0.0.1:9&region=x",
         s3.url().replace("uploads", "none"),

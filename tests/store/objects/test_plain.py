@@ -145,7 +145,7 @@ def test_too_many_parts_are_composed_in_two_steps(
 
 
 def test_composition_that_fails_leaves_nothing(
-    bucket: S3Bucket, plain: PlainObjects, place: ObjectPlace, client: Any
+    s3: S3Server, bucket: S3Bucket, plain: PlainObjects, place: ObjectPlace, client: Any
 ) -> None:
     """A chunk is missing, the service ends, or there is no such bucket."""
     sources, _ = put(bucket, 5 * MIB, 5 * MIB)
@@ -154,9 +154,10 @@ def test_composition_that_fails_leaves_nothing(
         plain.compose([*sources, missing], place)
     with pytest.raises(StorageError, match="ended"):
         plain.compose(sources, place, stop=lambda: True)
-    elsewhere = ObjectPlace(bucket="not-there", name="x")
-    with pytest.raises(StorageError, match="NoSuchBucket"):
-        plain.compose(sources, elsewhere)
+    if s3.kind != "weed":  # which makes a bucket that is not there
+        elsewhere = ObjectPlace(bucket="not-there", name="x")
+        with pytest.raises(StorageError, match="NoSuchBucket"):
+            plain.compose(sources, elsewhere)
     assert unfinished(client) == []
     with pytest.raises(Exception, match=r"NoSuchKey|Not Found"):
         client.get_object(Bucket=place.bucket, Key=place.name)

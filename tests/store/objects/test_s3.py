@@ -85,6 +85,8 @@ def test_wrong_credentials_and_buckets_are_errors_at_once(
     s3: S3Server, credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what to look at; nothing is tried again."""
+    if s3.kind == "weed":
+        pytest.skip("SeaweedFS makes a bucket that is not there")
     slept: list[float] = []
     none = S3Bucket(
         parse_address(s3.url().replace("uploads", "none")), sleep=slept.append
