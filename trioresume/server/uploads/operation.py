@@ -161,8 +161,22 @@ class Operation(LoadedOperation):
 
     async def cancel(self) -> None:
         """End it for the client (R25, R29). On return a restart cannot bring it back."""
-        if self.share is not None:
-            await self._bring_to_end(self.share)
+        if self.share is None:
+            await self._cancel()
+            return
+        for _ in range(MOST_CLAIMS):
+            try:
+                await self._bring_to_end(self.share)
+                await self._cancel()
+            except StaleWriter:
+                # Another process has taken it meanwhile. That is no reason to keep it.
+                self.share.lose()
+                await self.share.look()
+            else:
+                return
+        raise StaleWriter("other processes take the operation again and again")
+
+    async def _cancel(self) -> None:
         while self.is_retried:
             await self.changed.wait()  # one commit, after which the target is called
         if self.state in (_S.GONE, _S.ABANDONED):
