@@ -31,6 +31,7 @@ from trioresume.store.disk.tail_files import Hasher, Sealing
 from trioresume.store.disk.tails import Writers
 from trioresume.store.disk_store import DEFAULT_CHUNK_SIZE, DiskStore, Durability
 from trioresume.store.file_system.disk_io import Disk, translated
+from trioresume.store.file_system.free_space import PROBE
 from trioresume.store.port import (
     ContentKey,
     ContentWriter,
@@ -163,6 +164,7 @@ class SharedDiskStore(DiskStore):
             epoch=self._epoch.number,
             mount_epoch=self._epoch.number if doubts is None else doubts.mount_epoch,
             min_free=self._min_free_space,
+            reserve=self._space.held,
             is_spent=self._space.is_spent,
             is_limit_hidden=self._space.is_limit_hidden,
         )
@@ -326,6 +328,7 @@ class SharedDiskStore(DiskStore):
         Nobody can tell which of its syncs had failed, nor which of its writes were cut. Only
         bytes that are proven or recorded count from now on.
         """
+        self.sweep()  # it may have left tails of uploads that were not recorded
         operations = list(operations)
         self._epoch.orphan(set(map(request_key, operations)))
         for operation in operations:
@@ -342,6 +345,11 @@ class SharedDiskStore(DiskStore):
     def space(self) -> tuple[bool, bool]:
         """Whether the reserve is spent, and whether a hidden limit was met."""
         return self._space.is_spent, self._space.is_limit_hidden
+
+    def remove_probe(self, pid: int) -> None:
+        """Remove the file with which a worker that died has tried how much space there is."""
+        with translated("removing a probe of the space"):
+            self._disk.unlink(self._dir.join(f"{PROBE}{pid}"))
 
     def note_full_disk(self) -> None:
         """Look at the disk again, because a worker's write failed."""

@@ -106,14 +106,22 @@ class RunningKeeper:
 class KeeperStand:
     """A keeper, and any number of workers in this process, for the contract of sharing."""
 
-    def __init__(self, path: Path, between: Between | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        between: Between | None = None,
+        *,
+        takeover_timeout: float = TAKEOVER_TIMEOUT,
+    ) -> None:
         self.data_dir = path / "shared"
         self.disk = FaultyDisk()
         self._between = between or (lambda sock: sock)
         self._pids = count(1)
         self._workers: dict[int, PlayedWorker] = {}
         store = open_shared_store(self.data_dir, chunk_size=CHUNK, disk=self.disk)
-        self.running = RunningKeeper(store, end_process=self._end_process)
+        self.running = RunningKeeper(
+            store, end_process=self._end_process, takeover_timeout=takeover_timeout
+        )
 
     def _end_process(self, pid: int) -> None:
         if pid in self._workers:

@@ -35,6 +35,7 @@ from trioresume.errors import (
     StaleWriter,
     StorageConflict,
     StorageError,
+    StorageFull,
 )
 from trioresume.protocol.operation import OperationState
 from trioresume.server.workers import keeper as keeping
@@ -450,8 +451,17 @@ def test_bug_in_a_question_ends_no_keeper(
 # Slow workers.
 
 
-def test_worker_that_does_not_read_stalls_nobody(shared: KeeperStand) -> None:
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[KeeperStand]:
+    """A keeper that waits long for the answer of an owner."""
+    stand = KeeperStand(tmp_path, takeover_timeout=PATIENCE)
+    yield stand
+    stand.close()
+
+
+def test_worker_that_does_not_read_stalls_nobody(patient: KeeperStand) -> None:
     """It misses notices, is told so, and gets the claim that it has missed."""
+    shared = patient
     one, two = shared.join(), shared.join()
     do(one, CreateOperation(record()))
     sock = shared.running.connect(60)
@@ -538,3 +548,46 @@ def test_content_of_one_worker_is_read_by_another(shared: KeeperStand) -> None:
     found = one.file(None, "a.txt")
     assert found is not None
     assert read_content(one, found.content) == bytes(range(100))
+
+
+def test_tail_of_a_dead_worker_without_an_upload_is_swept(shared: KeeperStand) -> None:
+    """It died between the first byte and the record of its upload."""
+    one, two = shared.join(), shared.join()
+    assert one.new_writer(KEY).append(b"abc") == []
+    tails = shared.data_dir / "tails"
+    assert [path.name for path in tails.glob("*.0")] == [f"{KEY}.0"]
+    shared.kill(one)
+    collect_all(two)
+    assert list(tails.glob("*.0")) == []
+
+
+def test_worker_keeps_as_much_space_free_as_the_keeper(tmp_path: Path) -> None:
+    """And it asks the keeper for the reserve that was spent."""
+    data_dir = tmp_path / "data"
+    store = open_shared_store(data_dir, chunk_size=CHUNK, reserve=4096)
+    running = RunningKeeper(store, end_process=None)
+    worker = connect_store(running.connect(), data_dir, on_lost=_ignore)
+    assert worker._space.held == 4096
+    store._space.spend()
+    worker._space.is_spent = True
+    assert not (data_dir / "reserve").exists()
+    writer = begin(worker)
+    put(worker, writer, b"abc")
+    assert (data_dir / "reserve").stat().st_size == 4096
+    assert not worker._space.is_spent
+    worker.close()
+    running.stop()
+
+
+def test_full_disk_is_told_to_all(shared: KeeperStand) -> None:
+    """A write that failed in one worker; the next ones look again before they write."""
+    one, two = shared.join(), shared.join()
+    writer = begin(one)
+    shared.disk.space = 3
+    with pytest.raises(StorageFull):
+        writer.append(b"0123456789")
+    assert writer.offset == 3
+    shared.disk.space = None
+    put(one, writer, b"3456789")
+    assert one.sealed_content(KEY).length == CHUNK
+    until(lambda: two._space.is_limit_hidden, "the other worker does not know")

@@ -334,6 +334,7 @@ class Keeper:
         """Give away what a worker owned that has ended or lost its connection."""
         if not worker.said_goodbye:
             await worker.process.end()
+            self.store.remove_probe(worker.pid)
         await worker.settle()
         owned = self.ownership.owned_by(worker.number)
         if not worker.said_goodbye:

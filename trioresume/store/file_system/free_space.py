@@ -36,7 +36,7 @@ import threading
 
 from trioresume.store.file_system.disk_io import Disk
 
-__all__ = ["HEADROOM", "LARGEST_SHARE", "RESERVE_SIZE", "FreeSpace"]
+__all__ = ["HEADROOM", "LARGEST_SHARE", "PROBE", "RESERVE_SIZE", "FreeSpace"]
 
 HEADROOM = 8 * 1024 * 1024
 """Bytes that stay free: 4 MiB of log up to SQLite's checkpoint, and as much for tables."""
@@ -47,6 +47,9 @@ starts the log from the beginning again after a hundred pages."""
 
 LARGEST_SHARE = 20
 """At most a twentieth of the disk is left to others, so that small disks can be used, too."""
+
+PROBE = "reserve.probe"
+"""A file that exists while it is tried how much space there is. A worker adds its number."""
 
 _CUSHION_SIZE = 1024 * 1024
 """Bytes; but never more than the reserve."""
@@ -110,7 +113,7 @@ class FreeSpace:
         self._min_free = min_free
         self._left = 0
         self._reserve = os.path.join(path, "reserve")
-        self._probe = os.path.join(path, "reserve.probe")
+        self._probe = os.path.join(path, PROBE)
         self._size = reserve
         self._cushion = os.path.join(path, "cushion")
         self._cushion_size = min(_CUSHION_SIZE, reserve)
@@ -127,6 +130,11 @@ class FreeSpace:
         """How many bytes content may take at a hidden limit before the next proof."""
         self._step = _LOOK_EVERY
         """How many bytes the next proof is to be for."""
+
+    @property
+    def held(self) -> int:
+        """The bytes that the reserve has now. They count as free space."""
+        return self._held
 
     def look_again(self) -> None:
         """Look at the disk at the next :meth:`take`, because it was full elsewhere.
@@ -188,7 +196,9 @@ class FreeSpace:
 
     def open_reserve(self) -> None:
         """Find or make the reserve, or remove it at once if the disk is full."""
-        self._disk.unlink(self._probe)  # left by a crash
+        for name in os.listdir(self._path):
+            if name.startswith(PROBE):  # left by a crash
+                self._disk.unlink(os.path.join(self._path, name))
         if self._size == 0:
             return
         self._held = _size_of(self._reserve)

@@ -495,6 +495,7 @@ class Greeting:
     epoch: int = 0
     mount_epoch: int = 0
     min_free: int = 0
+    reserve: int = 0
     is_spent: bool = False
     is_limit_hidden: bool = False
 

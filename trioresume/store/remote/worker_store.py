@@ -41,7 +41,7 @@ from trioresume.store.disk.tail_files import Hasher, Sealing, TailFiles
 from trioresume.store.disk.tails import Writers
 from trioresume.store.disk.unfinished import Epoch
 from trioresume.store.file_system.disk_io import Descriptor, Disk, translated
-from trioresume.store.file_system.free_space import FreeSpace
+from trioresume.store.file_system.free_space import PROBE, FreeSpace
 from trioresume.store.port import (
     ContentKey,
     ContentWriter,
@@ -178,13 +178,16 @@ class _Space(FreeSpace):
         disk: Disk,
         *,
         min_free: int,
+        held: int,
+        pid: int,
         restore: Callable[[], bool],
         tell: Callable[[], None],
     ) -> None:
         super().__init__(path, disk, min_free=min_free)
         self._restore = restore
         self._tell = tell
-        self._probe = os.path.join(path, f"reserve.probe{os.getpid()}")
+        self._held = held
+        self._probe = os.path.join(path, f"{PROBE}{pid}")
 
     def restore(self) -> bool:
         if self.is_spent and self._restore():
@@ -228,7 +231,7 @@ class WorkerStore(RemoteCatalog, DiskContents):
                     os.path.join(path, "catalog.sqlite3")
                 )
             try:
-                self._open(connection, path, disk, new_hasher)
+                self._open(connection, path, disk, new_hasher, pid)
             except BaseException:
                 self._accountant.close()
                 raise
@@ -242,6 +245,7 @@ class WorkerStore(RemoteCatalog, DiskContents):
         path: str,
         disk: Disk,
         new_hasher: Callable[[], Hasher],
+        pid: int,
     ) -> None:
         greeting = connection.greeting
         self._epoch = Epoch(greeting.epoch)
@@ -249,6 +253,8 @@ class WorkerStore(RemoteCatalog, DiskContents):
             path,
             disk,
             min_free=greeting.min_free,
+            held=greeting.reserve,
+            pid=pid,
             restore=lambda: bool(self.ask("restore_space")),
             tell=lambda: connection.post(FullDisk()),
         )
