@@ -49,11 +49,11 @@ def workers_of(pid: int) -> list[int]:
         if path.name.isdigit():
             try:
                 fields = (path / "stat").read_text().rpartition(")")[2].split()
-                words = (path / "cmdline").read_bytes().split(b"\0")
+                words = (path / "cmdline").read_bytes()
             except OSError:
                 continue  # it has ended
             is_child = int(fields[1]) == pid and fields[0] not in "ZX"
-            if is_child and b"trioresume.cli.service.worker" in words:
+            if is_child and b"start_worker.py" in words:
                 found.append((int(fields[19]), int(path.name)))
     return [worker for _, worker in sorted(found)]
 

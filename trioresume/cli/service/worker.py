@@ -1,12 +1,11 @@
-"""``python -m trioresume.cli.service.worker``: the program of a worker process.
+"""What a worker process runs: the command of its parent, with the seat that the parent tells.
 
-``trioresume serve`` starts it, with the number of the channel's descriptor and then the words
-of its own command line. Nobody else has a use for it.
+``trioresume serve`` starts it by :mod:`trioresume.cli.service.start_worker`, with the number of
+the channel's descriptor and then the words of its own command line.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import click
@@ -51,7 +50,3 @@ def _run(seat: trioresume.Seat, words: Sequence[str]) -> int:
         seat.fail(f"{type(exc).__name__}: {exc}")
         raise
     return ExitCode.DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ starts. So what an administrator has changed until then is in force.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -64,8 +65,11 @@ def worker_command() -> Callable[[int], Sequence[str]]:
     """Return what makes a worker's command line from its channel, for the running command."""
     arguments = click.get_current_context().find_root().meta[ARGUMENTS]
 
+    # Found without an import: that would take the time that the program has to save.
+    program = os.path.join(os.path.dirname(__file__), "start_worker.py")
+
     def command(channel: int) -> list[str]:
-        program = [sys.executable, "-m", "trioresume.cli.service.worker"]
-        return [*program, str(channel), *arguments]
+        own = [sys.executable, program, str(os.getpid())]
+        return [*own, str(channel), *arguments]
 
     return command

@@ -118,6 +118,8 @@ class AccessLog:
         self._is_mid_line = False
         self.written = 0
         """Lines that were written."""
+        self.worker: int | None = None
+        """The number of the worker process that writes, for the lines in JSON."""
         self.dropped = 0
         """Requests that were not written: the queue was full, or the write failed."""
 
@@ -194,7 +196,7 @@ class AccessLog:
 
     def _write(self, batch: list[LoggedRequest]) -> None:
         """Write a line for each request of *batch*, in a thread."""
-        lines = [self._format(request) for request in batch]
+        lines = [self._format(request, self.worker) for request in batch]
         data = "\n".join([*lines, ""]).encode("ascii", "backslashreplace")
         if self._is_mid_line:
             data = b"\n" + data
@@ -253,7 +255,7 @@ def _date(second: int) -> str:
     )
 
 
-def _common(request: LoggedRequest) -> str:
+def _common(request: LoggedRequest, worker: int | None) -> str:
     line = f"{_word(request.method)} {_word(request.path)} HTTP/{request.version}"
     return (
         f"{_word(request.client)} - {_word(request.principal)}"
@@ -262,14 +264,14 @@ def _common(request: LoggedRequest) -> str:
     )
 
 
-def _combined(request: LoggedRequest) -> str:
+def _combined(request: LoggedRequest, worker: int | None) -> str:
     return (
-        f'{_common(request)} "{_quoted(_without_query(request.referer))}"'
+        f'{_common(request, worker)} "{_quoted(_without_query(request.referer))}"'
         f' "{_quoted(request.user_agent)}"'
     )
 
 
-def _json(request: LoggedRequest) -> str:
+def _json(request: LoggedRequest, worker: int | None) -> str:
     at = time.gmtime(request.ended_at)
     thousandths = int(request.ended_at % 1 * 1000)
     members = {
@@ -291,10 +293,12 @@ def _json(request: LoggedRequest) -> str:
         "user_agent": request.user_agent[:LONGEST_TEXT] or None,
         "trace": request.trace,
     }
+    if worker is not None:
+        members["worker"] = worker
     return json.dumps(members)
 
 
-_FORMATS: dict[str, Callable[[LoggedRequest], str]] = {
+_FORMATS: dict[str, Callable[[LoggedRequest, int | None], str]] = {
     "common": _common,
     "combined": _combined,
     "json": _json,

@@ -89,6 +89,8 @@ async def serve_worker(
     """
     end_with_parent(seat)
     config = _own_config(config, seat)
+    if config.watch.access_log is not None:
+        config.watch.access_log.worker = seat.number
     target = as_target(handler)
     page = None if config.ui is None else UploadPage(config)
     contexts = None
@@ -168,7 +170,8 @@ def _own_config(config: Config, seat: Seat) -> Config:
 def end_with_parent(seat: Seat) -> None:
     """Have the system end this process when the parent ends, if it can (Linux).
 
-    A worker that is stopped then cannot wake up beside the worker of another service. Raises
+    A worker that is stopped then cannot wake up beside the worker of another service. (A
+    program may do this itself, as early as it can.) Raises
     :class:`CallerError` if the parent has ended already.
     """
     if sys.platform == "linux":
