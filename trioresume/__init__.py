@@ -116,10 +116,12 @@ from trioresume.store.keeper.inventory import (
     Totals,
 )
 from trioresume.store.keeper.verification import Damage, DamageKind, Verification
+from trioresume.store.objects.places import ObjectPlace
 from trioresume.store.port import Collected
 from trioresume.targets.applications.asgi import ASGITarget
 from trioresume.targets.applications.wsgi import WSGITarget
 from trioresume.targets.files import FileService
+from trioresume.targets.object_files import ObjectFiles
 from trioresume.targets.upstream.auth_request import AuthRequest
 from trioresume.targets.upstream.target import UpstreamTarget
 from trioresume.ui.appearance import PageAppearance
@@ -172,6 +174,8 @@ __all__ = [
     "JsonWebTokens",
     "Keeper",
     "Metadata",
+    "ObjectFiles",
+    "ObjectPlace",
     "PageAppearance",
     "PasswordFile",
     "PeerError",

@@ -56,6 +56,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "objects/bucket",
         "objects/collection",
         "objects/holds",
+        "objects/places",
         "objects/plain",
         "objects/prefixes",
         "objects/readers",
@@ -234,6 +235,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "targets": (
         "on_success/directory",
         "on_success/worker",
+        "object_files",
         "upstream/connections",
         "upstream/endpoints",
         "upstream/heads",
@@ -316,6 +318,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "store/keeper/backup_directory": (_BACKUP,),
     "server/keeper/intake": ("tests/server/keeper/test_imports.py",),
     "store/keeper/restore": (_BACKUP,),
+    "store/objects/places": ("tests/store/objects/test_plain.py",),
     "store/objects/prefixes": ("tests/store/test_cluster_store.py", _CONTENT),
     "store/objects/writers": ("tests/store/test_cluster_store.py", _CONTENT),
     "store/disk/chunks": (_ORDER, _STORE, _LOSSES),

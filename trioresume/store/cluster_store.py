@@ -34,6 +34,7 @@ from trioresume.errors import (
 from trioresume.store.objects.bucket import Bucket, chunk_name, get_whole, new_tail_name
 from trioresume.store.objects.collection import Sweep, collect_objects
 from trioresume.store.objects.holds import Holds
+from trioresume.store.objects.places import Source
 from trioresume.store.objects.prefixes import PrefixReader
 from trioresume.store.objects.readers import (
     Ahead,
@@ -76,7 +77,7 @@ from trioresume.store.port import (
 from trioresume.store.port.recipes import Digest, JoinedRecipe
 
 if TYPE_CHECKING:
-    from trioresume.store.objects.plain import PlainObjects, Source
+    from trioresume.store.objects.plain import PlainObjects
 
 __all__ = ["LEAST_CHUNK_SIZE", "ClusterCatalog", "ClusterStore", "check_chunk_size"]
 
@@ -457,8 +458,6 @@ class ClusterStore:
         yield self._unfrozen_sources(key, content.length)
 
     def _sources_of(self, digest: Digest) -> list[Source]:
-        from trioresume.store.objects.plain import Source
-
         recipe = self._catalog.recipe(digest)
         if isinstance(recipe, JoinedRecipe):
             return [each for part in recipe.parts for each in self._sources_of(part)]
@@ -478,8 +477,6 @@ class ClusterStore:
         return found
 
     def _unfrozen_sources(self, key: ContentKey, length: int) -> list[Source]:
-        from trioresume.store.objects.plain import Source
-
         tail = self._writers.tail(key)
         if tail is None:
             raise ContentLost("the content was released")

@@ -54,6 +54,11 @@ from trioresume.server.routes.representation import SANDBOX
 from trioresume.server.uploads.locations import root_of
 from trioresume.server.uploads.target_call import content_etag_of
 from trioresume.store.port import FileRecord, PublishFile, RemoveFile
+from trioresume.targets.object_files import (
+    PLAIN_OBJECT,
+    ObjectFiles,
+    ObjectPlacing,
+)
 from trioresume.targets.on_success.worker import OnSuccess
 from trioresume.text import new_name
 
@@ -81,7 +86,8 @@ class FileService:
     that are sent with POST, such as ``{year}/{month}/{digest}{suffix}``; None: names are
     random. *on_success* puts each stored file into a directory, too: ``copy:DIR``,
     ``link:DIR`` or ``move:DIR``. With *names_owner* the locations of files name their owners,
-    for :class:`~trioresume.Downloads`. Raises :class:`~trioresume.errors.CallerError` unless
+    for :class:`~trioresume.Downloads`. With *objects* each file becomes a plain object as well,
+    which needs the object store of a cluster. Raises :class:`~trioresume.errors.CallerError` unless
     *base* starts and ends with ``/``, and for a template or an action that is none.
     """
 
@@ -94,12 +100,15 @@ class FileService:
         name_template: str | None = None,
         on_success: str | None = None,
         names_owner: bool = False,
+        objects: ObjectFiles | None = None,
     ) -> None:
         if not (base.startswith("/") and base.endswith("/")):
             raise CallerError("the base path must start and end with '/'")
         self._base = base
         self._name_template = name_template
         self._names_owner = names_owner
+        self._objects = objects
+        self._placing: ObjectPlacing | None = None
         if name_template is not None:
             try:
                 _template(name_template)
@@ -120,6 +129,8 @@ class FileService:
             services, records=rules or self._action is not None
         )
         self._chooses_names = rules or self._name_template is not None
+        if self._objects is not None:
+            self._placing = ObjectPlacing(self._objects, services.storage.store)
 
     def check(self, config: Config) -> None:
         """Raise :class:`~trioresume.errors.CallerError` if a directory cannot be used.
@@ -184,6 +195,11 @@ class FileService:
         if head.method in ("GET", "HEAD"):
             if file is None:
                 raise PeerError(ProblemCode.NOT_FOUND)
+            if self._placing is not None:
+                there = await self._placing.redirect(file)
+                if there is not None:
+                    fields = {"location": there, "cache-control": "no-store"}
+                    return Response(307, fields)
             return self._represent(file)
         self._check(head, file)
         return None
@@ -231,7 +247,7 @@ class FileService:
 
     def _represent(self, file: FileRecord) -> Representation:
         filename = file.fields.get("filename", file.name)
-        kept = file.fields.without("filename")
+        kept = file.fields.without("filename", PLAIN_OBJECT)
         if "content-type" not in kept:
             kept = kept.plus({"content-type": "application/octet-stream"})
         return Representation(
@@ -276,14 +292,14 @@ class FileService:
             return await self._publish_new(request)
         if name is None:
             new = new_name()
-            return self._publish(request, self._record(request, new), None)
+            return await self._publish(request, self._record(request, new), None)
         current = await self._find(request.principal, name)
         self._check(request.head, current)
         if request.head.method == "DELETE":
             assert current is not None
             remove = RemoveFile(request.principal, name, current.content)
             return RecordedWith(Response(204), (remove,))
-        return self._publish(request, self._record(request, name), current)
+        return await self._publish(request, self._record(request, name), current)
 
     async def _publish_new(self, request: Request) -> RecordedWith:
         """Publish the file of a POST, under a name that this chooses."""
@@ -294,7 +310,7 @@ class FileService:
                 template = rule.name_template
         if template is None:
             new = new_name()
-            return self._publish(request, self._record(request, new), None)
+            return await self._publish(request, self._record(request, new), None)
         name = _template(template).render(self._naming(request))
         # If others take the name at this moment, they would take the numbers, too.
         tries = 1 if request.earlier_conflicts else MOST_NUMBERED
@@ -303,9 +319,9 @@ class FileService:
             current = await self._find(request.principal, numbered_name)
             if current is None or current.content == request.body.content:
                 file = self._record(request, numbered_name)
-                return self._publish(request, file, current)
+                return await self._publish(request, file, current)
         name = numbered(name, secrets.token_hex(8))
-        return self._publish(request, self._record(request, name), None)
+        return await self._publish(request, self._record(request, name), None)
 
     def _naming(self, request: Request) -> dict[str, str]:
         """Return the value of each field of a template."""
@@ -377,9 +393,12 @@ class FileService:
                 return getattr(terms.rule, field)
         return None
 
-    def _publish(
+    async def _publish(
         self, request: Request, file: FileRecord, current: FileRecord | None
     ) -> RecordedWith:
+        placing = self._placing
+        if placing is not None:
+            file = await placing.place(request, file, self._naming(request))
         etag = content_etag_of(file.content)
         publish = PublishFile(file, None if current is None else current.content)
         effects: tuple[Mutation, ...] = (publish,)
@@ -395,6 +414,8 @@ class FileService:
         location = f"{root}{self._base}{quote(file.name)}"
         if self._names_owner and file.owner is not None:
             location += f"?owner={quote(file.owner, safe='')}"
+        if placing is not None:
+            location = await placing.location(file) or location
         described = {
             "location": location,
             "length": file.content.length,

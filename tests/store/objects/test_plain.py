@@ -18,11 +18,10 @@ from tests.store.helpers import KEY, begin, do, record, seal_all, store_content
 from trioresume.errors import CallerError, StorageError, StorageUnavailable
 from trioresume.store.cluster_store import ClusterStore
 from trioresume.store.objects import plain as plain_module
+from trioresume.store.objects.places import ObjectPlace, Source
 from trioresume.store.objects.plain import (
     LEAST_PART,
-    ObjectPlace,
     PlainObjects,
-    Source,
     plan,
 )
 from trioresume.store.objects.s3 import S3Bucket

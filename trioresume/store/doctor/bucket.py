@@ -18,11 +18,10 @@ import botocore.exceptions
 from trioresume.errors import StorageError
 from trioresume.store.doctor.findings import ProbeResult, Verdict, probed
 from trioresume.store.objects.address import ObjectsAddress
+from trioresume.store.objects.places import ObjectPlace, Source
 from trioresume.store.objects.plain import (
     LEAST_PART,
-    ObjectPlace,
     PlainObjects,
-    Source,
 )
 from trioresume.store.objects.s3 import S3Bucket
 

@@ -13,9 +13,9 @@ Everything here blocks.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -23,16 +23,15 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from trioresume.errors import CallerError, StorageError, StorageUnavailable
+from trioresume.errors import StorageError, StorageUnavailable
 from trioresume.store.objects.address import ObjectsAddress
+from trioresume.store.objects.places import ObjectPlace, Source
 
 __all__ = [
     "LEAST_PART",
     "MOST_PARTS",
-    "ObjectPlace",
     "Part",
     "PlainObjects",
-    "Source",
     "plan",
 ]
 
@@ -42,20 +41,8 @@ MOST_PARTS = 10_000
 """S3's limits: the least size of a part but the last, the largest one, and their number."""
 _AT_ONCE = 8
 """Parts that are copied at the same time."""
-_MOST_METADATA = 2048
-"""Bytes of names and values together that S3 takes as metadata."""
 _COMPOSING = "composing/"
 """Where the objects of the first of two steps are, below the service's prefix."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An object, or bytes of it, that are part of the content."""
-
-    name: str
-    """With the service's prefix."""
-    length: int
-    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,34 +54,6 @@ class Part:
     @property
     def length(self) -> int:
         return sum(source.length for source in self.sources)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectPlace:
-    """Where a finished file becomes an object, and as what."""
-
-    bucket: str
-    name: str
-    content_type: str | None = None
-    disposition: str | None = None
-    """The ``Content-Disposition`` with which the object is sent."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.bucket or not self.name or len(self.name.encode()) > 1024:
-            raise CallerError("an object has a bucket, and a name of 1 to 1024 bytes")
-        if self.name.startswith("/") or {".", "..", ""} & set(self.name.split("/")):
-            raise CallerError(f"{self.name!r} cannot be the name of an object")
-        size = sum(len(n) + len(v) for n, v in self.metadata.items())
-        if size > _MOST_METADATA:
-            raise CallerError(
-                f"an object has at most {_MOST_METADATA} bytes of metadata, not {size}"
-            )
-        for name, value in self.metadata.items():
-            if not (name.isascii() and value.isascii() and value.isprintable()):
-                raise CallerError(
-                    f"the metadata {name!r} is not printable ASCII; encode it"
-                )
 
 
 def plan(sources: Sequence[Source], *, least: int = LEAST_PART) -> list[Part]:
