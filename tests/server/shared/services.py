@@ -23,7 +23,7 @@ from trioresume import Config
 from trioresume.server.api.handler import AnyTarget
 from trioresume.server.serving import UNTUNED, Tuning
 from trioresume.server.uploads.operation import Operation
-from trioresume.store.port import OperationId
+from trioresume.store.port import OperationId, Store
 from trioresume.testing.shared_memory import SharedMemory, SharedMemoryStore
 
 PATIENCE = 10.0
@@ -139,7 +139,25 @@ async def shared_services(
     memory = SharedMemory(chunk_size=chunk_size, takeover_timeout=takeover_timeout)
     handlers = handler if isinstance(handler, Sequence) else [handler] * processes
     stores = [memory.join() for _ in handlers]
-    scopes = [trio.CancelScope() for _ in handlers]
+    try:
+        async with running_services(handlers, stores, config, tuning) as (
+            services,
+            scopes,
+        ):
+            yield Shared(memory, services, stores, scopes)
+    finally:
+        memory.close()
+
+
+@asynccontextmanager
+async def running_services(
+    handlers: Sequence[Handler | AnyTarget],
+    stores: Sequence[Store],
+    config: Config | None = None,
+    tuning: Tuning = UNTUNED,
+) -> AsyncIterator[tuple[Sequence[MemoryService], Sequence[trio.CancelScope]]]:
+    """A service for each of *stores*, and the scope in which it runs."""
+    scopes = [trio.CancelScope() for _ in stores]
     services: list[MemoryService] = []
 
     async def run(
@@ -157,14 +175,11 @@ async def shared_services(
                 task_status.started()
                 await trio.sleep_forever()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for at in range(len(handlers)):
-                await nursery.start(run, at)
-            yield Shared(memory, services, stores, scopes)
-            nursery.cancel_scope.cancel()
-    finally:
-        memory.close()
+    async with trio.open_nursery() as nursery:
+        for at in range(len(stores)):
+            await nursery.start(run, at)
+        yield services, scopes
+        nursery.cancel_scope.cancel()
 
 
 async def half_patch(client: Client, location: str, first: int, sent: int) -> None:
