@@ -15,8 +15,9 @@ from trioresume.protocol.framing import (
     head_start,
     parse_head,
     request_head,
+    response_head,
 )
-from trioresume.protocol.heads import Fields, RequestHead
+from trioresume.protocol.heads import Fields, RequestHead, reason_phrase
 
 GOOD = (
     b"POST /files/?a=b HTTP/1.1\r\nHost: example.test:8080\r\nContent-Length: 5\r\n"
@@ -241,6 +242,107 @@ def test_what_the_check_passes_h11_reads_alike(lines: list[tuple[str, str]]) -> 
     event = connection.next_event()
     assert isinstance(event, h11.Request)
     assert Fields.from_wire(event.headers) == parse_head(raw).fields
+
+
+_LINE = st.tuples(
+    st.sampled_from(
+        ["Host", "X-A", "Content-Length", "Transfer-Encoding", "Expect", "Connection"]
+    )
+    | st.text("aZ-_:( \t\xe9", max_size=3),
+    st.sampled_from(["a", "5", "05", "+5", "5, 5", "chunked", "100-continue", "close"])
+    | st.text("a, \t\x00\x01\x7f\xe9\r\n", max_size=4),
+)
+
+
+@given(
+    st.sampled_from(["GET", "POST", "P!", "P ", ""]),
+    st.sampled_from(["/", "/a?b", "*", "http://x/y", "/\xe9", "/ ", "/#"]),
+    st.sampled_from(["HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "http/1.1", "HTTP/1.1 "]),
+    st.lists(_LINE, max_size=4),
+)
+def test_h11_refuses_nothing_that_the_check_passes(
+    method: str, target: str, version: str, lines: list[tuple[str, str]]
+) -> None:
+    """It is asked only if it has to frame an answer, and must know then what it answers."""
+    text = "".join(f"{name}: {value}\r\n" for name, value in [("Host", "a"), *lines])
+    raw = f"{method} {target} {version}\r\n{text}\r\n".encode("latin-1")
+    try:
+        head = parse_head(raw)
+    except PeerError:
+        return
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(raw)
+    event = connection.next_event()
+    assert isinstance(event, h11.Request)
+    assert event.method.decode() == head.method == method
+    assert event.target.decode() == target
+    assert event.http_version.decode() == head.http_version
+    assert len(event.headers) == len(head.fields)
+    body = connection.next_event()
+    ended = isinstance(body, h11.EndOfMessage)
+    assert ended == (head.length == 0)
+    assert connection.trailing_data == (b"", False)
+
+
+_VALUES = st.text(
+    st.characters(max_codepoint=255) | st.sampled_from("\r\n\0 \t:a"), max_size=6
+)
+_ANSWERED = st.lists(
+    st.tuples(
+        st.sampled_from(["date", "x-a", "etag", "connection", "content-length"])
+        | st.text("a-:( \r\n\xe9", max_size=4),
+        st.sampled_from(["0", "12", "close", "+1", ""]) | _VALUES,
+    ),
+    max_size=4,
+)
+
+
+@given(st.sampled_from([100, 104, 200, 201, 204, 304, 460, 599]), _ANSWERED)
+def test_response_head_is_the_one_that_h11_writes(
+    status: int, lines: list[tuple[str, str]]
+) -> None:
+    """Or it is left to h11. No target can put a line of its own into a head."""
+    fields = Fields(lines)
+    written = response_head(status, fields)
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection.next_event()
+    kind = h11.InformationalResponse if status < 200 else h11.Response
+    try:
+        event = kind(
+            status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
+        )
+        by_h11 = connection.send(event)
+    except h11.LocalProtocolError:
+        assert written is None
+    else:
+        assert written in (None, by_h11)
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "is_left"),
+    [
+        (201, [("content-length", "0"), ("x-a", "b c")], False),
+        (204, [("x-a", "")], False),
+        (304, [("etag", '"a"')], False),
+        (104, [("location", "/a")], False),
+        (200, [("x-a", "b")], True),
+        (200, [("content-length", "1"), ("content-length", "1")], True),
+        (200, [("content-length", "1"), ("transfer-encoding", "chunked")], True),
+        (200, [("content-length", "1"), ("x-a", "b\r\nc: d")], True),
+        (200, [("content-length", "1"), ("x-a", "b\n")], True),
+        (200, [("content-length", "1"), ("a b", "c")], True),
+        (200, [("content-length", "1"), ("a: b", "c")], True),
+        (200, [("content-length", "1"), ("x-a", "b\r\n")], True),
+        (200, [("content-length", "1"), ("", "c")], True),
+        (1000, [("content-length", "1")], True),
+    ],
+)
+def test_head_is_left_to_h11_if_it_must_frame_or_refuse(
+    status: int, lines: list[tuple[str, str]], is_left: bool
+) -> None:
+    """All other heads are written here."""
+    assert (response_head(status, Fields(lines)) is None) == is_left
 
 
 def test_binary_fields_must_fit_into_a_line() -> None:

@@ -5,9 +5,10 @@ bytes that a pipelining client sent ahead wait in the connection's buffer. Only 
 leaves a connection as an exception: a failing request, a dead peer or a bug hurts this
 connection alone.
 
-h11 writes the heads and checks the order of events. Content of known length is sent without
-h11, because it needs no framing. So h11 does not see the end of such a body and cannot begin
-its next cycle: each exchange has an h11 connection of its own.
+h11 frames the content whose length is unknown, and counts the content that a target makes block
+by block. Most responses need neither, so their heads are written without it: see
+:func:`~trioresume.protocol.framing.response_head`. An exchange that needs h11 makes an h11
+connection of its own.
 
 The numbered statements (R10, R33 …) are in docs/supported-protocols.md.
 """
@@ -28,6 +29,7 @@ from trioresume.protocol.framing import (
     find_head_end,
     head_start,
     parse_head,
+    response_head,
 )
 from trioresume.protocol.heads import Fields, RequestHead, reason_phrase
 from trioresume.server.http.base_exchange import BaseExchange
@@ -152,9 +154,6 @@ class Http1Connection:
             await trio.lowlevel.checkpoint()
         elif not await self._wait_for_request():
             return None
-        parser = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=self._front.config.max_header_size
-        )
         raw: bytes | None = None
         try:
             raw = await self._read_head()
@@ -163,7 +162,7 @@ class Http1Connection:
             if raw == _PREFACE and self._front.config.h2c and self._answering is None:
                 self.preface = raw + bytes(self._leftover)
                 return None
-            head = self._parse(parser, raw)
+            head = self._parse(raw)
         except PeerError as exc:
             if raw is None and self._leftover.startswith(_TLS):
                 # Its own message will be of a wrong version, and help nobody.
@@ -172,16 +171,15 @@ class Http1Connection:
                 )
             await self._refuse(exc, bytes(self._leftover) if raw is None else raw)
             return None
-        return Http1Exchange(head, parser, self._transport, self._leftover, self._front)
+        return Http1Exchange(head, raw, self._transport, self._leftover, self._front)
 
     async def _refuse(self, error: PeerError, came: bytes = b"") -> None:
         """Answer with *error* and close, if no request could be read.
 
         *came* is the received part of the request's head.
         """
-        parser = h11.Connection(h11.SERVER)
         refused = Http1Exchange(
-            _NO_HEAD, parser, self._transport, self._leftover, self._front
+            _NO_HEAD, b"", self._transport, self._leftover, self._front
         )
         if tus.shows_mark(came):
             refused.dialect = tus.TUS  # D1 (docs/supported-protocols.md)
@@ -254,19 +252,8 @@ class Http1Connection:
         self._leftover += scratch[:count]
         return count > 0
 
-    def _parse(self, parser: h11.Connection, raw: bytes) -> RequestHead:
+    def _parse(self, raw: bytes) -> RequestHead:
         head = parse_head(raw, self._front.head_limits, peer=self._transport.peer)
-        parser.receive_data(raw)
-        try:
-            parser.next_event()
-        except h11.RemoteProtocolError as exc:
-            raise PeerError(
-                ProblemCode.NOT_IMPLEMENTED
-                if exc.error_status_hint == 501
-                else ProblemCode.MALFORMED_REQUEST,
-                "the head is malformed",
-                close=True,
-            ) from exc
         if self._transport.tls is not None:
             head = replace(head, tls=self._transport.tls)
         return self._front.gateway.identify(head)
@@ -324,16 +311,18 @@ class Http1Tunnel:
 class Http1Exchange(BaseExchange):
     """A request that was read from *transport*, and the means to answer it.
 
-    *leftover* are the bytes that came after the request's head.
+    *raw* is the request's head, or empty if none could be read. *leftover* are the bytes that
+    came after it.
     """
 
     __slots__ = (
         "_body",
         "_cut_in_send",
         "_framed",
+        "_h11",
         "_keep_alive",
         "_leftover",
-        "_parser",
+        "_raw",
         "_switched",
         "_transport",
     )
@@ -341,7 +330,7 @@ class Http1Exchange(BaseExchange):
     def __init__(
         self,
         head: RequestHead,
-        parser: h11.Connection,
+        raw: bytes,
         transport: Transport,
         leftover: bytearray,
         front: Front,
@@ -352,7 +341,8 @@ class Http1Exchange(BaseExchange):
         self._leftover = leftover
         self._switched = False
         self._transport = transport
-        self._parser = parser
+        self._raw = raw
+        self._h11: h11.Connection | None = None
         self._cut_in_send = False
         self._framed = False
         """Whether h11 frames or counts the response's content."""
@@ -361,6 +351,16 @@ class Http1Exchange(BaseExchange):
 
     def close_after(self) -> None:
         self._keep_alive = False
+
+    @property
+    def _framer(self) -> h11.Connection:
+        """The h11 connection, made on demand. It must know what it answers."""
+        if self._h11 is None:
+            self._h11 = h11.Connection(h11.SERVER)
+            if self._raw:
+                self._h11.receive_data(self._raw)
+                self._h11.next_event()
+        return self._h11
 
     # Responses. h11 does not prevent interim responses to HTTP/1.0; the base class does.
 
@@ -371,10 +371,13 @@ class Http1Exchange(BaseExchange):
         self._transport.send_nowait(self._interim(status, fields))
 
     def _interim(self, status: int, fields: Fields) -> bytes:
+        written = response_head(status, fields)
+        if written is not None:
+            return written
         event = h11.InformationalResponse(
             status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
         )
-        return self._parser.send(event)
+        return self._framer.send(event)
 
     @property
     def can_respond(self) -> bool:
@@ -397,10 +400,15 @@ class Http1Exchange(BaseExchange):
             self._keep_alive = False
         if not self._keep_alive:
             fields = fields.without("connection").plus({"connection": "close"})
-        event = h11.Response(
-            status_code=status, headers=fields.to_wire(), reason=reason_phrase(status)
-        )
-        head = self._parser.send(event)
+        # With content, no block follows that h11 would have to frame or count.
+        head = response_head(status, fields) if ends or content else None
+        if head is None:
+            event = h11.Response(
+                status_code=status,
+                headers=fields.to_wire(),
+                reason=reason_phrase(status),
+            )
+            head = self._framer.send(event)
         self.status = status
         await self._send_at_once(head + content)
 
@@ -408,12 +416,12 @@ class Http1Exchange(BaseExchange):
         self._framed = True
         # h11 copies nothing here: with a Content-Length it counts the block and returns it.
         event = h11.Data(data=block)
-        for data in self._parser.send_with_data_passthrough(event) or ():
+        for data in self._framer.send_with_data_passthrough(event) or ():
             await self._send(data)
 
     async def _end(self) -> None:
         if self._framed:
-            await self._send(self._parser.send(h11.EndOfMessage()))
+            await self._send(self._framer.send(h11.EndOfMessage()))
 
     async def _send_at_once(self, data: bytes) -> None:
         """Like :meth:`_send`, but mostly without a checkpoint and without a deadline."""
@@ -443,7 +451,7 @@ class Http1Exchange(BaseExchange):
         event = h11.InformationalResponse(
             status_code=101, headers=fields.to_wire(), reason=reason_phrase(101)
         )
-        data = self._parser.send(event)
+        data = self._framer.send(event)
         self.status, self._switched = 101, True
         await self._send_at_once(data)
         return Http1Tunnel(self._transport, self._leftover, self._front.memory.scratch)
