@@ -32,7 +32,11 @@ def join(postgres_url: str, schema: str) -> Iterator[Join]:
     with ExitStack() as stack:
 
         def open_catalog(url: str = postgres_url, **options: Any) -> PostgresCatalog:
-            given = {"chunk_size": 8, "bounds": BOUNDS, "lease": 5.0} | options
+            given: dict[str, Any] = {
+                "chunk_size": 8,
+                "bounds": BOUNDS,
+                "lease": 5.0,
+            } | options
             catalog = PostgresCatalog(url, schema=schema, **given)
             stack.callback(catalog.close)
             return catalog

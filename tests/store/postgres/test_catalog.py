@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests import postgres
-from tests.store.helpers import OP, do, file_record, record, response
+from tests.store.helpers import OP, file_record, record, response
 from tests.store.postgres.conftest import BOUNDS, Join
 from tests.store.postgres.cutting_proxy import CuttingProxy
 from tests.store.postgres.stands import new_schema
@@ -50,6 +50,11 @@ from trioresume.store.port import (
 from trioresume.store.port.recipes import digest_of
 from trioresume.store.postgres.catalog import PostgresCatalog
 from trioresume.store.postgres.connections import Bounds
+
+
+def do(catalog: PostgresCatalog, *mutations: Mutation) -> None:
+    """Apply *mutations* as one submission, which must not conflict."""
+    assert catalog.apply([mutations]) == [None]
 
 
 def event_record(operation: OperationId = OP) -> EventRecord:
@@ -297,7 +302,7 @@ def _life(node: int, number: int, draw: random.Random) -> list[list[Mutation]]:
         [CreateOperation(created)],
         [seal, FreezeContent(key, content), SetState(name, OperationState.PROCESSING)],
         [PublishFile(file), RecordResponse(name, response(), 5.0)],
-        [draw.choice([EndOperation(name, 9.0), ForgetOperation(name)])],
+        [EndOperation(name, 9.0) if draw.random() < 0.5 else ForgetOperation(name)],
         [RemoveFile("somebody", file.name)],
     ]
 
@@ -515,7 +520,11 @@ def test_content_of_the_wrong_name_conflicts(join: Join) -> None:
     seal = SealChunk(request_key(OP), 0, digest_of(b"1234"), 4)
     wrong = Content(4, None, digest_of(b"something else"))
     catalog.hold([seal.digest])
-    submission = [CreateOperation(record()), seal, FreezeContent(seal.key, wrong)]
+    submission: list[Mutation] = [
+        CreateOperation(record()),
+        seal,
+        FreezeContent(seal.key, wrong),
+    ]
     (conflict,) = catalog.apply([submission])
     assert type(conflict) is StorageConflict
     assert catalog.operation(OP) is None
