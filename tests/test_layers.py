@@ -168,6 +168,7 @@ STORE_WINGS["doctor"] = {"port", "objects"}
 STORE_WINGS["disk_store"] = STORE_WINGS["keeper"] | {"keeper"}
 STORE_WINGS["shared_disk_store"] = STORE_WINGS["disk_store"] | {"disk_store", "remote"}
 STORE_WINGS["cluster_store"] = {"port", "objects"}
+STORE_WINGS["open_cluster"] = {"port", "objects", "postgres", "cluster_store"}
 """The same for the store. The modules beside the wings put them together."""
 LAYERS = {"server": WINGS, "client": CLIENT_WINGS, "store": STORE_WINGS}
 SINGLE_MODULES = {
@@ -178,6 +179,7 @@ SINGLE_MODULES = {
     "serving",
     "disk_store",
     "cluster_store",
+    "open_cluster",
     "shared_disk_store",
 }
 """Wings of one module."""

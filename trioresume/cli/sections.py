@@ -19,7 +19,7 @@ SERVE = {
         "--ui-color",
         "--ui-language",
     ),
-    "Processes": ("--workers",),
+    "Processes and machines": ("--workers", "--catalog", "--objects"),
     "Under a service manager": (
         "--log-file",
         "--unix-socket-mode",
@@ -278,6 +278,8 @@ SERVE_NEEDS = (
             "--upstream-idempotency-keys",
         ),
     ),
+    (("--catalog",), ("--objects",)),
+    (("--objects",), ("--catalog",)),
     (("--app",), ("--app-loop", "--app-threads")),
     (
         ("--hooks-http",),

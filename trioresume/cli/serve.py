@@ -14,6 +14,11 @@ from click.core import ParameterSource
 
 import trioresume
 from trioresume.cli.applications import AppOptions, application_target
+from trioresume.cli.cluster_options import (
+    CLUSTER_CHUNK_SIZE,
+    check_cluster,
+    without_password,
+)
 from trioresume.cli.files_options import (
     FilesOptions,
     check_unused,
@@ -94,6 +99,19 @@ _DEFAULTS = trioresume.Config()
     default=Path(str(_DEFAULTS.data_dir)),
     help="Directory where uploads and files are stored.",
 )
+@click.option(
+    "--catalog",
+    metavar="URL",
+    callback=without_password,
+    help="PostgreSQL database with the catalog that the servers of a cluster share, as "
+    "postgresql://USER@HOST/NAME. The password is in libpq's password file.",
+)
+@click.option(
+    "--objects",
+    metavar="URL",
+    help="Object store with the content of a cluster, as s3://BUCKET/PREFIX. The keys are "
+    "where Amazon's own programs look for them.",
+)
 @click.option("--base-path", default="/files/", help="URL path of the file service.")
 @click.option(
     "--file-lifetime",
@@ -160,6 +178,8 @@ def serve(
     bind: tuple[str, ...],
     unix_socket_mode: int,
     data_dir: Path,
+    catalog: str | None,
+    objects: str | None,
     base_path: str,
     file_lifetime: float | None,
     front: str,
@@ -217,6 +237,9 @@ def serve(
             raise click.UsageError("--ui and --file-lifetime are for the file service")
         check_unused(files)
         base_path = "/"
+    if catalog is not None:
+        check_cluster(workers=Workers.number(workers))
+        settings["chunk_size"] = CLUSTER_CHUNK_SIZE
     if settings["public_url"] is not None:
         settings["public_url"] = settings["public_url"].rstrip("/")
     config = _config(
@@ -225,6 +248,8 @@ def serve(
         else chosen_sockets(bind, handed, is_given=is_given("bind")),
         unix_socket_mode=unix_socket_mode,
         data_dir=data_dir,
+        catalog=catalog,
+        objects=objects,
         authenticate=authenticator(
             identity,
             auth,

@@ -18,6 +18,7 @@ its request is answered with 503.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -76,7 +77,7 @@ from trioresume.server.uploads.operation import Operation
 from trioresume.server.uploads.quotas import Quotas
 from trioresume.server.uploads.registry import MOST_RESTING, Registry
 from trioresume.server.watch.facts import USUAL_TIMES, LookTimes
-from trioresume.store.disk_store import DiskStore, open_store
+from trioresume.store.disk_store import open_store
 from trioresume.store.file_system.free_space import RESERVE_SIZE
 from trioresume.store.port import SERVICE_CLOCK, SetState
 
@@ -315,7 +316,8 @@ async def _running_engine(
     watch: Watch | None,
     tuning: Tuning,
 ) -> AsyncIterator[Doorman]:
-    control = store is None
+    # A cluster has no directory whose keeper could be asked.
+    control = store is None and config.catalog is None
     if store is None:
         store = await trio.to_thread.run_sync(open_store_of, config, watch)
     try:
@@ -341,8 +343,18 @@ async def _running_engine(
         store.close()
 
 
-def open_store_of(config: Config, watch: Watch | None) -> DiskStore:
-    """Open the store in ``config.data_dir``, with what *watch* counts. Blocks."""
+def open_store_of(config: Config, watch: Watch | None) -> Store:
+    """Open the store that *config* names, with what *watch* counts. Blocks."""
+    if config.catalog is not None and config.objects is not None:
+        # Imported only here: most services need neither database nor object store.
+        from trioresume.store.open_cluster import open_cluster_store
+
+        return open_cluster_store(
+            config.catalog,
+            config.objects,
+            chunk_size=config.chunk_size,
+            scratch=os.path.join(config.data_dir, "scratch"),
+        )
     disk = None if watch is None else watch.disk()
     new_hasher = None if watch is None else watch.new_hasher
     return open_store(

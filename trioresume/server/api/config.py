@@ -133,6 +133,12 @@ class Config:
     """The certificates for TLS, or a context in which the program has set everything."""
     data_dir: str | os.PathLike[str] = "data"
     """The directory of the uploads, the files and the catalog; created if missing."""
+    catalog: str | None = None
+    """The URL of a PostgreSQL database, which several servers share: a cluster. None: SQLite in
+    ``data_dir``. Set it together with ``objects``."""
+    objects: str | None = None
+    """The object store with the content of a cluster: ``s3://BUCKET/PREFIX``. In ``data_dir``
+    are then only unfinished chunks of this server that find no room in memory."""
     durability: Literal["disk", "process"] = "disk"
     """The failures that an announced offset survives: ``"disk"`` includes power loss,
     ``"process"`` only ``kill -9``."""
@@ -346,8 +352,24 @@ class Config:
             raise CallerError("operation_path must look like '/name/'")
         if self.durability not in ("disk", "process"):
             raise CallerError("durability is 'disk' or 'process'")
+        self._check_cluster()
         self._check_rules()
         self._check_edge()
+
+    def _check_cluster(self) -> None:
+        if (self.catalog is None) != (self.objects is None):
+            raise CallerError("catalog and objects are set together, or not at all")
+        if self.catalog is None or self.objects is None:
+            return
+        if not self.catalog.startswith(("postgresql://", "postgres://")):
+            raise CallerError("catalog is a URL that begins with postgresql://")
+        if self.durability != "disk":
+            raise CallerError("durability is 'disk' in a cluster")
+        from trioresume.store.cluster_store import check_chunk_size
+        from trioresume.store.objects.address import parse_address as parse_objects
+
+        parse_objects(self.objects)
+        check_chunk_size(self.chunk_size)
 
     def _check_rules(self) -> None:
         for number, rule in enumerate(self.rules, 1):
