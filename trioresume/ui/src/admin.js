@@ -166,9 +166,9 @@ function figures() {
   return [
     ["Receiving", `${bytes(perSecond("received"))}/s`, `${bytes(now.received)} since the start`],
     ["Sending", `${bytes(perSecond("sent"))}/s`, `${bytes(now.sent)} since the start`],
-    ["Connections", count(now.connections), `${count(now.requests)} requests running`],
+    ["Connections", count(now.connections), `requests running: ${count(now.requests)}`],
     ["Open uploads", maybe(count)(now.open_uploads), `${count(now.created)} begun, ${count(now.finished)} finished`],
-    ["Resumed", count(now.resumed), `${count(now.cuts)} requests were cut`],
+    ["Resumed", count(now.resumed), `requests that were cut: ${count(now.cuts)}`],
     ["Stored", maybe((value) => share(value, now.stored_limit, bytes))(now.stored_bytes), "all uploads and files"],
     ["Disk", maybe(bytes)(now.disk_free), now.disk_size === null ? "" : `free of ${bytes(now.disk_size)}, ${bytes(now.disk_kept)} stay free`, low],
     ["Memory for content", bytes(now.memory_used), `of ${bytes(now.memory)}`],
