@@ -56,6 +56,11 @@ nitpick_ignore = [
 
 html_theme = "furo"
 html_title = "trioresume"
+html_static_path = ["static"]
+# Nobody needs the Markdown beside each page; the link to it is outside all landmarks.
+html_copy_source = False
+html_show_sourcelink = False
+html_js_files = ["access.js"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
