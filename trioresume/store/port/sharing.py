@@ -180,6 +180,10 @@ def changed_operations(submission: Sequence[Mutation]) -> set[OperationId]:
 class Sharing(Protocol):
     """How one of several processes shares the operations of a store with the others.
 
+    Order: what a process has asked for is in force before its next question is answered. Until
+    then, other processes may or may not see it. For example, a release is known to all once
+    any later question of the same process was answered.
+
     Threads: all methods may be called from any thread. Only :meth:`claim` blocks; the other
     ones only put a message into a bounded queue and may be called on the event loop.
     """
