@@ -94,6 +94,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "Where it listens": ("bind", "unix_socket_mode", "ssl", "http2", "h2c", "backlog"),
     "Where things are kept, and how safely": (
         "data_dir",
+        "catalog",
+        "objects",
         "durability",
         "chunk_size",
         "receive_memory",
