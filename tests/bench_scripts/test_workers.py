@@ -28,7 +28,7 @@ def test_processes_that_take_turns_get_their_share_at_most() -> None:
         with Turns([process.pid for process in processes], 0.25):
             before = list(map(_cpu, processes))
             began = time.monotonic()
-            used = [0.0, 0.0]
+            used, seconds = [0.0, 0.0], 0.0
             while min(used) < 0.2:  # both have had some turns
                 time.sleep(0.02)
                 seconds = time.monotonic() - began

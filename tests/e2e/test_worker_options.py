@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import pytest
 import trio
 
 from tests.e2e.command import Service
+from tests.e2e.test_systemd import Manager, manager
 from tests.e2e.test_workers import SECONDS, until, worker_with
 from tests.e2e.wire import Answer, Wire, request_head
 from tests.e2e.worker_soak import workers_of
 from trioresume import new_token
+
+__all__ = ["manager"]
 
 MakeService = Callable[..., Service]
 KIB = 1024
@@ -276,3 +280,22 @@ def test_socket_that_was_handed_over_is_every_workers(tmp_path: Path) -> None:
             finally:
                 process.terminate()
             assert process.wait() == 0
+
+
+def test_systemd_is_told_by_the_parent(
+    manager: Manager, make_service: MakeService
+) -> None:
+    """Ready when the leading worker has taken up what was left; again after a reload."""
+    service = make_service(
+        "--workers", "2", environment={"NOTIFY_SOCKET": manager.variable}
+    )
+    service.start()
+    assert "Serving at" in manager.wait_for("READY")["STATUS"]
+    old = workers_of(service.pid)
+    os.kill(service.pid, signal.SIGHUP)
+    manager.wait_for("RELOADING")
+    manager.wait_for("READY")
+    assert not set(old) & set(workers_of(service.pid)[-2:])
+    manager.drain()
+    service.stop()
+    manager.wait_for("STOPPING")
