@@ -14,10 +14,11 @@ import psycopg
 import pytest
 
 from tests import postgres
+from tests.e2e.cluster_soak import soak
 from tests.e2e.command import Service, free_port
 from tests.platforms import needs
 from tests.processes import SOURCE
-from tests.s3_servers import S3Server, running
+from tests.s3_servers import S3Server, find, running
 
 pytestmark = [needs("curl"), needs("haproxy")]
 
@@ -179,6 +180,16 @@ def test_killed_node_loses_nothing_that_was_announced(
         tmp_path,
     )
     shell(f"curl -sS {two.root}{path} | cmp - data", tmp_path)
+
+
+def test_faults_lose_nothing() -> None:
+    """The soak for a moment: nodes die and stop, connections are cut, the database restarts."""
+    reason = postgres.why_not() or find("versitygw") is None
+    if reason:
+        pytest.skip("PostgreSQL and versitygw are needed")
+    run = soak(5.0, nodes=2, clients=2)
+    assert run.failures == []
+    assert run.counts["uploads"] > 0
 
 
 def test_workers_are_refused_in_a_cluster() -> None:

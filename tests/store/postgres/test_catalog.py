@@ -286,6 +286,20 @@ def test_node_that_says_nothing_is_ended_by_another(join: Join) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("states", [1, 2, 7])
+def test_operations_are_listed_by_state(join: Join, states: int) -> None:
+    """In the order of their ids, whatever the number of states."""
+    catalog = join()
+    asked = list(OperationState)[:states]
+    for number, state in enumerate(OperationState):
+        do(catalog, CreateOperation(record(f"op-{9 - number}", state=state)))
+    found = catalog.operations_in(asked, 5, OperationId("op-3"))
+    assert [each.id for each in found] == sorted(
+        f"op-{9 - number}" for number in range(states) if 9 - number > 3
+    )[:5]
+    assert catalog.operations_in([], 5, None) == []
+
+
 # Several nodes.
 
 

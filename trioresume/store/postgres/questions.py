@@ -126,7 +126,8 @@ class Questions:
         for state in wanted:
             values += [self._membership.number, state, after or "", limit]
         rows = self._ask(
-            " UNION ALL ".join([walk] * len(wanted)) + " ORDER BY id LIMIT %s",
+            f"SELECT * FROM ({' UNION ALL '.join([walk] * len(wanted))}) found"
+            " ORDER BY id LIMIT %s",
             *values,
             limit,
         )
