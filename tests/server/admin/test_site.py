@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import trio
 
 from tests.hooks.receivers import Receiver, hooks
 from tests.server.harness import Reply, SocketService, socket_service
@@ -29,6 +30,7 @@ from trioresume.testing import MemoryStore
 from trioresume.ui.page import load_admin_page
 
 TUS = {"Tus-Resumable": "1.0.0"}
+PATCH = "application/offset+octet-stream"
 RESUME = {"Prefer": "resume=save-incomplete"}
 HOSTILE = "<img src=x onerror=alert(1)>.html"
 
@@ -188,6 +190,22 @@ async def test_uploads_are_shown_and_their_ids_are_not(tmp_path: Path) -> None:
             "one.txt"
         ]
         assert await admin.rows("uploads?search=%25") == []
+
+
+async def test_bytes_that_have_arrived_are_shown_at_once(tmp_path: Path) -> None:
+    """Long before the catalog knows of them."""
+    async with admin_of(tmp_path) as admin:
+        address = await admin.begin()
+        head = {**TUS, "Upload-Offset": "0", "Content-Type": PATCH}
+        async with admin.service.connect() as client:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+            await client.send(
+                f"PATCH /{address} HTTP/1.1\r\nHost: test\r\n{lines}"
+                "Content-Length: 10\r\n\r\nfour".encode()
+            )
+            with trio.fail_after(20):
+                while (await admin.rows("uploads"))[0]["received"] != 4:
+                    pass  # each look waits for an answer
 
 
 async def test_upload_is_cancelled_once(tmp_path: Path) -> None:

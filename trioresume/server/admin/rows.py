@@ -72,11 +72,17 @@ class Rows:
         with open_listing(self._data_dir) as listing:
             page = listing.uploads(states, fits, PAGE, before)
             behind = listing.behind()
-        rows = [self._upload(number, record, behind) for number, record in page.rows]
+            offsets = listing.received([record for _, record in page.rows])
+        rows = [
+            self._upload(number, record, behind, offset)
+            for (number, record), offset in zip(page.rows, offsets, strict=True)
+        ]
         return {"rows": rows, "next": page.next}
 
-    def _upload(self, number: int, record: OperationRecord, behind: float) -> Row:
-        content, response = record.content, record.response
+    def _upload(
+        self, number: int, record: OperationRecord, behind: float, received: int
+    ) -> Row:
+        response = record.response
         return {
             "number": number,
             "seal": self.seal(record.id),
@@ -87,7 +93,7 @@ class Rows:
             "owner": record.principal,
             "created": record.created_at + behind,
             "expires": record.expires_at + behind,
-            "received": record.durable_offset if content is None else content.length,
+            "received": received,
             "length": record.length,
             "status": None if response is None else response.status,
         }

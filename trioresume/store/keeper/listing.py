@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from trioresume.errors import ContentLost
 from trioresume.protocol.operation import OperationState
 from trioresume.store.catalog.catalog import (
     FILE_COLUMNS,
@@ -22,12 +23,16 @@ from trioresume.store.catalog.catalog import (
     operation_from,
 )
 from trioresume.store.catalog.schema import connect_reading, sqlite_error
+from trioresume.store.disk.tail_files import TailFiles
+from trioresume.store.disk.unfinished import Epoch, Survey
+from trioresume.store.file_system.disk_io import Disk
 from trioresume.store.port import (
     SERVICE_CLOCK,
     EventRecord,
     FileRecord,
     OperationId,
     OperationRecord,
+    request_key,
 )
 
 __all__ = ["MOST_SEARCHED", "Account", "Listing", "Page", "open_listing"]
@@ -64,9 +69,12 @@ class Listing:
     Every method raises :class:`~trioresume.StorageError` if the catalog cannot be read.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self._connection = connection
         self._catalog = CatalogReader(connection)
+        self._tails = TailFiles(
+            os.path.join(path, "tails"), Disk(durable=False), Epoch()
+        )
 
     def behind(self) -> float:
         """Return the seconds by which service time is behind the date, as last recorded."""
@@ -97,6 +105,15 @@ class Listing:
             f" WHERE +o.state IN ({marks}) AND o.rowid < ? ORDER BY o.rowid DESC LIMIT ?"
         )
         return self._page(sql, tuple(states), operation_from, fits, limit, before)
+
+    def received(self, records: Sequence[OperationRecord]) -> list[int]:
+        """Return how many bytes of each upload have arrived, durable or not.
+
+        For an upload that is lost these are the bytes that the catalog knows.
+        """
+        epoch = Epoch.kept_in(self._catalog)
+        survey = Survey(self._catalog, self._tails.length, self._tails.claimed, epoch)
+        return [_received(record, survey) for record in records]
 
     def upload_id(self, number: int) -> OperationId | None:
         """Return the id of the operation with this number, or None."""
@@ -165,6 +182,18 @@ class Listing:
             raise sqlite_error(exc) from exc
 
 
+def _received(record: OperationRecord, survey: Survey) -> int:
+    if record.content is not None:
+        return record.content.length
+    if record.state is not OperationState.RECEIVING:
+        return record.durable_offset
+    try:
+        extent = survey.look(request_key(record.id))
+        return record.durable_offset if extent is None else extent.checked()
+    except ContentLost:
+        return record.durable_offset
+
+
 @contextmanager
 def open_listing(data_dir: str | os.PathLike[str]) -> Iterator[Listing]:
     """Read *data_dir* while the block runs.
@@ -173,6 +202,6 @@ def open_listing(data_dir: str | os.PathLike[str]) -> Iterator[Listing]:
     """
     connection = connect_reading(os.path.join(data_dir, "catalog.sqlite3"))
     try:
-        yield Listing(connection)
+        yield Listing(connection, os.fspath(data_dir))
     finally:
         connection.close()
