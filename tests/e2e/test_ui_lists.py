@@ -172,8 +172,7 @@ def test_finished_files_are_kept_searched_exported_copied_and_deleted(
     browser.goto(f"{shared.root}/ui/")
     browser.choose(*files)
     browser.see(f"{count} files are uploaded")
-    wait_for(browser, "document.querySelectorAll('#finished li a').length >= 1")
-    assert listed(browser, "finished") == count
+    wait_for(browser, f"document.querySelector('#finished li')?.ariaSetSize == {count}")
     assert rows(browser, "finished") < 60
     browser.run(
         "new Promise((on) => setTimeout(on, 1200))"
@@ -424,6 +423,7 @@ def test_page_speaks_german_english_and_what_a_file_says(
     ]
     browser.drop(path)
     browser.see("bericht.pdf ist hochgeladen")
+    browser.see(r"Hochgeladen \d")
     assert "1,5 kB" in browser.text()
     assert browser.barriers() == []
     browser.select("Sprache", "fr")
