@@ -10,6 +10,7 @@ project's documentation recommends for speed.
 from __future__ import annotations
 
 from bench.peers.asgi import HYPERCORN_TRIO, UVICORN
+from bench.peers.cluster import CLUSTER
 from bench.peers.nginx import NGINX
 from bench.peers.own import OWN
 from bench.peers.peer import Peer
@@ -37,8 +38,10 @@ PEERS: dict[str, Peer] = {
 }
 """Every server that stores uploads, by name."""
 
-PROXIES: dict[str, Peer] = {peer.name: peer for peer in FRONTS}
-"""Servers that send uploads on to a backend. They are measured only if they are named."""
+PROXIES: dict[str, Peer] = {peer.name: peer for peer in (*FRONTS, *CLUSTER)}
+"""Servers that send uploads on to a backend, or to an object store.
+
+They are measured only if they are named."""
 
 
 def find(name: str) -> Peer:
