@@ -50,11 +50,15 @@ class Upload:
 
     async def begin(self) -> None:
         client = await self.connect()
-        interim = await client.start(
-            self.walk.length,
-            self.body[: self.walk.draw.randrange(self.walk.length // 3)],
-            target=self.walk.target,
-        )
+        walk, fields = self.walk, {"Prefer": "resume"}
+        await client.send(head("POST", walk.target, fields, length=walk.length))
+        await client.send(self.body[: walk.draw.randrange(walk.length // 3)])
+        try:
+            interim = await client.interim()
+        except AssertionError as exc:
+            (reply,) = exc.args  # a final response
+            assert getattr(reply, "status_code", 0) in (500, 503), reply
+            return
         self.location = interim.fields.get("request-content-location") or ""
         if self.walk.draw.random() < 0.5:
             await client.aclose()

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from tests.server.harness import Recorder, memory_service, socket_service
+from tests.server.held import HeldStore, having
 from tests.server.seed import BODY
 from trioresume.errors import StorageConflict, StorageFull
 from trioresume.server.api.config import Config
@@ -35,6 +36,32 @@ async def test_offset_of_a_409_survives_power_loss(autojump_clock: Clock) -> Non
     assert place is not None
     after = store.crash(power_loss=True)
     assert after.offset(request_key(place[0])) == 100
+
+
+async def test_offset_that_another_request_is_recording_is_not_told_yet(
+    autojump_clock: Clock,
+) -> None:
+    """Its bytes are synced, but a power loss would leave what is recorded."""
+    store = HeldStore(MemoryStore(chunk_size=64))
+    async with memory_service(Recorder(), store=store) as service:
+        interim = await service.connect().start(512, BODY[:100])
+        location = interim.fields.get("request-content-location") or ""
+        await trio.testing.wait_all_tasks_blocked()
+        recording = store.hold("apply", having(RecordOffset))
+        told: list[str] = []
+
+        async def ask() -> None:
+            reply = await service.connect().request("HEAD", location)
+            told.append(reply["upload-offset"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await recording.reached()
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == []
+            recording.release()
+        assert told == ["100", "100"]
 
 
 class _NoSpaceForOffsets(MemoryStore):

@@ -111,6 +111,7 @@ class IncomingContent:
         "_naming",
         "_opening",
         "_owner",
+        "_recorded",
         "_sealed",
         "_storage",
         "_stored",
@@ -162,6 +163,8 @@ class IncomingContent:
         self._named = 0
         """How many chunks the catalog has named by now, or has refused to name."""
         self._naming = Signal()
+        self._recorded: Submission | None = None
+        """The latest recording of an offset by this writer."""
         self._sealed: list[SealChunk] | None = None
         """All chunks so far, in order; None if they are too many or not all are known."""
 
@@ -198,6 +201,7 @@ class IncomingContent:
                 # After a failed sync only the recorded bytes count: look again.
                 await self._settle()
                 self.failure = None
+                self._recorded = None
                 self._cuts_back = False
                 self.close()
             if self._writer is None:
@@ -433,13 +437,17 @@ class IncomingContent:
         await self._settle()
         if self.failure is not None:
             raise self.failure
-        if flush is not None:
-            try:
-                await self._storage.commit(await self._storage.run(flush.run))
-            except StorageError as exc:
-                # The writer may be broken now: open another one next time.
-                self.failure = exc
-                raise
+        try:
+            if flush is not None:
+                recorded = await self._storage.run(flush.run)
+                self._recorded = self._storage.submit(recorded)
+            if self._recorded is not None:
+                # Another task may have synced these bytes. They count once they are recorded.
+                await self._recorded.wait()
+        except StorageError as exc:
+            # The writer may be broken now: open another one next time.
+            self.failure = exc
+            raise
         self.durable_offset = max(self.durable_offset, offset)
         return self.durable_offset
 
