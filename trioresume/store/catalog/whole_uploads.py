@@ -115,6 +115,7 @@ class Ending:
                 return None
         if (
             not chunks
+            or chunks[0].index
             or not isinstance(frozen, FreezeContent)
             or is_response_key(frozen.key)
             or published is None
@@ -213,6 +214,8 @@ class BatchLedger(Ledger):
 
         The result is the same, with fewer statements: see :mod:`.whole_uploads`.
         """
+        if all(len(submission) <= 2 for submission in batch):
+            return [self.submit(each, file_changes) for each in batch]  # none ends
         plan = Plan(batch)
         results: list[StorageConflict | None] = [None] * len(batch)
         for index, submission in enumerate(batch):
