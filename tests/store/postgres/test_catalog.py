@@ -413,6 +413,25 @@ def test_usage_counts_over_all_nodes(join: Join) -> None:
         time.sleep(0.01)
 
 
+def test_unknown_usage_is_not_waited_for_while_the_database_is_away(
+    join: Join, proxy: CuttingProxy
+) -> None:
+    """The server asks on its event loop."""
+    catalog = join(proxy.url, bounds=Bounds(answer=0.4, patience=0.6), lease=0.8)
+    do(catalog, CreateOperation(record(principal="a")))
+    proxy.is_silent = True
+    deadline = time.monotonic() + 10
+    while time.monotonic() - catalog.sharing.last_beat < 0.5:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    began = time.monotonic()
+    assert catalog.usage("a") == Usage(4096, 1)
+    with pytest.raises(StorageUnavailable):
+        catalog.usage("nobody has asked for")
+    assert time.monotonic() - began < 0.2
+    proxy.is_silent = False
+
+
 def test_each_event_is_sent_by_one_node(join: Join) -> None:
     """Those of an operation all by the same one, and by another once it is dead."""
     one, two = join(), join()

@@ -379,6 +379,14 @@ class PostgresCatalog(Questions):
     def _usage(self, space: str) -> Usage:
         known = self._known.get(space)
         if known is None:
+            if (
+                time.monotonic() - self._sharing.last_beat
+                > self._database.bounds.answer
+            ):
+                # Asking would hold up the event loop until the database is back.
+                raise StorageUnavailable(
+                    f"the catalog is not reached ({self._database.name})"
+                )
             known = self._ask_usage([space]).get(space, Usage())
             self._know(space, known)
         return known
