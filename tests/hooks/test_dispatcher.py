@@ -332,3 +332,44 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 
     with pytest.raises(CallerError):
         partial(Hooks, Receiver())(**settings)
+
+
+async def test_events_of_another_process_are_counted_until_it_delivers_them(
+    autojump_clock: MockClock,
+) -> None:
+    """A worker sends nothing, and does not take for waiting what its parent has delivered."""
+    store = MemoryStore()
+    async with running_storage(store, Config()) as storage:
+        clock = ServiceClock(trio.current_time, trio.current_time)
+        receiver = Receiver()
+
+        async def deliver(event: HookEvent) -> None:
+            raise AssertionError("only the parent delivers")
+
+        dispatcher = Dispatcher(storage, clock, hooks(receiver), deliver)
+        storage.add_observer(dispatcher.observe)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dispatcher.count)
+            await storage.commit(record(1))
+            await storage.commit(record(2))
+            assert dispatcher.waiting == 2
+            # Another process drops them: this one's observer does not see it.
+            assert store.apply(
+                [
+                    [
+                        DropEvents(
+                            tuple(
+                                e.seq
+                                for e in store.events(dead=False, after=0, limit=9)
+                            )
+                        )
+                    ]
+                ]
+            ) == [None]
+            await trio.sleep(20)
+            assert dispatcher.waiting == 0
+            store.apply([[record(3)]])
+            await storage.commit(record(4))
+            await trio.sleep(20)
+            assert dispatcher.waiting == 2
+            nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from tests.server.harness import (
 )
 from tests.sockets import until_read
 from trioresume import CallerError, Config, Request, Response, StoreLocked
+from trioresume.server.api.handler import as_target
+from trioresume.server.doorman import Doorman
+from trioresume.server.http.listeners import open_listeners
+from trioresume.server.serving import running_engine
 
 BODY = bytes(range(256)) * 1000
 
@@ -212,3 +217,37 @@ async def test_service_listens_on_several_addresses(tmp_path: Path) -> None:
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
             await stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def test_shutdown_that_takes_long_can_be_shortened(tmp_path: Path) -> None:
+    """A worker that drains has an hour, until its parent ends."""
+    config = _config(tmp_path)
+    ended = trio.Event()
+
+    async def run(*, task_status: trio.TaskStatus[tuple[Doorman, str]]) -> None:
+        async with (
+            open_listeners(config) as listeners,
+            running_engine(as_target(Recorder()), config) as doorman,
+        ):
+            begun = (doorman, listeners[0].url)
+            await doorman.run(listeners, partial(task_status.started, begun))
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        doorman, url = await nursery.start(run)
+        service = SocketService(
+            trioresume.Server([url], doorman.stopping, doorman.recovered)
+        )
+        async with service.connect() as client:
+            await client.send(head("POST", "/x", RESUME, length=len(BODY)))
+            await client.interim()
+            await client.send(BODY[:1000])
+            await _until_read(client)
+            doorman.end_within(3600)
+            await _until_refused(service)
+            assert not ended.is_set()
+            doorman.end_within(0.1)
+            doorman.end_within(3600)  # it stays as short as it is
+            with trio.fail_after(30):
+                assert (await client.reply()).status == 503
+                await ended.wait()
