@@ -519,7 +519,12 @@ class ClusterStore:
                 continue
             if tail is not None and record is not None:
                 state = self._catalog.content(key)
-                if state is not None and _continues(tail, state):
+                try:
+                    if state is not None and _continues(tail, state):
+                        continue
+                except ContentLost:
+                    # Another thread may be discarding the tail. If not, whoever opens it
+                    # is told. Collection goes on.
                     continue
             if record is None and tail is not None and tail.generation == 1:
                 continue  # its operation may be about to be created
