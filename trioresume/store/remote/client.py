@@ -296,10 +296,11 @@ class Connection:
         """Call *take* with each notice from now on, in a thread of its own."""
         if self._deliverer is not None:
             raise CallerError("this process listens already")
-        self._deliverer = threading.Thread(
+        deliverer = threading.Thread(
             target=self._deliver, args=(take,), name="trioresume-notices", daemon=True
         )
-        self._deliverer.start()
+        deliverer.start()  # before another thread that cuts may join it
+        self._deliverer = deliverer
         self.post(Listen())
 
     def _deliver(self, take: Callable[[Notice], None]) -> None:
