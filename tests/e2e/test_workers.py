@@ -11,6 +11,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -411,6 +413,30 @@ async def test_worker_killed_while_its_target_is_called(
     done = await applications.retry(service, place.split("/")[-2])
     assert (done.returncode, done.stdout) == (0, "The target answered 201.\n"), done
     assert applications.calls(log) == 2 * [applications.WHOLE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_service_whose_workers_hang_ends_when_told(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """A worker has two minutes until it listens. The end does not wait for that."""
+    command = [sys.executable, "-m", "trioresume", "serve", "--workers", "2"]
+    command += ["--data-dir", str(tmp_path / "data"), "--bind", "127.0.0.1:0"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+    try:
+        until(lambda: len(workers_of(process.pid)) == 2, "the workers do not start")
+        workers = workers_of(process.pid)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert not any(map(is_alive, workers))
+    assert "before the workers listen" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "data" / "control").exists()
 
 
 async def test_reload_with_a_fault_keeps_the_old_workers(

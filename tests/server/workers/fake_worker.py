@@ -34,6 +34,7 @@ def main() -> None:
         say(failed=orders["fails"])
         sys.exit(3)
     if orders.get("is_slow"):
+        note("hangs")
         time.sleep(600)
     note("ready")
     say(ready=True, pid=os.getpid())

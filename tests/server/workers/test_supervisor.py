@@ -84,6 +84,10 @@ class Stand:
             return []
         return [line.split() for line in path.read_text("utf-8").splitlines()]
 
+    def hanging(self) -> int:
+        """How many workers have begun to hang."""
+        return [what for what, _, _ in self.log()].count("hangs")
+
     def pids(self) -> dict[int, int]:
         """The processes of the workers that are there, by number."""
         return {w.number: w.process.pid for w in self.supervisor.workers}
@@ -207,6 +211,75 @@ async def test_workers_that_die_at_once_end_the_service(tmp_path: Path) -> None:
                 await stand.supervisor.run(stand.is_started.set)
     assert len(stand.served) == 4
     stand.close()
+
+
+async def test_service_goes_on_while_a_worker_serves(tmp_path: Path) -> None:
+    """A replacement that cannot start is tried again, and does not end the service."""
+    stand = Stand(
+        tmp_path, 2, most_quick=3, first_delay=0.01, longest_delay=0.02, quick=0.1
+    )
+    async with running(stand) as supervisor:
+        pids = stand.pids()
+        await trio.sleep(0.2)  # a worker that began just now does not count
+        stand.order(fails="no such option")
+        os.kill(pids[1], signal.SIGKILL)
+        await stand.until(lambda: len(stand.retired) > 5)
+        assert not supervisor.stopping.is_set()
+        assert stand.pids() == {2: pids[2]}
+        stand.order()
+        await stand.until(lambda: sorted(stand.pids()) == [1, 2])
+        assert stand.pids()[2] == pids[2]
+
+
+async def test_worker_is_replaced_while_a_new_generation_hangs(tmp_path: Path) -> None:
+    """And its successor drains with the old generation when the new one listens."""
+    stand = Stand(tmp_path, 2)
+    async with running(stand) as supervisor:
+        old = stand.pids()
+        stand.order(is_slow=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.replace_workers)
+            await stand.until(lambda: stand.hanging() == 2)
+            hanging = supervisor._workers[2:]
+            stand.order()
+            os.kill(old[1], signal.SIGKILL)
+            await stand.until(lambda: stand.pids().get(1, old[1]) != old[1])
+            assert not any(worker.is_ready for worker in hanging)
+            for worker in hanging:
+                worker.process.kill()
+            nursery.cancel_scope.cancel()
+        await supervisor.replace_workers()
+        await stand.until(lambda: not is_alive(old[2]))
+        await stand.until(lambda: len(supervisor._workers) == 2)
+        assert {worker.generation for worker in supervisor.workers} == {2}
+
+
+async def test_replacement_that_hangs_is_killed(tmp_path: Path) -> None:
+    """As a worker of a new generation is: otherwise its place stays empty."""
+    stand = Stand(tmp_path, 2, start=2.0, ping=0.05, first_delay=0.01)
+    async with running(stand) as supervisor:
+        pids = stand.pids()
+        stand.order(is_slow=True)
+        os.kill(pids[1], signal.SIGKILL)
+        await stand.until(lambda: stand.hanging() == 1)
+        hanging = supervisor._workers[-1].process.pid
+        stand.order()
+        await stand.until(lambda: sorted(stand.pids()) == [1, 2])
+        assert not is_alive(hanging)
+        assert stand.pids()[2] == pids[2]
+
+
+async def test_shutdown_does_not_wait_for_what_hangs(tmp_path: Path) -> None:
+    """A worker that does not listen has nothing to finish."""
+    stand = Stand(tmp_path, 1, grace=60.0)
+    started = 0.0
+    async with running(stand) as supervisor:
+        stand.order(is_slow=True)
+        os.kill(stand.pids()[1], signal.SIGKILL)
+        await stand.until(lambda: stand.hanging() == 1)
+        started = trio.current_time()
+        supervisor.stopping.set()
+    assert trio.current_time() - started < 30.0
 
 
 async def test_new_generation_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -39,6 +40,7 @@ from trioresume.errors import (
 )
 from trioresume.protocol.operation import OperationState
 from trioresume.server.workers import keeper as keeping
+from trioresume.store.file_system.free_space import PROBE
 from trioresume.store.port import (
     Changed,
     Claimed,
@@ -591,3 +593,26 @@ def test_full_disk_is_told_to_all(shared: KeeperStand) -> None:
     put(one, writer, b"3456789")
     assert one.sealed_content(KEY).length == CHUNK
     until(lambda: two._space.is_limit_hidden, "the other worker does not know")
+
+
+def test_disk_that_only_reads_does_not_end_the_keeper(
+    shared: KeeperStand,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker dies, and nothing of it can be removed: the uploads are others' all the same."""
+    one, two = shared.join(), shared.join()
+    put(one, begin(one), b"abc")
+    probe = shared.data_dir / f"{PROBE}{one.pid}"
+
+    def unlink(path: str) -> None:
+        if path == str(probe):
+            raise OSError(errno.EROFS, "Read-only file system")
+        os.unlink(path)
+
+    monkeypatch.setattr(shared.disk, "unlink", unlink)
+    shared.kill(one)
+    assert "a file of a dead worker stays: " in caplog.text
+    assert two.sharing is not None
+    assert two.sharing.claim(OP)
+    assert two.offset(KEY) == 3

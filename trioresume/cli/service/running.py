@@ -88,6 +88,8 @@ async def _serve(plan: Plan) -> None:
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(manager.feed_watchdog)
+            obedience = _Obedience(plan, nursery.cancel_scope)
+            nursery.start_soon(obedience.obey, signals)
             async with manager.extended_start():
                 server = await nursery.start(
                     _running,
@@ -113,7 +115,7 @@ async def _serve(plan: Plan) -> None:
                 rules = RulesFile(plan.config_file, server)
                 plan.reloads.add_async("the rules", rules.reload)
             nursery.start_soon(_stay_ready, plan, server)
-            nursery.start_soon(_obey, signals, plan, server, nursery.cancel_scope)
+            await obedience.begin(server)
 
 
 def _invitation(plan: Plan, urls: Sequence[str]) -> Iterator[str]:
@@ -146,24 +148,40 @@ async def _stay_ready(plan: Plan, server: trioresume.Server) -> None:
     await reloads.run()
 
 
-async def _obey(
-    signals: AsyncIterator[int],
-    plan: Plan,
-    server: trioresume.Server,
-    whole: trio.CancelScope,
-) -> None:
-    count = 0
-    async for number in signals:
-        if number not in (signal.SIGINT, signal.SIGTERM):
-            plan.reloads.request()
-            continue
-        count += 1
-        if count == 1:
-            click.echo("Shutting down. Press Ctrl-C again to stop at once.", err=True)
-            server.shutdown()
-            await plan.manager.tell_stopping(plan.config.grace_timeout)
-        else:
-            whole.cancel()
+class _Obedience:
+    """Does what signals say. Workers may take minutes until they listen, so also before that."""
+
+    def __init__(self, plan: Plan, whole: trio.CancelScope) -> None:
+        self._plan = plan
+        self._whole = whole
+        self._server: trioresume.Server | None = None
+        self._asked = 0
+        """How often somebody has asked for the end."""
+
+    async def obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                self._plan.reloads.request()
+                continue
+            self._asked += 1
+            if self._asked > 1:
+                self._whole.cancel()
+            elif self._server is not None:
+                await self._shut_down(self._server)
+            elif self._plan.has_workers:
+                click.echo("Shutting down, before the workers listen.", err=True)
+                self._whole.cancel()
+
+    async def begin(self, server: trioresume.Server) -> None:
+        """Note that *server* has started. Shut it down if somebody has asked for it."""
+        self._server = server
+        if self._asked:
+            await self._shut_down(server)
+
+    async def _shut_down(self, server: trioresume.Server) -> None:
+        click.echo("Shutting down. Press Ctrl-C again to stop at once.", err=True)
+        server.shutdown()
+        await self._plan.manager.tell_stopping(self._plan.config.grace_timeout)
 
 
 def _raise_descriptor_limit() -> None:

@@ -334,7 +334,11 @@ class Keeper:
         """Give away what a worker owned that has ended or lost its connection."""
         if not worker.said_goodbye:
             await worker.process.end()
-            self.store.remove_probe(worker.pid)
+            try:
+                self.store.remove_probe(worker.pid)
+            except StorageError as exc:
+                # The disk fails, and that must not end the service: it may only read now.
+                logger.error("a file of a dead worker stays: %s", exc)
         await worker.settle()
         owned = self.ownership.owned_by(worker.number)
         if not worker.said_goodbye:

@@ -7,8 +7,10 @@ requests have ended. If a worker of the new generation cannot start, the whole n
 ends, and the old one goes on. All generations accept from the same sockets, which the parent
 has opened once, so no connection is refused meanwhile.
 
-A worker that ends unasked is replaced by one of the same number. If workers end at once, again
-and again, the next one starts later each time, and in the end the service ends.
+A worker that ends unasked is replaced by one of the same number, also while a new generation
+starts. If workers end at once, again and again, the next one starts later each time. In the end
+the service ends, unless another worker serves: its clients lose nothing by a wrong configuration
+that only the replacement has read.
 
 One worker *leads*: it does what only one process should, such as trying again what a backend
 could not take. If it ends, another one leads.
@@ -54,7 +56,7 @@ class SupervisorTimes:
     quick: float = 1.0
     """A worker that ends so soon after its start counts as one that cannot run."""
     most_quick: int = 10
-    """So many of these, one after the other, end the service."""
+    """So many of these, one after the other, end the service, if no worker serves."""
     first_delay: float = 0.1
     longest_delay: float = 5.0
     """How long the replacement of such a worker waits, at first and at most."""
@@ -341,6 +343,17 @@ class Supervisor:
             with trio.move_on_after(times.ping):
                 await worker.process.ended.wait()
             if not worker.is_ready:
+                # One on trial is given up by those who started its generation.
+                age = trio.current_time() - worker.started_at
+                if age > times.start and not (worker.is_on_trial or worker.is_leaving):
+                    worker.reason = f"it does not listen after {times.start:g} seconds"
+                    logger.error(
+                        "worker %d (process %d) is killed: %s",
+                        worker.number,
+                        worker.process.pid,
+                        worker.reason,
+                    )
+                    await self.end_process(worker.process.pid)
                 continue
             try:
                 await worker.channel.ask({"do": "ping"}, times.pong)
@@ -362,7 +375,7 @@ class Supervisor:
             self._quick_deaths = 0
         else:
             self._quick_deaths += 1
-        if self._quick_deaths >= times.most_quick:
+        if self._quick_deaths >= times.most_quick and not self._any_serves():
             self._failure = WorkersFailed(
                 f"{self._quick_deaths} workers, one after the other, ended at once; the"
                 f" last one {worker.process.outcome} {worker.reason}".rstrip()
@@ -370,20 +383,25 @@ class Supervisor:
             self.stopping.set()
             return
         if self._quick_deaths:
-            exponent = self._quick_deaths - 1
+            exponent = min(self._quick_deaths, times.most_quick) - 1
             delay = min(times.longest_delay, times.first_delay * 2**exponent)
             with trio.move_on_after(delay):
                 await self._ending.wait()
-        async with self._replacing:  # not while a new generation starts
-            if self._ending.is_set() or worker.generation != self._generation:
-                return
-            try:
-                successor = self._hire(worker.number, worker.generation)
-            except WorkersFailed as exc:
-                self._failure = exc
-                self.stopping.set()
-            else:
-                successor.is_on_trial = False
+        # If a new generation starts now and will listen, the successor drains with the old one.
+        if self._ending.is_set() or worker.generation != self._generation:
+            return
+        try:
+            successor = self._hire(worker.number, worker.generation)
+        except WorkersFailed as exc:
+            self._failure = exc
+            self.stopping.set()
+        else:
+            successor.is_on_trial = False
+
+    def _any_serves(self) -> bool:
+        """Whether a worker listens that did not begin just now."""
+        lately = trio.current_time() - self._times.quick
+        return any(each.started_at < lately for each in self.workers)
 
     def _choose_leader(self) -> None:
         """Have the first worker lead that is ready, of the newest generation."""
@@ -422,6 +440,9 @@ class Supervisor:
 
     async def _end(self, worker: Worker, do: str, seconds: float) -> None:
         worker.is_leaving = True
+        if not worker.is_ready:
+            worker.process.kill()  # it serves nobody yet, and may hang
+            return
         await worker.channel.say({"do": do, "seconds": seconds})
         with trio.move_on_after(seconds + self._times.last):
             await worker.process.ended.wait()
