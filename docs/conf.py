@@ -54,6 +54,9 @@ nitpick_ignore = [
     )
 ]
 
+# Quotes and dots, but no dashes: -- is how an option begins.
+smartquotes_action = "qe"
+
 html_theme = "furo"
 html_title = "trioresume"
 html_static_path = ["static"]
@@ -61,6 +64,7 @@ html_static_path = ["static"]
 html_copy_source = False
 html_show_sourcelink = False
 html_js_files = ["access.js"]
+html_css_files = ["narrow.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -341,7 +341,9 @@ def command(*names: str) -> str:
     for title, options in sections_of(subcommand, context):
         parts.append(f"**{title}**")
         rows = (_option_row(option, context) for option in options)
-        parts.append(table(("option", "meaning", "default", "environment"), rows))
+        options_table = table(("option", "meaning", "default", "environment"), rows)
+        # Its class lets docs/static/narrow.css show each row as a block on a narrow screen.
+        parts.append(f":::{{container}} options\n{options_table}\n:::")
     examples = "\n".join(f"$ {each}" for each in getattr(subcommand, "examples", ()))
     parts.append(f"```text\n{examples}\n```")
     return "\n\n".join(parts)

@@ -2,7 +2,7 @@
 
 ``python -m tests.s3_servers`` starts versitygw with a bucket, and says how to use it.
 
-versitygw is a Go module: ``go install github.com/versity/versitygw/cmd/versitygw@latest``. Its
+versitygw is a Go module: ``go install github.com/versity/versitygw/cmd/versitygw@v1.8.0``. Its
 POSIX backend keeps objects as files and checks conditional puts under a lock. SeaweedFS (the
 program ``weed``) is distributed, and keeps objects in volumes. What is not installed is skipped.
 

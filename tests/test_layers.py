@@ -33,6 +33,7 @@ MAY_IMPORT["testing"] = MAY_IMPORT["asgi"]
 # The package itself: what it exports comes from any layer that is not the command's.
 MAY_IMPORT["trioresume"] = MAY_IMPORT["asgi"] | {"identity"}
 MAY_IMPORT["__main__"] = {"cli"}
+MAY_IMPORT["hatch_build"] = set()  # hatchling runs it, without the package
 
 CONCURRENCY = {"trio", "asyncio", "threading", "multiprocessing", "concurrent", "queue"}
 WORLD = {

@@ -159,7 +159,7 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, root)
     package = root / "trioresume"
     package.mkdir()
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "hatch_build.py"):
         shutil.copy(ROOT / "trioresume" / name, package)
     copy_sources(package / "ui")
     return root
