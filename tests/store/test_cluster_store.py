@@ -29,7 +29,13 @@ from trioresume.store.cluster_store import (
     check_chunk_size,
 )
 from trioresume.store.objects.scratch import Scratch
-from trioresume.store.port import Content, EndOperation, PublishFile
+from trioresume.store.port import (
+    Content,
+    ContentKey,
+    ContentState,
+    EndOperation,
+    PublishFile,
+)
 
 DATA = bytes(range(65, 91)) * 2
 
@@ -114,6 +120,50 @@ def test_node_that_lost_an_operation_forgets_what_it_had(stand: ClusterStand) ->
     do(two, EndOperation(OP, 1.0))
     stand.store.collect(10)
     assert stand.scratch.used == 0
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_tail_whose_record_was_not_committed_is_recorded_by_the_next_flush(
+    stand: ClusterStand, closes: bool
+) -> None:
+    """Its objects are put, but nothing names them: announcing the bytes would lose them."""
+    writer = begin(stand.store)
+    writer.append(DATA[:5])
+    flush = writer.flush()
+    assert flush is not None
+    flush.run()  # and the catalog is away when its record is to be committed
+    if closes:
+        writer.close()
+    writer = stand.store.open_writer(KEY)
+    assert writer.offset == 5
+    make_durable(stand.store, writer)
+    assert writer.flush() is None
+    assert stand.restart().open_writer(KEY).offset == 5
+
+
+def test_tail_that_is_being_discarded_lacks_nothing(
+    stand: ClusterStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes go while another thread compares it with the catalog's (they are not lost)."""
+    store = stand.store
+    writer = begin(store)
+    writer.append(DATA[:5])
+    make_durable(store, writer)
+    writer.close()
+    content = stand.node.content
+
+    def discard_meanwhile(key: ContentKey) -> ContentState | None:
+        state = content(key)
+        tail = store._writers.tail(key)
+        if tail is not None:
+            tail.discard()
+        return state
+
+    monkeypatch.setattr(stand.node, "content", discard_meanwhile)
+    assert store.offset(KEY) == 5
+    store.collect(10)
+    assert store._writers.tail(KEY) is None
+    assert store.open_writer(KEY).offset == 5
 
 
 def test_announced_bytes_that_are_gone_are_noticed(stand: ClusterStand) -> None:

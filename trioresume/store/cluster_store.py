@@ -65,6 +65,7 @@ from trioresume.store.port import (
     OperationId,
     OperationState,
     RecordResponse,
+    RecordTail,
     SealChunk,
     Sharing,
     TailPart,
@@ -234,6 +235,10 @@ class ClusterStore:
                         continue
                     tail.applied(index)
                     named.append(digest)
+                case RecordTail(key, offset):
+                    tail = self._writers.tail(key)
+                    if tail is not None:
+                        tail.recorded = max(tail.recorded, offset)
                 case HoldBack(key):
                     self._held_back.add(key)
                 case LetCount(key):
@@ -303,12 +308,14 @@ class ClusterStore:
             tail.discard()
             tail = None
         if tail is not None and was_open and (not tail.finished or tail.unfinish()):
+            tail.record_again()
             return tail
         state = self._catalog.content(key)
         if tail is not None:
             if _continues(tail, state) and (not tail.finished or tail.unfinish()):
                 assert state is not None
                 tail.hand_out_again(state.prefix)
+                tail.record_again()
                 return tail
             tail.discard()
         self._held_back.discard(key)
@@ -519,12 +526,7 @@ class ClusterStore:
                 continue
             if tail is not None and record is not None:
                 state = self._catalog.content(key)
-                try:
-                    if state is not None and _continues(tail, state):
-                        continue
-                except ContentLost:
-                    # Another thread may be discarding the tail. If not, whoever opens it
-                    # is told. Collection goes on.
+                if state is not None and _continues(tail, state):
                     continue
             if record is None and tail is not None and tail.generation == 1:
                 continue  # its operation may be about to be created
@@ -543,9 +545,14 @@ def _continues(tail: Tail, state: ContentState | None) -> bool:
     """Return whether *tail* has all that the catalog knows, so that nobody else has written."""
     if state is None or state.generation != tail.generation:
         return False
-    if tail.offset < state.durable_offset:
+    offset = tail.offset
+    if tail.broken:
+        # Looked at after the offset: a tail that another thread discards is broken before its
+        # bytes go. They are not what counts, and the catalog has what does.
+        return False
+    if offset < state.durable_offset:
         raise ContentLost(
-            f"{state.durable_offset} bytes were durable, {tail.offset} are left"
+            f"{state.durable_offset} bytes were durable, {offset} are left"
         )
     return not state.has_short_end or tail.finished
 

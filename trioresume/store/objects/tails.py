@@ -185,7 +185,9 @@ class Tail:
         """Whether bytes could not be put: what counts is in the catalog."""
         self.finished = False
         self.flushed = flushed
-        """The bytes below are in objects, which were put for the last flush or before."""
+        """The bytes below need no flush: they are in objects, and their record was handed out."""
+        self.recorded = flushed
+        """The bytes below are recorded: the commit of their record succeeded."""
         self.sealings: dict[int, Sealing] = {}
         """The chunks that are full, from the first one on that the catalog may not name."""
         self._index = index
@@ -289,6 +291,15 @@ class Tail:
                 sealing for index, sealing in self.sealings.items() if index >= prefix
             ]
 
+    def record_again(self) -> None:
+        """Have the next flush record, for a new writer, what was put and not recorded.
+
+        The commit of the last record may have failed: then nothing names its objects. A
+        flush puts no object twice.
+        """
+        with self._changing:
+            self.flushed = min(self.flushed, self.recorded)
+
     def applied(self, index: int) -> None:
         """Note that the catalog names chunk *index*."""
         with self._changing:
@@ -370,7 +381,8 @@ class Tail:
             if flush.current is not None:
                 index, last, length = flush.current
                 parts += self.put_part(index, length, lambda at: last.view(at, length))
-            self.flushed = max(self.flushed, flush.offset)
+            with self._changing:
+                self.flushed = max(self.flushed, flush.offset)
         return RecordTail(self.key, flush.offset, tuple(parts))
 
     # Looking and ending.

@@ -234,7 +234,11 @@ DECLARE
 BEGIN
     SELECT * INTO c FROM contents WHERE key = which FOR UPDATE;
     IF NOT FOUND OR which LIKE '%.r' OR reached < c.durable_offset THEN
-        PERFORM retire(objects);
+        -- A later record may have kept some of these parts.
+        PERFORM retire((
+            SELECT coalesce(jsonb_agg(o), '[]') FROM jsonb_array_elements(objects) o
+            WHERE c.tail IS NULL OR NOT EXISTS (
+                SELECT 1 FROM jsonb_array_elements(c.tail) k WHERE k->>0 = o->>0)));
         RETURN;
     END IF;
     c := with_tail(c, objects);
