@@ -222,6 +222,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "http/round_trip",
         "journal",
         "download",
+        "parts",
         "runner",
     ),
     "identity": (
@@ -489,6 +490,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "client/content/sources": ("tests/client/test_sources.py",),
     "client/content/window": ("tests/client/test_sources.py", *_CLIENT),
     "client/download": ("tests/client/test_download.py",),
+    "client/parts": ("tests/client/test_parts.py",),
     "client/decisions/actions": _CLIENT,
     "client/decisions/portals": ("tests/protocol/test_client_dialects.py", *_CLIENT),
     "client/decisions/protocol_choice": ("tests/client/test_protocol_choice.py",),

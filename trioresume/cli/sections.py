@@ -156,6 +156,7 @@ UPLOAD = {
         "--name",
         "--method",
         "--concurrency",
+        "--parallel",
         "--limit-rate",
         "--checksum",
         "--dry-run",

@@ -140,7 +140,7 @@ class Sending:
             protocol=protocol,
             headers=self.fields.for_url(jobs[0].url) if jobs else (),
             tls=self.tls,
-            http2=self.http2,
+            http2=self._http2_for(jobs),
             h2c=self.h2c,
             redirect_origins=self.allow_redirect_to,
             journal=journal,
@@ -159,6 +159,11 @@ class Sending:
         return max(
             (job.exit_code for job in jobs), key=_SEVERITY.index, default=ExitCode.DONE
         )
+
+    def _http2_for(self, jobs: Sequence[Job]) -> bool | None:
+        """HTTP/1.1 for parts, unless HTTP/2 is asked for: there they share one connection."""
+        in_parts = any(job.parallel > 1 for job in jobs)
+        return False if in_parts and self.http2 is None and not self.h2c else self.http2
 
 
 _P = ParamSpec("_P")
@@ -264,6 +269,7 @@ class _Run:
                 on_progress=lambda progress: self._display.show(shown, progress),
                 snapshot_size=self._snapshot,
                 checksum=self._checksum,
+                parallel=job.parallel,
             )
         except TrioresumeError as exc:
             resumable = isinstance(exc, TransferFailed) and exc.resumable
@@ -288,6 +294,7 @@ class _Run:
             seconds=round(seconds, 3),
             attempts=response.attempts,
             bytes_resent=response.bytes_resent,
+            parts=response.parts,
         )
         if not response.ok:
             if _is_for_now(response):

@@ -15,7 +15,14 @@ from trioresume.cli.output import output
 from trioresume.cli.sections import UPLOAD
 from trioresume.cli.sending import Sending, sending_options
 from trioresume.cli.units import size
-from trioresume.cli.upload_files import Chosen, Job, entries_of, jobs_of, renamed
+from trioresume.cli.upload_files import (
+    Chosen,
+    Job,
+    divide,
+    entries_of,
+    jobs_of,
+    renamed,
+)
 from trioresume.text import printable
 
 __all__ = ["upload"]
@@ -88,6 +95,15 @@ __all__ = ["upload"]
     "for HTTP; tus: tus 1.0.0, always with POST; auto: the first of seed, tus and rufh "
     "that the server speaks, else a plain request.",
 )
+@click.option(
+    "--parallel",
+    metavar="N",
+    type=click.IntRange(1, 32),
+    default=1,
+    help="Send each file in up to N parts at the same time, of at least 1 MiB, and join them. "
+    "It needs POST and a server that joins uploads of tus; with another server the file is "
+    "sent in one piece. It uses HTTP/1.1, unless --http2 is given.",
+)
 @sending_options
 @click.option(
     "--journal/--no-journal",
@@ -106,6 +122,7 @@ def upload(
     snapshot_size: bool,
     method: str | None,
     protocol: ProtocolName,
+    parallel: int,
     journal: bool,
 ) -> ExitCode:
     """Send each FILE to URL and print the address of the stored file.
@@ -123,6 +140,8 @@ def upload(
     if name is not None:
         entries = [renamed(entries, name)]
     jobs = jobs_of(entries, url, method, protocol, recursive=recursive)
+    if parallel > 1:
+        divide(jobs, parallel, protocol)
     if dry_run:
         _show_plan(jobs, as_json=sending.as_json)
         return ExitCode.DONE

@@ -25,6 +25,7 @@ __all__ = [
     "Job",
     "content_of",
     "disposition",
+    "divide",
     "entries_of",
     "headers_of",
     "jobs_of",
@@ -57,6 +58,8 @@ class Job:
     method: str
     size: int | None
     """Bytes. None for a pipe, and if the size is known only after reading."""
+    parallel: int = 1
+    """In how many parts the file is sent at the same time, at most."""
     exit_code: ExitCode = ExitCode.FAILED
     result: dict[str, object] = field(default_factory=dict)
     shown: FileProgress = field(init=False)
@@ -215,6 +218,30 @@ def jobs_of(
         jobs.append(Job(entry, target, method, _size_of(entry)))
     _check_targets(jobs)
     return jobs
+
+
+def divide(jobs: Sequence[Job], parallel: int, protocol: ProtocolName) -> None:
+    """Let each file be sent in parts. Raises :class:`click.UsageError` if one cannot be."""
+    if protocol not in ("auto", "tus"):
+        raise click.UsageError(
+            f"--parallel sends the parts as uploads of tus, not of {protocol}"
+        )
+    for job in jobs:
+        if job.method != "POST":
+            raise click.UsageError(
+                f"--parallel joins the parts by POST, not by {job.method}: use a URL that ends"
+                " with a slash, without --method"
+            )
+        if job.entry.problem is None and not _has_parts(job.entry):
+            name = "standard input" if job.entry.is_stdin else printable(str(job.path))
+            raise click.UsageError(
+                f"--parallel needs files whose size is known, and {name} is none"
+            )
+        job.parallel = parallel
+
+
+def _has_parts(entry: Entry) -> bool:
+    return not entry.is_stdin and _may_be_file(entry.path)
 
 
 def _size_of(entry: Entry) -> int | None:

@@ -45,7 +45,8 @@ def list_(as_json: bool) -> None:
             click.echo(json.dumps(dataclasses.asdict(upload)))
             continue
         age = units.duration(max(0.0, time.time() - upload.used_at))
-        sent = "  all sent" if upload.all_sent else ""
+        sent = f"  in {upload.parts} parts" if upload.parts > 1 else ""
+        sent += "  all sent" if upload.all_sent else ""
         click.echo(
             f"{upload.id[:12]}  {age:>8}  {units.size(upload.size):>10}  "
             f"{printable(upload.path)}  {upload.method} {printable(upload.url)}{sent}"
@@ -157,4 +158,4 @@ def _job(upload: RememberedUpload) -> Job:
     problem = None if path.exists() else "the file does not exist any more"
     entry = Entry(path, PurePath(path.name), problem=problem)
     size = path.stat().st_size if problem is None else upload.size
-    return Job(entry, upload.url, upload.method, size)
+    return Job(entry, upload.url, upload.method, size, parallel=upload.parts)

@@ -8,6 +8,7 @@ import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, get_args
@@ -35,6 +36,7 @@ from trioresume.client.http.proxies import Proxies
 from trioresume.client.http.requests import HeaderInput, RequestBuilder
 from trioresume.client.http.round_trip import RateLimiter
 from trioresume.client.http.tls import ClientTls
+from trioresume.client.parts import MOST_PARTS, Errand, UploadInParts, plan_of
 from trioresume.client.progress import Progress
 from trioresume.client.response import ClientResponse
 from trioresume.client.runner import Timeouts, TransferRunner
@@ -43,9 +45,10 @@ from trioresume.protocol.heads import Fields
 from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
-    from trioresume.client.journal import Journal, JournalEntry
+    from trioresume.client.journal import Journal, JournalEntry, PartRecord
+    from trioresume.client.parts import RunnerMaker
     from trioresume.protocol.dialects.client import ClientDialect
 
 __all__ = ["Client"]
@@ -174,6 +177,7 @@ class Client:
         retry_unsafe: bool = False,
         snapshot_size: bool = False,
         checksum: bool = False,
+        parallel: int = 1,
     ) -> ClientResponse:
         """Send a request and return its final response, whatever its status is.
 
@@ -189,6 +193,15 @@ class Client:
         such as a log. Only the bytes that it has at the beginning are sent. With *checksum*
         the response has the SHA-256 of what was sent.
 
+        With *parallel* a file is divided into up to that many parts, at most 32, of at least
+        1 MiB. They are sent at the same time as uploads of tus, and joined by a last request.
+        This helps if each connection is slow for itself; over HTTP/2 all parts share one
+        connection, so give the client ``http2=False``. It takes the method POST and a file of
+        known size. If the server cannot join parts, a warning is logged and the file is sent
+        as one upload. If the answer to the last request is lost, the file may be stored, and
+        only *retry_unsafe* repeats that request in this call. An upload that an earlier call
+        began goes on as it began, in one piece or in its parts.
+
         If a file changes while it is sent, the request fails. It also fails if the
         server reports another digest of the content (``Repr-Digest``, RFC 9530).
 
@@ -201,6 +214,7 @@ class Client:
         body is a path and there is a journal, the next such request continues it.
         """
         parsed = Url.parse(url)
+        self._check_parallel(method, parallel)
         content = ResponseContent(
             None if save_to is None else Path(save_to), self._max_response_size
         )
@@ -213,6 +227,23 @@ class Client:
                 if entry is not None and entry.is_stale:
                     stale = entry.locations, entry.dialect
                     await trio.to_thread.run_sync(entry.forget)
+                if parallel > 1 and not isinstance(source, FileSource):
+                    raise CallerError("only a file of known size can be sent in parts")
+                in_parts = parallel > 1 or (entry is not None and entry.parts)
+                if isinstance(source, FileSource) and in_parts:
+                    make = partial(
+                        self._runner_of,
+                        url=parsed,
+                        content=content,
+                        headers=headers,
+                        retry_unsafe=retry_unsafe,
+                        checksum=checksum,
+                    )
+                    upload = await self._in_parts(
+                        source, entry, parallel, make, on_progress
+                    )
+                    if upload is not None:
+                        return await upload.run()
                 choice = self._choice(method, parsed, source, entry)
                 redirects = Redirects(parsed, self._redirect_origins)
                 if entry is not None and entry.moved is not None:
@@ -284,6 +315,124 @@ class Client:
             on_progress=on_progress,
         )
         return await run.run()
+
+    def _check_parallel(self, method: str, parallel: int) -> None:
+        if not 1 <= parallel <= MOST_PARTS:
+            raise CallerError(f"parallel is from 1 to {MOST_PARTS}")
+        if parallel > 1 and method != "POST":
+            raise CallerError(f"parts are joined by POST, not by {method}")
+        if parallel > 1 and self._protocol not in ("auto", "tus"):
+            raise CallerError(f"parts are uploads of tus, not of {self._protocol}")
+
+    async def _in_parts(
+        self,
+        source: FileSource,
+        entry: JournalEntry | None,
+        parallel: int,
+        make: RunnerMaker,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> UploadInParts | None:
+        """Return the upload of *source* in parts; None if it has to go in one piece."""
+
+        def upload_of(plan: Sequence[PartRecord]) -> UploadInParts:
+            return UploadInParts(
+                source,
+                plan,
+                entry,
+                make,
+                on_progress=on_progress,
+                release=self._release,
+            )
+
+        if entry is not None and entry.parts:
+            begun = upload_of(entry.parts)
+            if not entry.is_doubtful:
+                return begun
+            if entry.size == source.length or (
+                source.snapshot and entry.size < source.length
+            ):
+                source.shorten(entry.size)
+                entry.trust()
+                await begun.prove()
+                return begun
+            await begun.drop()
+            await trio.to_thread.run_sync(entry.forget)
+        if parallel == 1:
+            return None
+        if entry is not None and entry.locations is not None:
+            logger.info("%r goes on in one piece, as it began", source.path)
+            return None
+        plan = plan_of(source.length, parallel)
+        if len(plan) == 1:
+            return None
+        upload = upload_of(plan)
+        if await upload.is_offered(RetryBudget(self._retry, self._draw)):
+            return upload
+        logger.warning(
+            "the server does not offer to join parts (the extension concatenation of tus), so"
+            " %r is sent as one upload",
+            source.path,
+        )
+        return None
+
+    def _runner_of(
+        self,
+        errand: Errand,
+        *,
+        url: Url,
+        content: ResponseContent,
+        headers: HeaderInput,
+        retry_unsafe: bool,
+        checksum: bool,
+    ) -> TransferRunner:
+        """Return the runner for one request of an upload in parts."""
+        joins = errand.whole is not None
+        source = errand.source
+        choice = ProtocolChoice("tus", "POST", source.length, begun=errand.dialect)
+        redirects = Redirects(url, self._redirect_origins)
+        if errand.moved is not None:
+            redirects.resume(errand.moved)
+        fields = Fields(headers)
+        if joins and "want-repr-digest" not in fields:
+            fields = fields.plus({"want-repr-digest": "sha-256=10"})
+        locations = errand.memory.locations
+        transfer = Transfer(
+            method="POST",
+            content=source,
+            budget=RetryBudget(self._retry, self._draw),
+            choice=choice,
+            redirects=redirects,
+            locations=None if joins else locations,
+            all_sent=errand.all_sent,
+            proven=errand.proven,
+            # A part alone does nothing at the server.
+            retry_unsafe=retry_unsafe or not joins,
+            max_restarts=self._retry.restarts,
+        )
+        builder = RequestBuilder(
+            "POST",
+            redirects,
+            source,
+            choice,
+            headers=fields,
+            standing=self._standing,
+            wait=int(min(LONGEST_WAIT_SECONDS, self._timeouts.idle / 2)),
+            follow=joins and errand.on_progress is not None,
+        )
+        return TransferRunner(
+            transfer,
+            builder,
+            source,
+            content if joins else ResponseContent(None, self._max_response_size),
+            self._pool,
+            entry=errand.memory,
+            timeouts=self._timeouts,
+            limiter=self._limiter,
+            release=self._release,
+            on_progress=errand.on_progress,
+            checksum=checksum and joins,
+            whole=errand.whole,
+        )
 
     def _choice(
         self, method: str, url: Url, source: Source, entry: JournalEntry | None
@@ -358,7 +507,8 @@ class Client:
             if entry.dialect and self._protocol not in ("auto", entry.dialect.protocol):
                 entry.forget()  # the upload cannot go on in another protocol
             redirects = Redirects(url, self._redirect_origins)
-            if entry.moved is not None and not redirects.may_go_to(entry.moved.origin):
+            moved = {entry.moved, *(part.moved for part in entry.parts)} - {None}
+            if not all(redirects.may_go_to(each.origin) for each in moved if each):
                 entry.forget()
             return entry
         except OSError as exc:

@@ -11,6 +11,14 @@ an earlier run's entry without reading all files. A file is msgpack::
      "content", "message", "result": the locations, or nil,
      "sent": whether all content was handed over, "created", "used": Unix seconds}
 
+Version 4 is for a file that is sent in parts. It has also::
+
+     "parts": [[start, size, location or nil, "moved" as above, "sent" as above,
+                "proof" as above], ...]
+
+A part's proof is of the part's first bytes. Older programs do not read version 4, so they
+begin such an upload again.
+
 Version 1 knew only the seed and had no "dialect". Version 2 had no "ctime_ns", no
 "device" and no "proof".
 
@@ -37,6 +45,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import platformdirs
@@ -51,12 +60,13 @@ from trioresume.protocol.dialects.seed.client import SEED
 from trioresume.protocol.dialects.tus.client import TUS
 from trioresume.protocol.urls import Url
 
-__all__ = ["Journal", "JournalEntry", "RememberedUpload"]
+__all__ = ["Journal", "JournalEntry", "PartRecord", "RememberedUpload"]
 
 VERSION = 3
 _WITHOUT_PROOF = 2
 _SEED_ONLY = 1
-_VERSIONS = (_SEED_ONLY, _WITHOUT_PROOF, VERSION)
+IN_PARTS = 4
+_VERSIONS = (_SEED_ONLY, _WITHOUT_PROOF, VERSION, IN_PARTS)
 DAY = 86400.0
 _SUFFIX = ".upload"
 _MAX_ENTRY_BYTES = 64 * 1024
@@ -72,6 +82,22 @@ class _Key:
     def name(self) -> str:
         text = f"{self.method}\0{self.url}\0{self.path}"
         return blake3(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """What is remembered of a part of a file that is sent in parts."""
+
+    start: int
+    """The part's position in the file, in bytes."""
+    size: int
+    content: Url | None = None
+    """The location of its upload; None if it has not begun."""
+    moved: Url | None = None
+    """The URL to which its request was redirected."""
+    all_sent: bool = False
+    proof: Proof | None = None
+    """What was sent of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +117,8 @@ class RememberedUpload:
     """``seed``, ``rufh`` or ``tus``; ``unknown`` for one of a later version."""
     all_sent: bool
     """Whether all content was sent, and only the answer is missing."""
+    parts: int = 1
+    """In how many parts it is sent."""
     begun_at: float
     """When the upload began, in Unix seconds."""
     used_at: float
@@ -215,6 +243,7 @@ def _remembered(path: Path) -> RememberedUpload | None:
             size=int(record["size"]),
             protocol="unknown" if dialect is None else dialect.protocol,
             all_sent=bool(record["sent"]),
+            parts=len(record.get("parts", ())) or 1,
             begun_at=float(record["created"]),
             used_at=float(record["used"]),
         )
@@ -264,6 +293,10 @@ class JournalEntry:
         """The bytes with which the file must begin, because it may have changed."""
         self.is_stale = False
         """Whether the entry belongs to another version of the file."""
+        self.parts: tuple[PartRecord, ...] = ()
+        """The parts in which an earlier run sent the file; empty if it did not."""
+        self.is_doubtful = False
+        """Whether the file may have changed since, so that each part has to be proven."""
         self._path = path
         self._lock: int | None = lock
         self._key = key
@@ -297,7 +330,14 @@ class JournalEntry:
                 del told["ctime_ns"], told["device"]
             if any(record[name] != told[name] for name in ("method", "url", "path")):
                 return
-            if any(record[name] != value for name, value in told.items()):
+            is_changed = any(record[name] != value for name, value in told.items())
+            if record["v"] == IN_PARTS:
+                self._load_parts(record["parts"])
+                self.dialect, self.is_doubtful = dialect, is_changed
+                self.size = sum(part.size for part in self.parts)
+                self._created = record["created"]
+                return
+            if is_changed:
                 proof = record.get("proof")
                 self.is_stale = proof is None
                 self.doubt = None if proof is None else Proof(*proof)
@@ -323,6 +363,27 @@ class JournalEntry:
             # for a URL in it.
             self.locations = self.dialect = self.moved = None
             self.doubt, self.is_stale = None, False
+            self.parts = ()
+
+    def _load_parts(self, records: list[list[Any]]) -> None:
+        base = Url.parse(self._key.url)
+        parts = []
+        for start, size, content, moved, all_sent, proof in records:
+            moved_to = None if moved is None else Url.parse(moved)
+            parts.append(
+                PartRecord(
+                    start,
+                    size,
+                    None if content is None else (moved_to or base).resolve(content),
+                    moved_to,
+                    all_sent,
+                    None if proof is None else Proof(*proof),
+                )
+            )
+        edges = [0, *(part.start + part.size for part in parts)]
+        if any(part.start != edge for part, edge in zip(parts, edges, strict=False)):
+            raise ValueError("the parts do not cover the file")
+        self.parts = tuple(parts)
 
     def _describe(self) -> dict[str, object]:
         identity = self._identity
@@ -353,6 +414,7 @@ class JournalEntry:
     ) -> None:
         """Save the operation, durably. Raises :class:`OSError`."""
         self.locations, self.all_sent, self.dialect = locations, all_sent, dialect
+        self.parts = ()
         record = {
             "v": VERSION,
             **self._describe(),
@@ -363,16 +425,50 @@ class JournalEntry:
             "result": locations.result and str(locations.result),
             "sent": all_sent,
             "proof": None if proof is None else [proof.size, proof.digest],
+        }
+        self._write(record)
+
+    def save_parts(self, parts: tuple[PartRecord, ...]) -> None:
+        """Save an upload in parts, durably. Raises :class:`OSError`."""
+        self.parts = parts
+        record = {
+            "v": IN_PARTS,
+            **self._describe(),
+            "dialect": TUS.name,
+            "sent": all(part.all_sent for part in parts),
+            "parts": [
+                [
+                    part.start,
+                    part.size,
+                    part.content and str(part.content),
+                    part.moved and str(part.moved),
+                    part.all_sent,
+                    part.proof and [part.proof.size, part.proof.digest],
+                ]
+                for part in parts
+            ],
+        }
+        self._write(record)
+
+    def _write(self, record: dict[str, object]) -> None:
+        record |= {
             "created": self._created,
             "used": self._journal.wall_time(),
         }
         with self._journal.noting(self._path):
             _replace(self._path, msgpack.packb(record))
 
+    def end(self, status: int) -> None:
+        """Note that the server answered with *status*: the upload is over."""
+        del status
+        if self.locations is not None:
+            self.forget()
+
     def forget(self) -> None:
         """Remove the entry: the upload is over, or can never be resumed."""
         self.locations, self.all_sent, self.dialect = None, False, None
         self.moved = None
+        self.parts, self.is_doubtful = (), False
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -29,6 +29,9 @@ class ClientResponse:
     protocol: str = "plain"
     """The upload's protocol: ``seed``, ``rufh`` or ``tus``; ``plain`` without a way to resume."""
 
+    parts: int = 1
+    """In how many parts the content was sent, each as an upload of its own."""
+
     sha256: str | None = None
     """The SHA-256 of the content that was sent, if the caller asked for it."""
     is_confirmed: bool = False

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -53,14 +53,16 @@ from trioresume.protocol.structured import byte_sequences
 from trioresume.protocol.urls import Url
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trioresume.client.content.file_source import Proof
     from trioresume.client.content.response_content import ResponseContent
     from trioresume.client.content.sources import Source
     from trioresume.client.http.pool import Pool
     from trioresume.client.http.requests import RequestBuilder, WireRequest
-    from trioresume.client.journal import JournalEntry
     from trioresume.protocol.dialects.client import ClientDialect
 
-__all__ = ["Timeouts", "TransferRunner"]
+__all__ = ["Memory", "Timeouts", "TransferRunner"]
 
 logger = logging.getLogger("trioresume.client")
 
@@ -82,6 +84,48 @@ class Timeouts:
     """How long to wait for a 100 from a server that may not know ``Expect``."""
 
 
+class Memory(Protocol):
+    """What remembers one upload: the journal's entry, or a part of it.
+
+    The methods block, and raise :class:`OSError`.
+    """
+
+    @property
+    def locations(self) -> Locations | None:
+        """What is remembered."""
+        ...
+
+    @property
+    def directory(self) -> Path:
+        """Where it is remembered, for a warning."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """The path of the file that is sent, for a warning."""
+        ...
+
+    def save(
+        self,
+        locations: Locations,
+        *,
+        all_sent: bool,
+        dialect: ClientDialect,
+        proof: Proof | None,
+        moved: Url | None,
+    ) -> None:
+        """Remember that the upload is at *locations*, and how far it is."""
+        ...
+
+    def end(self, status: int) -> None:
+        """Note that the server answered with *status*, as the last of the upload."""
+        ...
+
+    def forget(self) -> None:
+        """Forget an upload that cannot be resumed."""
+        ...
+
+
 class _NotConnected(Exception):
     """There is no connection for a request, for *reason*."""
 
@@ -101,16 +145,19 @@ class TransferRunner(Observer):
         content: ResponseContent,
         pool: Pool,
         *,
-        entry: JournalEntry | None,
+        entry: Memory | None,
         timeouts: Timeouts,
         limiter: RateLimiter,
         release: bool,
         on_progress: Callable[[Progress], object] | None,
         checksum: bool = False,
+        whole: Source | None = None,
     ) -> None:
         self._transfer = transfer
         self._builder = builder
         self._source = source
+        self._whole = whole or source
+        """The content that the answer is about. The parts of *whole* were sent before."""
         self._content = content
         self._pool = pool
         self._entry = entry
@@ -183,7 +230,7 @@ class TransferRunner(Observer):
             await self._source.gather(action.offset, action.size)
             return self._outcome(Reading(None, True, None), Sent.NOTHING)
         if isinstance(action, Discover):
-            answer = await self._discover()
+            answer = await self.discover()
             return self._outcome(Reading(answer, True, None), Sent.NOTHING)
         if isinstance(action, Contrast):
             # It only confirms: a server that does not answer it costs a moment.
@@ -345,10 +392,10 @@ class TransferRunner(Observer):
         if not isinstance(self._action, Send):
             return True
         if self._transfer.wants_discovery:
-            self._transfer.note_discovery(await self._discover())
+            self._transfer.note_discovery(await self.discover())
         return self._transfer.note_ready()
 
-    async def _discover(self) -> Answer | None:
+    async def discover(self) -> Answer | None:
         """Return the server's answer to OPTIONS; None if there is none."""
         request = self._builder.build(Discover())
         with trio.move_on_after(DISCOVERY_SECONDS):
@@ -461,11 +508,17 @@ class TransferRunner(Observer):
             await self._journal_save()
 
     async def _journal_forget(self) -> None:
-        if self._entry is None or self._entry.locations is None:
-            return
+        if self._entry is not None and self._entry.locations is not None:
+            await self._journal_change(self._entry.forget)
+
+    async def _journal_end(self, status: int) -> None:
+        if self._entry is not None:
+            await self._journal_change(partial(self._entry.end, status))
+
+    async def _journal_change(self, change: Callable[[], None]) -> None:
         with trio.CancelScope(shield=True):
             try:
-                await trio.to_thread.run_sync(self._entry.forget)
+                await trio.to_thread.run_sync(change)
             except OSError as exc:
                 self._warn_of_journal(exc)
 
@@ -478,7 +531,7 @@ class TransferRunner(Observer):
         sha256 = await self._wanted_digest(action.answer)
         body, saved_to = await self._content.finish()
         if not may_be_foreign(action.answer):
-            await self._journal_forget()
+            await self._journal_end(action.answer.status)
         locations = self._transfer.locations
         if self._release and locations is not None and locations.message is not None:
             await self._release_message(locations.message)
@@ -502,7 +555,7 @@ class TransferRunner(Observer):
         If the answer did not have it, ask for the digest of what is stored. Raises
         :class:`TransferFailed` if it is another one.
         """
-        digest = await self._source.digest() if self._checksum and answer.ok else None
+        digest = await self._whole.digest() if self._checksum and answer.ok else None
         if digest is None:
             return None
         location = answer.fields.get("location")
@@ -526,7 +579,7 @@ class TransferRunner(Observer):
 
         Raises :class:`TransferFailed` if they differ.
         """
-        source = self._source
+        source = self._whole
         told = byte_sequences(answer.fields, "repr-digest").get("sha-256")
         if not answer.ok or source.length == 0:
             return
@@ -564,6 +617,10 @@ class TransferRunner(Observer):
     async def _release_message(self, url: Url) -> None:
         """Delete the response message (R29). This is optional, because it would expire."""
         await self._ask_once(self._builder.release(url))
+
+    async def drop(self, url: Url) -> None:
+        """Ask the server to drop the upload at *url*, which is not needed. This is optional."""
+        await self._ask_once(self._builder.cancel(url))
 
     async def _ask_once(self, request: WireRequest) -> Answer | None:
         """Perform *request*. Return the answer, or None if there is none in time."""

@@ -163,6 +163,16 @@ class FileSource:
                 return False
         return self._hashed == proof.size and self.proof() == proof
 
+    def part(self, start: int, size: int) -> FileSource:
+        """Return a source for *size* bytes from *start* on. It needs this one's descriptor.
+
+        Both notice a change of the file since this source was made.
+        """
+        part = FileSource(self._fd, self._base + start, snapshot=self.snapshot)
+        part._stat = self._stat
+        part.shorten(size)
+        return part
+
     def shorten(self, size: int) -> None:
         """Send only the first *size* bytes, because an earlier run began with that length."""
         self._size = min(size, self._size)

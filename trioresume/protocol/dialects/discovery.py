@@ -43,3 +43,8 @@ class Discovery:
         """Whether tus can make an upload of *length* bytes; None: length not known yet."""
         needs = {"creation"} if length is not None else {"creation-defer-length"}
         return self.tus and "creation" in self.extensions and needs <= self.extensions
+
+    @property
+    def joins(self) -> bool:
+        """Whether tus can join uploads that are parts of a file (D7)."""
+        return self.takes_tus(0) and "concatenation" in self.extensions

@@ -16,14 +16,21 @@ from trioresume.protocol.dialects.client import (
 )
 from trioresume.protocol.dialects.marks import is_marked
 from trioresume.protocol.dialects.seed.client import offered_locations
-from trioresume.protocol.dialects.tus.fields import MARK, format_metadata, metadata_of
+from trioresume.protocol.dialects.tus.fields import (
+    MARK,
+    PARTIAL,
+    format_metadata,
+    metadata_of,
+)
 from trioresume.protocol.heads import Fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trioresume.protocol.ranges import ContentRange
     from trioresume.protocol.urls import Url
 
-__all__ = ["TUS", "TusClient"]
+__all__ = ["TUS", "TUS_PART", "TusClient", "TusJoin"]
 
 # In the POST these fields would describe its own content, and it has none (D6).
 _ABOUT_THE_CONTENT = ("content-disposition", "content-type")
@@ -86,5 +93,45 @@ class TusClient(ClientDialect):
         return True
 
 
+class TusPart(TusClient):
+    """A partial upload (D7): a part of a file, which has no name or type of its own."""
+
+    def begin(
+        self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
+    ) -> Fields:
+        fields = super().begin(own, length, whole=whole, acknowledge=acknowledge)
+        return fields.without("upload-metadata").plus({"upload-concat": PARTIAL})
+
+    def created(self, base: Url, answer: Answer, *, whole: bool) -> Locations | None:
+        """Return the upload's location only: there is no response of the target for a part."""
+        locations = super().created(base, answer, whole=whole)
+        return None if locations is None else Locations(content=locations.content)
+
+
+class TusJoin(TusClient):
+    """The request that joins partial uploads to one (D7). It has no content.
+
+    *parts* are references to the partial uploads, in the order of their content.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        self._parts = parts
+
+    def begin(
+        self, own: Fields, length: int | None, *, whole: bool, acknowledge: bool = False
+    ) -> Fields:
+        """Add name and type, and the parts. "The Client MUST NOT include Upload-Length"."""
+        fields = super().begin(own, length, whole=whole, acknowledge=acknowledge)
+        joined = f"final;{' '.join(self._parts)}"
+        return fields.without("upload-length").plus({"upload-concat": joined})
+
+    def offset(self, fields: Fields) -> int | None:
+        """Return 0: the offset of a final upload counts the parts' bytes, none of this request."""
+        return 0
+
+
 TUS = TusClient()
 """The only instance, since it has no state."""
+
+TUS_PART = TusPart()
+"""The dialect of a part of a file."""
