@@ -14,7 +14,15 @@ import codecs
 import re
 import secrets
 
-__all__ = ["CONTROLS", "decode_text", "new_name", "printable"]
+__all__ = [
+    "CONTROLS",
+    "OPEN",
+    "OPEN_TWINS",
+    "concealed",
+    "decode_text",
+    "new_name",
+    "printable",
+]
 
 CONTROLS = (
     "\x00-\x1f"  # C0: line ends, tabs, and the escape that begins a terminal command
@@ -37,6 +45,16 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
+# 22 letters of Base64 have room for four bits more than 16 bytes, which the last letter leaves
+# at zero: it is one of A, Q, g, w.
+OPEN_TWINS = {"A": "B", "Q": "R", "g": "h", "w": "x"}
+"""For the last letter of a new name, the letter that stands for the same 16 bytes."""
+OPEN = frozenset(OPEN_TWINS.values())
+"""The last letters of the ids that are all the credential that their operation needs."""
+
+_OPEN_ID = re.compile(
+    rf"(?:(?<=/)|\A)([A-Za-z0-9_-]{{10}})[A-Za-z0-9_-]{{11}}[{''.join(sorted(OPEN))}](?=[/.]|\Z)"
+)
 _NOT_SHOWN = re.compile(f"[{CONTROLS}\u2028\u2029]")
 
 
@@ -48,6 +66,14 @@ def new_name() -> str:
     while (name := secrets.token_urlsafe(16)).startswith("-"):
         pass
     return name
+
+
+def concealed(text: str) -> str:
+    """Return a path, a key or an id for a log: without half of an open operation's id.
+
+    That id is all the credential that its operation needs.
+    """
+    return _OPEN_ID.sub(r"\1...", text)
 
 
 def printable(text: str) -> str:

@@ -23,11 +23,13 @@ from tests.server.seed import BODY, MULTIPART, multipart
 from trioresume import Config, FileService, Response
 from trioresume.errors import StorageConflict, StorageFull, StorageUnavailable
 from trioresume.protocol.operation import CallPolicy
+from trioresume.server.uploads.locations import opened_id
 from trioresume.store.port import (
     Content,
     ContentKey,
     CreateOperation,
     Mutation,
+    OperationId,
     SealChunk,
 )
 from trioresume.testing.memory_store import MemoryStore
@@ -341,6 +343,32 @@ async def test_storage_error_is_logged_with_its_request(
         async with memory_service(Recorder(), store=store) as service:
             await service.connect().request("POST", "/up", RESUME, BODY)
     assert any("POST /up" in record.getMessage() for record in caplog.records)
+
+
+async def test_storage_error_is_logged_without_a_credential(
+    autojump_clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The id of an upload by a signed address lets anybody continue it."""
+    upload = opened_id(OperationId("abcdefghij0123456789-A"))
+    store = MemoryStore()
+    async with memory_service(Recorder(), store=store) as service:
+        errors = [StorageFull("no space"), RuntimeError("a bug")]
+
+        def fails(id: OperationId) -> None:
+            raise errors[0]
+
+        monkeypatch.setattr(store, "operation", fails)
+        while errors:
+            reply = await service.connect().request(
+                "GET", f"/operations/{upload}/result"
+            )
+            assert reply.status >= 500
+            del errors[0]
+    assert "GET /operations/abcdefghij.../result: no space" in caplog.text
+    assert "GET /operations/abcdefghij.../result failed" in caplog.text
+    assert upload not in caplog.text
 
 
 async def test_large_response_waits_for_space_instead_of_a_second_call(

@@ -270,6 +270,13 @@ async def test_files_are_shown_and_deleted(tmp_path: Path) -> None:
         assert [row["owner"] for row in await admin.rows("files")] == ["bob"]
         assert "error" in (await admin.change(wish)).json
         assert "error" in (await admin.change({"act": "delete", "name": 1})).json
+        # Half of a character, which JSON may have.
+        for wrong in (
+            {"name": "\ud800", "owner": "ann"},
+            {"name": "x", "owner": "\udfff"},
+        ):
+            reply = await admin.change({"act": "delete", **wrong})
+            assert "is no text" in reply.json["error"]
         async with admin.service.connect() as client:
             reply = await client.request("GET", "/files/x.txt", {"X-Name": "bob"})
             assert reply.body == b"content"
@@ -457,6 +464,24 @@ def test_latest_errors_are_kept_and_no_more() -> None:
     assert newest[0].level == "ERROR"
     assert len(newest[0].text) == MOST_CHARACTERS + 1
     assert newest[1].text == f"number {MOST + 4}"
+
+
+def test_error_shows_no_id_of_an_upload() -> None:
+    """Whoever may only read could end the upload with it, if the service asks for no token."""
+    errors = RecentErrors()
+    log = logging.Logger("trioresume.x")  # noqa: LOG001 - nobody else's
+    log.addHandler(errors)
+    upload = "abcdeFghij0123456789-A"
+    try:
+        raise FileNotFoundError(2, "No such file", f"/data/tails/{upload}.0")
+    except FileNotFoundError:
+        log.exception("PATCH /operations/%s/content failed", upload)
+    log.error("%s was not written: a_name_of_22_characters", upload)
+    last, first = errors.newest()
+    assert "/operations/abcdeFghij.../content" in first.text
+    assert "/data/tails/abcdeFghij....0" in first.text
+    assert upload not in first.text
+    assert last.text == "abcdeFghij... was not written: a_name_of_22_characters"
 
 
 async def test_errors_are_those_since_the_service_began(tmp_path: Path) -> None:

@@ -137,6 +137,20 @@ async def test_message_of_any_status(status: int, autojump_clock: Clock) -> None
         assert (b"content-length" in reply.body.lower()) == (status not in (204, 304))
 
 
+@pytest.mark.parametrize(("status", "said"), [(204, None), (304, "5")])
+async def test_no_content_has_no_length_whatever_the_target_says(
+    status: int, said: str | None
+) -> None:
+    """RFC 9110, section 8.6: a client that believes it would wait for content."""
+    given = Response(status, {"content-length": "5"}, b"")
+    async with memory_service(Recorder(response=lambda body: given)) as service:
+        client = service.connect()
+        for _ in range(2):
+            reply = await client.request("GET", "/")
+            assert reply.status == status
+            assert reply.fields.get("content-length") == said
+
+
 # R27.
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from trioresume.errors import StorageConflict
 from trioresume.protocol.heads import Fields
@@ -18,20 +21,30 @@ from trioresume.store.disk_store import DiskStore, open_store
 from trioresume.store.port import (
     Content,
     CreateOperation,
+    EndOperation,
     EventRecord,
     FileRecord,
     ForgetOperation,
     FreezeContent,
+    HoldBack,
+    LetCount,
+    LimitUsage,
+    MoveOperation,
     Mutation,
     OperationId,
     OperationRecord,
     OperationState,
     PublishFile,
     RecordEvent,
+    RecordOffset,
     RecordResponse,
+    RemoveFile,
     SealChunk,
+    SetExpiry,
+    SetFileExpiry,
     SetLength,
     SetReserved,
+    SetState,
     StoredResponse,
     content_of,
     request_key,
@@ -328,3 +341,124 @@ def test_upload_takes_few_statements(
     assert len(own) - commits <= most * uploads
     assert savepoints <= 4 * uploads
     store.close()
+
+
+# Any batches.
+
+_NUMBERS = (1, 2, 3)
+_CONTENTS = {1: b"content", 2: b"content", 3: bytes(range(2 * CHUNK + 1))}
+"""By the upload's number: two uploads have equal content."""
+_Make = Callable[[dict[int, list[Mutation]]], list[Mutation]]
+
+
+def _making(draw: st.DrawFn) -> _Make:
+    """Draw what makes a submission from the seals of the uploads."""
+    number = draw(st.sampled_from(_NUMBERS))
+    upload, key = _id(number), request_key(_id(number))
+    kind = draw(st.sampled_from(["create", "end", "end", "end", "seal", "other"]))
+    if kind == "create":
+        extra: list[Mutation] = [_event(number, "post-create")]
+        limit = LimitUsage(OWNER, draw(st.sampled_from([10, 10**6])), 2, None)
+        created = _created(number)
+        if draw(st.booleans()):
+            created += extra
+        if draw(st.integers(0, 3)) == 0:
+            created.append(limit)
+        return lambda seals: created
+    if kind == "seal":
+        return lambda seals: seals[number][:1]
+    if kind == "other":
+        others: list[Mutation] = [
+            SetReserved(upload, 9),
+            SetExpiry(upload, 7e9),
+            ForgetOperation(upload),
+            EndOperation(upload, 7e9),
+            SetState(upload, OperationState.COMPLETE),
+            MoveOperation(upload, "another", "/"),
+            RecordOffset(key, 3),
+            HoldBack(key, 2),
+            LetCount(key),
+            RemoveFile(OWNER, "x"),
+            RemoveFile(OWNER, "y", "anything"),
+            SetFileExpiry(OWNER, "x", 6e9),
+        ]
+        other = draw(st.sampled_from(others))
+        return lambda seals: [other]
+    name = draw(st.sampled_from("xy"))
+    expected = draw(st.sampled_from([None, "anything"]))
+    end: Mutation = ForgetOperation(upload)
+    if draw(st.booleans()):
+        body = Content(2, b"ok")
+        response = StoredResponse(status=201, fields=Fields({"etag": "x"}), body=body)
+        end = RecordResponse(upload, response, 9e9 + number, draw(st.booleans()))
+    has_event = draw(st.booleans())
+
+    def make(seals: dict[int, list[Mutation]]) -> list[Mutation]:
+        *chunks, freeze = seals[number]
+        assert isinstance(freeze, FreezeContent)
+        file = FileRecord(
+            owner=OWNER,
+            name=name,
+            content=freeze.content,
+            fields=Fields({"content-type": "text/plain"}),
+            modified_at=5.0,
+        )
+        events = [_event(number, "post-finish")] if has_event else []
+        return [*chunks, freeze, PublishFile(file, expected), *events, end]
+
+    return make
+
+
+@st.composite
+def _batches(draw: st.DrawFn) -> list[list[_Make]]:
+    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    return [[_making(draw) for _ in range(size)] for size in sizes]
+
+
+def _without_numbers(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """The rows without what tells only the order in which rows were made."""
+    rows = _rows(path)
+    keys = {row[0]: row[1] for row in rows["contents"]}
+    for table in ("contents", "pieces", "parts"):
+        rows[table] = [(keys[row[0]], *row[1:]) for row in rows[table]]
+        rows[table].sort(key=repr)
+    rows["files"] = sorted(row[1:] for row in rows["files"])
+    for table in ("events", "dead_events"):
+        # Events of one upload are told in order; those of several uploads are not.
+        rows[table] = sorted((row[1:] for row in rows[table]), key=repr)
+    rows.pop("sqlite_sequence", None)
+    return rows
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(_batches())
+def test_any_batches_leave_the_rows_files_and_accounts_of_one_by_one(
+    tmp_path: Path, batches: list[list[_Make]]
+) -> None:
+    seen = []
+    for ledger in (BatchLedger, _OneByOne):
+        folder = Path(mkdtemp(dir=tmp_path))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("trioresume.store.disk_store.BatchLedger", ledger)
+            with closing(
+                open_store(folder, chunk_size=CHUNK, durability="process")
+            ) as store:
+                uploads = Uploads(store)
+                made: dict[int, list[Mutation]] = {}
+                for number, content in _CONTENTS.items():
+                    seals = uploads.seals(number, content)
+                    freeze = FreezeContent(
+                        request_key(_id(number)), content_of(CHUNK, seals)
+                    )
+                    made[number] = [*seals, freeze]
+                results = [
+                    [str(each) for each in store.apply([make(made) for make in batch])]
+                    for batch in batches
+                ]
+                seen.append((results, _without_numbers(folder), _files(folder)))
+        shutil.rmtree(folder)
+    assert seen[0] == seen[1]

@@ -1,8 +1,12 @@
-"""The latest warnings and errors of the log, kept in memory for the admin page."""
+"""The latest warnings and errors of the log, kept in memory for the admin page.
+
+The page shows no id of an upload, so they are kept without half of each.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from dataclasses import dataclass
 
@@ -12,6 +16,12 @@ MOST = 200
 """Entries that are kept."""
 MOST_CHARACTERS = 2000
 """Of a message, with its traceback: the end of a traceback tells most."""
+
+# An upload's id, also within the name of a file. Nearly every id has a capital letter, which the
+# names in a traceback have not.
+_ID = re.compile(
+    r"(?<![A-Za-z0-9_-])(?=[a-z0-9_-]*[A-Z])([A-Za-z0-9_-]{10})[A-Za-z0-9_-]{12}(?![A-Za-z0-9_-])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class RecentErrors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record)
+            text = _ID.sub(r"\1...", self.format(record))
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
             return

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,6 +40,7 @@ from trioresume.server.api.config import problem_page_of
 from trioresume.server.api.handler import closing_iterator
 from trioresume.server.http.exchange import ContentCut
 from trioresume.server.http.stored_body import StoredBody
+from trioresume.text import concealed
 
 if TYPE_CHECKING:
     from trioresume.protocol.dialects import Interim, ServerDialect
@@ -144,12 +146,12 @@ class BaseExchange(ABC):
         except UsageExceeded as exc:  # another process has just used up the quota
             await self._fail(PeerError(exc.problem, close=True))
         except StorageError as exc:
-            logger.error("%s %s: %s", head.method, head.path, exc)
+            logger.error("%s %s: %s", head.method, concealed(head.path), exc)
             await self._fail(_problem(exc))
         except trio.BrokenResourceError:
             raise
         except Exception:
-            logger.exception("%s %s failed", head.method, head.path)
+            logger.exception("%s %s failed", head.method, concealed(head.path))
             await self._fail(PeerError(ProblemCode.INTERNAL_ERROR))
 
     async def _fail(self, error: PeerError) -> None:
@@ -247,6 +249,9 @@ class BaseExchange(ABC):
             size = len(body) if isinstance(body, bytes) else body.length
             length = {"content-length": str(size)}
             fields = fields.without("content-length").plus(length)
+        if status == HTTPStatus.NO_CONTENT:
+            # It must have none (RFC 9110, section 8.6), whatever a target says.
+            fields = fields.without("content-length")
         fields = self._final_fields(status, fields)
         if bodiless:
             await self._start(status, fields, b"", ends=True)

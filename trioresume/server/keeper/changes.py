@@ -294,13 +294,24 @@ def _text(wish: Mapping[str, Any], key: str) -> str:
     value = wish.get(key)
     if not isinstance(value, str):
         raise CallerError(f"{key} is missing")
+    _check_characters(value)
     return value
+
+
+def _check_characters(value: str) -> None:
+    """Raise :class:`CallerError` for half of a character, which JSON may have and SQLite not."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise CallerError(f"{value!r} is no text") from exc
 
 
 def _owner(wish: Mapping[str, Any], key: str) -> str | None:
     value = wish.get(key)
     if value is not None and (not isinstance(value, str) or not value):
         raise CallerError(f"{key} is no owner")
+    if value is not None:
+        _check_characters(value)
     return value
 
 

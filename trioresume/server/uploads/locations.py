@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from trioresume.protocol.heads import Fields
 from trioresume.server.api.config import root_of
 from trioresume.store.port import OperationId
+from trioresume.text import OPEN, OPEN_TWINS, concealed
 
 if TYPE_CHECKING:
     from trioresume.protocol.heads import RequestHead
@@ -36,12 +37,6 @@ __all__ = [
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
 
-# 22 letters of Base64 have room for four bits more than 16 bytes, which the last letter leaves
-# at zero: it is one of A, Q, g, w. Each has a twin that stands for the same 16 bytes.
-_TWINS = {"A": "B", "Q": "R", "g": "h", "w": "x"}
-OPEN = frozenset(_TWINS.values())
-"""The last letters of the ids that are all the credential that their operation needs."""
-
 
 def opened_id(id: OperationId) -> OperationId:
     """Return the new *id* as that of an open operation, with the same 128 random bits.
@@ -49,20 +44,7 @@ def opened_id(id: OperationId) -> OperationId:
     The id of an open operation says so by its last letter. So a request for it is known without
     a look into the catalog, and whoever guesses at ids learns nothing of operations of others.
     """
-    return OperationId(id[:-1] + _TWINS[id[-1]])
-
-
-_OPEN_ID = re.compile(
-    rf"(?:(?<=/)|\A)([A-Za-z0-9_-]{{10}})[A-Za-z0-9_-]{{11}}[{''.join(sorted(OPEN))}](?=[/.]|\Z)"
-)
-
-
-def concealed(text: str) -> str:
-    """Return a path, a key or an id for a log: without half of an open operation's id.
-
-    That id is all the credential that its operation needs.
-    """
-    return _OPEN_ID.sub(r"\1...", text)
+    return OperationId(id[:-1] + OPEN_TWINS[id[-1]])
 
 
 class Resource(Enum):

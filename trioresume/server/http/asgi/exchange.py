@@ -27,6 +27,7 @@ from trioresume.protocol.heads import Fields, RequestHead, origin_from
 from trioresume.protocol.http2_head import MalformedRequest, read_request_fields
 from trioresume.server.http.asgi.body import AsgiBody
 from trioresume.server.http.base_exchange import BaseExchange
+from trioresume.text import concealed
 
 if TYPE_CHECKING:
     from trioresume.server.http.asgi.body import Channel
@@ -215,7 +216,9 @@ async def answer_request(
         except PeerError as exc:
             await front.refuse(exchange, exc)
         except trio.BrokenResourceError:
-            logger.debug("the client of %s %s went away", head.method, head.path)
+            logger.debug(
+                "the client of %s %s went away", head.method, concealed(head.path)
+            )
         except BaseException:
             if trio.current_time() >= deadline() and exchange.can_respond:
                 with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
