@@ -25,7 +25,12 @@ import psycopg
 
 from tests import postgres
 from tests.e2e.command import Service
-from tests.s3_servers import S3Server, running
+from tests.s3_servers import ACCESS_KEY, SECRET_KEY, S3Server, running
+from trioresume.store.objects.address import parse_address
+from trioresume.store.objects.collection import Sweep
+from trioresume.store.objects.s3 import S3Bucket
+from trioresume.store.port import Collected
+from trioresume.store.postgres.catalog import PostgresCatalog
 
 TUS = {"Tus-Resumable": "1.0.0"}
 REQUEST_TIMEOUT = 30.0
@@ -198,10 +203,28 @@ class Soak:
 
     def wait_for_collection(self, seconds: float = 60) -> None:
         """After a while the bucket has what the catalog names, and nothing else."""
+        self._sweep()
         deadline = time.monotonic() + seconds
         while (leaks := self._leaks()) and time.monotonic() < deadline:
             time.sleep(0.5)
         self.failures += leaks
+
+    def _sweep(self) -> None:
+        """Delete what killed nodes had put and never recorded, as a sweep in two hours does."""
+        bucket = S3Bucket(
+            parse_address(self.objects.url("soak")),
+            options={
+                "access_key_id": ACCESS_KEY,
+                "secret_access_key": SECRET_KEY,
+            },
+        )
+        catalog = PostgresCatalog(self.database.url)
+        try:
+            sweep = Sweep(catalog, bucket, now=lambda: time.time() + 7200)
+            while sweep.advance(1000) != Collected():
+                pass
+        finally:
+            catalog.close()
 
     def _leaks(self) -> list[str]:
         with psycopg.connect(self.database.url, autocommit=True) as connection:
