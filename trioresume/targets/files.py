@@ -441,7 +441,11 @@ def _decoded(encoded: str, refused: ProblemCode) -> str:
     except UnicodeDecodeError:
         raise PeerError(refused, "the name is not UTF-8") from None
     if name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise PeerError(ProblemCode.NOT_FOUND, "the name is not one segment of a path")
+        raise PeerError(
+            ProblemCode.NOT_FOUND,
+            "the name is not one segment of a path: there are no folders here; send the file"
+            " with POST to the collection, or under a name without a slash",
+        )
     fault = name_fault(name)
     if fault is not None:
         raise PeerError(refused, fault)
