@@ -187,7 +187,7 @@ def test_finished_files_are_kept_searched_exported_copied_and_deleted(
     assert rows(browser, "finished") == 1
     assert browser.barriers() == []
     browser.click("Copy link file-0117.txt")
-    browser.see("The link of file-0117.txt is copied")
+    browser.see("The link to file-0117.txt is copied")
     assert browser.run("navigator.clipboard.readText()") == link
     assert request("GET", link)[1] == files[117].read_bytes()
 

@@ -110,8 +110,10 @@ def _show(found: list[Finding]) -> None:
     failed = sum(finding.verdict is Verdict.FAILED for finding in found)
     limited = sum(finding.verdict is Verdict.LIMITED for finding in found)
     if failed:
-        click.echo(f"The way to this server is not all right: {failed} checks failed.")
+        click.echo(
+            f"The way to this server is not all right. Checks that failed: {failed}."
+        )
     elif limited:
-        click.echo(f"Uploads resume. {limited} checks found a limit.")
+        click.echo(f"Uploads resume. Checks that found a limit: {limited}.")
     else:
         click.echo("The way to this server is all right.")

@@ -52,7 +52,7 @@ def doctor(catalog: str | None, objects: str | None, as_json: bool) -> ExitCode:
 
     The probes put a few small objects and make a table for the moment, and remove them. The
     credentials of the bucket come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and those
-    of the database from PGPASSWORD or ~/.pgpass.
+    of the database from PGPASSWORD or the file that PGPASSFILE names, ~/.pgpass by default.
 
     The exit code is 3 if there is a fault, with which the service cannot keep its promises.
     Warnings do not change it.

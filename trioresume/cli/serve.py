@@ -104,7 +104,8 @@ _DEFAULTS = trioresume.Config()
     metavar="URL",
     callback=without_password,
     help="PostgreSQL database with the catalog that the servers of a cluster share, as "
-    "postgresql://USER@HOST/NAME. The password is in libpq's password file.",
+    "postgresql://USER@HOST/NAME. The password comes from PGPASSWORD or the file that "
+    "PGPASSFILE names, ~/.pgpass by default.",
 )
 @click.option(
     "--objects",
@@ -197,8 +198,8 @@ def serve(
     requests some time to finish. A second signal stops it at once. In both cases no
     acknowledged byte is lost. SIGHUP makes the server read its certificates, tokens,
     passwords, keys, rules and hook secrets again, and open its log files again. No
-    connection ends. With --workers it starts new workers, with the configuration and the
-    program of now, and has the old ones finish what they have begun.
+    connection ends. With --workers it starts new workers, with the present configuration
+    and program. The old ones finish their requests, and end.
     """
     take = click.get_current_context().meta.get(PLAN_TAKER)
     seat = own_seat()

@@ -29,8 +29,8 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--admin-page",
         type=click.Choice(["off", "read", "change"]),
         default="off",
-        help="Page for people at /admin/ of --admin-bind, which shows uploads, files, quotas, "
-        "hooks and errors; change: it may also cancel, delete and retry.",
+        help="Page for operators at /admin/ of --admin-bind. It shows uploads, files, quotas, hooks "
+        "and errors; with change it may also cancel, delete and retry.",
     ),
     click.option(
         "--admin-name",

@@ -78,7 +78,7 @@ HELP: dict[str, ProblemHelp] = {
         "The detail has its reason, if it gave one. Ask the operator.",
     ),
     "termination-rejected": ProblemHelp(
-        "A program of the operator does not allow to delete this upload.",
+        "A program of the operator does not let this upload be deleted.",
         "Ask the operator. The upload goes away by itself when it expires.",
     ),
     "unauthorized": ProblemHelp(

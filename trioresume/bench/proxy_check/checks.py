@@ -291,7 +291,7 @@ class _Checks:
             return Finding(
                 name=name,
                 verdict=Verdict.PASSED,
-                seen="Content without a length does so, too.",
+                seen="Content without a length reaches it while it is sent, too.",
             )
         return Finding(
             name=name,
@@ -498,7 +498,7 @@ class _Checks:
         return Finding(
             name=name,
             verdict=Verdict.PASSED,
-            seen=f"{len(wire.interims)} of them do no harm.",
+            seen=f"{len(wire.interims)} interim responses to one request do no harm.",
         )
 
     async def deletion(self, name: str) -> Finding:

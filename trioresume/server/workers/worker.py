@@ -151,7 +151,7 @@ def _own_config(config: Config, seat: Seat) -> Config:
     """Return the settings with this worker's share. Raises :class:`CallerError`."""
     if os.path.realpath(config.data_dir) != os.path.realpath(seat.data_dir):
         raise CallerError(
-            f"the service keeps {seat.data_dir}: another data directory needs a restart"
+            f"the service uses {seat.data_dir}: another data directory needs a restart"
         )
     if config.durability != seat.durability:
         raise CallerError(
@@ -197,9 +197,7 @@ def _connect(
 
 async def _end_when(lost: trio.Event, scope: trio.CancelScope) -> None:
     await lost.wait()
-    logger.error(
-        "the connection to the keeper of the catalog is lost: this worker ends"
-    )
+    logger.error("the connection to the parent process is lost: this worker ends")
     scope.cancel()
 
 

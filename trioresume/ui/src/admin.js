@@ -46,7 +46,7 @@ const TABLES = {
     search: "Search names and owners",
     columns: [
       ["Name", "long", (row) => row.name],
-      ["Called", "long", (row) => row.filename ?? "–"],
+      ["Original name", "long", (row) => row.filename ?? "–"],
       ["Size", "number", (row) => bytes(row.length)],
       ["Owner", "", (row) => owner(row.owner)],
       ["Stored", "", (row) => time(row.modified)],
@@ -172,7 +172,7 @@ function figures() {
     ["Stored", maybe((value) => share(value, now.stored_limit, bytes))(now.stored_bytes), "all uploads and files"],
     ["Disk", maybe(bytes)(now.disk_free), now.disk_size === null ? "" : `free of ${bytes(now.disk_size)}, ${bytes(now.disk_kept)} stay free`, low],
     ["Memory for content", bytes(now.memory_used), `of ${bytes(now.memory)}`],
-    ["Events of hooks", now.hooks ? maybe(count)(now.events) : "–", now.hooks ? "wait to be told" : "there are no hooks"],
+    ["Events of hooks", now.hooks ? maybe(count)(now.events) : "–", now.hooks ? "wait to be sent" : "there are no hooks"],
     ["Refused requests", count(now.problems), "answered with a problem"],
     ["Warnings and errors", count(now.errors), "in the log since the start", now.errors > 0],
     ["Work that waits", waiting.length === 0 ? "none" : waiting.map(([name, length]) => `${name.replaceAll("_", " ")}: ${length}`).join(", "), ""],
