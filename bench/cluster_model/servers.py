@@ -141,23 +141,27 @@ class Cluster:
     def ask(self, node: Node, *names: str) -> Task:
         """Ask questions, one after the other, on one of the node's connections."""
         yield from self.reach()
-        figures, now = self.figures, self.simulation.now
+        figures = self.figures
         for name in names:
             self.counts[f"sql {name}"] += 1
         ends = self.cpu.use(len(names) * figures.statement_cpu)
-        yield node.links.use(ends - now + len(names) * figures.round_trip)
+        away = len(names) * figures.round_trip
+        alone = len(names) * figures.statement_cpu + away
+        yield max(node.links.use(alone), ends + away)
         self.check(node)
 
     def tell(self, node: Node, name: str, *words: str, writes: bool = True) -> float:
         """Have the node's teller send one statement; return when it has ended."""
-        figures, now = self.figures, self.simulation.now
+        figures = self.figures
         self.counts[f"sql {name}"] += 1
         ends = self.cpu.use(figures.statement_cpu)
         if words:
             ends = max(ends, self.notify(*words))
         elif writes:
             ends += figures.flush
-        return node.teller.use(ends - now + figures.round_trip)
+        alone = figures.statement_cpu + figures.round_trip
+        alone += figures.flush if words or writes else 0.0
+        return max(node.teller.use(alone), ends + figures.round_trip)
 
     def notify(self, *words: str) -> float:
         """Commit with notifications: PostgreSQL lets such commits through one at a time."""
