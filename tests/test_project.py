@@ -81,6 +81,12 @@ def test_ci_takes_its_commands_from_the_readme() -> None:
     assert 'bash -c "$serve_command"' in CI
 
 
+def test_ci_executes_what_the_release_checklist_says() -> None:
+    """The checklist's first step is a command, and CI runs it."""
+    assert "`python -m docs.release`" in (ROOT / "docs/release.md").read_text("utf-8")
+    assert "        python3 -m docs.release\n" in CI
+
+
 def test_ci_reads_no_input_and_stops_at_the_first_failure() -> None:
     """CI runs unattended: strict shell settings, an empty standard input."""
     lines = CI.splitlines()
