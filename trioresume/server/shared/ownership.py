@@ -30,7 +30,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trioresume.errors import ContentLost, StaleWriter, StorageError
+from trioresume.errors import (
+    ContentLost,
+    StaleWriter,
+    StorageError,
+    StorageUnavailable,
+)
 from trioresume.protocol.operation import OperationState
 from trioresume.server.event_loop import Signal
 from trioresume.server.shared.told import Interim, Position, decode, encode
@@ -258,7 +263,7 @@ class OwnShare:
             operation.incoming.failure = (
                 StaleWriter("another process has taken the upload over")
                 if record.is_elsewhere
-                else StorageError("the process that completed it has ended")
+                else StorageUnavailable("the process that completed it has ended")
             )
         durable = record.durable_offset
         store = self._shares.registry.storage.store
