@@ -271,6 +271,41 @@ def test_node_that_was_taken_for_dead_begins_anew(join: Join) -> None:
     do(one, SetLength(OP, 6))
 
 
+def test_claim_comes_after_the_release_before_it(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that the database was not told yet does not undo the claim that follows it."""
+    one = join()
+    do(one, CreateOperation(record()))
+    goes_on, send = threading.Event(), one.sharing._send
+
+    def send_later(kind: str, values: tuple[object, ...]) -> None:
+        if kind == "release":
+            goes_on.wait(5)
+        send(kind, values)
+
+    monkeypatch.setattr(one.sharing, "_send", send_later)
+    one.sharing.release(OP)
+    timer = threading.Timer(0.2, goes_on.set)
+    timer.start()
+    assert one.sharing.claim(OP)
+    timer.join()
+    assert one.apply([[SetLength(OP, 5)]]) == [None]
+
+
+def test_node_that_begins_anew_has_reached_the_database(join: Join) -> None:
+    """It serves at once, although it had said nothing for long."""
+    one, two = join(), join()
+    two._ask("SELECT end_node(%s)", one.node)
+    old = one.node
+    one.sharing.last_beat = time.monotonic() - 1000
+    with pytest.raises(StorageUnavailable):
+        one.check()
+    one.sharing._beat()
+    assert one.node != old
+    one.check()
+
+
 def test_node_that_says_nothing_is_ended_by_another(join: Join) -> None:
     """Within its lease, whoever looks first."""
     one, two = join(lease=0.4), join(lease=0.4)

@@ -49,7 +49,8 @@ def parse_address(url: str) -> ObjectsAddress:
     """
     parts = urlsplit(url)
     if parts.scheme != "s3":
-        raise CallerError(f"objects are at s3://BUCKET/PREFIX, not at {url!r}")
+        # The address may have a secret, so it is not repeated.
+        raise CallerError("objects are at s3://BUCKET/PREFIX")
     if "@" in parts.netloc:
         raise CallerError(
             "credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, not into"
@@ -71,6 +72,11 @@ def parse_address(url: str) -> ObjectsAddress:
             " and style"
         )
     endpoint = options.get("endpoint")
+    if endpoint is not None and "@" in urlsplit(endpoint).netloc:
+        raise CallerError(
+            "credentials belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, not into"
+            " the endpoint of the objects"
+        )
     if endpoint is not None and urlsplit(endpoint).scheme not in ("http", "https"):
         raise CallerError(f"the endpoint {endpoint!r} is not an http or https URL")
     checksum = options.get("checksum", CHECKSUMS[0])

@@ -161,6 +161,9 @@ class PostgresSharing:
         self._membership.begin_listening()
 
     def claim(self, id: OperationId, *, ends: bool = False) -> bool:
+        # A release of this process that is still queued would come after the claim, and undo
+        # it: the database would say "yours" now, and "nobody's" a moment later.
+        self.settle(id)
         deadline = time.monotonic() + self._takeover_timeout
         answer = _Answer()
         with self._lock:
@@ -337,10 +340,10 @@ class PostgresSharing:
     def _beat(self) -> None:
         node = self._membership.node
         row = self._database.one("SELECT beat(%s)", node.number)
+        self.last_beat = now = time.monotonic()
         if row is None or not row[0]:
             self.begin_anew(node)
             return
-        self.last_beat = now = time.monotonic()
         silence = now - self._answered
         if silence > 2 * self._interval + self._database.bounds.answer:
             self._end_receiving()
