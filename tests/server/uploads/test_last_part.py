@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from trioresume.errors import StorageError
+from trioresume.errors import PeerError, ProblemCode, StorageError
 from trioresume.protocol.heads import Fields
 from trioresume.server.async_store.storage import Storage
 from trioresume.server.uploads.incoming_content import IncomingContent
@@ -164,4 +164,22 @@ async def test_failed_seal_of_the_last_part_is_told(tmp_path: Path) -> None:
             incoming.append_last(memoryview(b"content"))
             await incoming.written()
         _check(store, await incoming.finish(), b"content")
+    store.close()
+
+
+@pytest.mark.parametrize("append", ["append", "append_last"])
+async def test_part_that_comes_after_another_process_took_over_is_refused(
+    tmp_path: Path, append: str
+) -> None:
+    """The claim closes the writer while the request has its turn: a refusal, no bug."""
+    store = _opened(tmp_path)
+    storage = Storage(store, threads=1)
+    with storage.running():
+        incoming = IncomingContent(KEY, 0, storage, _Owner())
+        incoming.begin()
+        with pytest.raises(PeerError) as refused:
+            async with incoming.writing(await incoming.turns.end_writer()):
+                incoming.close()
+                getattr(incoming, append)(memoryview(b"late"))
+        assert refused.value.problem is ProblemCode.SUPERSEDED
     store.close()

@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
-from trioresume.errors import StorageError
+from trioresume.errors import StaleWriter, StorageError
 from trioresume.server.async_store.threads import Lane
 from trioresume.server.event_loop import Signal
 from trioresume.server.uploads.locations import concealed
@@ -242,13 +242,22 @@ class IncomingContent:
         is copied if it could change. *check* sees the data first. :meth:`room` and
         :meth:`written` raise the errors.
         """
-        writer = self._writer
-        assert writer is not None
+        writer = self._held_writer()
         data = kept(data, piece)
         self.offset += len(data)
         self._lane.put(
             partial(self._write, writer, data, check), partial(self._written, piece)
         )
+
+    def _held_writer(self) -> ContentWriter:
+        """Return the writer of the turn.
+
+        Raises :class:`StaleWriter` if another process has taken the upload over. That closes
+        the writer, and a request that was receiving at this moment may still have its turn.
+        """
+        if self._writer is None:
+            raise StaleWriter("another process has taken the upload over")
+        return self._writer
 
     def append_last(self, data: memoryview, piece: Piece | None = None) -> None:
         """Append *data*, with which the content ends, and seal the rest in the same job.
@@ -256,8 +265,7 @@ class IncomingContent:
         :meth:`finish` then needs no job of its own. If the request does not complete the
         upload after all, a later one can: the content is whole.
         """
-        writer = self._writer
-        assert writer is not None
+        writer = self._held_writer()
         data = kept(data, piece)
         self.offset += len(data)
         self._lane.put(
