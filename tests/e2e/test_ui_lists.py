@@ -318,7 +318,8 @@ def test_queue_of_two_thousand_files_stays_smooth(
     script = "document.querySelector('#uploads li').ariaSetSize"
     wait_for(browser, f"{script} < {size - 20}")
     seen = f"document.querySelector('[data-id={json.dumps(row)}]')"
-    assert abs(browser.run(f"{seen}.getBoundingClientRect().top") - top) < 3
+    # Rows above it have gone, each of some 40 pixels: a few pixels are no jump.
+    assert abs(browser.run(f"{seen}.getBoundingClientRect().top") - top) < 10
     browser.click("Pause all")
     browser.see("· Paused")
     browser.click("Cancel all")

@@ -297,6 +297,7 @@ _ANSWERED = st.lists(
 )
 
 
+@example(100, [("content-length", "close")])
 @given(st.sampled_from([100, 104, 200, 201, 204, 304, 460, 599]), _ANSWERED)
 def test_response_head_is_the_one_that_h11_writes(
     status: int, lines: list[tuple[str, str]]

@@ -427,6 +427,8 @@ def response_head(status: int, fields: Fields) -> bytes | None:
             return None
         if "transfer-encoding" in fields:
             return None
+    elif "content-length" in fields or "transfer-encoding" in fields:
+        return None
     lines = "".join([f"{_title(name)}: {value}\r\n" for name, value in fields])
     block = lines.encode("latin-1")
     if not 100 <= status <= 999 or _LINES.fullmatch(block) is None:
