@@ -1,4 +1,4 @@
-"""Measure how a service scales with its workers, each of which has a share of a processor.
+"""Measure how a service scales with its workers. Each worker has a share of a processor.
 
 Each worker gets a quota, a quarter of a processor by default, so that two processors are
 enough for four workers, the parent and the load generator. The quota is one of the kernel's

@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Bout:
-    """One connection: to which node, and how many bytes until it is cut."""
+    """One connection: its node, and the number of bytes until the cut."""
 
     node: int
     sends: int

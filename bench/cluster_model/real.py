@@ -124,7 +124,7 @@ class _Client:
     def __init__(self, plan: UploadPlan, ports: Sequence[int], seed: int) -> None:
         self._plan, self._ports = plan, ports
         self._links: list[socket.socket] = []
-        """Connections, some of which were cut without anybody's notice."""
+        """The number of connections. Neither side noticed some of the cuts."""
         self._content = random.Random(seed).randbytes(plan.size)
 
     def _ask(

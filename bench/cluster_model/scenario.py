@@ -21,7 +21,7 @@ TIB = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is simulated. Times are in seconds."""
+    """The settings of one simulation. Times are in seconds."""
 
     nodes: int = 20
     open_uploads: int = 1_000_000
@@ -45,7 +45,7 @@ class Result:
     connected: int
     counts: Counter[str]
     loads: dict[str, float]
-    """The most loaded server of each kind, as a share of what it can do."""
+    """The load of the busiest server of each kind. 1 means that it can take no more."""
     queues: dict[str, float]
     """Mean seconds in the queue of each kind."""
     received: int

@@ -101,7 +101,7 @@ class Server:
         return begins + seconds
 
     def load(self, seconds: float) -> float:
-        """Return what was asked for in *seconds*, as a share of what it can do. It may exceed 1."""
+        """Return the load over *seconds*: 1 is all that the server can do. It may exceed 1."""
         return self.busy / (seconds * self.count)
 
     def forget(self) -> None:
