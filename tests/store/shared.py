@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from trioresume.errors import StaleWriter
-from trioresume.store.port import Mutation, Notice, Sharing, Store
+from trioresume.store.port import Mutation, Notice, OperationId, Sharing, Store
 from trioresume.testing.shared_memory import SharedMemory, SharedMemoryStore
 
 from .helpers import CHUNK
@@ -84,6 +84,8 @@ class Ears:
         self._answer = answer
         self._came = threading.Condition()
         sharing_of(store).listen(self._take)
+        # An answer shows that the word of it has arrived, before another process asks.
+        store.operation(OperationId("nobody-made-it"))
 
     def _take(self, notice: Notice) -> None:
         with self._came:
